@@ -1,0 +1,87 @@
+"""The `ado-stream` command: finds the verb, runs it, turns errors into one message and an exit code.
+
+Only the chosen verb's module is imported, so `ado-stream --help` needs no torch. Exit 0 done, 1 failed, 2 wrong usage,
+130 interrupted. A verb module offers `add_arguments(parser)` and `run(args) -> int | None`.
+"""
+
+import argparse
+import importlib
+import sys
+
+from ado_stream import __version__
+from ado_stream.errors import AdoStreamError
+
+VERBS = {
+    "demo": "build a small corpus, train with ADO and without, write a report",
+    "prepare": "raw text to shards, one data set per domain",
+    "info": "sizes of a prepared corpus, per domain",
+    "lint": "check every shard of a corpus against its index",
+    "preview": "decoded samples, or the first batches under a mixture",
+    "train": "train a model on a corpus from a config file",
+    "eval": "validation loss per domain; tasks by lm-evaluation-harness",
+    "export": "write a run's model as a Hugging Face checkpoint",
+    "fit": "fit scaling laws to recorded losses",
+    "simulate": "what a policy would do on synthetic laws",
+    "replay": "the mixture another policy would have chosen on a recorded run",
+    "report": "one HTML page from one or several runs",
+    "doctor": "what is installed and reachable, with advice",
+}
+
+
+def _overview() -> str:
+    width = max(map(len, VERBS))
+    lines = [f"  {verb:<{width}}  {purpose}" for verb, purpose in VERBS.items()]
+    return "\n".join(
+        [
+            "usage: ado-stream VERB [options]    (ado-stream VERB --help for a verb's options)",
+            "",
+            "Stream pretraining data from many domains, in proportions that follow the model's own learning.",
+            "",
+            *lines,
+            "",
+            "  --version  print the version;  --debug  with any verb: show the traceback of an error",
+        ]
+    )
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Runs one verb and returns the exit code; `argv` defaults to the process's own arguments."""
+    argv = list(sys.argv[1:] if argv is None else argv)
+    if not argv or argv[0] in ("-h", "--help", "help"):
+        print(_overview())
+        return 0 if argv else 2
+    if argv[0] == "--version":
+        print(f"ado-stream {__version__}")
+        return 0
+    verb, *rest = argv
+    if verb not in VERBS:
+        print(f"ado-stream: unknown verb {verb!r}; the verbs are: {', '.join(VERBS)}", file=sys.stderr)
+        return 2
+    debug = "--debug" in rest
+    rest = [argument for argument in rest if argument != "--debug"]
+    return _run(verb, rest, debug)
+
+
+def _run(verb: str, arguments: list[str], debug: bool) -> int:
+    module = importlib.import_module(f"ado_stream.cli.{verb}")
+    parser = argparse.ArgumentParser(prog=f"ado-stream {verb}", description=module.__doc__.strip().splitlines()[0])
+    module.add_arguments(parser)
+    args = parser.parse_args(arguments)  # exits 2 on wrong usage
+    try:
+        return module.run(args) or 0
+    except AdoStreamError as error:
+        if debug:
+            raise
+        print(f"{type(error).__name__}: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        if debug:
+            raise
+        print(f"ado-stream {verb}: interrupted; what was written before is complete", file=sys.stderr)
+        return 130
+    except BrokenPipeError:
+        return 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,1 @@
+"""Validation, tasks and export of a trained model."""

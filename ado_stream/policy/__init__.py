@@ -1,0 +1,1 @@
+"""Losses to mixture: laws, ADO, its rivals, guards."""

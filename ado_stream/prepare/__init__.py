@@ -1,0 +1,1 @@
+"""Raw text to shards: readers, tokenizers, packing, writing, manifest."""

@@ -1,0 +1,140 @@
+"""The run record: what a run writes about itself, one JSON object a line, in RUN/record.jsonl.
+
+It is the only thing that training and reporting share. Schema version 1; every line has "kind". Lists over domains are
+in the order of the run line's "domains"; null stands for NaN (a domain absent from the batch). Units: nats, seconds,
+tokens, samples.
+
+    run    version, run_id, created, domains [K], prior [K], policy, policy_options, global_batch_size, seq_len,
+           canonical_nodes, mixture_lag, steps, seed, model {preset, parameters}, tokenizer, vocab_size, world_size,
+           device, versions {package: version}, corpus {path, fingerprint, domains {name: {tokens, samples, bytes}}}
+    step   step, loss (mean over the batch's tokens), domain_loss [K], domain_tokens [K], samples [K] (of the global
+           batch), mixture [K] (in force at this step), lr, grad_norm, tokens_per_s,
+           time_s {data, forward_backward, optimizer, policy, checkpoint, total}
+    fit    step, n (samples drawn so far, all domains; a list [K] when domains count their own), log_beta [K],
+           log_eps [K], alpha [K], objective [K], valid [K]
+    eval   step, split, loss (mean over tokens), domain_loss [K], domain_tokens [K], domain_bytes [K] or null
+    event  step, name (resume, checkpoint, skip, stop, done, ...), detail {}
+
+A resumed run drops the step, fit, eval and event lines from its first step on, then appends; so a record never holds
+a step twice. Files with a torn last line (power cut) are read up to it.
+"""
+
+import json
+import math
+import os
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from ado_stream.errors import DataError, NotFound
+
+VERSION = 1
+FILE_NAME = "record.jsonl"
+KINDS = ("run", "step", "fit", "eval", "event")
+
+
+def _plain(value: Any) -> Any:
+    """`value` in JSON's types: arrays to lists, NaN and infinities to null."""
+    if isinstance(value, dict):
+        return {str(key): _plain(item) for key, item in value.items()}
+    if hasattr(value, "tolist"):
+        value = value.tolist()
+    if isinstance(value, (list, tuple)):
+        return [_plain(item) for item in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return value
+
+
+class RunRecord:
+    """Appends lines to RUN/record.jsonl; each line reaches the operating system whole (one write)."""
+
+    def __init__(self, run_dir: str | os.PathLike[str]):
+        self.path = Path(run_dir) / FILE_NAME
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        self._file = open(self.path, "ab", buffering=0)  # noqa: SIM115 - lives as long as the run
+
+    def write(self, kind: str, **fields: Any) -> None:
+        """Appends one line of `kind`; NumPy arrays become lists, NaN becomes null."""
+        assert kind in KINDS, kind
+        line = json.dumps({"kind": kind, **_plain(fields)}, separators=(",", ":"), allow_nan=False)
+        self._file.write(line.encode() + b"\n")
+
+    def close(self) -> None:
+        """Closes the file; further writes are errors."""
+        self._file.close()
+
+    def __enter__(self) -> "RunRecord":
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        self.close()
+
+
+def rewind(run_dir: str | os.PathLike[str], step: int) -> None:
+    """Drops every line that speaks of `step` or later, so that a run resumed at `step` can append.
+
+    The new file replaces the old one by rename. A missing record is left missing.
+    """
+    path = Path(run_dir) / FILE_NAME
+    if not path.exists():
+        return
+    kept = [line for line in read_lines(path) if line["kind"] == "run" or line["step"] < step]
+    temporary = path.with_suffix(".tmp")
+    with open(temporary, "wb") as file:
+        for line in kept:
+            file.write(json.dumps(line, separators=(",", ":")).encode() + b"\n")
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(temporary, path)
+
+
+def read_lines(path: str | os.PathLike[str]) -> list[dict[str, Any]]:
+    """All whole lines of a record file, in order. Raises NotFound, DataError (with the line's number)."""
+    try:
+        raw = Path(path).read_bytes()
+    except FileNotFoundError:
+        raise NotFound(f"{path}: no run record here. Name the directory of a run, or of a demo.") from None
+    lines = raw.split(b"\n")
+    found = []
+    for number, line in enumerate(lines, 1):
+        if not line:
+            continue
+        try:
+            found.append(json.loads(line))
+        except json.JSONDecodeError as error:
+            if number == len(lines):  # no newline after it: the writer died in it
+                break
+            raise DataError(f"{path}:{number}: not JSON ({error.msg}).") from None
+    return found
+
+
+def read_run(run_dir: str | os.PathLike[str]) -> tuple[dict[str, Any], dict[str, list[dict[str, Any]]]]:
+    """(the newest run line, {kind: its lines in order}) of RUN/record.jsonl.
+
+    Raises NotFound, and DataError when no run line is there or its version is unknown.
+    """
+    path = Path(run_dir) / FILE_NAME
+    lines = read_lines(path)
+    by_kind: dict[str, list[dict[str, Any]]] = {kind: [] for kind in KINDS}
+    for line in lines:
+        by_kind.setdefault(line["kind"], []).append(line)
+    if not by_kind["run"]:
+        raise DataError(f"{path}: no line of kind 'run'; the file is not a run record or lost its beginning.")
+    run = by_kind["run"][-1]
+    if run.get("version") != VERSION:
+        raise DataError(f"{path}: record version {run.get('version')}; this ado-stream reads version {VERSION}.")
+    return run, by_kind
+
+
+def column(lines: Iterable[dict[str, Any]], key: str) -> list[Any]:
+    """`key` of every line, lists with null turned to NaN."""
+    return [_with_nan(line.get(key)) for line in lines]
+
+
+def _with_nan(value: Any) -> Any:
+    if value is None:
+        return math.nan
+    if isinstance(value, list):
+        return [_with_nan(item) for item in value]
+    return value

@@ -1,0 +1,1 @@
+"""Run records to pictures and one HTML page."""

@@ -1,0 +1,1 @@
+"""One object or file to verified bytes on local disk."""

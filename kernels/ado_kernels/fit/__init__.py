@@ -1,0 +1,1 @@
+"""The scaling-law fit: one specification, a Numba and a Triton implementation."""
