@@ -1,0 +1,91 @@
+"""What every benchmark shares: repeated timing, and a JSON result that says where it was measured.
+
+Machines are shared and noisy: compare alternatives in one run, in turn (A B A B ...), and quote medians and ratios.
+"""
+
+import json
+import os
+import platform
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Sequence
+from datetime import UTC, datetime
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+RESULTS = Path(__file__).parent / "results"
+PACKAGES = ("torch", "triton", "numpy", "numba", "mosaicml-streaming", "zstandard")
+
+
+def seconds_in_turn(calls: Sequence[Callable[[], Any]], repeats: int = 5, warmup: int = 1) -> list[list[float]]:
+    """Wall seconds of every call, `repeats` each, taken in turn so that the machine's drift hits all alike."""
+    for call in calls:
+        for _ in range(warmup):
+            call()
+    seconds: list[list[float]] = [[] for _ in calls]
+    for _ in range(repeats):
+        for own, call in zip(seconds, calls, strict=True):
+            start = time.perf_counter()
+            call()
+            own.append(time.perf_counter() - start)
+    return seconds
+
+
+def median_s(call: Callable[[], Any], repeats: int = 5, warmup: int = 1) -> float:
+    """Median wall seconds of `call` over `repeats`, after `warmup` calls."""
+    return statistics.median(seconds_in_turn([call], repeats, warmup)[0])
+
+
+def machine() -> dict[str, Any]:
+    """Processor, cores, card, versions and commit: what a figure depends on."""
+    return {
+        "date": datetime.now(UTC).strftime("%Y-%m-%d"),
+        "processor": _processor(),
+        "cores": len(os.sched_getaffinity(0)),
+        "card": _card(),
+        "python": platform.python_version(),
+        "versions": {name: _version(name) for name in PACKAGES},
+        "commit": _commit(),
+    }
+
+
+def write_result(name: str, payload: dict[str, Any]) -> Path:
+    """Prints `payload` and writes it with `machine()` to benchmarks/results/NAME.json."""
+    RESULTS.mkdir(exist_ok=True)
+    path = RESULTS / f"{name}.json"
+    text = json.dumps({"name": name, "machine": machine(), **payload}, indent=1)
+    path.write_text(text + "\n")
+    print(json.dumps(payload, indent=1))
+    print(f"written to {path}", file=sys.stderr)
+    return path
+
+
+def _processor() -> str:
+    for line in Path("/proc/cpuinfo").read_text().splitlines():
+        if line.startswith("model name"):
+            return line.split(":", 1)[1].strip()
+    return platform.machine()
+
+
+def _card() -> str | None:
+    torch = sys.modules.get("torch")
+    if torch is None or not torch.cuda.is_available():
+        return None
+    return torch.cuda.get_device_name()
+
+
+def _version(name: str) -> str | None:
+    try:
+        return metadata.version(name)
+    except metadata.PackageNotFoundError:
+        return None
+
+
+def _commit() -> str | None:
+    run = subprocess.run(
+        ["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, cwd=RESULTS.parent, check=False
+    )
+    return run.stdout.strip() or None
