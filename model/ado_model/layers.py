@@ -1,0 +1,102 @@
+"""The parts of one transformer block.
+
+Modules and parameters carry the names of Hugging Face's Qwen3, which has the same parts; so exporting is a renaming.
+Sources: RMSNorm arXiv 1910.07467; rotary embedding arXiv 2104.09864, in the half-split layout of GPT-NeoX; SwiGLU
+arXiv 2002.05202; RMSNorm on queries and keys arXiv 2010.04245, per head with one weight a channel as in Qwen3.
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ado_model._operations import rms_norm, swiglu
+from ado_model.config import ModelConfig
+
+
+class RMSNorm(nn.Module):
+    """x / sqrt(mean(x^2) + eps) * weight along the last axis."""
+
+    def __init__(self, width: int, eps: float):
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(width))
+        self.eps = eps
+
+    def forward(self, x: Tensor) -> Tensor:
+        return rms_norm(x, self.weight, self.eps)
+
+    def add(self, x: Tensor, residual: Tensor) -> tuple[Tensor, Tensor]:
+        """(norm of x + residual, x + residual), in one pass over memory."""
+        return rms_norm(x, self.weight, self.eps, residual)
+
+
+def rotary_tables(num_tokens: int, head_width: int, theta: float) -> tuple[Tensor, Tensor]:
+    """cos and sin of every position's angles, (T, 1, Q/2) float32: the angle of channel i is t theta^(-2i/Q)."""
+    frequency = theta ** (-torch.arange(0, head_width, 2, dtype=torch.float64) / head_width)
+    angle = torch.arange(num_tokens, dtype=torch.float64)[:, None, None] * frequency
+    return angle.cos().float(), angle.sin().float()
+
+
+def rotate(x_BTHQ: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """Each pair (channel i, channel i + Q/2) turned by its position's angle; computed in float32."""
+    first, second = x_BTHQ.float().chunk(2, dim=-1)
+    return torch.cat((first * cos - second * sin, second * cos + first * sin), dim=-1).to(x_BTHQ.dtype)
+
+
+class Attention(nn.Module):
+    """Causal multi-head self-attention over (B, T, D), with normed and rotated queries and keys."""
+
+    def __init__(self, config: ModelConfig):
+        super().__init__()
+        self.num_heads, self.head_width = config.num_heads, config.head_width
+        self.q_proj = nn.Linear(config.width, config.width, bias=False)
+        self.k_proj = nn.Linear(config.width, config.width, bias=False)
+        self.v_proj = nn.Linear(config.width, config.width, bias=False)
+        self.o_proj = nn.Linear(config.width, config.width, bias=False)
+        self.q_norm = RMSNorm(config.head_width, config.norm_eps)
+        self.k_norm = RMSNorm(config.head_width, config.norm_eps)
+
+    def forward(self, x_BTD: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+        by_head = (*x_BTD.shape[:2], self.num_heads, self.head_width)
+        query = rotate(self.q_norm(self.q_proj(x_BTD).view(by_head)), cos, sin)
+        key = rotate(self.k_norm(self.k_proj(x_BTD).view(by_head)), cos, sin)
+        value = self.v_proj(x_BTD).view(by_head)
+        mixed = F.scaled_dot_product_attention(
+            query.transpose(1, 2), key.transpose(1, 2), value.transpose(1, 2), is_causal=True
+        )
+        return self.o_proj(mixed.transpose(1, 2).reshape(x_BTD.shape))
+
+
+class MLP(nn.Module):
+    """down(silu(gate(x)) * up(x)) over (B, T, D)."""
+
+    def __init__(self, config: ModelConfig):
+        super().__init__()
+        self.gate_proj = nn.Linear(config.width, config.mlp_width, bias=False)
+        self.up_proj = nn.Linear(config.width, config.mlp_width, bias=False)
+        self.down_proj = nn.Linear(config.mlp_width, config.width, bias=False)
+
+    def forward(self, x_BTD: Tensor) -> Tensor:
+        return self.down_proj(swiglu(self.gate_proj(x_BTD), self.up_proj(x_BTD)))
+
+
+class Block(nn.Module):
+    """Attention and MLP, each behind an RMSNorm and added to the residual stream.
+
+    The sum of a branch and the stream is left to the next norm, which does both in one pass; so a block takes and
+    gives (branch, stream), both (B, T, D), whose sum is the usual residual stream.
+    """
+
+    def __init__(self, config: ModelConfig):
+        super().__init__()
+        self.input_layernorm = RMSNorm(config.width, config.norm_eps)
+        self.self_attn = Attention(config)
+        self.post_attention_layernorm = RMSNorm(config.width, config.norm_eps)
+        self.mlp = MLP(config)
+
+    def forward(self, branch_BTD: Tensor, stream_BTD: Tensor | None, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor]:
+        if stream_BTD is None:
+            normed, stream_BTD = self.input_layernorm(branch_BTD), branch_BTD
+        else:
+            normed, stream_BTD = self.input_layernorm.add(branch_BTD, stream_BTD)
+        normed, stream_BTD = self.post_attention_layernorm.add(self.self_attn(normed, cos, sin), stream_BTD)
+        return self.mlp(normed), stream_BTD

@@ -1,0 +1,90 @@
+"""The decoder-only transformer: tokens in, logits or a loss per domain out.
+
+Parts and their sources stand in layers.py. The embedding is also the output layer (arXiv 1608.05859). Training goes
+through `loss`, which never holds the (B, T, V) logits.
+"""
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from ado_model._operations import linear_cross_entropy
+from ado_model.config import ModelConfig
+from ado_model.layers import Block, RMSNorm, rotary_tables
+
+
+class Transformer(nn.Module):
+    """Decoder-only transformer with tied embedding; parameters are float32 and freshly initialised.
+
+    Initialisation: every matrix is normal with mean 0 and standard deviation 0.02, those that write to the residual
+    stream (o_proj, down_proj) 0.02 / sqrt(2 L), so that the stream's variance does not grow with depth; norm weights
+    are 1. Source: GPT-2 (Radford et al. 2019, section 2.3, and its released code).
+
+    `recompute_blocks = True` trades compute for memory: a block's activations are recomputed in the backward pass.
+    """
+
+    def __init__(self, config: ModelConfig):
+        super().__init__()
+        self.config = config
+        self.recompute_blocks = False
+        self.embed_tokens = nn.Embedding(config.vocab_size, config.width)
+        self.layers = nn.ModuleList(Block(config) for _ in range(config.num_layers))
+        self.norm = RMSNorm(config.width, config.norm_eps)
+        cos, sin = rotary_tables(config.context_length, config.head_width, config.rope_theta)
+        self.register_buffer("rotary_cos", cos, persistent=False)
+        self.register_buffer("rotary_sin", sin, persistent=False)
+        self.initialise()
+
+    @torch.no_grad()
+    def initialise(self) -> None:
+        """Draws all matrices anew from torch's global generator, in the order of `named_parameters`."""
+        for name, parameter in self.named_parameters():
+            if parameter.ndim == 1:
+                parameter.fill_(1.0)
+                continue
+            writes_to_stream = name.endswith(("o_proj.weight", "down_proj.weight"))
+            shrink = math.sqrt(2 * self.config.num_layers) if writes_to_stream else 1.0
+            parameter.normal_(mean=0.0, std=0.02 / shrink)
+
+    def hidden(self, tokens_BT: Tensor) -> Tensor:
+        """Last hidden states (B, T, D) after the final norm. Raises ValueError if T exceeds the context length."""
+        num_tokens = tokens_BT.shape[1]
+        if num_tokens > self.config.context_length:
+            raise ValueError(
+                f"sequences of {num_tokens} tokens exceed the model's context of {self.config.context_length}"
+            )
+        cos, sin = self.rotary_cos[:num_tokens], self.rotary_sin[:num_tokens]
+        branch, stream = self._embed(tokens_BT), None
+        for block in self.layers:
+            if self.recompute_blocks and torch.is_grad_enabled():
+                branch, stream = checkpoint(block, branch, stream, cos, sin, use_reentrant=False)
+            else:
+                branch, stream = block(branch, stream, cos, sin)
+        normed, _ = self.norm.add(branch, stream)
+        return normed
+
+    def _embed(self, tokens_BT: Tensor) -> Tensor:
+        """Embeddings (B, T, D); under autocast in its dtype, so that the residual stream is as narrow as the rest."""
+        embedded = self.embed_tokens(tokens_BT)
+        device = embedded.device.type
+        return embedded.to(torch.get_autocast_dtype(device)) if torch.is_autocast_enabled(device) else embedded
+
+    def forward(self, tokens_BT: Tensor) -> Tensor:
+        """Logits (B, T, V) of the next token, for tokens (B, T) int64."""
+        return F.linear(self.hidden(tokens_BT), self.embed_tokens.weight)
+
+    def loss(
+        self, tokens_BT: Tensor, targets_BT: Tensor, domain_ids_B: Tensor, num_domains: int
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """(mean cross-entropy in nats per kept token, per-domain sums (K,), per-domain token counts (K,)).
+
+        tokens, targets: (B, T) int64, targets of -100 are not counted; domain_ids: (B,) int64 in [0, K). Gradients
+        flow through the mean only.
+        """
+        hidden_ND = self.hidden(tokens_BT).flatten(0, 1)
+        return linear_cross_entropy(
+            hidden_ND, self.embed_tokens.weight, targets_BT.reshape(-1), domain_ids_B, num_domains
+        )

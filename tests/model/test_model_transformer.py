@@ -1,0 +1,134 @@
+"""The transformer against Hugging Face's Qwen3, which has the same parts, and against its own definition."""
+
+import math
+
+import pytest
+import torch
+import torch.nn.functional as F
+from ado_model import ModelConfig, Transformer
+
+CONFIG = ModelConfig(num_layers=3, width=64, num_heads=4, vocab_size=211, context_length=48)
+
+
+def draw(num_rows: int = 3, num_tokens: int = 40) -> torch.Tensor:
+    return torch.randint(CONFIG.vocab_size, (num_rows, num_tokens + 1), generator=torch.Generator().manual_seed(5))
+
+
+@pytest.fixture
+def model() -> Transformer:
+    torch.manual_seed(3)
+    model = Transformer(CONFIG)
+    with torch.no_grad():
+        for parameter in model.parameters():  # weights of a size at which an error in any part shows
+            parameter.add_(0.3 * torch.randn_like(parameter) / math.sqrt(parameter.shape[-1]))
+    return model
+
+
+def qwen3(model: Transformer):
+    from transformers import Qwen3Config, Qwen3ForCausalLM
+
+    config = Qwen3Config(
+        vocab_size=CONFIG.vocab_size,
+        hidden_size=CONFIG.width,
+        intermediate_size=CONFIG.mlp_width,
+        num_hidden_layers=CONFIG.num_layers,
+        num_attention_heads=CONFIG.num_heads,
+        num_key_value_heads=CONFIG.num_heads,
+        head_dim=CONFIG.head_width,
+        rope_theta=CONFIG.rope_theta,
+        rms_norm_eps=CONFIG.norm_eps,
+        max_position_embeddings=CONFIG.context_length,
+        tie_word_embeddings=True,
+        attn_implementation="eager",
+    )
+    oracle = Qwen3ForCausalLM(config)
+    renamed = {f"model.{name}": value for name, value in model.state_dict().items()}
+    oracle.load_state_dict({**renamed, "lm_head.weight": renamed["model.embed_tokens.weight"]})
+    return oracle.train()
+
+
+def test_forward_and_backward_equal_qwen3(model: Transformer):
+    """float32 on both sides, sums of at most a few hundred terms of order one: 1e-5 relative is ten roundings."""
+    oracle = qwen3(model)
+    tokens = draw()
+    torch.testing.assert_close(model(tokens[:, :-1]), oracle(tokens[:, :-1]).logits, rtol=1e-5, atol=1e-5)
+
+    loss, _, _ = model.loss(tokens[:, :-1], tokens[:, 1:], torch.tensor([0, 1, 0]), 2)
+    loss.backward()
+    logits = oracle(tokens[:, :-1]).logits
+    expected = F.cross_entropy(logits.flatten(0, 1), tokens[:, 1:].flatten())
+    expected.backward()
+    torch.testing.assert_close(loss, expected, rtol=1e-5, atol=1e-5)
+    gradients = {f"model.{name}": parameter.grad for name, parameter in model.named_parameters()}
+    for name, parameter in oracle.named_parameters():
+        torch.testing.assert_close(
+            gradients[name], parameter.grad, rtol=1e-4, atol=1e-5, msg=lambda m, n=name: f"{n}: {m}"
+        )
+
+
+def test_loss_is_split_by_domain(model: Transformer):
+    tokens = draw()
+    domain_ids = torch.tensor([2, 0, 2])
+    loss, sums, counts = model.loss(tokens[:, :-1], tokens[:, 1:], domain_ids, 4)
+    losses = F.cross_entropy(model(tokens[:, :-1]).double().transpose(1, 2), tokens[:, 1:], reduction="none")
+    per_row = losses.sum(1)
+    expected = torch.stack(
+        [
+            per_row[1],
+            torch.zeros((), dtype=torch.float64),
+            per_row[0] + per_row[2],
+            torch.zeros((), dtype=torch.float64),
+        ]
+    )
+    torch.testing.assert_close(sums.double(), expected, rtol=1e-6, atol=1e-6)
+    assert counts.tolist() == [40, 0, 80, 0]
+    torch.testing.assert_close(loss.double(), losses.mean(), rtol=1e-6, atol=0)
+
+
+def test_a_token_sees_only_the_past(model: Transformer):
+    tokens = draw()[:, :-1]
+    changed = tokens.clone()
+    changed[:, 20] = (changed[:, 20] + 1) % CONFIG.vocab_size
+    before, after = model(tokens), model(changed)
+    torch.testing.assert_close(before[:, :20], after[:, :20], rtol=0, atol=1e-6)
+    assert (before[:, 20:] - after[:, 20:]).abs().amax(dim=(0, 2)).min() > 1e-4
+
+
+def test_recomputed_blocks_give_the_same_gradients(model: Transformer):
+    """The same operations run twice in the same order: equal to the bit."""
+    tokens = draw()
+    found = []
+    for model.recompute_blocks in (False, True):
+        model.zero_grad()
+        model.loss(tokens[:, :-1], tokens[:, 1:], torch.tensor([0, 1, 0]), 2)[0].backward()
+        found.append([parameter.grad.clone() for parameter in model.parameters()])
+    for plain, recomputed in zip(*found, strict=True):
+        assert torch.equal(plain, recomputed)
+
+
+def test_initialisation_is_the_documented_one():
+    """Standard deviations of n draws are known to 1 / sqrt(2 n); the smallest matrix has 4096: 5 % is over 4 sigma."""
+    torch.manual_seed(0)
+    model = Transformer(CONFIG)
+    for name, parameter in model.named_parameters():
+        if parameter.ndim == 1:
+            assert torch.equal(parameter, torch.ones_like(parameter)), name
+            continue
+        expected = 0.02 / math.sqrt(6) if name.endswith(("o_proj.weight", "down_proj.weight")) else 0.02
+        assert parameter.std().item() == pytest.approx(expected, rel=0.05), name
+        assert abs(parameter.mean().item()) < 5 * expected / math.sqrt(parameter.numel()), name
+
+
+def test_autocast_runs_the_blocks_in_bfloat16(model: Transformer):
+    """bfloat16 keeps 8 bits: 2^-8 relative a product, over three blocks a few hundredths of a nat."""
+    tokens = draw()
+    exact = model.loss(tokens[:, :-1], tokens[:, 1:], torch.tensor([0, 1, 0]), 2)[0]
+    with torch.autocast("cpu", torch.bfloat16):
+        assert model.hidden(tokens[:, :-1]).dtype == torch.bfloat16
+        rough = model.loss(tokens[:, :-1], tokens[:, 1:], torch.tensor([0, 1, 0]), 2)[0]
+    assert rough.item() == pytest.approx(exact.item(), abs=0.05)
+
+
+def test_a_sequence_longer_than_the_context_is_refused(model: Transformer):
+    with pytest.raises(ValueError, match="sequences of 49 tokens exceed the model's context of 48"):
+        model(torch.zeros((1, 49), dtype=torch.int64))
