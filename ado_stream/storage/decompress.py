@@ -1,0 +1,70 @@
+"""A stored file to its raw bytes, with a cap on the output against decompression bombs.
+
+Invariant: never more than the raw size in the index (at most 4 GiB, the reach of MDS offsets) is written. zstd, gz and
+bz2 are streamed in bounded memory; br and snappy go through Streaming's compression module, a whole shard at a time.
+"""
+
+import bz2
+import gzip
+import threading
+import zlib
+from collections.abc import Iterator
+from typing import IO, Any
+
+import zstandard
+
+from ado_stream.errors import IndexInvalid
+from ado_stream.storage.files import CompleteFile
+from ado_stream.storage.retry import raise_if_stopped
+from ado_stream.storage.spec import ObjectSpec
+from ado_stream.storage.verify import CHUNK_BYTES, ContentError, Mismatch
+
+MAX_RAW_BYTES = 1 << 32
+
+
+def decompress(spec: ObjectSpec, stop: threading.Event | None = None) -> None:
+    """Makes spec.raw from spec.stored, complete and verified.
+
+    Raises ContentError when the stored bytes are no such stream or the raw ones not what the index says, DiskError
+    when the disk refuses, StoppedError when `stop` is set, IndexInvalid for an unknown compression.
+    """
+    most_bytes = MAX_RAW_BYTES if spec.raw_bytes is None else spec.raw_bytes
+    with CompleteFile(spec.raw, spec.raw_bytes, spec.raw_hashes) as file:
+        for chunk in _raw_chunks(spec):
+            raise_if_stopped(stop, spec.where)
+            if file.verifier.num_bytes + len(chunk) > most_bytes:
+                raise ContentError(Mismatch("raw size", f"over {most_bytes}", str(most_bytes)))
+            file.write(chunk)
+        file.commit()
+
+
+def _raw_chunks(spec: ObjectSpec) -> Iterator[bytes]:
+    family = (spec.compression or "").partition(":")[0]
+    if family in ("br", "snappy"):
+        yield _whole(spec, family)
+        return
+    try:
+        with open(spec.stored, "rb") as source, _reader(spec, family, source) as stream:
+            while chunk := stream.read(CHUNK_BYTES):
+                yield chunk
+    except (zstandard.ZstdError, zlib.error, EOFError, OSError) as error:
+        raise ContentError(Mismatch(family, str(error), "a complete stream")) from error
+
+
+def _reader(spec: ObjectSpec, family: str, source: IO[bytes]) -> Any:
+    if family == "zstd":
+        return zstandard.ZstdDecompressor().stream_reader(source, read_across_frames=True)
+    if family == "gz":
+        return gzip.GzipFile(fileobj=source)
+    if family == "bz2":
+        return bz2.BZ2File(source)
+    raise IndexInvalid(f"{spec.label}: unknown compression {spec.compression!r}; known: zstd, gz, bz2, br, snappy.")
+
+
+def _whole(spec: ObjectSpec, family: str) -> bytes:
+    from streaming.base.compression import decompress as streaming_decompress
+
+    try:
+        return streaming_decompress(family, spec.stored.read_bytes())
+    except Exception as error:  # these codecs share no base class; whatever they raise means damaged bytes
+        raise ContentError(Mismatch(family, str(error), "a complete stream")) from error

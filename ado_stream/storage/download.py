@@ -1,0 +1,166 @@
+"""One remote object to one complete, verified local file.
+
+Invariants: the destination appears only with the size and hashes asked for; no path leaves a temporary file; every
+attempt is bounded by the read timeout, all of them by the total deadline.
+Local paths and file:// are copied here, s3:// goes through storage/s3.py, every other scheme (gs, azure, oci, hf, sftp,
+dbfs, alipan) through MosaicML Streaming's downloaders (streaming.base.storage.download), imported on first use.
+"""
+
+import itertools
+import re
+import threading
+import urllib.parse
+from collections.abc import Mapping
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ado_stream.errors import AccessDenied, ConfigError, NotFound, StorageError, Throttled
+from ado_stream.storage import s3
+from ado_stream.storage.files import CompleteFile
+from ado_stream.storage.retry import AttemptError, Pace, RetryPolicy, with_retries
+from ado_stream.storage.verify import CHUNK_BYTES
+
+_scratch_numbers = itertools.count()
+_SCHEME = re.compile(r"^([a-zA-Z][a-zA-Z0-9+.-]+):/")
+
+
+@dataclass(frozen=True)
+class Download:
+    """What a download cost."""
+
+    num_bytes: int
+    attempts: int
+
+
+def download(
+    remote_url: str,
+    destination: Path,
+    *,
+    expected_bytes: int | None = None,
+    hashes: Mapping[str, str] | None = None,
+    retry: RetryPolicy | None = None,
+    stop: threading.Event | None = None,
+) -> Download:
+    """Bytes and attempts it took to make `destination` from `remote_url` (a URL or a local path).
+
+    The caller holds the lock of `destination` (NodeCache does) or knows that nobody else writes it.
+
+    Raises:
+        NotFound, AccessDenied: at once; Throttled, StorageError: after every retry, naming URL, attempts and seconds.
+        ContentError: complete bytes of the wrong size or hash; the destination was not touched.
+        DiskError: the local disk refused. StoppedError: `stop` was set. ConfigError: a scheme without its client.
+    """
+    pace = Pace(retry or RetryPolicy(), remote_url, stop)
+    with CompleteFile(destination, expected_bytes, hashes or {}) as file:
+
+        def attempt() -> None:
+            file.restart()
+            _receive(remote_url, file, pace)
+
+        _, attempts = with_retries(attempt, pace)
+        file.commit()
+        return Download(file.verifier.num_bytes, attempts)
+
+
+def local_path(remote_url: str) -> Path | None:
+    """The path behind a plain path or file:// URL; None for any other scheme."""
+    scheme = _SCHEME.match(remote_url)
+    if scheme is None:
+        return Path(remote_url)
+    if scheme[1].lower() == "file":
+        return Path(urllib.parse.unquote(urllib.parse.urlsplit(remote_url).path))
+    return None
+
+
+def _receive(remote_url: str, file: CompleteFile, pace: Pace) -> None:
+    path = local_path(remote_url)
+    if path is not None:
+        _copy(path, file, pace)
+    elif remote_url.startswith("s3://"):
+        s3.get_object(remote_url, file.write, pace)
+    else:
+        _receive_through_streaming(remote_url, file, pace)
+
+
+def _copy(path: Path, file: CompleteFile, pace: Pace) -> None:
+    try:
+        with open(path, "rb", buffering=0) as source:
+            while chunk := source.read(CHUNK_BYTES):
+                pace.moved(len(chunk))
+                file.write(chunk)
+    except OSError as error:
+        raise _classified(error) from error
+
+
+def _receive_through_streaming(remote_url: str, file: CompleteFile, pace: Pace) -> None:
+    """Lets Streaming's downloader write a scratch file, then takes it over.
+
+    Its clients cannot all be given a timeout, so it runs in a daemon thread; past the deadline the thread is left to
+    end by itself, and its scratch file is removed here or as a leftover by the next holder of the object's lock.
+    """
+    scratch = file.temporary.with_name(f"{file.temporary.name}.{next(_scratch_numbers)}")
+    outcome: list[BaseException | None] = []
+
+    def work() -> None:
+        try:
+            _streaming_downloader(remote_url).download(remote_url, str(scratch), pace.policy.read_timeout_s)
+            outcome.append(None)
+        except BaseException as error:  # noqa: BLE001 (handed to the waiting thread below)
+            outcome.append(error)
+
+    thread = threading.Thread(target=work, name=f"download {remote_url}", daemon=True)
+    thread.start()
+    try:
+        while thread.is_alive():
+            thread.join(0.05)
+            pace.check()
+        if outcome[0] is not None:
+            raise _classified(outcome[0]) from outcome[0]
+        if not scratch.exists():
+            raise AttemptError(StorageError, "the downloader returned without a file", transient=True)
+        _copy(scratch, file, pace)
+    finally:
+        with suppress(FileNotFoundError):
+            scratch.unlink()
+
+
+def _streaming_downloader(remote_url: str) -> Any:
+    try:
+        from streaming.base.storage.download import CloudDownloader
+
+        return CloudDownloader.get(remote_url)
+    except ImportError as error:
+        raise ConfigError(
+            f"{remote_url}: its client is not installed ({error}).\n  pip install 'mosaicml-streaming[all]'"
+        ) from error
+    except ValueError as error:
+        raise ConfigError(
+            f"{remote_url}: unknown kind of remote.\n"
+            "  Use s3://, gs://, azure://, oci://, hf://, sftp://, dbfs:/ or a local path."
+        ) from error
+
+
+def _classified(error: BaseException) -> BaseException:
+    """The failure as one of ours. Clients of the clouds share no base class, but all carry an HTTP status somewhere."""
+    if isinstance(error, ConfigError):
+        return error
+    response = getattr(error, "response", None)
+    statuses = [getattr(error, name, None) for name in ("status_code", "code", "status")]
+    status = next((value for value in [*statuses, getattr(response, "status_code", None)] if isinstance(value, int)), 0)
+    reason = f"{type(error).__name__}: {error}".partition("\n")[0]
+    if status == 404 or isinstance(error, FileNotFoundError):
+        return AttemptError(
+            NotFound, reason, transient=False, advice="Check the path, and that index.json lists what is there."
+        )
+    if status in (401, 403) or isinstance(error, PermissionError):
+        return AttemptError(
+            AccessDenied, reason, transient=False, advice="Renew or fix the credentials or permissions."
+        )
+    if status in (429, 503):
+        return AttemptError(
+            Throttled, reason, transient=True, advice="Lower the number of io threads, or try again later."
+        )
+    permanent = isinstance(error, (IsADirectoryError, NotADirectoryError, ValueError, TypeError)) or 400 <= status < 500
+    return AttemptError(StorageError, reason, transient=not permanent)

@@ -1,0 +1,128 @@
+"""Room in the cache: what is on disk, what may go, and the byte limit.
+
+Invariants: only files that a remote can give again are deleted, never a pinned one, never one whose lock somebody
+holds; deleting is unlink, so whoever has the file open or mapped goes on reading it.
+Order: least recently used first. A use sets the file's access time (os.utime), which every process sees.
+"""
+
+import os
+import re
+import shutil
+import threading
+import time
+from collections import Counter
+from collections.abc import Iterable
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+from ado_stream.errors import CacheFull
+from ado_stream.storage.files import TEMP_DIR, lock_if_free
+from ado_stream.storage.spec import ObjectSpec
+
+SHARD = re.compile(r"\.mds(\.|$)")
+
+
+@dataclass(frozen=True)
+class _Entry:
+    path: Path
+    num_bytes: int
+    used_ns: int
+
+
+class Evictor:
+    """Keeps the folders of remote datasets within `limit_bytes` (None: until the disk is full). Thread-safe.
+
+    The limit holds for all processes together, since each counts what lies on disk, unfinished files included; two that
+    start a download at the same instant may pass it by one shard.
+    """
+
+    def __init__(self, limit_bytes: int | None) -> None:
+        self.limit_bytes = limit_bytes
+        self.num_evicted = 0
+        self._folders: set[Path] = set()
+        self._pins: Counter[Path] = Counter()
+        self._lock = threading.Lock()
+
+    def add_folder(self, folder: Path) -> None:
+        """Counts and evicts the shards of `folder` from now on."""
+        self._folders.add(folder)
+
+    def pin(self, path: Path) -> None:
+        """Protects `path` from eviction by this process until unpinned as often."""
+        with self._lock:
+            self._pins[path] += 1
+
+    def unpin(self, path: Path) -> None:
+        """Takes one pin back."""
+        with self._lock:
+            self._pins[path] -= 1
+            if self._pins[path] <= 0:
+                del self._pins[path]
+
+    def make_room(self, spec: ObjectSpec) -> None:
+        """Evicts until `spec` fits under the limit. Raises CacheFull when the rest may not go."""
+        if self.limit_bytes is None:
+            return
+        with self._lock:
+            entries = list(self._entries())
+            excess = sum(entry.num_bytes for entry in entries) + spec.peak_bytes - self.limit_bytes
+            if excess > 0 and self._evict(entries, excess, spec) < excess:
+                raise CacheFull(
+                    f"{spec.label}: needs {spec.peak_bytes} bytes, but the shards in use fill the cache limit of "
+                    f"{self.limit_bytes} bytes.\n  Raise the cache limit, or use fewer lanes or a smaller read-ahead."
+                )
+
+    def relieve(self, spec: ObjectSpec) -> None:
+        """Evicts enough for `spec` after the disk was found full. Raises CacheFull when nothing may go."""
+        with self._lock:
+            if self._evict(list(self._entries()), max(spec.peak_bytes, 1), spec) == 0:
+                free_bytes = shutil.disk_usage(spec.raw.parent).free
+                raise CacheFull(
+                    f"{spec.label}: needs {spec.peak_bytes} bytes, but {spec.raw.parent} has {free_bytes} free and "
+                    "nothing left to evict.\n  Free disk space, or put the cache on a larger disk."
+                )
+
+    def evictable_bytes(self) -> int:
+        """Bytes of cached files that could go now."""
+        with self._lock:
+            return sum(entry.num_bytes for entry in self._entries() if self._may_go(entry.path))
+
+    def _evict(self, entries: list[_Entry], need_bytes: int, spec: ObjectSpec) -> int:
+        freed_bytes = 0
+        for entry in sorted(entries, key=lambda entry: entry.used_ns):
+            if freed_bytes >= need_bytes:
+                break
+            if not self._may_go(entry.path) or entry.path in (spec.raw, spec.stored):
+                continue
+            with lock_if_free(entry.path) as held:
+                if held:
+                    with suppress(FileNotFoundError):
+                        entry.path.unlink()
+                        self.num_evicted += 1
+                    freed_bytes += entry.num_bytes
+        return freed_bytes
+
+    def _may_go(self, path: Path) -> bool:
+        return path not in self._pins and path.parent.name != TEMP_DIR
+
+    def _entries(self) -> Iterable[_Entry]:
+        for folder in list(self._folders):
+            yield from _shard_files(folder)
+            yield from _shard_files(folder / TEMP_DIR)
+
+
+def touch(path: Path, status: os.stat_result) -> None:
+    """Marks `path` as just used; the time of its last change stays. A file that is gone meanwhile is no error."""
+    with suppress(FileNotFoundError):
+        os.utime(path, ns=(time.time_ns(), status.st_mtime_ns))
+
+
+def _shard_files(folder: Path) -> Iterable[_Entry]:
+    """Shards only: whatever else a user keeps in the folder is neither counted nor deleted."""
+    with suppress(FileNotFoundError), os.scandir(folder) as entries:
+        for entry in entries:
+            if SHARD.search(entry.name):
+                with suppress(FileNotFoundError):
+                    status = entry.stat(follow_symlinks=False)
+                    yield _Entry(Path(entry.path), status.st_size, status.st_atime_ns)

@@ -1,0 +1,132 @@
+"""When to try again: a cap in attempts, a deadline in seconds, full jitter in between.
+
+Invariant: no call outlives `total_deadline_s` by more than one `read_timeout_s`, and whoever waits can be stopped.
+Source of the jitter: M. Brooker, "Exponential Backoff And Jitter", AWS Architecture Blog, 2015 ("full jitter").
+"""
+
+import random
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TypeVar
+
+from ado_stream.errors import ConfigError, StorageError
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class RetryPolicy:
+    """Bounds of one object's download; times in seconds.
+
+    An attempt that moves fewer than `min_bytes_per_s` over a `read_timeout_s` counts as stalled and is started anew.
+    `max_downloads` bounds how often an object is downloaded whole when its content is not what the index says.
+    """
+
+    attempts: int = 12
+    total_deadline_s: float = 300.0
+    read_timeout_s: float = 30.0
+    base_delay_s: float = 0.25
+    max_delay_s: float = 10.0
+    min_bytes_per_s: float = 16_384.0
+    max_downloads: int = 3
+    random: Callable[[], float] = random.random  # uniform in [0, 1); tests inject their own
+    clock: Callable[[], float] = time.monotonic
+
+    def __post_init__(self) -> None:
+        if min(self.attempts, self.max_downloads) < 1 or min(self.total_deadline_s, self.read_timeout_s) <= 0:
+            raise ConfigError(f"{self}: attempts and max_downloads must be at least 1, deadlines positive.")
+
+    def delay_s(self, attempt: int) -> float:
+        """Seconds to wait after failed attempt number `attempt` (1, 2, ...): uniform in [0, min(max, base 2^(n-1)))."""
+        return self.random() * min(self.max_delay_s, self.base_delay_s * 2.0 ** min(attempt - 1, 60))
+
+
+class AttemptError(Exception):
+    """One attempt failed: as which public error it ends, whether trying again can help, and advice for the user."""
+
+    def __init__(self, error: type[StorageError], reason: str, *, transient: bool, advice: str = "") -> None:
+        super().__init__(reason)
+        self.error, self.reason, self.transient, self.advice = error, reason, transient, advice
+
+
+class StoppedError(StorageError):
+    """The download was given up because its caller is closing down."""
+
+
+def raise_if_stopped(stop: threading.Event | None, what: str) -> None:
+    """Raises StoppedError when `stop` is set."""
+    if stop is not None and stop.is_set():
+        raise StoppedError(f"{what}: given up because the loader is closing.")
+
+
+class Pace:
+    """Watches one download: whether it was told to stop, has passed its deadline, or no longer moves."""
+
+    def __init__(self, policy: RetryPolicy, what: str, stop: threading.Event | None = None) -> None:
+        self.policy, self.what, self.stop = policy, what, stop
+        self.started = policy.clock()
+        self.begin_attempt()
+
+    def begin_attempt(self) -> None:
+        """Forgets the bytes of the attempt before."""
+        self._window_start, self._window_bytes = self.policy.clock(), 0
+
+    @property
+    def elapsed_s(self) -> float:
+        """Seconds since the first attempt began."""
+        return self.policy.clock() - self.started
+
+    @property
+    def remaining_s(self) -> float:
+        """Seconds left until the total deadline; negative after it."""
+        return self.policy.total_deadline_s - self.elapsed_s
+
+    def check(self) -> None:
+        """Raises StoppedError when asked to stop, AttemptError past the total deadline."""
+        raise_if_stopped(self.stop, self.what)
+        if self.remaining_s < 0:
+            raise AttemptError(StorageError, "total deadline reached while receiving", transient=False)
+
+    def moved(self, moved_bytes: int) -> None:
+        """Counts bytes that came; raises as `check`, and AttemptError when too few came for a read timeout."""
+        self.check()
+        self._window_bytes += moved_bytes
+        window_s = self.policy.clock() - self._window_start
+        if window_s >= self.policy.read_timeout_s:
+            rate = self._window_bytes / window_s
+            if rate < self.policy.min_bytes_per_s:
+                raise AttemptError(StorageError, f"only {rate:.0f} bytes/s for {window_s:.1f} s", transient=True)
+            self.begin_attempt()
+
+    def pause(self, seconds: float) -> None:
+        """Sleeps, or wakes at once when asked to stop."""
+        if self.stop is None:
+            time.sleep(seconds)
+        else:
+            self.stop.wait(seconds)
+
+
+def with_retries(call: Callable[[], T], pace: Pace) -> tuple[T, int]:
+    """The result of `call` and the number of attempts it took.
+
+    `call` raises AttemptError where an attempt went wrong; anything else passes through untouched.
+
+    Raises:
+        StorageError: or NotFound, AccessDenied, Throttled, as the last AttemptError says, with attempts and seconds.
+    """
+    policy = pace.policy
+    for attempt in range(1, policy.attempts + 1):
+        pace.begin_attempt()
+        try:
+            pace.check()
+            return call(), attempt
+        except AttemptError as failure:
+            delay_s = policy.delay_s(attempt)
+            if not failure.transient or attempt == policy.attempts or delay_s >= pace.remaining_s:
+                tries = f"{attempt} attempt{'s' if attempt > 1 else ''}"
+                text = f"{pace.what}: {failure.reason} ({tries} in {pace.elapsed_s:.1f} s)."
+                raise failure.error(text + (f"\n  {failure.advice}" if failure.advice else "")) from failure.__cause__
+        pace.pause(delay_s)
+    raise AssertionError("the last attempt returns or raises")

@@ -1,0 +1,136 @@
+"""One S3 GET that is bounded in time: the body is read as it arrives.
+
+Why not Streaming's S3Downloader: its boto3 transfer retries by itself three times, never retries a cut body without
+starting over, and reads in pieces that a slow sender can stretch without limit. Here botocore makes exactly one attempt
+and `read1` returns whatever one recv gave, so that stalls and trickles are seen; storage/retry.py decides what follows.
+Kept from Streaming: S3_ENDPOINT_URL, MOSAICML_STREAMING_AWS_REQUESTER_PAYS, the default session's credentials, and
+unsigned access when there are none.
+"""
+
+import os
+import threading
+import urllib.parse
+from collections.abc import Callable
+from typing import Any
+
+from ado_stream.errors import AccessDenied, ConfigError, NotFound, StorageError, Throttled
+from ado_stream.storage.retry import AttemptError, Pace
+from ado_stream.storage.verify import CHUNK_BYTES
+
+CONNECT_TIMEOUT_S = 10.0
+POOL_CONNECTIONS = 64
+NOT_FOUND = {"404", "NoSuchKey", "NoSuchBucket", "NotFound"}
+DENIED = {
+    "401",
+    "403",
+    "AccessDenied",
+    "ExpiredToken",
+    "ExpiredTokenException",
+    "InvalidAccessKeyId",
+    "InvalidToken",
+    "RequestTimeTooSkewed",
+    "SignatureDoesNotMatch",
+}
+THROTTLED = {
+    "429",
+    "503",
+    "SlowDown",
+    "ServiceUnavailable",
+    "Throttling",
+    "ThrottlingException",
+    "RequestLimitExceeded",
+}
+TRANSIENT = {"400", "RequestTimeout", "InternalError"}
+
+_clients: dict[tuple[Any, ...], Any] = {}
+_clients_lock = threading.Lock()
+
+
+def get_object(url: str, write: Callable[[bytes], None], pace: Pace) -> None:
+    """Passes the object's bytes to `write` in one attempt; raises AttemptError when that did not work.
+
+    Args:
+        url: s3://bucket/key.
+        write: takes each chunk; what it raises passes through.
+        pace: told of every chunk; ends the attempt when it stalls, is late, or is to stop.
+    """
+    import urllib3.exceptions
+    from botocore.exceptions import BotoCoreError, ClientError, NoCredentialsError
+
+    parts = urllib.parse.urlsplit(url)
+    request = {"Bucket": parts.netloc, "Key": urllib.parse.urlunsplit(("", "", *parts[2:])).lstrip("/")}
+    if parts.netloc in _requester_pays():
+        request["RequestPayer"] = "requester"
+    try:
+        try:
+            response = _client(pace.policy.read_timeout_s).get_object(**request)
+        except NoCredentialsError:
+            response = _client(pace.policy.read_timeout_s, unsigned=True).get_object(**request)
+        _read_body(response, write, pace)
+    except ClientError as error:
+        raise _classified(error) from error
+    except (BotoCoreError, urllib3.exceptions.HTTPError, OSError) as error:
+        raise AttemptError(StorageError, f"{type(error).__name__}: {error}", transient=True) from error
+
+
+def _read_body(response: dict[str, Any], write: Callable[[bytes], None], pace: Pace) -> None:
+    expected, received = response["ContentLength"], 0
+    body = response["Body"]
+    try:
+        with body as stream:
+            while chunk := stream.read1(CHUNK_BYTES):
+                received += len(chunk)
+                pace.moved(len(chunk))
+                write(chunk)
+    finally:
+        body.close()
+    if received != expected:
+        raise AttemptError(StorageError, f"body ended after {received} of {expected} bytes", transient=True)
+
+
+def _client(read_timeout_s: float, unsigned: bool = False) -> Any:
+    """The shared, thread-safe client of this process for an endpoint; making one is not, hence the lock."""
+    try:
+        from boto3.session import Session
+        from botocore import UNSIGNED
+        from botocore.config import Config
+    except ImportError as error:
+        raise ConfigError("s3:// needs boto3.\n  pip install boto3") from error
+
+    endpoint = os.environ.get("S3_ENDPOINT_URL")
+    key = (os.getpid(), endpoint, read_timeout_s, unsigned)
+    with _clients_lock:
+        if key not in _clients:
+            config = Config(
+                connect_timeout=min(CONNECT_TIMEOUT_S, read_timeout_s),
+                read_timeout=read_timeout_s,
+                max_pool_connections=POOL_CONNECTIONS,
+                retries={"total_max_attempts": 1, "mode": "standard"},
+                signature_version=UNSIGNED if unsigned else None,
+            )
+            _clients[key] = Session().client("s3", config=config, endpoint_url=endpoint)
+        return _clients[key]
+
+
+def _requester_pays() -> set[str]:
+    return {name.strip() for name in os.environ.get("MOSAICML_STREAMING_AWS_REQUESTER_PAYS", "").split(",")} - {""}
+
+
+def _classified(error: Any) -> AttemptError:
+    code = str(error.response.get("Error", {}).get("Code", ""))
+    status = str(error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", ""))
+    reason = f"HTTP {status} {code}".strip()
+    if code in NOT_FOUND or status == "404":
+        return AttemptError(
+            NotFound, reason, transient=False, advice="Check the URL, and that index.json lists what is there."
+        )
+    if code in DENIED or status in DENIED:
+        advice = (
+            "Renew or fix the credentials, or grant s3:GetObject (403 also hides a missing key without s3:ListBucket)."
+        )
+        return AttemptError(AccessDenied, reason, transient=False, advice=advice)
+    if code in THROTTLED or status in THROTTLED:
+        return AttemptError(
+            Throttled, reason, transient=True, advice="Lower the number of io threads, or try again later."
+        )
+    return AttemptError(StorageError, reason, transient=code in TRANSIENT or status.startswith("5"))

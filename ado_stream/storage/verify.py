@@ -1,0 +1,94 @@
+"""Whether bytes are what the index says: size and hash, while they stream by or in a file on disk.
+
+Invariant: a verdict covers every byte; what was not verified is not served.
+"""
+
+import hashlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import xxhash
+
+from ado_stream.errors import IndexInvalid
+
+CHUNK_BYTES = 1 << 20
+
+
+@dataclass(frozen=True)
+class Mismatch:
+    """What differs between the bytes at hand and the index."""
+
+    check: str  # "size", a hash algorithm, or the decompressor's name
+    got: str
+    expected: str
+
+    def __str__(self) -> str:
+        return f"{self.check} {self.got} but index says {self.expected}"
+
+
+class ContentError(Exception):
+    """Raised inside storage where complete bytes are not what the index says; carries the Mismatch."""
+
+    def __init__(self, mismatch: Mismatch) -> None:
+        super().__init__(str(mismatch))
+        self.mismatch = mismatch
+
+
+class Verifier:
+    """Counts and hashes a stream of bytes against what the index expects (None or empty: not checked).
+
+    Raises IndexInvalid when the index names a hash algorithm that does not exist here.
+    """
+
+    def __init__(self, expected_bytes: int | None, hashes: Mapping[str, str]) -> None:
+        self.expected_bytes = expected_bytes
+        self.num_bytes = 0
+        self._hashes = [(name, digest.lower(), _new_hash(name)) for name, digest in hashes.items()]
+
+    def update(self, chunk: bytes | memoryview) -> None:
+        """Takes the next bytes; raises ContentError as soon as there are more than expected."""
+        self.num_bytes += len(chunk)
+        if self.expected_bytes is not None and self.num_bytes > self.expected_bytes:
+            raise ContentError(Mismatch("size", f"over {self.expected_bytes}", str(self.expected_bytes)))
+        for _, _, state in self._hashes:
+            state.update(chunk)
+
+    def mismatch(self) -> Mismatch | None:
+        """What differs, now that all bytes came; None when nothing does."""
+        if self.expected_bytes is not None and self.num_bytes != self.expected_bytes:
+            return Mismatch("size", str(self.num_bytes), str(self.expected_bytes))
+        for name, digest, state in self._hashes:
+            got = state.hexdigest()
+            if got != digest:
+                return Mismatch(name, got, digest)
+        return None
+
+
+def check_file(path: Path, expected_bytes: int | None, hashes: Mapping[str, str]) -> Mismatch | None:
+    """What differs between a file and the index, None when nothing does; a wrong size is found without reading."""
+    verifier = Verifier(expected_bytes, hashes)
+    with open(path, "rb", buffering=0) as file:
+        size = file.seek(0, 2)
+        if expected_bytes is not None and size != expected_bytes:
+            return Mismatch("size", str(size), str(expected_bytes))
+        if not hashes:
+            return None
+        file.seek(0)
+        buffer = bytearray(CHUNK_BYTES)
+        view = memoryview(buffer)
+        try:
+            while num_bytes := file.readinto(buffer):
+                verifier.update(view[:num_bytes])
+        except ContentError as error:
+            return error.mismatch
+    return verifier.mismatch()
+
+
+def _new_hash(name: str) -> Any:
+    if name in xxhash.algorithms_available:
+        return getattr(xxhash, name)()
+    if name in hashlib.algorithms_available and not name.startswith("shake_"):
+        return hashlib.new(name)
+    raise IndexInvalid(f"the index uses hash {name!r}, which this Python does not know.\n  Rewrite it with xxh64.")
