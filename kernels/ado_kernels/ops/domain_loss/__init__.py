@@ -1,0 +1,80 @@
+"""domain_loss: per-domain sums and counts of token losses, the numbers that a data policy lives on.
+
+    sums[k] = sum of losses[i] over i with id[i] = k      counts[k] = their number
+
+Sums are float64 whatever the losses' dtype, counts int64. The result is deterministic on every device: partial sums
+have a layout that depends on the number of tokens alone and are added in a fixed order; no atomics. An id outside
+[0, K) is counted nowhere, so `counts.sum()` short of the number of tokens tells of such ids without a device
+synchronisation.
+
+Cost: one read of losses and ids. On a GPU every token is compared with every domain (no scatter, no atomics),
+N K additions in float64: under the launch cost for K to 512, tens of microseconds for N = 65,536 and K = 4096.
+"""
+
+import torch
+
+from ado_kernels.ops.domain_loss.cpu import domain_loss_cpu
+from ado_kernels.ops.numba_math import accumulation_dtype
+
+
+def domain_loss(
+    token_losses: torch.Tensor, domain_ids: torch.Tensor, num_domains: int
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """(K,) float64 sums and (K,) int64 counts of `token_losses` by domain.
+
+    token_losses: any shape with N elements, any floating dtype; NaN makes its own domain's sum NaN, no other.
+    domain_ids: integers; one per token, or one per N / B consecutive tokens (a batch's domains); K = num_domains.
+    The results carry no gradient. Raises ValueError where shapes do not fit.
+    """
+    check_domains(token_losses.numel(), domain_ids, num_domains)
+    return torch.ops.ado_kernels.domain_loss(token_losses.detach(), domain_ids, num_domains)
+
+
+def domain_loss_reference(
+    token_losses: torch.Tensor, domain_ids: torch.Tensor, num_domains: int
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """What `domain_loss` computes, in plain torch and float64."""
+    losses_N = token_losses.detach().double().flatten()
+    ids_N = domain_ids.flatten().long()
+    if ids_N.numel():
+        ids_N = ids_N.repeat_interleave(losses_N.numel() // ids_N.numel())
+    own_KN = ids_N == torch.arange(num_domains, device=ids_N.device)[:, None]
+    return torch.where(own_KN, losses_N, 0.0).sum(dim=1), own_KN.sum(dim=1)
+
+
+def check_domains(num_tokens: int, domain_ids: torch.Tensor, num_domains: int) -> None:
+    """Raises ValueError unless `domain_ids` can stand for `num_tokens` tokens of `num_domains` domains."""
+    num_ids = domain_ids.numel()
+    if num_domains < 1:
+        raise ValueError(f"num_domains must be at least 1, got {num_domains}")
+    if domain_ids.is_floating_point() or domain_ids.dtype == torch.bool:
+        raise ValueError(f"domain_ids must be integers, got {domain_ids.dtype}")
+    if num_tokens != num_ids and (num_ids == 0 or num_tokens % num_ids):
+        raise ValueError(
+            f"{num_ids} domain ids cannot stand for {num_tokens} tokens: give one per token or per sequence"
+        )
+
+
+@torch.library.custom_op("ado_kernels::domain_loss", mutates_args=(), device_types="cpu")
+def _domain_loss(
+    token_losses: torch.Tensor, domain_ids: torch.Tensor, num_domains: int
+) -> tuple[torch.Tensor, torch.Tensor]:
+    losses_N = token_losses.to(accumulation_dtype(token_losses.dtype)).reshape(-1)
+    return domain_loss_cpu(losses_N.contiguous(), domain_ids.long().reshape(-1).contiguous(), num_domains)
+
+
+@_domain_loss.register_kernel("cuda")
+def _domain_loss_cuda(
+    token_losses: torch.Tensor, domain_ids: torch.Tensor, num_domains: int
+) -> tuple[torch.Tensor, torch.Tensor]:
+    from ado_kernels.ops.domain_loss.gpu import domain_loss_gpu
+
+    return domain_loss_gpu(token_losses.reshape(-1).contiguous(), domain_ids.reshape(-1).contiguous(), num_domains)
+
+
+@_domain_loss.register_fake
+def _domain_loss_fake(
+    token_losses: torch.Tensor, domain_ids: torch.Tensor, num_domains: int
+) -> tuple[torch.Tensor, torch.Tensor]:
+    sums_K = token_losses.new_empty(num_domains, dtype=torch.float64)
+    return sums_K, sums_K.new_empty(num_domains, dtype=torch.int64)

@@ -1,0 +1,194 @@
+"""linear_cross_entropy: hidden states and vocabulary weight to mean loss, per-domain sums and gradients, no logits held.
+
+    logits = hidden weight^T     loss_i = logsumexp(logits_i) - logits_i[target_i]     loss = mean over kept i
+    with z_loss: loss = mean(loss_i + z_loss logsumexp(logits_i)^2); the per-domain sums are of loss_i alone
+
+Logits exist for a few large chunks of rows only, in one reused buffer, and become their own gradient in place; both
+gradients are formed in the forward pass (three matmuls in all, none repeated) and scaled in the backward pass. Few
+large chunks, because each one after the first reads and writes the float32 accumulator of the weight's gradient.
+That accumulator is float32 for every dtype: rounding it to bf16 per chunk is what derails other chunked
+implementations (Liger-Kernel issues 512, 827).
+
+Numbers: no host synchronisation on a GPU. All tokens ignored: loss 0, gradients 0. A target outside the vocabulary
+raises on a CPU and makes the loss NaN on a GPU (its gradient rows are 0). Domain ids outside [0, K) are counted
+nowhere: `domain_counts.sum()` short of the kept tokens tells of them.
+Under autocast, matmul operands take autocast's dtype inside; the weight's gradient keeps the weight's dtype.
+Idea of chunking with gradients in the forward pass: malek, efficient_cross_entropy; Liger-Kernel, arXiv 2410.10989.
+Local tensors only: under FSDP the weight must be unsharded when this is called.
+"""
+
+import torch
+
+from ado_kernels.ops.domain_loss import check_domains, domain_loss, domain_loss_reference
+from ado_kernels.ops.linear_cross_entropy.cpu import linear_cross_entropy_cpu
+from ado_kernels.ops.linear_cross_entropy.problem import Problem, Result
+
+_Outputs = tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]
+
+
+def linear_cross_entropy(
+    hidden: torch.Tensor,
+    weight: torch.Tensor,
+    targets: torch.Tensor,
+    domain_ids: torch.Tensor,
+    num_domains: int,
+    ignore_index: int = -100,
+    z_loss: float = 0.0,
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """loss (), domain_sums (K,) float64 in nats, domain_counts (K,) int64 of kept tokens.
+
+    hidden: (N, H), weight: (V, H), floating; targets: (N,) int64 in [0, V) or ignore_index; domain_ids: (N,) integers,
+    or (b,) with one id per N / b consecutive rows (a sequence). loss is float32 (float64 for float64 input) and
+    differentiable in hidden and weight; sums and counts carry no gradient.
+    Raises ValueError where shapes do not fit, and on a CPU for a target outside the vocabulary.
+    """
+    _check(hidden, weight, targets)
+    check_domains(hidden.shape[0], domain_ids, num_domains)
+    recording = torch.is_grad_enabled()
+    outputs = torch.ops.ado_kernels.linear_cross_entropy(
+        hidden,
+        weight,
+        targets,
+        domain_ids,
+        num_domains,
+        ignore_index,
+        z_loss,
+        recording and hidden.requires_grad,
+        recording and weight.requires_grad,
+        _compute_dtype(hidden, weight),
+    )
+    return outputs[0], outputs[1], outputs[2]
+
+
+def linear_cross_entropy_reference(
+    hidden: torch.Tensor,
+    weight: torch.Tensor,
+    targets: torch.Tensor,
+    domain_ids: torch.Tensor,
+    num_domains: int,
+    ignore_index: int = -100,
+    z_loss: float = 0.0,
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """What `linear_cross_entropy` computes, in plain differentiable torch on full logits."""
+    kept_N = targets != ignore_index
+    logits_NV = hidden @ weight.t()
+    log_partition_N = torch.logsumexp(logits_NV, dim=-1)
+    at_target_N = logits_NV.gather(1, torch.where(kept_N, targets, 0)[:, None])[:, 0]
+    losses_N = torch.where(kept_N, log_partition_N - at_target_N, 0.0)
+    penalties_N = torch.where(kept_N, z_loss * log_partition_N.square(), 0.0)
+    loss = (losses_N + penalties_N).sum() / kept_N.sum().clamp(min=1)
+    ids_N = domain_ids.repeat_interleave(targets.numel() // max(domain_ids.numel(), 1))
+    return loss, *domain_loss_reference(losses_N, torch.where(kept_N, ids_N, -1), num_domains)
+
+
+def _check(hidden: torch.Tensor, weight: torch.Tensor, targets: torch.Tensor) -> None:
+    if hidden.dim() != 2 or weight.dim() != 2 or hidden.shape[1] != weight.shape[1]:
+        raise ValueError(
+            f"hidden must be (N, H) and weight (V, H), got {tuple(hidden.shape)} and {tuple(weight.shape)}"
+        )
+    if targets.shape != hidden.shape[:1] or targets.dtype != torch.int64:
+        raise ValueError(
+            f"targets must be int64 of shape ({hidden.shape[0]},), got {targets.dtype} {tuple(targets.shape)}"
+        )
+
+
+def _compute_dtype(hidden: torch.Tensor, weight: torch.Tensor) -> torch.dtype:
+    device = hidden.device.type
+    if torch.is_autocast_enabled(device):
+        return torch.get_autocast_dtype(device)
+    return torch.promote_types(hidden.dtype, weight.dtype)
+
+
+@torch.library.custom_op("ado_kernels::linear_cross_entropy", mutates_args=(), device_types="cpu")
+def _linear_cross_entropy(
+    hidden: torch.Tensor,
+    weight: torch.Tensor,
+    targets: torch.Tensor,
+    domain_ids: torch.Tensor,
+    num_domains: int,
+    ignore_index: int,
+    z_loss: float,
+    hidden_grad: bool,
+    weight_grad: bool,
+    compute_dtype: torch.dtype,
+) -> _Outputs:
+    problem = Problem(hidden, weight, targets, ignore_index, z_loss, hidden_grad, weight_grad, compute_dtype)
+    return _reduce(problem, linear_cross_entropy_cpu(problem), domain_ids, num_domains)
+
+
+def _reduce(problem: Problem, result: Result, domain_ids: torch.Tensor, num_domains: int) -> _Outputs:
+    """Mean loss, per-domain numbers, unscaled gradients and the 1 / kept tokens that scales them."""
+    kept_N = problem.targets_N != problem.ignore_index
+    inverse = 1.0 / kept_N.sum(dtype=torch.float64).clamp(min=1)
+    total = result.losses_N.sum() + problem.z_loss * result.squares_N.sum()
+    tokens_per_id = kept_N.numel() // max(domain_ids.numel(), 1)
+    ids_N = domain_ids.reshape(-1, 1).expand(-1, tokens_per_id).reshape(-1)
+    sums_K, counts_K = domain_loss(result.losses_N, torch.where(kept_N, ids_N, -1), num_domains)
+    loss_dtype = _loss_dtype(problem.hidden_NH)
+    return (total * inverse).to(loss_dtype), sums_K, counts_K, result.dhidden_NH, result.dweight_VH, inverse
+
+
+def _loss_dtype(hidden: torch.Tensor) -> torch.dtype:
+    return torch.float64 if hidden.dtype == torch.float64 else torch.float32
+
+
+@_linear_cross_entropy.register_fake
+def _linear_cross_entropy_fake(
+    hidden: torch.Tensor,
+    weight: torch.Tensor,
+    targets: torch.Tensor,
+    domain_ids: torch.Tensor,
+    num_domains: int,
+    ignore_index: int,
+    z_loss: float,
+    hidden_grad: bool,
+    weight_grad: bool,
+    compute_dtype: torch.dtype,
+) -> _Outputs:
+    dtype = _loss_dtype(hidden)
+    gradient_dtype = dtype if hidden.device.type == "cpu" else hidden.dtype
+    return (
+        hidden.new_empty((), dtype=dtype),
+        hidden.new_empty(num_domains, dtype=torch.float64),
+        hidden.new_empty(num_domains, dtype=torch.int64),
+        hidden.new_empty(hidden.shape if hidden_grad else 0, dtype=gradient_dtype),
+        hidden.new_empty(weight.shape if weight_grad else 0, dtype=dtype),
+        hidden.new_empty((), dtype=torch.float64),
+    )
+
+
+@torch.library.custom_op("ado_kernels::scale_gradient", mutates_args=(), device_types="cpu")
+def _scale_gradient(
+    gradient: torch.Tensor, dloss: torch.Tensor, inverse: torch.Tensor, dtype: torch.dtype
+) -> torch.Tensor:
+    return (gradient * (dloss * inverse).to(gradient.dtype)).to(dtype)
+
+
+@_scale_gradient.register_fake
+def _scale_gradient_fake(
+    gradient: torch.Tensor, dloss: torch.Tensor, inverse: torch.Tensor, dtype: torch.dtype
+) -> torch.Tensor:
+    return gradient.new_empty(gradient.shape, dtype=dtype)
+
+
+def _save(ctx, inputs, output) -> None:
+    hidden, weight = inputs[:2]
+    _, sums_K, counts_K, dhidden_NH, dweight_VH, inverse = output
+    ctx.set_materialize_grads(False)
+    ctx.mark_non_differentiable(sums_K, counts_K, dhidden_NH, dweight_VH, inverse)
+    ctx.save_for_backward(dhidden_NH, dweight_VH, inverse)
+    ctx.dtypes = hidden.dtype, weight.dtype
+    ctx.wanted = inputs[7:9]
+
+
+def _backward(ctx, dloss, *_):
+    gradients = [None, None]
+    if dloss is not None:
+        *unscaled, inverse = ctx.saved_tensors
+        for i in range(2):
+            if ctx.wanted[i]:
+                gradients[i] = torch.ops.ado_kernels.scale_gradient(unscaled[i], dloss, inverse, ctx.dtypes[i])
+    return *gradients, *[None] * 8
+
+
+_linear_cross_entropy.register_autograd(_backward, setup_context=_save)

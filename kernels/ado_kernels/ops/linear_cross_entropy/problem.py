@@ -1,0 +1,37 @@
+"""What goes into and comes out of one device's implementation of linear_cross_entropy."""
+
+from dataclasses import dataclass
+
+import torch
+
+
+@dataclass(frozen=True)
+class Problem:
+    """One call: inputs, options, and which gradients will be needed."""
+
+    hidden_NH: torch.Tensor
+    weight_VH: torch.Tensor
+    targets_N: torch.Tensor
+    ignore_index: int
+    z_loss: float
+    hidden_grad: bool
+    weight_grad: bool
+    compute_dtype: torch.dtype
+
+    def options(self) -> tuple[int, float, bool]:
+        """ignore_index, z_loss and whether any gradient is needed."""
+        return self.ignore_index, self.z_loss, self.hidden_grad or self.weight_grad
+
+
+@dataclass(frozen=True)
+class Result:
+    """Per-token numbers, and gradients of their SUM over rows; the caller divides by the number of kept tokens.
+
+    losses_N: nats, 0 where ignored. squares_N: log-partition squared, 0 where ignored. Gradients: empty (0,) where
+    not asked for. Unscaled gradients keep fp16 clear of underflow: 1 / N of a softmax entry is below its range.
+    """
+
+    losses_N: torch.Tensor
+    squares_N: torch.Tensor
+    dhidden_NH: torch.Tensor
+    dweight_VH: torch.Tensor

@@ -1,0 +1,63 @@
+"""What the Numba kernels of all operations share: a vectorised exp, the number of threads, tensors as arrays.
+
+LLVM turns a loop over `math.exp` into one library call per element; the polynomial here has none, so it becomes
+AVX code: 0.3 ns instead of 5 ns per element. Row loops run on as many threads as torch would use, and no result
+depends on that number: every parallel index owns its outputs, and partial sums have a fixed layout.
+
+Source of the polynomial: S. Moshier, Cephes `expf` (minimax of degree 5 on [-ln 2 / 2, ln 2 / 2], 2 ulp).
+"""
+
+import math
+
+import numba
+import numpy as np
+import torch
+from numba import types
+from numba.extending import overload
+
+# Sums may be reordered and contracted (hence vectorised), but NaN and infinity keep their meaning.
+FAST_SUMS = {"reassoc", "contract", "arcp", "nsz"}
+
+
+def exp(x):
+    """e^x of a Numba scalar: vectorisable for float32 (2 ulp; 0 below -87, 2^127 above 88), libm for float64."""
+    return math.exp(x)
+
+
+@overload(exp, inline="always")
+def _exp_overload(x):
+    return _exp_float32 if x == types.float32 else _exp_float64
+
+
+def _exp_float64(x):
+    return math.exp(x)
+
+
+def _exp_float32(x):
+    clamped = min(max(x, np.float32(-87.3)), np.float32(88.0))
+    k = np.rint(clamped * np.float32(1.44269504088896341))
+    r = clamped - k * np.float32(0.693359375) + k * np.float32(2.12194440e-4)
+    p = np.float32(1.9875691500e-4)
+    p = p * r + np.float32(1.3981999507e-3)
+    p = p * r + np.float32(8.3334519073e-3)
+    p = p * r + np.float32(4.1665795894e-2)
+    p = p * r + np.float32(1.6666665459e-1)
+    p = p * r + np.float32(5.0000001201e-1)
+    p = p * r * r + r + np.float32(1.0)
+    power = np.int32((np.int32(k) + np.int32(127)) << np.int32(23)).view(np.float32)
+    return p * power + (x - x)  # x - x: NaN stays NaN
+
+
+def use_torch_threads() -> None:
+    """Makes this thread's next Numba loops use as many threads as torch: torchrun's limit per rank counts here too."""
+    numba.set_num_threads(min(torch.get_num_threads(), numba.config.NUMBA_NUM_THREADS))
+
+
+def array(tensor: torch.Tensor) -> np.ndarray:
+    """The tensor's memory as a NumPy array; the tensor must be contiguous for the kernels to be vectorised."""
+    return tensor.detach().numpy()
+
+
+def accumulation_dtype(dtype: torch.dtype) -> torch.dtype:
+    """The dtype CPU kernels compute in: float64 for float64, float32 for everything else (bf16 and fp16 are storage)."""
+    return torch.float64 if dtype == torch.float64 else torch.float32
