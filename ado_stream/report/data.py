@@ -1,0 +1,202 @@
+"""One run as arrays, read from its record and nothing else.
+
+A record may be short, sparse or partly non-finite: what is missing is NaN here, never zero, and a run without fits or
+validations has empty lists. Counts n behind the laws are those of MATH: the samples of all domains so far ("shared"),
+or each domain's own when the fits say so.
+"""
+
+import math
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ado_stream.errors import ConfigError, NotFound
+from ado_stream.record import FILE_NAME, column, read_run
+
+PARTS = ("data", "forward_backward", "optimizer", "policy", "checkpoint")
+
+
+@dataclass(frozen=True)
+class Law:
+    """The laws of one refit: L(n) = exp(e) + exp(a) n^-alpha, per domain; NaN where no law was valid."""
+
+    step: int
+    n_K: np.ndarray
+    log_beta_K: np.ndarray
+    log_eps_K: np.ndarray
+    alpha_K: np.ndarray
+    objective_K: np.ndarray
+    valid_K: np.ndarray
+
+    def predict(self, domain: int, n: np.ndarray) -> np.ndarray:
+        """Loss of `domain` in nats per token after `n` samples; NaN where n <= 0 or the law is not valid."""
+        if not self.valid_K[domain]:
+            return np.full(np.shape(n), math.nan)
+        with np.errstate(invalid="ignore", divide="ignore", over="ignore"):
+            power = self.log_beta_K[domain] - self.alpha_K[domain] * np.log(n)
+            return np.exp(np.logaddexp(power, self.log_eps_K[domain]))
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """One validation: mean loss over all tokens, and per domain, in nats per token."""
+
+    step: int
+    split: str
+    loss: float
+    domain_loss_K: np.ndarray
+    domain_tokens_K: np.ndarray
+
+    @property
+    def domain_average(self) -> float:
+        """The mean of the domains' losses, each domain counting once; NaN when none was measured."""
+        finite = self.domain_loss_K[np.isfinite(self.domain_loss_K)]
+        return float(finite.mean()) if finite.size else math.nan
+
+
+@dataclass(frozen=True)
+class Run:
+    """A run's record as arrays: S recorded steps, K domains. `about` is the record's run line."""
+
+    path: Path
+    label: str
+    about: dict[str, Any]
+    domains: tuple[str, ...]
+    step_S: np.ndarray
+    loss_S: np.ndarray
+    domain_loss_SK: np.ndarray
+    samples_SK: np.ndarray
+    mixture_SK: np.ndarray
+    tokens_per_s_S: np.ndarray
+    time_s: dict[str, np.ndarray]
+    laws: tuple[Law, ...]
+    evaluations: tuple[Evaluation, ...]
+    events: tuple[dict[str, Any], ...]
+
+    @cached_property
+    def prior_K(self) -> np.ndarray:
+        """The prior as probabilities; NaN when the record does not say."""
+        return _row(self.about.get("prior"), len(self.domains))
+
+    @property
+    def num_steps(self) -> int:
+        """Steps done, as far as the record goes."""
+        return int(self.step_S[-1]) + 1 if self.step_S.size else 0
+
+    @property
+    def planned_steps(self) -> int | None:
+        """Steps asked for, or None when the record does not say."""
+        return self.about.get("steps")
+
+    @property
+    def final(self) -> Evaluation | None:
+        """The last validation, or None."""
+        return self.evaluations[-1] if self.evaluations else None
+
+    @cached_property
+    def counts_SK(self) -> np.ndarray:
+        """(S, K) cumulative samples n that the laws are functions of, at each recorded step."""
+        own = any(np.unique(law.n_K).size > 1 for law in self.laws)
+        if not own:
+            shared_S = (self.step_S + 1.0) * (self.about.get("global_batch_size") or math.nan)
+            return np.repeat(shared_S[:, None], len(self.domains), axis=1)
+        gap_S = np.diff(self.step_S, prepend=-1)  # a sparse record speaks for the steps it skipped
+        return np.cumsum(np.nan_to_num(self.samples_SK) * gap_S[:, None], axis=0)
+
+
+def load_runs(paths: Sequence[str | os.PathLike[str]]) -> list[Run]:
+    """Runs of the given directories, in order; a directory of runs (a demo's) stands for all of its runs.
+
+    Raises NotFound where no record is, DataError for damaged ones, ConfigError for no or unrelated runs.
+    """
+    directories = list(dict.fromkeys(found for path in paths for found in _expand(Path(path))))
+    if not directories:
+        raise ConfigError("report: no run given. Name at least one run directory.")
+    labels = _labels(directories)
+    return [_load(directory, label) for directory, label in zip(directories, labels, strict=True)]
+
+
+def _expand(path: Path) -> list[Path]:
+    if (path / FILE_NAME).exists():
+        return [path]
+    found = sorted({*path.glob(f"*/{FILE_NAME}"), *path.glob(f"runs/*/{FILE_NAME}")})
+    if not found:
+        raise NotFound(f"{path}: no run record ({FILE_NAME}) here. Name the directory of a run, or of a demo.")
+    return [file.parent for file in found]
+
+
+def _labels(directories: list[Path]) -> list[str]:
+    """The shortest tails of the paths that tell the runs apart."""
+    parts = [directory.resolve().parts for directory in directories]
+    for depth in range(1, max(map(len, parts)) + 1):
+        labels = ["/".join(part[-depth:]) for part in parts]
+        if len(set(labels)) == len(labels):
+            return labels
+    return [str(directory) for directory in directories]
+
+
+def _load(directory: Path, label: str) -> Run:
+    about, lines = read_run(directory)
+    domains = tuple(about["domains"])
+    steps, num_domains = lines["step"], len(domains)
+    return Run(
+        path=directory,
+        label=label,
+        about=about,
+        domains=domains,
+        step_S=np.array([line["step"] for line in steps], dtype=np.int64),
+        loss_S=np.array(column(steps, "loss"), dtype=np.float64),
+        domain_loss_SK=_matrix(steps, "domain_loss", num_domains),
+        samples_SK=_matrix(steps, "samples", num_domains),
+        mixture_SK=_matrix(steps, "mixture", num_domains),
+        tokens_per_s_S=np.array(column(steps, "tokens_per_s"), dtype=np.float64),
+        time_s={part: _times(steps, part) for part in (*PARTS, "total")},
+        laws=tuple(_law(line, num_domains) for line in lines["fit"]),
+        evaluations=tuple(_evaluation(line, num_domains) for line in lines["eval"]),
+        events=tuple(lines["event"]),
+    )
+
+
+def _row(value: Any, num_domains: int) -> np.ndarray:
+    """`value` as (K,) float64; a scalar or null counts for all domains."""
+    (cell,) = column([{"cell": value}], "cell")
+    return np.broadcast_to(np.asarray(cell, dtype=np.float64), (num_domains,)).copy()
+
+
+def _matrix(lines: list[dict[str, Any]], key: str, num_domains: int) -> np.ndarray:
+    rows = [_row(line.get(key), num_domains) for line in lines]
+    return np.array(rows).reshape(len(rows), num_domains)
+
+
+def _times(lines: list[dict[str, Any]], part: str) -> np.ndarray:
+    return np.array([_row((line.get("time_s") or {}).get(part), 1)[0] for line in lines])
+
+
+def _law(line: dict[str, Any], num_domains: int) -> Law:
+    rows = {key: _row(line.get(key), num_domains) for key in ("n", "log_beta", "log_eps", "alpha", "objective")}
+    finite_K = np.isfinite(rows["log_beta"]) & np.isfinite(rows["log_eps"]) & np.isfinite(rows["alpha"])
+    said_K = np.array(line.get("valid") or [True] * num_domains, dtype=bool)
+    return Law(
+        step=line["step"],
+        n_K=rows["n"],
+        log_beta_K=rows["log_beta"],
+        log_eps_K=rows["log_eps"],
+        alpha_K=rows["alpha"],
+        objective_K=rows["objective"],
+        valid_K=finite_K & said_K,
+    )
+
+
+def _evaluation(line: dict[str, Any], num_domains: int) -> Evaluation:
+    return Evaluation(
+        step=line["step"],
+        split=line.get("split", "val"),
+        loss=float(_row(line.get("loss"), 1)[0]),
+        domain_loss_K=_row(line.get("domain_loss"), num_domains),
+        domain_tokens_K=_row(line.get("domain_tokens"), num_domains),
+    )

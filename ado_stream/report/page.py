@@ -1,0 +1,147 @@
+"""One self-contained report.html from the records of one or several runs, with every figure as a PNG beside it.
+
+The page loads nothing: images are inlined, no script, no font, no network. Files become visible only complete.
+"""
+
+import io
+import os
+import shlex
+from collections.abc import Sequence
+from pathlib import Path
+
+from ado_stream.errors import StorageError
+from ado_stream.report import markup
+from ado_stream.report.data import Run, load_runs
+from ado_stream.report.laws import draw_laws
+from ado_stream.report.mixture import draw_mixture, moves
+from ado_stream.report.progress import draw_progress
+from ado_stream.report.selection import draw_selection
+from ado_stream.report.style import Plot, colors_of, styled
+from ado_stream.report.tables import domain_table, fact_table, law_table
+from ado_stream.report.throughput import draw_throughput
+from ado_stream.report.validation import draw_validation
+from ado_stream.report.verdict import caveats, compare
+
+FILE_NAME = "report.html"
+
+
+def write_report(run_dirs: Sequence[str | os.PathLike[str]], out_dir: str | os.PathLike[str]) -> Path:
+    """Path of OUT_DIR/report.html, written from the records in `run_dirs` (runs, or directories of runs).
+
+    Raises NotFound or DataError for missing or damaged records, StorageError when `out_dir` cannot be written.
+    """
+    runs = load_runs(run_dirs)
+    colors = colors_of(list(dict.fromkeys(name for run in runs for name in run.domains)))
+    with styled():
+        pictures = [(plot, _png(plot)) for plot in _plots(runs, colors)]
+    title = _title(runs)
+    body = [*_opening(runs, title), _domains(runs, colors)]
+    body += [markup.picture(plot.title, plot.caption, png) for plot, png in pictures]
+    body += [*_laws(runs, colors), _facts(runs), _reproduce(runs)]
+    document = markup.page(f"ado-stream: {title}", body)
+    out = Path(out_dir)
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        for plot, png in pictures:
+            _write(out / f"{plot.name}.png", png)
+        _write(out / FILE_NAME, document.encode())
+    except OSError as error:
+        raise StorageError(f"{error.filename or out}: cannot write the report ({error.strerror}).") from error
+    return out / FILE_NAME
+
+
+def _title(runs: list[Run]) -> str:
+    labels = [run.label for run in runs]
+    if len(labels) > 3:
+        return f"{', '.join(labels[:2])} and {len(labels) - 2} more runs"
+    return " against ".join(labels) if len(labels) == 2 else ", ".join(labels)
+
+
+def _plots(runs: list[Run], colors: dict[str, str]) -> list[Plot]:
+    """Every figure that the runs' records can carry, in the page's order."""
+    adaptive = [run for run in runs if moves(run)]
+    plots = [
+        draw_validation(runs, colors),
+        draw_mixture(runs, colors),
+        *(draw_laws(run, colors) for run in runs if run.laws),
+        *(draw_selection(run, colors) for run in (adaptive or runs[:1])),
+        draw_progress(runs),
+        draw_throughput(runs),
+    ]
+    return [plot for plot in plots if plot is not None]
+
+
+def _png(plot: Plot) -> bytes:
+    buffer = io.BytesIO()
+    plot.figure.savefig(buffer, format="png")
+    return buffer.getvalue()
+
+
+def _write(path: Path, content: bytes) -> None:
+    temporary = path.with_name(path.name + ".tmp")
+    temporary.write_bytes(content)
+    os.replace(temporary, path)
+
+
+def _opening(runs: list[Run], title: str) -> list[str]:
+    first = runs[0]
+    policies = list(dict.fromkeys(str(run.about.get("policy", "?")) for run in runs))
+    model = (first.about.get("model") or {}).get("preset") or "custom"
+    facts = f"{len(first.domains)} domains, model {model}, {first.num_steps:,} steps, "
+    facts += f"{'policy' if len(policies) == 1 else 'policies'} {' and '.join(policies)}"
+    comparisons = compare(runs)
+    if comparisons:
+        headline, *more = [comparison.headline() for comparison in comparisons]
+        headline = headline if not more else f"{len(comparisons)} runs against {comparisons[0].baseline}"
+        sentences = [comparison.sentence() for comparison in comparisons]
+    else:
+        headline, sentences = "No comparison", [_alone(run) for run in runs]
+    heading = f"<h1>{markup.text(title)}</h1>"
+    return [heading, markup.paragraph(facts, "soft"), markup.verdict(headline, sentences, caveats(runs))]
+
+
+def _alone(run: Run) -> str:
+    if run.final is None:
+        return f"{run.label}: {run.num_steps:,} steps recorded, nothing to compare with."
+    final = run.final
+    return (
+        f"{run.label}: validation loss {final.loss:.3f} nats per token over all tokens, "
+        f"{final.domain_average:.3f} as the mean of its domains, at step {final.step:,}."
+    )
+
+
+def _domains(runs: list[Run], colors: dict[str, str]) -> str:
+    header, rows = domain_table(runs, colors)
+    totals = 2 if any(run.final is not None for run in runs) else 0
+    note = "Losses in nats per token on held-out documents. Green and red: more than 0.005 nats lower or higher."
+    return markup.section("Domains", markup.paragraph(note, "soft"), markup.table(header, rows, num_total=totals))
+
+
+def _laws(runs: list[Run], colors: dict[str, str]) -> list[str]:
+    note = (
+        "L(n) = ε + β n^−α after n samples; the last valid law of each domain. Half-way: mean of that forecast over "
+        "mean of the later losses, less one. Next-interval miss: the same up to the following refit, the median of "
+        "its size over refits."
+    )
+    return [
+        markup.section(
+            f"Scaling laws: {run.label}", markup.paragraph(note, "soft"), markup.table(*law_table(run, colors))
+        )
+        for run in runs
+        if run.laws
+    ]
+
+
+def _facts(runs: list[Run]) -> str:
+    return markup.section("Runs and environment", markup.table(*fact_table(runs), kind="facts"))
+
+
+def _reproduce(runs: list[Run]) -> str:
+    configs = [run.path / "config.yaml" for run in runs]
+    commands = [f"ado-stream train {shlex.quote(str(config))}" for config in configs if config.exists()]
+    commands.append("ado-stream report " + " ".join(shlex.quote(str(run.path)) for run in runs))
+    note = (
+        "The same configuration, corpus, seed and versions give the same batches; on one processor, the same numbers."
+    )
+    code = f"<pre>{markup.text(chr(10).join(commands))}</pre>"
+    return markup.section("How to repeat it", markup.paragraph(note), code)

@@ -1,0 +1,111 @@
+"""Validation loss of several runs side by side, per domain and over all, with the differences to a baseline."""
+
+import math
+from typing import Any
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.lines import Line2D
+
+from ado_stream.report.data import Run
+from ado_stream.report.style import INK, RUN_MARKERS, SOFT, Plot, new_figure, shorten, signed, text_color
+
+MAX_ROWS = 36
+OVERALL = ("all tokens", "mean of domains")
+
+
+def baseline_of(runs: list[Run]) -> Run:
+    """The run that the others are compared with: the first natural one, else the first."""
+    return next((run for run in runs if run.about.get("policy") == "natural"), runs[0])
+
+
+def loss_by_name(run: Run) -> dict[str, float]:
+    """{domain or overall measure: final validation loss}; empty without a validation."""
+    final = run.final
+    if final is None:
+        return {}
+    overall = dict(zip(OVERALL, (final.loss, final.domain_average), strict=True))
+    return {**dict(zip(run.domains, final.domain_loss_K.tolist(), strict=True)), **overall}
+
+
+def draw_validation(runs: list[Run], colors: dict[str, str]) -> Plot | None:
+    """Final validation loss of each run per domain, and differences to the baseline. None when nothing was measured."""
+    measured = [run for run in runs if run.final is not None]
+    if not measured:
+        return None
+    baseline = baseline_of(measured)
+    others = [run for run in measured if run is not baseline]
+    names = _rows(measured, baseline, list(colors))
+    y = {name: row + (0.6 if name in OVERALL else 0.0) for row, name in enumerate(names)}
+    figure = new_figure(0.9 + 0.29 * (len(names) + 1))
+    grid = figure.subplots(1, 2 if others else 1, squeeze=False, sharey=True)[0]
+    _levels(grid[0], measured, y, colors)
+    if others:
+        _differences(grid[1], others, baseline, y, colors)
+    part = "" if len(names) - 2 >= len(colors) else f" Shown: the {len(names) - 2} domains that differ most."
+    caption = "Loss on held-out documents at the end of each run; further left is better."
+    if others:
+        caption += f" Right: difference to {baseline.label}; bars to the left of zero are lower, that is better."
+    return Plot("validation", "Validation loss side by side", caption + part, figure)
+
+
+def _rows(runs: list[Run], baseline: Run, domains: list[str]) -> list[str]:
+    known = {name for run in runs for name in run.domains}
+    domains = [name for name in domains if name in known]
+    if len(domains) > MAX_ROWS:
+        base, others = loss_by_name(baseline), [loss_by_name(run) for run in runs]
+        size = {name: max(abs(o.get(name, math.nan) - base.get(name, math.nan)) for o in others) for name in domains}
+        kept = sorted(domains, key=lambda name: -size[name] if math.isfinite(size[name]) else math.inf)[:MAX_ROWS]
+        domains = [name for name in domains if name in kept]
+    return [*domains, *OVERALL]
+
+
+def _levels(axes: Axes, runs: list[Run], y: dict[str, float], colors: dict[str, str]) -> None:
+    for number, run in enumerate(runs):
+        found = {name: value for name, value in loss_by_name(run).items() if name in y and math.isfinite(value)}
+        hollow = run is not runs[0] and number == runs.index(baseline_of(runs))
+        for name, value in found.items():
+            color = colors.get(name, INK)
+            face = "white" if hollow else color
+            marker = RUN_MARKERS[number % len(RUN_MARKERS)]
+            axes.plot(value, y[name], marker, ms=6.5, mfc=face, mec=color, mew=1.5, zorder=3)
+    for name, row in y.items():
+        values = [loss_by_name(run).get(name, math.nan) for run in runs]
+        if np.isfinite(values).any():
+            axes.plot([np.nanmin(values), np.nanmax(values)], [row, row], color=colors.get(name, INK), lw=1, alpha=0.5)
+    axes.set_yticks(list(y.values()), [shorten(name, 26) for name in y], color=INK)
+    for tick, name in zip(axes.get_yticklabels(), y, strict=True):
+        tick.set_color(text_color(colors.get(name, INK)))
+        tick.set_fontweight("bold" if name in OVERALL else "normal")
+    axes.set(xlabel="validation loss (nats per token)", ylim=(max(y.values()) + 0.7, -0.7))
+    axes.tick_params(axis="y", length=0)
+    handles = [
+        Line2D([], [], ls="none", marker=RUN_MARKERS[number % len(RUN_MARKERS)], mec=INK, mew=1.5, label=run.label,
+               mfc="white" if run is not runs[0] and run is baseline_of(runs) else INK)
+        for number, run in enumerate(runs)
+    ]  # fmt: skip
+    axes.legend(handles=handles, loc="lower left", bbox_to_anchor=(0, 1), ncols=3, borderaxespad=0.2, handletextpad=0.3)
+
+
+def _differences(axes: Axes, others: list[Run], base: Run, y: dict[str, float], colors: dict[str, str]) -> None:
+    base_loss = loss_by_name(base)
+    thickness = 0.62 / len(others)
+    largest = 0.0
+    for number, run in enumerate(others):
+        losses = loss_by_name(run)
+        for name, row in y.items():
+            difference = losses.get(name, math.nan) - base_loss.get(name, math.nan)
+            if not math.isfinite(difference):
+                continue
+            largest = max(largest, abs(difference))
+            place = row + (number - (len(others) - 1) / 2) * thickness
+            axes.barh(place, difference, thickness * 0.92, color=colors.get(name, INK), alpha=1 - 0.45 * (number % 2))
+            offset = (4 if difference >= 0 else -4, 0)
+            side = "left" if difference >= 0 else "right"
+            style: Any = {"textcoords": "offset points", "ha": side, "va": "center", "fontsize": 8, "color": SOFT}
+            axes.annotate(signed(difference, ".3f"), (difference, place), offset, **style)
+    axes.axvline(0, color=INK, lw=0.9)
+    limit = 1.35 * largest or 0.01
+    axes.set(xlim=(-limit, limit), xlabel=f"difference to {base.label} (nats per token)")
+    axes.set_title(" and ".join(run.label for run in others[:2]) + f" minus {base.label}", loc="center", fontsize=9.5)
+    axes.tick_params(axis="y", length=0)

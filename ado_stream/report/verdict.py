@@ -1,0 +1,123 @@
+"""What the runs showed, in sentences that do not oversell.
+
+Two losses count as level when they differ by less than LEVEL_NATS; both overall measures are always given (every
+token counting once, every domain counting once): a policy that shifts the mixture can win one and lose the other.
+Whatever makes the comparison unfair is said beside it.
+"""
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+
+from ado_stream.report.data import Run
+from ado_stream.report.validation import OVERALL, baseline_of, loss_by_name
+
+LEVEL_NATS = 0.005
+_SAME = {
+    "steps": "steps",
+    "global_batch_size": "batch size",
+    "seq_len": "sequence length",
+    "seed": "seed",
+    "model": "model",
+    "tokenizer": "tokenizer",
+}
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Final validation losses of `run` against `baseline`: domains lower, level, higher; differences in nats."""
+
+    run: str
+    baseline: str
+    lower: int
+    level: int
+    higher: int
+    overall: dict[str, tuple[float, float]]  # measure: (this run's loss, the baseline's)
+
+    @property
+    def num_domains(self) -> int:
+        """Domains that both runs were measured on."""
+        return self.lower + self.level + self.higher
+
+    def sentence(self) -> str:
+        """The comparison in two sentences."""
+        counts = f"{self.run} ends lower than {self.baseline} on {self.lower} of {self.num_domains} domains"
+        rest = [f"{number} {word}" for number, word in ((self.level, "level"), (self.higher, "higher")) if number]
+        measures = [
+            f"{name} {own:.3f} against {base:.3f} nats ({_difference(own - base)})"
+            for name, (own, base) in self.overall.items()
+            if math.isfinite(own - base)
+        ]
+        losses = f". Validation loss over {'; '.join(measures)}" if measures else ""
+        others = f" ({', '.join(rest)})" if rest else ""
+        return f"{counts}{others}{losses}."
+
+    def headline(self) -> str:
+        """One line: lower, higher, level or mixed by the two overall measures."""
+        signs = {_sign(own - base) for own, base in self.overall.values() if math.isfinite(own - base)}
+        if signs == {-1}:
+            return f"{self.run} reached a lower validation loss than {self.baseline}"
+        if signs == {1}:
+            return f"{self.run} reached a higher validation loss than {self.baseline}"
+        if signs <= {0}:
+            return f"{self.run} and {self.baseline} are level"
+        return f"A mixed result: {self.run} against {self.baseline}"
+
+
+def compare(runs: list[Run]) -> list[Comparison]:
+    """Every measured run against the baseline; empty with fewer than two measured runs."""
+    measured = [run for run in runs if run.final is not None]
+    if len(measured) < 2:
+        return []
+    baseline = baseline_of(measured)
+    return [_compare(run, baseline) for run in measured if run is not baseline]
+
+
+def caveats(runs: list[Run]) -> list[str]:
+    """What a reader must know before trusting the comparison, one sentence each."""
+    found = [_cut_short(run) for run in runs if run.planned_steps and run.num_steps < run.planned_steps]
+    found += [f"{run.label} recorded no validation." for run in runs if run.final is None]
+    found += [
+        f"{run.label} recorded {int(bad)} steps with a loss that is not finite."
+        for run in runs
+        if (bad := (~np.isfinite(run.loss_S)).sum())
+    ]
+    for run in runs[1:]:
+        found += _differences(runs[0], run)
+    if len(compare(runs)) and len({run.about.get("seed") for run in runs}) < 2:
+        found.append("One seed each: differences as small as those between two seeds of one policy mean nothing.")
+    return found
+
+
+def _compare(run: Run, baseline: Run) -> Comparison:
+    own, base = loss_by_name(run), loss_by_name(baseline)
+    shared = [name for name in run.domains if name in baseline.domains]
+    signs = [_sign(own[name] - base[name]) for name in shared if math.isfinite(own[name] - base[name])]
+    overall = {name: (own[name], base[name]) for name in OVERALL}
+    return Comparison(run.label, baseline.label, signs.count(-1), signs.count(0), signs.count(1), overall)
+
+
+def _sign(difference: float) -> int:
+    return 0 if abs(difference) < LEVEL_NATS else int(math.copysign(1, difference))
+
+
+def _difference(difference: float) -> str:
+    sign = _sign(difference)
+    return "level" if sign == 0 else f"{abs(difference):.3f} {'lower' if sign < 0 else 'higher'}"
+
+
+def _cut_short(run: Run) -> str:
+    return f"{run.label} stopped at step {run.num_steps:,} of {run.planned_steps:,}."
+
+
+def _differences(first: Run, other: Run) -> list[str]:
+    found = [
+        f"Not like for like: {word} {first.about.get(key)} in {first.label}, {other.about.get(key)} in {other.label}."
+        for key, word in _SAME.items()
+        if first.about.get(key) != other.about.get(key)
+    ]
+    prints = [(run.about.get("corpus") or {}).get("fingerprint") for run in (first, other)]
+    if prints[0] != prints[1]:
+        found.append(f"Not like for like: {first.label} and {other.label} read different corpora.")
+    return found
