@@ -1,0 +1,42 @@
+"""`scaling_law_fit`: checks the arrays, picks the backend, NumPy in and out. Importable without torch.
+
+backend "numba" (CPU threads), "triton" (a CUDA GPU, or any machine under TRITON_INTERPRET=1), "torch" (plain float64
+PyTorch, CPU). All of them minimise the F of problem.py and reach the same minima.
+"""
+
+import numpy as np
+
+from ado_kernels.fit.problem import FitOptions, FitResult
+
+BACKENDS = ("auto", "numba", "triton", "torch")
+
+
+def scaling_law_fit(
+    counts: np.ndarray, losses: np.ndarray, options: FitOptions | None = None, backend: str = "auto"
+) -> FitResult:
+    """Scaling laws of K domains from their loss histories: smoothed, thinned, then F minimised per domain.
+
+    counts: (T,) or (K, T) cumulative samples, positive, not decreasing along T.
+    losses: (K, T) nats; NaN, infinite or not positive: that point is missing and is skipped.
+    Raises ValueError for impossible arrays or an unknown backend, RuntimeError for a backend this machine lacks.
+    """
+    options = options or FitOptions()
+    losses = np.ascontiguousarray(losses, dtype=np.float64)
+    counts = np.ascontiguousarray(counts, dtype=np.float64)
+    _check(counts, losses)
+    if backend not in BACKENDS:
+        raise ValueError(f"unknown fit backend {backend!r}; the backends are: {', '.join(BACKENDS)}")
+    from ado_kernels.fit import numba_fit
+
+    return numba_fit.fit(counts, losses, options)
+
+
+def _check(counts: np.ndarray, losses: np.ndarray) -> None:
+    if losses.ndim != 2:
+        raise ValueError(f"losses must have shape (K, T), got {losses.shape}")
+    if counts.shape not in (losses.shape, losses.shape[1:]):
+        raise ValueError(f"counts must have shape {losses.shape[1:]} or {losses.shape}, got {counts.shape}")
+    if not np.isfinite(counts).all() or (counts <= 0).any():
+        raise ValueError("counts must be finite and above 0: they are cumulative samples")
+    if (np.diff(counts, axis=-1) < 0).any():
+        raise ValueError("counts must not decrease along time: they are cumulative samples")

@@ -1,0 +1,80 @@
+"""The fit on a CPU: one nogil Numba function per domain, domains handed out to threads.
+
+Plain threads and not Numba's own parallel loops: those share one pool per process, which aborts when two Python threads
+fit at the same time (workqueue) or after a fork (OpenMP). Every domain is computed by one thread from its own numbers
+alone, so the result is the same to the bit for any number of threads and any order of domains.
+"""
+
+import threading
+from collections.abc import Iterator
+
+import numpy as np
+from numba import get_num_threads, njit
+
+from ado_kernels.fit.problem import FitOptions, FitResult, as_result
+from ado_kernels.fit.search import Grid, search
+from ado_kernels.fit.smoothing import filter_weights, present_points, smooth_kept, window_that_fits
+
+
+@njit(cache=True, nogil=True)
+def _log_points(count_T, step_M, loss_M):
+    """log n and log loss at the kept steps whose smoothed loss is positive."""
+    x = np.empty(step_M.size)
+    y = np.empty(step_M.size)
+    size = 0
+    for t in range(step_M.size):
+        if loss_M[t] > 0.0:
+            x[size] = np.log(count_T[step_M[t]])
+            y[size] = np.log(loss_M[t])
+            size += 1
+    return x[:size].copy(), y[:size].copy()
+
+
+def _fit_domain(count_T: np.ndarray, loss_T: np.ndarray, options: FitOptions, grid: Grid) -> tuple[np.ndarray, ...]:
+    step, value = present_points(count_T, loss_T)
+    weights = filter_weights(window_that_fits(step.size, options.smooth_window))
+    step_M, smooth_M = smooth_kept(step, value, weights, options.ignore_steps, options.every)
+    x_M, y_M = _log_points(count_T, step_M, smooth_M)
+    theta_P = np.full(3, np.nan)
+    if x_M.size == 0:
+        return theta_P, np.nan, np.nan, 0
+    f = search(x_M, y_M, grid, theta_P)
+    residual_M = y_M - np.logaddexp(theta_P[0] - theta_P[2] * x_M, theta_P[1])
+    return theta_P, f, float(np.median(np.abs(residual_M))), x_M.size
+
+
+def fit(counts: np.ndarray, loss_KT: np.ndarray, options: FitOptions) -> FitResult:
+    """Fits every domain; counts (T,) or (K, T) float64, loss_KT (K, T) float64 with NaN where a point is missing."""
+    num_domains = loss_KT.shape[0]
+    grid = Grid(
+        np.asarray(options.grid_log_beta),
+        np.asarray(options.grid_log_eps),
+        np.asarray(options.grid_alpha),
+        options.delta,
+    )
+    found: list[tuple] = [()] * num_domains
+    failed: list[BaseException] = []
+
+    def work(domains: Iterator[int]) -> None:
+        try:
+            for k in domains:
+                count_T = counts if counts.ndim == 1 else counts[k]
+                found[k] = _fit_domain(count_T, loss_KT[k], options, grid)
+        except BaseException as error:  # reraised by the caller below
+            failed.append(error)
+
+    domains = iter(range(num_domains))  # next() of a range iterator is atomic: threads share it
+    helpers = [threading.Thread(target=work, args=(domains,)) for _ in range(min(get_num_threads(), num_domains) - 1)]
+    for helper in helpers:
+        helper.start()
+    work(domains)
+    for helper in helpers:
+        helper.join()
+    if failed:
+        raise failed[0]
+    return as_result(
+        np.array([row[0] for row in found]).reshape(num_domains, 3),
+        np.array([row[1] for row in found]),
+        np.array([row[2] for row in found]),
+        np.array([row[3] for row in found], dtype=np.int64),
+    )

@@ -1,0 +1,107 @@
+"""What the scaling-law fit minimises: the options, the penalties' kinks, the result, and F written out in NumPy.
+
+The law of a domain is L(n) = exp(log_eps) + exp(log_beta) n^(-alpha), n in samples. With m_t the law's log loss at n_t,
+r_t = log L_obs(t) - m_t and the Huber loss rho of width delta,
+
+    F = sum_t rho(r_t) + max(alpha - 0.8, 0) - min(alpha, 0.001) - min(log_eps - 0.5, 0) + max(log_beta - 6.5, 0).
+
+The last four terms are penalties, not bounds; their kinks often hold the minimum. F is a sum over points: its scale
+grows with the history. Source: "Adaptive Data Optimization" (arXiv 2410.11820), appendix on the scaling-law fit.
+The parameters stand in the order (log_beta, log_eps, alpha) everywhere: the dimension P.
+"""
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+
+LOG_BETA_KINK = 6.5
+LOG_EPS_KINK = 0.5
+ALPHA_LOW_KINK = 0.001
+ALPHA_HIGH_KINK = 0.8
+
+
+@dataclass(frozen=True)
+class FitOptions:
+    """How histories are prepared and where the search starts.
+
+    delta: width of the Huber loss, in nats of log loss.
+    grid_log_beta, grid_log_eps, grid_alpha: the starts are their product (512 by default, the paper's).
+    smooth_window: steps under the cubic Savitzky-Golay filter (odd); 0 or 1 leaves the losses as they are.
+        A shorter history takes the largest odd window that fits; under five steps nothing is smoothed.
+    ignore_steps: steps dropped from the front, after smoothing.
+    every: every how many steps a point is kept, after smoothing.
+    Raises ValueError where a value cannot work.
+    """
+
+    delta: float = 1e-3
+    grid_log_beta: tuple[float, ...] = (-2.0, -1.0, 0.0, 1.0, 2.0, 3.0, 4.0, 5.0)
+    grid_log_eps: tuple[float, ...] = (-2.0, -1.5, -1.0, -0.5, 0.0, 0.5, 1.0, 1.5)
+    grid_alpha: tuple[float, ...] = (0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7)
+    smooth_window: int = 101
+    ignore_steps: int = 0
+    every: int = 10
+
+    def __post_init__(self) -> None:
+        if not (np.isfinite(self.delta) and self.delta > 0):
+            raise ValueError(f"delta must be a positive number of nats, got {self.delta!r}")
+        for name in ("grid_log_beta", "grid_log_eps", "grid_alpha"):
+            grid = np.asarray(getattr(self, name), dtype=np.float64)
+            if grid.ndim != 1 or grid.size == 0 or not np.isfinite(grid).all():
+                raise ValueError(f"{name} must be a non-empty list of finite starts, got {getattr(self, name)!r}")
+            object.__setattr__(self, name, tuple(grid.tolist()))
+        if self.smooth_window < 0 or (self.smooth_window > 1 and self.smooth_window % 2 == 0):
+            raise ValueError(f"smooth_window must be 0 (none) or odd, got {self.smooth_window}")
+        if self.ignore_steps < 0:
+            raise ValueError(f"ignore_steps must be 0 or more, got {self.ignore_steps}")
+        if self.every < 1:
+            raise ValueError(f"every must be 1 or more, got {self.every}")
+
+
+class FitResult(NamedTuple):
+    """Fitted laws of K domains; NaN and valid False where a domain had no usable point or no finite minimum.
+
+    theta: (K, P) float64. objective: (K,) float64, F. valid: (K,) bool. at_bound: (K, P) bool, at or past a penalty's kink.
+    residual_scale: median |r|, in nats of log loss. num_points int64: points that F summed over.
+    """
+
+    theta: np.ndarray
+    objective: np.ndarray
+    valid: np.ndarray
+    at_bound: np.ndarray
+    residual_scale: np.ndarray
+    num_points: np.ndarray
+
+
+def log_law(theta_P: np.ndarray, log_count: np.ndarray) -> np.ndarray:
+    """log L(n) = logsumexp(log_beta - alpha log n, log_eps), of the shape of `log_count`."""
+    log_beta, log_eps, alpha = theta_P
+    return np.logaddexp(log_beta - alpha * log_count, log_eps)
+
+
+def penalty(theta_P: np.ndarray) -> float:
+    """The four penalty terms of F."""
+    log_beta, log_eps, alpha = theta_P
+    high = max(alpha - ALPHA_HIGH_KINK, 0.0) + max(log_beta - LOG_BETA_KINK, 0.0)
+    return float(high - min(alpha, ALPHA_LOW_KINK) - min(log_eps - LOG_EPS_KINK, 0.0))
+
+
+def objective(theta_P: np.ndarray, log_count_M: np.ndarray, log_loss_M: np.ndarray, delta: float) -> float:
+    """F of one domain in float64, plainly: the oracle of every backend."""
+    size_M = np.abs(log_loss_M - log_law(theta_P, log_count_M))
+    huber_M = np.where(size_M <= delta, 0.5 * size_M**2, delta * (size_M - 0.5 * delta))
+    return float(huber_M.sum()) + penalty(theta_P)
+
+
+def at_kink(theta_KP: np.ndarray) -> np.ndarray:
+    """(K, P) bool: parameters at or past a penalty's kink; False where NaN."""
+    log_beta_K, log_eps_K, alpha_K = theta_KP.T
+    at_alpha_K = (alpha_K <= ALPHA_LOW_KINK) | (alpha_K >= ALPHA_HIGH_KINK)
+    return np.stack([log_beta_K >= LOG_BETA_KINK, log_eps_K <= LOG_EPS_KINK, at_alpha_K], axis=1)
+
+
+def as_result(theta_KP: np.ndarray, objective_K: np.ndarray, residual_K: np.ndarray, num_K: np.ndarray) -> FitResult:
+    """A FitResult with what follows from the parameters: which laws are usable, which stand at a kink."""
+    valid_K = np.isfinite(theta_KP).all(axis=1) & np.isfinite(objective_K)
+    theta_KP = np.where(valid_K[:, None], theta_KP, np.nan)
+    return FitResult(theta_KP, objective_K, valid_K, at_kink(theta_KP), residual_K, num_K)
