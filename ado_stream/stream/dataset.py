@@ -1,0 +1,279 @@
+"""AdaptiveStreamingDataset: shards of many domains as one endless stream whose mixture may change at every step.
+
+It holds the settings, the indexes and where the stream stands; the work is done by order, draw, lookahead and pipeline.
+What it promises is in DESIGN terms: the batch of step s is a pure function of (shards, seed, global_batch_size,
+canonical_nodes, cursors at s, mixture of s), and `state_dict` stands for the step last handed out.
+"""
+
+from collections import deque
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any
+
+import numpy as np
+import torch
+from torch.utils.data import IterableDataset, get_worker_info
+
+from ado_stream.errors import ConfigError
+from ado_stream.storage.cache import NodeCache
+from ado_stream.stream import state as stream_state
+from ado_stream.stream.domain import as_domains
+from ado_stream.stream.draw import SAMPLINGS, advance, draw_domains
+from ado_stream.stream.lookahead import LookaheadLimits
+from ado_stream.stream.mixture import MixtureBoard
+from ado_stream.stream.order import make_order
+from ado_stream.stream.pipeline import Batch, Draw, Pipeline, PipelineOptions, Settings
+from ado_stream.stream.shards import Shards, open_indexes
+from ado_stream.stream.world import world_of
+
+_AUDIT_STEPS = 64
+_LOOKAHEAD_STEPS = 64
+_FLIGHT_BYTES = 1 << 30
+
+
+class AdaptiveStreamingDataset(IterableDataset):
+    """An endless stream of batches from several domains, in proportions that may change at every step.
+
+    Args:
+        domains: ado.Domain objects, or Streaming's Stream objects.
+        global_batch_size: B, samples a step over all ranks; a multiple of canonical_nodes and of the number of ranks.
+        seed: of order and draw.
+        canonical_nodes: C lanes; a node that serves whole lanes reads only their shards. Part of a run's identity.
+        mixture_lag: the mixture published after step s is that of step s + 1 + lag; steps 0 .. lag take the prior. None:
+            a step without a mixture of its own keeps the one before.
+        sampling: "systematic" (|count - B p| < 1 at every step) or "multinomial".
+        cache_limit: bytes of cached shards on this machine; None: the whole disk.
+        predownload: samples of the mixture's future to keep on the local disk; None: 64 steps.
+        replication: this many consecutive ranks get the same samples (tensor or context parallel groups).
+        shuffle: "blocks", or one of Streaming's py1e, py1br, py1s, py2s, naive.
+        token_column, token_dtype: where other people's MDS data sets keep their tokens.
+        vocab_size: tokens outside [0, vocab_size) are an error when a batch is read; None: not checked.
+        timeout_s: longest wait for a mixture, a shard or a batch.
+        rank, world_size: of this process; None: from torch.distributed when it runs, else 0 of 1.
+
+    Iteration yields dicts: tokens (b, T + 1) int64 tensor, domain (b,) int64 tensor, step int; b = B / ranks.
+    Raises ConfigError for settings that cannot work, naming the nearest that do.
+    """
+
+    def __init__(
+        self,
+        domains: Iterable[Any],
+        global_batch_size: int = 256,
+        seed: int = 17,
+        canonical_nodes: int = 1,
+        mixture_lag: int | None = 8,
+        sampling: str = "systematic",
+        cache_limit: int | None = None,
+        predownload: int | None = None,
+        replication: int = 1,
+        *,
+        shuffle: str = "blocks",
+        token_column: str = "tokens",
+        token_dtype: str | None = None,
+        vocab_size: int | None = None,
+        timeout_s: float = 900.0,
+        rank: int | None = None,
+        world_size: int | None = None,
+    ):
+        super().__init__()
+        self.domains = as_domains(domains)
+        if sampling not in SAMPLINGS:
+            raise ConfigError(f"sampling '{sampling}'; expected one of {', '.join(SAMPLINGS)}.")
+        if mixture_lag is not None and mixture_lag < 0:
+            raise ConfigError(f"mixture_lag {mixture_lag}; expected 0 or more, or None to keep each mixture.")
+        self.world = world_of(rank, world_size, replication)
+        first_slot, last_slot = self.world.slots(global_batch_size, canonical_nodes)
+        self.settings = Settings(global_batch_size, canonical_nodes, seed, sampling, first_slot, last_slot)
+        self.mixture_lag, self.timeout_s = mixture_lag, timeout_s
+        self._identity = {
+            "seed": seed,
+            "global_batch_size": global_batch_size,
+            "canonical_nodes": canonical_nodes,
+            "mixture_lag": mixture_lag,
+            "sampling": sampling,
+            "shuffle": shuffle,
+        }
+        indexes = open_indexes(self.domains, token_column, token_dtype)
+        self._orders = [make_order(ix.name, ix.samples_S, seed, canonical_nodes, shuffle) for ix in indexes]
+        self._cache = NodeCache(cache_limit)
+        self._cache.check_fits(ix.spec(int(ix.raw_bytes_S.argmax())) for ix in indexes)
+        self._cache_limit = cache_limit
+        self._shards = Shards(indexes, self._cache, vocab_size, cache_limit // 2 if cache_limit else None)
+        self._predownload = predownload or _LOOKAHEAD_STEPS * global_batch_size
+        self._board = MixtureBoard(self._prior(), mixture_lag)
+        self._step = 0
+        self._cursors_KC = np.zeros((len(indexes), canonical_nodes), np.int64)
+        self._audit: deque[Draw] = deque(maxlen=_AUDIT_STEPS)
+        self._pipeline: Pipeline | None = None
+
+    # What the data are --------------------------------------------------------------------------------------------
+
+    @property
+    def names(self) -> list[str]:
+        """The domains' names, in the order of every array over domains."""
+        return [domain.name for domain in self.domains]
+
+    @property
+    def num_samples_K(self) -> np.ndarray:
+        """(K,) int64: samples of each domain."""
+        return np.array([index.num_samples for index in self._shards.indexes], np.int64)
+
+    @property
+    def prior_K(self) -> np.ndarray:
+        """(K,) float64, sums to 1: the domains' priors, or their shares of the tokens."""
+        return self._board.prior_K
+
+    @property
+    def seq_len(self) -> int:
+        """T: a sample has T + 1 tokens, inputs and targets shifted by one."""
+        return self._shards.row_tokens() - 1
+
+    @property
+    def fingerprints(self) -> dict[str, str]:
+        """{domain: hash of its shards}: what a saved state must meet again."""
+        return {index.name: index.fingerprint for index in self._shards.indexes}
+
+    # Mixture ------------------------------------------------------------------------------------------------------
+
+    def publish(self, step: int, mixture: np.ndarray) -> None:
+        """Sets the mixture of `step`: (K,) probabilities. The same one twice is harmless.
+
+        Raises PolicyError for what is no mixture, and for another one when the step was already drawn.
+        """
+        self._board.publish(step, mixture)
+
+    def mixture(self, step: int) -> np.ndarray:
+        """(K,) float64: the mixture of `step`. Raises ConfigError when it is not decided, or forgotten."""
+        for draw in self._audit:
+            if draw.step == step:
+                return draw.mixture_K
+        mixture_K = self._board.known(step) if step >= self._step else None
+        if mixture_K is None:
+            raise ConfigError(f"the mixture of step {step} is not known at step {self._step}: {self._kept()}")
+        return mixture_K
+
+    # Audit --------------------------------------------------------------------------------------------------------
+
+    def sample_counts(self, step: int) -> np.ndarray:
+        """(K,) int64: samples of each domain in step `step`'s global batch."""
+        return np.bincount(self._draw(step).domain_B, minlength=len(self.domains))
+
+    def sample_ids(self, step: int) -> np.ndarray:
+        """(B,) int64: the ids of step `step`'s global batch, slot by slot.
+
+        An id is the sample's number within its domain plus the number of samples of all domains before it. Known for
+        the last 64 steps handed out, and ahead as far as mixtures are decided.
+        """
+        draw = self._draw(step)
+        offset_K = np.cumsum(self.num_samples_K) - self.num_samples_K
+        return offset_K[draw.domain_B] + draw.ids(self._orders, slice(None))
+
+    def _draw(self, step: int) -> Draw:
+        for draw in self._audit:
+            if draw.step == step:
+                return draw
+        if step < self._step:
+            raise ConfigError(f"step {step} is not kept at step {self._step}: {self._kept()}")
+        cursors_KC = self._cursors_KC.copy()
+        for ahead in range(self._step, step + 1):
+            mixture_K = self.mixture(ahead)
+            settings = self.settings
+            domain_B = draw_domains(mixture_K, settings.global_batch_size, settings.seed, ahead, settings.sampling)
+            draw = Draw(ahead, mixture_K, domain_B, advance(domain_B, cursors_KC))
+        return draw
+
+    def _kept(self) -> str:
+        return f"the last {_AUDIT_STEPS} steps are kept, and steps ahead whose mixture is decided."
+
+    # Iteration ----------------------------------------------------------------------------------------------------
+
+    def start(self, prefetch: int, io_threads: int, pin_memory: bool = False) -> None:
+        """Starts making batches from the current step; a pipeline that runs already is stopped first."""
+        if self.mixture_lag is not None and self.mixture_lag < prefetch:
+            raise ConfigError(
+                f"mixture_lag {self.mixture_lag} is less than prefetch {prefetch}: batches made ahead would wait for "
+                f"mixtures. Set mixture_lag >= {prefetch}, or prefetch <= {self.mixture_lag}."
+            )
+        self.close()
+        limits = LookaheadLimits(
+            samples=self._predownload,
+            flight_bytes=_FLIGHT_BYTES,
+            unopened_bytes=self._cache_limit // 4 if self._cache_limit else 1 << 62,
+            threads=io_threads,
+            timeout_s=self.timeout_s,
+        )
+        options = PipelineOptions(prefetch, pin_memory, self.timeout_s, limits)
+        at = (self._step, self._cursors_KC)
+        self._pipeline = Pipeline(self._shards, self._orders, self._board, self.settings, at, options)
+
+    def next_batch(self) -> dict[str, Any]:
+        """The next step's batch of this rank, as a dict; `start` must have been called."""
+        assert self._pipeline is not None, "start() first"
+        batch = self._pipeline.next()
+        self._hand_out(batch)
+        return {
+            "tokens": torch.from_numpy(batch.tokens_NT),
+            "domain": torch.from_numpy(batch.domain_N),
+            "step": batch.draw.step,
+        }
+
+    @property
+    def running(self) -> bool:
+        """Whether a pipeline is making batches."""
+        return self._pipeline is not None
+
+    @property
+    def step(self) -> int:
+        """The step that is handed out next."""
+        return self._step
+
+    def __iter__(self) -> Iterator[dict[str, Any]]:
+        """Batches from the current step on, for ever. For use in a DataLoader: batch_size=None, num_workers 0 or 1."""
+        worker = get_worker_info()
+        if worker is not None and worker.num_workers > 1:
+            raise ConfigError(
+                f"DataLoader(num_workers={worker.num_workers}): every worker would serve the same batches. Use "
+                f"num_workers 0 or 1; reading already runs in threads."
+            )
+        if not self.running:
+            self.start(prefetch=2 if self.mixture_lag is None else min(2, self.mixture_lag), io_threads=4)
+        while self.running:
+            yield self.next_batch()
+
+    def close(self) -> None:
+        """Stops the pipeline's threads; iterating again goes on at the current step."""
+        if self._pipeline is not None:
+            self._pipeline.close()
+            self._pipeline = None
+
+    def statistics(self) -> dict[str, Any]:
+        """Samples, bytes, cache hits, stalls and their seconds, in total and per domain; and the cache's counters."""
+        running = self._pipeline.statistics.summary() if self._pipeline is not None else {}
+        return {**running, "cache": self._cache.statistics()}
+
+    def _hand_out(self, batch: Batch) -> None:
+        draw = batch.draw
+        assert draw.step == self._step
+        advance(draw.domain_B, self._cursors_KC)
+        self._audit.append(draw)
+        self._step += 1
+        self._board.forget(self._step - _AUDIT_STEPS)
+
+    # State --------------------------------------------------------------------------------------------------------
+
+    def state_dict(self) -> dict[str, Any]:
+        """JSON-able; stands for the step last handed out, whatever was made ahead. The same on every rank."""
+        pending = self._board.pending(self._step)
+        return stream_state.to_state(self._identity, self._shards.indexes, self._step, self._cursors_KC, pending)
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Goes to where `state` stands. Any number of times, in any world. Raises ResumeError (see stream/state.py)."""
+        step, cursors_KC, pending = stream_state.from_state(dict(state), self._identity, self._shards.indexes)
+        self.close()
+        self._step, self._cursors_KC = step, cursors_KC
+        self._audit.clear()
+        self._board.load(step, pending)
+
+    def _prior(self) -> np.ndarray:
+        given = [domain.prior for domain in self.domains]
+        weight_K = np.array([n if p is None else p for p, n in zip(given, self.num_samples_K, strict=True)], np.float64)
+        return weight_K / weight_K.sum()

@@ -1,0 +1,84 @@
+"""What a domain is: a name, where its shards are, and its weight before anything is learned.
+
+A user's list of Streaming's `Stream(remote=..., local=..., split=..., proportion=...)` works in place of `Domain`s.
+"""
+
+import math
+import os
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+from ado_stream.errors import ConfigError
+
+
+@dataclass(frozen=True)
+class Domain:
+    """One domain of the mixture: an MDS data set (a folder with index.json) under a name.
+
+    remote: URL or path of the folder that is read from; None when everything is on this machine.
+    local:  folder on this machine: the data itself (remote None) or the cache of the remote.
+    prior:  weight, any positive scale; None for all domains means by number of tokens.
+    """
+
+    name: str
+    remote: str | None = None
+    local: str | None = None
+    prior: float | None = None
+
+    def __post_init__(self) -> None:
+        if not self.name or not isinstance(self.name, str):
+            raise ConfigError(f"a domain needs a name, a non-empty string; got {self.name!r}.")
+        if self.local is None:
+            what = "data or cache" if self.remote is None else f"cache of {self.remote}"
+            raise ConfigError(f"domain '{self.name}': no local folder. Give local=, the folder of its {what}.")
+        if self.prior is not None and not (math.isfinite(self.prior) and self.prior >= 0):
+            raise ConfigError(f"domain '{self.name}': prior {self.prior}; expected a finite weight >= 0, or None.")
+
+
+def as_domains(given: Iterable[Any]) -> list[Domain]:
+    """`given` (Domains, or Streaming's Stream objects) as a checked list of Domains.
+
+    A Stream's name is the last part of its remote or local path. Raises ConfigError for an empty list, a name or a
+    folder that comes twice, and for Streams with `repeat` or `choose` (say it with `proportion`).
+    """
+    domains = [item if isinstance(item, Domain) else _from_stream(item) for item in given]
+    if not domains:
+        raise ConfigError("no domains given; a mixture needs at least one.")
+    names: set[str] = set()
+    folders: dict[str, str] = {}
+    for domain in domains:
+        if domain.name in names:
+            raise ConfigError(f"domain '{domain.name}' is given twice; names must differ.")
+        names.add(domain.name)
+        assert domain.local is not None
+        folder = os.path.realpath(domain.local)
+        if folder in folders:
+            raise ConfigError(
+                f"domains '{folders[folder]}' and '{domain.name}' have the same local folder {domain.local}."
+            )
+        folders[folder] = domain.name
+    given_priors = [domain for domain in domains if domain.prior is not None]
+    if given_priors and len(given_priors) < len(domains):
+        missing = next(domain.name for domain in domains if domain.prior is None)
+        raise ConfigError(f"domain '{missing}' has no prior, others have. Give all of them one, or none.")
+    if given_priors and sum(domain.prior or 0.0 for domain in domains) <= 0:
+        raise ConfigError("all priors are 0; at least one domain needs a positive weight.")
+    return domains
+
+
+def _from_stream(stream: Any) -> Domain:
+    if not (hasattr(stream, "remote") and hasattr(stream, "local")):
+        raise ConfigError(f"expected ado.Domain or streaming.Stream, got {type(stream).__name__}.")
+    split = getattr(stream, "split", None) or ""
+    path = (stream.remote or stream.local).rstrip("/")
+    name = path.rsplit("/", 1)[-1]
+    for unit in ("repeat", "choose"):
+        if hasattr(stream, unit):
+            raise ConfigError(f"stream '{name}': {unit}= has no meaning here; give all streams a proportion= instead.")
+    return Domain(
+        name=name,
+        remote=f"{stream.remote.rstrip('/')}/{split}".rstrip("/") if stream.remote else None,
+        local=os.path.join(stream.local, split).rstrip("/"),
+        prior=getattr(stream, "proportion", None),
+    )

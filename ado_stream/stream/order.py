@@ -1,0 +1,184 @@
+"""The infinite order of one domain, lane by lane: a pure function of (shard sizes, seed, name, C).
+
+The domain's shards are laid out in a seeded order and cut into C shares of equal size (to one sample); a share is a
+lane's for ever, so a lane reads, caches and repeats only its own shards. Each epoch of a lane shuffles its share: the
+pieces of shards in a new order, grouped into blocks of some shards, the samples of a block mixed. The first block of an
+epoch is a single piece and each next one twice as large until `block_samples`, so that the first batch waits for one
+shard a domain and not for a block of them.
+
+Nothing of the length of an epoch is held: a lane costs memory by its pieces of shards, and a sample O(log shards) time.
+A domain with fewer samples than lanes shares them out: lane c holds the one sample floor(c N / C).
+
+Invariant: within a lane, positions [e n, (e + 1) n) visit each of its n samples exactly once, for every epoch e.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+from numba import njit
+
+from ado_stream.errors import ConfigError
+from ado_stream.stream.randomness import key_of, permutation, permute
+
+BLOCK_SAMPLES = 1 << 17
+
+
+@dataclass(frozen=True)
+class _Epoch:
+    """One lane's epoch: its pieces in reading order, and where blocks of pieces begin."""
+
+    key: np.uint64
+    first_id: np.ndarray  # (pieces,) int64: sample id of a piece's first row
+    start: np.ndarray  # (pieces + 1,) int64: position of a piece's first sample
+    block: np.ndarray  # (blocks + 1,) int64: first piece of a block
+
+
+@njit(cache=True, nogil=True)
+def _group(start, block_samples):
+    """First pieces of the blocks, with the number of pieces at the end."""
+    pieces = start.size - 1
+    bounds = np.empty(pieces + 1, np.int64)
+    count = 0
+    piece = 0
+    target = np.int64(0)
+    while piece < pieces:
+        bounds[count] = piece
+        count += 1
+        begin = start[piece]
+        piece += 1
+        while piece < pieces and start[piece] - begin < target:
+            piece += 1
+        target = min(block_samples, max(2 * target, 2 * (start[piece] - begin)))
+    bounds[count] = pieces
+    return bounds[: count + 1].copy()
+
+
+@njit(cache=True, nogil=True)
+def _ids(first_id, start, block, key, begin, out):
+    """Sample ids at positions begin, begin + 1, ... of one epoch of a lane."""
+    block_start = start[block]
+    b = np.searchsorted(block_start, begin, side="right") - 1
+    for i in range(out.size):
+        position = begin + i
+        while position >= block_start[b + 1]:
+            b += 1
+        low = block_start[b]
+        mixed = low + permute(position - low, block_start[b + 1] - low, key + np.uint64(b))
+        lo, hi = block[b], block[b + 1]
+        piece = lo + np.searchsorted(start[lo:hi], mixed, side="right") - 1
+        out[i] = first_id[piece] + mixed - start[piece]
+
+
+class DomainOrder:
+    """Sample ids of one domain in the order in which its lanes read them.
+
+    samples_S: (S,) samples per shard. Raises ConfigError for a domain without samples.
+    """
+
+    def __init__(self, name: str, samples_S: np.ndarray, seed: int, num_lanes: int, block_samples: int = BLOCK_SAMPLES):
+        self.name, self.seed, self.num_lanes, self.block_samples = name, seed, num_lanes, block_samples
+        samples_S = np.asarray(samples_S, np.int64)
+        self.num_samples = int(samples_S.sum())
+        if self.num_samples == 0:
+            raise ConfigError(f"domain '{name}' has no samples; remove it, or prepare it again.")
+        order_S = permutation(samples_S.size, key_of("shards", seed, name))
+        order_S = order_S[samples_S[order_S] > 0]
+        self._first_id_S = (np.cumsum(samples_S) - samples_S)[order_S]
+        self._start_S = np.concatenate([[0], np.cumsum(samples_S[order_S])])
+        self._plans: dict[int, dict[int, _Epoch]] = {}  # lane -> the last two epochs asked for
+
+    def share(self, lane: int) -> int:
+        """How many samples lane `lane` holds: the length of its epochs."""
+        begin, end = self._range(lane)
+        return end - begin
+
+    def ids(self, lane: int, position: int, count: int) -> np.ndarray:
+        """(count,) int64: the sample ids at positions [position, position + count) of the lane's endless order."""
+        out = np.empty(count, np.int64)
+        share = self.share(lane)
+        done = 0
+        while done < count:
+            epoch, begin = divmod(position + done, share)
+            part = out[done : done + min(count - done, share - begin)]
+            plan = self._plan(lane, epoch)
+            _ids(plan.first_id, plan.start, plan.block, plan.key, begin, part)
+            done += part.size
+        return out
+
+    def _range(self, lane: int) -> tuple[int, int]:
+        begin = lane * self.num_samples // self.num_lanes
+        end = (lane + 1) * self.num_samples // self.num_lanes
+        return begin, max(end, begin + 1)
+
+    def _plan(self, lane: int, epoch: int) -> _Epoch:
+        plans = self._plans.setdefault(lane, {})
+        if epoch not in plans:
+            while len(plans) >= 2:  # reading and looking ahead may straddle two epochs
+                del plans[min(plans)]
+            plans[epoch] = self._make_plan(lane, epoch)
+        return plans[epoch]
+
+    def _make_plan(self, lane: int, epoch: int) -> _Epoch:
+        begin, end = self._range(lane)
+        first = int(np.searchsorted(self._start_S, begin, side="right")) - 1
+        last = int(np.searchsorted(self._start_S, end, side="left"))
+        starts = np.maximum(self._start_S[first:last], begin)
+        sizes = np.minimum(self._start_S[first + 1 : last + 1], end) - starts
+        first_id = self._first_id_S[first:last] + (starts - self._start_S[first:last])
+        order = permutation(sizes.size, key_of("pieces", self.seed, self.name, lane, epoch))
+        start = np.concatenate([[0], np.cumsum(sizes[order])])
+        return _Epoch(
+            key=key_of("samples", self.seed, self.name, lane, epoch),
+            first_id=first_id[order],
+            start=start,
+            block=_group(start, self.block_samples),
+        )
+
+
+class StreamingOrder:
+    """The same face over one of Streaming's shuffles (py1e, py1br, py1s, py2s, naive), for those who want its order.
+
+    Holds whole epochs of the domain as arrays, 8 bytes a sample; lane c reads Streaming's canonical node c.
+    """
+
+    def __init__(self, name: str, samples_S: np.ndarray, seed: int, num_lanes: int, algorithm: str):
+        from streaming.base.shuffle import algos, get_shuffle
+
+        if algorithm not in algos:
+            raise ConfigError(f"shuffle '{algorithm}'; expected 'blocks' or one of {', '.join(sorted(algos))}.")
+        self.name, self.num_lanes = name, num_lanes
+        self._samples_S = np.asarray(samples_S, np.int64)
+        self.num_samples = int(self._samples_S.sum())
+        if self.num_samples < num_lanes:
+            raise ConfigError(f"domain '{name}': {self.num_samples} samples for {num_lanes} lanes; use shuffle='blocks'.")
+        self._shuffle = lambda epoch: get_shuffle(algorithm, self._samples_S, num_lanes, seed, epoch)
+        self._epochs: dict[int, np.ndarray] = {}
+
+    def share(self, lane: int) -> int:
+        """How many samples lane `lane` holds: the length of its epochs."""
+        return (lane + 1) * self.num_samples // self.num_lanes - lane * self.num_samples // self.num_lanes
+
+    def ids(self, lane: int, position: int, count: int) -> np.ndarray:
+        """(count,) int64: the sample ids at positions [position, position + count) of the lane's endless order."""
+        share = self.share(lane)
+        begin = lane * self.num_samples // self.num_lanes
+        epoch_N, offset_N = np.divmod(np.arange(position, position + count), share)
+        out = np.empty(count, np.int64)
+        for epoch in range(int(epoch_N[0]), int(epoch_N[-1]) + 1) if count else ():
+            chosen = epoch_N == epoch
+            out[chosen] = self._epoch(epoch)[begin + offset_N[chosen]]
+        return out
+
+    def _epoch(self, epoch: int) -> np.ndarray:
+        if epoch not in self._epochs:
+            while len(self._epochs) >= 2:  # lanes may straddle two epochs
+                del self._epochs[min(self._epochs)]
+            self._epochs[epoch] = np.asarray(self._shuffle(epoch), np.int64)
+        return self._epochs[epoch]
+
+
+def make_order(name: str, samples_S: np.ndarray, seed: int, num_lanes: int, shuffle: str) -> DomainOrder | StreamingOrder:
+    """The order of one domain: 'blocks' is ours, any other name one of Streaming's."""
+    if shuffle == "blocks":
+        return DomainOrder(name, samples_S, seed, num_lanes)
+    return StreamingOrder(name, samples_S, seed, num_lanes, shuffle)

@@ -1,0 +1,95 @@
+"""One verified MDS shard, memory-mapped: where the tokens of each row lie.
+
+MDS: uint32 n, uint32[n + 1] offsets, a JSON header, then the samples; a sample is a uint32 size for each variable
+column, then the columns. Every offset is checked once at opening, so that a gather may read without checks.
+The map outlives an unlink of the file: eviction never pulls a page from under a reader.
+"""
+
+import mmap
+
+import numpy as np
+
+from ado_stream.errors import DataError, ShardCorrupt
+from ado_stream.stream.index import TokenColumn
+
+
+class ShardView:
+    """Rows of one shard: `address(rows)` and `row_tokens`, tokens a row, the same for all rows.
+
+    Raises ShardCorrupt when the header does not describe this file, DataError when rows differ in length.
+    """
+
+    def __init__(self, mapped: mmap.mmap, column: TokenColumn, num_rows: int, label: str):
+        self._bytes = np.frombuffer(mapped, np.uint8)  # keeps the map alive
+        offset_N = self._offsets(num_rows, label)
+        begin_N, length_N = self._token_spans(offset_N, column, label)
+        length = int(length_N[0])
+        if (length_N != length).any():
+            row = int(np.argmax(length_N != length))
+            raise DataError(
+                f"{label}: row {row} holds {length_N[row] // column.dtype.itemsize} tokens, row 0 holds "
+                f"{length // column.dtype.itemsize}. Pack the text to one length; `ado-stream prepare` does."
+            )
+        self.row_bytes = length
+        self.row_tokens = length // column.dtype.itemsize
+        self.dtype = column.dtype
+        step_N = np.diff(begin_N)
+        self._first, self._stride = int(begin_N[0]), int(step_N[0]) if num_rows > 1 else 0
+        self._begin_N = None if (step_N == self._stride).all() else begin_N
+        self._base = self._bytes.ctypes.data
+
+    def address(self, row_N: np.ndarray) -> np.ndarray:
+        """(N,) uint64: the memory addresses of the rows' tokens; valid while this view is alive."""
+        begin_N = self._first + row_N * self._stride if self._begin_N is None else self._begin_N[row_N]
+        return (begin_N + self._base).astype(np.uint64)
+
+    def _offsets(self, num_rows: int, label: str) -> np.ndarray:
+        size = self._bytes.size
+        head = 4 * (num_rows + 2)
+        if size < head:
+            raise ShardCorrupt(f"{label}: {size} bytes cannot hold the offsets of {num_rows} rows. Run `ado-stream lint`.")
+        word_N = self._bytes[:head].view("<u4").astype(np.int64)
+        offset_N = word_N[1:]
+        if word_N[0] != num_rows or offset_N[0] < head or offset_N[-1] != size or (np.diff(offset_N) <= 0).any():
+            raise ShardCorrupt(
+                f"{label}: its header says {word_N[0]} rows up to byte {offset_N[-1]}, the index {num_rows} rows and "
+                f"the file {size} bytes. Run `ado-stream lint` on the data set."
+            )
+        return offset_N
+
+    def _token_spans(self, offset_N: np.ndarray, column: TokenColumn, label: str) -> tuple[np.ndarray, np.ndarray]:
+        """Begin and length in bytes of every row's tokens, checked to lie inside the row."""
+        begin_N = offset_N[:-1] + 4 * column.num_variable
+        size_word = 0
+        for size in column.columns_before:
+            if size is None:
+                begin_N = begin_N + self._word(offset_N[:-1] + 4 * size_word, offset_N[1:], label)
+                size_word += 1
+            else:
+                begin_N = begin_N + size
+        if column.size_bytes is None:
+            length_N = self._word(offset_N[:-1] + 4 * size_word, offset_N[1:], label)
+        else:
+            length_N = np.full(begin_N.size, column.size_bytes, np.int64)
+        end_N = begin_N + length_N
+        if column.shaped:
+            begin_N = self._after_shape(begin_N, offset_N[1:], label)
+        if (end_N > offset_N[1:]).any() or (end_N <= begin_N).any() or ((end_N - begin_N) % column.dtype.itemsize).any():
+            raise ShardCorrupt(f"{label}: tokens outside their row. The shard or its index.json is damaged.")
+        return begin_N, end_N - begin_N
+
+    def _word(self, at_N: np.ndarray, end_N: np.ndarray, label: str) -> np.ndarray:
+        """The uint32 at each of `at_N`, which must lie before `end_N`."""
+        if (at_N + 4 > end_N).any():
+            raise ShardCorrupt(f"{label}: a row too short for its columns' sizes.")
+        byte_N4 = self._bytes[at_N[:, None] + np.arange(4)].astype(np.int64)
+        return byte_N4 @ np.array([1, 1 << 8, 1 << 16, 1 << 24])
+
+    def _after_shape(self, begin_N: np.ndarray, end_N: np.ndarray, label: str) -> np.ndarray:
+        """Skips Streaming's (ndim << 2 | width) byte and the shape; tokens must have one dimension."""
+        if (begin_N >= end_N).any():
+            raise ShardCorrupt(f"{label}: a row too short for its tokens.")
+        kind_N = self._bytes[begin_N].astype(np.int64)
+        if (kind_N >> 2 != 1).any():
+            raise DataError(f"{label}: tokens with {int(kind_N[0]) >> 2} dimensions; expected one.")
+        return begin_N + 1 + (1 << (kind_N & 3))

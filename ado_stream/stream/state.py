@@ -1,0 +1,93 @@
+"""Where a stream stands, as JSON: the step next to be handed out, a cursor per domain and lane, mixtures still to come.
+
+The world (ranks, nodes, threads) is not in it: rank 0's state is the whole truth and any world may load it. Keys:
+
+    version            1
+    identity           what the order depends on: seed, global_batch_size, canonical_nodes, mixture_lag, sampling, shuffle
+    step               next step to be handed out
+    domains            {name: {fingerprint, samples, cursors: [C] samples drawn so far per lane}}, in the mixture's order
+    mixtures           {step: [K]} decided for steps from `step` on ("-1": the one held, without a lag)
+"""
+
+import logging
+from typing import Any
+
+import numpy as np
+
+from ado_stream.errors import ResumeError
+from ado_stream.stream.index import MdsIndex
+
+VERSION = 1
+_log = logging.getLogger(__name__)
+
+
+def to_state(
+    identity: dict[str, Any], indexes: list[MdsIndex], step: int, cursors_KC: np.ndarray, pending: dict[int, np.ndarray]
+) -> dict[str, Any]:
+    """The state as a JSON-able dict."""
+    return {
+        "version": VERSION,
+        "identity": dict(identity),
+        "step": step,
+        "domains": {
+            index.name: {"fingerprint": index.fingerprint, "samples": index.num_samples, "cursors": cursor_C}
+            for index, cursor_C in zip(indexes, cursors_KC.tolist(), strict=True)
+        },
+        "mixtures": {str(key): mixture_K.tolist() for key, mixture_K in pending.items()},
+    }
+
+
+def from_state(
+    state: dict[str, Any], identity: dict[str, Any], indexes: list[MdsIndex]
+) -> tuple[int, np.ndarray, dict[int, np.ndarray]]:
+    """(step, cursors (K, C) int64, pending mixtures) of `state` for the data set at hand.
+
+    A domain that the state does not know starts at its beginning with no share until a new mixture is published; one
+    that is gone is dropped and its pending share goes to the others in proportion; both are logged. Raises ResumeError
+    for another version, other settings (all named), and a domain whose data changed (named).
+    """
+    _check(state, identity, indexes)
+    saved = state["domains"]
+    names = [index.name for index in indexes]
+    cursors_KC = np.zeros((len(names), identity["canonical_nodes"]), np.int64)
+    for k, name in enumerate(names):
+        if name in saved:
+            cursors_KC[k] = saved[name]["cursors"]
+    added, retired = [n for n in names if n not in saved], [n for n in saved if n not in names]
+    if added or retired:
+        _log.warning("resuming with other domains: added %s; retired %s", added or "none", retired or "none")
+    column = {name: number for number, name in enumerate(saved)}
+    pending = {}
+    for key, mixture in state["mixtures"].items():
+        mixture_K = np.array([mixture[column[name]] if name in column else 0.0 for name in names])
+        if (added or retired) and mixture_K.sum() > 0:
+            mixture_K = mixture_K / mixture_K.sum()
+        if mixture_K.sum() > 0:
+            pending[int(key)] = mixture_K
+    return int(state["step"]), cursors_KC, pending
+
+
+def _check(state: dict[str, Any], identity: dict[str, Any], indexes: list[MdsIndex]) -> None:
+    if not isinstance(state, dict) or state.get("version") != VERSION:
+        found = state.get("version") if isinstance(state, dict) else type(state).__name__
+        raise ResumeError(f"stream state of version {found!r}; this ado-stream reads version {VERSION}.")
+    try:
+        saved, domains = state["identity"], state["domains"]
+        state["step"], state["mixtures"]
+    except KeyError as error:
+        raise ResumeError(f"stream state without {error}; it is damaged or of another program.") from None
+    other = [f"{key} {saved.get(key)!r} -> {value!r}" for key, value in identity.items() if saved.get(key) != value]
+    if other:
+        raise ResumeError(f"the stream was saved with other settings: {'; '.join(other)}. Resume with the saved ones.")
+    known = {index.name: index for index in indexes}
+    shared = [name for name in domains if name in known]
+    if not shared:
+        raise ResumeError(
+            f"none of the saved domains ({', '.join(domains)}) is in this data set ({', '.join(known)}): another corpus?"
+        )
+    for name in shared:
+        if domains[name]["fingerprint"] != known[name].fingerprint:
+            raise ResumeError(
+                f"domain '{name}': its shards are not those of the saved run ({domains[name]['samples']} samples then, "
+                f"{known[name].num_samples} now).\n  Give the old data back, or add the new data under another name."
+            )
