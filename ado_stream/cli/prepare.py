@@ -1,0 +1,66 @@
+"""Turn raw text into shards, one data set per domain and split, with corpus.json.
+
+A run that was killed goes on where it stopped when the same command is given again.
+"""
+
+import argparse
+import json
+import os
+
+from ado_stream.cli.info import print_sizes
+from ado_stream.corpus import load_manifest
+from ado_stream.prepare.config import PrepareConfig
+from ado_stream.prepare.run import prepare
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "inputs", nargs="+", metavar="IN", help=".jsonl[.zst|.gz], .txt, .parquet, .arrow files, or folders of them"
+    )
+    parser.add_argument("--out", required=True, metavar="DIR-or-URL", help="where the corpus goes")
+    domain = parser.add_mutually_exclusive_group()
+    domain.add_argument("--domain-key", metavar="KEY", help="dotted key of a record's domain: meta.pile_set_name")
+    domain.add_argument(
+        "--domain-from", choices=["folder"], default="folder", help="the domain is the first name below IN (default)"
+    )
+    parser.add_argument("--text-key", default="text", metavar="KEY", help="dotted key of a record's text (text)")
+    parser.add_argument(
+        "--tokenizer", default="bytes", help="bytes (default), bpe:N, or a Hugging Face tokenizer file, folder or name"
+    )
+    parser.add_argument("--seq-len", type=int, default=1024, metavar="T", help="tokens of a sample, less one (1024)")
+    val = parser.add_mutually_exclusive_group()
+    val.add_argument("--val", nargs="+", default=[], metavar="IN", help="files or folders of validation text")
+    val.add_argument("--val-fraction", type=float, default=0.0, metavar="F", help="of the documents, by hash (0)")
+    parser.add_argument("--workers", type=int, default=len(os.sched_getaffinity(0)), help="processes (one a core)")
+    parser.add_argument(
+        "--on-error", choices=["stop", "skip"], default="stop", help="unreadable records: stop (default), or count them"
+    )
+    parser.add_argument("--seed", type=int, default=17, help="of the sample that a BPE is trained on (17)")
+    parser.add_argument("--shard-mb", type=float, default=16.0, metavar="MB", help="size of a raw shard in MiB (16)")
+    parser.add_argument("--json", action="store_true", help="print corpus.json, and no progress bar")
+
+
+def run(args: argparse.Namespace) -> None:
+    out = prepare(
+        PrepareConfig(
+            inputs=tuple(args.inputs),
+            out=args.out,
+            seq_len=args.seq_len,
+            tokenizer=args.tokenizer,
+            text_key=args.text_key,
+            domain_key=args.domain_key,
+            val=tuple(args.val),
+            val_frac=args.val_fraction,
+            skip_errors=args.on_error == "skip",
+            seed=args.seed,
+            shard_bytes=round(args.shard_mb * 2**20),
+            workers=args.workers,
+            progress=not args.json,
+        )
+    )
+    manifest = load_manifest(out)
+    if args.json:
+        print(json.dumps(manifest, ensure_ascii=False))
+        return
+    print_sizes(manifest)
+    print(f"written to {out}")

@@ -1,0 +1,59 @@
+"""What `prepare` is asked to do, checked before anything is started."""
+
+import os
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from ado_stream.errors import ConfigError
+from ado_stream.prepare.tokenizer import BYTES, bpe_vocabulary
+
+_MIN_SHARD_BYTES = 1 << 12
+_MAX_SHARD_BYTES = 1 << 31  # offsets inside a shard are uint32
+
+
+@dataclass(frozen=True)
+class PrepareConfig:
+    """The settings of one `prepare`. Two runs that differ in `workers` and `progress` alone give the same bytes."""
+
+    inputs: tuple[str, ...]  # files and folders
+    out: str  # local folder, or URL of one
+    seq_len: int = 1024  # tokens a model reads at once; samples hold one more
+    tokenizer: str = BYTES  # "bytes", "bpe:N", a Hugging Face tokenizer file, folder or name
+    text_key: str = "text"  # dotted
+    domain_key: str | None = None  # dotted; None: by the file's place
+    val: tuple[str, ...] = ()  # files and folders of validation text
+    val_frac: float = 0.0  # of the documents, by hash of their text
+    skip_errors: bool = False  # count unreadable records and go on
+    seed: int = 17  # of the sample a BPE is trained on
+    shard_bytes: int = 1 << 24  # raw size of a shard
+    workers: int = field(default_factory=lambda: len(os.sched_getaffinity(0)))  # processes
+    progress: bool = False  # a bar on standard error
+
+    def __post_init__(self) -> None:
+        """Raises ConfigError for settings that cannot work."""
+        if not self.inputs:
+            raise ConfigError("no input: give at least one file or folder of text.")
+        if self.seq_len < 1:
+            raise ConfigError(f"seq_len is {self.seq_len}; expected at least 1.")
+        if not 0 <= self.val_frac < 1:
+            raise ConfigError(f"validation fraction is {self.val_frac}; expected at least 0 and less than 1.")
+        if self.val and self.val_frac:
+            raise ConfigError("both validation files and a validation fraction are given; choose one of them.")
+        if self.workers < 1:
+            raise ConfigError(f"workers is {self.workers}; expected at least 1.")
+        if not _MIN_SHARD_BYTES <= self.shard_bytes <= _MAX_SHARD_BYTES:
+            raise ConfigError(
+                f"shards of {self.shard_bytes} bytes; expected {_MIN_SHARD_BYTES} to {_MAX_SHARD_BYTES} bytes."
+            )
+        bpe_vocabulary(self.tokenizer)
+
+    @property
+    def is_remote(self) -> bool:
+        """Whether `out` is an object store's URL."""
+        return "://" in self.out and not self.out.startswith("file://")
+
+    @property
+    def local_out(self) -> Path:
+        """The folder of a local corpus."""
+        assert not self.is_remote
+        return Path(self.out.removeprefix("file://")).expanduser()

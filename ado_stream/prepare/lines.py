@@ -1,0 +1,108 @@
+"""One file's bytes in blocks of whole lines, from raw, gzip or zstd files, in bounded memory.
+
+A damaged or cut compressed file is a DataError with its position, never a file that silently ends early: the zstd
+frame must be complete at the end of the file (zstandard's own stream_reader does not say so).
+"""
+
+import gzip
+import zlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import BinaryIO
+
+import zstandard
+
+from ado_stream.errors import DataError
+
+MAX_LINE_BYTES = 1 << 28
+_READ_BYTES = 1 << 20
+_ZSTD_FEED_BYTES = 1 << 13  # a block of 4 bytes may stand for 128 KiB: 8 KiB unfold to 256 MiB at the very worst
+_ZSTD_WINDOW_BYTES = 1 << 31  # as far as `zstd --long=31` reaches
+
+
+@dataclass(frozen=True)
+class Block:
+    """Whole lines of a file."""
+
+    data: bytes
+    first_line: int  # counted from 1
+    source_bytes: int  # bytes of the file on disk that were read for it
+
+
+def line_blocks(path: str, block_bytes: int) -> Iterator[Block]:
+    """Blocks of whole lines of about `block_bytes`; where they are cut depends on the content alone.
+
+    Raises DataError: damaged compression, a line over MAX_LINE_BYTES.
+    """
+    with open(path, "rb") as file:
+        parts: list[bytes] = []
+        size = done = 0
+        line = 1
+        for chunk in _plain_bytes(path, file):
+            parts.append(chunk)
+            size += len(chunk)
+            if size < block_bytes or (b"\n" not in chunk and size <= MAX_LINE_BYTES):
+                continue
+            data = b"".join(parts)
+            cut = data.rfind(b"\n") + 1
+            if cut == 0 and size > MAX_LINE_BYTES:
+                raise DataError(
+                    f"{path}:{line}: line longer than {MAX_LINE_BYTES >> 20} MiB.\n"
+                    "  One line is one document; split it, or check that the file is JSON lines."
+                )
+            if cut:
+                yield Block(data[:cut], line, file.tell() - done)
+                line += data.count(b"\n", 0, cut)
+                done = file.tell()
+                data = data[cut:]
+            parts, size = [data], len(data)
+        if size:
+            yield Block(b"".join(parts), line, file.tell() - done)
+
+
+def _plain_bytes(path: str, file: BinaryIO) -> Iterator[bytes]:
+    """The file's content uncompressed, in chunks whose borders depend on the content alone."""
+    if path.endswith(".zst"):
+        return _unzstd(path, file)
+    if path.endswith(".gz"):
+        return _gunzip(path, file)
+    return iter(lambda: file.read(_READ_BYTES), b"")
+
+
+def _unzstd(path: str, file: BinaryIO) -> Iterator[bytes]:
+    frames = zstandard.ZstdDecompressor(max_window_size=_ZSTD_WINDOW_BYTES)
+    frame = None
+    produced = 0
+    data = b""
+    try:
+        while data := data or file.read(_ZSTD_FEED_BYTES):
+            frame = frame or frames.decompressobj()
+            chunk = frame.decompress(data)
+            data = b""
+            if frame.eof:
+                data, frame = frame.unused_data, None
+            produced += len(chunk)
+            if chunk:
+                yield chunk
+    except zstandard.ZstdError as error:
+        raise _damaged(path, "zstd", file.tell(), produced, str(error)) from error
+    if frame is not None:
+        raise _damaged(path, "zstd", file.tell(), produced, "the file ends inside a frame")
+
+
+def _gunzip(path: str, file: BinaryIO) -> Iterator[bytes]:
+    produced = 0
+    try:
+        with gzip.GzipFile(fileobj=file) as stream:
+            while chunk := stream.read(_READ_BYTES):
+                produced += len(chunk)
+                yield chunk
+    except (EOFError, gzip.BadGzipFile, zlib.error) as error:
+        raise _damaged(path, "gzip", file.tell(), produced, str(error)) from error
+
+
+def _damaged(path: str, kind: str, position: int, produced: int, why: str) -> DataError:
+    return DataError(
+        f"{path}: corrupt {kind} data before byte {position:,} of the file, {produced:,} bytes unpacked: {why}.\n"
+        "  The file is damaged or cut short. Fetch it again."
+    )

@@ -1,0 +1,117 @@
+"""The MDS shard format (version 2) for one column of fixed-size token samples.
+
+Written directly, because importing mosaicml-streaming costs a worker process 4 to 10 s; `tests/prepare/test_mds.py`
+holds every byte against streaming's own MDSWriter. A shard is
+
+    uint32 number of samples | uint32 offset of each sample, and of the end | JSON of the columns | the samples
+
+and index.json lists the shards with sizes and hashes. Source: mosaicml-streaming 0.13, base/format/mds/writer.py.
+"""
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import xxhash
+import zstandard
+
+COLUMN = "tokens"
+COMPRESSION = "zstd"
+COMPRESSION_LEVEL = 3
+HASH = "xxh64"
+INDEX_NAME = "index.json"
+
+
+@dataclass(frozen=True)
+class ShardFormat:
+    """The shape of every shard of a data set: samples of `sample_tokens` ids of `dtype`, `size_limit` raw bytes."""
+
+    sample_tokens: int
+    dtype: str  # "uint16" or "uint32"
+    size_limit: int
+
+    @property
+    def sample_bytes(self) -> int:
+        return self.sample_tokens * np.dtype(self.dtype).itemsize
+
+    @property
+    def encoding(self) -> str:
+        """Streaming's name of the column's type, such as ndarray:uint16:257."""
+        return f"ndarray:{self.dtype}:{self.sample_tokens}"
+
+    @cached_property
+    def config(self) -> dict[str, Any]:
+        """What every index entry and every shard's header say about the columns."""
+        return {
+            "version": 2,
+            "format": "mds",
+            "compression": COMPRESSION,
+            "hashes": [HASH],
+            "size_limit": self.size_limit,
+            "column_names": [COLUMN],
+            "column_encodings": [self.encoding],
+            "column_sizes": [self.sample_bytes],
+        }
+
+    @cached_property
+    def header(self) -> bytes:
+        return json.dumps(self.config, sort_keys=True).encode()
+
+    @property
+    def samples_per_shard(self) -> int:
+        """Samples of a full shard: as many as stay within `size_limit`, at least one (as MDSWriter counts)."""
+        return max(1, (self.size_limit - 8 - len(self.header)) // (self.sample_bytes + 4))
+
+    @property
+    def spool_bytes(self) -> int:
+        """Bytes of the samples alone in a full shard."""
+        return self.samples_per_shard * self.sample_bytes
+
+
+def encode_shard(samples: bytes, form: ShardFormat) -> bytes:
+    """A whole raw shard from its samples' bytes, one after the other."""
+    num_samples, rest = divmod(len(samples), form.sample_bytes)
+    assert num_samples > 0
+    assert rest == 0
+    first = 4 + 4 * (num_samples + 1) + len(form.header)
+    offsets = first + np.arange(num_samples + 1, dtype=np.uint64) * form.sample_bytes
+    assert offsets[-1] < 2**32, "offsets are uint32"
+    return b"".join([np.uint32(num_samples).tobytes(), offsets.astype("<u4").tobytes(), form.header, samples])
+
+
+def compress_shard(raw: bytes) -> bytes:
+    """`raw` as one zstd frame, the same bytes for the same input and library version."""
+    return zstandard.ZstdCompressor(level=COMPRESSION_LEVEL).compress(raw)
+
+
+def shard_entry(shard: int, raw: bytes, compressed: bytes, form: ShardFormat) -> dict[str, Any]:
+    """The index entry of shard number `shard`."""
+    name = shard_name(shard)
+    return {
+        "samples": int(np.frombuffer(raw, "<u4", 1)[0]),
+        "raw_data": _file_entry(name, raw),
+        "zip_data": _file_entry(f"{name}.{COMPRESSION}", compressed),
+        **form.config,
+    }
+
+
+def shard_name(shard: int) -> str:
+    """Basename of the raw shard."""
+    return f"shard.{shard:05}.mds"
+
+
+def encode_index(entries: Sequence[dict[str, Any]]) -> bytes:
+    """The bytes of index.json."""
+    return json.dumps({"version": 2, "shards": list(entries)}, sort_keys=True).encode()
+
+
+def digest(data: bytes) -> str:
+    """xxh64 in hexadecimal, as the index holds it."""
+    return xxhash.xxh64_hexdigest(data)
+
+
+def _file_entry(basename: str, data: bytes) -> dict[str, Any]:
+    return {"basename": basename, "bytes": len(data), "hashes": {HASH: digest(data)}}

@@ -1,0 +1,173 @@
+"""Pieces' token blocks, in input order, to finished shards, with a journal that survives a kill.
+
+The journal (state.json) says how many pieces are in and how full every spool is; it is written by rename, after the
+spools it speaks of. A spool file of an earlier shard is kept until its shard is finished and a journal that has passed
+it is written. So whatever the moment of a kill, the next run cuts the spools back to the journal, finishes the shards
+it has passed, and goes on with the next piece: the bytes are those of a run that was never killed.
+"""
+
+import json
+import time
+from collections import Counter, deque
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ado_stream.errors import ConfigError
+from ado_stream.prepare.files import write_whole
+from ado_stream.prepare.manifest import fingerprint
+from ado_stream.prepare.mds import COMPRESSION, HASH, INDEX_NAME, ShardFormat, encode_index, shard_name
+from ado_stream.prepare.naming import folder_of
+from ado_stream.prepare.output import Target
+from ado_stream.prepare.pool import WorkerPool, result_of
+from ado_stream.prepare.spool import Spool, SpoolState
+from ado_stream.prepare.worker import PieceResult, ShardJob, Worker
+
+MAX_DOMAINS = 4096
+_COMMIT_EVERY_S = 2.0
+_PUBLISHERS = 4
+
+
+@dataclass(frozen=True)
+class PackedSplit:
+    """What one domain's split came to."""
+
+    documents: int
+    text_bytes: int
+    samples: int
+    dropped_tokens: int
+    shard_hashes: list[str]
+
+
+class Packer:
+    """Takes results in input order, keeps the journal, ends with shards and index files."""
+
+    def __init__(self, work: Path, target: Target, form: ShardFormat, pool: WorkerPool, max_jobs: int):
+        self._work = work
+        self._target = target
+        self._form = form
+        self._pool = pool
+        self._max_jobs = max_jobs
+        self._publishers = ThreadPoolExecutor(_PUBLISHERS, thread_name_prefix="publish")
+        self._jobs: deque[Future[None]] = deque()
+        self._spools: dict[tuple[str, str], Spool] = {}
+        self._last_commit_s = time.monotonic()
+        self.num_pieces = 0
+        self.refused: Counter[str] = Counter()
+        for folder in ("tmp", "done"):
+            (work / folder).mkdir(parents=True, exist_ok=True)
+        self._resume()
+
+    def add(self, result: PieceResult) -> None:
+        """Takes the next piece's blocks."""
+        for block in result.blocks:
+            spool = self._spool(block.domain, block.split)
+            for shard in spool.append(block.documents, block.text_bytes, block.tokens):
+                self._finish_shard((block.domain, block.split), shard)
+        self.refused.update(result.refused)
+        self.num_pieces += 1
+        if time.monotonic() - self._last_commit_s > _COMMIT_EVERY_S:
+            self.commit()
+
+    def commit(self) -> None:
+        """Writes the journal; then lets go of the spool files that nothing needs any more."""
+        for spool in self._spools.values():
+            spool.sync()
+        state = {
+            "num_pieces": self.num_pieces,
+            "refused": dict(self.refused),
+            "spools": [[*key, spool.snapshot()] for key, spool in self._spools.items()],
+        }
+        write_whole(self._work / "state.json", json.dumps(state).encode())
+        for key, spool in self._spools.items():
+            for path in spool.folder.iterdir():
+                if int(path.name) < spool.state.shard and self._done_path(key, int(path.name)).exists():
+                    path.unlink()
+        self._last_commit_s = time.monotonic()
+
+    def finish(self) -> dict[tuple[str, str], PackedSplit]:
+        """Finishes the last shards and writes every index.json; in the order in which the domains first came."""
+        self.commit()
+        dropped = {}
+        for key, spool in self._spools.items():
+            last, dropped[key] = spool.finish()
+            if last is not None:
+                self._finish_shard(key, last)
+        while self._jobs:
+            self._jobs.popleft().result()
+        return {key: self._write_index(key, dropped[key]) for key in self._spools}
+
+    def close(self) -> None:
+        """Gives up what is not finished; the journal stays."""
+        self._publishers.shutdown(wait=True, cancel_futures=True)
+
+    def _spool(self, domain: str, split: str) -> Spool:
+        key = (domain, split)
+        if key not in self._spools:
+            if len(self._spools) >= 2 * MAX_DOMAINS:
+                raise ConfigError(
+                    f"more than {MAX_DOMAINS} domains, the latest {domain!r}.\n"
+                    "  The domain key seems to hold something else than a domain; correct --domain-key."
+                )
+            self._spools[key] = Spool(self._spool_folder(key), self._form)
+        return self._spools[key]
+
+    def _resume(self) -> None:
+        path = self._work / "state.json"
+        if not path.exists():
+            return
+        state = json.loads(path.read_bytes())
+        self.num_pieces = state["num_pieces"]
+        self.refused.update(state["refused"])
+        for domain, split, fields in state["spools"]:
+            key = (domain, split)
+            spool = self._spools[key] = Spool(self._spool_folder(key), self._form, SpoolState(**fields))
+            for shard in range(spool.state.shard):
+                if not self._done_path(key, shard).exists():
+                    self._finish_shard(key, shard)
+
+    def _finish_shard(self, key: tuple[str, str], shard: int) -> None:
+        """Has a worker finish the shard and a thread publish it; waits when too many are under way."""
+        while len(self._jobs) >= self._max_jobs or (self._jobs and self._jobs[0].done()):
+            self._jobs.popleft().result()
+        place = f"{folder_of(key[0])}/{key[1]}/{shard_name(shard)}.{COMPRESSION}"
+        job = ShardJob(
+            samples_path=str(self._spools[key].path(shard)),
+            shard=shard,
+            form=self._form,
+            out_path=str(self._target.local_path(place)),
+            temporary_path=str(self._work / "tmp" / place.replace("/", "_")),
+        )
+        entry = self._pool.submit(Worker.finish_shard, job)
+        self._jobs.append(self._publishers.submit(self._publish, key, shard, place, entry))
+
+    def _publish(self, key: tuple[str, str], shard: int, place: str, entry: "Future[dict[str, Any]]") -> None:
+        done = json.dumps(result_of(entry)).encode()
+        self._target.publish(place)
+        write_whole(self._done_path(key, shard), done)
+
+    def _write_index(self, key: tuple[str, str], dropped_bytes: int) -> PackedSplit:
+        state = self._spools[key].state
+        num_shards = state.shard + (state.shard_fill_bytes > dropped_bytes)
+        entries = [json.loads(self._done_path(key, shard).read_bytes()) for shard in range(num_shards)]
+        if entries:
+            self._target.write(f"{folder_of(key[0])}/{key[1]}/{INDEX_NAME}", encode_index(entries))
+        return PackedSplit(
+            documents=state.documents,
+            text_bytes=state.text_bytes,
+            samples=sum(entry["samples"] for entry in entries),
+            dropped_tokens=dropped_bytes * self._form.sample_tokens // self._form.sample_bytes,
+            shard_hashes=[entry["raw_data"]["hashes"][HASH] for entry in entries],
+        )
+
+    def _spool_folder(self, key: tuple[str, str]) -> Path:
+        return self._work / "spool" / folder_of(key[0]) / key[1]
+
+    def _done_path(self, key: tuple[str, str], shard: int) -> Path:
+        return self._work / "done" / f"{folder_of(key[0])}.{key[1]}.{shard:05}.json"
+
+
+def split_fingerprint(splits: dict[str, PackedSplit]) -> str:
+    """A domain's fingerprint: over the hashes of its raw shards."""
+    return fingerprint({split: packed.shard_hashes for split, packed in splits.items()})

@@ -1,0 +1,278 @@
+"""`prepare`: raw text to a corpus, from the list of files to corpus.json.
+
+The coordinator (this process) cuts the input into pieces, hands them to workers, takes the results in input order and
+keeps the journal; memory is a few pieces a worker, whatever the input's size. Corpus and journal depend on the input
+and the settings alone: not on the number of workers, nor on kills and restarts in between.
+"""
+
+import errno
+import os
+from collections import deque
+from collections.abc import Iterable, Iterator
+from concurrent.futures import Future
+from contextlib import contextmanager
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock, Timeout
+
+from ado_stream.errors import AccessDenied, ConfigError, StorageError
+from ado_stream.prepare import manifest as manifests
+from ado_stream.prepare.config import PrepareConfig
+from ado_stream.prepare.files import write_whole
+from ado_stream.prepare.mds import ShardFormat
+from ado_stream.prepare.naming import folder_of
+from ado_stream.prepare.output import LocalTarget, RemoteTarget, Target, clear
+from ado_stream.prepare.packing import PackedSplit, Packer, split_fingerprint
+from ado_stream.prepare.pool import WorkerPool, result_of
+from ado_stream.prepare.progress import Progress
+from ado_stream.prepare.readers import Fields, Piece, Refusals, cut_pieces
+from ado_stream.prepare.sample import Sample
+from ado_stream.prepare.source import SourceFile, find_sources
+from ado_stream.prepare.tokenizer import BYTES, Tokenizer, bpe_vocabulary, load_tokenizer, train_tokenizer
+from ado_stream.prepare.worker import Worker, WorkerSetup
+
+_SAMPLE_BYTES_PER_TOKEN = 512  # of training text for each id of a BPE vocabulary
+_WORK_FOLDER = ".prepare"
+_PLAN_NAME = "plan.json"
+
+
+def prepare(config: PrepareConfig) -> Path | str:
+    """Writes the corpus that `config` asks for; returns its local folder, or its URL.
+
+    A run that was killed goes on where it stopped; a corpus that is complete is left as it is. Worker processes are
+    spawned: a script that calls this needs the usual `if __name__ == "__main__":`, or workers=1.
+
+    Raises ConfigError (settings, an empty domain, another corpus in the way), NotFound (input), DataError (unreadable
+    text, with file and line), StorageError (disk full, upload failed), AccessDenied.
+    """
+    files = find_sources(config.inputs, "hash" if config.val_frac else "train") + find_sources(config.val, "val")
+    plan = _plan(config, files)
+    work, target = _places(config)
+    with _disk_errors(config.out), _locked(work):
+        if not _is_complete(target, plan, config.out):
+            _check_plan(work, plan)
+            _Run(config, files, plan, work, target).execute()
+    clear(work)
+    return config.out if config.is_remote else config.local_out
+
+
+class _Run:
+    """One execution: the pieces of `prepare` that share files, pool and progress bar."""
+
+    def __init__(self, config: PrepareConfig, files: list[SourceFile], plan: str, work: Path, target: Target):
+        self.config = config
+        self.files = files
+        self.plan = plan
+        self.work = work
+        self.target = target
+        self.source_bytes = sum(file.size_bytes for file in files)
+        setup = WorkerSetup(
+            tokenizer=BYTES if config.tokenizer == BYTES else str(work / "tokenizer"),
+            fields=Fields(config.text_key, config.domain_key),
+            val_frac=config.val_frac,
+            skip_errors=config.skip_errors,
+        )
+        self.pool = WorkerPool(setup, config.workers)
+
+    def execute(self) -> None:
+        """Tokenizer, shards, corpus.json, in this order."""
+        try:
+            with Progress(self.config.progress) as progress:
+                tokenizer = self._tokenizer(progress)
+                domains, refused = self._shards(tokenizer, progress)
+            self._finish(tokenizer, domains, refused)
+        finally:
+            self.pool.close()
+
+    def _tokenizer(self, progress: Progress) -> Tokenizer:
+        """The tokenizer, kept in the working folder so that a later run goes on with the same one."""
+        folder = self.work / "tokenizer"
+        if self.config.tokenizer == BYTES or (folder / "complete").exists():
+            return load_tokenizer(BYTES if self.config.tokenizer == BYTES else folder)
+        size = bpe_vocabulary(self.config.tokenizer)
+        if size is None:
+            tokenizer = load_tokenizer(self.config.tokenizer)
+        else:
+            texts = self._sample(size * _SAMPLE_BYTES_PER_TOKEN, progress)
+            tokenizer = train_tokenizer(texts, self.config.tokenizer)
+        folder.mkdir(parents=True, exist_ok=True)
+        tokenizer.save(folder)
+        write_whole(folder / "complete", b"")
+        return tokenizer
+
+    def _sample(self, budget_bytes: int, progress: Progress) -> list[str]:
+        """Training documents for a BPE: a seeded sample of all files but the validation's."""
+        files = [file for file in self.files if file.split != "val"]
+        progress.start("sampling text", sum(file.size_bytes for file in files))
+        sample = Sample(budget_bytes)
+        pieces = cut_pieces(files, Refusals(self.config.skip_errors))
+        jobs = (
+            (self.pool.submit(Worker.sample, piece, self.config.seed, budget_bytes, sample.threshold), piece)
+            for piece in pieces
+        )
+        for items, piece in self._in_order(jobs):
+            sample.merge(items)
+            progress.advance(piece.source_bytes, 0)
+        return [text for _, text in sample.items()]
+
+    def _shards(
+        self, tokenizer: Tokenizer, progress: Progress
+    ) -> tuple[dict[tuple[str, str], PackedSplit], dict[str, int]]:
+        """All of the input, tokenised and packed."""
+        form = ShardFormat(self.config.seq_len + 1, tokenizer.dtype, self.config.shard_bytes)
+        packer = Packer(self.work, self.target, form, self.pool, max_jobs=2 * self.config.workers)
+        cutting = Refusals(self.config.skip_errors)
+        progress.start("tokenising", self.source_bytes)
+        try:
+            jobs = self._tokenise_jobs(cut_pieces(self.files, cutting), packer.num_pieces, progress)
+            for result, piece in self._in_order(jobs):
+                packer.add(result)
+                progress.advance(piece.source_bytes, sum(block.text_bytes for block in result.blocks))
+            return packer.finish(), dict(packer.refused + cutting.counts)
+        finally:
+            packer.close()
+
+    def _tokenise_jobs(
+        self, pieces: Iterator[Piece], num_done: int, progress: Progress
+    ) -> Iterator[tuple["Future[Any]", Piece]]:
+        for number, piece in enumerate(pieces):
+            if number < num_done:
+                progress.advance(piece.source_bytes, 0)
+            else:
+                yield self.pool.submit(Worker.tokenise, piece), piece
+
+    def _in_order(self, jobs: Iterable[tuple["Future[Any]", Piece]]) -> Iterator[tuple[Any, Piece]]:
+        """(result, piece) in the order of `jobs`, a few of them under way at a time: this bounds the memory."""
+        window: deque[tuple[Future[Any], Piece]] = deque()
+        for job in jobs:
+            window.append(job)
+            if len(window) >= 2 * self.config.workers:
+                future, piece = window.popleft()
+                yield result_of(future), piece
+        for future, piece in window:
+            yield result_of(future), piece
+
+    def _finish(
+        self, tokenizer: Tokenizer, packed: dict[tuple[str, str], PackedSplit], refused: dict[str, int]
+    ) -> None:
+        """The tokenizer's files and corpus.json."""
+        domains = _domains(packed, self.config)
+        staging = self.work / "tokenizer"
+        word = tokenizer.save(staging) if tokenizer.name != BYTES else BYTES
+        if word != BYTES:
+            for path in sorted(staging.glob("*.json")):
+                self.target.write(path.name, path.read_bytes())
+        manifest = {
+            "version": manifests.VERSION,
+            "seq_len": self.config.seq_len,
+            "tokenizer": word,
+            "vocab_size": tokenizer.vocab_size,
+            "token_dtype": tokenizer.dtype,
+            "fingerprint": manifests.corpus_fingerprint(domains),
+            "source": self.plan,
+            "refused": refused,
+            "domains": domains,
+        }
+        self.target.write(manifests.FILE_NAME, manifests.encode_manifest(manifest))
+
+
+def _domains(packed: dict[tuple[str, str], PackedSplit], config: PrepareConfig) -> dict[str, Any]:
+    """corpus.json's "domains". Raises ConfigError when one has nothing to train on, or there is none at all."""
+    names = list(dict.fromkeys(domain for domain, _ in packed))
+    if not names:
+        raise ConfigError(f"no document in {', '.join(config.inputs)}: nothing to write.")
+    domains = {}
+    for name in names:
+        splits = {split: packed[name, split] for split in manifests.SPLITS if (name, split) in packed}
+        train = splits.get("train")
+        if train is None or not train.samples:
+            tokens = train.dropped_tokens if train else 0
+            raise ConfigError(
+                f"domain {name!r}: {train.documents if train else 0} training documents with {tokens} tokens are less "
+                f"than one sample of {config.seq_len + 1}.\n"
+                "  Give it more text, leave it out, merge it with another domain, or take a smaller --seq-len."
+            )
+        domains[name] = {
+            "path": folder_of(name),
+            "documents": sum(split.documents for split in splits.values()),
+            "bytes": sum(split.text_bytes for split in splits.values()),
+            "fingerprint": split_fingerprint(splits),
+            "splits": {
+                split: {
+                    "documents": part.documents,
+                    "tokens": part.samples * (config.seq_len + 1),
+                    "samples": part.samples,
+                    "dropped_tokens": part.dropped_tokens,
+                }
+                for split, part in splits.items()
+            },
+        }
+    return domains
+
+
+def _plan(config: PrepareConfig, files: list[SourceFile]) -> str:
+    """Hash of everything that the result depends on: settings, and the files' names, sizes and times."""
+    settings = asdict(config)
+    for key in ("inputs", "out", "val", "workers", "progress"):
+        del settings[key]
+    stamps = [[*asdict(file).values(), os.stat(file.path).st_mtime_ns] for file in files]
+    return manifests.fingerprint([manifests.VERSION, settings, stamps])
+
+
+def _places(config: PrepareConfig) -> tuple[Path, Target]:
+    """The working folder and the target."""
+    if not config.is_remote:
+        return config.local_out / _WORK_FOLDER, LocalTarget(config.local_out)
+    cache = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser()
+    work = cache / "ado-stream" / "prepare" / manifests.fingerprint(config.out)
+    return work, RemoteTarget(config.out, work / "upload")
+
+
+def _is_complete(target: Target, plan: str, out: str) -> bool:
+    data = target.read(manifests.FILE_NAME)
+    if data is None:
+        return False
+    where = f"{out.rstrip('/')}/{manifests.FILE_NAME}"
+    if manifests.decode_manifest(data, where).get("source") == plan:
+        return True
+    raise ConfigError(
+        f"{where}: a corpus of other input or settings is there already.\n"
+        "  Nothing was changed. Remove it, or choose another --out."
+    )
+
+
+def _check_plan(work: Path, plan: str) -> None:
+    path = work / _PLAN_NAME
+    if path.exists() and path.read_text() != plan:
+        raise ConfigError(
+            f"{work}: an unfinished run over other input or settings.\n"
+            "  Repeat that run's command to finish it, or remove this folder to start afresh."
+        )
+    write_whole(path, plan.encode())
+
+
+@contextmanager
+def _locked(work: Path) -> Iterator[None]:
+    work.mkdir(parents=True, exist_ok=True)
+    try:
+        with FileLock(work / "lock", timeout=0):
+            yield
+    except Timeout as error:
+        raise ConfigError(f"{work}: another process is writing this corpus; wait for it, or end it.") from error
+
+
+@contextmanager
+def _disk_errors(out: str) -> Iterator[None]:
+    try:
+        yield
+    except PermissionError as error:
+        raise AccessDenied(f"{error.filename or out}: permission denied. Check the folder's owner and mode.") from error
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        raise StorageError(
+            f"{error.filename or out}: no space left on the disk.\n"
+            "  Finished work is kept: make room and run the same command again."
+        ) from error

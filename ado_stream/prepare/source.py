@@ -1,0 +1,109 @@
+"""Which files an input names, in a fixed order, and the domain that a file's place gives it.
+
+A file given by itself: its domain is its name without extensions. A folder: the first path component below it
+(without extensions when that is a file), so `corpus/code/a.txt` and `corpus/code.jsonl` below `corpus` are both
+"code". A Hugging Face dataset folder is one domain, named as the folder, and its validation and test files are left
+to `--val`. The order is that of the inputs, then of the paths as bytes: never that of the file system.
+"""
+
+import os
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from ado_stream.errors import ConfigError, NotFound
+
+KINDS = {
+    ".jsonl": "lines",
+    ".jsonl.zst": "lines",
+    ".jsonl.gz": "lines",
+    ".json.gz": "lines",
+    ".txt": "text",
+    ".parquet": "parquet",
+    ".arrow": "arrow",
+}
+_HUGGING_FACE_MARKS = ("dataset_info.json", "dataset_infos.json", "dataset_dict.json")
+_HELD_OUT = re.compile(r"(validation|valid|val|dev|test)(?=[-_.]|$)")
+
+
+@dataclass(frozen=True)
+class SourceFile:
+    """One input file: how to read it, where its documents go."""
+
+    path: str
+    kind: str  # a value of KINDS
+    domain: str  # by place; a domain key overrides it
+    split: str  # "train", "val", or "hash" where each document's hash decides
+    size_bytes: int
+
+
+def find_sources(inputs: Sequence[str | os.PathLike[str]], split: str) -> list[SourceFile]:
+    """All readable files of `inputs`, in order.
+
+    Raises NotFound for an input that does not exist, ConfigError for one without a readable file and for a file
+    reached twice.
+    """
+    found: list[SourceFile] = []
+    for given in map(Path, inputs):
+        if not given.exists():
+            raise NotFound(f"{given}: no such file or folder. Check the path.")
+        files = list(_below(given, split)) if given.is_dir() else [_single(given, split)]
+        if not files:
+            raise ConfigError(f"{given}: no file to read below it; known endings: {', '.join(KINDS)}.")
+        found += files
+    _refuse_twice(found)
+    return found
+
+
+def kind_of(name: str) -> str | None:
+    """How a file of this name is read, or None."""
+    for ending, kind in KINDS.items():
+        if name.endswith(ending):
+            return kind
+    return None
+
+
+def _single(path: Path, split: str) -> SourceFile:
+    kind = kind_of(path.name)
+    if kind is None:
+        raise ConfigError(f"{path}: unknown kind of file; known endings: {', '.join(KINDS)}.")
+    return SourceFile(str(path), kind, _stem(path.name), split, path.stat().st_size)
+
+
+def _below(folder: Path, split: str) -> Iterable[SourceFile]:
+    whole = any((folder / mark).exists() for mark in _HUGGING_FACE_MARKS)
+    name = folder.resolve().name
+    for path in sorted(_walk(folder), key=lambda path: os.fsencode(path)):
+        kind = kind_of(path.name)
+        parts = path.relative_to(folder).parts
+        if kind is None or any(part.startswith(".") for part in parts):
+            continue
+        if whole and _is_held_out(parts) != (split == "val"):
+            continue
+        yield SourceFile(str(path), kind, name if whole else _stem(parts[0]), split, path.stat().st_size)
+
+
+def _walk(folder: Path) -> Iterable[Path]:
+    for root, _, names in os.walk(folder, followlinks=True):
+        yield from (Path(root, name) for name in names)
+
+
+def _is_held_out(parts: Sequence[str]) -> bool:
+    return any(_HELD_OUT.match(part) for part in parts)
+
+
+def _stem(name: str) -> str:
+    for ending in KINDS:
+        if name.endswith(ending) and name != ending:
+            return name[: -len(ending)]
+    return name
+
+
+def _refuse_twice(files: Sequence[SourceFile]) -> None:
+    seen: set[str] = set()
+    for file in files:
+        real = os.path.realpath(file.path)
+        if real in seen:
+            raise ConfigError(f"{file.path}: given twice. Its documents would count double; give it once.")
+        seen.add(real)

@@ -1,0 +1,85 @@
+"""One domain and split on its way to shards: tokens in input order, cut where a shard is full.
+
+A spool is a folder of files, one a shard, each the bytes of that shard's samples and nothing else; so a shard can be
+finished by any process, at any time, with the same result. The documents are joined (each ends with the end token) and
+cut into samples of seq_len + 1 tokens that do not overlap: a model reads a sample's tokens[:-1] and predicts its
+tokens[1:], and every token is stored once. What does not fill a last sample is dropped and counted.
+"""
+
+import os
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from ado_stream.prepare.mds import ShardFormat
+
+
+@dataclass
+class SpoolState:
+    """How far a spool is: enough to cut it back to this point."""
+
+    documents: int = 0
+    text_bytes: int = 0
+    shard: int = 0  # the shard being filled
+    shard_fill_bytes: int = 0
+
+
+class Spool:
+    """Token bytes of one domain and split."""
+
+    def __init__(self, folder: Path, form: ShardFormat, state: SpoolState | None = None):
+        """Goes on from `state`: whatever was written after it is cut off."""
+        self.folder = folder
+        self.form = form
+        self.state = state or SpoolState()
+        folder.mkdir(parents=True, exist_ok=True)
+        self._cut_back()
+
+    def append(self, documents: int, text_bytes: int, tokens: bytes) -> list[int]:
+        """Takes the next documents; returns the shards that became full."""
+        state = self.state
+        state.documents += documents
+        state.text_bytes += text_bytes
+        full = []
+        rest = memoryview(tokens)
+        while rest:
+            part = rest[: self.form.spool_bytes - state.shard_fill_bytes]
+            with open(self.path(state.shard), "ab") as file:
+                file.write(part)
+            state.shard_fill_bytes += len(part)
+            rest = rest[len(part) :]
+            if state.shard_fill_bytes == self.form.spool_bytes:
+                full.append(state.shard)
+                state.shard += 1
+                state.shard_fill_bytes = 0
+        return full
+
+    def finish(self) -> tuple[int | None, int]:
+        """Cuts the last shard to whole samples; returns its number (None if there is none) and the bytes dropped."""
+        dropped = self.state.shard_fill_bytes % self.form.sample_bytes
+        if self.state.shard_fill_bytes == dropped:
+            return None, dropped
+        os.truncate(self.path(self.state.shard), self.state.shard_fill_bytes - dropped)
+        return self.state.shard, dropped
+
+    def path(self, shard: int) -> Path:
+        """Where the samples of `shard` are collected."""
+        return self.folder / f"{shard:05}"
+
+    def sync(self) -> None:
+        """Returns when what is being filled is on the disk."""
+        path = self.path(self.state.shard)
+        if self.state.shard_fill_bytes:
+            with open(path, "rb") as file:
+                os.fsync(file.fileno())
+
+    def snapshot(self) -> dict[str, int]:
+        """The state for the journal."""
+        return asdict(self.state)
+
+    def _cut_back(self) -> None:
+        for path in self.folder.iterdir():
+            if int(path.name) > self.state.shard:
+                path.unlink()
+        current = self.path(self.state.shard)
+        if current.exists() or self.state.shard_fill_bytes:
+            os.truncate(current, self.state.shard_fill_bytes)

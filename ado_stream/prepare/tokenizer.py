@@ -1,0 +1,185 @@
+"""Text to token ids and back: bytes, BPE trained on the spot, or a Hugging Face tokenizer.
+
+A tokenizer lives in a corpus as the word "bytes", or as tokenizer.json beside tokenizer_config.json (Hugging Face's
+own two files; the second one names the end token). Every document is followed by the end token; text that spells a
+special token is encoded as ordinary text, so no document can end another one.
+"""
+
+import json
+import os
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from ado_stream.errors import ConfigError, DataError
+
+if TYPE_CHECKING:
+    from tokenizers import Tokenizer as HuggingFace
+
+FILE_NAME = "tokenizer.json"
+CONFIG_NAME = "tokenizer_config.json"
+BYTES = "bytes"
+_END_TOKENS = ("<|endoftext|>", "<|end_of_text|>", "</s>", "<eos>", "<|eos|>", "[SEP]")
+_MIN_BPE = 257  # 256 bytes and the end token
+
+
+class Tokenizer(ABC):
+    """Text to ids and back. Ids are uint16 where the vocabulary allows it, else uint32."""
+
+    name: str
+    vocab_size: int
+    end_id: int
+
+    @property
+    def dtype(self) -> str:
+        """NumPy name of the smallest of uint16 and uint32 that holds every id."""
+        return "uint16" if self.vocab_size <= 1 << 16 else "uint32"
+
+    def encode(self, text: str) -> np.ndarray:
+        """(n,) ids of `text`, without the end token."""
+        return self.encode_batch([text])[0]
+
+    @abstractmethod
+    def encode_batch(self, texts: Sequence[str]) -> list[np.ndarray]:
+        """The ids of every text."""
+
+    @abstractmethod
+    def decode(self, ids: Iterable[int]) -> str:
+        """The text of `ids`; the end token is spelled out, bytes that are not UTF-8 become U+FFFD."""
+
+    @abstractmethod
+    def save(self, folder: str | os.PathLike[str]) -> str:
+        """Writes what `load_tokenizer` needs into `folder`; returns the word for corpus.json."""
+
+
+class ByteTokenizer(Tokenizer):
+    """The UTF-8 bytes themselves, 0 to 255, and 256 as the end token."""
+
+    name = BYTES
+    vocab_size = 257
+    end_id = 256
+
+    def encode_batch(self, texts: Sequence[str]) -> list[np.ndarray]:
+        return [np.frombuffer(text.encode(), np.uint8).astype(np.uint16) for text in texts]
+
+    def decode(self, ids: Iterable[int]) -> str:
+        parts = [b""]
+        for token in ids:
+            parts.append(b"<|endoftext|>" if token == self.end_id else bytes((int(token),)))
+        return b"".join(parts).decode(errors="replace")
+
+    def save(self, folder: str | os.PathLike[str]) -> str:
+        return BYTES
+
+
+class HuggingFaceTokenizer(Tokenizer):
+    """Any tokenizer of the tokenizers library; `end_token` must be in its vocabulary."""
+
+    def __init__(self, tokenizer: "HuggingFace", end_token: str, name: str):
+        from ado_stream.prepare.bpe import BpeEncoder, is_own
+
+        end_id = tokenizer.token_to_id(end_token)
+        if end_id is None:
+            raise ConfigError(f"{name}: the end token {end_token!r} is not in its vocabulary.")
+        tokenizer.no_truncation()
+        tokenizer.no_padding()
+        tokenizer.encode_special_tokens = True
+        self.name = name
+        self.end_id = end_id
+        self.vocab_size = max(tokenizer.get_vocab(with_added_tokens=True).values()) + 1
+        self._end_token = end_token
+        self._tokenizer = tokenizer
+        self._fast = BpeEncoder(tokenizer, self.dtype) if is_own(tokenizer) else None
+
+    def encode_batch(self, texts: Sequence[str]) -> list[np.ndarray]:
+        if self._fast is not None:
+            return [self._fast.encode(text) for text in texts]
+        encodings = self._tokenizer.encode_batch_fast(list(texts), add_special_tokens=False)
+        return [np.array(encoding.ids, self.dtype) for encoding in encodings]
+
+    def decode(self, ids: Iterable[int]) -> str:
+        return self._tokenizer.decode([int(token) for token in ids], skip_special_tokens=False)
+
+    def save(self, folder: str | os.PathLike[str]) -> str:
+        folder = Path(folder)
+        self._tokenizer.save(str(folder / FILE_NAME), pretty=False)
+        config = {"tokenizer_class": "PreTrainedTokenizerFast", "eos_token": self._end_token, "name": self.name}
+        (folder / CONFIG_NAME).write_text(json.dumps(config, indent=1) + "\n")
+        return FILE_NAME
+
+
+def bpe_vocabulary(spec: str) -> int | None:
+    """N of "bpe:N", None for another spec. Raises ConfigError for an N that cannot be."""
+    if not spec.startswith("bpe:"):
+        return None
+    size = spec.removeprefix("bpe:")
+    if not size.isdigit() or int(size) < _MIN_BPE:
+        raise ConfigError(f"tokenizer {spec!r}: N must be a whole number of at least {_MIN_BPE}, as in bpe:8192.")
+    return int(size)
+
+
+def train_tokenizer(texts: Iterable[str], spec: str) -> Tokenizer:
+    """The tokenizer of a "bpe:N" spec, trained on `texts`. Raises DataError when the texts give fewer than N ids."""
+    from ado_stream.prepare.bpe import END_TOKEN, train_bpe
+
+    size = bpe_vocabulary(spec)
+    assert size is not None
+    trained = train_bpe(texts, size)
+    if trained.get_vocab_size() < size:
+        raise DataError(
+            f"tokenizer {spec}: the text gives only {trained.get_vocab_size()} different tokens.\n"
+            f"  There is too little text for {size}; ask for bpe:{trained.get_vocab_size()} or fewer, or use bytes."
+        )
+    return HuggingFaceTokenizer(trained, END_TOKEN, spec)
+
+
+def load_tokenizer(spec: str | os.PathLike[str]) -> Tokenizer:
+    """The tokenizer of `spec`: "bytes", a tokenizer.json, a folder that holds one, or a name on the Hugging Face hub.
+
+    Raises ConfigError: nothing there, unreadable, or no end token to be found.
+    """
+    spec = str(spec)
+    if spec == BYTES:
+        return ByteTokenizer()
+    if bpe_vocabulary(spec) is not None:
+        raise ConfigError(f"tokenizer {spec!r} has to be trained; give the tokenizer.json that `prepare` wrote.")
+    from tokenizers import Tokenizer as HuggingFace
+
+    path = Path(spec) / FILE_NAME if Path(spec).is_dir() else Path(spec)
+    try:
+        tokenizer = HuggingFace.from_file(str(path)) if path.exists() else HuggingFace.from_pretrained(spec)
+    except Exception as error:  # the library raises bare Exception for whatever went wrong
+        raise ConfigError(
+            f"tokenizer {spec!r}: {error}.\n"
+            "  Expected bytes, bpe:N, a tokenizer.json, a folder that holds one, or a name on the Hugging Face hub."
+        ) from error
+    config = _config_beside(path)
+    return HuggingFaceTokenizer(tokenizer, _end_token(spec, tokenizer, config), config.get("name", spec))
+
+
+def _config_beside(path: Path) -> dict[str, Any]:
+    config = path.parent / CONFIG_NAME
+    if not path.exists() or not config.exists():
+        return {}
+    try:
+        return json.loads(config.read_text())
+    except ValueError as error:
+        raise ConfigError(f"{config}: not JSON: {error}.") from error
+
+
+def _end_token(spec: str, tokenizer: "HuggingFace", config: dict[str, Any]) -> str:
+    token = config.get("eos_token")
+    if isinstance(token, dict):
+        token = token.get("content")
+    if token is not None:
+        return token
+    for candidate in _END_TOKENS:
+        if tokenizer.token_to_id(candidate) is not None:
+            return candidate
+    raise ConfigError(
+        f"tokenizer {spec!r} has no end token: none of {', '.join(_END_TOKENS)} is in its vocabulary.\n"
+        f"  Put a {CONFIG_NAME} beside it that names one under 'eos_token'."
+    )

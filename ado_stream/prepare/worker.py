@@ -1,0 +1,117 @@
+"""What a worker process does: a piece of input to token blocks, a raw shard file to a finished shard.
+
+A worker holds its tokenizer and settings from `start` on; every call depends on its arguments and those alone. No
+torch, no streaming: a worker is ready in a fraction of a second.
+"""
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import xxhash
+
+from ado_stream.prepare.mds import ShardFormat, compress_shard, encode_shard, shard_entry
+from ado_stream.prepare.readers import Document, Fields, Piece, Refusals, read_documents
+from ado_stream.prepare.sample import Sample, priority
+from ado_stream.prepare.tokenizer import Tokenizer, load_tokenizer
+
+_HASH_RANGE = 1 << 64
+
+
+@dataclass(frozen=True)
+class WorkerSetup:
+    """What every piece needs: where the tokenizer is, where records hold text and domain, how to split."""
+
+    tokenizer: str  # what load_tokenizer takes; may name a folder that is only written before the first `tokenise`
+    fields: Fields
+    val_frac: float
+    skip_errors: bool
+
+
+@dataclass(frozen=True)
+class TokenBlock:
+    """All of a piece's documents of one domain and split, each followed by the end token."""
+
+    domain: str
+    split: str
+    documents: int
+    text_bytes: int
+    tokens: bytes
+
+
+@dataclass(frozen=True)
+class PieceResult:
+    """A piece's blocks, in the order in which their domains first came, and what was left out."""
+
+    blocks: list[TokenBlock]
+    refused: dict[str, int]
+    source_bytes: int
+
+
+@dataclass(frozen=True)
+class ShardJob:
+    """One shard to finish: its raw samples on disk, where it goes, and where it may be written on the way."""
+
+    samples_path: str
+    shard: int
+    form: ShardFormat
+    out_path: str
+    temporary_path: str
+
+
+class Worker:
+    """The calls of a worker process; used directly where there is only one process."""
+
+    def __init__(self, setup: WorkerSetup):
+        self.setup = setup
+
+    @cached_property
+    def _tokenizer(self) -> Tokenizer:
+        return load_tokenizer(self.setup.tokenizer)
+
+    def tokenise(self, piece: Piece) -> PieceResult:
+        """A piece's documents as token blocks per domain and split."""
+        refusals = Refusals(self.setup.skip_errors)
+        groups: dict[tuple[str, str], list[Document]] = {}
+        for document in read_documents(piece, self.setup.fields, refusals):
+            groups.setdefault((document.domain, self.split_of(document)), []).append(document)
+        blocks = [_block(self._tokenizer, *key, documents) for key, documents in groups.items()]
+        return PieceResult(blocks, refusals.counts, piece.source_bytes)
+
+    def sample(self, piece: Piece, seed: int, budget_bytes: int, threshold: int) -> list[tuple[int, str]]:
+        """The piece's part of a training sample: (priority, text) of training documents below `threshold`."""
+        sample = Sample(budget_bytes, threshold)
+        for document in read_documents(piece, self.setup.fields, Refusals(self.setup.skip_errors)):
+            if self.split_of(document) == "train":
+                sample.offer(priority(document.utf8, seed), document.text)
+        return sample.items()
+
+    def finish_shard(self, job: ShardJob) -> dict[str, Any]:
+        """Writes the shard under its final name, whole or not at all, and returns its index entry."""
+        with open(job.samples_path, "rb") as file:
+            raw = encode_shard(file.read(), job.form)
+        compressed = compress_shard(raw)
+        with open(job.temporary_path, "wb") as file:
+            file.write(compressed)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(job.temporary_path, job.out_path)
+        return shard_entry(job.shard, raw, compressed, job.form)
+
+    def split_of(self, document: Document) -> str:
+        """Where the document goes; by xxh64 of its text where its file does not say: the same in every corpus."""
+        if document.split != "hash":
+            return document.split
+        return "val" if xxhash.xxh64_intdigest(document.utf8) < self.setup.val_frac * _HASH_RANGE else "train"
+
+
+def _block(tokenizer: Tokenizer, domain: str, split: str, documents: Sequence[Document]) -> TokenBlock:
+    ids = tokenizer.encode_batch([document.text for document in documents])
+    end = np.array([tokenizer.end_id], tokenizer.dtype)
+    tokens = np.concatenate([part for document in ids for part in (document, end)])
+    assert tokens.dtype == tokenizer.dtype
+    text_bytes = sum(len(document.utf8) for document in documents)
+    return TokenBlock(domain, split, len(documents), text_bytes, tokens.tobytes())
