@@ -1,0 +1,258 @@
+"""Adaptive Data Optimization: each domain's share follows how fast its scaling law says the loss still falls.
+
+MATH.md section 4, with t the step, mu the prior, c the step's samples, n the samples so far:
+    h   <- g1 h + (1 - g1) c / sum c                      credit memory
+    v    = max(alpha, 0.05) (L(n) - eps) / n              learning speed from the law L(n) = eps + beta n^-alpha
+    rho  = v mu credit / sum(v mu credit)                 preference; credit = h^s, or with residuals
+    pi   = g2 rho + (1 - g2) pibar                        the mixture, floored; pibar from before this step
+    pibar <- rho / (t + 1) + (1 - 1 / (t + 1)) pibar
+Before start_step, and as long as no fit exists, pi = mu (floored as always).
+
+Invariants: the cost of a step does not depend on t, apart from the refits; a loss that is not finite never enters; a
+domain whose fit fails keeps its last law, and one that never had a law is taken to learn as fast as the others on
+average. Source: arXiv 2410.11820 and its public implementation at bc3d8d0; the residual credit is this project's.
+"""
+
+import logging
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ado_stream.errors import PolicyError, ResumeError
+from ado_stream.policy.base import Bools, Floats, Policy
+from ado_stream.policy.clip import raise_to_floor, reference_clip
+from ado_stream.policy.config import AdoConfig
+from ado_stream.policy.history import LossHistory
+from ado_stream.policy.laws import FitConfig, ScalingLawFit, fit_scaling_laws
+from ado_stream.policy.weights import Weights
+
+Fitter = Callable[[Floats, Floats, FitConfig], ScalingLawFit]
+
+_LAW = ("log_beta", "log_eps", "alpha")
+_LEAST_GAP = 1e-3  # nats; below it a residual is not measured in units of the gap
+_log = logging.getLogger(__name__)
+
+
+class AdoPolicy(Policy):
+    """ADO as a policy.
+
+    prior: (K,) weights or {name: weight}. config: see AdoConfig. fitter(counts, losses, config) -> ScalingLawFit:
+    counts (M,) or (K, M) samples so far, losses (K, M) nats; default `fit_scaling_laws`. total_steps: the run's length,
+    which caps the default schedule. Raises ConfigError for settings that cannot work.
+    """
+
+    kind = "ado"
+    shares = ("credit", "average")
+
+    def __init__(
+        self,
+        prior: Weights,
+        config: AdoConfig | None = None,
+        fitter: Fitter | None = None,
+        total_steps: int | None = None,
+    ):
+        super().__init__(prior)
+        self.config = (config or AdoConfig()).for_run(self.num_domains, total_steps)
+        self._fitter = fitter or fit_scaling_laws
+        self._history = LossHistory(self.num_domains, own_counts=not self.config.shared_count)
+        self._samples = 0.0
+        self._num_refits = 0
+        self._num_failed = 0
+        self._start_K = self._floored(self.prior_K)
+        self._mixture_K = self._start_K
+        self._resumed()
+
+    def health(self) -> dict[str, Any]:
+        """Adds to the base's: refits, failed refits, laws held per domain because its fit failed, which parameters
+        (log_beta, log_eps, alpha) of which domain lie at a bound, and the forecast error of the last whole interval:
+        observed over predicted loss minus 1, its mean and its mean magnitude (None: nothing to compare)."""
+        memory = self.memory
+        at_bound_KP = self.fit.at_bound if self.fit is not None else np.zeros((self.num_domains, 3), dtype=bool)
+        return {
+            **super().health(),
+            "refits": self._num_refits,
+            "failed_refits": self._num_failed,
+            "held_laws": self._by_domain(memory["held"]),
+            "at_bound": {
+                label: [name for name, hit in zip(_LAW, hit_P, strict=True) if hit]
+                for label, hit_P in zip(self.labels, at_bound_KP, strict=True)
+                if hit_P.any()
+            },
+            "forecast_error": {
+                label: {"mean": _or_none(mean), "mean_abs": _or_none(mean_abs)}
+                for label, mean, mean_abs in zip(
+                    self.labels, memory["last_error"], memory["last_abs_error"], strict=True
+                )
+            },
+        }
+
+    def _initial(self) -> dict[str, NDArray[Any]]:
+        zero_K, absent_K = np.zeros(self.num_domains), np.full(self.num_domains, np.nan)
+        return {
+            **super()._initial(),
+            "credit": self.prior_K.copy(),
+            "average": self.prior_K.copy(),
+            "samples": zero_K.copy(),
+            "observed": absent_K.copy(),
+            **{name: absent_K.copy() for name in _LAW},
+            "objective": absent_K.copy(),
+            "valid": np.zeros(self.num_domains, dtype=bool),
+            "held": np.zeros(self.num_domains, dtype=np.int64),
+            "error_sum": zero_K.copy(),
+            "abs_error_sum": zero_K.copy(),
+            "error_num": zero_K.copy(),
+            "last_error": absent_K.copy(),
+            "last_abs_error": absent_K.copy(),
+        }
+
+    def _next_mixture(self, loss_K: Floats, count_K: Floats, seen_K: Bools) -> Floats:
+        memory, config = self.memory, self.config
+        total = float(count_K.sum())
+        self._samples += total
+        memory["samples"] += count_K
+        memory["credit"] *= config.credit_memory
+        memory["credit"] += count_K * ((1.0 - config.credit_memory) / total)
+        if config.credit == "residual":
+            self._observe(loss_K, seen_K)
+        samples = self._samples if config.shared_count else np.maximum(memory["samples"], 1.0)
+        self._history.record(samples, loss_K, count_K, seen_K)
+        if self.step < config.start_step:  # type: ignore[operator]  # filled in by for_run
+            return self._start_K
+        due = self.step % config.interval == 0  # type: ignore[operator]
+        if due:
+            self._refit()
+        if self._no_law:
+            return self._start_K
+        gap_K = np.exp(memory["log_beta"] - memory["alpha"] * np.log(samples))
+        predicted_K = gap_K + self._eps_K
+        if not due:  # at a refit this step's losses are in the fit already: no forecast to judge
+            self._judge(loss_K, seen_K, predicted_K)
+        mixture_K = self._mix(self._preference(gap_K, predicted_K, samples))
+        return mixture_K if self.step % config.hold_steps == 0 else self._mixture_K
+
+    def _preference(self, gap_K: Floats, predicted_K: Floats, samples: float | Floats) -> Floats:
+        """rho: speed x prior x credit over its sum. A number of samples shared by all cancels and is left out."""
+        speed_K = self._max_alpha_K * gap_K if self.config.shared_count else self._max_alpha_K * gap_K / samples
+        if not self._all_laws:
+            known_K = self._has_law_K
+            mean = np.average(speed_K[known_K], weights=self.prior_K[known_K] + np.finfo(float).tiny)
+            speed_K = np.where(known_K, speed_K, mean)
+        weight_K = speed_K * self.prior_K * self._credit(gap_K, predicted_K)
+        total = weight_K.sum()
+        return weight_K / total if 0.0 < total < np.inf else self.prior_K
+
+    def _credit(self, gap_K: Floats, predicted_K: Floats) -> Floats:
+        power = self.config.credit_power
+        credit_K = np.sqrt(self.memory["credit"]) if power == 0.5 else self.memory["credit"] ** power
+        if self.config.credit == "history":
+            return credit_K
+        residual_K = (self.memory["observed"] - predicted_K) / np.maximum(gap_K, _LEAST_GAP)
+        factor_K = np.clip(1.0 + self.config.kappa * residual_K, 0.5, 2.0)
+        return credit_K * np.where(np.isnan(factor_K), 1.0, factor_K)  # never observed, or no law: no residual
+
+    def _mix(self, preference_K: Floats) -> Floats:
+        if self.config.floor_rule == "reference":
+            preference_K = reference_clip(preference_K, self.config.floor)  # type: ignore[arg-type]
+        newest = self.config.mixture_memory
+        average_K = self.memory["average"]
+        mixture_K = newest * preference_K + (1.0 - newest) * average_K
+        weight = 1.0 / (self.step + 1)
+        average_K *= 1.0 - weight
+        average_K += weight * preference_K
+        return self._floored(mixture_K)
+
+    def _floored(self, mixture_K: Floats) -> Floats:
+        exact = self.config.floor_rule == "exact"
+        return raise_to_floor(mixture_K, self.config.floor) if exact else mixture_K  # type: ignore[arg-type]
+
+    def _observe(self, loss_K: Floats, seen_K: Bools) -> None:
+        """lbar: exponential average of observed losses, from the first one on."""
+        old_K, g1 = self.memory["observed"], self.config.credit_memory
+        new_K = np.where(np.isnan(old_K), loss_K, g1 * old_K + (1.0 - g1) * loss_K)
+        np.copyto(old_K, new_K, where=seen_K)
+
+    # Laws ------------------------------------------------------------------------------------------------------
+
+    def _refit(self) -> None:
+        """New laws where the fit is good; the others keep theirs, counted."""
+        self._close_interval()
+        counts, loss_KM = self._history.points()
+        ignored_rows = -(-self.config.ignore_steps // self._history.stride)  # type: ignore[operator]
+        if self._history.rows <= ignored_rows:
+            return
+        try:
+            fit = self._fitter(counts, loss_KM, replace(self.config.fit, ignore_steps=ignored_rows))
+        except (PolicyError, ArithmeticError, ValueError, RuntimeError) as error:
+            _log.warning("step %d: the fit failed (%s: %s); all laws are kept", self.step, type(error).__name__, error)
+            self._num_failed += 1
+            self.memory["held"] += 1
+            return
+        found_KP = np.stack([np.asarray(getattr(fit, name), dtype=np.float64) for name in _LAW], axis=1)
+        good_K = np.asarray(fit.valid, dtype=bool) & np.isfinite(found_KP).all(axis=1)
+        self.memory["objective"], self.memory["valid"] = np.array(fit.objective), good_K
+        for index, name in enumerate(_LAW):
+            self.memory[name] = np.where(good_K, found_KP[:, index], self.memory[name])
+        self.memory["held"] += ~good_K
+        if not good_K.all():
+            bad = [label for label, good in zip(self.labels, good_K, strict=True) if not good]
+            _log.warning("step %d: no good fit for %s; the last law is kept", self.step, ", ".join(bad))
+        self.fit_step = self.step
+        self._num_refits += 1
+        self._resumed()
+
+    def _resumed(self) -> None:
+        """What follows from the laws in `memory`, computed once per refit or load."""
+        memory = self.memory
+        self._has_law_K = np.isfinite(memory["alpha"])
+        self._no_law = not self._has_law_K.any()
+        self._all_laws = bool(self._has_law_K.all())
+        self._eps_K = np.exp(memory["log_eps"])
+        self._max_alpha_K = np.maximum(memory["alpha"], self.config.min_alpha)
+        if self.fit_step is not None:
+            self.fit = ScalingLawFit(**{name: memory[name] for name in (*_LAW, "objective", "valid")})
+
+    def _judge(self, loss_K: Floats, seen_K: Bools, predicted_K: Floats) -> None:
+        """Adds observed / predicted - 1 of this step to the interval's sums."""
+        judged_K = seen_K if self._all_laws else seen_K & self._has_law_K
+        error_K = np.where(judged_K, loss_K / predicted_K - 1.0, 0.0)
+        self.memory["error_sum"] += error_K
+        self.memory["abs_error_sum"] += np.abs(error_K)
+        self.memory["error_num"] += judged_K
+
+    def _close_interval(self) -> None:
+        memory = self.memory
+        with np.errstate(invalid="ignore"):  # 0 / 0: a domain without a forecast to judge has NaN
+            memory["last_error"] = memory["error_sum"] / memory["error_num"]
+            memory["last_abs_error"] = memory["abs_error_sum"] / memory["error_num"]
+        for name in ("error_sum", "abs_error_sum", "error_num"):
+            memory[name] = np.zeros(self.num_domains)
+
+    # State -----------------------------------------------------------------------------------------------------
+
+    def _extra_state(self) -> dict[str, Any]:
+        return {
+            "samples": self._samples,
+            "num_refits": self._num_refits,
+            "num_failed": self._num_failed,
+            "fit_step": self.fit_step,
+            "history": self._history.state_dict(),
+        }
+
+    def _load_extra(self, saved: Mapping[str, Any], source_K: NDArray[np.int64]) -> None:
+        try:
+            samples, fit_step = float(saved["samples"]), saved["fit_step"]
+            num_refits, num_failed, history = int(saved["num_refits"]), int(saved["num_failed"]), saved["history"]
+        except (TypeError, KeyError, ValueError) as error:
+            raise ResumeError(f"policy state: a number is missing or wrong ({error}).") from None
+        self._history.load_state_dict(history, source_K)
+        self._samples, self._num_refits, self._num_failed, self.fit_step = samples, num_refits, num_failed, fit_step
+
+    def _carried_mixture(self, saved_K: Floats, source_K: NDArray[np.int64]) -> Floats:
+        return self._floored(super()._carried_mixture(saved_K, source_K))
+
+
+def _or_none(value: float) -> float | None:
+    return float(value) if np.isfinite(value) else None

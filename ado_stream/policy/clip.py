@@ -1,0 +1,75 @@
+"""Lower and upper bounds on mixtures: pure functions on (K,) float64 shares that sum to one.
+
+Two floors. `reference_clip` is the public ADO's rule, kept to reproduce it: after its last division an entry can lie
+below the floor. `raise_to_floor` is exact: p_k = max(d_k, s p_k) with the one s that makes the sum 1. `lower_to_ceiling`
+is its mirror. Source: arXiv 2410.11820 and its reference implementation for the first; the water-filling of the
+others is the scaling of the free entries until none is out of bounds (at most K rounds, since the set only grows).
+"""
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ado_stream.errors import ConfigError
+
+Shares = NDArray[np.float64]
+
+
+def reference_clip(share_K: Shares, floor: float) -> Shares:
+    """p scaled by (1 - max(K d - sum p, 0)) / sum p, raised to at least d, divided by its sum."""
+    total = share_K.sum()
+    raised_K = np.maximum(share_K * ((1.0 - max(len(share_K) * floor - total, 0.0)) / total), floor)
+    return raised_K / raised_K.sum()
+
+
+def check_floor(floor: float, num_domains: int, what: str = "floor") -> float:
+    """`floor` when that many domains can all have it; else ConfigError with the greatest that works."""
+    if not floor >= 0.0:
+        raise ConfigError(f"{what}: {floor:g} is below 0 or not a number; give 0 or more.")
+    if floor * num_domains > 1.0 + 1e-12:
+        scale = 10 ** (len(str(num_domains)) + 1)
+        at_most = scale // num_domains / scale
+        raise ConfigError(f"{what}: {floor:g} x {num_domains} = {floor * num_domains:g} > 1; at most {at_most:g}.")
+    return float(floor)
+
+
+def raise_to_floor(share_K: Shares, floor_K: float | Shares) -> Shares:
+    """p_k = max(d_k, s p_k), s such that the sum is 1; `share_K` itself when it is above the floor everywhere.
+
+    Needs sum d <= 1. Every entry is at least d_k exactly; entries above keep their proportions.
+    """
+    low_K = share_K < floor_K
+    if not low_K.any():
+        return share_K
+    floor_K = np.broadcast_to(floor_K, share_K.shape)
+    while True:
+        kept = 1.0 - floor_K[low_K].sum()
+        free = share_K[~low_K].sum()
+        if not (kept > 0.0 and free > 0.0):  # nothing left to share: the floors are the mixture
+            return floor_K / floor_K.sum()
+        raised_K = share_K * (kept / free)
+        still_low_K = low_K | (raised_K < floor_K)
+        if still_low_K.sum() == low_K.sum():
+            return np.where(low_K, floor_K, raised_K)
+        low_K = still_low_K
+
+
+def lower_to_ceiling(share_K: Shares, ceiling_K: float | Shares) -> Shares:
+    """p_k <= u_k, the excess shared over the others in proportion, repeated until none exceeds.
+
+    `share_K` itself when nothing exceeds. When the others have no share of their own, they take the excess in
+    proportion to their ceilings; when all ceilings together are below 1, the mixture is proportional to them.
+    """
+    high_K = share_K > ceiling_K
+    if not high_K.any():
+        return share_K
+    ceiling_K = np.broadcast_to(ceiling_K, share_K.shape)
+    if ceiling_K.sum() <= 1.0:
+        return ceiling_K / ceiling_K.sum()
+    while True:
+        left = 1.0 - ceiling_K[high_K].sum()
+        base_K = share_K if share_K[~high_K].sum() > 0.0 else ceiling_K
+        lowered_K = base_K * (left / base_K[~high_K].sum())
+        still_high_K = high_K | (lowered_K > ceiling_K)
+        if still_high_K.sum() == high_K.sum():
+            return np.where(high_K, ceiling_K, lowered_K)
+        high_K = still_high_K

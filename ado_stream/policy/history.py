@@ -1,0 +1,110 @@
+"""The losses that the fit sees: one row a step, gaps filled, memory bounded, cost per step constant.
+
+MATH: a domain missing from the batch repeats its previous value; at the very first row it takes the batch's mean loss.
+A loss that is not finite counts as missing, so NaN and infinity never enter. (NaN stands only where a domain did not
+exist yet: those added at a resume.) Once CAPACITY rows are stored every second one is dropped, and from then on every
+second step is stored: rows stay equally spaced, `stride` steps apart. Smoothing windows and the like, in rows, then
+span twice the steps; the law changes little over them that late.
+
+The array is reserved whole at the start; the operating system hands out its pages as rows are written.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ado_stream.errors import ResumeError
+from ado_stream.policy import state as coding
+
+CAPACITY = 65_536
+
+Floats = NDArray[np.float64]
+
+
+class LossHistory:
+    """Rows of (samples so far, losses of all domains), oldest first.
+
+    own_counts: the samples so far are each domain's own, (K,) a row, instead of one number for all.
+    """
+
+    def __init__(self, num_domains: int, own_counts: bool = False, capacity: int = CAPACITY):
+        assert capacity % 2 == 0, capacity
+        self.stride = 1
+        self.rows = 0
+        self._num_seen = 0  # steps since the first that had a loss
+        self._loss_MK = np.empty((capacity, num_domains))
+        self._count_M = np.empty((capacity, num_domains) if own_counts else capacity)
+        self._last_K = np.full(num_domains, np.nan)
+
+    def record(self, samples: float | Floats, loss_K: Floats, count_K: Floats, seen_K: NDArray[np.bool_]) -> None:
+        """Takes one step: `samples` so far including it, and its losses, valid where `seen_K`.
+
+        Until a first valid loss there is nothing to fill with, so nothing is stored.
+        """
+        if self._num_seen == 0:
+            if not seen_K.any():
+                return
+            self._last_K[:] = np.average(loss_K[seen_K], weights=count_K[seen_K])
+        np.copyto(self._last_K, loss_K, where=seen_K)
+        if self._num_seen % self.stride == 0:
+            if self.rows == len(self._loss_MK):
+                self._thin()
+            self._loss_MK[self.rows] = self._last_K
+            self._count_M[self.rows] = samples
+            self.rows += 1
+        self._num_seen += 1
+
+    def points(self) -> tuple[Floats, Floats]:
+        """(counts, losses) for the fit: (M,) or (K, M) samples so far, and (K, M) nats. Views, not copies."""
+        return self._count_M[: self.rows].T, self._loss_MK[: self.rows].T
+
+    def state_dict(self) -> dict[str, Any]:
+        """The rows as JSON values."""
+        return {
+            "stride": self.stride,
+            "num_seen": self._num_seen,
+            "last": coding.pack(self._last_K),
+            "counts": coding.pack(self._count_M[: self.rows]),
+            "losses": coding.pack(self._loss_MK[: self.rows]),
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any], source_K: NDArray[np.int64]) -> None:
+        """Takes over the saved rows; `source_K` says where each domain stood in them, -1 for a new one (NaN)."""
+        try:
+            stride, num_seen = int(state["stride"]), int(state["num_seen"])
+        except (TypeError, KeyError, ValueError):
+            raise ResumeError("policy state: the loss history cannot be read.") from None
+        last, count_M, loss_MK = (coding.unpack(state.get(name), f"history {name}") for name in _ARRAYS)
+        self._check(last, count_M, loss_MK, source_K)
+        self.stride, self._num_seen, self.rows = stride, num_seen, len(loss_MK)
+        self._last_K = np.where(source_K >= 0, last[source_K], np.nan)
+        self._loss_MK[: self.rows] = np.where(source_K >= 0, loss_MK[:, source_K], np.nan)
+        if count_M.ndim == 2:
+            count_M = np.where(source_K >= 0, count_M[:, source_K], 1.0)
+        self._count_M[: self.rows] = count_M
+
+    def _check(self, last: Floats, count_M: Floats, loss_MK: Floats, source_K: NDArray[np.int64]) -> None:
+        fits = (
+            loss_MK.ndim == 2
+            and last.shape == loss_MK.shape[1:]
+            and len(last) > source_K.max(initial=0)
+            and len(loss_MK) <= len(self._loss_MK)
+            and count_M.shape == (loss_MK.shape if self._count_M.ndim == 2 else loss_MK.shape[:1])
+        )
+        if not fits:
+            raise ResumeError(
+                f"policy state: a loss history of losses {loss_MK.shape} and counts {count_M.shape}, "
+                "saved under other settings (shared_count?) or damaged."
+            )
+
+    def _thin(self) -> None:
+        half = len(self._loss_MK) // 2
+        self._loss_MK[:half] = self._loss_MK[::2]
+        self._count_M[:half] = self._count_M[::2]
+        self.rows = half
+        self.stride *= 2
+
+
+_ARRAYS = ("last", "counts", "losses")

@@ -1,0 +1,73 @@
+"""Policies and guards by name, for configs and the command line.
+
+Invariant: an unknown name or option is refused with what would have worked, before anything is built.
+"""
+
+import difflib
+import inspect
+from collections.abc import Iterable
+from dataclasses import fields, replace
+from typing import Any
+
+from ado_stream.errors import ConfigError
+from ado_stream.policy.ado import AdoPolicy, Fitter
+from ado_stream.policy.base import Policy
+from ado_stream.policy.config import AdoConfig
+from ado_stream.policy.laws import FitConfig
+from ado_stream.policy.static import Fixed, Natural, Schedule, Temperature, Uniform, UniMax
+from ado_stream.policy.weights import Weights
+
+POLICIES: dict[str, type[Policy]] = {
+    policy.kind: policy for policy in (Natural, Uniform, Fixed, Temperature, UniMax, Schedule, AdoPolicy)
+}
+
+
+def make_policy(name: str, prior: Weights, **options: Any) -> Policy:
+    """The policy called `name`: natural uniform fixed temperature unimax schedule ado odm odm-code doremi.
+
+    prior: (K,) weights or {name: weight}. options: the policy's own (see its class); those of "ado" are the fields of
+    AdoConfig, with `fit` also as a mapping, plus preset ("default" or "reference"), total_steps and fitter.
+    Raises ConfigError for a name or option that does not exist, and for values that cannot work.
+    """
+    if name not in POLICIES:
+        raise ConfigError(f"no policy {name!r}{_closest(name, POLICIES)}; there are: {', '.join(POLICIES)}.")
+    if name == "ado":
+        return _make_ado(prior, options)
+    return _build(name, POLICIES[name], prior, options)
+
+
+def _make_ado(prior: Weights, options: dict[str, Any]) -> AdoPolicy:
+    own = {"preset", "total_steps", "fitter"}
+    settings = {key: value for key, value in options.items() if key not in own}
+    _refuse_unknown("ado", settings, [field.name for field in fields(AdoConfig)] + sorted(own))
+    if isinstance(settings.get("fit"), dict):
+        _refuse_unknown("ado: fit", settings["fit"], [field.name for field in fields(FitConfig)])
+        settings["fit"] = FitConfig(**settings["fit"])
+    preset = options.get("preset", "default")
+    if preset not in ("default", "reference"):
+        raise ConfigError(f"ado: preset {preset!r}; expected default or reference.")
+    config = replace(AdoConfig.reference() if preset == "reference" else AdoConfig(), **settings)
+    fitter: Fitter | None = options.get("fitter")
+    return AdoPolicy(prior, config, fitter, total_steps=options.get("total_steps"))
+
+
+def _build(name: str, maker: type[Any], first: Any, options: dict[str, Any]) -> Any:
+    """maker(first, **options), with unknown and missing options refused by name."""
+    parameters = list(inspect.signature(maker).parameters.values())[1:]
+    _refuse_unknown(name, options, [parameter.name for parameter in parameters])
+    missing = [p.name for p in parameters if p.default is inspect.Parameter.empty and p.name not in options]
+    if missing:
+        raise ConfigError(f"{name}: option {', '.join(map(repr, missing))} is missing.")
+    return maker(first, **options)
+
+
+def _refuse_unknown(what: str, options: Iterable[str], known: list[str]) -> None:
+    for option in options:
+        if option not in known:
+            takes = f"; it takes: {', '.join(known)}" if known else "; it takes none"
+            raise ConfigError(f"{what}: unknown option {option!r}{_closest(option, known)}{takes}.")
+
+
+def _closest(word: str, known: Iterable[str]) -> str:
+    found = difflib.get_close_matches(word, list(known), n=1)
+    return f"; did you mean {found[0]!r}?" if found else ""

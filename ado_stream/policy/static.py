@@ -1,0 +1,145 @@
+"""Policies that do not look at losses: natural, uniform, fixed, temperature, UniMax, and a schedule in steps.
+
+Invariant: the mixture is a function of the options and the step alone. Sources: temperature sampling as in multilingual
+BERT and mT5 (arXiv 2010.11934); UniMax arXiv 2304.09151, algorithm 1.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ado_stream.errors import ConfigError
+from ado_stream.policy.base import Bools, Floats, Policy
+from ado_stream.policy.tables import TABLES
+from ado_stream.policy.weights import Weights, shares_of, values_of
+
+
+class StaticPolicy(Policy):
+    """A policy whose mixture never changes. After a resume it is that of the options, not the saved one."""
+
+    def _next_mixture(self, loss_K: Floats, count_K: Floats, seen_K: Bools) -> Floats:
+        return self._mixture_K
+
+    def _carried_mixture(self, saved_K: Floats, source_K: NDArray[np.int64]) -> Floats:
+        return self._mixture_K
+
+
+class Natural(StaticPolicy):
+    """p proportional to the prior: to the domains' tokens, when the prior is by tokens."""
+
+    kind = "natural"
+
+
+class Uniform(StaticPolicy):
+    """p_k = 1 / K."""
+
+    kind = "uniform"
+
+    def __init__(self, prior: Weights):
+        super().__init__(prior)
+        self._mixture_K = np.full(self.num_domains, 1.0 / self.num_domains)
+
+
+class Fixed(StaticPolicy):
+    """p proportional to given weights.
+
+    weights: (K,) or {name: weight}, or the name of a published table (see tables.py). Raises ConfigError naming a
+    domain that is missing, unknown or negative.
+    """
+
+    kind = "fixed"
+
+    def __init__(self, prior: Weights, weights: Weights | str):
+        super().__init__(prior)
+        if isinstance(weights, str):
+            if weights not in TABLES:
+                raise ConfigError(f"fixed: no table {weights!r}; the tables are: {', '.join(TABLES)}.")
+            weights = TABLES[weights]
+        self._mixture_K = shares_of(weights, self.names, self.num_domains, "fixed weights")
+
+
+class Temperature(StaticPolicy):
+    """p proportional to size^(1/tau): tau = 1 natural, tau -> infinity uniform.
+
+    sizes: tokens per domain, (K,) or {name: tokens}; default the prior.
+    """
+
+    kind = "temperature"
+
+    def __init__(self, prior: Weights, tau: float, sizes: Weights | None = None):
+        super().__init__(prior)
+        if not tau > 0:
+            raise ConfigError(f"temperature: tau is {tau}; expected a number above 0 (1: natural, large: uniform).")
+        size_K = shares_of(prior if sizes is None else sizes, self.names, self.num_domains, "temperature sizes")
+        powered_K = (size_K / size_K.max()) ** (1.0 / tau)
+        self._mixture_K = powered_K / powered_K.sum()
+
+
+class UniMax(StaticPolicy):
+    """As uniform as the data allows: no domain is planned for more than `max_epochs` passes over a budget.
+
+    sizes: tokens (or samples) per domain; default the prior. budget: what the run will draw, in the same unit.
+    """
+
+    kind = "unimax"
+
+    def __init__(self, prior: Weights, budget: float, max_epochs: float = 4.0, sizes: Weights | None = None):
+        super().__init__(prior)
+        if not (budget > 0 and max_epochs > 0):
+            raise ConfigError(f"unimax: budget {budget} and max_epochs {max_epochs} must be above 0.")
+        size_K = values_of(prior if sizes is None else sizes, self.names, self.num_domains, "unimax sizes")
+        self._mixture_K = unimax(size_K, budget, max_epochs)
+
+
+def unimax(size_K: Floats, budget: float, max_epochs: float) -> Floats:
+    """(K,) shares: domains in ascending size, each gets min(budget left / domains left, max_epochs x size).
+
+    When the budget exceeds max_epochs of everything, shares are proportional to sizes. Source: arXiv 2304.09151.
+    """
+    given_K = np.zeros(len(size_K))
+    left = budget
+    for place, domain in enumerate(np.argsort(size_K, kind="stable")):
+        given_K[domain] = min(left / (len(size_K) - place), max_epochs * size_K[domain])
+        left -= given_K[domain]
+    return given_K / given_K.sum()
+
+
+class Schedule(Policy):
+    """A mixture that moves through knots: a function of the step alone.
+
+    knots: [(step, weights), ...] with rising steps; weights (K,) or {name: weight}. interpolation: "linear" between
+    knots, or "constant" (each holds until the next). Before the first and after the last knot the nearest holds.
+    """
+
+    kind = "schedule"
+
+    def __init__(self, prior: Weights, knots: Sequence[Sequence[Any]], interpolation: str = "linear"):
+        super().__init__(prior)
+        if interpolation not in ("linear", "constant"):
+            raise ConfigError(f"schedule: interpolation {interpolation!r}; expected linear or constant.")
+        steps = [knot[0] for knot in knots]
+        if not steps or any(late <= early for early, late in zip(steps, steps[1:], strict=False)):
+            raise ConfigError(f"schedule: knots need rising steps, got {steps}.")
+        self._linear = interpolation == "linear"
+        self._step_M = np.array(steps, dtype=np.float64)
+        self._share_MK = np.stack(
+            [shares_of(weights, self.names, self.num_domains, f"schedule, step {step}") for step, weights in knots]
+        )
+        self._mixture_K = self._at(0)
+
+    def _next_mixture(self, loss_K: Floats, count_K: Floats, seen_K: Bools) -> Floats:
+        return self._at(self.step + 1)
+
+    def _resumed(self) -> None:
+        self._mixture_K = self._at(self.step)
+
+    def _at(self, step: int) -> Floats:
+        """The mixture of step `step`; convex combinations of shares sum to 1 up to rounding."""
+        after = int(np.searchsorted(self._step_M, step, side="right"))
+        if after == 0 or after == len(self._step_M) or not self._linear:
+            return self._share_MK[max(after - 1, 0)]
+        early, late = self._step_M[after - 1], self._step_M[after]
+        weight = (step - early) / (late - early)
+        return (1.0 - weight) * self._share_MK[after - 1] + weight * self._share_MK[after]

@@ -1,0 +1,65 @@
+"""Weights of domains, as users write them, checked and turned into shares that sum to one.
+
+Users give a list in the order of the domains, or a mapping {domain: weight}. Invariant: what leaves this file is
+finite, not negative and sums to 1, or a ConfigError named the domain at fault.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ado_stream.errors import ConfigError
+
+Weights = Mapping[str, float] | Sequence[float] | NDArray[Any]
+
+
+def names_of(weights: Weights) -> list[str] | None:
+    """The domains' names in order, or None when `weights` is a bare sequence."""
+    return [str(name) for name in weights] if isinstance(weights, Mapping) else None
+
+
+def labels_of(names: Sequence[str] | None, num_domains: int) -> list[str]:
+    """What to call the domains in messages and counters: their names, else their numbers."""
+    return list(names) if names is not None else [str(index) for index in range(num_domains)]
+
+
+def values_of(weights: Weights, names: Sequence[str] | None, num_domains: int, what: str) -> NDArray[np.float64]:
+    """(K,) float64 in the order of `names`; finite and not negative.
+
+    `what` is how messages call the numbers. Raises ConfigError naming a domain that is missing, unknown or negative.
+    """
+    if isinstance(weights, Mapping):
+        weights = _in_order(weights, labels_of(names, num_domains), what)
+    try:
+        value_K = np.array(weights, dtype=np.float64)
+    except (TypeError, ValueError):
+        raise ConfigError(f"{what}: expected {num_domains} numbers, got {weights!r:.80}.") from None
+    if value_K.shape != (num_domains,):
+        raise ConfigError(f"{what}: {num_domains} domains need {num_domains} numbers, got shape {value_K.shape}.")
+    bad_K = ~(np.isfinite(value_K) & (value_K >= 0))
+    if bad_K.any():
+        index = int(np.argmax(bad_K))
+        label = labels_of(names, num_domains)[index]
+        raise ConfigError(f"{what}: domain {label!r} has {value_K[index]}; give it a finite number, 0 or more.")
+    return value_K
+
+
+def shares_of(weights: Weights, names: Sequence[str] | None, num_domains: int, what: str) -> NDArray[np.float64]:
+    """(K,) float64 shares, `weights` over their sum. Raises ConfigError as `values_of`, and when all are 0."""
+    value_K = values_of(weights, names, num_domains, what)
+    total = value_K.sum()
+    if not total > 0:
+        raise ConfigError(f"{what}: all {num_domains} weights are 0; at least one domain must be drawn.")
+    return value_K / total
+
+
+def _in_order(weights: Mapping[str, float], labels: list[str], what: str) -> list[float]:
+    missing = [label for label in labels if label not in weights]
+    unknown = [str(name) for name in weights if name not in labels]
+    if missing or unknown:
+        parts = [f"missing {', '.join(map(repr, missing))}"] if missing else []
+        parts += [f"unknown {', '.join(map(repr, unknown))}"] if unknown else []
+        raise ConfigError(f"{what}: {'; '.join(parts)}. Give one weight to each of the {len(labels)} domains.")
+    return [weights[label] for label in labels]
