@@ -65,9 +65,9 @@ class Evictor:
         if self.limit_bytes is None:
             return
         with self._lock:
-            entries = list(self._entries())
+            entries = [entry for entry in self._entries() if entry.path not in (spec.raw, spec.stored)]
             excess = sum(entry.num_bytes for entry in entries) + spec.peak_bytes - self.limit_bytes
-            if excess > 0 and self._evict(entries, excess, spec) < excess:
+            if excess > 0 and self._evict(entries, excess) < excess:
                 raise CacheFull(
                     f"{spec.label}: needs {spec.peak_bytes} bytes, but the shards in use fill the cache limit of "
                     f"{self.limit_bytes} bytes.\n  Raise the cache limit, or use fewer lanes or a smaller read-ahead."
@@ -76,7 +76,7 @@ class Evictor:
     def relieve(self, spec: ObjectSpec) -> None:
         """Evicts enough for `spec` after the disk was found full. Raises CacheFull when nothing may go."""
         with self._lock:
-            if self._evict(list(self._entries()), max(spec.peak_bytes, 1), spec) == 0:
+            if self._evict(list(self._entries()), max(spec.peak_bytes, 1)) == 0:
                 free_bytes = shutil.disk_usage(spec.raw.parent).free
                 raise CacheFull(
                     f"{spec.label}: needs {spec.peak_bytes} bytes, but {spec.raw.parent} has {free_bytes} free and "
@@ -88,14 +88,14 @@ class Evictor:
         with self._lock:
             return sum(entry.num_bytes for entry in self._entries() if self._may_go(entry.path))
 
-    def _evict(self, entries: list[_Entry], need_bytes: int, spec: ObjectSpec) -> int:
+    def _evict(self, entries: list[_Entry], need_bytes: int) -> int:
         freed_bytes = 0
         for entry in sorted(entries, key=lambda entry: entry.used_ns):
             if freed_bytes >= need_bytes:
                 break
-            if not self._may_go(entry.path) or entry.path in (spec.raw, spec.stored):
+            if not self._may_go(entry.path):
                 continue
-            with lock_if_free(entry.path) as held:
+            with lock_if_free(entry.path) as held:  # not free: a peer is making it, or it is `spec` itself
                 if held:
                     with suppress(FileNotFoundError):
                         entry.path.unlink()
