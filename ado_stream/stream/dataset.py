@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import torch
+import xxhash
 from torch.utils.data import IterableDataset, get_worker_info
 
 from ado_stream.errors import ConfigError
@@ -151,6 +152,14 @@ class AdaptiveStreamingDataset(IterableDataset):
             raise ConfigError(f"the mixture of step {step} is not known at step {self._step}: {self._kept()}")
         return mixture_K
 
+    @property
+    def mixture_in_force(self) -> np.ndarray:
+        """(K,) float64: the mixture of the batch last handed out; before the first batch, of the one to come."""
+        if self._audit:
+            return self._audit[-1].mixture_K
+        mixture_K = self._board.known(self._step)
+        return self.prior_K if mixture_K is None else mixture_K
+
     # Audit --------------------------------------------------------------------------------------------------------
 
     def sample_counts(self, step: int) -> np.ndarray:
@@ -166,6 +175,10 @@ class AdaptiveStreamingDataset(IterableDataset):
         draw = self._draw(step)
         offset_K = np.cumsum(self.num_samples_K) - self.num_samples_K
         return offset_K[draw.domain_B] + draw.ids(self._orders, slice(None))
+
+    def cursor_digest(self) -> int:
+        """A hash of where the stream stands; equal on all ranks of a sound run."""
+        return xxhash.xxh64_intdigest(self._cursors_KC.tobytes())
 
     def _draw(self, step: int) -> Draw:
         for draw in self._audit:

@@ -35,7 +35,9 @@ def _gather(address_N, slot_N, scratch_bytes, scratch, vocab_size, out_BT):
     return bad
 
 
-def gather(address_N: np.ndarray, slot_N: np.ndarray, dtype: np.dtype, vocab_size: int | None, out_BT: np.ndarray) -> int:
+def gather(
+    address_N: np.ndarray, slot_N: np.ndarray, dtype: np.dtype, vocab_size: int | None, out_BT: np.ndarray
+) -> int:
     """Writes the row at each address to `out_BT[slot]`; returns the first n with a token outside [0, vocab_size), or -1.
 
     address_N: (N,) uint64, each the begin of T tokens of `dtype`. slot_N: (N,) int64. out_BT: (B, T) int64.

@@ -102,7 +102,9 @@ def parse_index(
         raise IndexInvalid(f"{where}: shards with different columns (domain '{name}'). Write the data set again.")
     samples_S = np.array([_count(shard, "samples", f"{where}, shard {n}") for n, shard in enumerate(shards)], np.int64)
     first_id_S = np.concatenate([[0], np.cumsum(samples_S)])
-    compressions = {shard.get("compression") if stored else None for shard, (_, stored) in zip(shards, files, strict=True)}
+    compressions = {
+        shard.get("compression") if stored else None for shard, (_, stored) in zip(shards, files, strict=True)
+    }
     if len(compressions) != 1:
         raise IndexInvalid(f"{where}: shards with different compressions (domain '{name}'). Write the data set again.")
     return MdsIndex(
@@ -122,7 +124,8 @@ def parse_index(
 def _fingerprint(samples_S: np.ndarray, files: list[tuple[dict[str, Any], dict[str, Any] | None]]) -> str:
     """One hash over every shard's samples, raw size and raw hashes; the same for any compression."""
     rows = [
-        [int(samples), raw["bytes"], sorted(raw["hashes"].items())] for samples, (raw, _) in zip(samples_S, files, strict=True)
+        [int(samples), raw["bytes"], sorted(raw["hashes"].items())]
+        for samples, (raw, _) in zip(samples_S, files, strict=True)
     ]
     return xxhash.xxh3_128_hexdigest(json.dumps(rows).encode())
 

@@ -158,7 +158,9 @@ class Lookahead:
                     raise self.failure
                 if time.monotonic() > end:
                     label = self._shards.indexes[domain].spec(shard).label
-                    raise StorageError(f"{label}: not there after {self._limits.timeout_s:.0f} s. Is the store reachable?")
+                    raise StorageError(
+                        f"{label}: not there after {self._limits.timeout_s:.0f} s. Is the store reachable?"
+                    )
                 self._arrived.wait(0.2)
             del self._futures[key]
             self._unopened_bytes -= self._size(domain, shard)

@@ -113,13 +113,17 @@ class MixtureBoard:
         if step in self._published:
             return self._published[step]
         if self.lag is None:
-            return self._published[max(earlier)] if (earlier := [s for s in self._published if s < step]) else self._held_K
+            return (
+                self._published[max(earlier)] if (earlier := [s for s in self._published if s < step]) else self._held_K
+            )
         return self.prior_K if step <= self.lag else None
 
     def _checked(self, step: int, mixture: np.ndarray) -> np.ndarray:
         mixture_K = np.array(mixture, np.float64)
         if mixture_K.shape != self.prior_K.shape:
-            raise PolicyError(f"publish({step}, ...): shape {mixture_K.shape}; expected {self.prior_K.shape}, one per domain.")
+            raise PolicyError(
+                f"publish({step}, ...): shape {mixture_K.shape}; expected {self.prior_K.shape}, one per domain."
+            )
         if not np.isfinite(mixture_K).all() or (mixture_K < 0).any() or abs(mixture_K.sum() - 1) > 1e-6:
             raise PolicyError(
                 f"publish({step}, ...): not a mixture; smallest {mixture_K.min()}, sum {mixture_K.sum()}. Expected "

@@ -150,7 +150,9 @@ class StreamingOrder:
         self._samples_S = np.asarray(samples_S, np.int64)
         self.num_samples = int(self._samples_S.sum())
         if self.num_samples < num_lanes:
-            raise ConfigError(f"domain '{name}': {self.num_samples} samples for {num_lanes} lanes; use shuffle='blocks'.")
+            raise ConfigError(
+                f"domain '{name}': {self.num_samples} samples for {num_lanes} lanes; use shuffle='blocks'."
+            )
         self._shuffle = lambda epoch: get_shuffle(algorithm, self._samples_S, num_lanes, seed, epoch)
         self._epochs: dict[int, np.ndarray] = {}
 
@@ -177,7 +179,9 @@ class StreamingOrder:
         return self._epochs[epoch]
 
 
-def make_order(name: str, samples_S: np.ndarray, seed: int, num_lanes: int, shuffle: str) -> DomainOrder | StreamingOrder:
+def make_order(
+    name: str, samples_S: np.ndarray, seed: int, num_lanes: int, shuffle: str
+) -> DomainOrder | StreamingOrder:
     """The order of one domain: 'blocks' is ours, any other name one of Streaming's."""
     if shuffle == "blocks":
         return DomainOrder(name, samples_S, seed, num_lanes)

@@ -47,7 +47,9 @@ class ShardView:
         size = self._bytes.size
         head = 4 * (num_rows + 2)
         if size < head:
-            raise ShardCorrupt(f"{label}: {size} bytes cannot hold the offsets of {num_rows} rows. Run `ado-stream lint`.")
+            raise ShardCorrupt(
+                f"{label}: {size} bytes cannot hold the offsets of {num_rows} rows. Run `ado-stream lint`."
+            )
         word_N = self._bytes[:head].view("<u4").astype(np.int64)
         offset_N = word_N[1:]
         if word_N[0] != num_rows or offset_N[0] < head or offset_N[-1] != size or (np.diff(offset_N) <= 0).any():
@@ -74,7 +76,11 @@ class ShardView:
         end_N = begin_N + length_N
         if column.shaped:
             begin_N = self._after_shape(begin_N, offset_N[1:], label)
-        if (end_N > offset_N[1:]).any() or (end_N <= begin_N).any() or ((end_N - begin_N) % column.dtype.itemsize).any():
+        if (
+            (end_N > offset_N[1:]).any()
+            or (end_N <= begin_N).any()
+            or ((end_N - begin_N) % column.dtype.itemsize).any()
+        ):
             raise ShardCorrupt(f"{label}: tokens outside their row. The shard or its index.json is damaged.")
         return begin_N, end_N - begin_N
 
