@@ -26,6 +26,9 @@ class Transformer(nn.Module):
     `recompute_blocks = True` trades compute for memory: a block's activations are recomputed in the backward pass.
     """
 
+    rotary_cos: Tensor
+    rotary_sin: Tensor
+
     def __init__(self, config: ModelConfig):
         super().__init__()
         self.config = config
@@ -57,14 +60,15 @@ class Transformer(nn.Module):
                 f"sequences of {num_tokens} tokens exceed the model's context of {self.config.context_length}"
             )
         cos, sin = self.rotary_cos[:num_tokens], self.rotary_sin[:num_tokens]
-        branch, stream = self._embed(tokens_BT), None
+        branch: Tensor = self._embed(tokens_BT)
+        stream: Tensor | None = None
         for block in self.layers:
             if self.recompute_blocks and torch.is_grad_enabled():
                 branch, stream = checkpoint(block, branch, stream, cos, sin, use_reentrant=False)
             else:
                 branch, stream = block(branch, stream, cos, sin)
-        normed, _ = self.norm.add(branch, stream)
-        return normed
+        assert stream is not None
+        return self.norm.add(branch, stream)[0]
 
     def _embed(self, tokens_BT: Tensor) -> Tensor:
         """Embeddings (B, T, D); under autocast in its dtype, so that the residual stream is as narrow as the rest."""

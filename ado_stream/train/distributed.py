@@ -1,0 +1,146 @@
+"""The ranks of a run: who they are, how they meet, what one tells the others.
+
+torchrun is the launcher; alone, the world is one rank without any process group. Every wait between ranks ends after
+the group's timeout. Source of the store per attempt: a restarted worker group that meets in the store of the dead one
+can read its stale port; torchrun's restart count as a prefix keeps them apart.
+"""
+
+import contextlib
+import ctypes
+import os
+import signal
+from collections.abc import Iterator
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any
+
+import torch
+import torch.distributed as dist
+
+from ado_stream.errors import ConfigError
+
+PR_SET_PDEATHSIG = 1  # linux/prctl.h
+
+
+@dataclass(frozen=True)
+class World:
+    """One rank's view: its number, how many there are, the device it computes on."""
+
+    rank: int
+    size: int
+    device: torch.device
+
+    @property
+    def is_main(self) -> bool:
+        """Whether this rank writes the records and files that exist once."""
+        return self.rank == 0
+
+
+@contextlib.contextmanager
+def join_world(device: str = "auto", timeout_s: float = 600.0) -> Iterator[World]:
+    """Meets the other ranks that torchrun started, and leaves them at the end; alone without torchrun.
+
+    A process group that the caller has made is used as it is and left alone. Raises ConfigError when the environment
+    is half a launcher's, or the device is not there.
+    """
+    if dist.is_initialized():
+        yield World(dist.get_rank(), dist.get_world_size(), _pick_device(device))
+        return
+    if "RANK" not in os.environ:
+        yield World(0, 1, _pick_device(device))
+        return
+    _refuse_half_a_launcher()
+    _die_with_the_launcher()
+    rank, size = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
+    picked = _pick_device(device)
+    backend = "cpu:gloo,cuda:nccl" if picked.type == "cuda" else "gloo"
+    timeout = timedelta(seconds=timeout_s)
+    dist.init_process_group(backend, store=_store(rank, size, timeout), rank=rank, world_size=size, timeout=timeout)
+    try:
+        yield World(rank, size, picked)
+    finally:
+        dist.destroy_process_group()
+
+
+def from_main(world: World, value: Any) -> Any:
+    """Rank 0's `value` on every rank (any picklable object)."""
+    if world.size == 1:
+        return value
+    box = [value]
+    dist.broadcast_object_list(box, src=0, device=torch.device("cpu"))
+    return box[0]
+
+
+def on_main(world: World, call: Any, *arguments: Any) -> Any:
+    """What `call(*arguments)` returns on rank 0, on every rank; its exception likewise. Other ranks do not call."""
+    value, error = None, None
+    if world.is_main:
+        try:
+            value = call(*arguments)
+        except Exception as caught:  # handed to every rank below, where it is raised
+            error = caught
+    value, error = from_main(world, (value, error))
+    if error is not None:
+        raise error
+    return value
+
+
+def barrier(world: World) -> None:
+    """Returns when every rank is here."""
+    if world.size > 1:
+        dist.barrier()
+
+
+def sum_over_ranks(world: World, tensor: torch.Tensor) -> torch.Tensor:
+    """The sum of every rank's `tensor`, in place."""
+    if world.size > 1:
+        dist.all_reduce(tensor)
+    return tensor
+
+
+def _pick_device(device: str) -> torch.device:
+    local_rank = int(os.environ.get("LOCAL_RANK", 0))
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        picked = torch.device(device)
+    except RuntimeError:
+        raise ConfigError(f"'train.device' is {device!r}; use auto, cpu, cuda or cuda:N.") from None
+    if picked.type != "cuda":
+        return picked
+    if not torch.cuda.is_available():
+        raise ConfigError(
+            f"'train.device' is {device!r}, but torch {torch.__version__} sees no GPU. Use train.device=cpu, or see "
+            f"`ado-stream doctor`."
+        )
+    picked = torch.device("cuda", local_rank if picked.index is None else picked.index)
+    torch.cuda.set_device(picked)
+    return picked
+
+
+def _refuse_half_a_launcher() -> None:
+    missing = [name for name in ("WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT") if name not in os.environ]
+    if missing:
+        raise ConfigError(
+            f"RANK is set but {', '.join(missing)} not: this process was not started by torchrun.\n"
+            f"  Start it with `torchrun --nproc-per-node N -m ado_stream.cli train CONFIG.yaml`, or unset RANK."
+        )
+
+
+def _store(rank: int, size: int, timeout: timedelta) -> dist.Store:
+    """The key-value store where this attempt's ranks meet."""
+    agent_serves = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
+    store = dist.TCPStore(
+        os.environ["MASTER_ADDR"],
+        int(os.environ["MASTER_PORT"]),
+        world_size=None if agent_serves else size,
+        is_master=rank == 0 and not agent_serves,
+        timeout=timeout,
+    )
+    return dist.PrefixStore(f"attempt {os.environ.get('TORCHELASTIC_RESTART_COUNT', 0)}", store)
+
+
+def _die_with_the_launcher() -> None:
+    """Asks the kernel to kill this rank when torchrun's agent dies, which else would leave its ranks running."""
+    if "TORCHELASTIC_RUN_ID" in os.environ:
+        ctypes.CDLL(None, use_errno=True).prctl(PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)

@@ -1,0 +1,108 @@
+"""One optimizer step: micro-batches, gradient accumulation, clipping, AdamW.
+
+Invariant: a step whose loss or gradient is not finite on any rank changes neither parameters nor the optimizer's
+moments nor, through its counts, the policy; and nothing here waits for the device, so the host can run ahead. Fused
+AdamW (arXiv 1711.05101) skips on the device by its `found_inf` flag, as torch's GradScaler has it do.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.distributed.tensor import DTensor
+
+from ado_stream.train.config import TrainSection
+from ado_stream.train.distributed import World, sum_over_ranks
+from ado_stream.train.parallel import ParallelModel
+
+
+@dataclass(frozen=True)
+class StepOutcome:
+    """What one step left behind, on the device.
+
+    sums_K nats, counts_K tokens: this rank's, zero when the step was skipped, for the policy. total_sums_K,
+    total_counts_K: of the global batch as they came, finite or not, float64. grad_norm: before clipping. finite:
+    bool, whether the parameters moved.
+    """
+
+    sums_K: Tensor
+    counts_K: Tensor
+    total_sums_K: Tensor
+    total_counts_K: Tensor
+    grad_norm: Tensor
+    finite: Tensor
+
+
+def make_optimizer(model: torch.nn.Module, options: TrainSection) -> torch.optim.AdamW:
+    """Fused AdamW; weight decay on matrices, the embedding included, and none on norm weights."""
+    parameters = list(model.parameters())
+    groups = [
+        {"params": [each for each in parameters if each.ndim >= 2], "weight_decay": options.weight_decay},
+        {"params": [each for each in parameters if each.ndim < 2], "weight_decay": 0.0},
+    ]
+    beta1, beta2 = options.betas
+    return torch.optim.AdamW(groups, lr=0.0, betas=(beta1, beta2), fused=True)
+
+
+class TrainStep:
+    """Forward, backward and update on one rank's part of a global batch."""
+
+    def __init__(
+        self,
+        parallel: ParallelModel,
+        optimizer: torch.optim.AdamW,
+        options: TrainSection,
+        num_domains: int,
+    ):
+        self._parallel = parallel
+        self._world: World = parallel.world
+        self._optimizer = optimizer
+        self._parameters = [each for group in optimizer.param_groups for each in group["params"]]
+        self._micro_rows = options.micro_batch_size
+        self._grad_clip = options.grad_clip
+        self._num_domains = num_domains
+
+    def forward_backward(self, tokens_BT: Tensor, domain_ids_B: Tensor) -> tuple[Tensor, Tensor]:
+        """(per-domain sums (K,) float64, counts (K,) int64) of this rank's rows; gradients are left in the parameters.
+
+        tokens (b, T + 1) int64, domain ids (b,) int64, on any device.
+        """
+        device = self._world.device
+        tokens_BT = tokens_BT.to(device, non_blocking=True)
+        domain_ids_B = domain_ids_B.to(device, non_blocking=True)
+        num_rows = tokens_BT.shape[0]
+        sums_K = torch.zeros(self._num_domains, dtype=torch.float64, device=device)
+        counts_K = torch.zeros(self._num_domains, dtype=torch.int64, device=device)
+        rows = self._micro_rows or num_rows
+        for start in range(0, num_rows, rows):
+            part = slice(start, min(start + rows, num_rows))
+            tokens, domains = tokens_BT[part], domain_ids_B[part]
+            with self._parallel.accumulating(last=part.stop == num_rows):
+                loss, sums, counts = self._parallel.loss(tokens[:, :-1], tokens[:, 1:], domains, self._num_domains)
+                (loss * ((part.stop - start) / num_rows)).backward()
+            sums_K += sums
+            counts_K += counts
+        return sums_K, counts_K
+
+    def update(self, sums_K: Tensor, counts_K: Tensor, learning_rate: float) -> StepOutcome:
+        """Clips, steps AdamW unless anything is not finite, and clears the gradients."""
+        totals_2K = sum_over_ranks(self._world, torch.stack([sums_K, counts_K.double()]))
+        gradients = [each.grad for each in self._parameters if each.grad is not None]
+        grad_norm = torch.nn.utils.get_total_norm(gradients)
+        if isinstance(grad_norm, DTensor):
+            grad_norm = grad_norm.full_tensor()
+        finite = torch.isfinite(totals_2K).all() & torch.isfinite(grad_norm)
+        torch.nn.utils.clip_grads_with_norm_(self._parameters, self._grad_clip, grad_norm)
+        self._optimizer.found_inf = (~finite).float()  # type: ignore[attr-defined]
+        for group in self._optimizer.param_groups:
+            group["lr"] = learning_rate
+        self._optimizer.step()
+        self._optimizer.zero_grad(set_to_none=True)
+        return StepOutcome(
+            sums_K=torch.where(finite, sums_K, 0.0),
+            counts_K=torch.where(finite, counts_K, 0),
+            total_sums_K=totals_2K[0],
+            total_counts_K=totals_2K[1],
+            grad_norm=grad_norm,
+            finite=finite,
+        )

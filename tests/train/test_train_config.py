@@ -1,0 +1,59 @@
+"""A config file becomes a checked object, and every mistake in it is named by its key."""
+
+from pathlib import Path
+
+import pytest
+
+from ado_stream.errors import ConfigError, NotFound
+from ado_stream.train.config import TrainConfig, load_config, save_config
+
+LEAST = {"corpus": "c", "run_dir": "r"}
+
+
+def test_a_file_and_overrides(tmp_path: Path):
+    path = tmp_path / "run.yaml"
+    path.write_text("corpus: /c\nrun_dir: /r\ntrain: {learning_rate: 3e-4, steps: 10}\npolicy: {prior: {code: 2.0}}\n")
+    config = load_config(path, ["train.steps=20", "data.global_batch_size=8", "policy.options.interval=5"])
+    assert isinstance(config, TrainConfig)
+    assert (config.train.steps, config.train.learning_rate, config.data.global_batch_size) == (20, 3e-4, 8)
+    assert config.policy.options == {"interval": 5}
+    assert config.policy.prior == {"code": 2.0}
+
+
+def test_a_saved_config_reads_back_equal(tmp_path: Path):
+    config = load_config(LEAST, ["train.betas=[0.8,0.9]", "policy.guards=[{name: floor, value: 0.01}]"])
+    save_config(config, tmp_path / "config.yaml")
+    assert load_config(tmp_path / "config.yaml") == config
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("train.leraning_rate=1", "unknown 'train.leraning_rate'; did you mean 'train.learning_rate'?"),
+        ("trian.steps=1", "unknown 'trian'; did you mean 'train'?"),
+        ("model.zzz=1", "unknown 'model.zzz'; known here: preset, context_length, vocab_size."),
+        ("train.steps=many", "'train.steps': Value 'many' of type 'str' could not be converted to Integer"),
+        ("train=3", "'train' is a section with the keys steps, learning_rate"),
+        ("train.steps=0", "'train.steps' is 0; it must be at least 1."),
+        ("train.strategy=zero", "'train.strategy' is 'zero'; choose one of ddp, fsdp."),
+        ("train.betas=[0.9]", "'train.betas' is [0.9]; give two numbers from 0 to below 1."),
+        ("train.steps", "override 'train.steps' is not KEY=VALUE; for example train.steps=300."),
+    ],
+)
+def test_mistakes_are_named(override: str, message: str):
+    with pytest.raises(ConfigError) as caught:
+        load_config(LEAST, [override])
+    assert message in str(caught.value)
+
+
+def test_corpus_and_run_dir_have_no_default():
+    with pytest.raises(ConfigError, match="'corpus' is not set; give it in the file or as corpus=PATH"):
+        load_config({"run_dir": "r"})
+
+
+def test_a_missing_file_and_broken_yaml(tmp_path: Path):
+    with pytest.raises(NotFound, match="no such config file"):
+        load_config(tmp_path / "absent.yaml")
+    (tmp_path / "broken.yaml").write_text("train: [")
+    with pytest.raises(ConfigError, match="not YAML"):
+        load_config(tmp_path / "broken.yaml")
