@@ -1,0 +1,190 @@
+"""FAULTS.md C4 and C5 with real processes: killed downloaders, several jobs on one cache.
+
+Every protection has a sibling run with it switched off that shows the fault biting.
+"""
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import threading
+import time
+import zlib
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, replace
+from pathlib import Path
+
+import pytest
+
+from ado_stream.errors import StorageError
+from ado_stream.storage import cache as cache_module
+from ado_stream.storage.cache import NodeCache
+from ado_stream.storage.files import lock_if_free
+from tests.faults.conftest import BUCKET, QUICK, Shard, unfinished
+from tests.faults.proxy import Rule
+
+pytestmark = pytest.mark.fault
+ROOT = Path(__file__).parents[2]
+SHARD_BYTES = 100_000
+
+
+@pytest.fixture
+def start_job(proxy) -> Iterator[Callable[..., subprocess.Popen[str]]]:
+    """Starts tests/faults/fetch_worker.py on shards and a cache folder; returns when it is about to fetch."""
+    jobs: list[subprocess.Popen[str]] = []
+
+    def start(shards: list[Shard], folder: Path, **options: object) -> subprocess.Popen[str]:
+        job = subprocess.Popen(
+            [sys.executable, "-m", "tests.faults.fetch_worker"],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+            cwd=ROOT,
+        )
+        jobs.append(job)
+        specs = [asdict(shard.spec(folder)) for shard in shards]
+        description = {"specs": specs, "limit_bytes": None, "rounds": 1, "lock": True, **options}
+        assert job.stdin is not None
+        assert job.stdout is not None
+        job.stdin.write(json.dumps(description, default=str) + "\n")
+        job.stdin.flush()
+        assert job.stdout.readline() == "ready\n"
+        return job
+
+    yield start
+    for job in jobs:
+        job.kill()
+        job.communicate()
+
+
+def kill(job: subprocess.Popen[str]) -> None:
+    """kill -9, and waits until the process is gone."""
+    os.kill(job.pid, signal.SIGKILL)
+    job.wait()
+
+
+def ledger(job: subprocess.Popen[str]) -> list[tuple[str, int]]:
+    """(name, crc32) of every shard the job mapped, once it has ended well."""
+    output, _ = job.communicate(timeout=60)
+    assert job.returncode == 0
+    return [(name, int(crc)) for name, crc in (line.split() for line in output.splitlines())]
+
+
+def reference(shards: list[Shard], rounds: int = 1) -> list[tuple[str, int]]:
+    """What a job's ledger must be."""
+    return [(Path(shard.key).name, zlib.crc32(shard.raw)) for shard in shards] * rounds
+
+
+def test_c4_a_downloader_killed_at_random_points_leaves_a_good_cache(proxy, shards, tmp_path, start_job):
+    generator = random.Random(4)
+    for number in range(8):
+        proxy.rules = [Rule("delay", seconds=0.03)]
+        folder = tmp_path / str(number)
+        job = start_job(shards, folder)
+        time.sleep(generator.uniform(0.0, 0.3))
+        kill(job)
+        proxy.rules = []
+        started = time.monotonic()
+        cache = NodeCache(retry=QUICK)
+        for shard in shards:
+            assert cache.fetch(shard.spec(folder)).path.read_bytes() == shard.raw
+        assert time.monotonic() - started < 2.0
+        assert unfinished(folder) == []
+
+
+def test_c4_a_peer_that_waits_goes_on_when_the_downloader_is_killed(proxy, shards, tmp_path, start_job):
+    proxy.rules = [Rule("stall", times=1)]
+    job = start_job(shards[:1], tmp_path)
+    spec = shards[0].spec(tmp_path)
+    while not proxy.gets:
+        time.sleep(0.01)
+    with ThreadPoolExecutor(1) as pool:
+        waiting = pool.submit(NodeCache(retry=QUICK).fetch, spec)
+        time.sleep(0.3)
+        assert not waiting.done()
+        assert len(unfinished(tmp_path)) == 1
+        kill(job)
+        started = time.monotonic()
+        assert waiting.result().path.read_bytes() == shards[0].raw
+        assert time.monotonic() - started < 2.0
+
+
+def test_c4_a_peer_of_a_holder_that_hangs_gives_up_in_time_and_names_the_lock(shards, tmp_path):
+    """The sibling: a lock whose holder lives (a plain lock file would stay like this for ever after a kill)."""
+    spec = shards[0].spec(tmp_path)
+    spec.raw.parent.mkdir()
+    impatient = replace(QUICK, total_deadline_s=0.2, read_timeout_s=0.1, max_downloads=1)
+    with lock_if_free(spec.raw) as held:
+        assert held
+        with pytest.raises(StorageError, match=r"another process held .*shard\.00000\.mds\.lock"):
+            NodeCache(retry=impatient).fetch(spec)
+
+
+def test_c4_a_torn_file_under_its_final_name_is_what_the_temporary_name_prevents(
+    proxy, shards, tmp_path, start_job, monkeypatch
+):
+    """The sibling of the kills: what a killed writer leaves, when it is served unchecked, is wrong data."""
+    proxy.rules = [Rule("stall", times=1)]
+    job = start_job(shards[:1], tmp_path)
+    while not unfinished(tmp_path) or not proxy.gets:
+        time.sleep(0.01)
+    kill(job)
+    spec = shards[0].spec(tmp_path)
+    assert not spec.raw.exists()
+    (torn,) = unfinished(tmp_path)
+    torn.rename(spec.raw)
+    monkeypatch.setattr(cache_module, "check_file", lambda *_: None)
+    assert NodeCache(retry=QUICK).fetch(spec).path.read_bytes() != shards[0].raw
+
+
+def test_c4_two_jobs_download_each_shard_once(proxy, shards, tmp_path, start_job):
+    proxy.rules = [Rule("delay", seconds=0.05)]
+    jobs = [start_job(shards, tmp_path), start_job(shards, tmp_path)]
+    assert [ledger(job) for job in jobs] == [reference(shards)] * 2
+    assert dict(proxy.gets) == {f"/{BUCKET}/{shard.key}": 1 for shard in shards}
+
+
+def test_c4_without_the_lock_two_jobs_download_shards_twice(proxy, shards, tmp_path, start_job):
+    proxy.rules = [Rule("delay", seconds=0.3)]
+    jobs = [start_job(shards, tmp_path, lock=False) for _ in range(2)]
+    for job in jobs:
+        job.communicate(timeout=60)
+    assert max(proxy.gets.values()) > 1
+
+
+def test_c4_threads_of_one_job_download_each_shard_once(proxy, shards, tmp_path):
+    proxy.rules = [Rule("delay", seconds=0.05)]
+    cache = NodeCache(retry=QUICK)
+    specs = [shard.spec(tmp_path) for shard in shards] * 6
+    random.Random(0).shuffle(specs)
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(cache.fetch, specs))
+    assert set(proxy.gets.values()) == {1}
+    assert cache.statistics()["misses"] == len(shards)
+
+
+def test_c5_two_jobs_that_evict_each_other_read_the_right_bytes(proxy, shards, tmp_path, start_job):
+    jobs = [
+        start_job(order, tmp_path, limit_bytes=3 * SHARD_BYTES, rounds=5) for order in (shards, list(reversed(shards)))
+    ]
+    assert ledger(jobs[0]) == reference(shards, rounds=5)
+    assert ledger(jobs[1]) == reference(list(reversed(shards)), rounds=5)
+
+
+def test_closing_ends_a_download_and_a_wait_at_once(proxy, shards, tmp_path):
+    proxy.rules = [Rule("trickle")]
+    stop = threading.Event()
+    spec = shards[0].spec(tmp_path)
+    with ThreadPoolExecutor(2) as pool:
+        futures = [pool.submit(NodeCache(retry=QUICK).fetch, spec, stop) for _ in range(2)]
+        while not proxy.gets:
+            time.sleep(0.01)
+        stop.set()
+        started = time.monotonic()
+        for future in futures:
+            with pytest.raises(StorageError, match="closing"):
+                future.result()
+    assert time.monotonic() - started < 1.0
