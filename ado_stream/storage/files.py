@@ -118,11 +118,12 @@ class CompleteFile:
 
 def quarantine(path: Path) -> None:
     """Sets a bad file aside as .bad-NAME for a look at it; its folder keeps only the newest such file."""
-    for old in path.parent.glob(f"{BAD_PREFIX}*"):
-        with suppress(FileNotFoundError):
-            old.unlink()
-    with suppress(FileNotFoundError), disk_errors(path):
-        os.replace(path, path.with_name(BAD_PREFIX + path.name))
+    aside = path.with_name(BAD_PREFIX + path.name)
+    with disk_errors(path):
+        os.replace(path, aside)
+        for old in path.parent.glob(f"{BAD_PREFIX}*"):
+            if old != aside:
+                old.unlink(missing_ok=True)
 
 
 @contextmanager

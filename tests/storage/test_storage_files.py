@@ -1,0 +1,146 @@
+"""Files that are complete or absent, and the lock of an object."""
+
+import os
+import subprocess
+import sys
+import threading
+import time
+from contextlib import suppress
+
+import pytest
+
+from ado_stream.errors import StorageError
+from ado_stream.storage.files import (
+    CompleteFile,
+    lock_if_free,
+    lock_path,
+    object_lock,
+    quarantine,
+    remove_leftovers,
+    remove_old_leftovers,
+)
+from ado_stream.storage.verify import ContentError
+
+
+def nothing():
+    """A check that never gives up."""
+
+
+def test_nothing_is_visible_before_commit_and_nothing_temporary_after(tmp_path):
+    target = tmp_path / "a" / "shard.mds"
+    with CompleteFile(target, 6, {}) as file:
+        file.write(b"abc")
+        assert not target.exists()
+        assert file.temporary.stat().st_size == 6  # reserved: peers that count the disk see it
+        file.write(b"def")
+        file.commit()
+        assert target.read_bytes() == b"abcdef"
+    assert not file.temporary.exists()
+
+
+def test_a_restart_forgets_what_was_written(tmp_path):
+    target = tmp_path / "shard.mds"
+    with CompleteFile(target, None, {}) as file:
+        file.write(b"a long first attempt")
+        file.restart()
+        file.write(b"short")
+        file.commit()
+    assert target.read_bytes() == b"short"
+
+
+def test_an_exception_leaves_neither_file(tmp_path):
+    target = tmp_path / "shard.mds"
+    with suppress(ZeroDivisionError), CompleteFile(target, 3, {}) as file:
+        file.write(b"abc")
+        raise ZeroDivisionError
+    assert [path for path in tmp_path.rglob("*") if path.is_file()] == []
+
+
+def test_too_few_bytes_are_not_committed(tmp_path):
+    with CompleteFile(tmp_path / "shard.mds", 3, {}) as file:
+        file.write(b"ab")
+        with pytest.raises(ContentError):
+            file.commit()
+    assert not (tmp_path / "shard.mds").exists()
+
+
+def test_leftovers_of_one_object_are_removed_and_others_stay(tmp_path):
+    folder = tmp_path / ".ado-tmp"
+    folder.mkdir()
+    for name in ("shard.00001.mds.7-8", "shard.00001.mds.zstd.7-8", "shard.00010.mds.7-8"):
+        (folder / name).touch()
+    remove_leftovers(tmp_path / "shard.00001.mds")
+    assert [path.name for path in folder.iterdir()] == ["shard.00010.mds.7-8"]
+    remove_leftovers(tmp_path / "nowhere" / "shard.00001.mds")
+
+
+def test_only_leftovers_older_than_any_download_are_swept(tmp_path):
+    folder = tmp_path / ".ado-tmp"
+    folder.mkdir()
+    for name, age_s in (("old.7-8", 4000), ("young.7-8", 3000)):
+        (folder / name).touch()
+        os.utime(folder / name, (time.time() - age_s,) * 2)
+    remove_old_leftovers(tmp_path)
+    assert [path.name for path in folder.iterdir()] == ["young.7-8"]
+
+
+def test_the_quarantine_keeps_the_newest_bad_file_only(tmp_path):
+    for name in ("a.mds", "b.mds"):
+        (tmp_path / name).write_text(name)
+        quarantine(tmp_path / name)
+    assert [path.name for path in tmp_path.iterdir()] == [".bad-b.mds"]
+
+
+def test_a_compressed_file_shares_the_lock_of_its_raw_file(tmp_path):
+    assert lock_path(tmp_path / "shard.00001.mds.zstd") == lock_path(tmp_path / "shard.00001.mds")
+    assert lock_path(tmp_path / "shard.00001.mds") != lock_path(tmp_path / "shard.00002.mds")
+
+
+def test_one_holder_at_a_time_among_threads(tmp_path):
+    inside, most = [0], [0]
+
+    def work():
+        for _ in range(5):
+            with object_lock(tmp_path / "shard.mds", 30, nothing):
+                inside[0] += 1
+                most[0] = max(most[0], inside[0])
+                time.sleep(0.001)
+                inside[0] -= 1
+
+    threads = [threading.Thread(target=work) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert most == [1]
+
+
+def test_the_kernel_drops_the_lock_of_a_killed_process(tmp_path):
+    target = tmp_path / "shard.mds"
+    code = (
+        "import sys, time; from pathlib import Path; from ado_stream.storage.files import object_lock\n"
+        "with object_lock(Path(sys.argv[1]), 5, lambda: None): print('held', flush=True); time.sleep(60)"
+    )
+    holder = subprocess.Popen([sys.executable, "-c", code, str(target)], stdout=subprocess.PIPE, text=True)
+    assert holder.stdout is not None
+    assert holder.stdout.readline() == "held\n"
+    with lock_if_free(target) as held:
+        assert not held
+    with pytest.raises(StorageError, match="another process held"), object_lock(target, 0.1, nothing):
+        pass
+    holder.kill()
+    holder.communicate()
+    with object_lock(target, 2.0, nothing):
+        pass
+
+
+def test_a_wait_for_the_lock_can_be_given_up(tmp_path):
+    def give_up():
+        raise KeyError("closing")
+
+    with (
+        object_lock(tmp_path / "shard.mds", 5, nothing),
+        pytest.raises(KeyError),
+        object_lock(tmp_path / "shard.mds", 5, give_up),
+    ):
+        pass
