@@ -14,7 +14,7 @@ average. Source: arXiv 2410.11820 and its public implementation at bc3d8d0; the 
 """
 
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -22,7 +22,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ado_stream.errors import PolicyError, ResumeError
-from ado_stream.policy.base import Bools, Floats, Policy
+from ado_stream.policy.base import Bools, Floats, Ints, Policy
 from ado_stream.policy.clip import raise_to_floor, reference_clip
 from ado_stream.policy.config import AdoConfig
 from ado_stream.policy.history import LossHistory
@@ -55,7 +55,8 @@ class AdoPolicy(Policy):
         total_steps: int | None = None,
     ):
         super().__init__(prior)
-        self.config = (config or AdoConfig()).for_run(self.num_domains, total_steps)
+        self.config = config or AdoConfig()
+        self.plan = self.config.plan(self.num_domains, total_steps)
         self._fitter = fitter or fit_scaling_laws
         self._history = LossHistory(self.num_domains, own_counts=not self.config.shared_count)
         self._samples = 0.0
@@ -63,7 +64,7 @@ class AdoPolicy(Policy):
         self._num_failed = 0
         self._start_K = self._floored(self.prior_K)
         self._mixture_K = self._start_K
-        self._resumed()
+        self._use_laws()
 
     def health(self) -> dict[str, Any]:
         """Adds to the base's: refits, failed refits, laws held per domain because its fit failed, which parameters
@@ -119,9 +120,9 @@ class AdoPolicy(Policy):
             self._observe(loss_K, seen_K)
         samples = self._samples if config.shared_count else np.maximum(memory["samples"], 1.0)
         self._history.record(samples, loss_K, count_K, seen_K)
-        if self.step < config.start_step:  # type: ignore[operator]  # filled in by for_run
+        if self.step < self.plan.start_step:
             return self._start_K
-        due = self.step % config.interval == 0  # type: ignore[operator]
+        due = self.step % self.plan.interval == 0
         if due:
             self._refit()
         if self._no_law:
@@ -155,7 +156,7 @@ class AdoPolicy(Policy):
 
     def _mix(self, preference_K: Floats) -> Floats:
         if self.config.floor_rule == "reference":
-            preference_K = reference_clip(preference_K, self.config.floor)  # type: ignore[arg-type]
+            preference_K = reference_clip(preference_K, self.plan.floor)
         newest = self.config.mixture_memory
         average_K = self.memory["average"]
         mixture_K = newest * preference_K + (1.0 - newest) * average_K
@@ -166,7 +167,7 @@ class AdoPolicy(Policy):
 
     def _floored(self, mixture_K: Floats) -> Floats:
         exact = self.config.floor_rule == "exact"
-        return raise_to_floor(mixture_K, self.config.floor) if exact else mixture_K  # type: ignore[arg-type]
+        return raise_to_floor(mixture_K, self.plan.floor) if exact else mixture_K
 
     def _observe(self, loss_K: Floats, seen_K: Bools) -> None:
         """lbar: exponential average of observed losses, from the first one on."""
@@ -180,7 +181,7 @@ class AdoPolicy(Policy):
         """New laws where the fit is good; the others keep theirs, counted."""
         self._close_interval()
         counts, loss_KM = self._history.points()
-        ignored_rows = -(-self.config.ignore_steps // self._history.stride)  # type: ignore[operator]
+        ignored_rows = -(-self.plan.ignore_steps // self._history.stride)
         if self._history.rows <= ignored_rows:
             return
         try:
@@ -201,9 +202,9 @@ class AdoPolicy(Policy):
             _log.warning("step %d: no good fit for %s; the last law is kept", self.step, ", ".join(bad))
         self.fit_step = self.step
         self._num_refits += 1
-        self._resumed()
+        self._use_laws()
 
-    def _resumed(self) -> None:
+    def _use_laws(self) -> None:
         """What follows from the laws in `memory`, computed once per refit or load."""
         memory = self.memory
         self._has_law_K = np.isfinite(memory["alpha"])
@@ -241,7 +242,7 @@ class AdoPolicy(Policy):
             "history": self._history.state_dict(),
         }
 
-    def _load_extra(self, saved: Mapping[str, Any], source_K: NDArray[np.int64]) -> None:
+    def _load_extra(self, saved: Mapping[str, Any], source_K: Ints, names: Sequence[str] | None) -> None:
         try:
             samples, fit_step = float(saved["samples"]), saved["fit_step"]
             num_refits, num_failed, history = int(saved["num_refits"]), int(saved["num_failed"]), saved["history"]
@@ -250,8 +251,10 @@ class AdoPolicy(Policy):
         self._history.load_state_dict(history, source_K)
         self._samples, self._num_refits, self._num_failed, self.fit_step = samples, num_refits, num_failed, fit_step
 
-    def _carried_mixture(self, saved_K: Floats, source_K: NDArray[np.int64]) -> Floats:
-        return self._floored(super()._carried_mixture(saved_K, source_K))
+    def _after_load(self, same_domains: bool) -> None:
+        self._use_laws()
+        if not same_domains:
+            self._mixture_K = self._floored(self._mixture_K)
 
 
 def _or_none(value: float) -> float | None:

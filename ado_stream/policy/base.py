@@ -20,6 +20,7 @@ from ado_stream.policy.weights import Weights, labels_of, names_of, shares_of
 
 Floats = NDArray[np.float64]
 Bools = NDArray[np.bool_]
+Ints = NDArray[np.int64]
 
 
 class Policy:
@@ -107,12 +108,12 @@ class Policy:
             )
         source_K = self._source_of(saved, names)
         memory = self._carried_memory(saved, source_K)
-        mixture_K = self._carried_mixture(_read(saved, "mixture", source_K), source_K)
-        self._load_extra(saved, source_K)
+        mixture_K = self._carried(_read(saved, "mixture", source_K), self.prior_K, source_K, is_share=True)
+        self._load_extra(saved, source_K, names)
         self.step = int(saved["step"])
         self.memory = memory
         self._mixture_K = mixture_K
-        self._resumed()
+        self._after_load(names is None)
 
     def health(self) -> dict[str, Any]:
         """Counters that tell an operator what happened, JSON-able; by domain where they are of a domain."""
@@ -132,19 +133,15 @@ class Policy:
         """State beyond `memory`, as JSON values."""
         return {}
 
-    def _load_extra(self, saved: Mapping[str, Any], source_K: NDArray[np.int64]) -> None:
+    def _load_extra(self, saved: Mapping[str, Any], source_K: Ints, names: Sequence[str] | None) -> None:
         """Takes over what `_extra_state` saved; all checks before the first change."""
 
-    def _resumed(self) -> None:
-        """Recomputes what is derived from `memory`, after a load."""
-
-    def _carried_mixture(self, saved_K: Floats, source_K: NDArray[np.int64]) -> Floats:
-        """The mixture to continue with, from the saved one (this policy's prior where the domain is new)."""
-        return self._carried(saved_K, self.prior_K, source_K, is_share=True)
+    def _after_load(self, same_domains: bool) -> None:
+        """Recomputes what follows from `memory`; the mixture too where other domains could break its bounds."""
 
     # Carrying state over ---------------------------------------------------------------------------------------
 
-    def _source_of(self, saved: Mapping[str, Any], names: Sequence[str] | None) -> NDArray[np.int64]:
+    def _source_of(self, saved: Mapping[str, Any], names: Sequence[str] | None) -> Ints:
         """(K,) where each domain stands in the saved state, -1 for a new one."""
         old = saved.get("names")
         identity_K = np.arange(self.num_domains)
@@ -159,7 +156,7 @@ class Policy:
         where = {name: index for index, name in enumerate(old)}
         return np.array([where.get(name, -1) for name in names], dtype=np.int64)
 
-    def _carried_memory(self, saved: Mapping[str, Any], source_K: NDArray[np.int64]) -> dict[str, NDArray[Any]]:
+    def _carried_memory(self, saved: Mapping[str, Any], source_K: Ints) -> dict[str, NDArray[Any]]:
         initial = self._initial()
         packed = saved.get("memory")
         if not isinstance(packed, Mapping) or packed.keys() != initial.keys():
@@ -169,7 +166,7 @@ class Policy:
             for name, fresh_K in initial.items()
         }
 
-    def _carried(self, old_K: NDArray[Any], fresh_K: NDArray[Any], source_K: NDArray[np.int64], is_share: bool) -> Any:
+    def _carried(self, old_K: NDArray[Any], fresh_K: NDArray[Any], source_K: Ints, is_share: bool) -> Any:
         """`old_K` in this policy's order, `fresh_K` where the domain is new; exact when the domains are the same."""
         value_K = np.where(source_K >= 0, old_K[source_K], fresh_K).astype(fresh_K.dtype)
         same = len(old_K) == len(source_K) and (source_K == np.arange(len(source_K))).all()
@@ -179,7 +176,7 @@ class Policy:
         return dict(zip(self.labels, value_K.tolist(), strict=True))
 
 
-def _read(packed: Mapping[str, Any], name: str, source_K: NDArray[np.int64]) -> NDArray[Any]:
+def _read(packed: Mapping[str, Any], name: str, source_K: Ints) -> NDArray[Any]:
     array = coding.unpack(packed.get(name), name)
     if array.ndim != 1 or len(array) <= source_K.max(initial=0):
         raise ResumeError(f"policy state: {name} has shape {array.shape}.")

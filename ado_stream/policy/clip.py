@@ -1,9 +1,9 @@
 """Lower and upper bounds on mixtures: pure functions on (K,) float64 shares that sum to one.
 
 Two floors. `reference_clip` is the public ADO's rule, kept to reproduce it: after its last division an entry can lie
-below the floor. `raise_to_floor` is exact: p_k = max(d_k, s p_k) with the one s that makes the sum 1. `lower_to_ceiling`
-is its mirror. Source: arXiv 2410.11820 and its reference implementation for the first; the water-filling of the
-others is the scaling of the free entries until none is out of bounds (at most K rounds, since the set only grows).
+below the floor. `raise_to_floor` is exact: p_k = max(d, s p_k) with the one s that makes the sum 1;
+`lower_to_ceiling` is its mirror, with a bound for each domain. Source: arXiv 2410.11820 and its reference
+implementation for the first; the others are water-filling (the bound entries are the smallest, or the greatest).
 """
 
 import numpy as np
@@ -32,25 +32,21 @@ def check_floor(floor: float, num_domains: int, what: str = "floor") -> float:
     return float(floor)
 
 
-def raise_to_floor(share_K: Shares, floor_K: float | Shares) -> Shares:
-    """p_k = max(d_k, s p_k), s such that the sum is 1; `share_K` itself when it is above the floor everywhere.
+def raise_to_floor(share_K: Shares, floor: float) -> Shares:
+    """p_k = max(d, s p_k), s such that the sum is 1; `share_K` itself when nothing is below the floor.
 
-    Needs sum d <= 1. Every entry is at least d_k exactly; entries above keep their proportions.
+    Needs K d <= 1 (check_floor). Every entry is at least d exactly; entries above it keep their proportions.
     """
-    low_K = share_K < floor_K
-    if not low_K.any():
+    if share_K.min() >= floor:
         return share_K
-    floor_K = np.broadcast_to(floor_K, share_K.shape)
-    while True:
-        kept = 1.0 - floor_K[low_K].sum()
-        free = share_K[~low_K].sum()
-        if not (kept > 0.0 and free > 0.0):  # nothing left to share: the floors are the mixture
-            return floor_K / floor_K.sum()
-        raised_K = share_K * (kept / free)
-        still_low_K = low_K | (raised_K < floor_K)
-        if still_low_K.sum() == low_K.sum():
-            return np.where(low_K, floor_K, raised_K)
-        low_K = still_low_K
+    ascending_K = np.sort(share_K)
+    rest_K = np.cumsum(ascending_K[::-1])[::-1]  # sum of this entry and all greater ones
+    scale_K = (1.0 - floor * np.arange(len(share_K))) / rest_K  # s, if the entries before this one are at the floor
+    free_K = ascending_K * scale_K >= floor
+    first = int(free_K.argmax())
+    if not free_K[first]:  # K d = 1: the floors are all there is
+        return np.full(len(share_K), 1.0 / len(share_K))
+    return np.maximum(share_K * scale_K[first], floor)
 
 
 def lower_to_ceiling(share_K: Shares, ceiling_K: float | Shares) -> Shares:

@@ -4,7 +4,8 @@ Source: arXiv 2410.11820 (sections 3 and 4, appendix) and its public implementat
 the reference in one thing: the floor holds exactly on the final mixture (see `floor_rule`).
 """
 
-from dataclasses import dataclass, field, replace
+import math
+from dataclasses import dataclass, field
 from typing import Any
 
 from ado_stream.errors import ConfigError
@@ -54,44 +55,46 @@ class AdoConfig:
             start_step=start_step, ignore_steps=ignore_steps, interval=interval, floor=0.01, floor_rule="reference"
         )
 
-    def for_run(self, num_domains: int, total_steps: int | None = None) -> "AdoConfig":
-        """These settings with every None filled in, checked. total_steps: the run's length, None if unknown.
+    def plan(self, num_domains: int, total_steps: int | None = None) -> "AdoPlan":
+        """The numbers in force for that many domains and steps (None: unknown), after all settings were checked.
 
         Raises ConfigError for values that cannot work, among them a first refit after the last step.
         """
-        filled = replace(
-            self,
-            start_step=_default(self.start_step, 5000, total_steps, 10),
-            interval=max(1, _default(self.interval, 1000, total_steps, 50)),
-            ignore_steps=_default(self.ignore_steps, 1000, total_steps, 10),
-            floor=min(0.01, 0.5 / num_domains) if self.floor is None else self.floor,
-        )
-        filled._check(num_domains)
-        if total_steps is not None:
-            filled._check_acts(total_steps)
-        return filled
-
-    def _check(self, num_domains: int) -> None:
-        check_floor(self.floor, num_domains)  # type: ignore[arg-type]  # filled in by now
         _one_of("credit", self.credit, CREDITS)
         _one_of("floor_rule", self.floor_rule, FLOOR_RULES)
-        for name, least in (("start_step", 0), ("interval", 1), ("ignore_steps", 0), ("hold_steps", 1)):
-            _require(name, getattr(self, name), least, None)
+        _require("hold_steps", self.hold_steps, 1)
         for name in ("credit_memory", "mixture_memory"):
             _require(name, getattr(self, name), 0.0, 1.0)
         for name in ("credit_power", "kappa", "min_alpha"):
-            _require(name, getattr(self, name), 0.0, None)
+            _require(name, getattr(self, name), 0.0)
+        plan = AdoPlan(
+            start_step=_require("start_step", _default(self.start_step, 5000, total_steps, 10), 0),
+            interval=_require("interval", _default(self.interval, 1000, total_steps, 50, least=1), 1),
+            ignore_steps=_require("ignore_steps", _default(self.ignore_steps, 1000, total_steps, 10), 0),
+            floor=check_floor(min(0.01, 0.5 / num_domains) if self.floor is None else self.floor, num_domains),
+        )
+        if total_steps is not None:
+            self._check_acts(plan, total_steps)
+        return plan
 
-    def _check_acts(self, total_steps: int) -> None:
-        assert self.start_step is not None
-        assert self.interval is not None
-        first_refit = _next_multiple(self.start_step, self.interval)
-        if _next_multiple(first_refit, self.hold_steps) >= total_steps - 1:
+    def _check_acts(self, plan: "AdoPlan", total_steps: int) -> None:
+        first_refit = _next_multiple(plan.start_step, plan.interval)
+        if _next_multiple(first_refit, self.hold_steps) >= total_steps:
             raise ConfigError(
-                f"ado would never act: start_step {self.start_step}, interval {self.interval} and hold_steps "
-                f"{self.hold_steps} put its first refit at step {first_refit}, but the last step is {total_steps - 1}.\n"
+                f"ado would never act: start_step {plan.start_step}, interval {plan.interval} and hold_steps "
+                f"{self.hold_steps} put the first refit at step {first_refit}; the last step is {total_steps - 1}.\n"
                 "  Lower them, or leave start_step and interval out for a tenth and a fiftieth of the run."
             )
+
+
+@dataclass(frozen=True)
+class AdoPlan:
+    """The settings that AdoConfig may leave open, as they are in force; steps, and a share for the floor."""
+
+    start_step: int
+    interval: int
+    ignore_steps: int
+    floor: float
 
 
 def _next_multiple(step: int, of: int) -> int:
@@ -99,10 +102,10 @@ def _next_multiple(step: int, of: int) -> int:
     return -(-step // of) * of
 
 
-def _default(value: int | None, default: int, total_steps: int | None, divisor: int) -> int:
+def _default(value: int | None, default: int, total_steps: int | None, divisor: int, least: int = 0) -> int:
     if value is not None:
         return value
-    return default if total_steps is None else min(default, total_steps // divisor)
+    return default if total_steps is None else min(default, max(total_steps // divisor, least))
 
 
 def _one_of(name: str, value: Any, choices: tuple[str, ...]) -> None:
@@ -110,7 +113,8 @@ def _one_of(name: str, value: Any, choices: tuple[str, ...]) -> None:
         raise ConfigError(f"ado: {name} is {value!r}; expected one of {', '.join(choices)}.")
 
 
-def _require(name: str, value: float, least: float, most: float | None) -> None:
-    if not (value >= least and (most is None or value <= most)):
-        bound = f"at least {least}" if most is None else f"from {least} to {most}"
+def _require(name: str, value: Any, least: float, most: float = math.inf) -> Any:
+    if not least <= value <= most:
+        bound = f"at least {least}" if most == math.inf else f"from {least} to {most}"
         raise ConfigError(f"ado: {name} is {value}; expected {bound}.")
+    return value

@@ -11,15 +11,20 @@ from typing import Any
 
 from ado_stream.errors import ConfigError
 from ado_stream.policy.ado import AdoPolicy, Fitter
+from ado_stream.policy.bandit import Odm, OdmCode
 from ado_stream.policy.base import Policy
 from ado_stream.policy.config import AdoConfig
+from ado_stream.policy.doremi import DoReMi
+from ado_stream.policy.guards import Ceiling, Floor, Freeze, Guard, Pin, RepetitionGuard
 from ado_stream.policy.laws import FitConfig
 from ado_stream.policy.static import Fixed, Natural, Schedule, Temperature, Uniform, UniMax
 from ado_stream.policy.weights import Weights
 
 POLICIES: dict[str, type[Policy]] = {
-    policy.kind: policy for policy in (Natural, Uniform, Fixed, Temperature, UniMax, Schedule, AdoPolicy)
+    policy.kind: policy
+    for policy in (Natural, Uniform, Fixed, Temperature, UniMax, Schedule, AdoPolicy, Odm, OdmCode, DoReMi)
 }
+GUARDS: dict[str, type[Guard]] = {guard.kind: guard for guard in (Floor, Ceiling, Pin, Freeze, RepetitionGuard)}
 
 
 def make_policy(name: str, prior: Weights, **options: Any) -> Policy:
@@ -34,6 +39,16 @@ def make_policy(name: str, prior: Weights, **options: Any) -> Policy:
     if name == "ado":
         return _make_ado(prior, options)
     return _build(name, POLICIES[name], prior, options)
+
+
+def make_guard(name: str, policy: Policy, **options: Any) -> Guard:
+    """The guard called `name` around `policy`: floor ceiling pin freeze repetition; options as its class takes them.
+
+    Raises ConfigError as `make_policy`.
+    """
+    if name not in GUARDS:
+        raise ConfigError(f"no guard {name!r}{_closest(name, GUARDS)}; there are: {', '.join(GUARDS)}.")
+    return _build(name, GUARDS[name], policy, options)
 
 
 def _make_ado(prior: Weights, options: dict[str, Any]) -> AdoPolicy:

@@ -8,7 +8,6 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from ado_stream.errors import ConfigError
 from ado_stream.policy.base import Bools, Floats, Policy
@@ -19,11 +18,19 @@ from ado_stream.policy.weights import Weights, shares_of, values_of
 class StaticPolicy(Policy):
     """A policy whose mixture never changes. After a resume it is that of the options, not the saved one."""
 
-    def _next_mixture(self, loss_K: Floats, count_K: Floats, seen_K: Bools) -> Floats:
-        return self._mixture_K
+    def __init__(self, prior: Weights):
+        super().__init__(prior)
+        self._mixture_K = self._given_K = self._given()
 
-    def _carried_mixture(self, saved_K: Floats, source_K: NDArray[np.int64]) -> Floats:
-        return self._mixture_K
+    def _given(self) -> Floats:
+        """The mixture, from the prior and the options."""
+        raise NotImplementedError
+
+    def _next_mixture(self, loss_K: Floats, count_K: Floats, seen_K: Bools) -> Floats:
+        return self._given_K
+
+    def _after_load(self, same_domains: bool) -> None:
+        self._mixture_K = self._given_K
 
 
 class Natural(StaticPolicy):
@@ -31,15 +38,17 @@ class Natural(StaticPolicy):
 
     kind = "natural"
 
+    def _given(self) -> Floats:
+        return self.prior_K
+
 
 class Uniform(StaticPolicy):
     """p_k = 1 / K."""
 
     kind = "uniform"
 
-    def __init__(self, prior: Weights):
-        super().__init__(prior)
-        self._mixture_K = np.full(self.num_domains, 1.0 / self.num_domains)
+    def _given(self) -> Floats:
+        return np.full(self.num_domains, 1.0 / self.num_domains)
 
 
 class Fixed(StaticPolicy):
@@ -52,12 +61,13 @@ class Fixed(StaticPolicy):
     kind = "fixed"
 
     def __init__(self, prior: Weights, weights: Weights | str):
+        if isinstance(weights, str) and weights not in TABLES:
+            raise ConfigError(f"fixed: no table {weights!r}; the tables are: {', '.join(TABLES)}.")
+        self._weights = TABLES[weights] if isinstance(weights, str) else weights
         super().__init__(prior)
-        if isinstance(weights, str):
-            if weights not in TABLES:
-                raise ConfigError(f"fixed: no table {weights!r}; the tables are: {', '.join(TABLES)}.")
-            weights = TABLES[weights]
-        self._mixture_K = shares_of(weights, self.names, self.num_domains, "fixed weights")
+
+    def _given(self) -> Floats:
+        return shares_of(self._weights, self.names, self.num_domains, "fixed weights")
 
 
 class Temperature(StaticPolicy):
@@ -69,12 +79,15 @@ class Temperature(StaticPolicy):
     kind = "temperature"
 
     def __init__(self, prior: Weights, tau: float, sizes: Weights | None = None):
-        super().__init__(prior)
         if not tau > 0:
             raise ConfigError(f"temperature: tau is {tau}; expected a number above 0 (1: natural, large: uniform).")
-        size_K = shares_of(prior if sizes is None else sizes, self.names, self.num_domains, "temperature sizes")
-        powered_K = (size_K / size_K.max()) ** (1.0 / tau)
-        self._mixture_K = powered_K / powered_K.sum()
+        self._tau, self._sizes = tau, prior if sizes is None else sizes
+        super().__init__(prior)
+
+    def _given(self) -> Floats:
+        size_K = shares_of(self._sizes, self.names, self.num_domains, "temperature sizes")
+        powered_K = (size_K / size_K.max()) ** (1.0 / self._tau)
+        return powered_K / powered_K.sum()
 
 
 class UniMax(StaticPolicy):
@@ -86,11 +99,14 @@ class UniMax(StaticPolicy):
     kind = "unimax"
 
     def __init__(self, prior: Weights, budget: float, max_epochs: float = 4.0, sizes: Weights | None = None):
-        super().__init__(prior)
         if not (budget > 0 and max_epochs > 0):
             raise ConfigError(f"unimax: budget {budget} and max_epochs {max_epochs} must be above 0.")
-        size_K = values_of(prior if sizes is None else sizes, self.names, self.num_domains, "unimax sizes")
-        self._mixture_K = unimax(size_K, budget, max_epochs)
+        self._budget, self._max_epochs, self._sizes = budget, max_epochs, prior if sizes is None else sizes
+        super().__init__(prior)
+
+    def _given(self) -> Floats:
+        size_K = values_of(self._sizes, self.names, self.num_domains, "unimax sizes")
+        return unimax(size_K, self._budget, self._max_epochs)
 
 
 def unimax(size_K: Floats, budget: float, max_epochs: float) -> Floats:
@@ -132,7 +148,7 @@ class Schedule(Policy):
     def _next_mixture(self, loss_K: Floats, count_K: Floats, seen_K: Bools) -> Floats:
         return self._at(self.step + 1)
 
-    def _resumed(self) -> None:
+    def _after_load(self, same_domains: bool) -> None:
         self._mixture_K = self._at(self.step)
 
     def _at(self, step: int) -> Floats:

@@ -1,0 +1,69 @@
+"""Online data mixing: domains as arms of a bandit that is rewarded with high loss (ODM, arXiv 2312.02406).
+
+    e_t = min(1/K, sqrt(ln K / (K t)))                        exploration, t = 1 for the first batch
+    paper: R_i <- 0.9 R_i + 0.1 l_i / p_i for sampled i,      p_i = (1 - K e_t) softmax(e_{t-1} R)_i + e_t
+    code:  R_i <- 0.9 R_i + 0.1 exp(l_i),                     p_i = (1 - K e_t) R_i / sum R + e_t
+
+p_i is the mixture this policy gave last. Invariant: every share is at least e_t. The code form's R overflows for losses
+above 709 nats, so its logarithm is kept; the paper form's exponents are shifted by their maximum.
+"""
+
+import math
+from typing import Any
+
+import numpy as np
+
+from ado_stream.policy.base import Bools, Floats, Policy
+from ado_stream.policy.weights import Weights
+
+_KEEP = 0.9
+
+
+class _Bandit(Policy):
+    def __init__(self, prior: Weights):
+        super().__init__(prior)
+        self._mixture_K = np.full(self.num_domains, 1.0 / self.num_domains)
+
+    def _explore(self, num_batches: int) -> float:
+        """e_t for t = num_batches, counted from 1."""
+        num = self.num_domains
+        return min(1.0 / num, math.sqrt(math.log(num) / (num * num_batches)))
+
+    def _mixed(self, exploited_K: Floats, explored: float) -> Floats:
+        mixture_K = (1.0 - self.num_domains * explored) * exploited_K + explored
+        return mixture_K / mixture_K.sum()
+
+
+class Odm(_Bandit):
+    """ODM as the paper states it: EXP3 with importance-weighted, averaged rewards."""
+
+    kind = "odm"
+
+    def _initial(self) -> dict[str, Any]:
+        return {**super()._initial(), "reward": np.zeros(self.num_domains)}
+
+    def _next_mixture(self, loss_K: Floats, count_K: Floats, seen_K: Bools) -> Floats:
+        reward_K = self.memory["reward"]
+        newest_K = _KEEP * reward_K + (1.0 - _KEEP) * loss_K / self._mixture_K
+        np.copyto(reward_K, newest_K, where=seen_K)
+        exponent_K = self._explore(self.step + 1) * reward_K
+        exploited_K = np.exp(exponent_K - exponent_K.max())
+        return self._mixed(exploited_K / exploited_K.sum(), self._explore(self.step + 2))
+
+
+class OdmCode(_Bandit):
+    """ODM as its released code computes it: shares proportional to an average of exp(loss)."""
+
+    kind = "odm-code"
+
+    def _initial(self) -> dict[str, Any]:
+        return {**super()._initial(), "log_reward": np.full(self.num_domains, -np.inf)}
+
+    def _next_mixture(self, loss_K: Floats, count_K: Floats, seen_K: Bools) -> Floats:
+        log_reward_K = self.memory["log_reward"]
+        newest_K = np.logaddexp(math.log(_KEEP) + log_reward_K, math.log(1.0 - _KEEP) + loss_K)
+        np.copyto(log_reward_K, newest_K, where=seen_K)
+        if not np.isfinite(log_reward_K).any():  # nothing seen yet
+            return self._mixture_K
+        exploited_K = np.exp(log_reward_K - log_reward_K.max())
+        return self._mixed(exploited_K / exploited_K.sum(), self._explore(self.step + 2))

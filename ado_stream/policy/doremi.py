@@ -1,0 +1,44 @@
+"""DoReMi's exponentiated gradient, online, given the losses of a reference model (arXiv 2305.10429, algorithm 1).
+
+    w <- w exp(eta max(l - l_ref, 0)), normalised;   p = (1 - c) w + c / K
+
+w starts uniform, as in the paper. A domain that was absent has no excess loss in that step. The paper smooths w itself
+with c in every step; here w is smoothed only on its way out. Invariant: every share is at least c / K. The logarithm of
+w is kept, so that a share that became tiny can come back.
+"""
+
+from typing import Any
+
+import numpy as np
+
+from ado_stream.errors import ConfigError
+from ado_stream.policy.base import Bools, Floats, Policy
+from ado_stream.policy.weights import Weights, values_of
+
+
+class DoReMi(Policy):
+    """reference_losses: (K,) or {name: nats per token}, what the reference model reaches on each domain.
+
+    eta: step size. smoothing: c, from 0 to 1.
+    """
+
+    kind = "doremi"
+
+    def __init__(self, prior: Weights, reference_losses: Weights, eta: float = 1.0, smoothing: float = 1e-3):
+        super().__init__(prior)
+        if not (eta > 0 and 0.0 <= smoothing <= 1.0):
+            raise ConfigError(f"doremi: eta {eta} must be above 0, smoothing {smoothing} from 0 to 1.")
+        self._reference_K = values_of(reference_losses, self.names, self.num_domains, "doremi reference_losses")
+        self._eta, self._smoothing = eta, smoothing
+        self._mixture_K = np.full(self.num_domains, 1.0 / self.num_domains)
+
+    def _initial(self) -> dict[str, Any]:
+        return {**super()._initial(), "log_weight": np.full(self.num_domains, -np.log(self.num_domains))}
+
+    def _next_mixture(self, loss_K: Floats, count_K: Floats, seen_K: Bools) -> Floats:
+        log_weight_K = self.memory["log_weight"]
+        log_weight_K += self._eta * np.where(seen_K, np.maximum(loss_K - self._reference_K, 0.0), 0.0)
+        weight_K = np.exp(log_weight_K - log_weight_K.max())
+        total = weight_K.sum()
+        log_weight_K -= log_weight_K.max() + np.log(total)
+        return (1.0 - self._smoothing) * weight_K / total + self._smoothing / self.num_domains

@@ -1,0 +1,198 @@
+"""Guards: operators' bounds around any policy, guarded ones included. The policy inside goes on learning.
+
+Floor(policy, 0.005) and the like are policies themselves: same update, mixture, state. Invariant: the bound holds on
+the mixture that the outermost guard gives, from before the first step on; the shares in between keep the proportions
+that the policy gave them. When guards disagree the outer one wins. `guard.policy` is the policy inside.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from ado_stream.errors import ConfigError
+from ado_stream.policy.base import Bools, Floats, Ints, Policy
+from ado_stream.policy.clip import check_floor, lower_to_ceiling, raise_to_floor
+from ado_stream.policy.weights import Weights, values_of
+
+
+class Guard(Policy):
+    """Base of guards: passes each step to the policy inside, then bounds what it says."""
+
+    def __init__(self, policy: Policy):
+        prior_K = policy.prior_K
+        super().__init__(prior_K if policy.names is None else dict(zip(policy.names, prior_K, strict=True)))
+        self.policy = policy
+        self.prior_K = prior_K
+        self.step = policy.step
+        self._mixture_K = self._bounded(policy.mixture)
+        self._adopt_fit()
+
+    def health(self) -> dict[str, Any]:
+        """The health of the policy inside, and the names of the guards around it, innermost first."""
+        inner = self.policy.health()
+        return {**inner, "guards": [*inner.get("guards", []), self.kind]}
+
+    def _bounded(self, mixture_K: Floats) -> Floats:
+        """The nearest mixture, in the guard's sense, that keeps the bound."""
+        raise NotImplementedError
+
+    def _next_mixture(self, loss_K: Floats, count_K: Floats, seen_K: Bools) -> Floats:
+        mixture_K = self.policy.update(loss_K, count_K)
+        self._adopt_fit()
+        return self._bounded(mixture_K)
+
+    def _adopt_fit(self) -> None:
+        self.fit, self.fit_step = self.policy.fit, self.policy.fit_step
+
+    def _extra_state(self) -> dict[str, Any]:
+        return {"inner": self.policy.state_dict()}
+
+    def _load_extra(self, saved: Mapping[str, Any], source_K: Ints, names: Sequence[str] | None) -> None:
+        self.policy.load_state_dict(saved.get("inner", {}), names)
+
+    def _after_load(self, same_domains: bool) -> None:
+        self._adopt_fit()
+        if not same_domains:
+            self._mixture_K = self._bounded(self.policy.mixture)
+
+
+class Floor(Guard):
+    """No share below `minimum`: p_k = max(minimum, s p_k). Raises ConfigError when minimum x K > 1."""
+
+    kind = "floor"
+
+    def __init__(self, policy: Policy, minimum: float):
+        self._minimum = check_floor(minimum, policy.num_domains, "Floor")
+        super().__init__(policy)
+
+    def _bounded(self, mixture_K: Floats) -> Floats:
+        return raise_to_floor(mixture_K, self._minimum)
+
+
+class Ceiling(Guard):
+    """No share above `maximum`, the excess shared over the others in proportion.
+
+    maximum: one share for all, or (K,) or {name: share}. Raises ConfigError when the ceilings sum to less than 1.
+    """
+
+    kind = "ceiling"
+
+    def __init__(self, policy: Policy, maximum: float | Weights):
+        num = policy.num_domains
+        each = np.full(num, maximum) if isinstance(maximum, (int, float)) else maximum
+        self._maximum_K = values_of(each, policy.names, num, "Ceiling")
+        total = self._maximum_K.sum()
+        if total < 1.0 - 1e-12:
+            raise ConfigError(
+                f"Ceiling: the ceilings of {num} domains sum to {total:g} < 1; at least {1 / num:g} each."
+            )
+        super().__init__(policy)
+
+    def _bounded(self, mixture_K: Floats) -> Floats:
+        return lower_to_ceiling(mixture_K, self._maximum_K)
+
+
+class Pin(Guard):
+    """Domains with a share that the operator fixed; the others share the rest as the policy says.
+
+    shares: {name: share}, or {index: share} where domains have no names. Raises ConfigError for an unknown domain, a
+    share below 0, and shares that sum to more than 1 (or to less, when every domain is pinned).
+    """
+
+    kind = "pin"
+
+    def __init__(self, policy: Policy, shares: Mapping[str | int, float]):
+        where = {label: index for index, label in enumerate(policy.labels)}
+        unknown = [label for label in shares if str(label) not in where]
+        if unknown:
+            raise ConfigError(f"Pin: no domain {unknown[0]!r}; the domains are: {', '.join(policy.labels)}.")
+        bad = [label for label, share in shares.items() if not 0.0 <= share <= 1.0]
+        total = sum(shares.values())
+        if bad or total > 1.0 + 1e-12 or (len(shares) == policy.num_domains and total < 1.0 - 1e-12):
+            raise ConfigError(
+                f"Pin: shares {dict(shares)} sum to {total:g}; each must be from 0 to 1, their sum at most 1 "
+                "(exactly 1 when every domain is pinned)."
+            )
+        self._pinned_K = np.array([label in {str(name) for name in shares} for label in policy.labels])
+        self._share_K = np.zeros(policy.num_domains)
+        for label, share in shares.items():
+            self._share_K[where[str(label)]] = share
+        super().__init__(policy)
+
+    def _bounded(self, mixture_K: Floats) -> Floats:
+        free_K = np.where(self._pinned_K, 0.0, mixture_K)
+        if free_K.sum() <= 0.0:  # the policy gave everything to pinned domains
+            free_K = np.where(self._pinned_K, 0.0, 1.0)
+        left = max(1.0 - self._share_K.sum(), 0.0)
+        return self._share_K + (free_K * (left / free_K.sum()) if left > 0.0 else 0.0)
+
+
+class Freeze(Guard):
+    """The mixture stays as it is after `from_step` steps; the policy inside goes on learning."""
+
+    kind = "freeze"
+
+    def __init__(self, policy: Policy, from_step: int = 0):
+        if from_step < 0:
+            raise ConfigError(f"Freeze: from_step is {from_step}; expected 0 or more.")
+        self._from_step = from_step
+        super().__init__(policy)
+
+    def _next_mixture(self, loss_K: Floats, count_K: Floats, seen_K: Bools) -> Floats:
+        mixture_K = super()._next_mixture(loss_K, count_K, seen_K)
+        return self._mixture_K if self.step >= self._from_step else mixture_K
+
+    def _bounded(self, mixture_K: Floats) -> Floats:
+        return mixture_K
+
+
+class RepetitionGuard(Guard):
+    """No domain is planned for more than `max_epochs` passes over the run:
+
+        p_k <= (max_epochs size_k - consumed_k) / samples left in the run,
+
+    the excess shared over the others in proportion, repeated until none exceeds. A domain at its bound is spread
+    evenly over what is left of the run, so it does not run out early; one that is used up gets 0. Mixtures reach the
+    draw `mixture_lag` steps late, so a domain can end a few samples per batch in flight above its bound.
+
+    sizes: samples per domain, (K,) or {name: samples}. total_samples: those of the whole run (steps x global batch).
+    Raises ConfigError when max_epochs of all domains are fewer samples than the run needs.
+    """
+
+    kind = "repetition"
+
+    def __init__(self, policy: Policy, sizes: Weights, total_samples: int, max_epochs: float = 4.0):
+        size_K = values_of(sizes, policy.names, policy.num_domains, "RepetitionGuard sizes")
+        have = size_K.sum()
+        if max_epochs * have < total_samples:
+            raise ConfigError(
+                f"RepetitionGuard: {max_epochs:g} epochs of {have:g} samples, but the run draws {total_samples}.\n"
+                f"  Allow at least {total_samples / have:.4g} epochs, or run shorter."
+            )
+        self._allowed_K = max_epochs * size_K
+        self._total_samples = total_samples
+        self._drawn = 0.0
+        super().__init__(policy)
+
+    def _initial(self) -> dict[str, Any]:
+        return {**super()._initial(), "consumed": np.zeros(self.num_domains)}
+
+    def _next_mixture(self, loss_K: Floats, count_K: Floats, seen_K: Bools) -> Floats:
+        self.memory["consumed"] += count_K
+        self._drawn += float(count_K.sum())
+        return super()._next_mixture(loss_K, count_K, seen_K)
+
+    def _bounded(self, mixture_K: Floats) -> Floats:
+        left = self._total_samples - self._drawn
+        unused_K = np.maximum(self._allowed_K - self.memory["consumed"], 0.0)
+        if left <= 0.0 or not unused_K.any():  # the run is over, or longer than it was said to be
+            return mixture_K
+        return lower_to_ceiling(mixture_K, unused_K / left)
+
+    def _extra_state(self) -> dict[str, Any]:
+        return {**super()._extra_state(), "drawn": self._drawn}
+
+    def _load_extra(self, saved: Mapping[str, Any], source_K: Ints, names: Sequence[str] | None) -> None:
+        super()._load_extra(saved, source_K, names)
+        self._drawn = float(saved["drawn"])
