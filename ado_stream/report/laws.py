@@ -64,7 +64,7 @@ def draw_laws(run: Run, colors: dict[str, str]) -> Plot | None:
     shown = np.sort(np.argsort(-np.nan_to_num(run.prior_K), kind="stable")[:MAX_PANELS])
     columns = min(4, len(shown))
     rows = -(-len(shown) // columns)
-    figure = new_figure(2.15 * rows + 0.5)
+    figure = new_figure(2.15 * rows + 0.5, row_gap=0.04)
     grid = figure.subplots(rows, columns, squeeze=False, sharex=True)
     for axes, index in zip(grid.flat, shown, strict=False):
         _panel(axes, run, law, int(index), colors[run.domains[index]])

@@ -82,8 +82,11 @@ def _relative(axes: Axes, run: Run, step_S: np.ndarray, mixture_SK: np.ndarray, 
     with np.errstate(divide="ignore", invalid="ignore"):
         ratio_SK = np.log2(mixture_SK / run.prior_K)
     ratio_SK[~np.isfinite(ratio_SK)] = np.nan
+    ends = {name: ratio_SK[-1, index] for index, name in enumerate(run.domains) if np.isfinite(ratio_SK[-1, index])}
+    named = _extremes(ends)
     for index, name in enumerate(run.domains):
-        axes.plot(step_S, ratio_SK[:, index], color=colors[name])
+        lw, alpha = (1.7, 1.0) if name in named else (0.8, 0.3)
+        axes.plot(step_S, ratio_SK[:, index], color=colors[name], lw=lw, alpha=alpha)
     axes.axhline(0, color="#9aa2ad", lw=0.9, ls=(0, (4, 3)))
     low, high = np.nanmin(ratio_SK, initial=-0.3), np.nanmax(ratio_SK, initial=0.3)
     margin = 0.06 * (high - low)
@@ -93,10 +96,16 @@ def _relative(axes: Axes, run: Run, step_S: np.ndarray, mixture_SK: np.ndarray, 
     ticks = _multiples(2.0 ** (low - margin), 2.0 ** (high + margin))
     axes.set_yticks([math.log2(tick) for tick in ticks], [f"×{compact(tick)}" for tick in ticks])
     thousands(axes.xaxis)
-    ends = {name: ratio_SK[-1, index] for index, name in enumerate(run.domains) if np.isfinite(ratio_SK[-1, index])}
-    extremes = sorted(ends, key=lambda name: -abs(ends[name]))[:MAX_LABELS]
-    kept = {name: ends[name] for name in run.domains if name in extremes}
-    label_lines(axes, axes.get_xlim()[1], kept, colors, _label_height(high - low + 2 * margin))
+    label_lines(
+        axes, axes.get_xlim()[1], {name: ends[name] for name in named}, colors, _label_height(high - low + 2 * margin)
+    )
+
+
+def _extremes(ends: dict[str, float]) -> list[str]:
+    """The names to label: all of them, or as many of the highest as of the lowest."""
+    ranked = sorted(ends, key=lambda name: ends[name])
+    half = MAX_LABELS // 2
+    return ranked if len(ranked) <= MAX_LABELS else ranked[: half - 2] + ranked[-half + 2 :]
 
 
 def _multiples(low: float, high: float) -> list[float]:

@@ -31,7 +31,7 @@ def worst_gap_K(run: Run) -> np.ndarray:
 def floor_of(run: Run) -> float:
     """The least share that the run's policy promises to each domain; NaN when it promises none."""
     options = run.about.get("policy_options") or {}
-    value = options.get("delta_min", options.get("floor"))
+    value = options.get("floor")
     return float(value) if isinstance(value, (int, float)) else math.nan
 
 

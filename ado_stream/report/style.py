@@ -15,6 +15,7 @@ from matplotlib import rc_context
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
 PALETTE = (
@@ -78,9 +79,9 @@ def styled() -> Any:
     return rc_context(RC)
 
 
-def new_figure(height_in: float) -> Figure:
+def new_figure(height_in: float, row_gap: float = 0.02) -> Figure:
     """An empty figure of the page's width that lays itself out; drawn by Agg, so no display is needed."""
-    figure = Figure(figsize=(WIDTH_IN, height_in), layout="constrained")
+    figure = Figure(figsize=(WIDTH_IN, height_in), layout=ConstrainedLayoutEngine(hspace=row_gap))
     FigureCanvasAgg(figure)
     return figure
 

@@ -26,7 +26,7 @@ def write_simulated(
     record = RunRecord(run_dir)
     record.write(
         "run", version=1, run_id=f"sim-{policy}", created="2026-01-02T03:04:05Z", domains=list(names), prior=prior,
-        policy=policy, policy_options={"delta_min": 0.005} if policy == "ado" else {}, global_batch_size=batch,
+        policy=policy, policy_options={"floor": 0.005} if policy == "ado" else {}, global_batch_size=batch,
         seq_len=256, canonical_nodes=1, mixture_lag=8, steps=planned or steps, seed=seed,
         model={"preset": "nano", "parameters": 1310720}, tokenizer="bpe:4096", vocab_size=4096, world_size=1,
         device="cpu", versions={"torch": "2.9.0", "numpy": "2.1.3"},

@@ -1,0 +1,86 @@
+"""The whole of it on this machine: builds a corpus, trains a small model with ADO and without, writes a report.
+
+The text comes from the running Python environment; nothing is downloaded. Stopped, it goes on when started again.
+"""
+
+import argparse
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from ado_stream.demo.run import DemoResult
+    from ado_stream.demo.text import DomainText
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The verb's options."""
+    parser.add_argument("--out", default="ado-demo", metavar="DIR", help="folder for everything (default: ado-demo)")
+    parser.add_argument("--quick", action="store_true", help="about 5 MB and few steps: under a minute, proves nothing")
+    parser.add_argument("--steps", type=int, metavar="N", help="training steps of each run (default: 300, quick: 40)")
+    parser.add_argument("--seed", type=int, default=17, metavar="N", help="seed of both runs (default: 17)")
+    parser.add_argument("--json", action="store_true", help="print the result as JSON on standard output")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Runs the demo; ends with the comparison as a table and the report's path."""
+    from rich.console import Console
+
+    from ado_stream.demo.plan import DemoPlan
+
+    console = Console(stderr=args.json, highlight=False)
+    plan = DemoPlan.of(args.seed, args.quick, args.steps)
+    console.print(f"ado-stream demo in {args.out}: everything stays in this folder, nothing is downloaded")
+    from ado_stream.demo.run import run_demo, summary  # seconds of import: after the first line
+
+    result = run_demo(Path(args.out), plan, console.print, lambda text: _show_text(console, text))
+    _show_result(console, result)
+    if args.quick:
+        console.print("A quick demo shows that everything works; its runs are too short to compare policies.")
+    console.print(f"report: {result.report.resolve()}", soft_wrap=True)
+    if args.json:
+        print(json.dumps(summary(result), indent=1))
+    return 0
+
+
+def _show_text(console: "Console", text: "list[DomainText]") -> None:
+    from rich.table import Table
+
+    table = Table(box=None, pad_edge=False, padding=(0, 2), title_justify="left")
+    for name in ("domain", "files", "documents", "MB", "share"):
+        table.add_column(name, justify="left" if name == "domain" else "right")
+    total_bytes = sum(domain.bytes for domain in text)
+    for domain in text:
+        share = f"{100 * domain.bytes / total_bytes:.1f} %"
+        table.add_row(domain.name, f"{domain.files:,}", f"{domain.documents:,}", f"{domain.bytes / 1e6:.2f}", share)
+    table.add_row("all", *(f"{sum(values):,}" for values in zip(*((d.files, d.documents) for d in text), strict=True)),
+                  f"{total_bytes / 1e6:.2f}", "", style="bold")  # fmt: skip
+    console.print(table)
+
+
+def _show_result(console: "Console", result: "DemoResult") -> None:
+    from rich.table import Table
+
+    from ado_stream.report.data import load_runs
+    from ado_stream.report.markup import Cell
+    from ado_stream.report.style import colors_of
+    from ado_stream.report.tables import domain_table
+    from ado_stream.report.verdict import caveats, compare
+
+    runs = load_runs(result.run_dirs)
+    header, rows = domain_table(runs, colors_of(runs[0].domains))
+    table = Table(box=None, pad_edge=False, padding=(0, 2), header_style="bold")
+    for number, name in enumerate(header):
+        table.add_column(name, justify="right" if number else "left")
+    for row in rows:
+        table.add_row(*(cell.text if isinstance(cell, Cell) else cell for cell in row))
+    console.print()
+    console.print(table)
+    console.print()
+    for comparison in compare(runs):
+        console.print(comparison.headline(), style="bold")
+        console.print(comparison.sentence())
+    for sentence in caveats(runs):
+        console.print(sentence, style="dim")
