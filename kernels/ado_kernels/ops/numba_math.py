@@ -13,6 +13,7 @@ import numba
 import numpy as np
 import torch
 from numba import types
+from numba.core import config
 from numba.extending import overload
 
 # Sums may be reordered and contracted (hence vectorised), but NaN and infinity keep their meaning.
@@ -50,7 +51,7 @@ def _exp_float32(x):
 
 def use_torch_threads() -> None:
     """Makes this thread's next Numba loops use as many threads as torch: torchrun's limit per rank counts here too."""
-    numba.set_num_threads(min(torch.get_num_threads(), numba.config.NUMBA_NUM_THREADS))
+    numba.set_num_threads(min(torch.get_num_threads(), config.NUMBA_NUM_THREADS))  # type: ignore[attr-defined]
 
 
 def array(tensor: torch.Tensor) -> np.ndarray:
@@ -59,5 +60,5 @@ def array(tensor: torch.Tensor) -> np.ndarray:
 
 
 def accumulation_dtype(dtype: torch.dtype) -> torch.dtype:
-    """The dtype CPU kernels compute in: float64 for float64, float32 for everything else (bf16 and fp16 are storage)."""
+    """The dtype of arithmetic and sums: float64 for float64, float32 for the rest (bf16 and fp16 are storage)."""
     return torch.float64 if dtype == torch.float64 else torch.float32

@@ -52,7 +52,7 @@ def _per_sequence(losses_N, ids_B, num_domains, sums_SQK, counts_SQK):
         for b in range(s * num_ids // num_slabs, (s + 1) * num_ids // num_slabs):
             domain = ids_B[b]
             if 0 <= domain < num_domains:
-                total = 0.0
+                total = np.float64(0.0)
                 for i in range(b * tokens_per_id, (b + 1) * tokens_per_id):
                     total += np.float64(losses_N[i])
                 sums_SQK[s, 0, domain] += total

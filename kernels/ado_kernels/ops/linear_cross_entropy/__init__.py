@@ -1,4 +1,4 @@
-"""linear_cross_entropy: hidden states and vocabulary weight to mean loss, per-domain sums and gradients, no logits held.
+"""linear_cross_entropy: hidden states and vocabulary weight to mean loss, per-domain sums, gradients; no logits held.
 
     logits = hidden weight^T     loss_i = logsumexp(logits_i) - logits_i[target_i]     loss = mean over kept i
     with z_loss: loss = mean(loss_i + z_loss logsumexp(logits_i)^2); the per-domain sums are of loss_i alone
@@ -22,6 +22,7 @@ import torch
 from ado_kernels.ops.domain_loss import check_domains, domain_loss, domain_loss_reference
 from ado_kernels.ops.linear_cross_entropy.cpu import linear_cross_entropy_cpu
 from ado_kernels.ops.linear_cross_entropy.problem import Problem, Result
+from ado_kernels.ops.numba_math import accumulation_dtype
 
 _Outputs = tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]
 
@@ -116,20 +117,28 @@ def _linear_cross_entropy(
     return _reduce(problem, linear_cross_entropy_cpu(problem), domain_ids, num_domains)
 
 
+@_linear_cross_entropy.register_kernel("cuda")
+def _linear_cross_entropy_cuda(
+    hidden: torch.Tensor, weight: torch.Tensor, targets: torch.Tensor, domain_ids: torch.Tensor, num_domains: int, *rest
+) -> _Outputs:
+    from ado_kernels.ops.linear_cross_entropy.gpu import linear_cross_entropy_gpu
+
+    problem = Problem(hidden, weight, targets, *rest)
+    return _reduce(problem, linear_cross_entropy_gpu(problem), domain_ids, num_domains)
+
+
 def _reduce(problem: Problem, result: Result, domain_ids: torch.Tensor, num_domains: int) -> _Outputs:
     """Mean loss, per-domain numbers, unscaled gradients and the 1 / kept tokens that scales them."""
     kept_N = problem.targets_N != problem.ignore_index
     inverse = 1.0 / kept_N.sum(dtype=torch.float64).clamp(min=1)
-    total = result.losses_N.sum() + problem.z_loss * result.squares_N.sum()
+    total = result.losses_N.sum(dtype=torch.float64)
+    if problem.z_loss:
+        total = total + problem.z_loss * result.squares_N.sum(dtype=torch.float64)
     tokens_per_id = kept_N.numel() // max(domain_ids.numel(), 1)
     ids_N = domain_ids.reshape(-1, 1).expand(-1, tokens_per_id).reshape(-1)
     sums_K, counts_K = domain_loss(result.losses_N, torch.where(kept_N, ids_N, -1), num_domains)
-    loss_dtype = _loss_dtype(problem.hidden_NH)
-    return (total * inverse).to(loss_dtype), sums_K, counts_K, result.dhidden_NH, result.dweight_VH, inverse
-
-
-def _loss_dtype(hidden: torch.Tensor) -> torch.dtype:
-    return torch.float64 if hidden.dtype == torch.float64 else torch.float32
+    loss = (total * inverse).to(accumulation_dtype(problem.compute_dtype))
+    return loss, sums_K, counts_K, result.dhidden_NH, result.dweight_VH, inverse
 
 
 @_linear_cross_entropy.register_fake
@@ -145,14 +154,15 @@ def _linear_cross_entropy_fake(
     weight_grad: bool,
     compute_dtype: torch.dtype,
 ) -> _Outputs:
-    dtype = _loss_dtype(hidden)
-    gradient_dtype = dtype if hidden.device.type == "cpu" else hidden.dtype
+    wide = accumulation_dtype(compute_dtype)
     return (
-        hidden.new_empty((), dtype=dtype),
+        hidden.new_empty((), dtype=wide),
         hidden.new_empty(num_domains, dtype=torch.float64),
         hidden.new_empty(num_domains, dtype=torch.int64),
-        hidden.new_empty(hidden.shape if hidden_grad else 0, dtype=gradient_dtype),
-        hidden.new_empty(weight.shape if weight_grad else 0, dtype=dtype),
+        hidden.new_empty(
+            hidden.shape if hidden_grad else 0, dtype=wide if hidden.device.type == "cpu" else compute_dtype
+        ),
+        hidden.new_empty(weight.shape if weight_grad else 0, dtype=wide),
         hidden.new_empty((), dtype=torch.float64),
     )
 
@@ -162,6 +172,15 @@ def _scale_gradient(
     gradient: torch.Tensor, dloss: torch.Tensor, inverse: torch.Tensor, dtype: torch.dtype
 ) -> torch.Tensor:
     return (gradient * (dloss * inverse).to(gradient.dtype)).to(dtype)
+
+
+@_scale_gradient.register_kernel("cuda")
+def _scale_gradient_cuda(
+    gradient: torch.Tensor, dloss: torch.Tensor, inverse: torch.Tensor, dtype: torch.dtype
+) -> torch.Tensor:
+    from ado_kernels.ops.linear_cross_entropy.gpu import scale_gradient_gpu
+
+    return scale_gradient_gpu(gradient, dloss, inverse, dtype)
 
 
 @_scale_gradient.register_fake

@@ -19,7 +19,7 @@ _CHUNK_BYTES = 256 << 20
 
 def linear_cross_entropy_cpu(problem: Problem) -> Result:
     """Loss, per-token losses and the gradients asked for; raises ValueError for a target outside the vocabulary."""
-    dtype = accumulation_dtype(problem.hidden_NH.dtype)
+    dtype = accumulation_dtype(problem.compute_dtype)
     hidden_NH, weight_VH = problem.hidden_NH.to(dtype), problem.weight_VH.to(dtype)
     targets_N = problem.targets_N.contiguous()
     _check_targets(problem)

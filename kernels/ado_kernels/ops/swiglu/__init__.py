@@ -37,6 +37,22 @@ def _swiglu_backward(dout: torch.Tensor, gate: torch.Tensor, up: torch.Tensor) -
     return backward_cpu(dout, gate, up)
 
 
+@_swiglu.register_kernel("cuda")
+def _swiglu_cuda(gate: torch.Tensor, up: torch.Tensor) -> torch.Tensor:
+    from ado_kernels.ops.swiglu.gpu import forward_gpu
+
+    return forward_gpu(gate, up)
+
+
+@_swiglu_backward.register_kernel("cuda")
+def _swiglu_backward_cuda(
+    dout: torch.Tensor, gate: torch.Tensor, up: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
+    from ado_kernels.ops.swiglu.gpu import backward_gpu
+
+    return backward_gpu(dout, gate, up)
+
+
 @_swiglu.register_fake
 def _swiglu_fake(gate: torch.Tensor, up: torch.Tensor) -> torch.Tensor:
     return gate.new_empty(gate.shape)

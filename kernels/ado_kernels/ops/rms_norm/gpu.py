@@ -1,0 +1,208 @@
+"""RMSNorm on a GPU: Triton kernels for forward and backward, each one pass over memory.
+
+A program holds whole rows in registers: forward a tile of a few rows, backward a loop over tiles (row tiles p, p + G,
+p + 2G, ... of program p of G), pipelined so that the next rows' loads are under way during this row's reduction.
+G comes from the launch table and not from the number of multiprocessors: program p's float32 partial of the weight's
+gradient, and the order in which partials are added, are the same on every GPU.
+What limits other kernels: one row in flight per multiprocessor (Liger-Kernel's backward) starves the memory; a
+separate reduction over rows for the weight (torch.compile) reads x and dy twice.
+"""
+
+import torch
+import triton
+import triton.language as tl
+
+from ado_kernels.ops.launch import launch, size_class
+from ado_kernels.ops.numba_math import accumulation_dtype
+
+_SUM_COLUMNS = 64
+
+
+def forward_gpu(
+    x_ND: torch.Tensor, residual_ND: torch.Tensor | None, weight_D: torch.Tensor | None, eps: float
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:
+    """y (N, D) in x's dtype, 1 / rms (N,) float32, and x + residual (N, D) or None."""
+    num_rows, width = x_ND.shape
+    x_ND = _unit_stride(x_ND)
+    y_ND = torch.empty(x_ND.shape, dtype=x_ND.dtype, device=x_ND.device)
+    total_ND = None
+    if residual_ND is not None:
+        residual_ND = _unit_stride(residual_ND)
+        total_ND = torch.empty_like(y_ND, dtype=torch.promote_types(x_ND.dtype, residual_ND.dtype))
+    wide = accumulation_dtype((x_ND if total_ND is None else total_ND).dtype)
+    rstd_N = torch.empty(num_rows, dtype=wide, device=x_ND.device)
+    plan = launch("rms_norm", width, x_ND.device)
+    if num_rows:
+        rms_norm_forward_kernel[(triton.cdiv(num_rows, plan.rows),)](
+            x_ND,
+            x_ND if residual_ND is None else residual_ND,
+            x_ND if weight_D is None else weight_D.contiguous(),
+            y_ND,
+            y_ND if total_ND is None else total_ND,
+            rstd_N,
+            x_ND.stride(0),
+            0 if residual_ND is None else residual_ND.stride(0),
+            num_rows,
+            width,
+            eps,
+            HAS_WEIGHT=weight_D is not None,
+            HAS_RESIDUAL=residual_ND is not None,
+            ACC=_triton_dtype(wide),
+            ROWS=plan.rows,
+            BLOCK_D=size_class(width),
+            num_warps=plan.warps,
+        )
+    return y_ND, rstd_N, total_ND
+
+
+def backward_gpu(
+    dy_ND: torch.Tensor,
+    dtotal_ND: torch.Tensor | None,
+    x_ND: torch.Tensor,
+    weight_D: torch.Tensor | None,
+    rstd_N: torch.Tensor,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """dx (N, D) in x's dtype, `dtotal` added, and the weight's gradient in its dtype (empty without a weight)."""
+    num_rows, width = x_ND.shape
+    dy_ND, x_ND = _unit_stride(dy_ND), _unit_stride(x_ND)
+    dtotal_ND = None if dtotal_ND is None else _unit_stride(dtotal_ND)
+    dx_ND = torch.empty(x_ND.shape, dtype=x_ND.dtype, device=x_ND.device)
+    plan = launch("rms_norm_backward", width, x_ND.device)
+    partial_GD = torch.empty(
+        (plan.programs, width) if weight_D is not None else 0, dtype=rstd_N.dtype, device=x_ND.device
+    )
+    rms_norm_backward_kernel[(plan.programs,)](
+        dy_ND,
+        dy_ND if dtotal_ND is None else dtotal_ND,
+        x_ND,
+        x_ND if weight_D is None else weight_D.contiguous(),
+        rstd_N,
+        dx_ND,
+        partial_GD,
+        dy_ND.stride(0),
+        0 if dtotal_ND is None else dtotal_ND.stride(0),
+        x_ND.stride(0),
+        num_rows,
+        width,
+        HAS_WEIGHT=weight_D is not None,
+        HAS_DTOTAL=dtotal_ND is not None,
+        ACC=_triton_dtype(rstd_N.dtype),
+        ROWS=plan.rows,
+        BLOCK_D=size_class(width),
+        STAGES=plan.stages,
+        num_warps=plan.warps,
+    )
+    if weight_D is None:
+        return dx_ND, partial_GD
+    dweight_D = torch.empty(width, dtype=weight_D.dtype, device=x_ND.device)
+    sum_partials_kernel[(triton.cdiv(width, _SUM_COLUMNS),)](
+        partial_GD, dweight_D, plan.programs, width, BLOCK_G=32, BLOCK_D=_SUM_COLUMNS, num_warps=4
+    )
+    return dx_ND, dweight_D
+
+
+def _unit_stride(x_ND: torch.Tensor) -> torch.Tensor:
+    return x_ND if x_ND.stride(1) == 1 or x_ND.shape[1] == 1 else x_ND.contiguous()
+
+
+def _triton_dtype(dtype: torch.dtype) -> tl.dtype:
+    return tl.float64 if dtype == torch.float64 else tl.float32
+
+
+@triton.jit
+def rms_norm_forward_kernel(
+    x_ptr,
+    residual_ptr,
+    weight_ptr,
+    y_ptr,
+    total_ptr,
+    rstd_ptr,
+    x_stride,
+    residual_stride,
+    num_rows,
+    width,
+    eps,
+    HAS_WEIGHT: tl.constexpr,
+    HAS_RESIDUAL: tl.constexpr,
+    ACC: tl.constexpr,
+    ROWS: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+):
+    rows = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
+    columns = tl.arange(0, BLOCK_D)
+    in_row, in_column = rows < num_rows, columns < width
+    mask = in_row[:, None] & in_column[None, :]
+    x = tl.load(x_ptr + rows[:, None] * x_stride + columns[None, :], mask, other=0.0).to(ACC)
+    if HAS_RESIDUAL:
+        at_residual = residual_ptr + rows[:, None] * residual_stride + columns[None, :]
+        rounded = (x + tl.load(at_residual, mask, other=0.0).to(ACC)).to(total_ptr.dtype.element_ty)
+        tl.store(total_ptr + rows[:, None] * width + columns[None, :], rounded, mask)
+        x = rounded.to(ACC)
+    mean_square = tl.sum(x * x, axis=1) / tl.cast(width, ACC)
+    rstd = 1.0 / tl.sqrt(mean_square + tl.cast(eps, ACC))
+    tl.store(rstd_ptr + rows, rstd, in_row)
+    y = x * rstd[:, None]
+    if HAS_WEIGHT:
+        y *= tl.load(weight_ptr + columns, in_column, other=0.0).to(ACC)[None, :]
+    tl.store(y_ptr + rows[:, None] * width + columns[None, :], y.to(y_ptr.dtype.element_ty), mask)
+
+
+@triton.jit
+def rms_norm_backward_kernel(
+    dy_ptr,
+    dtotal_ptr,
+    x_ptr,
+    weight_ptr,
+    rstd_ptr,
+    dx_ptr,
+    partial_ptr,
+    dy_stride,
+    dtotal_stride,
+    x_stride,
+    num_rows,
+    width,
+    HAS_WEIGHT: tl.constexpr,
+    HAS_DTOTAL: tl.constexpr,
+    ACC: tl.constexpr,
+    ROWS: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+    STAGES: tl.constexpr,
+):
+    program, num_programs = tl.program_id(0), tl.num_programs(0)
+    columns = tl.arange(0, BLOCK_D)
+    in_column = columns < width
+    weight = tl.full((BLOCK_D,), 1.0, ACC)
+    if HAS_WEIGHT:
+        weight = tl.load(weight_ptr + columns, in_column, other=0.0).to(ACC)
+    partial = tl.zeros((BLOCK_D,), ACC)
+    for tile in tl.range(program, tl.cdiv(num_rows, ROWS), num_programs, num_stages=STAGES):
+        rows = tl.cast(tile, tl.int64) * ROWS + tl.arange(0, ROWS)
+        in_row = rows < num_rows
+        mask = in_row[:, None] & in_column[None, :]
+        x = tl.load(x_ptr + rows[:, None] * x_stride + columns[None, :], mask, other=0.0).to(ACC)
+        dy = tl.load(dy_ptr + rows[:, None] * dy_stride + columns[None, :], mask, other=0.0).to(ACC)
+        rstd = tl.load(rstd_ptr + rows, in_row, other=0.0)[:, None]
+        normed = x * rstd
+        dnormed = dy * weight[None, :]
+        slope = tl.sum(dnormed * normed, axis=1)[:, None] / tl.cast(width, ACC)
+        dx = rstd * (dnormed - normed * slope)
+        if HAS_DTOTAL:
+            at_dtotal = dtotal_ptr + rows[:, None] * dtotal_stride + columns[None, :]
+            dx += tl.load(at_dtotal, mask, other=0.0).to(ACC)
+        tl.store(dx_ptr + rows[:, None] * width + columns[None, :], dx.to(dx_ptr.dtype.element_ty), mask)
+        if HAS_WEIGHT:
+            partial += tl.sum(dy * normed, axis=0)
+    if HAS_WEIGHT:
+        tl.store(partial_ptr + program.to(tl.int64) * width + columns, partial, in_column)
+
+
+@triton.jit
+def sum_partials_kernel(partial_ptr, out_ptr, num_partials, width, BLOCK_G: tl.constexpr, BLOCK_D: tl.constexpr):
+    columns = tl.program_id(0) * BLOCK_D + tl.arange(0, BLOCK_D)
+    in_column = columns < width
+    total = tl.zeros((BLOCK_G, BLOCK_D), partial_ptr.dtype.element_ty)
+    for start in range(0, num_partials, BLOCK_G):
+        rows = start + tl.arange(0, BLOCK_G)
+        mask = (rows < num_partials)[:, None] & in_column[None, :]
+        total += tl.load(partial_ptr + rows[:, None] * width + columns[None, :], mask, other=0.0)
+    tl.store(out_ptr + columns, tl.sum(total, axis=0).to(out_ptr.dtype.element_ty), in_column)

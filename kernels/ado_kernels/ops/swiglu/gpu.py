@@ -1,0 +1,113 @@
+"""SwiGLU on a GPU: Triton kernels over blocks of 2048 elements, 128-bit accesses, offsets in 64 bits.
+
+Contiguous tensors are one long row, without idle lanes; the two halves of a fused projection are rows with a stride.
+A program never spans rows, so the only index division is of the program's number.
+"""
+
+import torch
+import triton
+import triton.language as tl
+
+from ado_kernels.ops.launch import launch
+
+_BLOCK = 2048
+
+
+def forward_gpu(gate: torch.Tensor, up: torch.Tensor) -> torch.Tensor:
+    """silu(gate) * up, contiguous, in gate's dtype and shape."""
+    out = torch.empty(gate.shape, dtype=gate.dtype, device=gate.device)
+    (gate_NF, up_NF), num_rows, width = _as_rows(gate, up)
+    if out.numel():
+        swiglu_forward_kernel[(num_rows * triton.cdiv(width, _BLOCK),)](
+            gate_NF,
+            up_NF,
+            out,
+            gate_NF.stride(0),
+            up_NF.stride(0),
+            width,
+            ACC=_accumulator(gate),
+            BLOCK=_BLOCK,
+            num_warps=launch("swiglu", device=gate.device).warps,
+        )
+    return out
+
+
+def backward_gpu(dout: torch.Tensor, gate: torch.Tensor, up: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Gradients of gate and up, contiguous."""
+    dgate = torch.empty(gate.shape, dtype=gate.dtype, device=gate.device)
+    dup = torch.empty_like(dgate)
+    (dout_NF, gate_NF, up_NF), num_rows, width = _as_rows(dout, gate, up)
+    if dgate.numel():
+        swiglu_backward_kernel[(num_rows * triton.cdiv(width, _BLOCK),)](
+            dout_NF,
+            gate_NF,
+            up_NF,
+            dgate,
+            dup,
+            dout_NF.stride(0),
+            gate_NF.stride(0),
+            up_NF.stride(0),
+            width,
+            ACC=_accumulator(gate),
+            BLOCK=_BLOCK,
+            num_warps=launch("swiglu", device=gate.device).warps,
+        )
+    return dgate, dup
+
+
+def _as_rows(*tensors: torch.Tensor) -> tuple[list[torch.Tensor], int, int]:
+    """Two-dimensional views (copies where there is no such view) of unit inner stride, and their common shape."""
+    if all(tensor.is_contiguous() for tensor in tensors):
+        return [tensor.view(1, -1) for tensor in tensors], 1, tensors[0].numel()
+    width = tensors[0].shape[-1]
+    rows = [tensor.reshape(-1, width) for tensor in tensors]
+    return [row if row.stride(1) == 1 else row.contiguous() for row in rows], rows[0].shape[0], width
+
+
+def _accumulator(gate: torch.Tensor) -> tl.dtype:
+    return tl.float64 if gate.dtype == torch.float64 else tl.float32
+
+
+@triton.jit
+def _position(width, BLOCK: tl.constexpr):
+    """This program's row, its columns, and which of them exist."""
+    blocks = tl.cdiv(width, BLOCK)
+    program = tl.program_id(0)
+    columns = (program % blocks).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
+    return (program // blocks).to(tl.int64), columns, columns < width
+
+
+@triton.jit
+def swiglu_forward_kernel(
+    gate_ptr, up_ptr, out_ptr, gate_stride, up_stride, width, ACC: tl.constexpr, BLOCK: tl.constexpr
+):
+    row, columns, mask = _position(width, BLOCK)
+    gate = tl.load(gate_ptr + row * gate_stride + columns, mask, other=0.0).to(ACC)
+    up = tl.load(up_ptr + row * up_stride + columns, mask, other=0.0).to(ACC)
+    out = gate / (1.0 + tl.exp(-gate)) * up
+    tl.store(out_ptr + row * width + columns, out.to(out_ptr.dtype.element_ty), mask)
+
+
+@triton.jit
+def swiglu_backward_kernel(
+    dout_ptr,
+    gate_ptr,
+    up_ptr,
+    dgate_ptr,
+    dup_ptr,
+    dout_stride,
+    gate_stride,
+    up_stride,
+    width,
+    ACC: tl.constexpr,
+    BLOCK: tl.constexpr,
+):
+    row, columns, mask = _position(width, BLOCK)
+    dout = tl.load(dout_ptr + row * dout_stride + columns, mask, other=0.0).to(ACC)
+    gate = tl.load(gate_ptr + row * gate_stride + columns, mask, other=0.0).to(ACC)
+    up = tl.load(up_ptr + row * up_stride + columns, mask, other=0.0).to(ACC)
+    sigmoid = 1.0 / (1.0 + tl.exp(-gate))
+    silu = gate * sigmoid
+    dgate = dout * up * (sigmoid + silu * (1.0 - sigmoid))
+    tl.store(dgate_ptr + row * width + columns, dgate.to(dgate_ptr.dtype.element_ty), mask)
+    tl.store(dup_ptr + row * width + columns, (dout * silu).to(dup_ptr.dtype.element_ty), mask)

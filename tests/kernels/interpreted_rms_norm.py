@@ -1,0 +1,91 @@
+"""RMSNorm's Triton kernels against float64, under the interpreter (run by test_interpreter.py).
+
+Tolerances: sums of D terms and three roundings in float32 stay below 16 units of 2^-24 for D <= 300; the interpreter
+TRUNCATES float32 to bf16 (the GPU rounds), so one unit of bf16, 2^-7 relative, plus the float32 part. fp16 rounds.
+"""
+
+from dataclasses import replace
+
+import pytest
+import torch
+from ado_kernels.ops.launch import launch
+from ado_kernels.ops.rms_norm import gpu, rms_norm_reference
+from ado_kernels.ops.rms_norm.gpu import backward_gpu, forward_gpu
+
+EPS = 1e-6
+RELATIVE = {torch.float64: 1e-13, torch.float32: 2e-6, torch.float16: 2**-10, torch.bfloat16: 2**-7}
+pytestmark = pytest.mark.usefixtures("poisoned")
+
+
+@pytest.fixture(autouse=True)
+def _few_programs(monkeypatch):
+    """Five programs instead of hundreds (each costs milliseconds here), so that every one of them also loops."""
+    monkeypatch.setattr(gpu, "launch", lambda *args: replace(launch(*args), programs=5))
+
+
+def draw(*shape, dtype):
+    return torch.randn(*shape, dtype=torch.float64).to(dtype)
+
+
+def assert_close(actual, expected, dtype):
+    scale = expected.abs().max().item()
+    torch.testing.assert_close(
+        actual.double(), expected.double(), rtol=RELATIVE[dtype], atol=max(RELATIVE[dtype] / 8, 2e-6) * scale
+    )
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.float16, torch.bfloat16])
+@pytest.mark.parametrize(("num_rows", "width"), [(1, 64), (7, 33), (37, 300)])
+@pytest.mark.parametrize("has_weight", [True, False])
+@pytest.mark.parametrize("has_residual", [True, False])
+def test_forward_and_backward(dtype, num_rows, width, has_weight, has_residual):
+    x, dy, dtotal = (draw(num_rows, width, dtype=dtype) for _ in range(3))
+    weight = draw(width, dtype=dtype) if has_weight else None
+    residual = draw(num_rows, width, dtype=dtype) if has_residual else None
+    y, rstd, total = forward_gpu(x, residual, weight, EPS)
+    # The kernel norms the ROUNDED sum: the oracle starts from it as well.
+    base = (x if total is None else total).double().requires_grad_()
+    wide_weight = None if weight is None else weight.double().requires_grad_()
+    expected = rms_norm_reference(base, wide_weight, EPS)
+    assert y.dtype == dtype
+    assert_close(y, expected, dtype)
+    if has_residual:
+        assert_close(total, x.double() + residual.double(), dtype)
+    dx, dweight = backward_gpu(dy, dtotal if has_residual else None, base.detach().to(dtype), weight, rstd)
+    expected.backward(dy.double())
+    assert_close(dx, base.grad + (dtotal.double() if has_residual else 0.0), dtype)
+    if has_weight:
+        assert_close(dweight, wide_weight.grad, dtype)
+    else:
+        assert dweight.numel() == 0
+
+
+def test_rows_of_a_wider_tensor_and_a_transposed_one():
+    wide = draw(5, 200, dtype=torch.float32)
+    for x in (wide[:, 7:107], wide.t()):
+        y, rstd, _ = forward_gpu(x, None, None, EPS)
+        assert_close(y, rms_norm_reference(x.double(), None, EPS), torch.float32)
+        dx, _ = backward_gpu(x, None, x, None, rstd)
+        assert dx.shape == x.shape
+        assert not dx.isnan().any()
+
+
+def test_more_row_tiles_than_programs():
+    # Width 64 has tiles of 16 rows: 200 rows make 13 tiles, the last one cut, for five programs.
+    x, dy = draw(200, 64, dtype=torch.float32), draw(200, 64, dtype=torch.float32)
+    weight = draw(64, dtype=torch.float32)
+    _, rstd, _ = forward_gpu(x, None, weight, EPS)
+    dx, dweight = backward_gpu(dy, None, x, weight, rstd)
+    base, wide_weight = x.double().requires_grad_(), weight.double().requires_grad_()
+    rms_norm_reference(base, wide_weight, EPS).backward(dy.double())
+    assert_close(dx, base.grad, torch.float32)
+    # A sum of 200 terms in float32, each rounding 2^-24 of the largest partial sum.
+    torch.testing.assert_close(dweight.double(), wide_weight.grad, rtol=0, atol=2e-6 * wide_weight.grad.abs().max())
+
+
+def test_no_rows():
+    x, weight = draw(0, 64, dtype=torch.float32), draw(64, dtype=torch.float32)
+    y, rstd, _ = forward_gpu(x, None, weight, EPS)
+    dx, dweight = backward_gpu(y, None, x, weight, rstd)
+    assert y.shape == dx.shape == (0, 64)
+    assert dweight.tolist() == [0.0] * 64

@@ -1,0 +1,50 @@
+"""SwiGLU's Triton kernels against float64, under the interpreter (run by test_interpreter.py).
+
+Tolerances: exp, a division and three products in float32, 8 units of 2^-24; bf16 is truncated by the interpreter, one
+unit of 2^-7; the absolute part covers gradients that cancel near the zero of silu's slope.
+"""
+
+import pytest
+import torch
+from ado_kernels.ops.swiglu import swiglu_reference
+from ado_kernels.ops.swiglu.gpu import backward_gpu, forward_gpu
+
+RELATIVE = {torch.float64: 1e-13, torch.float32: 1e-6, torch.float16: 2**-10, torch.bfloat16: 2**-7}
+pytestmark = pytest.mark.usefixtures("poisoned")
+
+
+def check(gate, up, dout):
+    dtype = gate.dtype
+    close = dict(rtol=RELATIVE[dtype], atol=max(RELATIVE[dtype] / 16, 1e-6) if dtype != torch.float64 else 1e-14)
+    wide_gate, wide_up = gate.double().requires_grad_(), up.double().requires_grad_()
+    expected = swiglu_reference(wide_gate, wide_up)
+    expected.backward(dout.double())
+    before = [tensor.clone() for tensor in (gate, up, dout)]
+    out, (dgate, dup) = forward_gpu(gate, up), backward_gpu(dout, gate, up)
+    torch.testing.assert_close(out.double(), expected.detach(), **close)
+    torch.testing.assert_close(dgate.double(), wide_gate.grad, **close)
+    torch.testing.assert_close(dup.double(), wide_up.grad, **close)
+    assert all(torch.equal(old, new) for old, new in zip(before, (gate, up, dout), strict=True))
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("shape", [(1,), (3, 2051), (2, 3, 40)])
+def test_separate_tensors(dtype, shape):
+    check(*(torch.randn(shape, dtype=torch.float64).to(dtype) for _ in range(3)))
+
+
+def test_halves_of_a_fused_projection_and_an_expanded_gradient():
+    fused = torch.randn(5, 2, 74)
+    gate, up = fused.flatten(1).chunk(2, dim=-1)
+    check(gate, up, torch.randn(5, 1).expand(5, 74))
+
+
+@pytest.mark.filterwarnings("ignore:overflow encountered in exp")  # infinity is right: 1 / (1 + inf) = 0
+def test_large_arguments_saturate():
+    gate = torch.tensor([-200.0, -90.0, 90.0, 200.0])
+    check(gate, torch.ones(4), torch.ones(4))
+
+
+def test_nothing():
+    assert forward_gpu(torch.empty(0, 8), torch.empty(0, 8)).shape == (0, 8)
+    assert backward_gpu(*[torch.empty(0, 8)] * 3)[0].shape == (0, 8)

@@ -1,0 +1,37 @@
+"""The Triton kernels give the right numbers under Triton's interpreter, which needs no GPU.
+
+The interpreter is chosen when triton is imported, hence a process of its own; it runs the files interpreted_*.py.
+What it cannot show (races, layouts, registers, rounding to bf16) is left to test_ahead_of_time.py and to a GPU.
+"""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+FILES = sorted(Path(__file__).parent.glob("interpreted_*.py"))
+DEADLINE_S = 300
+
+
+def test_there_is_one_file_per_operation():
+    assert {file.stem.removeprefix("interpreted_") for file in FILES} == {
+        "domain_loss",
+        "linear_cross_entropy",
+        "rms_norm",
+        "swiglu",
+    }
+
+
+@pytest.mark.slow
+def test_kernels_under_the_interpreter():
+    run = subprocess.run(
+        [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", *map(str, FILES)],
+        env=os.environ | {"TRITON_INTERPRET": "1", "TRITON_DEFAULT_FP_FUSION": "1"},
+        capture_output=True,
+        text=True,
+        timeout=DEADLINE_S,
+        check=False,
+    )
+    assert run.returncode == 0, run.stdout[-6000:] + run.stderr[-2000:]
