@@ -12,8 +12,8 @@ from typing import Any
 
 from ado_stream.errors import ConfigError, NotFound
 from ado_stream.prepare import manifest as manifests
-from ado_stream.prepare.fetch import fetch
 from ado_stream.prepare.tokenizer import BYTES, CONFIG_NAME, Tokenizer, load_tokenizer
+from ado_stream.storage.download import download
 from ado_stream.stream.domain import Domain
 
 
@@ -44,7 +44,7 @@ def open_corpus(
     manifest = _read_manifest(local, remote)
     if remote and manifest["tokenizer"] != BYTES:
         for name in (manifest["tokenizer"], CONFIG_NAME):
-            fetch(f"{remote}/{name}", local / name)
+            download(f"{remote}/{name}", local / name)
     domains = [
         Domain(
             name=name,
@@ -82,7 +82,7 @@ def _places(url: str | os.PathLike[str], cache_dir: str | os.PathLike[str] | Non
 def _read_manifest(local: Path, remote: str | None) -> dict[str, Any]:
     path = local / manifests.FILE_NAME
     if remote:
-        fetch(f"{remote}/{manifests.FILE_NAME}", path)
+        download(f"{remote}/{manifests.FILE_NAME}", path)
     elif not path.is_file():
         raise NotFound(f"{path}: no such file. Give the folder that `ado-stream prepare` wrote, or finish that run.")
     return manifests.decode_manifest(path.read_bytes(), f"{remote}/{manifests.FILE_NAME}" if remote else str(path))

@@ -17,6 +17,7 @@ from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, train
 END_TOKEN = "<|endoftext|>"
 _MEMO_WORDS = 1 << 19
 _MEMO_CHARACTERS = 64
+_LIST_CHARACTERS = 1 << 20
 
 # Letters: ASCII letters and everything but the signs of Latin-1, general and CJK punctuation; a space may lead a word.
 _SPACE = r" \t\n\r\f\v"
@@ -42,15 +43,17 @@ def train_bpe(texts: Iterable[str], vocab_size: int) -> Tokenizer:
 def is_own(tokenizer: Tokenizer) -> bool:
     """Whether `BpeEncoder` gives what `tokenizer` gives."""
     spec = json.loads(tokenizer.to_str())
-    own = json.loads(_pre_tokenizer().__getstate__())
-    return spec["model"]["type"] == "BPE" and spec["pre_tokenizer"] == own and spec["normalizer"] is None
+    own = Tokenizer(models.BPE())
+    own.pre_tokenizer = _pre_tokenizer()
+    same_words = spec["pre_tokenizer"] == json.loads(own.to_str())["pre_tokenizer"]
+    return same_words and spec["model"]["type"] == "BPE" and spec["normalizer"] is None
 
 
 class BpeEncoder:
     """Text to ids by the memo; for tokenizers made by `train_bpe`. Special tokens in the text are plain text."""
 
     def __init__(self, tokenizer: Tokenizer, dtype: str):
-        self._words = re.compile(_PATTERN).findall
+        self._pattern = re.compile(_PATTERN)
         self._memo = _Memo(tokenizer, np.dtype(dtype))
         self._dtype = np.dtype(dtype)
 
@@ -59,6 +62,12 @@ class BpeEncoder:
         if len(self._memo) > _MEMO_WORDS:
             self._memo.clear()
         return np.frombuffer(b"".join(map(self._memo.__getitem__, self._words(text))), self._dtype)
+
+    def _words(self, text: str) -> Iterable[str]:
+        """The words of `text`: all at once, which is faster, unless the list would be far larger than the text."""
+        if len(text) <= _LIST_CHARACTERS:
+            return self._pattern.findall(text)
+        return (match.group() for match in self._pattern.finditer(text))
 
 
 class _Memo(dict[str, bytes]):

@@ -14,7 +14,7 @@ import zstandard
 
 from ado_stream.errors import DataError
 
-MAX_LINE_BYTES = 1 << 28
+MAX_LINE_BYTES = 1 << 27
 _READ_BYTES = 1 << 20
 _ZSTD_FEED_BYTES = 1 << 13  # a block of 4 bytes may stand for 128 KiB: 8 KiB unfold to 256 MiB at the very worst
 _ZSTD_WINDOW_BYTES = 1 << 31  # as far as `zstd --long=31` reaches

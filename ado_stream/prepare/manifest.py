@@ -11,7 +11,7 @@ sizes and times with the settings.
 """
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import xxhash
@@ -27,6 +27,11 @@ _KEYS = {"version", "seq_len", "tokenizer", "vocab_size", "token_dtype", "finger
 def fingerprint(parts: Any) -> str:
     """xxh64 in hexadecimal of any JSON value."""
     return xxhash.xxh64_hexdigest(json.dumps(parts, sort_keys=True, separators=(",", ":")).encode())
+
+
+def domain_fingerprint(shard_hashes: Mapping[str, Sequence[str]]) -> str:
+    """A domain's fingerprint from the hashes of its raw shards, {split: hashes in order}."""
+    return fingerprint({split: list(hashes) for split, hashes in shard_hashes.items() if hashes})
 
 
 def corpus_fingerprint(domains: Mapping[str, Mapping[str, Any]]) -> str:

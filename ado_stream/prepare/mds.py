@@ -82,6 +82,18 @@ def encode_shard(samples: bytes, form: ShardFormat) -> bytes:
     return b"".join([np.uint32(num_samples).tobytes(), offsets.astype("<u4").tobytes(), form.header, samples])
 
 
+def decode_shard(raw: bytes, form: ShardFormat) -> np.ndarray:
+    """(samples, sample_tokens) ids of a raw shard. Raises ValueError when it is not a shard of this format."""
+    num_samples = int.from_bytes(raw[:4], "little")
+    first = 4 + 4 * (num_samples + 1) + len(form.header)
+    if len(raw) != first + num_samples * form.sample_bytes or raw[first - len(form.header) : first] != form.header:
+        raise ValueError(f"not a shard of {form.encoding} samples")
+    offsets = np.frombuffer(raw, "<u4", num_samples + 1, 4)
+    if not np.array_equal(offsets, first + np.arange(num_samples + 1) * form.sample_bytes):
+        raise ValueError("its table of offsets is not that of samples of one size")
+    return np.frombuffer(raw, form.dtype, offset=first).reshape(num_samples, form.sample_tokens)
+
+
 def compress_shard(raw: bytes) -> bytes:
     """`raw` as one zstd frame, the same bytes for the same input and library version."""
     return zstandard.ZstdCompressor(level=COMPRESSION_LEVEL).compress(raw)

@@ -1,111 +1,127 @@
 """Where a corpus goes: a local folder, or an object store by way of a staging folder.
 
-A file appears under its final name only complete: locally by rename, remotely because object stores show whole
-objects alone. Uploads go through streaming's CloudUploader (s3, gs, azure, oci, hf, ...), imported when needed.
+A local corpus is built in the working folder and moved to its place when all of it is there, corpus.json last; a
+remote one is uploaded shard by shard, so that the disk need not hold it, and corpus.json comes last too. Uploads go
+through streaming's CloudUploader (s3, gs, azure, oci, hf, ...), imported for remote targets alone.
 """
 
 import os
-import shutil
-import threading
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Protocol
 
-from ado_stream.errors import NotFound, StorageError
-from ado_stream.prepare.fetch import fetch
+from ado_stream.errors import ConfigError, NotFound, StorageError
 from ado_stream.prepare.files import write_whole
+from ado_stream.prepare.manifest import FILE_NAME
+from ado_stream.storage.download import download
 
 _UPLOAD_ATTEMPTS = 5
 
 
 class Target(Protocol):
-    """A corpus' place, addressed by paths relative to it."""
+    """A corpus' place; files are named by their path inside the corpus."""
 
-    def local_path(self, place: str) -> Path:
-        """Where a worker puts the file `place`, to be published after; its folder exists."""
+    def check_writable(self) -> None:
+        """Raises an AdoStreamError when nothing can be written there."""
 
-    def publish(self, place: str) -> None:
-        """Brings the file at `local_path(place)` to its place."""
+    def local_path(self, name: str) -> Path:
+        """Where to put the file `name`, to be published after; its folder exists."""
 
-    def write(self, place: str, data: bytes) -> None:
-        """Writes a small file to its place."""
+    def publish(self, name: str) -> None:
+        """Takes over the complete file at `local_path(name)`."""
 
-    def read(self, place: str) -> bytes | None:
-        """A small file's content, None if there is none."""
+    def complete(self, manifest: bytes) -> None:
+        """Makes all published files visible in their places, and corpus.json last."""
+
+    def manifest(self) -> bytes | None:
+        """corpus.json of a complete corpus, None where there is none."""
 
 
 class LocalTarget:
-    """A folder of this machine."""
+    """A folder of this machine; until it is complete its files are in `staging`, on the same file system."""
 
-    def __init__(self, folder: Path):
+    def __init__(self, folder: Path, staging: Path):
         self._folder = folder
+        self._staging = staging
 
-    def local_path(self, place: str) -> Path:
-        path = self._folder / place
+    def check_writable(self) -> None:
+        """Raises ConfigError when something else is in the folder: a corpus has its folder to itself."""
+        self._folder.mkdir(parents=True, exist_ok=True)
+        others = sorted(path.name for path in self._folder.iterdir() if path != self._staging.parent)
+        if others:
+            raise ConfigError(
+                f"{self._folder}: not empty: {', '.join(others[:3])}{', ...' if len(others) > 3 else ''}.\n"
+                "  A corpus has its folder to itself; choose an --out that is empty or does not exist."
+            )
+
+    def local_path(self, name: str) -> Path:
+        path = self._staging / name
         path.parent.mkdir(parents=True, exist_ok=True)
         return path
 
-    def publish(self, place: str) -> None:
-        """Nothing to do: the file is in its place."""
+    def publish(self, name: str) -> None:
+        """Nothing to do before all is complete."""
 
-    def write(self, place: str, data: bytes) -> None:
-        write_whole(self._folder / place, data)
+    def complete(self, manifest: bytes) -> None:
+        for path in sorted(self._staging.iterdir()):
+            os.replace(path, self._folder / path.name)
+        write_whole(self._folder / FILE_NAME, manifest)
 
-    def read(self, place: str) -> bytes | None:
-        path = self._folder / place
+    def manifest(self) -> bytes | None:
+        path = self._folder / FILE_NAME
         return path.read_bytes() if path.exists() else None
 
 
 class RemoteTarget:
-    """A folder of an object store."""
+    """A folder of an object store; `staging` holds what is not uploaded yet."""
 
     def __init__(self, url: str, staging: Path):
         self._url = url.rstrip("/")
         self._staging = staging
-        self._uploaders: dict[str, Any] = {}
-        self._lock = threading.Lock()
 
-    def local_path(self, place: str) -> Path:
-        path = self._staging / place
+    def check_writable(self) -> None:
+        """Makes the client, which looks for the bucket. Raises StorageError."""
+        self._uploader  # noqa: B018 - made here, so that a wrong URL costs seconds and not hours
+
+    def local_path(self, name: str) -> Path:
+        path = self._staging / name
         path.parent.mkdir(parents=True, exist_ok=True)
         return path
 
-    def publish(self, place: str) -> None:
+    def publish(self, name: str) -> None:
         """Uploads the file and removes it here. Raises StorageError after the last attempt."""
-        folder, name = os.path.split(place)
         try:
-            self._uploader(folder).upload_file(name)
+            self._uploader.upload_file(name)
         except Exception as error:  # every store's client has its own exceptions
             raise StorageError(
-                f"{self._url}/{place}: upload failed after {_UPLOAD_ATTEMPTS} attempts: {error}.\n"
+                f"{self._url}/{name}: upload failed after {_UPLOAD_ATTEMPTS} attempts: {error}.\n"
                 "  Check the credentials and the URL; the same command goes on where this one stopped."
             ) from error
-        self.local_path(place).unlink(missing_ok=True)
+        self.local_path(name).unlink(missing_ok=True)
 
-    def write(self, place: str, data: bytes) -> None:
-        write_whole(self.local_path(place), data)
-        self.publish(place)
+    def complete(self, manifest: bytes) -> None:
+        write_whole(self.local_path(FILE_NAME), manifest)
+        self.publish(FILE_NAME)
 
-    def read(self, place: str) -> bytes | None:
-        local = self.local_path(place)
+    def manifest(self) -> bytes | None:
+        path = self.local_path(FILE_NAME)
         try:
-            fetch(f"{self._url}/{place}", local)
+            download(f"{self._url}/{FILE_NAME}", path)
         except NotFound:
             return None
-        data = local.read_bytes()
-        local.unlink()
+        data = path.read_bytes()
+        path.unlink()
         return data
 
-    def _uploader(self, folder: str) -> Any:
-        with self._lock:
-            if folder not in self._uploaders:
-                from streaming.base.storage import CloudUploader
+    @cached_property
+    def _uploader(self) -> Any:
+        from streaming.base.storage.upload import CloudUploader
 
-                local = str(self._staging / folder)
-                remote = f"{self._url}/{folder}".rstrip("/")
-                self._uploaders[folder] = CloudUploader.get((local, remote), keep_local=True, retry=_UPLOAD_ATTEMPTS)
-            return self._uploaders[folder]
-
-
-def clear(folder: Path) -> None:
-    """Removes a working folder."""
-    shutil.rmtree(folder, ignore_errors=True)
+        try:
+            return CloudUploader.get(
+                (str(self._staging), self._url), keep_local=True, retry=_UPLOAD_ATTEMPTS, exist_ok=True
+            )
+        except Exception as error:  # every store's client has its own exceptions
+            raise StorageError(
+                f"{self._url}: cannot be written: {error}. Check the URL, the credentials and S3_ENDPOINT_URL."
+            ) from error

@@ -1,6 +1,6 @@
 """Pieces' token blocks, in input order, to finished shards, with a journal that survives a kill.
 
-The journal (state.json) says how many pieces are in and how full every spool is; it is written by rename, after the
+The journal says how many pieces are in and how full every spool is; it is written by rename, after the
 spools it speaks of. A spool file of an earlier shard is kept until its shard is finished and a journal that has passed
 it is written. So whatever the moment of a kill, the next run cuts the spools back to the journal, finishes the shards
 it has passed, and goes on with the next piece: the bytes are those of a run that was never killed.
@@ -16,7 +16,6 @@ from typing import Any
 
 from ado_stream.errors import ConfigError
 from ado_stream.prepare.files import write_whole
-from ado_stream.prepare.manifest import fingerprint
 from ado_stream.prepare.mds import COMPRESSION, HASH, INDEX_NAME, ShardFormat, encode_index, shard_name
 from ado_stream.prepare.naming import folder_of
 from ado_stream.prepare.output import Target
@@ -24,6 +23,7 @@ from ado_stream.prepare.pool import WorkerPool, result_of
 from ado_stream.prepare.spool import Spool, SpoolState
 from ado_stream.prepare.worker import PieceResult, ShardJob, Worker
 
+JOURNAL_NAME = "state.json"
 MAX_DOMAINS = 4096
 _COMMIT_EVERY_S = 2.0
 _PUBLISHERS = 4
@@ -79,7 +79,7 @@ class Packer:
             "refused": dict(self.refused),
             "spools": [[*key, spool.snapshot()] for key, spool in self._spools.items()],
         }
-        write_whole(self._work / "state.json", json.dumps(state).encode())
+        write_whole(self._work / JOURNAL_NAME, json.dumps(state).encode())
         for key, spool in self._spools.items():
             for path in spool.folder.iterdir():
                 if int(path.name) < spool.state.shard and self._done_path(key, int(path.name)).exists():
@@ -89,14 +89,12 @@ class Packer:
     def finish(self) -> dict[tuple[str, str], PackedSplit]:
         """Finishes the last shards and writes every index.json; in the order in which the domains first came."""
         self.commit()
-        dropped = {}
         for key, spool in self._spools.items():
-            last, dropped[key] = spool.finish()
-            if last is not None:
-                self._finish_shard(key, last)
+            if spool.whole_bytes(spool.state.shard):
+                self._finish_shard(key, spool.state.shard)
         while self._jobs:
             self._jobs.popleft().result()
-        return {key: self._write_index(key, dropped[key]) for key in self._spools}
+        return {key: self._write_index(key) for key in self._spools}
 
     def close(self) -> None:
         """Gives up what is not finished; the journal stays."""
@@ -114,7 +112,7 @@ class Packer:
         return self._spools[key]
 
     def _resume(self) -> None:
-        path = self._work / "state.json"
+        path = self._work / JOURNAL_NAME
         if not path.exists():
             return
         state = json.loads(path.read_bytes())
@@ -124,40 +122,48 @@ class Packer:
             key = (domain, split)
             spool = self._spools[key] = Spool(self._spool_folder(key), self._form, SpoolState(**fields))
             for shard in range(spool.state.shard):
-                if not self._done_path(key, shard).exists():
-                    self._finish_shard(key, shard)
+                self._finish_shard(key, shard)
 
     def _finish_shard(self, key: tuple[str, str], shard: int) -> None:
-        """Has a worker finish the shard and a thread publish it; waits when too many are under way."""
+        """Has a worker finish the shard and a thread publish it; waits when too many are under way.
+
+        A shard that an earlier run finished stays: the spool has the same bytes again.
+        """
+        if self._done_path(key, shard).exists():
+            return
         while len(self._jobs) >= self._max_jobs or (self._jobs and self._jobs[0].done()):
             self._jobs.popleft().result()
-        place = f"{folder_of(key[0])}/{key[1]}/{shard_name(shard)}.{COMPRESSION}"
+        name = f"{folder_of(key[0])}/{key[1]}/{shard_name(shard)}.{COMPRESSION}"
         job = ShardJob(
             samples_path=str(self._spools[key].path(shard)),
+            samples_bytes=self._spools[key].whole_bytes(shard),
             shard=shard,
             form=self._form,
-            out_path=str(self._target.local_path(place)),
-            temporary_path=str(self._work / "tmp" / place.replace("/", "_")),
+            out_path=str(self._target.local_path(name)),
+            temporary_path=str(self._work / "tmp" / name.replace("/", "_")),
         )
         entry = self._pool.submit(Worker.finish_shard, job)
-        self._jobs.append(self._publishers.submit(self._publish, key, shard, place, entry))
+        self._jobs.append(self._publishers.submit(self._publish, key, shard, name, entry))
 
-    def _publish(self, key: tuple[str, str], shard: int, place: str, entry: "Future[dict[str, Any]]") -> None:
+    def _publish(self, key: tuple[str, str], shard: int, name: str, entry: "Future[dict[str, Any]]") -> None:
         done = json.dumps(result_of(entry)).encode()
-        self._target.publish(place)
+        self._target.publish(name)
         write_whole(self._done_path(key, shard), done)
 
-    def _write_index(self, key: tuple[str, str], dropped_bytes: int) -> PackedSplit:
-        state = self._spools[key].state
-        num_shards = state.shard + (state.shard_fill_bytes > dropped_bytes)
+    def _write_index(self, key: tuple[str, str]) -> PackedSplit:
+        spool, state = self._spools[key], self._spools[key].state
+        last_bytes = spool.whole_bytes(state.shard)
+        num_shards = state.shard + (last_bytes > 0)
         entries = [json.loads(self._done_path(key, shard).read_bytes()) for shard in range(num_shards)]
         if entries:
-            self._target.write(f"{folder_of(key[0])}/{key[1]}/{INDEX_NAME}", encode_index(entries))
+            name = f"{folder_of(key[0])}/{key[1]}/{INDEX_NAME}"
+            write_whole(self._target.local_path(name), encode_index(entries))
+            self._target.publish(name)
         return PackedSplit(
             documents=state.documents,
             text_bytes=state.text_bytes,
             samples=sum(entry["samples"] for entry in entries),
-            dropped_tokens=dropped_bytes * self._form.sample_tokens // self._form.sample_bytes,
+            dropped_tokens=(state.shard_fill_bytes - last_bytes) * self._form.sample_tokens // self._form.sample_bytes,
             shard_hashes=[entry["raw_data"]["hashes"][HASH] for entry in entries],
         )
 
@@ -166,8 +172,3 @@ class Packer:
 
     def _done_path(self, key: tuple[str, str], shard: int) -> Path:
         return self._work / "done" / f"{folder_of(key[0])}.{key[1]}.{shard:05}.json"
-
-
-def split_fingerprint(splits: dict[str, PackedSplit]) -> str:
-    """A domain's fingerprint: over the hashes of its raw shards."""
-    return fingerprint({split: packed.shard_hashes for split, packed in splits.items()})

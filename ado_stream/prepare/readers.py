@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from ado_stream.errors import DataError
-from ado_stream.prepare.lines import Block, line_blocks
+from ado_stream.prepare.lines import MAX_LINE_BYTES, Block, line_blocks
 from ado_stream.prepare.source import SourceFile
 from ado_stream.prepare.tables import Rows, cut_rows, read_rows
 
@@ -129,6 +129,14 @@ def _parse_lines(file: SourceFile, block: Block, refusals: Refusals) -> Iterator
 
 
 def _read_text(file: SourceFile, refusals: Refusals) -> Iterator[Document]:
+    if file.size_bytes > MAX_LINE_BYTES:
+        refusals.refuse(
+            file.path,
+            "document too long",
+            f" ({file.size_bytes:,} bytes; at most {MAX_LINE_BYTES:,})",
+            "Split the file.",
+        )
+        return
     with open(file.path, "rb") as stream:
         utf8 = stream.read()
     try:
@@ -156,6 +164,7 @@ def _document(
         refuse(where, "no domain", f" under key {fields.domain!r}{found}", "Correct --domain-key.")
         return None
     try:
+        domain.encode()
         return Document(text, text.encode(), domain, file.split)
     except UnicodeEncodeError as error:
         refuse(where, "invalid Unicode", f" (half a surrogate pair at character {error.start})", "Repair the text.")

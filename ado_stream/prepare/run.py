@@ -7,11 +7,13 @@ and the settings alone: not on the number of workers, nor on kills and restarts 
 
 import errno
 import os
+import shutil
 from collections import deque
 from collections.abc import Iterable, Iterator
 from concurrent.futures import Future
 from contextlib import contextmanager
 from dataclasses import asdict
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -23,19 +25,23 @@ from ado_stream.prepare.config import PrepareConfig
 from ado_stream.prepare.files import write_whole
 from ado_stream.prepare.mds import ShardFormat
 from ado_stream.prepare.naming import folder_of
-from ado_stream.prepare.output import LocalTarget, RemoteTarget, Target, clear
-from ado_stream.prepare.packing import PackedSplit, Packer, split_fingerprint
+from ado_stream.prepare.output import LocalTarget, RemoteTarget, Target
+from ado_stream.prepare.packing import JOURNAL_NAME, PackedSplit, Packer
 from ado_stream.prepare.pool import WorkerPool, result_of
 from ado_stream.prepare.progress import Progress
 from ado_stream.prepare.readers import Fields, Piece, Refusals, cut_pieces
 from ado_stream.prepare.sample import Sample
 from ado_stream.prepare.source import SourceFile, find_sources
-from ado_stream.prepare.tokenizer import BYTES, Tokenizer, bpe_vocabulary, load_tokenizer, train_tokenizer
+from ado_stream.prepare.tokenizer import BYTES, CONFIG_NAME, Tokenizer, bpe_vocabulary, load_tokenizer, train_tokenizer
 from ado_stream.prepare.worker import Worker, WorkerSetup
 
 _SAMPLE_BYTES_PER_TOKEN = 512  # of training text for each id of a BPE vocabulary
+_SCAN_BYTES = 4 << 30
 _WORK_FOLDER = ".prepare"
-_PLAN_NAME = "plan.json"
+_PLAN_NAME = "plan"
+_LOCK_NAME = "lock"
+_MANIFEST_NAME = "manifest"  # corpus.json to be: from here on the run only has to be made visible
+_STAGING = "corpus"
 
 
 def prepare(config: PrepareConfig) -> Path | str:
@@ -47,14 +53,16 @@ def prepare(config: PrepareConfig) -> Path | str:
     Raises ConfigError (settings, an empty domain, another corpus in the way), NotFound (input), DataError (unreadable
     text, with file and line), StorageError (disk full, upload failed), AccessDenied.
     """
-    files = find_sources(config.inputs, "hash" if config.val_frac else "train") + find_sources(config.val, "val")
+    by_place = config.domain_key is None
+    files = find_sources(config.inputs, "hash" if config.val_frac else "train", by_place)
+    files += find_sources(config.val, "val", by_place)
     plan = _plan(config, files)
     work, target = _places(config)
     with _disk_errors(config.out), _locked(work):
         if not _is_complete(target, plan, config.out):
-            _check_plan(work, plan)
+            _begin_or_resume(work, target, plan)
             _Run(config, files, plan, work, target).execute()
-    clear(work)
+    shutil.rmtree(work)
     return config.out if config.is_remote else config.local_out
 
 
@@ -68,25 +76,32 @@ class _Run:
         self.work = work
         self.target = target
         self.source_bytes = sum(file.size_bytes for file in files)
-        setup = WorkerSetup(
+        self.setup = WorkerSetup(
             tokenizer=BYTES if config.tokenizer == BYTES else str(work / "tokenizer"),
             fields=Fields(config.text_key, config.domain_key),
             val_frac=config.val_frac,
             skip_errors=config.skip_errors,
         )
-        self.pool = WorkerPool(setup, config.workers)
 
     def execute(self) -> None:
         """Tokenizer, shards, corpus.json, in this order."""
+        manifest = self.work / _MANIFEST_NAME
+        if not manifest.exists():
+            write_whole(manifest, manifests.encode_manifest(self._build()))
+        self.target.complete(manifest.read_bytes())
+
+    def _build(self) -> dict[str, Any]:
+        """Everything but making it visible; returns the manifest."""
+        pool = WorkerPool(self.setup, self.config.workers)
         try:
             with Progress(self.config.progress) as progress:
-                tokenizer = self._tokenizer(progress)
-                domains, refused = self._shards(tokenizer, progress)
-            self._finish(tokenizer, domains, refused)
+                tokenizer = self._tokenizer(pool, progress)
+                packed, refused = self._shards(tokenizer, pool, progress)
         finally:
-            self.pool.close()
+            pool.close()
+        return self._manifest(tokenizer, packed, refused)
 
-    def _tokenizer(self, progress: Progress) -> Tokenizer:
+    def _tokenizer(self, pool: WorkerPool, progress: Progress) -> Tokenizer:
         """The tokenizer, kept in the working folder so that a later run goes on with the same one."""
         folder = self.work / "tokenizer"
         if self.config.tokenizer == BYTES or (folder / "complete").exists():
@@ -95,21 +110,25 @@ class _Run:
         if size is None:
             tokenizer = load_tokenizer(self.config.tokenizer)
         else:
-            texts = self._sample(size * _SAMPLE_BYTES_PER_TOKEN, progress)
+            texts = self._sample(size * _SAMPLE_BYTES_PER_TOKEN, pool, progress)
             tokenizer = train_tokenizer(texts, self.config.tokenizer)
         folder.mkdir(parents=True, exist_ok=True)
         tokenizer.save(folder)
         write_whole(folder / "complete", b"")
         return tokenizer
 
-    def _sample(self, budget_bytes: int, progress: Progress) -> list[str]:
-        """Training documents for a BPE: a seeded sample of all files but the validation's."""
+    def _sample(self, budget_bytes: int, pool: WorkerPool, progress: Progress) -> list[str]:
+        """Training documents for a BPE: a seeded sample of all files but the validation's.
+
+        Of an input beyond _SCAN_BYTES only every n-th piece is looked at.
+        """
         files = [file for file in self.files if file.split != "val"]
         progress.start("sampling text", sum(file.size_bytes for file in files))
         sample = Sample(budget_bytes)
-        pieces = cut_pieces(files, Refusals(self.config.skip_errors))
+        stride = 1 + sum(file.size_bytes for file in files) // _SCAN_BYTES
+        pieces = islice(cut_pieces(files, Refusals(self.config.skip_errors)), 0, None, stride)
         jobs = (
-            (self.pool.submit(Worker.sample, piece, self.config.seed, budget_bytes, sample.threshold), piece)
+            (pool.submit(Worker.sample, piece, self.config.seed, budget_bytes, sample.threshold), piece)
             for piece in pieces
         )
         for items, piece in self._in_order(jobs):
@@ -118,15 +137,15 @@ class _Run:
         return [text for _, text in sample.items()]
 
     def _shards(
-        self, tokenizer: Tokenizer, progress: Progress
+        self, tokenizer: Tokenizer, pool: WorkerPool, progress: Progress
     ) -> tuple[dict[tuple[str, str], PackedSplit], dict[str, int]]:
         """All of the input, tokenised and packed."""
         form = ShardFormat(self.config.seq_len + 1, tokenizer.dtype, self.config.shard_bytes)
-        packer = Packer(self.work, self.target, form, self.pool, max_jobs=2 * self.config.workers)
+        packer = Packer(self.work, self.target, form, pool, max_jobs=2 * self.config.workers)
         cutting = Refusals(self.config.skip_errors)
         progress.start("tokenising", self.source_bytes)
         try:
-            jobs = self._tokenise_jobs(cut_pieces(self.files, cutting), packer.num_pieces, progress)
+            jobs = self._tokenise_jobs(cut_pieces(self.files, cutting), packer.num_pieces, pool, progress)
             for result, piece in self._in_order(jobs):
                 packer.add(result)
                 progress.advance(piece.source_bytes, sum(block.text_bytes for block in result.blocks))
@@ -135,13 +154,13 @@ class _Run:
             packer.close()
 
     def _tokenise_jobs(
-        self, pieces: Iterator[Piece], num_done: int, progress: Progress
+        self, pieces: Iterator[Piece], num_done: int, pool: WorkerPool, progress: Progress
     ) -> Iterator[tuple["Future[Any]", Piece]]:
         for number, piece in enumerate(pieces):
             if number < num_done:
                 progress.advance(piece.source_bytes, 0)
             else:
-                yield self.pool.submit(Worker.tokenise, piece), piece
+                yield pool.submit(Worker.tokenise, piece), piece
 
     def _in_order(self, jobs: Iterable[tuple["Future[Any]", Piece]]) -> Iterator[tuple[Any, Piece]]:
         """(result, piece) in the order of `jobs`, a few of them under way at a time: this bounds the memory."""
@@ -154,17 +173,25 @@ class _Run:
         for future, piece in window:
             yield result_of(future), piece
 
-    def _finish(
+    def _expected_domains(self) -> list[str]:
+        """Domains that have a file of their own, so that one without a document is noticed."""
+        return [] if self.config.domain_key else [file.domain for file in self.files]
+
+    def _manifest(
         self, tokenizer: Tokenizer, packed: dict[tuple[str, str], PackedSplit], refused: dict[str, int]
-    ) -> None:
-        """The tokenizer's files and corpus.json."""
-        domains = _domains(packed, self.config)
-        staging = self.work / "tokenizer"
-        word = tokenizer.save(staging) if tokenizer.name != BYTES else BYTES
-        if word != BYTES:
-            for path in sorted(staging.glob("*.json")):
-                self.target.write(path.name, path.read_bytes())
-        manifest = {
+    ) -> dict[str, Any]:
+        """corpus.json's content; the tokenizer's files are published on the way."""
+        try:
+            domains = _domains(packed, self._expected_domains(), self.config.seq_len)
+        except ConfigError:
+            _clear(self.work)  # the same input will come to the same end
+            raise
+        word = BYTES
+        if tokenizer.name != BYTES:
+            word = tokenizer.save(self.target.local_path("."))
+            for name in (word, CONFIG_NAME):
+                self.target.publish(name)
+        return {
             "version": manifests.VERSION,
             "seq_len": self.config.seq_len,
             "tokenizer": word,
@@ -175,34 +202,26 @@ class _Run:
             "refused": refused,
             "domains": domains,
         }
-        self.target.write(manifests.FILE_NAME, manifests.encode_manifest(manifest))
 
 
-def _domains(packed: dict[tuple[str, str], PackedSplit], config: PrepareConfig) -> dict[str, Any]:
+def _domains(packed: dict[tuple[str, str], PackedSplit], expected: list[str], seq_len: int) -> dict[str, Any]:
     """corpus.json's "domains". Raises ConfigError when one has nothing to train on, or there is none at all."""
-    names = list(dict.fromkeys(domain for domain, _ in packed))
+    names = list(dict.fromkeys([*(domain for domain, _ in packed), *expected]))
     if not names:
-        raise ConfigError(f"no document in {', '.join(config.inputs)}: nothing to write.")
+        raise ConfigError("no document in the input: nothing to write.")
     domains = {}
     for name in names:
         splits = {split: packed[name, split] for split in manifests.SPLITS if (name, split) in packed}
-        train = splits.get("train")
-        if train is None or not train.samples:
-            tokens = train.dropped_tokens if train else 0
-            raise ConfigError(
-                f"domain {name!r}: {train.documents if train else 0} training documents with {tokens} tokens are less "
-                f"than one sample of {config.seq_len + 1}.\n"
-                "  Give it more text, leave it out, merge it with another domain, or take a smaller --seq-len."
-            )
+        _refuse_empty(name, splits, seq_len)
         domains[name] = {
             "path": folder_of(name),
             "documents": sum(split.documents for split in splits.values()),
             "bytes": sum(split.text_bytes for split in splits.values()),
-            "fingerprint": split_fingerprint(splits),
+            "fingerprint": manifests.domain_fingerprint({split: part.shard_hashes for split, part in splits.items()}),
             "splits": {
                 split: {
                     "documents": part.documents,
-                    "tokens": part.samples * (config.seq_len + 1),
+                    "tokens": part.samples * (seq_len + 1),
                     "samples": part.samples,
                     "dropped_tokens": part.dropped_tokens,
                 }
@@ -212,10 +231,26 @@ def _domains(packed: dict[tuple[str, str], PackedSplit], config: PrepareConfig) 
     return domains
 
 
+def _refuse_empty(name: str, splits: dict[str, PackedSplit], seq_len: int) -> None:
+    train = splits.get("train")
+    if train is None or not train.documents:
+        where = "validation documents only" if splits else "no document"
+        raise ConfigError(f"domain {name!r} has {where}: nothing to train on.\n  Give it text, or leave it out.")
+    if not train.samples:
+        raise ConfigError(
+            f"domain {name!r}: {train.documents} training documents with {train.dropped_tokens} tokens are less than "
+            f"one sample of {seq_len + 1}.\n"
+            "  Give it more text, leave it out, merge it with another domain, or take a smaller sequence length."
+        )
+
+
 def _plan(config: PrepareConfig, files: list[SourceFile]) -> str:
-    """Hash of everything that the result depends on: settings, and the files' names, sizes and times."""
+    """Hash of everything that the result depends on: settings, and the files' names, sizes and times.
+
+    Not of `skip_errors`: what is done up to the first unreadable record is the same with and without.
+    """
     settings = asdict(config)
-    for key in ("inputs", "out", "val", "workers", "progress"):
+    for key in ("inputs", "out", "val", "workers", "progress", "skip_errors"):
         del settings[key]
     stamps = [[*asdict(file).values(), os.stat(file.path).st_mtime_ns] for file in files]
     return manifests.fingerprint([manifests.VERSION, settings, stamps])
@@ -224,14 +259,16 @@ def _plan(config: PrepareConfig, files: list[SourceFile]) -> str:
 def _places(config: PrepareConfig) -> tuple[Path, Target]:
     """The working folder and the target."""
     if not config.is_remote:
-        return config.local_out / _WORK_FOLDER, LocalTarget(config.local_out)
+        return config.local_out / _WORK_FOLDER, LocalTarget(
+            config.local_out, config.local_out / _WORK_FOLDER / _STAGING
+        )
     cache = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser()
     work = cache / "ado-stream" / "prepare" / manifests.fingerprint(config.out)
-    return work, RemoteTarget(config.out, work / "upload")
+    return work, RemoteTarget(config.out, work / _STAGING)
 
 
 def _is_complete(target: Target, plan: str, out: str) -> bool:
-    data = target.read(manifests.FILE_NAME)
+    data = target.manifest()
     if data is None:
         return False
     where = f"{out.rstrip('/')}/{manifests.FILE_NAME}"
@@ -243,21 +280,35 @@ def _is_complete(target: Target, plan: str, out: str) -> bool:
     )
 
 
-def _check_plan(work: Path, plan: str) -> None:
+def _begin_or_resume(work: Path, target: Target, plan: str) -> None:
+    """Readies the working folder for `plan`; other work in it must not have come to anything yet."""
     path = work / _PLAN_NAME
-    if path.exists() and path.read_text() != plan:
+    if path.exists() and path.read_text() == plan:
+        return
+    if (work / JOURNAL_NAME).exists():
         raise ConfigError(
             f"{work}: an unfinished run over other input or settings.\n"
             "  Repeat that run's command to finish it, or remove this folder to start afresh."
         )
+    _clear(work)
+    target.check_writable()
     write_whole(path, plan.encode())
+
+
+def _clear(work: Path) -> None:
+    """Empties the working folder, of which this process holds the lock."""
+    for path in work.iterdir():
+        if path.is_dir():
+            shutil.rmtree(path)
+        elif path.name != _LOCK_NAME:
+            path.unlink()
 
 
 @contextmanager
 def _locked(work: Path) -> Iterator[None]:
     work.mkdir(parents=True, exist_ok=True)
     try:
-        with FileLock(work / "lock", timeout=0):
+        with FileLock(work / _LOCK_NAME, timeout=0):
             yield
     except Timeout as error:
         raise ConfigError(f"{work}: another process is writing this corpus; wait for it, or end it.") from error

@@ -10,6 +10,7 @@ import os
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
 from ado_stream.errors import ConfigError, NotFound
@@ -38,11 +39,11 @@ class SourceFile:
     size_bytes: int
 
 
-def find_sources(inputs: Sequence[str | os.PathLike[str]], split: str) -> list[SourceFile]:
-    """All readable files of `inputs`, in order.
+def find_sources(inputs: Sequence[str | os.PathLike[str]], split: str, by_place: bool) -> list[SourceFile]:
+    """All readable files of `inputs`, in order; `by_place` says that folders are domains.
 
-    Raises NotFound for an input that does not exist, ConfigError for one without a readable file and for a file
-    reached twice.
+    Raises NotFound for an input that does not exist, ConfigError for one without a readable file, for a domain's
+    folder without one, and for a file reached twice.
     """
     found: list[SourceFile] = []
     for given in map(Path, inputs):
@@ -51,6 +52,8 @@ def find_sources(inputs: Sequence[str | os.PathLike[str]], split: str) -> list[S
         files = list(_below(given, split)) if given.is_dir() else [_single(given, split)]
         if not files:
             raise ConfigError(f"{given}: no file to read below it; known endings: {', '.join(KINDS)}.")
+        if by_place and given.is_dir() and not _is_hugging_face(given):
+            _refuse_empty_folders(given, {file.domain for file in files})
         found += files
     _refuse_twice(found)
     return found
@@ -72,21 +75,31 @@ def _single(path: Path, split: str) -> SourceFile:
 
 
 def _below(folder: Path, split: str) -> Iterable[SourceFile]:
-    whole = any((folder / mark).exists() for mark in _HUGGING_FACE_MARKS)
-    name = folder.resolve().name
+    whole = _is_hugging_face(folder)
+    name = _text(folder.resolve().name)
     for path in sorted(_walk(folder), key=lambda path: os.fsencode(path)):
         kind = kind_of(path.name)
         parts = path.relative_to(folder).parts
         if kind is None or any(part.startswith(".") for part in parts):
             continue
-        if whole and _is_held_out(parts) != (split == "val"):
+        data_set = whole or (len(parts) > 1 and _is_hugging_face(folder / parts[0]))
+        if data_set and _is_held_out(parts[-2:]) != (split == "val"):
             continue
         yield SourceFile(str(path), kind, name if whole else _stem(parts[0]), split, path.stat().st_size)
 
 
 def _walk(folder: Path) -> Iterable[Path]:
-    for root, _, names in os.walk(folder, followlinks=True):
+    for root, _, names in os.walk(folder):
         yield from (Path(root, name) for name in names)
+
+
+@cache
+def _is_hugging_face(folder: Path) -> bool:
+    """Whether `folder` is a data set as the datasets library or the hub lays it out."""
+    card = folder / "README.md"
+    if any((folder / mark).exists() for mark in _HUGGING_FACE_MARKS):
+        return True
+    return (folder / "data").is_dir() and card.is_file() and card.read_bytes()[:4] == b"---\n"
 
 
 def _is_held_out(parts: Sequence[str]) -> bool:
@@ -96,8 +109,22 @@ def _is_held_out(parts: Sequence[str]) -> bool:
 def _stem(name: str) -> str:
     for ending in KINDS:
         if name.endswith(ending) and name != ending:
-            return name[: -len(ending)]
-    return name
+            return _text(name[: -len(ending)])
+    return _text(name)
+
+
+def _text(name: str) -> str:
+    """A file's name as text that can be written: bytes that are not UTF-8 become U+FFFD."""
+    return os.fsencode(name).decode(errors="replace")
+
+
+def _refuse_empty_folders(folder: Path, domains: set[str]) -> None:
+    for path in sorted(folder.iterdir()):
+        if path.is_dir() and not path.name.startswith(".") and _stem(path.name) not in domains:
+            raise ConfigError(
+                f"domain {_text(path.name)!r} has no document: no file to read below {path}.\n"
+                f"  Known endings: {', '.join(KINDS)}. Remove the folder, or give the others one by one."
+            )
 
 
 def _refuse_twice(files: Sequence[SourceFile]) -> None:

@@ -10,6 +10,7 @@ import os
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from ado_stream.errors import ResumeError
 from ado_stream.prepare.mds import ShardFormat
 
 
@@ -53,13 +54,11 @@ class Spool:
                 state.shard_fill_bytes = 0
         return full
 
-    def finish(self) -> tuple[int | None, int]:
-        """Cuts the last shard to whole samples; returns its number (None if there is none) and the bytes dropped."""
-        dropped = self.state.shard_fill_bytes % self.form.sample_bytes
-        if self.state.shard_fill_bytes == dropped:
-            return None, dropped
-        os.truncate(self.path(self.state.shard), self.state.shard_fill_bytes - dropped)
-        return self.state.shard, dropped
+    def whole_bytes(self, shard: int) -> int:
+        """Bytes of the whole samples that `shard` has so far."""
+        if shard < self.state.shard:
+            return self.form.spool_bytes
+        return self.state.shard_fill_bytes // self.form.sample_bytes * self.form.sample_bytes
 
     def path(self, shard: int) -> Path:
         """Where the samples of `shard` are collected."""
@@ -81,5 +80,11 @@ class Spool:
             if int(path.name) > self.state.shard:
                 path.unlink()
         current = self.path(self.state.shard)
-        if current.exists() or self.state.shard_fill_bytes:
+        size_bytes = current.stat().st_size if current.exists() else 0
+        if size_bytes < self.state.shard_fill_bytes:
+            raise ResumeError(
+                f"{current}: {size_bytes} bytes, but the journal of this unfinished run counts "
+                f"{self.state.shard_fill_bytes}.\n  The disk lost them; remove the working folder to start afresh."
+            )
+        if size_bytes:
             os.truncate(current, self.state.shard_fill_bytes)

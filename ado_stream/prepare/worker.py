@@ -56,6 +56,7 @@ class ShardJob:
     """One shard to finish: its raw samples on disk, where it goes, and where it may be written on the way."""
 
     samples_path: str
+    samples_bytes: int  # from its beginning
     shard: int
     form: ShardFormat
     out_path: str
@@ -92,7 +93,7 @@ class Worker:
     def finish_shard(self, job: ShardJob) -> dict[str, Any]:
         """Writes the shard under its final name, whole or not at all, and returns its index entry."""
         with open(job.samples_path, "rb") as file:
-            raw = encode_shard(file.read(), job.form)
+            raw = encode_shard(file.read(job.samples_bytes), job.form)
         compressed = compress_shard(raw)
         with open(job.temporary_path, "wb") as file:
             file.write(compressed)
