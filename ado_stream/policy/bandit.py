@@ -61,8 +61,8 @@ class OdmCode(_Bandit):
 
     def _next_mixture(self, loss_K: Floats, count_K: Floats, seen_K: Bools) -> Floats:
         log_reward_K = self.memory["log_reward"]
-        newest_K = np.logaddexp(math.log(_KEEP) + log_reward_K, math.log(1.0 - _KEEP) + loss_K)
-        np.copyto(log_reward_K, newest_K, where=seen_K)
+        old_K, new_K = math.log(_KEEP) + log_reward_K, math.log(1.0 - _KEEP) + loss_K
+        np.logaddexp(old_K, new_K, out=log_reward_K, where=seen_K)
         if not np.isfinite(log_reward_K).any():  # nothing seen yet
             return self._mixture_K
         exploited_K = np.exp(log_reward_K - log_reward_K.max())

@@ -167,10 +167,10 @@ class Policy:
         }
 
     def _carried(self, old_K: NDArray[Any], fresh_K: NDArray[Any], source_K: Ints, is_share: bool) -> Any:
-        """`old_K` in this policy's order, `fresh_K` where the domain is new; exact when the domains are the same."""
+        """`old_K` in this policy's order, `fresh_K` where the domain is new; exact when no domain came or went."""
         value_K = np.where(source_K >= 0, old_K[source_K], fresh_K).astype(fresh_K.dtype)
-        same = len(old_K) == len(source_K) and (source_K == np.arange(len(source_K))).all()
-        return value_K if same or not is_share else value_K / value_K.sum()
+        reordered = np.array_equal(np.sort(source_K), np.arange(len(old_K)))
+        return value_K if reordered or not is_share else value_K / value_K.sum()
 
     def _by_domain(self, value_K: NDArray[Any]) -> dict[str, Any]:
         return dict(zip(self.labels, value_K.tolist(), strict=True))

@@ -54,7 +54,7 @@ class Guard(Policy):
     def _after_load(self, same_domains: bool) -> None:
         self._adopt_fit()
         if not same_domains:
-            self._mixture_K = self._bounded(self.policy.mixture)
+            self._mixture_K = self._bounded(self._mixture_K)
 
 
 class Floor(Guard):

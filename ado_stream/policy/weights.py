@@ -25,6 +25,12 @@ def labels_of(names: Sequence[str] | None, num_domains: int) -> list[str]:
     return list(names) if names is not None else [str(index) for index in range(num_domains)]
 
 
+def list_of(names: Sequence[str], most: int = 6) -> str:
+    """The names in quotes, for a message: the first few, and how many more."""
+    more = [f"and {len(names) - most} more"] if len(names) > most else []
+    return ", ".join([*map(repr, names[:most]), *more])
+
+
 def values_of(weights: Weights, names: Sequence[str] | None, num_domains: int, what: str) -> NDArray[np.float64]:
     """(K,) float64 in the order of `names`; finite and not negative.
 
@@ -59,7 +65,7 @@ def _in_order(weights: Mapping[str, float], labels: list[str], what: str) -> lis
     missing = [label for label in labels if label not in weights]
     unknown = [str(name) for name in weights if name not in labels]
     if missing or unknown:
-        parts = [f"missing {', '.join(map(repr, missing))}"] if missing else []
-        parts += [f"unknown {', '.join(map(repr, unknown))}"] if unknown else []
+        parts = [f"missing {list_of(missing)}"] if missing else []
+        parts += [f"unknown {list_of(unknown)}"] if unknown else []
         raise ConfigError(f"{what}: {'; '.join(parts)}. Give one weight to each of the {len(labels)} domains.")
     return [weights[label] for label in labels]

@@ -1,0 +1,141 @@
+"""Closed loop on synthetic laws: a policy's mixture decides what is drawn, that decides the losses, they the mixture.
+
+A spec (YAML, all keys but `domains` optional):
+    steps: 60000            global_batch_size: 256      seed: 17        mixture_lag: 8 (as the loader's)
+    domains: {name: {prior, eps, beta, alpha, noise, break_samples, break_alpha}}, or a number of random ones
+    transfer: 0.1, or {learner: {teacher: weight}}      noise: nats of one sample's loss, for all domains
+    bumps: [{step, height, decay_steps}]
+    policies: {label: {policy: name (default the label), ...its options}}
+Invariant: the outcome depends on the spec alone; policies are compared under the same noise. The law itself: world.py.
+"""
+
+import difflib
+from collections import deque
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ado_stream.errors import ConfigError
+from ado_stream.policy.base import Policy
+from ado_stream.policy.registry import make_policy
+from ado_stream.policy.world import World, read_world
+
+Floats = NDArray[np.float64]
+
+_CHUNK_STEPS = 512  # of noise made at once
+_MAX_ROWS = 2000  # of an outcome: enough for a picture
+_KEYS = (
+    "steps", "global_batch_size", "seed", "mixture_lag", "domains", "transfer", "noise", "bumps", "policies",
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Spec:
+    """A world, how long to run in it, and the policies to try: {label: (name, options)}."""
+
+    world: World
+    steps: int
+    global_batch_size: int
+    seed: int
+    mixture_lag: int
+    policies: Mapping[str, tuple[str, Mapping[str, Any]]] = field(default_factory=dict)
+
+    def make(self, label: str) -> Policy:
+        """A fresh policy for this world; "ado" learns the run's length, which caps its schedule."""
+        name, options = self.policies[label]
+        length = {"total_steps": self.steps} if name == "ado" else {}
+        return make_policy(name, dict(zip(self.world.names, self.world.prior_K, strict=True)), **length, **options)
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a policy did: at steps (S,), mixtures in force (S, K) and true losses (S, K) in nats per token."""
+
+    step_S: NDArray[np.int64]
+    mixture_SK: Floats
+    loss_SK: Floats
+    samples_K: Floats
+    policy: Policy
+
+    def mean_loss(self, weight_K: Floats) -> Floats:
+        """(S,) the domains' losses averaged with `weight_K`."""
+        return self.loss_SK @ weight_K
+
+
+def read_spec(given: Mapping[str, Any]) -> Spec:
+    """The spec of a mapping, checked. Raises ConfigError for unknown keys and impossible values."""
+    for key in given:
+        if key not in _KEYS:
+            close = difflib.get_close_matches(str(key), _KEYS, n=1)
+            hint = f"; did you mean {close[0]!r}?" if close else f"; the keys are {', '.join(_KEYS)}."
+            raise ConfigError(f"spec: unknown {key!r}{hint}")
+    numbers = {
+        name: _whole(given.get(name, default), name, least)
+        for name, default, least in (
+            ("steps", 20_000, 1),
+            ("global_batch_size", 256, 1),
+            ("seed", 17, 0),
+            ("mixture_lag", 8, 0),
+        )
+    }
+    policies = given.get("policies", {"natural": {}, "ado": {}})
+    return Spec(world=read_world(given, numbers["seed"]), policies=_policies(policies), **numbers)
+
+
+def simulate(spec: Spec, policy: Policy) -> Outcome:
+    """Runs `policy` through the spec's world; the policy is used up by it."""
+    world, batch = spec.world, spec.global_batch_size
+    generator = np.random.Generator(np.random.Philox(spec.seed))
+    bump_T = world.bump(spec.steps)
+    own_K = np.zeros(len(world.names))
+    pending = deque([policy.mixture] * (spec.mixture_lag + 1))
+    every = -(-spec.steps // _MAX_ROWS)
+    kept: list[tuple[int, Floats, Floats]] = []
+    for step in range(spec.steps):
+        row = step % _CHUNK_STEPS
+        if row == 0:
+            noise_CK = generator.standard_normal((_CHUNK_STEPS, len(own_K))) * world.noise_K
+            shift_C = generator.random(_CHUNK_STEPS)
+        mixture_K = pending.popleft()
+        count_K = systematic_counts(mixture_K, batch, shift_C[row])
+        loss_K = world.loss(own_K)
+        if step % every == 0:
+            kept.append((step, mixture_K, loss_K))
+        with np.errstate(divide="ignore"):  # a domain without samples shows no loss at all
+            shown_K = loss_K + bump_T[step] + noise_CK[row] / np.sqrt(count_K)
+        shown_K[count_K == 0.0] = np.nan
+        own_K += count_K
+        pending.append(policy.update(shown_K, count_K))
+    kept.append((spec.steps, pending.popleft(), world.loss(own_K)))
+    steps, mixtures, losses = zip(*kept, strict=True)
+    return Outcome(np.array(steps), np.stack(mixtures), np.stack(losses), own_K, policy)
+
+
+def systematic_counts(mixture_K: Floats, batch: int, shift: float) -> Floats:
+    """(K,) samples of each domain, float64: slot j takes the domain whose part of the cumulative p holds (u + j) / B.
+
+    shift: u in [0, 1). |c_k - B p_k| < 1 (MATH section 7).
+    """
+    edge_K = np.ceil(mixture_K.cumsum() * batch - shift)
+    edge_K[-1] = batch
+    edge_K[1:] -= edge_K[:-1].copy()
+    return edge_K
+
+
+def _policies(given: Any) -> dict[str, tuple[str, dict[str, Any]]]:
+    if not isinstance(given, Mapping) or not given:
+        raise ConfigError(f"policies: {given!r:.60}; give {{label: options}}, for example {{ado: {{}}}}.")
+    found = {}
+    for label, options in given.items():
+        options = dict(options or {})
+        found[str(label)] = (str(options.pop("policy", label)), options)
+    return found
+
+
+def _whole(value: Any, name: str, least: int) -> int:
+    if not isinstance(value, int) or value < least:
+        raise ConfigError(f"spec: {name} is {value!r}; expected a whole number, {least} or more.")
+    return value

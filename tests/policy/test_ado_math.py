@@ -1,0 +1,166 @@
+"""AdoPolicy against MATH section 4 written out domain by domain, and the credit experiments."""
+
+import math
+
+import numpy as np
+import pytest
+
+import ado_stream as ado
+
+K = 4
+PRIOR = np.array([0.4, 0.3, 0.296, 0.004])
+LAW = ado.ScalingLawFit([2.0, 1.5, 2.5, 1.0], [0.6, 0.7, 0.9, 0.8], [0.4, 0.03, 0.3, 0.5])
+
+
+def _floor_by_bisection(share, floor):
+    """p_k = max(d, s p_k), the s found by bisection: not the way clip.py finds it."""
+    low, high = 0.0, 1.0 / max(share)
+    for _ in range(200):
+        middle = (low + high) / 2
+        low, high = (middle, high) if sum(max(floor, middle * p) for p in share) < 1.0 else (low, middle)
+    return [max(floor, high * p) for p in share]
+
+
+def _written_out(loss_TK, count_TK, start, interval, floor, residual):
+    """The mixtures of MATH section 4 with plain loops; the law is LAW from the first refit on."""
+    h, pibar, lbar, samples, mixtures = list(PRIOR), list(PRIOR), [None] * K, 0.0, []
+    fitted = False
+    for t, (losses, counts) in enumerate(zip(loss_TK, count_TK, strict=True)):
+        total = float(sum(counts))
+        samples += total
+        h = [0.9 * h[k] + 0.1 * counts[k] / total for k in range(K)]
+        for k in range(K):
+            if counts[k]:
+                lbar[k] = losses[k] if lbar[k] is None else 0.9 * lbar[k] + 0.1 * losses[k]
+        fitted = fitted or (t >= start and t % interval == 0)
+        if not fitted:
+            mixtures.append(_floor_by_bisection(PRIOR, floor))
+            continue
+        rho = []
+        for k in range(K):
+            beta, eps, alpha = math.exp(LAW.log_beta[k]), math.exp(LAW.log_eps[k]), LAW.alpha[k]
+            predicted = eps + beta * samples**-alpha
+            credit = h[k] ** 0.5
+            if residual and lbar[k] is not None:
+                factor = 1.0 + (lbar[k] - predicted) / max(predicted - eps, 1e-3)
+                credit *= min(max(factor, 0.5), 2.0)
+            rho.append(max(alpha, 0.05) * (predicted - eps) / samples * PRIOR[k] * credit)
+        rho = [value / sum(rho) for value in rho]
+        mixtures.append(_floor_by_bisection([0.1 * rho[k] + 0.9 * pibar[k] for k in range(K)], floor))
+        pibar = [rho[k] / (t + 1) + (1 - 1 / (t + 1)) * pibar[k] for k in range(K)]
+    return np.array(mixtures)
+
+
+@pytest.mark.parametrize("credit", ["history", "residual"])
+@pytest.mark.parametrize("floor", [0.0, 0.01, 0.2])
+def test_the_default_preset_is_the_mathematics(floor, credit, loss_stream, make_ado):
+    loss_TK, count_TK = loss_stream(K, 300)
+    policy = make_ado(PRIOR, lambda *_: LAW, start_step=13, interval=10, floor=floor, credit=credit)
+    mixture_TK = [policy.update(loss_K, count_K) for loss_K, count_K in zip(loss_TK, count_TK, strict=True)]
+    expected_TK = _written_out(loss_TK, count_TK, 13, 10, floor, credit == "residual")
+    # float64 rounding in another order of operations; bisection ends within 1e-15 of s
+    np.testing.assert_allclose(mixture_TK, expected_TK, rtol=1e-11)
+
+
+def test_the_floor_holds_exactly_from_the_first_step(loss_stream, make_ado):
+    loss_TK, count_TK = loss_stream(K, 200)
+    policy = make_ado(PRIOR, floor=0.01)
+    assert policy.mixture.min() == 0.01
+    for loss_K, count_K in zip(loss_TK, count_TK, strict=True):
+        assert policy.update(loss_K, count_K).min() >= 0.01
+
+
+def test_residuals_of_a_perfect_forecast_change_nothing(make_ado):
+    """Losses that the law predicts to the digit: both credits give the same mixture."""
+    batch = np.array([20, 20, 20, 4])
+    mixtures = {}
+    for credit in ("history", "residual"):
+        policy = make_ado(PRIOR, lambda *_: LAW, start_step=0, interval=1000, credit=credit, credit_memory=0.0)
+        for step in range(50):
+            mixtures[credit] = policy.update(LAW.predict(64.0 * (step + 1)), batch)
+    # the average of one observation is that observation; log and exp round to 1e-16
+    np.testing.assert_allclose(mixtures["residual"], mixtures["history"], rtol=1e-12)
+
+
+@pytest.mark.parametrize(("shift", "factor"), [(0.05, 1.2), (-0.05, 0.8), (9.0, 2.0), (-9.0, 0.5)])
+def test_a_domain_worse_than_its_forecast_gains_credit_in_units_of_its_gap(shift, factor, make_ado):
+    """(L - eps) = 0.25 for every domain; one is observed `shift` above its law, so credit is 1 + shift / 0.25."""
+    law = ado.ScalingLawFit(np.full(K, math.log(0.25 * 64.0**0.3)), np.zeros(K), np.full(K, 0.3))
+    prior = np.full(K, 0.25)
+    policy = make_ado(prior, lambda *_: law, start_step=0, credit="residual", floor=0.0, mixture_memory=1.0)
+    loss_K = law.predict(64.0) + np.array([shift, 0.0, 0.0, 0.0])
+    mixture_K = policy.update(np.maximum(loss_K, 1e-6), np.full(K, 16))
+    np.testing.assert_allclose(mixture_K[0] / mixture_K[1], factor, rtol=1e-9)
+
+
+def test_equal_domains_but_for_alpha_are_preferred_in_its_ratio(make_ado):
+    """At the n where gaps are equal, speeds are as alpha, and alphas under 0.05 count as 0.05."""
+    alpha_K = np.array([0.4, 0.2, 0.1, 0.001])
+    law = ado.ScalingLawFit(alpha_K * math.log(64.0), np.zeros(K), alpha_K)
+    policy = make_ado(np.full(K, 0.25), lambda *_: law, start_step=0, floor=0.0, mixture_memory=1.0)
+    mixture_K = policy.update(np.full(K, 2.0), np.full(K, 16))
+    np.testing.assert_allclose(mixture_K / mixture_K[2], [4.0, 2.0, 1.0, 0.5], rtol=1e-12)
+
+
+@pytest.mark.parametrize("power", [0.5, 1.0, 0.0])
+def test_credit_is_the_power_of_the_share_drawn_lately(power, make_ado):
+    """One domain drawn three times as often: after long, its credit is 3^s that of the others."""
+    law = ado.ScalingLawFit(np.full(K, 1.0), np.zeros(K), np.full(K, 0.3))
+    settings = {"start_step": 0, "floor": 0.0, "mixture_memory": 1.0, "credit_power": power}
+    policy = make_ado(np.full(K, 0.25), lambda *_: law, **settings)
+    for _ in range(400):
+        mixture_K = policy.update(np.full(K, 2.0), np.array([48, 16, 16, 16]))
+    np.testing.assert_allclose(mixture_K[0] / mixture_K[1], 3.0**power, rtol=1e-12)
+
+
+def test_the_mixture_moves_at_most_by_g2_at_once_and_then_with_its_average(make_ado):
+    """A law that wants one domain only: pi is g2 rho + (1 - g2) pibar, pibar the average of rho over all steps."""
+    law = ado.ScalingLawFit([5.0, -20.0, -20.0, -20.0], np.zeros(K), np.full(K, 0.3))
+    policy = make_ado(np.full(K, 0.25), lambda *_: law, start_step=99, interval=99, floor=0.0)
+    for _ in range(100):
+        mixture_K = policy.update(np.full(K, 2.0), np.full(K, 16))
+    np.testing.assert_allclose(mixture_K[0], 0.1 + 0.9 * 0.25, rtol=1e-9)
+    for _ in range(100):
+        mixture_K = policy.update(np.full(K, 2.0), np.full(K, 16))
+    np.testing.assert_allclose(mixture_K[0], 0.1 + 0.9 * (1 - 0.75 * 99 / 199), rtol=1e-9)
+
+
+def test_hold_keeps_the_mixture_for_a_period(loss_stream, make_ado):
+    loss_TK, count_TK = loss_stream(K, 100)
+    held, free = make_ado(PRIOR, hold_steps=20), make_ado(PRIOR)
+    for step, (loss_K, count_K) in enumerate(zip(loss_TK, count_TK, strict=True)):
+        before_K = held.mixture
+        held_K, free_K = held.update(loss_K, count_K), free.update(loss_K, count_K)
+        np.testing.assert_array_equal(held_K, free_K if step % 20 == 0 else before_K)
+
+
+def test_refits_come_at_multiples_of_the_interval_from_the_start_step_on(loss_stream, make_ado, quick_fit):
+    loss_TK, count_TK = loss_stream(K, 60)
+    refits = []
+
+    def fitter(counts, losses, config):
+        refits.append((policy.step, losses.shape[1], config.ignore_steps))
+        return quick_fit(counts, losses, config)
+
+    policy = make_ado(PRIOR, fitter, start_step=11, interval=10, ignore_steps=3)
+    for loss_K, count_K in zip(loss_TK, count_TK, strict=True):
+        policy.update(loss_K, count_K)
+    assert refits == [(20, 21, 3), (30, 31, 3), (40, 41, 3), (50, 51, 3)]
+    assert policy.fit_step == 50
+
+
+def test_own_counts_give_each_domain_its_own_n(loss_stream, make_ado, quick_fit):
+    loss_TK, count_TK = loss_stream(K, 40)
+    count_TK[:, 3] = 0
+    seen = []
+
+    def fitter(counts, losses, config):
+        seen.append(counts.copy())
+        return quick_fit(counts, losses, config)
+
+    policy = make_ado(PRIOR, fitter, shared_count=False)
+    for loss_K, count_K in zip(loss_TK, count_TK, strict=True):
+        mixture_K = policy.update(loss_K, count_K)
+    expected_KT = np.maximum(np.cumsum(count_TK, axis=0), 1).T[:, : seen[-1].shape[1]]
+    np.testing.assert_array_equal(seen[-1], expected_KT)
+    assert np.isfinite(mixture_K).all()

@@ -1,0 +1,154 @@
+"""Every policy, guarded or not, keeps the promises of policy/base.py."""
+
+import json
+
+import numpy as np
+import pytest
+
+import ado_stream as ado
+from ado_stream.policy.guards import Ceiling, Floor, Freeze, Pin, RepetitionGuard
+
+NAMES = ["web", "code", "books", "wiki", "math"]
+PRIOR = dict(zip(NAMES, [50.0, 23.0, 12.0, 10.5, 4.5], strict=True))
+STEPS = 260
+BATCH = 64
+
+
+def _sizes(names):
+    return {name: {"web": 9000, "code": 7000, "books": 300, "wiki": 2000, "math": 40}[name] for name in names}
+
+
+def _policies(make_ado):
+    """{case: maker of a policy from a prior}; options by domain are mappings, so the order of domains is free."""
+    weights = {"web": 1, "code": 2, "books": 3, "wiki": 4, "math": 0}
+    knots = [(0, weights), (40, dict.fromkeys(NAMES, 1.0))]
+    reference = dict.fromkeys(NAMES, 2.5)
+    ado_reference = {"floor": 0.01, "floor_rule": "reference"}
+    makers = {
+        "natural": lambda prior: ado.make_policy("natural", prior),
+        "uniform": lambda prior: ado.make_policy("uniform", prior),
+        "fixed": lambda prior: ado.make_policy("fixed", prior, weights=weights),
+        "temperature": lambda prior: ado.make_policy("temperature", prior, tau=3.0),
+        "unimax": lambda prior: ado.make_policy("unimax", prior, budget=90.0, max_epochs=1.0),
+        "schedule": lambda prior: ado.make_policy("schedule", prior, knots=knots),
+        "schedule constant": lambda prior: ado.make_policy("schedule", prior, knots=knots, interpolation="constant"),
+        "ado": make_ado,
+        "ado residual": lambda prior: make_ado(prior, credit="residual"),
+        "ado reference": lambda prior: make_ado(prior, **ado_reference),
+        "ado own counts": lambda prior: make_ado(prior, shared_count=False),
+        "ado hold": lambda prior: make_ado(prior, hold_steps=10),
+        "odm": lambda prior: ado.make_policy("odm", prior),
+        "odm-code": lambda prior: ado.make_policy("odm-code", prior),
+        "doremi": lambda prior: ado.make_policy("doremi", prior, reference_losses=reference, eta=0.05),
+    }
+    guarded = {
+        "floor": lambda prior: Floor(make_ado(prior), 0.08),
+        "ceiling": lambda prior: Ceiling(make_ado(prior), 0.3),
+        "pin": lambda prior: Pin(make_ado(prior), {"math": 0.2, "wiki": 0.1}),
+        "freeze": lambda prior: Freeze(make_ado(prior), from_step=30),
+        "repetition": lambda prior: RepetitionGuard(make_ado(prior), _sizes(prior), STEPS * BATCH, max_epochs=2.0),
+        "all guards": lambda prior: Floor(
+            Ceiling(Pin(Freeze(ado.make_policy("odm", prior), 200), {"code": 0.2}), 0.5), 0.01
+        ),
+    }
+    return {**makers, **guarded}
+
+
+CASES = list(_policies(None))
+
+
+@pytest.fixture
+def maker(request, make_ado):
+    return _policies(make_ado)[request.param]
+
+
+def _run(policy, loss_TK, count_TK):
+    return np.array([policy.update(loss_K, count_K) for loss_K, count_K in zip(loss_TK, count_TK, strict=True)])
+
+
+@pytest.mark.parametrize("maker", CASES, indirect=True)
+def test_the_mixture_is_always_a_distribution(maker, loss_stream):
+    loss_TK, count_TK = loss_stream(len(NAMES), STEPS)
+    loss_TK[17, 0], loss_TK[18, 1] = np.inf, np.nan
+    policy = maker(PRIOR)
+    mixture_TK = np.vstack([policy.mixture, _run(policy, loss_TK, count_TK)])
+    assert mixture_TK.dtype == np.float64
+    assert np.isfinite(mixture_TK).all()
+    assert (mixture_TK >= 0).all()
+    # each step's K additions round to 1e-16; averages carry the rounding of the steps before, shrinking as 1/t
+    np.testing.assert_allclose(mixture_TK.sum(axis=1), 1.0, atol=1e-13)
+    np.testing.assert_array_equal(policy.mixture, mixture_TK[-1])
+    assert policy.step == STEPS
+    json.dumps(policy.health(), allow_nan=False)
+
+
+@pytest.mark.parametrize("stop", [0, 1, 4, 5, 6, 8, 33, 59])
+@pytest.mark.parametrize("maker", CASES, indirect=True)
+def test_a_state_saved_at_any_step_gives_the_same_mixtures_to_the_bit(maker, stop, loss_stream):
+    loss_TK, count_TK = loss_stream(len(NAMES), STEPS)
+    first = maker(PRIOR)
+    _run(first, loss_TK[:stop], count_TK[:stop])
+    state = json.loads(json.dumps(first.state_dict(), allow_nan=False))
+    second = maker(PRIOR)
+    second.load_state_dict(state)
+    assert second.step == stop
+    np.testing.assert_array_equal(second.mixture, first.mixture)
+    after = slice(stop, stop + 200)
+    np.testing.assert_array_equal(
+        _run(second, loss_TK[after], count_TK[after]), _run(first, loss_TK[after], count_TK[after])
+    )
+    assert second.health() == first.health()
+    assert second.state_dict() == first.state_dict()
+
+
+@pytest.mark.parametrize("maker", CASES, indirect=True)
+def test_the_same_updates_give_the_same_mixtures(maker, loss_stream):
+    loss_TK, count_TK = loss_stream(len(NAMES), 60)
+    np.testing.assert_array_equal(_run(maker(PRIOR), loss_TK, count_TK), _run(maker(PRIOR), loss_TK, count_TK))
+
+
+@pytest.mark.parametrize("maker", CASES, indirect=True)
+def test_permuting_the_domains_permutes_the_mixture(maker, loss_stream):
+    loss_TK, count_TK = loss_stream(len(NAMES), 60)
+    order = [3, 0, 4, 2, 1]
+    permuted = maker({NAMES[index]: PRIOR[NAMES[index]] for index in order})
+    straight_TK = _run(maker(PRIOR), loss_TK, count_TK)
+    permuted_TK = _run(permuted, loss_TK[:, order], count_TK[:, order])
+    # sums over domains run in another order: a few 1e-16, which ODM's exponents of some tens enlarge
+    np.testing.assert_allclose(permuted_TK, straight_TK[:, order], rtol=1e-10)
+
+
+@pytest.mark.parametrize("maker", CASES, indirect=True)
+def test_callers_cannot_reach_into_the_policy(maker, loss_stream):
+    loss_TK, count_TK = loss_stream(len(NAMES), 40)
+    spoiled, untouched = maker(PRIOR), maker(PRIOR)
+    for loss_K, count_K in zip(loss_TK, count_TK, strict=True):
+        spoiled.update(loss_K, count_K)[:] = 7.0
+        spoiled.mixture[:] = 7.0
+        np.testing.assert_array_equal(spoiled.mixture, untouched.update(loss_K, count_K))
+
+
+@pytest.mark.parametrize("maker", CASES, indirect=True)
+def test_domains_may_come_in_another_order_at_a_resume(maker, loss_stream):
+    loss_TK, count_TK = loss_stream(len(NAMES), 40)
+    before = maker(PRIOR)
+    _run(before, loss_TK, count_TK)
+    state = before.state_dict()
+    policy = maker({name: PRIOR[name] for name in reversed(NAMES)})
+    with pytest.raises(ado.ResumeError, match="domains"):
+        policy.load_state_dict(state)
+    policy.load_state_dict(state, names=NAMES[::-1])
+    # exact but for the guards, which bound what they carried over once more: sums in another order
+    np.testing.assert_allclose(policy.mixture, before.mixture[::-1], rtol=1e-14)
+    np.testing.assert_allclose(_run(policy, loss_TK[:, ::-1], count_TK[:, ::-1]).sum(axis=1), 1.0, atol=1e-13)
+
+
+@pytest.mark.parametrize("num_domains", [1, 1000])
+@pytest.mark.parametrize("name", ["natural", "uniform", "ado", "odm", "odm-code"])
+def test_one_domain_and_a_thousand(name, num_domains, loss_stream, make_ado):
+    loss_TK, count_TK = loss_stream(num_domains, 30)
+    prior = np.ones(num_domains)
+    policy = make_ado(prior) if name == "ado" else ado.make_policy(name, prior)
+    mixture_TK = _run(policy, loss_TK, count_TK)
+    assert np.isfinite(mixture_TK).all()
+    np.testing.assert_allclose(mixture_TK.sum(axis=1), 1.0, atol=1e-13)
