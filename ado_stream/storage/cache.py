@@ -10,25 +10,26 @@ Invariants (DESIGN.md, promises 10 and 11)
 
 import mmap
 import os
-import shutil
 import threading
 import time
 import warnings
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import TypeVar
 
-from ado_stream.errors import CacheFull, ConfigError, NotFound, ShardCorrupt
+from ado_stream.errors import CacheFull, ConfigError, NotFound, ShardCorrupt, StorageError
 from ado_stream.storage.decompress import decompress
-from ado_stream.storage.download import download
+from ado_stream.storage.download import download, local_path
 from ado_stream.storage.evict import Evictor, touch
 from ado_stream.storage.files import DiskError, object_lock, quarantine, remove_leftovers, remove_old_leftovers
-from ado_stream.storage.retry import RetryPolicy, raise_if_stopped
+from ado_stream.storage.retry import Patience, RetryPolicy
 from ado_stream.storage.spec import Fetched, ObjectSpec
 from ado_stream.storage.verify import ContentError, Mismatch, check_file
 
 T = TypeVar("T")
+_NO_REMOTE = "on disk, and there is no remote to fetch it from"
 _Identity = tuple[int, int, int]
 
 
@@ -60,10 +61,11 @@ class NodeCache:
         """
         started = time.monotonic()
         downloaded_bytes = 0
-        if not self._is_verified(spec):
+        spec = _without_own_remote(spec)
+        if not self._is_verified(spec) and not self._take_raw(spec):
             self._prepare_folder(spec)
             longest_s = (self.retry.total_deadline_s + self.retry.read_timeout_s) * self.retry.max_downloads
-            with object_lock(spec.raw, longest_s, lambda: raise_if_stopped(stop, spec.where)):
+            with object_lock(spec.raw, Patience(longest_s, spec.where, stop)):
                 downloaded_bytes = self._make(spec, stop)
         self._count(
             hits=int(downloaded_bytes == 0), misses=int(downloaded_bytes > 0), downloaded_bytes=downloaded_bytes
@@ -84,11 +86,10 @@ class NodeCache:
         Raises ConfigError when a folder cannot be written, or the limit or the disk is smaller than one object.
         """
         largest: dict[Path, ObjectSpec] = {}
-        for spec in specs:
-            if spec.remote is None and not spec.compressed:
-                continue
+        for spec in map(_without_own_remote, specs):
             folder = spec.raw.parent
-            if folder not in largest or spec.peak_bytes > largest[folder].peak_bytes:
+            written = spec.remote is not None or (spec.compressed and not spec.raw.is_file())
+            if written and (folder not in largest or spec.peak_bytes > largest[folder].peak_bytes):
                 largest[folder] = spec
         for folder, spec in largest.items():
             self._prepare_folder(spec)
@@ -96,20 +97,7 @@ class NodeCache:
                 raise ConfigError(
                     f"{folder}: not writable, but {spec.label} is cached there.\n  Choose another local folder."
                 )
-        limit_bytes = self._evictor.limit_bytes
-        evictable_bytes = self._evictor.evictable_bytes()
-        for folder, spec in largest.items():
-            free_bytes = shutil.disk_usage(folder).free + evictable_bytes
-            if limit_bytes is not None and spec.remote is not None and limit_bytes < spec.peak_bytes:
-                raise ConfigError(
-                    f"{spec.label}: one shard needs {spec.peak_bytes} bytes but the cache limit is {limit_bytes}.\n"
-                    f"  Set the cache limit to several shards, at least {spec.peak_bytes}."
-                )
-            if free_bytes < spec.peak_bytes and not spec.raw.exists():
-                raise ConfigError(
-                    f"{spec.label}: one shard needs {spec.peak_bytes} bytes but {folder} has {free_bytes} free.\n"
-                    "  Free disk space, or choose a local folder on a larger disk."
-                )
+        self._evictor.check_fits(largest.values())
 
     def map(self, spec: ObjectSpec, stop: threading.Event | None = None) -> tuple[mmap.mmap, Fetched]:
         """A read-only map of the raw file, and what `fetch` said; the map stays readable when the file is evicted.
@@ -138,50 +126,53 @@ class NodeCache:
             return False
         if self._verified.get(spec.raw) != _identity(status):
             return False
-        touch(spec.raw, status)
+        self._touch(spec, status)
         return True
 
-    def _make(self, spec: ObjectSpec, stop: threading.Event | None) -> int:
-        """Brings spec.raw into being, under its lock; returns the bytes downloaded."""
-        if self._is_verified(spec):
-            return 0
-        remove_leftovers(spec.raw)
-        remove_leftovers(spec.stored)
-        try:
-            if self._take_from_disk(spec, stop):
-                return 0
-        except ContentError as error:
-            if spec.remote is None:
-                raise _corrupt(spec, error.mismatch, "on disk, and there is no remote to fetch it from") from error
-            self._count(refetches=1)
-        if spec.remote is None:
-            raise NotFound(
-                f"{spec.stored}: {spec.label} does not exist and has no remote.\n  Check `local`, or give `remote`."
-            )
-        return self._download_until_good(spec, stop)
+    def _take_raw(self, spec: ObjectSpec) -> bool:
+        """Whether a raw file found on disk is good. Needs no lock, since a file appears complete, and writes nothing.
 
-    def _take_from_disk(self, spec: ObjectSpec, stop: threading.Event | None) -> bool:
-        """Whether files found on disk were good and gave spec.raw; raises ContentError where they were bad."""
-        stored_found = spec.compressed and spec.stored.exists()
-        if spec.raw.exists():
-            mismatch = check_file(spec.raw, spec.raw_bytes, spec.raw_hashes)
+        Raises ShardCorrupt or NotFound when it is not and there is nothing to make it from.
+        """
+        last_chance = spec.remote is None and not (spec.compressed and spec.stored.is_file())
+        try:
+            mismatch = _check(spec.raw, spec.raw_bytes, spec.raw_hashes)
             if mismatch is None:
                 self._accept(spec)
                 return True
+        except FileNotFoundError:
+            if last_chance:
+                raise NotFound(f"{spec.raw}: {spec.label} is not there and has no remote.\n  Check `local`.") from None
+            return False
+        if last_chance:
+            raise _corrupt(spec, mismatch, _NO_REMOTE)
+        return False
+
+    def _make(self, spec: ObjectSpec, stop: threading.Event | None) -> int:
+        """Brings spec.raw into being, under its lock; returns the bytes downloaded."""
+        if self._is_verified(spec) or self._take_raw(spec):  # a peer made it meanwhile
+            return 0
+        remove_leftovers(spec.raw)
+        remove_leftovers(spec.stored)
+        if spec.raw.exists():
             self._set_aside(spec, spec.raw)
-            if not stored_found:
-                raise ContentError(mismatch)
-        if stored_found:
-            mismatch = check_file(spec.stored, spec.stored_bytes, spec.stored_hashes)
-            if mismatch is not None:
+        if spec.compressed and spec.stored.exists():
+            try:
+                mismatch = _check(spec.stored, spec.stored_bytes, spec.stored_hashes)
+                if mismatch is not None:
+                    raise ContentError(mismatch)
+                self._unpack(spec, stop)
+                return 0
+            except ContentError as error:
+                if spec.remote is None:
+                    raise _corrupt(spec, error.mismatch, _NO_REMOTE) from error
                 self._set_aside(spec, spec.stored)
-                raise ContentError(mismatch)
-            self._unpack(spec, stop)
-        return stored_found
+        return self._download_until_good(spec, stop)
 
     def _download_until_good(self, spec: ObjectSpec, stop: threading.Event | None) -> int:
         assert spec.remote is not None
         remote = spec.remote
+        self._evictor.make_room(spec, Patience(self.retry.total_deadline_s, spec.where, stop))
         for _ in range(self.retry.max_downloads):
             try:
                 got = self._with_room(
@@ -194,6 +185,7 @@ class NodeCache:
                         retry=self.retry,
                         stop=stop,
                     ),
+                    stop,
                 )
                 self._count(retries=got.attempts - 1)
                 if spec.compressed:
@@ -202,42 +194,45 @@ class NodeCache:
                     self._accept(spec)
                 return got.num_bytes
             except ContentError as error:
-                self._count(refetches=1)
+                if spec.stored.exists():  # good as stored, bad as unpacked
+                    self._set_aside(spec, spec.stored)
+                else:
+                    self._count(refetches=1)
                 mismatch = error.mismatch
         raise _corrupt(spec, mismatch, f"after {self.retry.max_downloads} downloads")
 
     def _unpack(self, spec: ObjectSpec, stop: threading.Event | None) -> None:
-        """Makes spec.raw from a verified spec.stored; raises ContentError, the stored file then being set aside."""
-        try:
-            self._with_room(spec, lambda: decompress(spec, stop))
-        except ContentError:
-            self._set_aside(spec, spec.stored)
-            raise
+        """Makes spec.raw from a verified spec.stored, which has served its purpose if the remote has it too."""
+        self._with_room(spec, lambda: decompress(spec, stop), stop)
         self._accept(spec)
         if spec.remote is not None:
             spec.stored.unlink(missing_ok=True)
 
-    def _with_room(self, spec: ObjectSpec, write: Callable[[], T]) -> T:
-        """The result of `write`, repeated for as long as the disk is full and something can be evicted."""
-        if spec.remote is not None:
-            self._evictor.make_room(spec)
+    def _with_room(self, spec: ObjectSpec, write: Callable[[], T], stop: threading.Event | None) -> T:
+        """The result of `write`, repeated for as long as the disk is full and room can be made."""
+        patience = Patience(self.retry.total_deadline_s, spec.where, stop)
         while True:
             try:
                 return write()
             except DiskError as error:
                 if not error.full:
                     raise
-                self._evictor.relieve(spec)
+                self._evictor.relieve(spec, patience)
 
     def _accept(self, spec: ObjectSpec) -> None:
         status = os.stat(spec.raw)
         self._verified[spec.raw] = _identity(status)
-        touch(spec.raw, status)
+        self._touch(spec, status)
+
+    def _touch(self, spec: ObjectSpec, status: os.stat_result) -> None:
+        if spec.remote is not None:
+            touch(spec.raw, status)
 
     def _set_aside(self, spec: ObjectSpec, path: Path) -> None:
         """Quarantines a bad file that the remote can give again; a user's own file stays where it is."""
         if spec.remote is not None:
             quarantine(path)
+            self._count(refetches=1)
 
     def _prepare_folder(self, spec: ObjectSpec) -> None:
         """On first sight of a folder: makes it, clears what killed processes left, warns of missing hashes."""
@@ -279,3 +274,23 @@ def _corrupt(spec: ObjectSpec, mismatch: Mismatch, when: str) -> ShardCorrupt:
         f"{spec.where}: {spec.label}: {mismatch} {when}.\n"
         f"  The object is damaged or index.json is stale. Rewrite the shard, or run `ado-stream lint {folder}`."
     )
+
+
+def _check(path: Path, expected_bytes: int | None, hashes: Mapping[str, str]) -> Mismatch | None:
+    """As check_file; a disk that cannot be read becomes a StorageError, a missing file stays FileNotFoundError."""
+    try:
+        return check_file(path, expected_bytes, hashes)
+    except FileNotFoundError:
+        raise
+    except OSError as error:
+        raise StorageError(
+            f"{path}: cannot be read ({error.strerror}).\n  Check the disk and the permissions."
+        ) from error
+
+
+def _without_own_remote(spec: ObjectSpec) -> ObjectSpec:
+    """`spec`, local only when its remote is the very file on this disk: that one must never be evicted or renamed."""
+    source = local_path(spec.remote) if spec.remote is not None else None
+    if source is not None and os.path.realpath(source) == os.path.realpath(spec.stored):
+        return replace(spec, remote=None)
+    return spec

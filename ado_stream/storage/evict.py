@@ -16,8 +16,9 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from ado_stream.errors import CacheFull
+from ado_stream.errors import CacheFull, ConfigError
 from ado_stream.storage.files import TEMP_DIR, lock_if_free
+from ado_stream.storage.retry import Patience
 from ado_stream.storage.spec import ObjectSpec
 
 SHARD = re.compile(r"\.mds(\.|$)")
@@ -33,8 +34,8 @@ class _Entry:
 class Evictor:
     """Keeps the folders of remote datasets within `limit_bytes` (None: until the disk is full). Thread-safe.
 
-    The limit holds for all processes together, since each counts what lies on disk, unfinished files included; two that
-    start a download at the same instant may pass it by one shard.
+    The limit holds for all processes together, since each counts what lies on disk, unfinished files included; each
+    shard that is being downloaded or decompressed at the moment may pass it by its own size.
     """
 
     def __init__(self, limit_bytes: int | None) -> None:
@@ -60,33 +61,57 @@ class Evictor:
             if self._pins[path] <= 0:
                 del self._pins[path]
 
-    def make_room(self, spec: ObjectSpec) -> None:
-        """Evicts until `spec` fits under the limit. Raises CacheFull when the rest may not go."""
+    def make_room(self, spec: ObjectSpec, patience: Patience) -> None:
+        """Evicts until `spec` fits under the limit, waiting for peers that are making shards; else raises CacheFull."""
         if self.limit_bytes is None:
             return
-        with self._lock:
-            entries = [entry for entry in self._entries() if entry.path not in (spec.raw, spec.stored)]
-            excess = sum(entry.num_bytes for entry in entries) + spec.peak_bytes - self.limit_bytes
-            if excess > 0 and self._evict(entries, excess) < excess:
+        while True:
+            with self._lock:
+                entries = [entry for entry in self._entries() if entry.path not in (spec.raw, spec.stored)]
+                excess = sum(entry.num_bytes for entry in entries) + spec.peak_bytes - self.limit_bytes
+                if excess <= 0 or self._evict(entries, excess) >= excess:
+                    return
+                pinned_bytes = sum(entry.num_bytes for entry in entries if entry.path in self._pins)
+            if pinned_bytes + spec.peak_bytes > self.limit_bytes or not patience.wait():
                 raise CacheFull(
                     f"{spec.label}: needs {spec.peak_bytes} bytes, but the shards in use fill the cache limit of "
                     f"{self.limit_bytes} bytes.\n  Raise the cache limit, or use fewer lanes or a smaller read-ahead."
                 )
 
-    def relieve(self, spec: ObjectSpec) -> None:
-        """Evicts enough for `spec` after the disk was found full. Raises CacheFull when nothing may go."""
-        with self._lock:
-            if self._evict(list(self._entries()), max(spec.peak_bytes, 1)) == 0:
-                free_bytes = shutil.disk_usage(spec.raw.parent).free
-                raise CacheFull(
-                    f"{spec.label}: needs {spec.peak_bytes} bytes, but {spec.raw.parent} has {free_bytes} free and "
-                    "nothing left to evict.\n  Free disk space, or put the cache on a larger disk."
-                )
+    def relieve(self, spec: ObjectSpec, patience: Patience) -> None:
+        """After the disk was found full: evicts enough for `spec`, or waits a moment for peers that are making shards.
 
-    def evictable_bytes(self) -> int:
-        """Bytes of cached files that could go now."""
+        Raises CacheFull when nothing may go and nobody is at work, or when `patience` is over.
+        """
         with self._lock:
-            return sum(entry.num_bytes for entry in self._entries() if self._may_go(entry.path))
+            entries = list(self._entries())
+            if self._evict(entries, max(spec.peak_bytes, 1)) > 0:
+                return
+            peers = any(entry.path not in self._pins and entry.path not in (spec.raw, spec.stored) for entry in entries)
+        if not (peers and patience.wait()):
+            free_bytes = shutil.disk_usage(spec.raw.parent).free
+            raise CacheFull(
+                f"{spec.label}: needs {spec.peak_bytes} bytes, but {spec.raw.parent} has {free_bytes} free and "
+                "nothing left to evict.\n  Free disk space, or put the cache on a larger disk."
+            )
+
+    def check_fits(self, specs: Iterable[ObjectSpec]) -> None:
+        """Raises ConfigError when the limit, or the disk with everything evicted, is smaller than one of `specs`."""
+        with self._lock:
+            evictable_bytes = sum(entry.num_bytes for entry in self._entries() if self._may_go(entry.path))
+        for spec in specs:
+            need_bytes, folder = spec.peak_bytes, spec.raw.parent
+            if self.limit_bytes is not None and spec.remote is not None and self.limit_bytes < need_bytes:
+                raise ConfigError(
+                    f"{spec.label}: one shard needs {need_bytes} bytes but the cache limit is {self.limit_bytes}.\n"
+                    f"  Set the cache limit to several shards, at least {need_bytes}."
+                )
+            free_bytes = shutil.disk_usage(folder).free + evictable_bytes
+            if free_bytes < need_bytes and not spec.raw.exists():
+                raise ConfigError(
+                    f"{spec.label}: one shard needs {need_bytes} bytes but {folder} has {free_bytes} free.\n"
+                    "  Free disk space, or choose a local folder on a larger disk."
+                )
 
     def _evict(self, entries: list[_Entry], need_bytes: int) -> int:
         freed_bytes = 0
@@ -113,8 +138,8 @@ class Evictor:
 
 
 def touch(path: Path, status: os.stat_result) -> None:
-    """Marks `path` as just used; the time of its last change stays. A file that is gone meanwhile is no error."""
-    with suppress(FileNotFoundError):
+    """Marks `path` as just used; the time of its last change stays. A file that is gone or not ours is left alone."""
+    with suppress(FileNotFoundError, PermissionError):
         os.utime(path, ns=(time.time_ns(), status.st_mtime_ns))
 
 

@@ -16,13 +16,13 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from ado_stream.errors import StorageError
+from ado_stream.storage.retry import Patience
 from ado_stream.storage.verify import ContentError, Verifier
 
 LOCK_DIR = ".ado-locks"
 TEMP_DIR = ".ado-tmp"
 COMPRESSED_SUFFIXES = (".zstd", ".gz", ".bz2", ".br", ".snappy")
 BAD_PREFIX = ".bad-"
-LOCK_POLL_S = 0.02
 LEFTOVER_AGE_S = 3600.0  # longer than any download may take
 
 
@@ -127,25 +127,22 @@ def quarantine(path: Path) -> None:
 
 
 @contextmanager
-def object_lock(destination: Path, timeout_s: float, check: Callable[[], None]) -> Iterator[None]:
+def object_lock(destination: Path, patience: Patience) -> Iterator[None]:
     """Holds the one lock of `destination` among all threads and processes of the machine.
 
-    `check` is called while waiting and may raise to give up. Raises StorageError after `timeout_s`.
+    Raises StorageError when `patience` is over, StoppedError when it is told to stop.
     """
     path = lock_path(destination)
     with disk_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
     try:
-        give_up_at = time.monotonic() + timeout_s
         while not _try_flock(descriptor):
-            check()
-            if time.monotonic() > give_up_at:
+            if not patience.wait():
                 raise StorageError(
-                    f"{destination}: another process held {path} for over {timeout_s:.0f} s.\n"
+                    f"{destination}: another process held {path} for over {patience.seconds:.0f} s.\n"
                     "  It may be stopped in a debugger or on a dead network disk; end it and start again."
                 )
-            time.sleep(LOCK_POLL_S)
         yield
     finally:
         os.close(descriptor)  # drops the lock

@@ -14,6 +14,7 @@ from typing import TypeVar
 from ado_stream.errors import ConfigError, StorageError
 
 T = TypeVar("T")
+POLL_S = 0.02
 
 
 @dataclass(frozen=True)
@@ -59,6 +60,20 @@ def raise_if_stopped(stop: threading.Event | None, what: str) -> None:
     """Raises StoppedError when `stop` is set."""
     if stop is not None and stop.is_set():
         raise StoppedError(f"{what}: given up because the loader is closing.")
+
+
+class Patience:
+    """A bounded wait for other threads or processes, in short sleeps."""
+
+    def __init__(self, seconds: float, what: str = "", stop: threading.Event | None = None) -> None:
+        self.seconds, self.what, self.stop = seconds, what, stop
+        self._until = time.monotonic() + seconds
+
+    def wait(self) -> bool:
+        """Sleeps a moment; False when the patience is over. Raises StoppedError when asked to stop."""
+        raise_if_stopped(self.stop, self.what)
+        time.sleep(POLL_S)
+        return time.monotonic() < self._until
 
 
 class Pace:

@@ -1,7 +1,7 @@
 """A job of its own for the fault tests: maps shards through a NodeCache and prints the crc32 of each.
 
 Reads one JSON object from stdin: `specs` (fields of ObjectSpec), `limit_bytes`, `rounds`, `lock` (False switches the
-object lock off). Prints "ready" before the first fetch, then "KEY CRC32" per shard.
+object lock off). Prints "ready", waits for one more line, then prints "NAME CRC32" per shard.
 """
 
 import json
@@ -25,6 +25,7 @@ def main() -> None:
     cache = NodeCache(limit_bytes=job["limit_bytes"])
     s3._client(cache.retry.read_timeout_s)  # pays for the imports before "ready"
     print("ready", flush=True)
+    sys.stdin.readline()  # "go"
     for spec in specs * job["rounds"]:
         view, _ = cache.map(spec)
         print(spec.stored.name, zlib.crc32(view), flush=True)

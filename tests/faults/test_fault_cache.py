@@ -56,7 +56,7 @@ def test_c2_a_disk_of_three_shards_serves_six_by_eviction(proxy, shards, small_d
 
 
 def test_c2_without_eviction_the_disk_is_full(proxy, shards, small_disk, monkeypatch):
-    def refuse(self, spec):
+    def refuse(self, spec, patience):
         raise CacheFull("switched off")
 
     monkeypatch.setattr(cache_module.Evictor, "relieve", refuse)
@@ -206,5 +206,5 @@ def test_a_whole_cache_removed_during_the_run_is_made_again(proxy, shards, tmp_p
 
 
 def test_a_local_shard_that_is_missing_is_named(tmp_path, shards):
-    with pytest.raises(StorageError, match="does not exist and has no remote"):
+    with pytest.raises(StorageError, match="is not there and has no remote"):
         NodeCache(retry=QUICK).fetch(replace(shards[0].spec(tmp_path), remote=None))

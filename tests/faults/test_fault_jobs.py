@@ -32,32 +32,41 @@ SHARD_BYTES = 100_000
 
 
 @pytest.fixture
-def start_job(proxy) -> Iterator[Callable[..., subprocess.Popen[str]]]:
-    """Starts tests/faults/fetch_worker.py on shards and a cache folder; returns when it is about to fetch."""
+def start_jobs(proxy) -> Iterator[Callable[..., list[subprocess.Popen[str]]]]:
+    """Starts tests/faults/fetch_worker.py once per list of shards, on one cache folder, all at the same moment."""
     jobs: list[subprocess.Popen[str]] = []
 
-    def start(shards: list[Shard], folder: Path, **options: object) -> subprocess.Popen[str]:
-        job = subprocess.Popen(
-            [sys.executable, "-m", "tests.faults.fetch_worker"],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            text=True,
-            cwd=ROOT,
-        )
-        jobs.append(job)
-        specs = [asdict(shard.spec(folder)) for shard in shards]
-        description = {"specs": specs, "limit_bytes": None, "rounds": 1, "lock": True, **options}
-        assert job.stdin is not None
-        assert job.stdout is not None
-        job.stdin.write(json.dumps(description, default=str) + "\n")
-        job.stdin.flush()
-        assert job.stdout.readline() == "ready\n"
-        return job
+    def start(folder: Path, *shard_lists: list[Shard], **options: object) -> list[subprocess.Popen[str]]:
+        started = []
+        for shards in shard_lists:
+            command = [sys.executable, "-m", "tests.faults.fetch_worker"]
+            job = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, cwd=ROOT)
+            started.append(job)
+            jobs.append(job)
+            specs = [asdict(shard.spec(folder)) for shard in shards]
+            say(
+                job,
+                json.dumps({"specs": specs, "limit_bytes": None, "rounds": 1, "lock": True, **options}, default=str),
+            )
+        for job in started:
+            assert job.stdout is not None
+            assert job.stdout.readline() == "ready\n"
+        for job in started:
+            say(job, "go")
+        return started
 
     yield start
     for job in jobs:
         job.kill()
-        job.communicate()
+        with job:
+            pass
+
+
+def say(job: subprocess.Popen[str], line: str) -> None:
+    """Writes a line to the job's standard input."""
+    assert job.stdin is not None
+    job.stdin.write(line + "\n")
+    job.stdin.flush()
 
 
 def kill(job: subprocess.Popen[str]) -> None:
@@ -68,9 +77,10 @@ def kill(job: subprocess.Popen[str]) -> None:
 
 def ledger(job: subprocess.Popen[str]) -> list[tuple[str, int]]:
     """(name, crc32) of every shard the job mapped, once it has ended well."""
-    output, _ = job.communicate(timeout=60)
-    assert job.returncode == 0
-    return [(name, int(crc)) for name, crc in (line.split() for line in output.splitlines())]
+    assert job.stdout is not None
+    lines = job.stdout.read().splitlines()
+    assert job.wait(timeout=60) == 0
+    return [(name, int(crc)) for name, crc in (line.split() for line in lines)]
 
 
 def reference(shards: list[Shard], rounds: int = 1) -> list[tuple[str, int]]:
@@ -78,12 +88,12 @@ def reference(shards: list[Shard], rounds: int = 1) -> list[tuple[str, int]]:
     return [(Path(shard.key).name, zlib.crc32(shard.raw)) for shard in shards] * rounds
 
 
-def test_c4_a_downloader_killed_at_random_points_leaves_a_good_cache(proxy, shards, tmp_path, start_job):
+def test_c4_a_downloader_killed_at_random_points_leaves_a_good_cache(proxy, shards, tmp_path, start_jobs):
     generator = random.Random(4)
-    for number in range(8):
+    for number in range(6):
         proxy.rules = [Rule("delay", seconds=0.03)]
         folder = tmp_path / str(number)
-        job = start_job(shards, folder)
+        (job,) = start_jobs(folder, shards)
         time.sleep(generator.uniform(0.0, 0.3))
         kill(job)
         proxy.rules = []
@@ -95,9 +105,9 @@ def test_c4_a_downloader_killed_at_random_points_leaves_a_good_cache(proxy, shar
         assert unfinished(folder) == []
 
 
-def test_c4_a_peer_that_waits_goes_on_when_the_downloader_is_killed(proxy, shards, tmp_path, start_job):
+def test_c4_a_peer_that_waits_goes_on_when_the_downloader_is_killed(proxy, shards, tmp_path, start_jobs):
     proxy.rules = [Rule("stall", times=1)]
-    job = start_job(shards[:1], tmp_path)
+    (job,) = start_jobs(tmp_path, shards[:1])
     spec = shards[0].spec(tmp_path)
     while not proxy.gets:
         time.sleep(0.01)
@@ -124,11 +134,11 @@ def test_c4_a_peer_of_a_holder_that_hangs_gives_up_in_time_and_names_the_lock(sh
 
 
 def test_c4_a_torn_file_under_its_final_name_is_what_the_temporary_name_prevents(
-    proxy, shards, tmp_path, start_job, monkeypatch
+    proxy, shards, tmp_path, start_jobs, monkeypatch
 ):
     """The sibling of the kills: what a killed writer leaves, when it is served unchecked, is wrong data."""
     proxy.rules = [Rule("stall", times=1)]
-    job = start_job(shards[:1], tmp_path)
+    (job,) = start_jobs(tmp_path, shards[:1])
     while not unfinished(tmp_path) or not proxy.gets:
         time.sleep(0.01)
     kill(job)
@@ -140,18 +150,17 @@ def test_c4_a_torn_file_under_its_final_name_is_what_the_temporary_name_prevents
     assert NodeCache(retry=QUICK).fetch(spec).path.read_bytes() != shards[0].raw
 
 
-def test_c4_two_jobs_download_each_shard_once(proxy, shards, tmp_path, start_job):
+def test_c4_two_jobs_download_each_shard_once(proxy, shards, tmp_path, start_jobs):
     proxy.rules = [Rule("delay", seconds=0.05)]
-    jobs = [start_job(shards, tmp_path), start_job(shards, tmp_path)]
+    jobs = start_jobs(tmp_path, shards, shards)
     assert [ledger(job) for job in jobs] == [reference(shards)] * 2
     assert dict(proxy.gets) == {f"/{BUCKET}/{shard.key}": 1 for shard in shards}
 
 
-def test_c4_without_the_lock_two_jobs_download_shards_twice(proxy, shards, tmp_path, start_job):
+def test_c4_without_the_lock_two_jobs_download_shards_twice(proxy, shards, tmp_path, start_jobs):
     proxy.rules = [Rule("delay", seconds=0.3)]
-    jobs = [start_job(shards, tmp_path, lock=False) for _ in range(2)]
-    for job in jobs:
-        job.communicate(timeout=60)
+    for job in start_jobs(tmp_path, shards, shards, lock=False):
+        job.wait(timeout=60)
     assert max(proxy.gets.values()) > 1
 
 
@@ -166,12 +175,11 @@ def test_c4_threads_of_one_job_download_each_shard_once(proxy, shards, tmp_path)
     assert cache.statistics()["misses"] == len(shards)
 
 
-def test_c5_two_jobs_that_evict_each_other_read_the_right_bytes(proxy, shards, tmp_path, start_job):
-    jobs = [
-        start_job(order, tmp_path, limit_bytes=3 * SHARD_BYTES, rounds=5) for order in (shards, list(reversed(shards)))
-    ]
+def test_c5_two_jobs_that_evict_each_other_read_the_right_bytes(proxy, shards, tmp_path, start_jobs):
+    backwards = list(reversed(shards))
+    jobs = start_jobs(tmp_path, shards, backwards, limit_bytes=3 * SHARD_BYTES, rounds=5)
     assert ledger(jobs[0]) == reference(shards, rounds=5)
-    assert ledger(jobs[1]) == reference(list(reversed(shards)), rounds=5)
+    assert ledger(jobs[1]) == reference(backwards, rounds=5)
 
 
 def test_closing_ends_a_download_and_a_wait_at_once(proxy, shards, tmp_path):

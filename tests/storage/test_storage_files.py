@@ -19,11 +19,8 @@ from ado_stream.storage.files import (
     remove_leftovers,
     remove_old_leftovers,
 )
+from ado_stream.storage.retry import Patience, StoppedError
 from ado_stream.storage.verify import ContentError
-
-
-def nothing():
-    """A check that never gives up."""
 
 
 def test_nothing_is_visible_before_commit_and_nothing_temporary_after(tmp_path):
@@ -101,7 +98,7 @@ def test_one_holder_at_a_time_among_threads(tmp_path):
 
     def work():
         for _ in range(5):
-            with object_lock(tmp_path / "shard.mds", 30, nothing):
+            with object_lock(tmp_path / "shard.mds", Patience(30)):
                 inside[0] += 1
                 most[0] = max(most[0], inside[0])
                 time.sleep(0.001)
@@ -119,28 +116,27 @@ def test_the_kernel_drops_the_lock_of_a_killed_process(tmp_path):
     target = tmp_path / "shard.mds"
     code = (
         "import sys, time; from pathlib import Path; from ado_stream.storage.files import object_lock\n"
-        "with object_lock(Path(sys.argv[1]), 5, lambda: None): print('held', flush=True); time.sleep(60)"
+        "from ado_stream.storage.retry import Patience\n"
+        "with object_lock(Path(sys.argv[1]), Patience(5)): print('held', flush=True); time.sleep(60)"
     )
-    holder = subprocess.Popen([sys.executable, "-c", code, str(target)], stdout=subprocess.PIPE, text=True)
-    assert holder.stdout is not None
-    assert holder.stdout.readline() == "held\n"
-    with lock_if_free(target) as held:
-        assert not held
-    with pytest.raises(StorageError, match="another process held"), object_lock(target, 0.1, nothing):
-        pass
-    holder.kill()
-    holder.communicate()
-    with object_lock(target, 2.0, nothing):
+    with subprocess.Popen([sys.executable, "-c", code, str(target)], stdout=subprocess.PIPE, text=True) as holder:
+        assert holder.stdout is not None
+        assert holder.stdout.readline() == "held\n"
+        with lock_if_free(target) as held:
+            assert not held
+        with pytest.raises(StorageError, match="another process held"), object_lock(target, Patience(0.1)):
+            pass
+        holder.kill()
+    with object_lock(target, Patience(2.0)):
         pass
 
 
 def test_a_wait_for_the_lock_can_be_given_up(tmp_path):
-    def give_up():
-        raise KeyError("closing")
-
+    stop = threading.Event()
+    stop.set()
     with (
-        object_lock(tmp_path / "shard.mds", 5, nothing),
-        pytest.raises(KeyError),
-        object_lock(tmp_path / "shard.mds", 5, give_up),
+        object_lock(tmp_path / "shard.mds", Patience(5)),
+        pytest.raises(StoppedError, match="what waits"),
+        object_lock(tmp_path / "shard.mds", Patience(5, "what waits", stop)),
     ):
         pass
