@@ -59,8 +59,9 @@ def check_domains(num_tokens: int, domain_ids: torch.Tensor, num_domains: int) -
 def _domain_loss(
     token_losses: torch.Tensor, domain_ids: torch.Tensor, num_domains: int
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    losses_N = token_losses.to(accumulation_dtype(token_losses.dtype)).reshape(-1)
-    return domain_loss_cpu(losses_N.contiguous(), domain_ids.long().reshape(-1).contiguous(), num_domains)
+    losses_N = token_losses.to(accumulation_dtype(token_losses.dtype)).reshape(-1).contiguous()
+    ids_B = domain_ids if domain_ids.dtype == torch.int32 else domain_ids.long()
+    return domain_loss_cpu(losses_N, ids_B.reshape(-1).contiguous(), num_domains)
 
 
 @_domain_loss.register_kernel("cuda")

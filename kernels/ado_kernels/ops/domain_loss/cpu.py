@@ -20,40 +20,40 @@ def domain_loss_cpu(losses_N: torch.Tensor, ids_B: torch.Tensor, num_domains: in
     """(K,) float64 sums, (K,) int64 counts; `losses_N` float32 or float64, `ids_B` one id per N // B tokens."""
     num_tokens, num_ids = losses_N.numel(), ids_B.numel()
     num_slabs = min(max(num_tokens // _SLAB_TOKENS, 1), _MAX_SLABS)
-    sums_SQK = np.zeros((num_slabs, _TABLES, num_domains + 1))
-    counts_SQK = np.zeros((num_slabs, _TABLES, num_domains + 1), np.int64)
+    # Last axis: sum, count. Counts are exact in float64 to 2^53 and share the sum's cache line.
+    tables_SQK2 = np.zeros((num_slabs, _TABLES, num_domains + 1, 2))
     if num_tokens:
         use_torch_threads()
         accumulate = _per_token if num_tokens == num_ids else _per_sequence
-        accumulate(array(losses_N), array(ids_B), num_domains, sums_SQK, counts_SQK)
-    sums_K = sums_SQK.sum(axis=(0, 1))[:num_domains]
-    counts_K = counts_SQK.sum(axis=(0, 1))[:num_domains]
-    return torch.from_numpy(sums_K), torch.from_numpy(counts_K)
+        accumulate(array(losses_N), array(ids_B), tables_SQK2)
+    totals_K2 = tables_SQK2.sum(axis=(0, 1))[:num_domains]
+    return torch.from_numpy(totals_K2[:, 0].copy()), torch.from_numpy(totals_K2[:, 1].astype(np.int64))
 
 
-@njit(parallel=True, nogil=True, cache=True, boundscheck=False)
-def _per_token(losses_N, ids_N, num_domains, sums_SQK, counts_SQK):
-    num_tokens, num_slabs = losses_N.size, sums_SQK.shape[0]
+@njit(parallel=True, nogil=True, cache=True)
+def _per_token(losses_N, ids_N, tables_SQK2):
+    num_tokens, num_slabs = losses_N.size, tables_SQK2.shape[0]
+    nowhere = np.uint64(tables_SQK2.shape[2] - 1)
     for s in prange(num_slabs):
-        sums_QK, counts_QK = sums_SQK[s], counts_SQK[s]
-        start, stop = s * num_tokens // num_slabs, (s + 1) * num_tokens // num_slabs
-        for i in range(start, stop):
-            domain = ids_N[i]
-            k = domain if 0 <= domain < num_domains else num_domains
-            sums_QK[i & 3, k] += losses_N[i]
-            counts_QK[i & 3, k] += 1
+        tables_QK2 = tables_SQK2[s]
+        for i in range(s * num_tokens // num_slabs, (s + 1) * num_tokens // num_slabs):
+            k = min(np.uint64(ids_N[i]), nowhere)  # a negative id is a huge unsigned one
+            table = np.uint64(i) & np.uint64(_TABLES - 1)
+            tables_QK2[table, k, 0] += losses_N[i]
+            tables_QK2[table, k, 1] += 1.0
 
 
 @njit(parallel=True, nogil=True, cache=True, fastmath=FAST_SUMS)
-def _per_sequence(losses_N, ids_B, num_domains, sums_SQK, counts_SQK):
-    num_ids, num_slabs = ids_B.size, sums_SQK.shape[0]
+def _per_sequence(losses_N, ids_B, tables_SQK2):
+    num_ids, num_slabs = ids_B.size, tables_SQK2.shape[0]
+    nowhere = np.uint64(tables_SQK2.shape[2] - 1)
     tokens_per_id = losses_N.size // num_ids
     for s in prange(num_slabs):
+        table_K2 = tables_SQK2[s, 0]
         for b in range(s * num_ids // num_slabs, (s + 1) * num_ids // num_slabs):
-            domain = ids_B[b]
-            if 0 <= domain < num_domains:
-                total = np.float64(0.0)
-                for i in range(b * tokens_per_id, (b + 1) * tokens_per_id):
-                    total += np.float64(losses_N[i])
-                sums_SQK[s, 0, domain] += total
-                counts_SQK[s, 0, domain] += tokens_per_id
+            k = min(np.uint64(ids_B[b]), nowhere)
+            total = np.float64(0.0)
+            for i in range(b * tokens_per_id, (b + 1) * tokens_per_id):
+                total += np.float64(losses_N[i])
+            table_K2[k, 0] += total
+            table_K2[k, 1] += tokens_per_id
