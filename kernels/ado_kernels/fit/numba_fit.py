@@ -30,7 +30,9 @@ def _log_points(count_T, step_M, loss_M):
     return x[:size].copy(), y[:size].copy()
 
 
-def _fit_domain(count_T: np.ndarray, loss_T: np.ndarray, options: FitOptions, grid: Grid) -> tuple[np.ndarray, ...]:
+def _fit_domain(
+    count_T: np.ndarray, loss_T: np.ndarray, options: FitOptions, grid: Grid
+) -> tuple[np.ndarray, float, float, int]:
     step, value = present_points(count_T, loss_T)
     weights = filter_weights(window_that_fits(step.size, options.smooth_window))
     step_M, smooth_M = smooth_kept(step, value, weights, options.ignore_steps, options.every)

@@ -61,8 +61,8 @@ class FitOptions:
 class FitResult(NamedTuple):
     """Fitted laws of K domains; NaN and valid False where a domain had no usable point or no finite minimum.
 
-    theta: (K, P) float64. objective: (K,) float64, F. valid: (K,) bool. at_bound: (K, P) bool, at or past a penalty's kink.
-    residual_scale: median |r|, in nats of log loss. num_points int64: points that F summed over.
+    theta: (K, P) float64. objective: (K,) float64, F. valid: (K,) bool. at_bound: (K, P) bool: at or past a kink.
+    residual_scale: (K,) float64, median |r|. num_points: (K,) int64, points that F summed over.
     """
 
     theta: np.ndarray

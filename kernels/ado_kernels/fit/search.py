@@ -1,8 +1,10 @@
-"""The global search of one domain's fit: starts screened on few points, the best refined on all.
+"""The global search of one domain's fit: starts screened on few points, the distinct minima refined on all.
 
-The history is binned into NUM_BINS points of equal width in log n. For each alpha of the grid the best of the
-(log_beta, log_eps) starts goes on; it follows the minimum on the bins while the Huber width narrows to delta; the best
-few by F on all points are refined on all points.
+Minima that are not the least one sit at the ends of F's long valleys, which are the penalties' kinks. So the search
+runs held on each kink (log_beta = 6.5, log_eps = 0.5, alpha = 0.8, alpha = 0.001) and freely from each alpha of the
+grid: the best of the grid's starts there is followed on binned points (equal widths of log n) while the Huber width
+narrows to delta; ends that differ are released and refined on all points; the least F wins. A law that vanished into a
+constant is asked along which alpha a reducible part would lower F, and restarted from there.
 """
 
 from typing import NamedTuple
@@ -10,12 +12,21 @@ from typing import NamedTuple
 import numpy as np
 from numba import njit
 
-from ado_kernels.fit.newton import minimise, penalty_value
-from ado_kernels.fit.points import huber_sum
+from ado_kernels.fit.descent import minimise, put_on_face
+from ado_kernels.fit.points import fast_exp, huber_sum
+from ado_kernels.fit.problem import ALPHA_HIGH_KINK, ALPHA_LOW_KINK
+from ado_kernels.fit.step import FACE_LOG_BETA, FACE_LOG_EPS, NO_FACE
 
 NUM_BINS = 96
-NUM_REFINED = 8
-_WIDE = 0.3
+_WIDTHS = (0.3, 0.03, 0.0)  # Huber widths of the coarse search, none below delta
+NUM_FACES = 5  # the free search and the four kinks
+_COARSE_PASSES = 30
+_FULL_PASSES = 300
+_COARSE_TOLERANCE = 1e-3  # relative to F + 0.001, as the next
+_TOLERANCE = 1e-9
+_SAME = 1e-4  # ends closer than this in F, relative to F + 0.001, are one
+_VANISHED = 3e-4  # reducible part over eps below which a law counts as constant
+_SEED = 1e-3
 
 
 class Grid(NamedTuple):
@@ -29,7 +40,7 @@ class Grid(NamedTuple):
 
 @njit(cache=True, nogil=True, error_model="numpy")
 def bin_points(x_M, y_M):
-    """Means of x and y over NUM_BINS equal widths of x, and how many points each holds; empty bins are left out."""
+    """(x, y, weight): means over NUM_BINS equal widths of x and how many points each holds; no empty bins."""
     scale = NUM_BINS / (x_M[-1] - x_M[0])
     total = np.zeros((3, NUM_BINS))
     for t in range(x_M.size):
@@ -48,41 +59,89 @@ def bin_points(x_M, y_M):
 
 
 @njit(cache=True, nogil=True)
-def _best_start(grid, alpha, points, theta_P):
+def _best_start(grid, start, points, theta_P):
+    """Writes the best of the grid's starts into theta_P, judged by a wide Huber loss; returns the face to hold.
+
+    start: a face, or NUM_FACES + k for the free search from the k-th alpha.
+    """
+    face = start if start < NUM_FACES else NO_FACE
+    first = start - NUM_FACES if start >= NUM_FACES else 0
+    num_alphas = grid.alpha.size if start < NUM_FACES else 1
     trial_P = np.empty(3)
-    trial_P[2] = alpha
     best = np.inf
-    for log_beta in grid.log_beta:
-        for log_eps in grid.log_eps:
-            trial_P[0] = log_beta
-            trial_P[1] = log_eps
-            value = huber_sum(trial_P, points[0], points[1], points[2], _WIDE)
-            if value < best:
-                best = value
-                theta_P[:] = trial_P
+    for i in range(1 if face == FACE_LOG_BETA else grid.log_beta.size):
+        for j in range(1 if face == FACE_LOG_EPS else grid.log_eps.size):
+            for k in range(1 if face > FACE_LOG_EPS else num_alphas):
+                trial_P[0] = grid.log_beta[i]
+                trial_P[1] = grid.log_eps[j]
+                trial_P[2] = grid.alpha[first + k]
+                put_on_face(trial_P, face)
+                value = huber_sum(trial_P, points, _WIDTHS[0])
+                if value < best:
+                    best = value
+                    theta_P[:] = trial_P
+    return face
+
+
+@njit(cache=True, nogil=True, error_model="numpy")
+def _escape(theta_P, grid, points):
+    """Gives a vanished law a small reducible part along the alpha where F falls fastest; False if none lowers F."""
+    x_M, y_M, _ = points
+    x0 = x_M.mean()
+    best = 0.0
+    for k in range(grid.alpha.size + 2):
+        alpha = ALPHA_LOW_KINK if k == 0 else ALPHA_HIGH_KINK
+        if k >= 2:
+            alpha = grid.alpha[k - 2]
+        fall = curve = 0.0
+        for t in range(x_M.size):
+            r = y_M[t] - theta_P[1]
+            shape = fast_exp(-alpha * (x_M[t] - x0))
+            fall += min(max(r, -grid.delta), grid.delta) * shape
+            curve += grid.delta / max(abs(r), grid.delta) * shape * shape
+        if fall / np.sqrt(curve) > best:
+            best = fall / np.sqrt(curve)
+            theta_P[0] = theta_P[1] + np.log(_SEED) + alpha * x0
+            theta_P[2] = alpha
+    return best > 0.0
+
+
+@njit(cache=True, nogil=True)
+def _coarse_minima(grid, points, theta_GP, value_G):
+    """Writes the distinct ends of the coarse searches and returns how many there are."""
+    found = 0
+    for start in range(1, NUM_FACES + grid.alpha.size):
+        theta_P = theta_GP[found]
+        face = _best_start(grid, start, points, theta_P)
+        value = 0.0
+        for width in _WIDTHS:
+            value, _ = minimise(theta_P, points, max(width, grid.delta), face, _COARSE_PASSES, _COARSE_TOLERANCE)
+        known = False
+        for j in range(found):
+            known = known or abs(value - value_G[j]) < _SAME * (value + ALPHA_LOW_KINK)
+        value_G[found] = value
+        found += 0 if known else 1
+    return found
 
 
 @njit(cache=True, nogil=True)
 def search(x_M, y_M, grid, theta_P):
     """Writes the best parameters found into theta_P and returns F there; x = log n increasing, y = log loss."""
     points = (x_M, y_M, np.ones(x_M.size))
-    coarse = points
-    if x_M.size > 160:
-        coarse = bin_points(x_M, y_M)
-    start_GP = np.empty((grid.alpha.size, 3))
-    value_G = np.empty(grid.alpha.size)
-    for j in range(grid.alpha.size):
-        start_P = start_GP[j]
-        _best_start(grid, grid.alpha[j], coarse, start_P)
-        for width in (_WIDE, 0.03, 0.01, 0.003, 0.001):
-            minimise(start_P, coarse, max(width, grid.delta), 1.0 if width < _WIDE else 0.0, 15, 1e-3)
-        value_G[j] = huber_sum(start_P, x_M, y_M, points[2], grid.delta)
-        value_G[j] += penalty_value(start_P[0], start_P[1], start_P[2])
-    order_G = np.argsort(value_G)
+    coarse = bin_points(x_M, y_M) if x_M.size > 2 * NUM_BINS else points
+    theta_GP = np.empty((NUM_FACES + grid.alpha.size, 3))
+    value_G = np.empty(NUM_FACES + grid.alpha.size)
     best = np.inf
-    for j in order_G[:NUM_REFINED]:
-        f, _ = minimise(start_GP[j], points, grid.delta, 0.0, 200, 1e-9)
+    for j in range(_coarse_minima(grid, coarse, theta_GP, value_G)):
+        f, _ = minimise(theta_GP[j], points, grid.delta, NO_FACE, _FULL_PASSES, _TOLERANCE)
         if f < best:
             best = f
-            theta_P[:] = start_GP[j]
+            theta_P[:] = theta_GP[j]
+    trial_P = theta_P.copy()
+    vanished = theta_P[0] - theta_P[2] * x_M.mean() - theta_P[1] < np.log(_VANISHED)
+    if vanished and _escape(trial_P, grid, points):
+        f, _ = minimise(trial_P, points, grid.delta, NO_FACE, _FULL_PASSES, _TOLERANCE)
+        if f < best:
+            best = f
+            theta_P[:] = trial_P
     return best

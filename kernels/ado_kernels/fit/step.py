@@ -1,0 +1,248 @@
+"""One damped Gauss-Newton step on F in coordinates where its valleys are straight, with the penalties' kinks exact.
+
+Losses seldom tell eps, beta and alpha apart: F has long valleys, curved in (log_beta, log_eps, alpha), where plain
+Newton steps crawl for hundreds of iterations. With x0 the mean of log n, E = eps, v = beta exp(-alpha x0), they are
+
+    L = c + (s / alpha) (exp(-alpha (log n - x0)) - 1),    c = E + v the level at x0,    s = alpha v the slope there,
+
+and in (c, s, alpha) the valley runs straight along alpha: a handful of steps suffice. Where a kink holds log_beta the
+coordinates are (E, alpha) along that kink, where one holds log_eps they are (log v, alpha), with both alpha alone.
+
+The penalty is separable and piecewise linear: each parameter is either held by a kink or pulled by a slope. Every
+combination ("piece") gives a 3 x 3 linear system; the model (quadratic plus exact penalty) may be evaluated at each of
+their solutions, and the least one is the step. A further piece shrinks v alone, for laws that vanish into a constant.
+"""
+
+import numpy as np
+from numba import njit
+
+from ado_kernels.fit.problem import ALPHA_HIGH_KINK, ALPHA_LOW_KINK, LOG_BETA_KINK, LOG_EPS_KINK
+
+FREE, HELD = 0, 1
+PULLED, VANISHING = 2, 3  # further states of log_beta, the first of log_eps too
+HELD_HIGH, PULLED_LOW, PULLED_HIGH = 2, 3, 4  # further states of alpha, which has two kinks
+BETA_PULL = (0.0, 0.0, 1.0, 0.0)  # slope of the penalty in each state
+EPS_PULL = (0.0, 0.0, -1.0)
+ALPHA_PULL = (0.0, 0.0, 0.0, -1.0, 1.0)
+SHRINK = 0.01  # least factor by which v changes in a step; 1 / SHRINK the largest
+NO_FACE, FACE_LOG_BETA, FACE_LOG_EPS, FACE_ALPHA_HIGH, FACE_ALPHA_LOW = 0, 1, 2, 3, 4
+_SMALLEST_ALPHA = 1e-9
+_TINY = 1e-14
+
+
+@njit(cache=True, nogil=True)
+def penalty_value(log_beta, log_eps, alpha):
+    """The four penalty terms of F."""
+    high = max(alpha - ALPHA_HIGH_KINK, 0.0) + max(log_beta - LOG_BETA_KINK, 0.0)
+    return high - min(alpha, ALPHA_LOW_KINK) - min(log_eps - LOG_EPS_KINK, 0.0)
+
+
+@njit(cache=True, nogil=True, error_model="numpy")
+def solve_held(a, g, held, d):
+    """Minimises g.d + d'A d / 2 over the coordinates not held, in place; held ones keep d. False: A not positive.
+
+    a: the six entries 00, 01, 02, 11, 12, 22 of A; g, held: three each.
+    """
+    a00, a01, a02, a11, a12, a22 = a
+    r0, r1, r2 = -g[0], -g[1], -g[2]
+    if held[0]:
+        r1 -= a01 * d[0]
+        r2 -= a02 * d[0]
+        a00, a01, a02, r0 = 1.0, 0.0, 0.0, d[0]
+    if held[1]:
+        r0 -= a01 * d[1]
+        r2 -= a12 * d[1]
+        a01, a11, a12, r1 = 0.0, 1.0, 0.0, d[1]
+    if held[2]:
+        r0 -= a02 * d[2]
+        r1 -= a12 * d[2]
+        a02, a12, a22, r2 = 0.0, 0.0, 1.0, d[2]
+    l1 = a01 / a00
+    l2 = a02 / a00
+    d11 = a11 - l1 * a01
+    d12 = a12 - l1 * a02
+    d22 = a22 - l2 * a02 - d12 * d12 / d11
+    if not (a00 > 0.0 and d11 > 0.0 and d22 > 0.0):
+        return False
+    y1 = r1 - l1 * r0
+    d[2] = (r2 - l2 * r0 - d12 / d11 * y1) / d22
+    d[1] = (y1 - d12 * d[2]) / d11
+    d[0] = (r0 - a01 * d[1] - a02 * d[2]) / a00
+    return True
+
+
+@njit(cache=True, nogil=True, error_model="numpy")
+def _tangent(state, law, jacobian):
+    """Writes d(log_beta, log_eps) / d(coordinates) of the piece into jacobian (2, 3); the last coordinate is alpha."""
+    beta_state, eps_state = state
+    eps, v, v_held, alpha, x0 = law
+    jacobian[:] = 0.0
+    jacobian[0, 0] = 1.0
+    jacobian[1, 1] = 1.0
+    if eps_state != HELD and (beta_state == FREE or beta_state == PULLED):
+        jacobian[0, 0] = 0.0
+        jacobian[0, 1] = 1.0 / (alpha * v)
+        jacobian[0, 2] = x0 - 1.0 / alpha
+        jacobian[1, 0] = 1.0 / eps
+        jacobian[1, 1] = -1.0 / (alpha * eps)
+        jacobian[1, 2] = v / (alpha * eps)
+    elif eps_state != HELD:
+        jacobian[1, 1] = 1.0 / eps
+        jacobian[1, 2] = x0 * v_held / eps if beta_state == HELD else 0.0
+    elif beta_state == FREE or beta_state == PULLED:
+        jacobian[0, 2] = x0
+
+
+@njit(cache=True, nogil=True, error_model="numpy")
+def _retract(state, theta_P, law, d, new_P):
+    """Writes the parameters at displacement d into new_P (its alpha is set already).
+
+    Where eps or v would leave its range they are stopped, and d is corrected to what was really moved.
+    """
+    beta_state, eps_state = state
+    eps, v, v_held, alpha, x0 = law
+    new_P[0] = LOG_BETA_KINK
+    new_P[1] = LOG_EPS_KINK
+    if beta_state == VANISHING:
+        new_P[0] = theta_P[0] + np.log(SHRINK)
+    if eps_state == HELD:
+        if beta_state == FREE or beta_state == PULLED:
+            new_P[0] = theta_P[0] + d[0] + (new_P[2] - alpha) * x0
+    elif beta_state == FREE or beta_state == PULLED:
+        new_v = min(max((alpha * v + d[1]) / new_P[2], SHRINK * v), v / SHRINK)
+        new_eps = max(eps + v + d[0] - new_v, 0.1 * eps)
+        d[0] = new_eps + new_v - eps - v
+        d[1] = new_v * new_P[2] - v * alpha
+        new_P[0] = np.log(new_v) + new_P[2] * x0
+        new_P[1] = np.log(new_eps)
+    else:
+        moved = np.exp(LOG_BETA_KINK - new_P[2] * x0) - v_held if beta_state == HELD else 0.0
+        new_eps = max(eps + d[1] - moved, 0.1 * eps)
+        d[1] = new_eps - eps + moved
+        new_P[1] = np.log(new_eps)
+
+
+@njit(cache=True, nogil=True)
+def _pulled_back(jacobian, h):
+    """The six entries of J' H J (made positive by a hair), J being the jacobian's two rows and (0, 0, 1)."""
+    a0, a1, a2 = jacobian[0]
+    e0, e1, e2 = jacobian[1]
+    h00, h01, h02, h11, h12, h22 = h
+    p0, q0 = h00 * a0 + h01 * e0, h01 * a0 + h11 * e0
+    p1, q1 = h00 * a1 + h01 * e1, h01 * a1 + h11 * e1
+    p2, q2 = h00 * a2 + h01 * e2 + h02, h01 * a2 + h11 * e2 + h12
+    r2 = h02 * a2 + h12 * e2 + h22
+    return (
+        a0 * p0 + e0 * q0 + _TINY,
+        a0 * p1 + e0 * q1,
+        a0 * p2 + e0 * q2,
+        a1 * p1 + e1 * q1 + _TINY,
+        a1 * p2 + e1 * q2,
+        a2 * p2 + e2 * q2 + r2 + _TINY,
+    )
+
+
+@njit(cache=True, nogil=True)
+def _on_face(beta_state, eps_state, face):
+    if face == FACE_LOG_BETA:
+        return beta_state == HELD
+    return face != FACE_LOG_EPS or eps_state == HELD
+
+
+@njit(cache=True, nogil=True)
+def _alpha_allowed(beta_state, alpha_state, face):
+    if beta_state == VANISHING:  # alpha stays where it is: one piece
+        return alpha_state == FREE
+    if face == FACE_ALPHA_LOW:
+        return alpha_state == HELD
+    return face != FACE_ALPHA_HIGH or alpha_state == HELD_HIGH
+
+
+@njit(cache=True, nogil=True)
+def _transposed(jacobian, g):
+    return (
+        jacobian[0, 0] * g[0] + jacobian[1, 0] * g[1],
+        jacobian[0, 1] * g[0] + jacobian[1, 1] * g[1],
+        jacobian[0, 2] * g[0] + jacobian[1, 2] * g[1] + g[2],
+    )
+
+
+@njit(cache=True, nogil=True, error_model="numpy")
+def _solve_piece(state, alpha_state, model, d, new_P):
+    """Writes the piece's solution into new_P; returns the model's smooth part plus the penalty there (inf: none)."""
+    theta_P, law, gradient, a, jacobian = model
+    beta_state, eps_state = state
+    holds_alpha = alpha_state == HELD or alpha_state == HELD_HIGH or beta_state == VANISHING
+    d[0] = SHRINK - 1.0 if beta_state == VANISHING else LOG_BETA_KINK - theta_P[0]
+    d[1] = LOG_EPS_KINK - theta_P[1]
+    d[2] = 0.0
+    if alpha_state == HELD:
+        d[2] = ALPHA_LOW_KINK - theta_P[2]
+    elif alpha_state == HELD_HIGH:
+        d[2] = ALPHA_HIGH_KINK - theta_P[2]
+    g_beta = gradient[0] + BETA_PULL[beta_state]
+    g_eps = gradient[1] + EPS_PULL[eps_state]
+    pulled = (g_beta, g_eps, gradient[2] + ALPHA_PULL[alpha_state])
+    held = (beta_state == HELD or beta_state == VANISHING, eps_state == HELD, holds_alpha)
+    if not solve_held(a, _transposed(jacobian, pulled), held, d):
+        return np.inf
+    new_P[2] = theta_P[2] + d[2]
+    if alpha_state == HELD:
+        new_P[2] = ALPHA_LOW_KINK
+    elif alpha_state == HELD_HIGH:
+        new_P[2] = ALPHA_HIGH_KINK
+    _retract(state, theta_P, law, d, new_P)
+    g = _transposed(jacobian, gradient)
+    value = g[0] * d[0] + g[1] * d[1] + g[2] * d[2]
+    value += 0.5 * (a[0] * d[0] * d[0] + a[3] * d[1] * d[1] + a[5] * d[2] * d[2])
+    value += a[1] * d[0] * d[1] + a[2] * d[0] * d[2] + a[4] * d[1] * d[2]
+    return value + penalty_value(new_P[0], new_P[1], new_P[2])
+
+
+@njit(cache=True, nogil=True)
+def _inside(theta_P):
+    between = ALPHA_LOW_KINK < theta_P[2] < ALPHA_HIGH_KINK
+    return between and theta_P[0] < LOG_BETA_KINK and theta_P[1] > LOG_EPS_KINK
+
+
+@njit(cache=True, nogil=True, error_model="numpy")
+def model_step(theta_P, sums, x0, damping, face, new_P):
+    """Writes the model's minimum into new_P and returns the change the model predicts there (inf: none found).
+
+    sums: from `newton_sums`. damping: weight of the outer points' matrix; above 1 the inner one grows with it.
+    face: NO_FACE, or the kink that theta_P stands on and must stay on.
+    """
+    scale = max(1.0, damping)
+    h = (
+        scale * sums[4] + damping * sums[10],
+        scale * sums[5] + damping * sums[11],
+        scale * sums[6] + damping * sums[12],
+        scale * sums[7] + damping * sums[13],
+        scale * sums[8] + damping * sums[14],
+        scale * sums[9] + damping * sums[15],
+    )
+    alpha = theta_P[2] if abs(theta_P[2]) > _SMALLEST_ALPHA else _SMALLEST_ALPHA
+    law = (np.exp(theta_P[1]), np.exp(theta_P[0] - alpha * x0), np.exp(LOG_BETA_KINK - alpha * x0), alpha, x0)
+    gradient = (sums[1], sums[2], sums[3])
+    here = penalty_value(theta_P[0], theta_P[1], theta_P[2])
+    jacobian = np.empty((2, 3))
+    d = np.empty(3)
+    trial_P = np.empty(3)
+    best = np.inf
+    for pair in range(12):
+        state = (pair // 3, pair % 3)
+        if not _on_face(state[0], state[1], face):
+            continue
+        _tangent(state, law, jacobian)
+        model = (theta_P, law, gradient, _pulled_back(jacobian, h), jacobian)
+        for alpha_state in range(5):
+            if not _alpha_allowed(state[0], alpha_state, face):
+                continue
+            value = _solve_piece(state, alpha_state, model, d, trial_P)
+            if pair == 0 and alpha_state == FREE and value < np.inf and _inside(trial_P):
+                new_P[:] = trial_P  # the smooth model's own minimum lies between the kinks: no piece is lower
+                return value - here
+            if value < best:
+                best = value
+                new_P[:] = trial_P
+    return best - here
