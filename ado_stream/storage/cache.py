@@ -47,7 +47,7 @@ class NodeCache:
         self.retry = retry or RetryPolicy()
         self._evictor = Evictor(limit_bytes)
         self._verified: dict[Path, _Identity] = {}
-        self._folders: set[Path] = set()
+        self._done: set[tuple[str, Path]] = set()  # what was done once for a folder
         self._lock = threading.Lock()
         self._counts = dict.fromkeys(("hits", "misses", "downloaded_bytes", "retries", "refetches"), 0)
 
@@ -62,11 +62,13 @@ class NodeCache:
         started = time.monotonic()
         downloaded_bytes = 0
         spec = _without_own_remote(spec)
-        if not self._is_verified(spec) and not self._take_raw(spec):
-            self._prepare_folder(spec)
-            longest_s = (self.retry.total_deadline_s + self.retry.read_timeout_s) * self.retry.max_downloads
-            with object_lock(spec.raw, Patience(longest_s, spec.where, stop)):
-                downloaded_bytes = self._make(spec, stop)
+        if not self._is_verified(spec):
+            self._warn_without_hashes(spec)
+            if not self._take_raw(spec):
+                self._prepare_folder(spec)
+                longest_s = (self.retry.total_deadline_s + self.retry.read_timeout_s) * self.retry.max_downloads
+                with object_lock(spec.raw, Patience(longest_s, spec.where, stop)):
+                    downloaded_bytes = self._make(spec, stop)
         self._count(
             hits=int(downloaded_bytes == 0), misses=int(downloaded_bytes > 0), downloaded_bytes=downloaded_bytes
         )
@@ -235,12 +237,10 @@ class NodeCache:
             self._count(refetches=1)
 
     def _prepare_folder(self, spec: ObjectSpec) -> None:
-        """On first sight of a folder: makes it, clears what killed processes left, warns of missing hashes."""
+        """On first sight of a folder: makes it, lets it be evicted from, clears what killed processes left."""
         folder = spec.raw.parent
-        with self._lock:
-            if folder in self._folders:
-                return
-            self._folders.add(folder)
+        if not self._is_first("prepare", folder):
+            return
         try:
             folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
@@ -250,13 +250,23 @@ class NodeCache:
         if spec.remote is not None:
             self._evictor.add_folder(folder)
             remove_old_leftovers(folder)
-        if spec.raw_bytes is not None and not spec.raw_hashes and not spec.stored_hashes:
+
+    def _warn_without_hashes(self, spec: ObjectSpec) -> None:
+        bare = spec.raw_bytes is not None and not spec.raw_hashes and not spec.stored_hashes
+        if bare and self._is_first("warn", spec.raw.parent):
             warnings.warn(
                 f"{spec.where}: the index holds no hashes, so only sizes are checked.\n"
                 "  Write the shards with hashes=['xxh64'].",
                 UserWarning,
                 stacklevel=3,
             )
+
+    def _is_first(self, what: str, folder: Path) -> bool:
+        """Whether `what` is to be done for `folder`, since it never was."""
+        with self._lock:
+            first = (what, folder) not in self._done
+            self._done.add((what, folder))
+            return first
 
     def _count(self, **more: int) -> None:
         with self._lock:

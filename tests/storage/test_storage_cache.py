@@ -1,0 +1,187 @@
+"""NodeCache on local remotes: what is fetched, kept, counted, left alone. Faults of stores are in tests/faults."""
+
+import os
+import subprocess
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import xxhash
+import zstandard
+
+from ado_stream.errors import ConfigError, NotFound, ShardCorrupt
+from ado_stream.storage.cache import NodeCache
+from ado_stream.storage.spec import ObjectSpec
+
+RAW = bytes(range(256)) * 400
+STORED = zstandard.compress(RAW)
+
+
+@pytest.fixture
+def compressed(tmp_path) -> ObjectSpec:
+    """A zstd shard in a local remote folder."""
+    return make_spec(tmp_path, "shard.00000.mds", "zstd")
+
+
+@pytest.fixture
+def plain(tmp_path) -> ObjectSpec:
+    """An uncompressed shard in a local remote folder."""
+    return make_spec(tmp_path, "shard.00001.mds", None)
+
+
+def make_spec(folder: Path, name: str, compression: str | None) -> ObjectSpec:
+    """Writes RAW into the folder "remote" and describes it as cached in the folder "cache"."""
+    stored_name = f"{name}.zstd" if compression else name
+    content = STORED if compression else RAW
+    remote = folder / "remote" / stored_name
+    remote.parent.mkdir(exist_ok=True)
+    remote.write_bytes(content)
+    return ObjectSpec(
+        label=f"domain 'wiki' {name}",
+        remote=str(remote),
+        stored=folder / "cache" / stored_name,
+        raw=folder / "cache" / name,
+        stored_bytes=len(content),
+        raw_bytes=len(RAW),
+        stored_hashes={"xxh64": xxhash.xxh64_hexdigest(content)},
+        raw_hashes={"xxh64": xxhash.xxh64_hexdigest(RAW)},
+        compression=compression,
+    )
+
+
+def visible(folder: Path) -> set[str]:
+    """Names of a cache folder's files, the hidden bookkeeping aside."""
+    return {path.name for path in folder.iterdir() if not path.name.startswith(".ado-")}
+
+
+def test_a_miss_then_a_hit_and_the_counts(compressed):
+    cache = NodeCache()
+    first, second = cache.fetch(compressed), cache.fetch(compressed)
+    assert (first.path, first.downloaded_bytes, first.hit) == (compressed.raw, len(STORED), False)
+    assert (second.downloaded_bytes, second.hit) == (0, True)
+    assert compressed.raw.read_bytes() == RAW
+    assert cache.statistics() == {
+        "hits": 1,
+        "misses": 1,
+        "downloaded_bytes": len(STORED),
+        "retries": 0,
+        "refetches": 0,
+        "evictions": 0,
+    }
+
+
+def test_the_stored_file_goes_after_decompression(compressed, plain):
+    cache = NodeCache()
+    cache.fetch(compressed)
+    cache.fetch(plain)
+    assert visible(compressed.raw.parent) == {compressed.raw.name, plain.raw.name}
+
+
+def test_a_good_stored_file_on_disk_is_unpacked_without_a_download(compressed):
+    compressed.stored.parent.mkdir()
+    compressed.stored.write_bytes(STORED)
+    assert NodeCache().fetch(compressed).hit
+    assert compressed.raw.read_bytes() == RAW
+
+
+def test_a_bad_stored_file_on_disk_is_set_aside(compressed):
+    compressed.stored.parent.mkdir()
+    compressed.stored.write_bytes(STORED[:-1] + b"?")
+    assert not NodeCache().fetch(compressed).hit
+    assert visible(compressed.raw.parent) == {compressed.raw.name, f".bad-{compressed.stored.name}"}
+
+
+def test_another_process_takes_the_file_after_checking_it(compressed):
+    NodeCache().fetch(compressed)
+    Path(compressed.remote).unlink()
+    assert NodeCache().fetch(compressed).hit
+
+
+def test_local_only_data_are_used_as_they_lie(plain):
+    spec = replace(plain, remote=None, stored=Path(plain.remote), raw=Path(plain.remote))
+    assert NodeCache().fetch(spec).hit
+    assert visible(spec.raw.parent) == set(os.listdir(spec.raw.parent)) == {spec.raw.name}  # not even bookkeeping
+
+
+def test_local_only_compressed_data_are_unpacked_beside_and_kept(compressed):
+    folder = Path(compressed.remote).parent
+    spec = replace(compressed, remote=None, stored=folder / compressed.stored.name, raw=folder / compressed.raw.name)
+    NodeCache(limit_bytes=1).fetch(spec)  # no limit evicts what has no remote
+    assert spec.raw.read_bytes() == RAW
+    assert spec.stored.read_bytes() == STORED
+
+
+def test_local_only_compressed_data_that_are_bad_are_left_alone(compressed):
+    folder = Path(compressed.remote).parent
+    spec = replace(compressed, remote=None, stored=folder / compressed.stored.name, raw=folder / compressed.raw.name)
+    spec.stored.write_bytes(STORED[:-1])
+    with pytest.raises(ShardCorrupt, match="no remote"):
+        NodeCache().fetch(spec)
+    assert visible(folder) == {spec.stored.name}
+
+
+def test_a_remote_that_is_the_file_itself_counts_as_local_only(plain, tmp_path):
+    folder = Path(plain.remote).parent
+    (tmp_path / "link").symlink_to(folder)
+    spec = replace(plain, stored=tmp_path / "link" / plain.raw.name, raw=tmp_path / "link" / plain.raw.name)
+    cache = NodeCache(limit_bytes=len(RAW))
+    cache.fetch(spec)
+    cache.fetch(make_spec(tmp_path, "shard.00002.mds", None))
+    cache.fetch(make_spec(tmp_path, "shard.00003.mds", None))
+    assert Path(plain.remote).read_bytes() == RAW  # not evicted
+    Path(plain.remote).write_bytes(b"damaged")
+    with pytest.raises(ShardCorrupt):
+        NodeCache().fetch(spec)
+    assert Path(plain.remote).read_bytes() == b"damaged"  # not renamed either
+
+
+def test_a_read_only_folder_serves_local_only_data_and_refuses_a_cache(plain, compressed, tmp_path):
+    folder = tmp_path / "readonly"
+    folder.mkdir()
+    (folder / plain.raw.name).write_bytes(RAW)
+    bind = subprocess.run(["mount", "--bind", "-r", str(folder), str(folder)], capture_output=True, check=False)
+    if bind.returncode:
+        pytest.skip("cannot mount a folder read-only here")
+    try:
+        spec = replace(plain, remote=None, stored=folder / plain.raw.name, raw=folder / plain.raw.name)
+        cache = NodeCache()
+        cache.check_fits([spec])
+        assert cache.fetch(spec).hit
+        assert cache.fetch(spec).hit
+        with pytest.raises(ConfigError, match="not writable"):
+            cache.check_fits([replace(compressed, raw=folder / "x.mds", stored=folder / "x.mds.zstd")])
+    finally:
+        subprocess.run(["umount", str(folder)], check=True)
+
+
+def test_without_hashes_one_warning_a_folder_and_sizes_are_checked(plain, tmp_path):
+    bare = replace(plain, stored_hashes={}, raw_hashes={})
+    cache = NodeCache()
+    with pytest.warns(UserWarning, match="no hashes"):
+        cache.fetch(bare)
+    bare.raw.write_bytes(RAW[:-1])
+    assert cache.fetch(bare).path.read_bytes() == RAW  # a second warning would be an error here
+    own = replace(bare, remote=None, stored=Path(plain.remote), raw=Path(plain.remote))
+    with pytest.warns(UserWarning, match="no hashes"):
+        cache.fetch(own)
+
+
+def test_missing_everywhere_is_not_found(plain, compressed):
+    Path(plain.remote).unlink()
+    with pytest.raises(NotFound, match="Check the path"):
+        NodeCache().fetch(plain)
+    for spec in (plain, compressed):
+        with pytest.raises(NotFound, match=r"domain 'wiki' .* has no remote"):
+            NodeCache().fetch(replace(spec, remote=None))
+
+
+def test_a_limit_must_be_positive():
+    with pytest.raises(ConfigError, match="positive"):
+        NodeCache(limit_bytes=0)
+
+
+def test_a_folder_in_place_of_a_shard_is_a_typed_error(plain):
+    plain.raw.mkdir(parents=True)
+    with pytest.raises(Exception, match=plain.raw.name) as caught:
+        NodeCache().fetch(plain)
+    assert type(caught.value).__module__.startswith("ado_stream")
