@@ -35,7 +35,7 @@ _PILE_LIKE = {
 
 
 def default_spec(steps: int = 60_000) -> dict[str, Any]:
-    """A spec as `read_spec` takes it: natural, ADO with both credits, and a bandit, for 60,000 steps of 256 samples."""
+    """A spec as `read_spec` takes it: natural against ADO, for 60,000 steps of 256 samples."""
     domains: dict[str, dict[str, float]] = {
         name: {"prior": prior, "eps": eps, "beta": gap * 1e6**alpha, "alpha": alpha}
         for name, (prior, eps, gap, alpha) in _PILE_LIKE.items()
@@ -49,5 +49,5 @@ def default_spec(steps: int = 60_000) -> dict[str, Any]:
         "transfer": 0.05,
         "bumps": [{"step": steps // 3, "height": 0.15, "decay_steps": max(steps // 100, 1)}],
         "domains": domains,
-        "policies": {"natural": {}, "ado": {}, "ado residual": {"policy": "ado", "credit": "residual"}},
+        "policies": {"natural": {}, "ado": {}},
     }

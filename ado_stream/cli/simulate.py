@@ -1,0 +1,148 @@
+"""What a policy would do: a closed loop on synthetic laws, from a spec or a built-in world of 22 domains.
+
+Keys of a spec: ado_stream/policy/simulate.py.
+"""
+
+import argparse
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ado_stream.cli.options import plain_options
+from ado_stream.errors import ConfigError, NotFound
+from ado_stream.policy.simulate import Outcome, Spec, read_spec, simulate
+from ado_stream.policy.worlds import default_spec
+
+MAX_ROWS = 40  # domains in the printed table
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The verb's options."""
+    parser.add_argument("spec", nargs="?", metavar="SPEC.yaml", help="a world and policies; default: the built-in one")
+    parser.add_argument("--policy", action="append", metavar="NAME", help="try this policy instead; may be repeated")
+    parser.add_argument("--option", action="append", default=[], metavar="K=V", help="option of the --policy given")
+    parser.add_argument("--steps", type=int, help="steps instead of the spec's")
+    parser.add_argument("--seed", type=int, help="seed instead of the spec's")
+    parser.add_argument("--plot", metavar="FILE.png", help="where to draw (default simulate.png; with --json: nowhere)")
+    parser.add_argument("--json", action="store_true", help="print the outcome as JSON")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Simulates every policy, prints a table or JSON, draws."""
+    spec = read_spec(_given(args))
+    outcomes = {label: simulate(spec, spec.make(label)) for label in spec.policies}
+    summary = summarise(spec, outcomes)
+    if args.json:
+        print(json.dumps(summary, indent=1))
+    else:
+        _print(spec, summary)
+    plot = args.plot or (None if args.json else "simulate.png")
+    if plot:
+        _draw(spec, outcomes, Path(plot))
+        if not args.json:
+            print(f"drawn: {plot}")
+    return 0
+
+
+def summarise(spec: Spec, outcomes: dict[str, Outcome]) -> dict[str, Any]:
+    """The outcomes in numbers: final true losses (nats per token) and shares, and steps to the first policy's loss."""
+    prior_K, names = spec.world.prior_K, spec.world.names
+    target = next(iter(outcomes.values())).mean_loss(prior_K)[-1]
+    policies = {}
+    for label, outcome in outcomes.items():
+        mean_S = outcome.mean_loss(prior_K)
+        reached = np.flatnonzero(mean_S <= target)
+        policies[label] = {
+            "loss_by_prior": float(mean_S[-1]),
+            "loss_uniform": float(outcome.loss_SK[-1].mean()),
+            "steps_to_first": int(outcome.step_S[reached[0]]) if len(reached) else None,
+            "loss": dict(zip(names, outcome.loss_SK[-1].tolist(), strict=True)),
+            "mixture": dict(zip(names, outcome.mixture_SK[-1].tolist(), strict=True)),
+            "samples": dict(zip(names, outcome.samples_K.astype(int).tolist(), strict=True)),
+            "health": outcome.policy.health(),
+        }
+    return {
+        "steps": spec.steps,
+        "global_batch_size": spec.global_batch_size,
+        "domains": len(names),
+        "policies": policies,
+    }
+
+
+def _given(args: argparse.Namespace) -> dict[str, Any]:
+    given = _read_yaml(Path(args.spec)) if args.spec else default_spec(args.steps or 60_000)
+    if args.option and not args.policy:
+        raise ConfigError("--option needs --policy NAME: the policy that takes it.")
+    if args.policy:
+        given["policies"] = {name: plain_options(args.option) for name in args.policy}
+    overrides = {"steps": args.steps, "seed": args.seed}
+    return {**given, **{key: value for key, value in overrides.items() if value is not None}}
+
+
+def _read_yaml(path: Path) -> dict[str, Any]:
+    from omegaconf import OmegaConf
+    from omegaconf.errors import OmegaConfBaseException
+    from yaml import YAMLError
+
+    try:
+        given = OmegaConf.to_container(OmegaConf.load(path), resolve=True)
+    except FileNotFoundError:
+        raise NotFound(f"{path}: no such spec. Give a YAML file, or none for the built-in world.") from None
+    except (OSError, YAMLError, OmegaConfBaseException) as error:
+        raise ConfigError(f"{path}: cannot be read as YAML ({' '.join(str(error).split())}).") from None
+    if not isinstance(given, dict):
+        raise ConfigError(f"{path}: a spec is a mapping of keys to values, not a {type(given).__name__}.")
+    return {str(key): value for key, value in given.items()}
+
+
+def _print(spec: Spec, summary: dict[str, Any]) -> None:
+    policies = summary["policies"]
+    first = next(iter(policies))
+    width = max(12, *map(len, policies))
+    print(f"{spec.steps:,} steps of {spec.global_batch_size} samples, {summary['domains']} domains; nats per token\n")
+    print(f"{'policy':<{width}}  {'by prior':>9}  {'uniform':>9}  {f'steps to the loss of {first}':>30}")
+    for label, found in policies.items():
+        steps = "not reached" if found["steps_to_first"] is None else f"{found['steps_to_first']:,}"
+        print(f"{label:<{width}}  {found['loss_by_prior']:9.4f}  {found['loss_uniform']:9.4f}  {steps:>30}")
+    print("\nfinal loss, and share of the batch at the end in %")
+    columns = "".join(f"  {label[:18]:>18}" for label in policies)
+    print(f"{'domain':<20} {'prior':>6}{columns}")
+    for index, name in enumerate(spec.world.names[:MAX_ROWS]):
+        cells = "".join(
+            f"  {found['loss'][name]:9.4f} {100 * found['mixture'][name]:7.2f}%" for found in policies.values()
+        )
+        print(f"{name[:20]:<20} {100 * spec.world.prior_K[index]:5.2f}%{cells}")
+    if len(spec.world.names) > MAX_ROWS:
+        print(f"... and {len(spec.world.names) - MAX_ROWS} more domains (--json has them)")
+
+
+def _draw(spec: Spec, outcomes: dict[str, Outcome], path: Path) -> None:
+    """Loss over the steps, its distance to the first policy's, and every policy's mixture, in one PNG."""
+    from ado_stream.report.style import color_of, new_figure, run_style, styled, thousands
+
+    first = next(iter(outcomes))
+    shades = [color_of(index) for index in range(len(spec.world.names))]
+    with styled():
+        figure = new_figure(3.2 + 2.6 * len(outcomes))
+        rows = figure.subfigures(2, 1, height_ratios=[3.2, 2.6 * len(outcomes)])
+        left, right = rows[0].subplots(1, 2)
+        stacks = rows[1].subplots(len(outcomes), 1, squeeze=False)[:, 0]
+        for number, (label, outcome) in enumerate(outcomes.items()):
+            later = outcome.step_S > spec.steps // 100
+            mean_S = outcome.mean_loss(spec.world.prior_K)
+            ahead_S = mean_S - outcomes[first].mean_loss(spec.world.prior_K)
+            left.plot(outcome.step_S[later], mean_S[later], label=label, **run_style(number))
+            right.plot(outcome.step_S[later], ahead_S[later], label=label, **run_style(number))
+        left.set(xlabel="step", ylabel="loss (nats per token)", title="True loss, weighted by the prior")
+        right.set(xlabel="step", ylabel="nats per token", title=f"The same minus that of {first}: below 0 is better")
+        left.legend()
+        for axes, (label, outcome) in zip(stacks, outcomes.items(), strict=True):
+            axes.stackplot(outcome.step_S, 100 * outcome.mixture_SK.T, colors=shades)
+            axes.set(xlabel="step", ylabel="share (%)", title=f"{label}: mixture", ylim=(0, 100))
+        for axes in (left, right, *stacks):
+            thousands(axes.xaxis)
+        if len(shades) <= MAX_ROWS:
+            rows[1].legend(stacks[-1].collections, spec.world.names, loc="outside lower center", ncols=5, fontsize=8)
+        figure.savefig(path)
