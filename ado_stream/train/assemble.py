@@ -1,0 +1,117 @@
+"""From a config to the parts of a run: data, policy, model sizes, schedule. What the config left open is settled here.
+
+Invariant: settings that cannot work together raise ConfigError here, before the first step and the same on all ranks.
+"""
+
+import dataclasses
+import math
+import re
+from collections.abc import Mapping
+from typing import Any
+
+from ado_model import PRESETS, ModelConfig
+from ado_stream.corpus import Corpus, open_corpus
+from ado_stream.errors import ConfigError
+from ado_stream.policy.base import Policy
+from ado_stream.policy.registry import make_guard, make_policy
+from ado_stream.stream.dataset import AdaptiveStreamingDataset
+from ado_stream.train.config import TrainConfig
+from ado_stream.train.schedule import Schedule
+
+_VOCAB_MULTIPLE = 64  # matrix units want it
+_RATE_TIMES_WIDTH = 0.46
+_UNITS = {"": 1, "b": 1, "kb": 10**3, "mb": 10**6, "gb": 10**9, "tb": 10**12}
+
+
+def open_split(config: TrainConfig, split: str) -> Corpus:
+    """The corpus' train or val split, cached where the config says, with the config's prior."""
+    corpus = open_corpus(config.corpus, split, config.data.cache_dir)
+    prior = config.policy.prior
+    if not prior:
+        return corpus
+    names = [domain.name for domain in corpus.domains]
+    if split == "train" and set(prior) != set(names):
+        differing = ", ".join(sorted(set(prior) ^ set(names)))
+        raise ConfigError(f"'policy.prior' and the corpus differ in: {differing}. Give every domain a weight, or none.")
+    domains = [dataclasses.replace(domain, prior=prior.get(domain.name, 0.0)) for domain in corpus.domains]
+    return dataclasses.replace(corpus, domains=domains)
+
+
+def model_config(config: TrainConfig, corpus: Corpus) -> ModelConfig:
+    """The preset with the corpus' vocabulary and sequence length where the config names none."""
+    section = config.model
+    if section.preset not in PRESETS:
+        raise ConfigError(f"'model.preset' is {section.preset!r}; choose one of {', '.join(PRESETS)}.")
+    vocab_size, seq_len = corpus.tokenizer.vocab_size, corpus.seq_len
+    if section.vocab_size is not None and section.vocab_size < vocab_size:
+        raise ConfigError(f"'model.vocab_size' is {section.vocab_size}, the corpus has {vocab_size} tokens; raise it.")
+    if section.context_length is not None and section.context_length < seq_len:
+        raise ConfigError(
+            f"'model.context_length' is {section.context_length}, the corpus' sequences have {seq_len} tokens.\n"
+            f"  Set it to {seq_len} or more, or prepare the corpus with --seq-len {section.context_length}."
+        )
+    return dataclasses.replace(
+        PRESETS[section.preset],
+        vocab_size=section.vocab_size or _VOCAB_MULTIPLE * math.ceil(vocab_size / _VOCAB_MULTIPLE),
+        context_length=section.context_length or seq_len,
+    )
+
+
+def make_schedule(config: TrainConfig, width: int) -> Schedule:
+    """The learning rate's course; see TrainSection for what None means."""
+    train = config.train
+    warmup = train.warmup_steps if train.warmup_steps is not None else min(1000, train.steps // 10)
+    peak = train.learning_rate if train.learning_rate is not None else _RATE_TIMES_WIDTH / width
+    return Schedule(peak, warmup, train.steps, train.min_learning_rate_frac)
+
+
+def make_dataset(config: TrainConfig, corpus: Corpus) -> AdaptiveStreamingDataset:
+    """The stream of this rank."""
+    data = config.data
+    return AdaptiveStreamingDataset(
+        corpus.domains,
+        global_batch_size=data.global_batch_size,
+        seed=config.seed,
+        canonical_nodes=data.canonical_nodes,
+        mixture_lag=data.mixture_lag,
+        sampling=data.sampling,
+        cache_limit=parse_bytes(data.cache_limit),
+        replication=data.replication,
+        vocab_size=corpus.tokenizer.vocab_size,
+    )
+
+
+def make_run_policy(config: TrainConfig, dataset: AdaptiveStreamingDataset) -> Policy:
+    """The config's policy inside its guards. Sizes and the run's length, where an option needs them, are filled in."""
+    prior = dict(zip(dataset.names, dataset.prior_K.tolist(), strict=True))
+    sizes = dict(zip(dataset.names, dataset.num_samples_K.tolist(), strict=True))
+    total_samples = config.train.steps * config.data.global_batch_size
+    known: dict[str, dict[str, Any]] = {
+        "ado": {"total_steps": config.train.steps},
+        "temperature": {"sizes": sizes},
+        "unimax": {"sizes": sizes, "budget": total_samples},
+        "repetition": {"sizes": sizes, "total_samples": total_samples},
+    }
+    name = config.policy.name
+    policy = make_policy(name, prior, **{**known.get(name, {}), **config.policy.options})
+    for given in config.policy.guards:
+        guard = _guard_name(given)
+        own = {key: value for key, value in given.items() if key != "name"}
+        policy = make_guard(guard, policy, **{**known.get(guard, {}), **own})
+    return policy
+
+
+def parse_bytes(text: str | None) -> int | None:
+    """Bytes of "50gb", "1.5 TB" or "800000000"; None for None."""
+    if text is None:
+        return None
+    match = re.fullmatch(r"\s*([0-9.]+)\s*([kmgt]?b?)\s*", text.lower())
+    if match is None or match[2] not in _UNITS:
+        raise ConfigError(f"'data.cache_limit' is {text!r}; give bytes, or a text such as 50gb.")
+    return int(float(match[1]) * _UNITS[match[2]])
+
+
+def _guard_name(given: Mapping[str, Any]) -> str:
+    if not isinstance(given.get("name"), str):
+        raise ConfigError(f"'policy.guards' holds {dict(given)}; each guard needs a name, as in {{name: floor, ...}}.")
+    return given["name"]

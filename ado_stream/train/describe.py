@@ -1,0 +1,82 @@
+"""The run record's lines about a run as a whole and about its laws (schema: ado_stream/record.py)."""
+
+from datetime import UTC, datetime
+from importlib import metadata
+from typing import Any
+
+import numpy as np
+
+from ado_model import ModelConfig
+from ado_stream import record
+from ado_stream.corpus import Corpus
+from ado_stream.loader import AdaptiveLoader
+from ado_stream.policy.base import Policy
+from ado_stream.train.config import TrainConfig
+from ado_stream.train.distributed import World
+
+_PACKAGES = ("ado-stream", "torch", "numpy", "numba", "mosaicml-streaming")
+
+
+def run_line(
+    config: TrainConfig, corpus: Corpus, loader: AdaptiveLoader, model: ModelConfig, world: World, run_id: str
+) -> dict[str, Any]:
+    """The fields of a "run" line."""
+    dataset, manifest = loader.dataset, corpus.manifest
+    return {
+        "version": record.VERSION,
+        "run_id": run_id,
+        "created": datetime.now(UTC).isoformat(timespec="seconds"),
+        "domains": dataset.names,
+        "prior": dataset.prior_K,
+        "policy": config.policy.name,
+        "policy_options": {
+            **config.policy.options,
+            **({"guards": config.policy.guards} if config.policy.guards else {}),
+        },
+        "global_batch_size": config.data.global_batch_size,
+        "seq_len": dataset.seq_len,
+        "canonical_nodes": config.data.canonical_nodes,
+        "mixture_lag": config.data.mixture_lag,
+        "steps": config.train.steps,
+        "seed": config.seed,
+        "model": {"preset": config.model.preset, "parameters": model.num_parameters},
+        "tokenizer": corpus.tokenizer.name,
+        "vocab_size": model.vocab_size,
+        "world_size": world.size,
+        "device": str(world.device),
+        "versions": {name: _version(name) for name in _PACKAGES},
+        "corpus": {
+            "path": config.corpus,
+            "fingerprint": manifest["fingerprint"],
+            "domains": {name: _domain(manifest["domains"][name]) for name in dataset.names},
+        },
+    }
+
+
+def fit_line(policy: Policy, drawn_K: np.ndarray) -> dict[str, Any]:
+    """The fields of a "fit" line; drawn_K: samples of each domain up to and with the step of the fit."""
+    fit = policy.fit
+    innermost: Any = policy
+    while hasattr(innermost, "policy"):  # guards
+        innermost = innermost.policy
+    return {
+        "step": policy.fit_step,
+        "n": int(drawn_K.sum()) if innermost.config.shared_count else drawn_K,
+        "log_beta": fit.log_beta,
+        "log_eps": fit.log_eps,
+        "alpha": fit.alpha,
+        "objective": fit.objective,
+        "valid": fit.valid,
+    }
+
+
+def _domain(entry: dict[str, Any]) -> dict[str, Any]:
+    train = entry["splits"]["train"]
+    return {"tokens": train["tokens"], "samples": train["samples"], "bytes": entry["bytes"]}
+
+
+def _version(package: str) -> str | None:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return None

@@ -1,0 +1,163 @@
+"""What each step did: from tensors on the device to the run record, the console and the loggers.
+
+Invariant: nothing here waits for the device in the step that it describes; a step's numbers are copied to the host
+behind it and read when the next step has been launched. Every rank reads, because every rank counts the skipped steps;
+rank 0 writes.
+"""
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+
+from ado_stream.errors import AdoStreamError
+from ado_stream.record import RunRecord
+from ado_stream.train.distributed import World
+from ado_stream.train.step import StepOutcome
+
+
+class Sink(Protocol):
+    """Where numbers of a step go besides the record."""
+
+    def scalars(self, step: int, values: dict[str, float]) -> None:
+        """Takes named numbers of one step."""
+
+    def close(self) -> None:
+        """Writes out what is still held."""
+
+
+@dataclass
+class StepFacts:
+    """What the host knows of a step when it launches it."""
+
+    step: int
+    mixture_K: np.ndarray
+    samples_K: np.ndarray
+    learning_rate: float
+    seconds: dict[str, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class LogOptions:
+    """Console distance, and when a run of bad steps ends."""
+
+    names: Sequence[str]
+    total_steps: int
+    every_steps: int
+    max_nonfinite: int
+
+
+class StepLog:
+    """Collects outcomes one step behind. `num_skipped` is of the whole run, resumes included."""
+
+    def __init__(self, world: World, record: RunRecord | None, sinks: Sequence[Sink], options: LogOptions):
+        self._world, self._record, self._sinks, self._options = world, record, sinks, options
+        self._held: tuple[StepFacts, torch.Tensor, Any] | None = None
+        self._console_at = time.perf_counter()
+        self._console_tokens = 0.0
+        self._mixture_K: np.ndarray | None = None
+        self.num_skipped = 0
+
+    def push(self, facts: StepFacts, outcome: StepOutcome) -> None:
+        """Takes a launched step and writes the one before. Raises AdoStreamError after too many skipped steps."""
+        packed = torch.cat(
+            [
+                outcome.total_sums_K,
+                outcome.total_counts_K,
+                outcome.grad_norm.double().reshape(1),
+                outcome.finite.double().reshape(1),
+            ]
+        )
+        event = None
+        if packed.is_cuda:
+            packed = packed.to("cpu", non_blocking=True)
+            event = torch.cuda.Event()
+            event.record()
+        before, self._held = self._held, (facts, packed, event)
+        self._write(before)
+
+    def flush(self) -> None:
+        """Writes the step still held; waits for it."""
+        before, self._held = self._held, None
+        self._write(before)
+
+    def _write(self, held: tuple[StepFacts, torch.Tensor, Any] | None) -> None:
+        if held is None:
+            return
+        facts, packed, event = held
+        if event is not None:
+            event.synchronize()
+        num_domains = len(self._options.names)
+        values = packed.numpy()
+        sums_K, counts_K = values[:num_domains], values[num_domains : 2 * num_domains]
+        grad_norm, finite = float(values[-2]), bool(values[-1])
+        with np.errstate(invalid="ignore", divide="ignore"):
+            domain_loss_K = sums_K / counts_K
+            loss = float(sums_K.sum() / counts_K.sum())
+        if self._world.is_main:
+            line = {
+                "loss": loss,
+                "domain_loss": domain_loss_K,
+                "domain_tokens": counts_K.astype(np.int64),
+                "samples": facts.samples_K,
+                "mixture": facts.mixture_K,
+                "lr": facts.learning_rate,
+                "grad_norm": grad_norm,
+                "tokens_per_s": float(counts_K.sum()) / facts.seconds["total"],
+            }
+            self._tell(facts, line)
+        if not finite:
+            self._count_skipped(facts.step, loss, grad_norm)
+
+    def _tell(self, facts: StepFacts, line: dict[str, Any]) -> None:
+        if self._record is not None:
+            self._record.write("step", step=facts.step, **line, time_s=facts.seconds)
+        self._console_tokens += float(line["domain_tokens"].sum())
+        last = facts.step + 1 == self._options.total_steps
+        if facts.step % self._options.every_steps and not last:
+            return
+        now = time.perf_counter()
+        rate = self._console_tokens / (now - self._console_at)
+        self._console_at, self._console_tokens = now, 0.0
+        moves = largest_moves(self._options.names, self._mixture_K, facts.mixture_K)
+        self._mixture_K = facts.mixture_K
+        print(
+            f"step {facts.step + 1:>6}/{self._options.total_steps}  loss {line['loss']:.4f}  "
+            f"lr {facts.learning_rate:.2e}  {rate:,.0f} tokens/s  {moves}".rstrip(),
+            flush=True,
+        )
+        scalars = {
+            "loss": line["loss"],
+            "lr": facts.learning_rate,
+            "grad_norm": line["grad_norm"],
+            "tokens_per_s": rate,
+        }
+        for name, loss, share in zip(self._options.names, line["domain_loss"], facts.mixture_K, strict=True):
+            scalars[f"mixture/{name}"] = float(share)
+            if np.isfinite(loss):
+                scalars[f"domain_loss/{name}"] = float(loss)
+        for sink in self._sinks:
+            sink.scalars(facts.step, scalars)
+
+    def _count_skipped(self, step: int, loss: float, grad_norm: float) -> None:
+        self.num_skipped += 1
+        if self._record is not None:
+            self._record.write("event", step=step, name="skip", detail={"loss": loss, "grad_norm": grad_norm})
+        if self.num_skipped > self._options.max_nonfinite:
+            raise AdoStreamError(
+                f"step {step}: loss {loss}, gradient norm {grad_norm}; {self.num_skipped} steps of this run were not "
+                f"finite, 'train.max_nonfinite' is {self._options.max_nonfinite}.\n"
+                f"  Lower train.learning_rate or train.grad_clip, and resume from an earlier checkpoint."
+            )
+
+
+def largest_moves(names: Sequence[str], before_K: np.ndarray | None, now_K: np.ndarray, num: int = 3) -> str:
+    """The domains whose share moved most since `before_K`, in percentage points; empty when none moved by 0.1."""
+    if before_K is None:
+        return ""
+    move_K = 100 * (now_K - before_K)
+    largest = np.argsort(-np.abs(move_K), kind="stable")[:num]
+    return "  ".join(f"{names[k]} {move_K[k]:+.1f}" for k in largest if abs(move_K[k]) >= 0.1)
