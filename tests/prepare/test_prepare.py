@@ -1,0 +1,298 @@
+"""Text in, shards out: the tokens are those of the documents in order, whatever the workers, and the counts are true.
+
+The oracle is built here from the documents themselves: bytes, 256 after each, cut at seq_len + 1.
+"""
+
+import json
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+import xxhash
+
+import ado_stream as ado
+from ado_stream.errors import AccessDenied, ConfigError, DataError, NotFound, StorageError
+from ado_stream.prepare import lines, readers, run
+from ado_stream.prepare.config import PrepareConfig
+from ado_stream.prepare.reading import CorpusReader
+from ado_stream.prepare.run import prepare
+
+SEQ_LEN = 64
+
+
+@pytest.fixture(autouse=True)
+def small_pieces(monkeypatch):
+    """Many pieces, many shards and a commit after each, so that every path is walked."""
+    monkeypatch.setattr(readers, "PIECE_BYTES", 20_000)
+    monkeypatch.setattr(lines, "_READ_BYTES", 4_000)
+    monkeypatch.setattr("ado_stream.prepare.packing._COMMIT_EVERY_S", 0.0)
+
+
+def _config(inputs, out, **settings):
+    defaults = {
+        "seq_len": SEQ_LEN,
+        "domain_key": "meta.pile_set_name",
+        "workers": 1,
+        "shard_bytes": 1 << 15,
+    }
+    return PrepareConfig(tuple(map(str, inputs)), str(out), **{**defaults, **settings})
+
+
+def _tokens(out, domain, split="train"):
+    """All tokens of a domain's split, in order, read back and verified."""
+    reader = CorpusReader(out)
+    shards = [reader.shard(domain, split, entry) for entry in reader.index(domain, split)]
+    return np.concatenate(shards), len(shards)
+
+
+def _joined(documents, domain):
+    texts = [document["text"].encode() for document in documents if document["meta"]["pile_set_name"] == domain]
+    return [token for text in texts for token in [*text, 256]], texts
+
+
+def test_the_tokens_are_the_documents_in_order(pile, tmp_path):
+    files, documents = pile
+    assert prepare(_config(files, tmp_path / "out")) == tmp_path / "out"
+    manifest = json.loads((tmp_path / "out/corpus.json").read_bytes())
+    assert set(manifest["domains"]) == {"Books", "Code", "Wikipedia (en)"}
+    for domain, counts in manifest["domains"].items():
+        expected, texts = _joined(documents, domain)
+        samples, num_shards = _tokens(tmp_path / "out", domain)
+        whole = len(expected) // (SEQ_LEN + 1)
+        assert num_shards > 1
+        assert samples.shape == (whole, SEQ_LEN + 1)
+        assert samples.ravel().tolist() == expected[: whole * (SEQ_LEN + 1)]
+        assert counts["documents"] == len(texts)
+        assert counts["bytes"] == sum(map(len, texts))
+        assert counts["splits"] == {
+            "train": {
+                "documents": len(texts),
+                "tokens": whole * (SEQ_LEN + 1),
+                "samples": whole,
+                "dropped_tokens": len(expected) - whole * (SEQ_LEN + 1),
+            }
+        }
+    assert manifest | {"domains": 0, "fingerprint": 0, "source": 0} == {
+        "version": 1,
+        "seq_len": SEQ_LEN,
+        "tokenizer": "bytes",
+        "vocab_size": 257,
+        "token_dtype": "uint16",
+        "refused": {},
+        "domains": 0,
+        "fingerprint": 0,
+        "source": 0,
+    }
+    assert sorted(os.listdir(tmp_path / "out")) == sorted(
+        ["corpus.json", *(domain["path"] for domain in manifest["domains"].values())]
+    )
+
+
+def test_workers_change_no_byte(pile, tmp_path, tree_hashes):
+    trees = []
+    for workers in (1, 2, 3):
+        out = tmp_path / str(workers)
+        prepare(_config(pile[0], out, tokenizer="bpe:400", workers=workers, val_frac=0.2))
+        trees.append(tree_hashes(out))
+    assert trees[0] == trees[1] == trees[2]
+    assert len(trees[0]) > 10
+
+
+def test_bpe_decodes_to_the_documents(pile, tmp_path):
+    prepare(_config(pile[0], tmp_path / "out", tokenizer="bpe:400"))
+    corpus = ado.open_corpus(tmp_path / "out")
+    assert corpus.tokenizer.vocab_size == 400
+    for domain in ("Books", "Wikipedia (en)"):
+        samples, _ = _tokens(tmp_path / "out", domain)
+        decoded = corpus.tokenizer.decode(samples.ravel())
+        whole = "".join(text.decode() + "<|endoftext|>" for text in _joined(pile[1], domain)[1])
+        assert len(decoded) > 0.99 * len(whole)
+        assert whole.startswith(decoded.rstrip("\ufffd"))
+
+
+def test_the_seed_of_the_sample_changes_the_tokenizer(pile, tmp_path, monkeypatch):
+    monkeypatch.setattr(run, "_SAMPLE_BYTES_PER_TOKEN", 40)
+    written = []
+    for seed in (1, 2, 1):
+        out = tmp_path / str(len(written))
+        prepare(_config(pile[0], out, tokenizer="bpe:400", seed=seed))
+        written.append((out / "tokenizer.json").read_bytes())
+    assert written[0] == written[2] != written[1]
+
+
+def test_a_validation_fraction_goes_by_the_hash_of_the_text(pile, tmp_path):
+    prepare(_config(pile[0], tmp_path / "out", val_frac=0.25))
+    hashed = {
+        True: [d for d in pile[1] if xxhash.xxh64(d["text"].encode()).intdigest() / 2**64 < 0.25],
+        False: [d for d in pile[1] if xxhash.xxh64(d["text"].encode()).intdigest() / 2**64 >= 0.25],
+    }
+    assert 100 < len(hashed[True]) < 200
+    for split, documents in (("val", hashed[True]), ("train", hashed[False])):
+        expected = _joined(documents, "Books")[0]
+        samples, _ = _tokens(tmp_path / "out", "Books", split)
+        assert samples.ravel().tolist() == expected[: samples.size]
+    counts = json.loads((tmp_path / "out/corpus.json").read_bytes())["domains"]["Books"]
+    assert counts["documents"] == sum(split["documents"] for split in counts["splits"].values())
+
+
+def test_validation_files_make_the_validation_split(pile, tmp_path):
+    prepare(_config(pile[0][:2], tmp_path / "out", val=(pile[0][2],)))
+    for split, documents in (("train", pile[1][:400]), ("val", pile[1][400:])):
+        expected = _joined(documents, "Code")[0]
+        samples, _ = _tokens(tmp_path / "out", "Code", split)
+        assert samples.ravel().tolist() == expected[: samples.size]
+        corpus = ado.open_corpus(tmp_path / "out", split)
+        assert all(domain.local.endswith(f"/{split}") for domain in corpus.domains)
+
+
+@pytest.mark.filterwarnings("ignore::ResourceWarning")  # files that it leaves to the garbage collector
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+def test_streaming_reads_every_domain(pile, tmp_path):
+    from streaming import StreamingDataset
+
+    prepare(_config(pile[0], tmp_path / "out", shard_bytes=1 << 20))
+    domain = ado.open_corpus(tmp_path / "out").domains[0]
+    samples, _ = _tokens(tmp_path / "out", domain.name)
+    dataset = StreamingDataset(local=domain.local, shuffle=False, batch_size=1, validate_hash="xxh64")
+    assert len(dataset) == len(samples)
+    assert np.array_equal(np.stack([dataset[n]["tokens"] for n in range(0, len(samples), 7)]), samples[::7])
+
+
+def test_a_complete_corpus_is_left_as_it_is_and_others_are_refused(pile, tmp_path):
+    out = tmp_path / "out"
+    prepare(_config(pile[0], out))
+    before = {path: path.stat().st_mtime_ns for path in out.rglob("*")}
+    prepare(_config(pile[0], out, workers=2))
+    assert {path: path.stat().st_mtime_ns for path in out.rglob("*")} == before
+    with pytest.raises(ConfigError, match="a corpus of other input or settings"):
+        prepare(_config(pile[0], out, seq_len=32))
+
+
+def test_a_folder_with_something_else_in_it_is_refused(pile, tmp_path):
+    (tmp_path / "thesis.tex").write_text("years of work")
+    with pytest.raises(ConfigError, match=r"not empty: thesis.tex"):
+        prepare(_config(pile[0], tmp_path))
+
+
+def _fingerprints(out):
+    manifest = json.loads((Path(out) / "corpus.json").read_bytes())
+    return manifest["fingerprint"], {name: d["fingerprint"] for name, d in manifest["domains"].items()}
+
+
+def test_the_fingerprint_follows_the_tokens_alone(pile, tmp_path, write_jsonl):
+    changed = json.loads(json.dumps(pile[1]))
+    changed[next(n for n, d in enumerate(changed) if d["meta"]["pile_set_name"] == "Code")]["text"] += "!"
+    prepare(_config(pile[0], tmp_path / "a"))
+    prepare(_config([write_jsonl(tmp_path / "same.jsonl", pile[1])], tmp_path / "b"))
+    prepare(_config([write_jsonl(tmp_path / "changed.jsonl", changed)], tmp_path / "c"))
+    assert _fingerprints(tmp_path / "a") == _fingerprints(tmp_path / "b")
+    whole, domains = _fingerprints(tmp_path / "a")
+    other_whole, other_domains = _fingerprints(tmp_path / "c")
+    assert whole != other_whole
+    assert {name for name in domains if domains[name] != other_domains[name]} == {"Code"}
+
+
+def test_an_empty_domain_is_named(pile, tmp_path):
+    folder = tmp_path / "in"
+    folder.mkdir()
+    (folder / "full.jsonl").write_text(json.dumps({"text": "long enough " * 20}) + "\n")
+    (folder / "hollow.jsonl").write_text("\n")
+    with pytest.raises(ConfigError, match="domain 'hollow' has no document"):
+        prepare(_config([folder], tmp_path / "out", domain_key=None))
+    (folder / "hollow.jsonl").write_text('{"text": "short"}\n')
+    with pytest.raises(
+        ConfigError, match=r"domain 'hollow': 1 training documents with 6 tokens are less than one .* 65"
+    ):
+        prepare(_config([folder], tmp_path / "out", domain_key=None))
+    with pytest.raises(ConfigError, match="domain 'hollow' has validation documents only"):
+        prepare(
+            _config([folder / "full.jsonl"], tmp_path / "out", domain_key=None, val=(str(folder / "hollow.jsonl"),))
+        )
+    assert not [path for path in (tmp_path / "out").rglob("*") if path.is_file() and path.name != "lock"]
+
+
+def test_an_unreadable_line_is_named_and_skipping_goes_on_from_there(pile, tmp_path, tree_hashes, write_jsonl):
+    good = pile[1][:300]
+    bad = write_jsonl(tmp_path / "bad.jsonl", good)
+    lines = bad.read_bytes().splitlines(keepends=True)
+    bad.write_bytes(b"".join([*lines[:250], b'{"meta": {}}\n', *lines[250:]]))
+    for workers in (1, 2):
+        with pytest.raises(DataError, match=r"bad.jsonl:251: no text"):
+            prepare(_config([bad], tmp_path / "out", workers=workers))
+    assert (tmp_path / "out/.prepare/state.json").exists()  # work was done, and is gone on with
+    prepare(_config([bad], tmp_path / "out", skip_errors=True))
+    prepare(_config([write_jsonl(tmp_path / "good.jsonl", good)], tmp_path / "clean"))
+    skipped, clean = tree_hashes(tmp_path / "out"), tree_hashes(tmp_path / "clean")
+    assert skipped.pop("corpus.json") != clean.pop("corpus.json")
+    assert skipped == clean
+    assert json.loads((tmp_path / "out/corpus.json").read_bytes())["refused"] == {"no text": 1}
+
+
+def test_unfinished_work_over_other_settings_is_not_thrown_away(pile, tmp_path):
+    bad = tmp_path / "bad.jsonl"
+    bad.write_bytes(Path(pile[0][1]).read_bytes() + b"{}\n")
+    with pytest.raises(DataError, match="bad.jsonl:201"):
+        prepare(_config([bad], tmp_path / "out"))
+    with pytest.raises(ConfigError, match="an unfinished run over other input or settings"):
+        prepare(_config([bad], tmp_path / "out", seq_len=32))
+
+
+def test_two_runs_at_once_are_refused(pile, tmp_path):
+    from filelock import FileLock
+
+    (tmp_path / "out/.prepare").mkdir(parents=True)
+    with FileLock(tmp_path / "out/.prepare/lock"), pytest.raises(ConfigError, match="another process is writing"):
+        prepare(_config(pile[0], tmp_path / "out"))
+
+
+def test_a_full_disk_is_one_clear_error_and_the_next_run_goes_on(pile, tmp_path, tree_hashes, monkeypatch):
+    from ado_stream.prepare.spool import Spool
+
+    append = Spool.append
+    calls = []
+
+    def full(self, *arguments):
+        calls.append(1)
+        if len(calls) == 30:
+            raise OSError(28, "No space left on device", str(self.folder))
+        return append(self, *arguments)
+
+    monkeypatch.setattr(Spool, "append", full)
+    with pytest.raises(StorageError, match=r"no space left on the disk.\n  Finished work is kept"):
+        prepare(_config(pile[0], tmp_path / "out"))
+    prepare(_config(pile[0], tmp_path / "out"))
+    prepare(_config(pile[0], tmp_path / "clean"))
+    assert tree_hashes(tmp_path / "out") == tree_hashes(tmp_path / "clean")
+
+
+def test_settings_that_cannot_be(pile, tmp_path):
+    for wrong in (
+        {"seq_len": 0},
+        {"val_frac": 1.0},
+        {"val_frac": 0.1, "val": ("x",)},
+        {"workers": 0},
+        {"shard_bytes": 10},
+        {"tokenizer": "bpe:ten"},
+    ):
+        with pytest.raises(ConfigError):
+            _config(pile[0], tmp_path, **wrong)
+    with pytest.raises(ConfigError, match="no input"):
+        PrepareConfig((), "out")
+    with pytest.raises(NotFound):
+        prepare(_config(["nowhere.jsonl"], tmp_path))
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may write anywhere")
+def test_a_folder_that_cannot_be_written_is_access_denied(pile, tmp_path):
+    tmp_path.chmod(0o500)
+    with pytest.raises(AccessDenied, match="permission denied"):
+        prepare(_config(pile[0], tmp_path / "out"))
+
+
+def test_too_many_domains_point_to_the_key(tmp_path, monkeypatch):
+    monkeypatch.setattr("ado_stream.prepare.packing.MAX_DOMAINS", 5)
+    path = tmp_path / "ids.jsonl"
+    path.write_text("".join(json.dumps({"text": "t", "id": f"id {n}"}) + "\n" for n in range(20)))
+    with pytest.raises(ConfigError, match="more than 5 domains.*\n.*--domain-key"):
+        prepare(_config([path], tmp_path / "out", domain_key="id"))

@@ -1,0 +1,54 @@
+"""A run that is killed goes on, and ends with the same files to the byte; no process and no working file is left."""
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+COMMAND = [sys.executable, "-m", "ado_stream.cli", "prepare", "--domain-key", "meta.pile_set_name", "--seq-len", "64"]
+
+
+def test_killed_before_any_change_of_the_disk_it_ends_the_same(tmp_path, pile, write_jsonl):
+    source = write_jsonl(tmp_path / "in.jsonl.zst", pile[1][:70])
+    script = Path(__file__).with_name("killed_prepare.py")
+    run = subprocess.run([sys.executable, script, source, tmp_path], capture_output=True, text=True, timeout=300)
+    assert run.returncode == 0, run.stderr
+    ends = json.loads(run.stdout)
+    assert len(ends) > 50
+    assert len({end for _, end in ends}) == 1, ends
+
+
+def _children(pid: int) -> list[int]:
+    return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+
+
+@pytest.mark.slow
+def test_killed_with_its_workers_at_random_times_it_ends_the_same(tmp_path, pile, write_jsonl, tree_hashes):
+    source = write_jsonl(
+        tmp_path / "in.jsonl.zst", [{**d, "text": f"{n} {d['text']}"} for n in range(40) for d in pile[1]]
+    )
+    clean, out = tmp_path / "clean", tmp_path / "out"
+    options = ["--tokenizer", "bpe:400", "--shard-mb", "0.25", "--workers", "2", str(source), "--out"]
+    begun_s = time.monotonic()
+    subprocess.run([*COMMAND, *options, str(clean)], check=True, capture_output=True, timeout=300)
+    whole_s = time.monotonic() - begun_s
+    draw = random.Random(5)
+    for _ in range(6):
+        process = subprocess.Popen([*COMMAND, *options, str(out)], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        time.sleep(draw.uniform(0.1, 1.0) * whole_s)
+        workers = _children(process.pid) if process.poll() is None else []
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+        deadline_s = time.monotonic() + 10
+        while any(Path(f"/proc/{worker}").exists() for worker in workers):
+            assert time.monotonic() < deadline_s, "a worker outlived its parent by ten seconds"
+            time.sleep(0.05)
+    subprocess.run([*COMMAND, *options, str(out)], check=True, capture_output=True, timeout=300)
+    assert tree_hashes(out) == tree_hashes(clean)
+    assert sorted(os.listdir(out)) == sorted(os.listdir(clean))
