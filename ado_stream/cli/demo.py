@@ -4,7 +4,9 @@ The text comes from the running Python environment; nothing is downloaded. Stopp
 """
 
 import argparse
+import contextlib
 import json
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -32,10 +34,12 @@ def run(args: argparse.Namespace) -> int:
 
     console = Console(stderr=args.json, highlight=False)
     plan = DemoPlan.of(args.seed, args.quick, args.steps)
-    console.print(f"ado-stream demo in {args.out}: everything stays in this folder, nothing is downloaded")
+    console.print(f"ado-stream demo: all of it stays in {args.out}, nothing is downloaded")
     from ado_stream.demo.run import run_demo, summary  # seconds of import: after the first line
 
-    result = run_demo(Path(args.out), plan, console.print, lambda text: _show_text(console, text))
+    # with --json, standard output is for the answer alone: what the stages print goes beside it
+    with contextlib.redirect_stdout(sys.stderr) if args.json else contextlib.nullcontext():
+        result = run_demo(Path(args.out), plan, console.print, lambda text: _show_text(console, text))
     _show_result(console, result)
     if args.quick:
         console.print("A quick demo shows that everything works; its runs are too short to compare policies.")
@@ -70,10 +74,10 @@ def _show_result(console: "Console", result: "DemoResult") -> None:
     from ado_stream.report.verdict import caveats, compare
 
     runs = load_runs(result.run_dirs)
-    header, rows = domain_table(runs, colors_of(runs[0].domains))
+    header, rows = domain_table(runs, colors_of(runs[0].domains), sizes=False)
     table = Table(box=None, pad_edge=False, padding=(0, 2), header_style="bold")
     for number, name in enumerate(header):
-        table.add_column(name, justify="right" if number else "left")
+        table.add_column(name, justify="right" if number else "left", no_wrap=number == 0)
     for row in rows:
         table.add_row(*(cell.text if isinstance(cell, Cell) else cell for cell in row))
     console.print()

@@ -23,22 +23,23 @@ def number(value: float | None, form: str) -> str:
     return DASH if value is None or not math.isfinite(value) else format(value, form)
 
 
-def domain_table(runs: list[Run], colors: dict[str, str]) -> tuple[list[str], list[Row]]:
-    """(header, rows): size, shares and validation loss of every domain, then the two overall measures."""
+def domain_table(runs: list[Run], colors: dict[str, str], sizes: bool = True) -> tuple[list[str], list[Row]]:
+    """(header, rows): tokens if `sizes`, shares and validation loss of each domain, then the two overall measures."""
     measured = [run for run in runs if run.final is not None]
     baseline = baseline_of(measured) if measured else None
     others = [run for run in measured if run is not baseline]
     moving = [run for run in runs if moves(run)]
-    header = ["domain", "train tokens", "prior"]
-    header += [f"{run.label}: mean share" for run in moving] + ["validation tokens"] * bool(measured)
+    header = ["domain"] + ["train tokens"] * sizes + ["prior"] + [f"{run.label}: mean share" for run in moving]
+    header += ["validation tokens"] * (sizes and bool(measured))
     header += [f"{run.label}: loss" for run in measured] + [
         f"{run.label} − {baseline.label}" for run in others if baseline
     ]
     rows: list[Row] = []
     for name in [*colors, *(OVERALL if measured else ())]:
         swatch = colors.get(name, "")
-        row: Row = [Cell(name, swatch=swatch), *_size(runs[0], name), *(_mean_share(run, name) for run in moving)]
-        row += [_validation_tokens(measured[0], name)] if measured else []
+        row: Row = [Cell(name, swatch=swatch)] + [_train_tokens(runs[0], name)] * sizes + [_prior(runs[0], name)]
+        row += [_mean_share(run, name) for run in moving]
+        row += [_validation_tokens(measured[0], name)] if sizes and measured else []
         row += [number(loss_by_name(run).get(name), ".3f") for run in measured]
         row += [_difference(run, baseline, name) for run in others if baseline]
         rows.append(row)
@@ -100,13 +101,15 @@ def fact_table(runs: list[Run]) -> tuple[list[str], list[Row]]:
     ]
 
 
-def _size(run: Run, name: str) -> list[str]:
+def _train_tokens(run: Run, name: str) -> str:
     about = ((run.about.get("corpus") or {}).get("domains") or {}).get(name) or {}
     tokens = about.get("tokens")
-    if name in OVERALL:
-        return ["", ""]
+    return "" if name in OVERALL else compact(tokens) if tokens else DASH
+
+
+def _prior(run: Run, name: str) -> str:
     share = run.prior_K[run.domains.index(name)] if name in run.domains else math.nan
-    return [compact(tokens) if tokens else DASH, number(100 * float(share), ".3g") + " %"]
+    return "" if name in OVERALL else number(100 * float(share), ".3g") + " %"
 
 
 def _mean_share(run: Run, name: str) -> str:

@@ -1,0 +1,251 @@
+"""Says what is installed, what the machine offers and which stores have credentials, with advice.
+
+No network is used unless --url names a corpus to try. Secrets are looked for, never read or shown. Exit 1 when
+something that every run needs is missing.
+"""
+
+import argparse
+import importlib.metadata
+import json
+import os
+import platform
+import re
+import resource
+import shutil
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+OK, WARN, FAIL, INFO = "ok", "warn", "fail", "info"
+LEAST_DISK_BYTES = 10e9
+LEAST_SHM_BYTES = 1e9
+LEAST_FILES = 4096
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One line of the answer; `advice` is empty where nothing has to be done."""
+
+    area: str
+    name: str
+    status: str
+    value: str
+    advice: str = ""
+
+
+@dataclass(frozen=True)
+class Store:
+    """A scheme of remote, the client package that reads it, and where its credentials are found."""
+
+    scheme: str
+    package: str
+    variables: tuple[str, ...]
+    files: tuple[str, ...]
+
+
+STORES = (
+    Store(
+        "s3://",
+        "boto3",
+        ("AWS_ACCESS_KEY_ID", "AWS_PROFILE", "AWS_WEB_IDENTITY_TOKEN_FILE", "AWS_CONTAINER_CREDENTIALS_RELATIVE_URI"),
+        ("~/.aws/credentials", "~/.aws/config"),
+    ),
+    Store(
+        "gs://",
+        "google-cloud-storage",
+        ("GOOGLE_APPLICATION_CREDENTIALS", "GCS_KEY"),
+        ("~/.config/gcloud/application_default_credentials.json",),
+    ),
+    Store("azure://", "azure-storage-blob", ("AZURE_ACCOUNT_ACCESS_KEY",), ()),
+    Store("oci://", "oci", (), ("~/.oci/config",)),
+    Store("hf://", "huggingface-hub", ("HF_TOKEN",), ("~/.cache/huggingface/token",)),
+    Store("sftp://", "paramiko", ("COMPOSER_SFTP_KEY_FILE",), ("~/.ssh/id_ed25519", "~/.ssh/id_rsa")),
+)
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The verb's options."""
+    parser.add_argument("--url", metavar="CORPUS", help="also try to read this corpus, local or remote")
+    parser.add_argument("--json", action="store_true", help="print the findings as JSON")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Prints the findings; returns 1 when any of them is a failure."""
+    checks = (_python, _packages, _kernels, _card, _machine, _stores)
+    findings = [finding for check in checks for finding in check()]
+    if args.url:
+        findings.append(_corpus(args.url))
+    failed = any(finding.status == FAIL for finding in findings)
+    if args.json:
+        print(json.dumps({"ok": not failed, "findings": [asdict(finding) for finding in findings]}, indent=1))
+    else:
+        _show(findings)
+    return int(failed)
+
+
+def version_at_least(version: str, least: str) -> bool:
+    """Whether `version` is `least` or newer, by their leading numbers: "2.14.1+cu130" is at least "2.8"."""
+
+    def numbers(text: str) -> list[int]:
+        leading = re.match(r"\d+(\.\d+)*", text)
+        return [int(part) for part in leading.group().split(".")] if leading else []
+
+    return numbers(version) >= numbers(least)
+
+
+def _python() -> Iterator[Finding]:
+    yield Finding("software", "python", OK, f"{platform.python_version()} at {sys.executable}")
+
+
+def _packages() -> Iterator[Finding]:
+    """What pyproject asks for, the parts for everyone first, then the extras that are there."""
+    if _version("ado-stream") is None:
+        yield Finding("software", "ado-stream", FAIL, "runs from its sources, not installed", "pip install -e .")
+        return
+    for requirement in importlib.metadata.requires("ado-stream") or []:
+        parsed = re.match(r"([A-Za-z0-9_.-]+)(?:\[[^\]]*\])?(?:>=([0-9.]+))?", requirement)
+        if parsed is None or "extra ==" in requirement:
+            continue
+        name, least = parsed.group(1), parsed.group(2) or "0"
+        found = _version(name)
+        if found is None and "platform_system" in requirement and platform.system() != "Linux":
+            continue
+        if found is None:
+            yield Finding("software", name, FAIL, "not installed", f"pip install '{name}>={least}'")
+        elif not version_at_least(found, least):
+            yield Finding("software", name, FAIL, f"{found}, older than {least}", f"pip install -U '{name}>={least}'")
+        else:
+            yield Finding("software", name, OK, found)
+    for name, purpose in (("lm-eval", "eval --tasks"), ("tensorboard", "its logs"), ("wandb", "its logs")):
+        yield Finding("software", name, INFO, _version(name) or f"not installed; only for {purpose}")
+
+
+def _kernels() -> Iterator[Finding]:
+    """Numba by compiling a function; Triton by running one of our kernels where there is a card."""
+    yield _attempt("kernels", "numba", _try_numba, "reinstall numba and numpy of matching versions")
+    cache = Path(__file__).parent
+    if not os.access(cache, os.W_OK) and not os.environ.get("NUMBA_CACHE_DIR"):
+        advice = "set NUMBA_CACHE_DIR to a writable folder, or every start compiles again"
+        yield Finding("kernels", "numba cache", WARN, f"{cache} is read-only", advice)
+    yield _attempt("kernels", "triton", _try_triton, "install the triton that belongs to this torch")
+
+
+def _card() -> Iterator[Finding]:
+    import torch
+
+    if not torch.cuda.is_available():
+        built = torch.version.cuda or "without CUDA"
+        advice = "for a card: install its driver, then check nvidia-smi" if torch.version.cuda else ""
+        yield Finding("machine", "GPU", INFO, f"none usable (torch built {built}); everything runs on the CPU", advice)
+        return
+    for index in range(torch.cuda.device_count()):
+        free_bytes, total_bytes = torch.cuda.mem_get_info(index)
+        name = torch.cuda.get_device_name(index)
+        yield Finding("machine", f"GPU {index}", OK, f"{name}, {_size(free_bytes)} of {_size(total_bytes)} free")
+
+
+def _machine() -> Iterator[Finding]:
+    yield Finding("machine", "CPU cores", OK, str(len(os.sched_getaffinity(0))))
+    places = {"current folder": Path.cwd(), "cache": Path(os.environ.get("XDG_CACHE_HOME") or Path.home())}
+    for name, path in places.items():
+        free_bytes = shutil.disk_usage(path).free
+        advice = "" if free_bytes >= LEAST_DISK_BYTES else "set data.cache_limit, or data.cache_dir to a larger disk"
+        yield Finding("machine", f"disk, {name}", WARN if advice else OK, f"{_size(free_bytes)} free at {path}", advice)
+    shm = Path("/dev/shm")
+    if shm.is_dir():
+        size_bytes = shutil.disk_usage(shm).total
+        advice = "" if size_bytes >= LEAST_SHM_BYTES else "ranks on one node talk through it: docker run --shm-size=8g"
+        yield Finding("machine", "/dev/shm", WARN if advice else OK, _size(size_bytes), advice)
+    limit, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    advice = "" if limit >= LEAST_FILES else f"ulimit -n {min(65536, hard)}: every open shard takes one"
+    yield Finding("machine", "open files", WARN if advice else OK, f"{limit} (at most {hard})", advice)
+
+
+def _stores() -> Iterator[Finding]:
+    for store in STORES:
+        if _version(store.package) is None:
+            advice = f"pip install {store.package}, if you need it"
+            yield Finding("stores", store.scheme, INFO, f"client {store.package} is not installed", advice)
+            continue
+        places = [name for name in store.variables if os.environ.get(name)]
+        places += [name for name in store.files if Path(name).expanduser().exists()]
+        if places:
+            yield Finding("stores", store.scheme, OK, f"credentials in {', '.join(places)}")
+        else:
+            looked = ", ".join((*store.variables, *store.files))
+            yield Finding("stores", store.scheme, INFO, "no credentials found", f"looked for {looked}")
+
+
+def _corpus(url: str) -> Finding:
+    from ado_stream.corpus import load_manifest
+    from ado_stream.errors import AdoStreamError
+
+    try:
+        manifest = load_manifest(url)
+    except AdoStreamError as error:
+        return Finding("stores", url, FAIL, type(error).__name__, " ".join(str(error).split()))
+    tokens = sum(split.get("tokens", 0) for d in manifest["domains"].values() for split in d["splits"].values())
+    return Finding("stores", url, OK, f"{len(manifest['domains'])} domains, {tokens:,} tokens")
+
+
+def _attempt(area: str, name: str, trial: Callable[[], str], advice: str) -> Finding:
+    """What `trial` says; any exception of the library tried is the finding, so that the others still come."""
+    try:
+        return Finding(area, name, OK, trial())
+    except Exception as error:
+        return Finding(area, name, FAIL, f"{type(error).__name__}: {str(error).strip().splitlines()[:1]}", advice)
+
+
+def _try_numba() -> str:
+    import numba
+
+    compiled: Any = numba.njit(lambda x: x * x + 1)
+    if compiled(3) != 10:
+        raise RuntimeError(f"3 * 3 + 1 came out as {compiled(3)}")
+    return f"compiles, {numba.get_num_threads()} threads"
+
+
+def _try_triton() -> str:
+    import torch
+    import triton
+
+    if not torch.cuda.is_available():
+        return f"{triton.__version__} imports; without a card the Numba kernels are used"
+    from ado_kernels import rms_norm
+
+    x_ND = torch.linspace(-1, 1, 1024, device="cuda").reshape(4, 256)
+    error = (rms_norm(x_ND).cpu() - rms_norm(x_ND.cpu())).abs().max().item()
+    if not error < 1e-4:  # float32 sums of 256 terms in two orders differ by about 1e-6
+        raise RuntimeError(f"rms_norm on the card differs from the CPU's by {error:.2g}")
+    return "runs a kernel on the card, equal to the CPU's"
+
+
+def _version(package: str) -> str | None:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+def _size(num_bytes: float) -> str:
+    return f"{num_bytes / 1e9:.1f} GB"
+
+
+def _show(findings: list[Finding]) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    colors = {OK: "green", WARN: "yellow", FAIL: "red", INFO: "dim"}
+    table = Table(box=None, pad_edge=False, padding=(0, 2), show_header=False)
+    area = ""
+    for finding in findings:
+        if finding.area != area:
+            area = finding.area
+            table.add_row(f"[bold]{area}[/bold]")
+        color = colors[finding.status]
+        table.add_row(f"  {finding.name}", f"[{color}]{finding.status}[/{color}]", finding.value)
+        if finding.advice:
+            table.add_row("", "", f"[dim]{finding.advice}[/dim]")
+    Console(highlight=False).print(table)

@@ -1,0 +1,137 @@
+"""The command itself: fast help, exit codes, one message instead of a traceback."""
+
+import subprocess
+import sys
+import time
+import types
+
+import pytest
+
+from ado_stream.cli import main as cli
+from ado_stream.errors import DataError
+
+PYTHON = [sys.executable, "-m", "ado_stream.cli"]
+HEAVY = ("torch", "streaming", "numba", "numpy", "matplotlib", "transformers", "omegaconf")
+
+
+@pytest.fixture
+def verb(monkeypatch):
+    """Puts a verb `probe` whose run() is the given function beside the real ones."""
+
+    def install(run):
+        module = types.ModuleType("ado_stream.cli.probe", doc="A verb for tests.")
+        module.add_arguments = lambda parser: parser.add_argument("--number", type=int)
+        module.run = run
+        monkeypatch.setitem(sys.modules, "ado_stream.cli.probe", module)
+        monkeypatch.setitem(cli.VERBS, "probe", "a verb for tests")
+
+    return install
+
+
+def test_help_answers_in_half_a_second():
+    seconds = []
+    for _ in range(5):  # the best of five: the machine may be busy with other work
+        began = time.perf_counter()
+        done = subprocess.run([*PYTHON, "--help"], capture_output=True, text=True, timeout=60, check=True)
+        seconds.append(time.perf_counter() - began)
+    assert "ado-stream VERB" in done.stdout
+    assert min(seconds) < 0.5
+
+
+def test_help_and_import_leave_heavy_packages_alone():
+    code = (
+        "import sys, ado_stream\nfrom ado_stream.cli.main import main\nmain(['--help'])\n"
+        f"print([name for name in {HEAVY!r} if name in sys.modules], file=sys.stderr)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True)
+    assert done.stderr.strip() == "[]"
+
+
+@pytest.mark.parametrize("name", ["demo", "report", "doctor"])
+def test_help_of_a_verb_needs_no_torch(name):
+    code = (
+        "import sys\nfrom ado_stream.cli.main import main\n"
+        f"try:\n    main(['{name}', '--help'])\nexcept SystemExit as stop:\n    assert stop.code == 0\n"
+        "print([name for name in ('torch', 'streaming', 'matplotlib') if name in sys.modules], file=sys.stderr)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True)
+    assert done.stderr.strip() == "[]"
+    assert "usage: ado-stream" in done.stdout
+
+
+def test_help_names_every_verb(capsys):
+    assert cli.main(["--help"]) == 0
+    shown = capsys.readouterr().out
+    assert all(f"  {verb} " in shown for verb in cli.VERBS)
+
+
+def test_no_verb_is_wrong_usage(capsys):
+    assert cli.main([]) == 2
+    assert "usage:" in capsys.readouterr().out
+
+
+def test_version(capsys):
+    assert cli.main(["--version"]) == 0
+    assert capsys.readouterr().out.startswith("ado-stream 0.")
+
+
+def test_unknown_verb_is_named_with_the_known_ones(capsys):
+    assert cli.main(["trian"]) == 2
+    message = capsys.readouterr().err
+    assert "'trian'" in message
+    assert "train" in message
+    assert message.count("\n") == 1
+
+
+def test_wrong_option_exits_2(verb, capsys):
+    verb(lambda args: 0)
+    with pytest.raises(SystemExit) as stop:
+        cli.main(["probe", "--number", "three"])
+    assert stop.value.code == 2
+    assert "usage: ado-stream probe" in capsys.readouterr().err
+
+
+def test_error_is_one_message_and_exit_1(verb, capsys):
+    def run(args):
+        raise DataError("corpus/a.jsonl:3: no text.")
+
+    verb(run)
+    assert cli.main(["probe"]) == 1
+    captured = capsys.readouterr()
+    assert captured.err == "DataError: corpus/a.jsonl:3: no text.\n"
+    assert captured.out == ""
+
+
+def test_debug_shows_the_traceback(verb):
+    def run(args):
+        raise DataError("broken on purpose")
+
+    verb(run)
+    with pytest.raises(DataError, match="broken on purpose"):
+        cli.main(["probe", "--debug"])
+
+
+def test_ctrl_c_is_one_line_and_130(verb, capsys):
+    def run(args):
+        raise KeyboardInterrupt
+
+    verb(run)
+    assert cli.main(["probe"]) == 130
+    message = capsys.readouterr().err
+    assert "interrupted" in message
+    assert message.count("\n") == 1
+
+
+@pytest.mark.parametrize(("returned", "code"), [(None, 0), (0, 0), (1, 1)])
+def test_exit_code_is_the_verbs(verb, returned, code):
+    verb(lambda args: returned)
+    assert cli.main(["probe"]) == code
+
+
+def test_missing_run_is_told_without_traceback(tmp_path):
+    done = subprocess.run([*PYTHON, "report", str(tmp_path / "gone")], capture_output=True, text=True, timeout=120)
+    assert done.returncode == 1
+    assert done.stderr.startswith("NotFound: ")
+    assert "gone" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert done.stderr.count("\n") <= 3
