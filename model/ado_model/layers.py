@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ado_model._operations import rms_norm, swiglu
+from ado_kernels import rms_norm, swiglu
 from ado_model.config import ModelConfig
 
 

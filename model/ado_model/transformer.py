@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from ado_model._operations import linear_cross_entropy
+from ado_kernels import linear_cross_entropy
 from ado_model.config import ModelConfig
 from ado_model.layers import Block, RMSNorm, rotary_tables
 
