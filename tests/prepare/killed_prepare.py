@@ -13,7 +13,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
-from ado_stream.prepare import lines, packing, readers
+from ado_stream.prepare import bpe, lines, packing, readers
 from ado_stream.prepare.config import PrepareConfig
 from ado_stream.prepare.run import prepare
 from ado_stream.prepare.spool import Spool
@@ -27,7 +27,7 @@ def _config(source: str, out: Path) -> PrepareConfig:
         domain_key="meta.pile_set_name",
         val_frac=0.2,
         tokenizer="bpe:300",
-        shard_bytes=1 << 14,
+        shard_bytes=1 << 13,
         workers=1,
     )
 
@@ -76,6 +76,8 @@ def _hash(folder: Path) -> str:
 
 
 def main(source: str, folder: str) -> None:
+    assert bpe.END_TOKEN  # imported here once, not in every fork
+    os.fsync = lambda descriptor: None  # what is written outlives a kill; it is a power cut that fsync is for
     readers.PIECE_BYTES = 20_000
     lines._READ_BYTES = 10_000
     packing._COMMIT_EVERY_S = 0.0

@@ -1,0 +1,127 @@
+"""How fast `ado-stream prepare` turns 60 MB of real text into shards, process start included, and what limits it.
+
+    python -m benchmarks.bench_prepare [--input FILE ... --domain-key KEY] [--repeats N] [--workers N]
+
+Without --input the text is the Python source of this environment as one .jsonl.zst, cut to 60 MB. Timed are whole
+commands, bytes and bpe:8192 in turn, over the megabytes of text that corpus.json counts; then, in one process, the
+memo encoder of prepare/bpe.py against the tokenizers library's own encode on the same documents, and the import of
+streaming, which a worker is spared.
+"""
+
+import argparse
+import json
+import resource
+import shutil
+import statistics
+import subprocess
+import sys
+import sysconfig
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import zstandard
+
+from benchmarks.common import seconds_in_turn, write_result
+
+TEXT_BYTES = 60_000_000
+BARS_MB_PER_S = {"bytes": 15.0, "bpe:8192": 3.0}
+ENCODER_BYTES = 3_000_000
+
+
+def main() -> None:
+    """Measures and writes benchmarks/results/bench_prepare.json."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--input", nargs="+", help="files for prepare, instead of this environment's Python source")
+    parser.add_argument("--domain-key")
+    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--workers", type=int, default=2)
+    args = parser.parse_args()
+    with tempfile.TemporaryDirectory() as folder:
+        inputs = args.input or [str(_python_source(Path(folder) / "python.jsonl.zst"))]
+        keyed = ["--domain-key", args.domain_key] if args.domain_key else []
+        options = [*inputs, *keyed, "--workers", str(args.workers)]
+        payload: dict[str, Any] = {"input": "given files" if args.input else "Python source of the environment"}
+        payload["workers"] = args.workers
+        payload["prepare"] = _whole_commands(Path(folder), options, args.repeats)
+        payload["encoder"] = _encoders(Path(folder), options)
+    payload["import_streaming_s"] = round(_import_s("streaming") - _import_s("ado_stream.prepare.worker"), 2)
+    write_result("bench_prepare", payload)
+
+
+def _python_source(path: Path) -> Path:
+    """TEXT_BYTES of .py files, one document a file, in the order of their paths."""
+    roots = {sysconfig.get_path("stdlib"), sysconfig.get_path("purelib")}
+    size = 0
+    with open(path, "wb") as raw, zstandard.ZstdCompressor().stream_writer(raw) as file:
+        for source in sorted({found for root in roots for found in Path(root).rglob("*.py")}):
+            text = source.read_text(errors="replace")
+            if text and size < TEXT_BYTES:
+                size += len(text.encode())
+                file.write(json.dumps({"text": text}).encode() + b"\n")
+    return path
+
+
+def _whole_commands(folder: Path, options: Sequence[str], repeats: int) -> dict[str, Any]:
+    outs = {tokenizer: folder / tokenizer.replace(":", "") for tokenizer in BARS_MB_PER_S}
+
+    def command(tokenizer: str) -> None:
+        shutil.rmtree(outs[tokenizer], ignore_errors=True)
+        run = ["prepare", *options, "--tokenizer", tokenizer, "--out", str(outs[tokenizer]), "--json"]
+        subprocess.run([sys.executable, "-m", "ado_stream.cli", *run], check=True, stdout=subprocess.DEVNULL)
+
+    calls = [lambda tokenizer=tokenizer: command(tokenizer) for tokenizer in outs]
+    all_seconds = seconds_in_turn(calls, repeats, warmup=1)
+    results = {}
+    for (tokenizer, out), seconds in zip(outs.items(), all_seconds, strict=True):
+        domains = json.loads((out / "corpus.json").read_bytes())["domains"].values()
+        megabytes = sum(domain["bytes"] for domain in domains) / 1e6
+        results[tokenizer] = {
+            "text_mb": round(megabytes, 1),
+            "median_s": round(statistics.median(seconds), 2),
+            "mb_per_s": round(megabytes / statistics.median(seconds), 1),
+            "best_mb_per_s": round(megabytes / min(seconds), 1),
+            "bar_mb_per_s": BARS_MB_PER_S[tokenizer],
+        }
+    results["largest_process_mb"] = round(resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 1024)
+    return results
+
+
+def _encoders(folder: Path, options: Sequence[str]) -> dict[str, Any]:
+    """MB/s of one process on the same documents: ours, the library's, and their ratio; the ids must be equal."""
+    import os
+
+    from tokenizers import Tokenizer as Library
+
+    from ado_stream.prepare.reading import CorpusReader
+    from ado_stream.prepare.tokenizer import load_tokenizer
+
+    os.environ["TOKENIZERS_PARALLELISM"] = "false"
+    reader = CorpusReader(folder / "bytes")
+    byte_tokenizer = load_tokenizer("bytes")
+    domain = max(reader.manifest["domains"], key=lambda name: reader.manifest["domains"][name]["bytes"])
+    tokens = reader.shard(domain, "train", reader.index(domain, "train")[0]).ravel()[:ENCODER_BYTES]
+    texts = byte_tokenizer.decode(tokens).split("<|endoftext|>")
+    ours, library = load_tokenizer(folder / "bpe8192"), Library.from_file(str(folder / "bpe8192/tokenizer.json"))
+    library.encode_special_tokens = True
+    theirs = [encoding.ids for encoding in library.encode_batch(texts, add_special_tokens=False)]
+    assert [ids.tolist() for ids in ours.encode_batch(texts)] == theirs
+    calls = [lambda: ours.encode_batch(texts), lambda: library.encode_batch(texts, add_special_tokens=False)]
+    ours_s, theirs_s = map(statistics.median, seconds_in_turn(calls, 5))
+    megabytes = sum(len(text.encode()) for text in texts) / 1e6
+    return {
+        "ours_mb_per_s": round(megabytes / ours_s, 1),
+        "library_mb_per_s": round(megabytes / theirs_s, 1),
+        "ratio": round(theirs_s / ours_s, 1),
+    }
+
+
+def _import_s(module: str) -> float:
+    """Median seconds of a process that imports `module` and ends."""
+    command = [sys.executable, "-c", f"import {module}"]
+    return statistics.median(seconds_in_turn([lambda: subprocess.run(command, check=True)], 3)[0])
+
+
+if __name__ == "__main__":
+    main()

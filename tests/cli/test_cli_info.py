@@ -1,0 +1,39 @@
+"""`ado-stream info`: a corpus' sizes as a table, and as corpus.json."""
+
+import json
+
+import pytest
+
+from ado_stream.cli.main import main
+
+
+@pytest.fixture
+def corpus(tmp_path):
+    for name, size in (("large", 700), ("small", 300)):
+        (tmp_path / f"{name}.txt").write_text("x" * (size - 1))  # and the end token
+    files = [str(tmp_path / f"{name}.txt") for name in ("small", "large")]
+    assert main(["prepare", *files, "--out", str(tmp_path / "c"), "--workers", "1", "--seq-len", "99", "--json"]) == 0
+    return tmp_path / "c"
+
+
+def test_the_table_has_every_domain_largest_first(corpus, capsys):
+    capsys.readouterr()
+    assert main(["info", str(corpus)]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    rows = [line.split() for line in lines if line.split()[0] in ("large", "small")]
+    assert rows == [
+        ["large", "1", "0.00", "700", "7", "70.00%", "0"],
+        ["small", "1", "0.00", "300", "3", "30.00%", "0"],
+    ]
+    assert "2 domains, 2 documents" in lines[-1]
+
+
+def test_json_is_corpus_json(corpus, capsys):
+    capsys.readouterr()
+    assert main(["info", str(corpus), "--json"]) == 0
+    assert json.loads(capsys.readouterr().out) == json.loads((corpus / "corpus.json").read_bytes())
+
+
+def test_no_corpus_is_exit_1(tmp_path, capsys):
+    assert main(["info", str(tmp_path)]) == 1
+    assert capsys.readouterr().err.startswith("NotFound: ")

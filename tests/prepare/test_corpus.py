@@ -1,0 +1,204 @@
+"""A corpus opens from a folder and from an object store, and a corpus.json that cannot be trusted is refused."""
+
+import json
+import os
+
+import numpy as np
+import pytest
+
+import ado_stream as ado
+from ado_stream.errors import ConfigError, DataError, IndexInvalid, NotFound, ShardCorrupt, StorageError
+from ado_stream.prepare import manifest as manifests
+from ado_stream.prepare.config import PrepareConfig
+from ado_stream.prepare.reading import CorpusReader
+from ado_stream.prepare.run import prepare
+
+
+def _config(pile, out):
+    return PrepareConfig(
+        tuple(pile[0]),
+        str(out),
+        seq_len=64,
+        domain_key="meta.pile_set_name",
+        tokenizer="bpe:300",
+        val_frac=0.1,
+        workers=1,
+        shard_bytes=1 << 16,
+    )
+
+
+@pytest.fixture(scope="module")
+def made(pile, tmp_path_factory):
+    out = tmp_path_factory.mktemp("made") / "corpus"
+    prepare(_config(pile, out))
+    return out
+
+
+@pytest.fixture
+def corpus_copy(made, tmp_path):
+    """A corpus to damage: (folder, function that edits corpus.json)"""
+    import shutil
+
+    shutil.copytree(made, tmp_path / "copy")
+    path = tmp_path / "copy/corpus.json"
+
+    def edit(change):
+        manifest = json.loads(path.read_bytes())
+        change(manifest)
+        path.write_text(json.dumps(manifest))
+
+    return tmp_path / "copy", edit
+
+
+def test_a_local_corpus_opens(made):
+    corpus = ado.open_corpus(made)
+    domains, tokenizer, seq_len = corpus
+    assert [domain.name for domain in domains] == list(corpus.manifest["domains"])
+    assert all(domain.remote is None and os.path.exists(f"{domain.local}/index.json") for domain in domains)
+    assert (tokenizer.vocab_size, seq_len) == (300, 64)
+    assert ado.open_corpus(f"file://{made}").domains == domains
+    assert ado.open_corpus(made, "val").domains[0].local.endswith("/val")
+
+
+def test_what_is_not_there_is_said(made, tmp_path, corpus_copy):
+    with pytest.raises(NotFound, match="corpus.json: no such file"):
+        ado.open_corpus(tmp_path)
+    with pytest.raises(ConfigError, match="split 'test'"):
+        ado.open_corpus(made, "test")
+    folder, edit = corpus_copy
+    edit(lambda manifest: [domain["splits"].pop("val") for domain in manifest["domains"].values()])
+    with pytest.raises(ConfigError, match="no sample in split 'val'"):
+        ado.open_corpus(folder, "val")
+
+
+def _set_path(path):
+    def change(manifest):
+        next(iter(manifest["domains"].values()))["path"] = path
+
+    return change
+
+
+UNTRUSTED = {
+    "path '../../etc'": _set_path("../../etc"),
+    "path '/etc'": _set_path("/etc"),
+    "path 'a/../../b'": _set_path("a/../../b"),
+    "path ''": _set_path(""),
+    "path 7": _set_path(7),
+    r"path 'a\\x00b'": _set_path("a\0b"),
+    "have the same path": lambda m: [domain.update(path="same") for domain in m["domains"].values()],
+    "version 9": lambda m: m.update(version=9),
+    "keys missing: seq_len": lambda m: m.pop("seq_len"),
+    "no domains": lambda m: m.update(domains={}),
+    "tokenizer '../t.json'": lambda m: m.update(tokenizer="../t.json"),
+    "has no splits": lambda m: next(iter(m["domains"].values())).pop("splits"),
+    "split 'test'": lambda m: next(iter(m["domains"].values()))["splits"].update(test={"samples": 1}),
+}
+
+
+@pytest.mark.parametrize("message", UNTRUSTED)
+def test_a_manifest_that_cannot_be_trusted_is_refused(corpus_copy, message):
+    folder, edit = corpus_copy
+    edit(UNTRUSTED[message])
+    with pytest.raises(IndexInvalid, match=message):
+        ado.open_corpus(folder)
+
+
+def test_a_name_given_twice_or_a_file_cut_short_is_refused():
+    with pytest.raises(IndexInvalid, match="'a' stands twice"):
+        manifests.decode_manifest(b'{"version": 1, "domains": {"a": {}, "a": {}}}', "corpus.json")
+    with pytest.raises(IndexInvalid, match="cannot be read"):
+        manifests.decode_manifest(b'{"version": 1, "dom', "corpus.json")
+
+
+def _index(folder, domain="Books"):
+    path = folder / domain / "train/index.json"
+    return path, json.loads(path.read_bytes())
+
+
+def test_the_reader_trusts_no_shard(corpus_copy):
+    folder, edit = corpus_copy
+    reader = CorpusReader(folder)
+    entry = reader.index("Books", "train")[0]
+    shard = folder / "Books/train" / entry["zip_data"]["basename"]
+    good = shard.read_bytes()
+    for data, message in (
+        (good[:-1], "bytes, but its index says"),
+        (good[:100] + bytes([good[100] ^ 1]) + good[101:], "xxh64 .* but its index says"),
+    ):
+        shard.write_bytes(data)
+        with pytest.raises(ShardCorrupt, match=rf"Books/train/shard.00000.mds.zstd: .*{message}"):
+            reader.shard("Books", "train", entry)
+    shard.unlink()
+    with pytest.raises(NotFound, match="shard.00000.mds.zstd: no such file"):
+        reader.shard("Books", "train", entry)
+    shard.write_bytes(good)
+    edit(lambda manifest: manifest.update(vocab_size=200))
+    with pytest.raises(DataError, match=r"row \d+, position \d+: token \d+, but the vocabulary ends at 199"):
+        CorpusReader(folder).shard("Books", "train", entry)
+
+
+@pytest.mark.parametrize("name", ["../../evil", "/etc/passwd", "a\0b", ""])
+def test_the_reader_follows_no_name_out_of_the_corpus(corpus_copy, name):
+    folder, _ = corpus_copy
+    path, index = _index(folder)
+    index["shards"][0]["zip_data"]["basename"] = name
+    path.write_text(json.dumps(index))
+    with pytest.raises(IndexInvalid, match="must be a plain file name"):
+        CorpusReader(folder).index("Books", "train")
+
+
+@pytest.fixture(scope="module")
+def bucket():
+    """The URL of an empty bucket of moto's server on the loopback."""
+    import boto3
+    from moto.server import ThreadedMotoServer
+
+    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
+    server.start()
+    host, port = server.get_host_and_port()
+    settings = {
+        "S3_ENDPOINT_URL": f"http://{host}:{port}",
+        "AWS_ACCESS_KEY_ID": "test",
+        "AWS_SECRET_ACCESS_KEY": "test",
+        "AWS_DEFAULT_REGION": "us-east-1",
+    }
+    before = {key: os.environ.get(key) for key in settings}
+    os.environ.update(settings)
+    boto3.client("s3", endpoint_url=settings["S3_ENDPOINT_URL"]).create_bucket(Bucket="texts")
+    yield "s3://texts"
+    server.stop()
+    for key, value in before.items():
+        os.environ.pop(key) if value is None else os.environ.update({key: value})
+
+
+@pytest.mark.filterwarnings("ignore::ResourceWarning")  # sockets that boto3 leaves to the garbage collector
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+def test_an_object_store_holds_the_same_corpus(bucket, pile, made, tmp_path, tree_hashes, monkeypatch):
+    import boto3
+
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    assert prepare(_config(pile, f"{bucket}/deep/corpus")) == f"{bucket}/deep/corpus"
+    client = boto3.client("s3", endpoint_url=os.environ["S3_ENDPOINT_URL"])
+    for entry in client.list_objects_v2(Bucket="texts")["Contents"]:
+        path = tmp_path / "fetched" / entry["Key"].removeprefix("deep/corpus/")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        client.download_file("texts", entry["Key"], str(path))
+    assert tree_hashes(tmp_path / "fetched") == tree_hashes(made)
+    assert not [path for path in (tmp_path / "cache").rglob("*") if path.is_file()]
+
+    corpus = ado.open_corpus(f"{bucket}/deep/corpus", cache_dir=tmp_path / "local")
+    here = ado.open_corpus(made)
+    assert corpus.manifest == here.manifest
+    assert np.array_equal(corpus.tokenizer.encode("some text"), here.tokenizer.encode("some text"))
+    assert corpus.domains[0].remote == f"{bucket}/deep/corpus/{here.manifest['domains']['Books']['path']}/train"
+    assert corpus.domains[0].local == str(tmp_path / "local/Books/train")
+    reader = CorpusReader(f"{bucket}/deep/corpus")
+    assert len(reader.shard("Books", "train", reader.index("Books", "train")[0])) > 0
+
+    prepare(_config(pile, f"{bucket}/deep/corpus"))  # complete: nothing to do
+    with pytest.raises(ConfigError, match="a corpus of other input or settings"):
+        prepare(PrepareConfig(tuple(pile[0]), f"{bucket}/deep/corpus", domain_key="meta.pile_set_name", workers=1))
+    with pytest.raises(StorageError, match="s3://nowhere/corpus"):
+        prepare(_config(pile, "s3://nowhere/corpus"))
+    with pytest.raises(NotFound):
+        ado.open_corpus(f"{bucket}/nothing/here", cache_dir=tmp_path / "none")
