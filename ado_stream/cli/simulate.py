@@ -126,7 +126,7 @@ def _draw(spec: Spec, outcomes: dict[str, Outcome], path: Path) -> None:
     shades = [color_of(index) for index in range(len(spec.world.names))]
     with styled():
         figure = new_figure(3.2 + 2.6 * len(outcomes))
-        rows = figure.subfigures(2, 1, height_ratios=[3.2, 2.6 * len(outcomes)])
+        rows: Any = figure.subfigures(2, 1, height_ratios=[3.2, 2.6 * len(outcomes)])
         left, right = rows[0].subplots(1, 2)
         stacks = rows[1].subplots(len(outcomes), 1, squeeze=False)[:, 0]
         for number, (label, outcome) in enumerate(outcomes.items()):

@@ -1,0 +1,110 @@
+"""Each guard keeps its bound, and the repetition guard its epochs over whole runs."""
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import ado_stream as ado
+from ado_stream.policy.simulate import systematic_counts
+
+PRIOR = {"web": 0.7, "code": 0.2, "math": 0.1}
+ABSENT = np.full(3, np.nan)
+
+
+def _drive(policy, steps, batch=64, lag=0, seed=0):
+    """(steps, K) counts drawn from the policy's own mixtures, `lag` steps late."""
+    generator = np.random.default_rng(seed)
+    said, counts = [policy.mixture] * (lag + 1), []
+    for step in range(steps):
+        counts.append(systematic_counts(said[step], batch, generator.random()))
+        said.append(policy.update(2.0 + generator.random(len(counts[0])), counts[-1]))
+    return np.array(counts)
+
+
+def test_floor_and_ceiling_bound_what_the_policy_says():
+    floor = ado.Floor(ado.make_policy("natural", PRIOR), 0.15)
+    np.testing.assert_allclose(floor.mixture, [0.85 * 7 / 9, 0.85 * 2 / 9, 0.15], rtol=1e-15)
+    ceiling = ado.Ceiling(ado.make_policy("natural", PRIOR), {"web": 0.4, "code": 1.0, "math": 1.0})
+    np.testing.assert_allclose(ceiling.update(ABSENT, [1, 1, 1]), [0.4, 0.4, 0.2], rtol=1e-15)
+
+
+def test_pinned_domains_have_their_share_and_the_others_keep_their_ratio():
+    pin = ado.Pin(ado.make_policy("natural", PRIOR), {"math": 0.4})
+    np.testing.assert_allclose(pin.mixture, [0.6 * 7 / 9, 0.6 * 2 / 9, 0.4], rtol=1e-15)
+    by_number = ado.Pin(ado.make_policy("natural", [7, 2, 1]), {2: 0.4})
+    np.testing.assert_allclose(by_number.mixture, pin.mixture, rtol=1e-15)
+
+
+def test_freeze_keeps_the_mixture_while_the_policy_inside_goes_on():
+    freeze = ado.Freeze(ado.make_policy("odm", PRIOR), from_step=3)
+    said = [freeze.update([2.0, 3.0, 4.0], [30, 20, 14]) for _ in range(6)]
+    inside = ado.make_policy("odm", PRIOR)
+    expected = [inside.update([2.0, 3.0, 4.0], [30, 20, 14]) for _ in range(6)]
+    np.testing.assert_array_equal(said, [*expected[:3], *[expected[2]] * 3])
+    np.testing.assert_array_equal(freeze.policy.mixture, expected[-1])
+
+
+@pytest.mark.parametrize("lag", [0, 8])
+@settings(max_examples=30, deadline=None)
+@given(
+    sizes=st.lists(st.integers(1, 4000), min_size=2, max_size=6), epochs=st.floats(0.5, 4.0), seed=st.integers(0, 99)
+)
+def test_no_domain_is_drawn_more_often_than_its_epochs(lag, sizes, epochs, seed):
+    """Uniform wishes against unequal sizes, one-sample domains included: a short domain is spread to the end."""
+    batch, steps = 32, int(0.95 * epochs * sum(sizes)) // 32
+    if steps == 0:
+        return
+    guard = ado.RepetitionGuard(ado.make_policy("uniform", np.ones(len(sizes))), sizes, steps * batch, epochs)
+    drawn_K = _drive(guard, steps, batch, lag, seed).sum(axis=0)
+    # a draw differs from B p by less than one sample, and lag + 1 of them are out when the last mixture is made
+    assert (drawn_K <= epochs * np.array(sizes) + lag + 2).all()
+
+
+def test_a_short_domain_lasts_to_the_end_of_the_run():
+    steps, batch = 400, 64
+    guard = ado.RepetitionGuard(
+        ado.make_policy("uniform", PRIOR), {"web": 1e6, "code": 1e6, "math": 500}, steps * batch, 2
+    )
+    count_TK = _drive(guard, steps, batch)
+    # half of its 1000 in each half: 200 draws of a share of 2.5 samples, each off by less than 1 (0.5 in the mean)
+    assert count_TK[:200, 2].sum() == pytest.approx(500, abs=3 * 0.5 * 200**0.5)
+    assert count_TK[:, 2].sum() == pytest.approx(1000, abs=2)
+    np.testing.assert_allclose(count_TK[:, 0].sum(), count_TK[:, 1].sum(), rtol=2e-3)
+
+
+def test_a_domain_used_up_gets_nothing_and_the_run_goes_on():
+    guard = ado.RepetitionGuard(ado.make_policy("uniform", PRIOR), {"web": 1000, "code": 1000, "math": 1}, 1000, 1.0)
+    mixture_K = guard.update([2.0, 2.0, 2.0], [32, 31, 1])
+    assert mixture_K[2] == 0.0
+    np.testing.assert_allclose(mixture_K[:2], 0.5, rtol=1e-12)
+
+
+def test_the_guard_is_what_prevents_repetition():
+    """The same run without it draws the short domain far beyond its epochs."""
+    drawn_K = _drive(ado.make_policy("uniform", PRIOR), 400).sum(axis=0)
+    assert drawn_K[2] > 8 * 500 * 2
+
+
+@pytest.mark.parametrize(
+    ("make", "says"),
+    [
+        (lambda policy: ado.Floor(policy, 0.4), "0.4 x 3 = 1.2 > 1"),
+        (lambda policy: ado.Ceiling(policy, 0.3), "sum to 0.9 < 1"),
+        (lambda policy: ado.Pin(policy, {"mats": 0.1}), "no domain 'mats'"),
+        (lambda policy: ado.Pin(policy, {"math": 0.7, "code": 0.4}), "sum to 1.1"),
+        (lambda policy: ado.Pin(policy, {"web": 0.3, "math": 0.3, "code": 0.3}), "sum to 0.9"),
+        (lambda policy: ado.Freeze(policy, -1), "0 or more"),
+        (lambda policy: ado.RepetitionGuard(policy, [1, 1, 1], 100, 4.0), "at least 33.33 epochs"),
+        (lambda policy: ado.RepetitionGuard(policy, {"web": 5, "code": 5}, 1), "missing 'math'"),
+    ],
+)
+def test_bounds_that_cannot_hold_are_refused(make, says):
+    with pytest.raises(ado.ConfigError, match=says):
+        make(ado.make_policy("natural", PRIOR))
+
+
+def test_guards_stack_and_tell_their_names():
+    policy = ado.Floor(ado.Pin(ado.make_policy("natural", PRIOR), {"math": 0.0}), 0.05)
+    assert policy.mixture[2] == 0.05  # the outer guard wins
+    assert policy.health()["guards"] == ["pin", "floor"]

@@ -1,0 +1,100 @@
+"""Policies by name: what is offered, and what a wrong name, option or weight gets."""
+
+import subprocess
+import sys
+
+import pytest
+
+import ado_stream as ado
+from ado_stream.policy.registry import GUARDS, POLICIES, make_guard
+
+PRIOR = {"web": 3.0, "code": 1.0}
+
+
+def test_the_names_are_those_of_the_contract():
+    expected = "natural uniform fixed temperature unimax schedule ado odm odm-code doremi"
+    assert set(POLICIES) == set(expected.split())
+    assert set(GUARDS) == {"floor", "ceiling", "pin", "freeze", "repetition"}
+
+
+def test_options_of_ado_are_the_fields_of_its_config():
+    policy = ado.make_policy("ado", PRIOR, start_step=7, floor=0.1, fit={"every": 5}, total_steps=100)
+    assert (policy.config.start_step, policy.config.fit.every) == (7, 5)
+    assert (policy.plan.start_step, policy.plan.interval, policy.plan.ignore_steps) == (7, 2, 10)
+    assert policy.mixture.min() >= 0.1
+    reference = ado.make_policy("ado", PRIOR, preset="reference", interval=50)
+    assert reference.config == ado.AdoConfig.reference(interval=50)
+
+
+@pytest.mark.parametrize(
+    ("steps", "plan"),
+    [(None, (5000, 1000, 1000)), (60_000, (5000, 1000, 1000)), (3000, (300, 60, 300)), (7, (0, 1, 0))],
+)
+def test_the_default_schedule_is_capped_by_the_length_of_the_run(steps, plan):
+    found = ado.AdoPolicy(PRIOR, total_steps=steps).plan
+    assert (found.start_step, found.interval, found.ignore_steps) == plan
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "says"),
+    [
+        ("adp", {}, "did you mean 'ado'"),
+        ("ado", {"statr_step": 3}, "did you mean 'start_step'"),
+        ("ado", {"fit": {"evry": 3}}, "did you mean 'every'"),
+        ("ado", {"preset": "paper"}, "default or reference"),
+        ("ado", {"credit": "residuals"}, "history, residual"),
+        ("ado", {"interval": 0}, "at least 1"),
+        ("ado", {"credit_memory": 1.5}, "from 0.0 to 1.0"),
+        ("ado", {"floor": 0.6}, "0.6 x 2 = 1.2 > 1; at most 0.5"),
+        ("ado", {"total_steps": 100, "start_step": 100}, "would never act.*last step is 99"),
+        ("ado", {"total_steps": 100, "start_step": 90, "interval": 60}, "first refit at step 120"),
+        ("natural", {"tau": 1}, "takes none"),
+        ("temperature", {}, "'tau' is missing"),
+        ("temperature", {"tau": 0}, "above 0"),
+        ("unimax", {"budget": -1}, "above 0"),
+        ("fixed", {"weights": "pile"}, "doremi-pile"),
+        ("fixed", {"weights": {"web": 1}}, "missing 'code'"),
+        ("fixed", {"weights": {"web": 1, "code": -1}}, "domain 'code' has -1"),
+        ("fixed", {"weights": {"web": 0, "code": 0}}, "all 2 weights are 0"),
+        ("fixed", {"weights": [1, 2, 3]}, "2 domains need 2 numbers"),
+        ("fixed", {"weights": ["much", "little"]}, "expected 2 numbers"),
+        ("schedule", {"knots": [(5, [1, 1]), (5, [1, 2])]}, "rising steps"),
+        ("schedule", {"knots": [(0, [1, 1])], "interpolation": "cubic"}, "linear or constant"),
+        ("doremi", {"reference_losses": {"web": 2.0}}, "missing 'code'"),
+        ("doremi", {"reference_losses": [2.0, 2.0], "eta": 0}, "above 0"),
+    ],
+)
+def test_wrong_names_options_and_weights_are_refused(name, options, says):
+    with pytest.raises(ado.ConfigError, match=says):
+        ado.make_policy(name, PRIOR, **options)
+
+
+@pytest.mark.parametrize(
+    ("prior", "says"),
+    [
+        ({"a": 1, "b": -2}, "domain 'b'"),
+        ({"a": 1, "b": float("nan")}, "domain 'b'"),
+        ([0, 0], "are 0"),
+        ([], "no domains"),
+    ],
+)
+def test_priors_that_are_none_are_refused(prior, says):
+    with pytest.raises(ado.ConfigError, match=says):
+        ado.make_policy("ado", prior)
+
+
+def test_guards_by_name():
+    guard = make_guard("floor", ado.make_policy("natural", PRIOR), minimum=0.3)
+    assert guard.mixture.tolist() == [0.7, 0.3]
+    with pytest.raises(ado.ConfigError, match="did you mean 'floor'"):
+        make_guard("flor", guard)
+    with pytest.raises(ado.ConfigError, match="'minimum' is missing"):
+        make_guard("floor", guard)
+
+
+def test_a_policy_costs_no_import_of_torch_or_matplotlib():
+    code = (
+        "import sys, ado_stream as a; a.make_policy('ado', [1, 1]); print({'torch', 'matplotlib'} & set(sys.modules))"
+    )
+    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert found.stdout.strip() == "set()"

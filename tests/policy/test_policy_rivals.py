@@ -1,0 +1,100 @@
+"""The other policies against their formulas, worked out by hand or in plain loops."""
+
+import math
+
+import numpy as np
+import pytest
+
+import ado_stream as ado
+from ado_stream.policy.static import unimax
+from ado_stream.policy.tables import PILE_DOREMI
+
+PRIOR = {"web": 60.0, "code": 30.0, "math": 10.0}
+
+
+def _mixture(name, **options):
+    return ado.make_policy(name, PRIOR, **options).mixture
+
+
+def test_natural_uniform_fixed_and_temperature():
+    np.testing.assert_allclose(_mixture("natural"), [0.6, 0.3, 0.1], rtol=1e-15)
+    np.testing.assert_allclose(_mixture("uniform"), [1 / 3] * 3, rtol=1e-15)
+    weights = {"math": 3, "web": 1, "code": 0}
+    np.testing.assert_allclose(_mixture("fixed", weights=weights), [0.25, 0, 0.75], rtol=1e-15)
+    root_K = np.sqrt([60.0, 30.0, 10.0])
+    np.testing.assert_allclose(_mixture("temperature", tau=2), root_K / root_K.sum(), rtol=1e-14)
+    sizes = {"web": 1.0, "code": 1.0, "math": 1.0}
+    np.testing.assert_allclose(_mixture("temperature", tau=2, sizes=sizes), [1 / 3] * 3, rtol=1e-14)
+
+
+def test_unimax_fills_the_smallest_first():
+    """Budget 90, one epoch: math is used up (10), then 40 each for the others, but code has only 30."""
+    np.testing.assert_allclose(_mixture("unimax", budget=90, max_epochs=1), np.array([50, 30, 10]) / 90, rtol=1e-14)
+    np.testing.assert_allclose(_mixture("unimax", budget=9, max_epochs=1), [1 / 3] * 3, rtol=1e-14)
+    np.testing.assert_allclose(unimax(np.array([60.0, 30.0, 10.0]), 1e9, 2.0), [0.6, 0.3, 0.1], rtol=1e-14)
+
+
+def test_the_published_doremi_table_covers_the_pile_and_sums_to_one():
+    assert len(PILE_DOREMI) == 22
+    assert sum(PILE_DOREMI.values()) == pytest.approx(1.0, abs=2e-4)  # 22 figures rounded to 4 digits
+    policy = ado.make_policy("fixed", dict.fromkeys(PILE_DOREMI, 1.0), weights="doremi-pile")
+    assert policy.mixture[list(PILE_DOREMI).index("Pile-CC")] == pytest.approx(0.6057, abs=1e-4)
+
+
+@pytest.mark.parametrize(("interpolation", "halfway"), [("linear", [0.5, 0.5, 0.0]), ("constant", [1.0, 0.0, 0.0])])
+def test_a_schedule_gives_each_step_its_mixture(interpolation, halfway):
+    knots = [(10, [1, 0, 0]), (20, [0, 2, 0])]
+    policy = ado.make_policy("schedule", PRIOR, knots=knots, interpolation=interpolation)
+    said = [policy.mixture] + [policy.update([2.0, 2.0, 2.0], [1, 1, 1]) for _ in range(30)]
+    np.testing.assert_array_equal(said[0], [1, 0, 0])
+    np.testing.assert_allclose(said[15], halfway, rtol=1e-15)
+    np.testing.assert_array_equal(said[20], [0, 1, 0])
+    np.testing.assert_array_equal(said[30], [0, 1, 0])
+
+
+def _losses(steps):
+    generator = np.random.default_rng(3)
+    count_TK = generator.multinomial(4, [0.6, 0.3, 0.1], size=steps)
+    return np.where(count_TK > 0, generator.uniform(1, 4, (steps, 3)), np.nan), count_TK
+
+
+def _explore(t, num=3):
+    return min(1 / num, math.sqrt(math.log(num) / (num * t)))
+
+
+@pytest.mark.parametrize("form", ["odm", "odm-code"])
+def test_odm_is_its_formula(form):
+    policy, reward, p = ado.make_policy(form, PRIOR), [0.0] * 3, [1 / 3] * 3
+    loss_TK, count_TK = _losses(200)
+    for t, (losses, counts) in enumerate(zip(loss_TK, count_TK, strict=True), 1):
+        for i in range(3):
+            if counts[i]:
+                reward[i] = 0.9 * reward[i] + 0.1 * (losses[i] / p[i] if form == "odm" else math.exp(losses[i]))
+        weight = [math.exp(_explore(t) * r) if form == "odm" else r for r in reward]
+        e = _explore(t + 1)
+        p = [(1 - 3 * e) * w / sum(weight) + e for w in weight]
+        # plain and shifted exponents round apart by 1e-15; rewards of the paper form feed the mixture back
+        np.testing.assert_allclose(policy.update(losses, counts), p, rtol=1e-9)
+
+
+@pytest.mark.parametrize("form", ["odm", "odm-code"])
+def test_odm_survives_losses_that_overflow_an_exponential(form):
+    policy = ado.make_policy(form, PRIOR)
+    for _ in range(30):
+        mixture_K = policy.update([900.0, 1e5, 2.0], [1, 1, 1])
+    assert np.isfinite(mixture_K).all()
+    assert mixture_K.argmax() == 1
+
+
+def test_doremi_is_its_formula():
+    reference = {"web": 2.0, "code": 1.5, "math": 3.0}
+    policy = ado.make_policy("doremi", PRIOR, reference_losses=reference, eta=0.1, smoothing=0.01)
+    np.testing.assert_allclose(policy.mixture, [1 / 3] * 3, rtol=1e-15)
+    w = [1 / 3] * 3
+    loss_TK, count_TK = _losses(200)
+    for losses, counts in zip(loss_TK, count_TK, strict=True):
+        excess = [max(losses[k] - ref, 0.0) if counts[k] else 0.0 for k, ref in enumerate(reference.values())]
+        w = [w[k] * math.exp(0.1 * excess[k]) for k in range(3)]
+        w = [value / sum(w) for value in w]
+        expected_K = [0.99 * value + 0.01 / 3 for value in w]
+        np.testing.assert_allclose(policy.update(losses, counts), expected_K, rtol=1e-11)  # log w against w
