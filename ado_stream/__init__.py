@@ -35,9 +35,8 @@ _HOME = {
     # model
     "export_hugging_face": "ado_stream.evaluate.export",
     # errors
-    **{
-        name: "ado_stream.errors"
-        for name in (
+    **dict.fromkeys(
+        (
             "AdoStreamError",
             "ConfigError",
             "DataError",
@@ -51,8 +50,9 @@ _HOME = {
             "ResumeError",
             "PolicyError",
             "CheckpointError",
-        )
-    },
+        ),
+        "ado_stream.errors",
+    ),
 }
 
 __all__ = [*_HOME, "__version__"]

@@ -1,7 +1,8 @@
 """AdaptiveLoader: the one place where stream, policy and the all-reduce meet.
 
-Each step: the loop takes a batch, trains, and calls `observe` with its per-domain loss sums and token counts. The loader
-adds them over ranks, lets the policy of rank 0 decide, and publishes its mixture for step s + 1 + lag on every rank.
+Each step: the loop takes a batch, trains, and calls `observe` with its per-domain loss sums and token counts. The
+loader adds them over ranks, lets the policy of rank 0 decide, and publishes its mixture for step s + 1 + lag on every
+rank.
 On a GPU the sums are reduced and copied to pinned memory without waiting; they are read when the next step's arrive,
 one of the lag's steps later, so the training loop never synchronises for the policy's sake.
 
@@ -19,7 +20,6 @@ import torch.distributed as dist
 from ado_stream.errors import ConfigError, PolicyError, ResumeError
 from ado_stream.reduction import LossReduction
 from ado_stream.stream.dataset import AdaptiveStreamingDataset
-
 
 _CHECK_STEPS = 64  # how often ranks compare where they stand in the data
 
@@ -161,7 +161,8 @@ class AdaptiveLoader:
                 f"loader.observe() was not called for step {self._observed}; step {self.step} needs it (mixture_lag "
                 f"{lag}).\n  Call loader.observe(loss_sums, token_counts) once after every batch."
             )
-        if self._reduction.oldest() is not None and self._reduction.oldest() + lag < self.step:
+        oldest = self._reduction.oldest()
+        if oldest is not None and oldest + lag < self.step:
             self.flush()
 
     def _update(self, step: int, sum_K: np.ndarray, count_K: np.ndarray) -> None:

@@ -108,7 +108,9 @@ class LossReduction:
 
     def _host_group(self) -> dist.ProcessGroup:
         if self._group is None:
-            self._group = dist.new_group(backend="gloo")
+            group = dist.new_group(backend="gloo")
+            assert isinstance(group, dist.ProcessGroup)
+            self._group = group
         return self._group
 
 

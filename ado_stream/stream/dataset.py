@@ -39,8 +39,8 @@ class AdaptiveStreamingDataset(IterableDataset):
         global_batch_size: B, samples a step over all ranks; a multiple of canonical_nodes and of the number of ranks.
         seed: of order and draw.
         canonical_nodes: C lanes; a node that serves whole lanes reads only their shards. Part of a run's identity.
-        mixture_lag: the mixture published after step s is that of step s + 1 + lag; steps 0 .. lag take the prior. None:
-            a step without a mixture of its own keeps the one before.
+        mixture_lag: the mixture published after step s is that of step s + 1 + lag; steps 0 .. lag take the prior.
+            None: a step without a mixture of its own keeps the one before.
         sampling: "systematic" (|count - B p| < 1 at every step) or "multinomial".
         cache_limit: bytes of cached shards on this machine; None: the whole disk.
         predownload: samples of the mixture's future to keep on the local disk; None: 64 steps.

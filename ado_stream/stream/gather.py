@@ -1,7 +1,7 @@
 """Copies the rows of a batch from memory-mapped shards into one int64 array, in one loop without the GIL.
 
-Rows lie at any byte: each is first copied to an aligned scratch row, which stays in the first-level cache, and cast from
-there. On the way every token is compared with the vocabulary.
+Rows lie at any byte: each is first copied to an aligned scratch row, which stays in the first-level cache, and cast
+from there. On the way every token is compared with the vocabulary.
 """
 
 import numpy as np
@@ -23,7 +23,7 @@ def _pointer(typing_context, address):
 def _gather(address_N, slot_N, scratch_bytes, scratch, vocab_size, out_BT):
     bad = -1
     for n in range(address_N.size):
-        scratch_bytes[:] = carray(_pointer(address_N[n]), scratch_bytes.shape, np.uint8)
+        scratch_bytes[:] = carray(_pointer(address_N[n]), scratch_bytes.shape, np.uint8)  # type: ignore[call-arg]
         row = out_BT[slot_N[n]]
         over = False
         for t in range(scratch.size):
@@ -38,7 +38,7 @@ def _gather(address_N, slot_N, scratch_bytes, scratch, vocab_size, out_BT):
 def gather(
     address_N: np.ndarray, slot_N: np.ndarray, dtype: np.dtype, vocab_size: int | None, out_BT: np.ndarray
 ) -> int:
-    """Writes the row at each address to `out_BT[slot]`; returns the first n with a token outside [0, vocab_size), or -1.
+    """Writes the row at each address to `out_BT[slot]`; returns the first n with a token >= vocab_size or < 0, or -1.
 
     address_N: (N,) uint64, each the begin of T tokens of `dtype`. slot_N: (N,) int64. out_BT: (B, T) int64.
     vocab_size None: any token that int64 holds.

@@ -159,9 +159,9 @@ def _file(entry: Any, where: str) -> dict[str, Any]:
 
 
 def _layout(shard: dict[str, Any], where: str) -> tuple[tuple[str, str, int | None], ...]:
-    names, encodings, sizes = (shard.get(f"column_{part}") for part in ("names", "encodings", "sizes"))
-    lists = [part for part in (names, encodings, sizes) if isinstance(part, list)]
-    if len(lists) != 3 or not len(names) == len(encodings) == len(sizes):
+    parts = [shard.get(f"column_{part}") for part in ("names", "encodings", "sizes")]
+    names, encodings, sizes = (part if isinstance(part, list) else [] for part in parts)
+    if not names or not len(names) == len(encodings) == len(sizes):
         raise IndexInvalid(f"{where}: column_names, column_encodings and column_sizes do not match.")
     for name, encoding, size in zip(names, encodings, sizes, strict=True):
         fits = size is None or (isinstance(size, int) and not isinstance(size, bool) and 0 <= size < _MAX_SHARD_BYTES)
@@ -187,7 +187,7 @@ def _token_column(
         written = dtype or "int64"
     elif kind != "ndarray" or not written:
         raise ConfigError(
-            f"domain '{name}': column '{column}' is encoded as '{encoding}'; expected 'ndarray:<integer type>' or 'bytes'."
+            f"domain '{name}': column '{column}' is encoded as '{encoding}'; expected 'ndarray:<integer>' or 'bytes'."
         )
     if written not in _INTEGER_DTYPES:
         raise ConfigError(f"domain '{name}': column '{column}' holds '{written}'; expected an integer type.")

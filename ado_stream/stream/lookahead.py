@@ -97,8 +97,9 @@ class Lookahead:
     def close(self) -> None:
         """Stops every fetch and waits for its threads; fetches notice `stop` between two reads."""
         self._stop.set()
-        with self._lock:
+        with self._arrived:
             self._waiting.clear()
+            self._arrived.notify_all()
         if self._pool is not None:
             self._pool.shutdown(wait=True, cancel_futures=True)
 
@@ -156,6 +157,8 @@ class Lookahead:
             while not ((future := self._futures.get(key)) and future.done()):
                 if self.failure is not None:
                     raise self.failure
+                if self._stop.is_set():
+                    raise StorageError("the stream was closed.")
                 if time.monotonic() > end:
                     label = self._shards.indexes[domain].spec(shard).label
                     raise StorageError(

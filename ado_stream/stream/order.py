@@ -15,10 +15,10 @@ Invariant: within a lane, positions [e n, (e + 1) n) visit each of its n samples
 from dataclasses import dataclass
 
 import numpy as np
-from numba import njit
 
 from ado_stream.errors import ConfigError
-from ado_stream.stream.randomness import key_of, permutation, permute
+from ado_stream.stream.compiled import group_pieces, ids_of_epoch
+from ado_stream.stream.randomness import key_of, permutation
 
 BLOCK_SAMPLES = 1 << 17
 
@@ -31,42 +31,7 @@ class _Epoch:
     first_id: np.ndarray  # (pieces,) int64: sample id of a piece's first row
     start: np.ndarray  # (pieces + 1,) int64: position of a piece's first sample
     block: np.ndarray  # (blocks + 1,) int64: first piece of a block
-
-
-@njit(cache=True, nogil=True)
-def _group(start, block_samples):
-    """First pieces of the blocks, with the number of pieces at the end."""
-    pieces = start.size - 1
-    bounds = np.empty(pieces + 1, np.int64)
-    count = 0
-    piece = 0
-    target = np.int64(0)
-    while piece < pieces:
-        bounds[count] = piece
-        count += 1
-        begin = start[piece]
-        piece += 1
-        while piece < pieces and start[piece] - begin < target:
-            piece += 1
-        target = min(block_samples, max(2 * target, 2 * (start[piece] - begin)))
-    bounds[count] = pieces
-    return bounds[: count + 1].copy()
-
-
-@njit(cache=True, nogil=True)
-def _ids(first_id, start, block, key, begin, out):
-    """Sample ids at positions begin, begin + 1, ... of one epoch of a lane."""
-    block_start = start[block]
-    b = np.searchsorted(block_start, begin, side="right") - 1
-    for i in range(out.size):
-        position = begin + i
-        while position >= block_start[b + 1]:
-            b += 1
-        low = block_start[b]
-        mixed = low + permute(position - low, block_start[b + 1] - low, key + np.uint64(b))
-        lo, hi = block[b], block[b + 1]
-        piece = lo + np.searchsorted(start[lo:hi], mixed, side="right") - 1
-        out[i] = first_id[piece] + mixed - start[piece]
+    block_start: np.ndarray  # (blocks + 1,) int64: position of a block's first sample
 
 
 class DomainOrder:
@@ -101,7 +66,7 @@ class DomainOrder:
             epoch, begin = divmod(position + done, share)
             part = out[done : done + min(count - done, share - begin)]
             plan = self._plan(lane, epoch)
-            _ids(plan.first_id, plan.start, plan.block, plan.key, begin, part)
+            ids_of_epoch(plan.first_id, plan.start, plan.block, plan.block_start, plan.key, begin, part)
             done += part.size
         return out
 
@@ -127,12 +92,9 @@ class DomainOrder:
         first_id = self._first_id_S[first:last] + (starts - self._start_S[first:last])
         order = permutation(sizes.size, key_of("pieces", self.seed, self.name, lane, epoch))
         start = np.concatenate([[0], np.cumsum(sizes[order])])
-        return _Epoch(
-            key=key_of("samples", self.seed, self.name, lane, epoch),
-            first_id=first_id[order],
-            start=start,
-            block=_group(start, self.block_samples),
-        )
+        block = group_pieces(start, self.block_samples)
+        key = key_of("samples", self.seed, self.name, lane, epoch)
+        return _Epoch(key, first_id[order], start, block, start[block])
 
 
 class StreamingOrder:

@@ -4,6 +4,7 @@ Invariants: batches come in the order of their steps and depend on nothing but (
 anywhere behind reaches `next` as the same exception; every wait has a deadline and says what it waited for.
 """
 
+import logging
 import sys
 import threading
 import time
@@ -20,6 +21,10 @@ from ado_stream.stream.mixture import MixtureBoard
 from ado_stream.stream.order import DomainOrder, StreamingOrder
 from ado_stream.stream.shards import Shards
 from ado_stream.stream.statistics import Statistics
+
+
+_JOIN_S = 30
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -222,7 +227,9 @@ class _Maker:
             self.changed.notify_all()
         self.lookahead.close()
         if self.thread.is_alive() and threading.current_thread() is not self.thread:
-            self.thread.join(timeout=30)
+            self.thread.join(timeout=_JOIN_S)
+            if self.thread.is_alive():
+                _log.warning("a thread of the stream did not end within %d s; it was doing: %s", _JOIN_S, self.doing)
         self.shards.close()
 
     def _run(self) -> None:

@@ -36,7 +36,7 @@ class SampleReader:
     def read(self, ids: np.ndarray) -> np.ndarray:
         """(n, T + 1) int64: the samples numbered `ids` (n,), each in [0, num_samples). Raises IndexError outside."""
         id_N = np.asarray(ids, np.int64)
-        if id_N.size and not (0 <= id_N.min() and id_N.max() < self.num_samples):
+        if id_N.size and (id_N.min() < 0 or id_N.max() >= self.num_samples):
             raise IndexError(f"sample ids {id_N.min()} to {id_N.max()}; this domain has {self.num_samples}.")
         tokens_NT = np.empty((id_N.size, self.row_tokens), np.int64)
         if id_N.size:

@@ -1,7 +1,8 @@
 """All shards of a data set's domains: opened through the node's cache, read by (domain, sample id).
 
-Open shards are kept by last use, bounded by the process's limit of file descriptors and by a limit of bytes; while a shard is open, this process does not evict it. Not for several threads at once:
-one reader owns one `Shards`; downloads ahead go through the cache, which is safe to share.
+Open shards are kept by last use, bounded by the process's limit of file descriptors and by a limit of bytes; while a
+shard is open, this process does not evict it. One reader owns one `Shards`; it is not for several threads at once.
+Downloads ahead go through the cache, which is safe to share.
 """
 
 import resource
@@ -83,8 +84,8 @@ class Shards:
         for name, other in lengths.items():
             if other != length:
                 raise ConfigError(
-                    f"domain '{name}' has {other} tokens a sample, domain '{first}' has {length}. Prepare both with the "
-                    f"same --seq-len."
+                    f"domain '{name}' has {other} tokens a sample, domain '{first}' has {length}. Prepare both with "
+                    f"the same --seq-len."
                 )
         return length
 

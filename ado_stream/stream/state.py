@@ -3,9 +3,10 @@
 The world (ranks, nodes, threads) is not in it: rank 0's state is the whole truth and any world may load it. Keys:
 
     version            1
-    identity           what the order depends on: seed, global_batch_size, canonical_nodes, mixture_lag, sampling, shuffle
+    identity           what the order depends on: seed, global_batch_size, canonical_nodes, mixture_lag, sampling,
+                       shuffle
     step               next step to be handed out
-    domains            {name: {fingerprint, samples, cursors: [C] samples drawn so far per lane}}, in the mixture's order
+    domains            {name: {fingerprint, samples, cursors: [C] drawn so far per lane}}, in the mixture's order
     mixtures           {step: [K]} decided for steps from `step` on ("-1": the one held, without a lag)
 """
 
@@ -82,9 +83,7 @@ def _check(state: dict[str, Any], identity: dict[str, Any], indexes: list[MdsInd
     known = {index.name: index for index in indexes}
     shared = [name for name in domains if name in known]
     if not shared:
-        raise ResumeError(
-            f"none of the saved domains ({', '.join(domains)}) is in this data set ({', '.join(known)}): another corpus?"
-        )
+        raise ResumeError(f"none of the saved domains ({', '.join(domains)}) is in this data set: {', '.join(known)}.")
     for name in shared:
         if domains[name]["fingerprint"] != known[name].fingerprint:
             raise ResumeError(

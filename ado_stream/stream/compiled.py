@@ -1,0 +1,153 @@
+"""The compiled arithmetic of order and draw: integer hashes, a permutation, and the loops over slots and positions.
+
+All of it stands in one file on purpose: Numba's cache on disk notices changes of the file itself but not of functions
+that it calls from other files, and stale code on one node would draw another order there.
+
+Integer arithmetic only, so the same numbers come on every machine, NumPy version and thread. `mix64` is the finaliser
+of SplitMix64 (Steele, Lea, Flood 2014, variant 13 of Stafford). `permute` is an alternating Feistel network with cycle
+walking (Black, Rogaway 2002): a bijection of [0, n) that is evaluated one element at a time, so the order of 10^9
+samples costs no memory. It shuffles; it does not encrypt.
+"""
+
+import numpy as np
+from numba import njit
+
+_GOLDEN = np.uint64(0x9E3779B97F4A7C15)
+_MULTIPLIER_1 = np.uint64(0xBF58476D1CE4E5B9)
+_MULTIPLIER_2 = np.uint64(0x94D049BB133111EB)
+_PAIRS = 4  # of rounds, one for each half
+_PAIRS_SMALL = 16  # halves of a bit or two need more rounds until all permutations are equally likely
+
+
+@njit(cache=True, nogil=True, inline="always")
+def mix64(value: np.uint64) -> np.uint64:
+    """A bijection of 64-bit words in which every output bit depends on every input bit."""
+    value = (value ^ (value >> np.uint64(30))) * _MULTIPLIER_1
+    value = (value ^ (value >> np.uint64(27))) * _MULTIPLIER_2
+    return value ^ (value >> np.uint64(31))
+
+
+@njit(cache=True, nogil=True, inline="always")
+def word(key: np.uint64, counter: np.uint64) -> np.uint64:
+    """The 64-bit word number `counter` of the stream `key`."""
+    return mix64(mix64(counter * _GOLDEN + _GOLDEN) ^ key)
+
+
+@njit(cache=True, nogil=True, inline="always")
+def uniform(key: np.uint64, counter: np.uint64) -> np.float64:
+    """The float64 number `counter` of the stream `key`, in [0, 1): 53 random bits."""
+    return np.float64(word(key, counter) >> np.uint64(11)) * (1.0 / 9007199254740992.0)
+
+
+@njit(cache=True, nogil=True)
+def permute(index: int, size: int, key: np.uint64) -> np.int64:
+    """Where `index` of [0, size) goes under the permutation `key`; fewer than two walks of the network on average."""
+    if size <= 1:
+        return np.int64(0)
+    bits = 2
+    while (1 << bits) < size:
+        bits += 1
+    pairs = _PAIRS if bits > 6 else _PAIRS_SMALL
+    low_bits = np.uint64(bits // 2)
+    low_mask = (np.uint64(1) << low_bits) - np.uint64(1)
+    high_mask = (np.uint64(1) << (np.uint64(bits) - low_bits)) - np.uint64(1)
+    value = np.uint64(index)
+    while True:
+        low = value & low_mask
+        high = value >> low_bits
+        for pair in range(pairs):
+            low ^= mix64(((high << np.uint64(5)) | np.uint64(2 * pair)) * _GOLDEN + key) & low_mask
+            high ^= mix64(((low << np.uint64(5)) | np.uint64(2 * pair + 1)) * _GOLDEN + key) & high_mask
+        value = (high << low_bits) | low
+        if value < np.uint64(size):
+            return np.int64(value)
+
+
+@njit(cache=True, nogil=True)
+def words(key: np.uint64, count: int) -> np.ndarray:
+    """The first `count` words of the stream `key`, uint64."""
+    out = np.empty(count, np.uint64)
+    for index in range(count):
+        out[index] = word(key, np.uint64(index))
+    return out
+
+
+@njit(cache=True, nogil=True)
+def systematic(mixture_K, u, key, domain_B):
+    """Fills `domain_B`: point j takes the domain whose interval of the cumulative mixture holds (u + j) / B."""
+    num_slots = domain_B.size
+    total = 0.0
+    last = 0
+    for k in range(mixture_K.size):
+        total += mixture_K[k]
+        if mixture_K[k] > 0.0:
+            last = k
+    cumulative = 0.0
+    start = 0
+    for k in range(last + 1):
+        cumulative += mixture_K[k]
+        end = num_slots if k == last else min(num_slots, int(np.ceil(num_slots * (cumulative / total) - u)))
+        for j in range(start, end):
+            domain_B[permute(j, num_slots, key)] = k
+        start = max(start, end)
+
+
+@njit(cache=True, nogil=True)
+def multinomial(mixture_K, key, domain_B):
+    """Fills `domain_B`, each slot on its own."""
+    cumulative_K = np.cumsum(mixture_K)
+    total = cumulative_K[-1]
+    last = 0
+    for k in range(mixture_K.size):
+        if mixture_K[k] > 0.0:
+            last = k
+    for slot in range(domain_B.size):
+        point = uniform(key, np.uint64(slot)) * total
+        domain_B[slot] = min(last, np.searchsorted(cumulative_K, point, side="right"))
+
+
+@njit(cache=True, nogil=True)
+def advance(domain_B, cursors_KC, position_B):
+    """Gives every slot the next position of its domain in its lane."""
+    num_lanes = cursors_KC.shape[1]
+    num_slots = domain_B.size
+    for slot in range(num_slots):
+        k = domain_B[slot]
+        lane = slot * num_lanes // num_slots
+        position_B[slot] = cursors_KC[k, lane]
+        cursors_KC[k, lane] += 1
+
+
+@njit(cache=True, nogil=True)
+def group_pieces(start, block_samples):
+    """First pieces of the blocks, and the number of pieces at the end; `start`: positions where pieces begin."""
+    pieces = start.size - 1
+    bounds = np.empty(pieces + 1, np.int64)
+    count = 0
+    piece = 0
+    target = np.int64(0)
+    while piece < pieces:
+        bounds[count] = piece
+        count += 1
+        begin = start[piece]
+        piece += 1
+        while piece < pieces and start[piece] - begin < target:
+            piece += 1
+        target = min(block_samples, max(2 * target, 2 * (start[piece] - begin)))
+    bounds[count] = pieces
+    return bounds[: count + 1].copy()
+
+
+@njit(cache=True, nogil=True)
+def ids_of_epoch(first_id, start, block, block_start, key, begin, out):
+    """Writes the sample ids at positions begin, begin + 1, ... of one epoch of a lane; see order.py's _Epoch."""
+    b = np.searchsorted(block_start, begin, side="right") - 1
+    for i in range(out.size):
+        position = begin + i
+        while position >= block_start[b + 1]:
+            b += 1
+        low = block_start[b]
+        mixed = low + permute(position - low, block_start[b + 1] - low, key + np.uint64(b))
+        lo, hi = block[b], block[b + 1]
+        piece = lo + np.searchsorted(start[lo:hi], mixed, side="right") - 1
+        out[i] = first_id[piece] + mixed - start[piece]

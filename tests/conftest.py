@@ -1,0 +1,25 @@
+"""Fixtures that several rooms share."""
+
+import os
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+
+@pytest.fixture(scope="session")
+def repository() -> Path:
+    """The root of the checkout."""
+    return ROOT
+
+
+@pytest.fixture(scope="session")
+def shared() -> Path:
+    """The folder with golden records and a corpus beside the checkout; tests that need it are skipped without."""
+    path = ROOT.parent / "shared"
+    if not path.is_dir():
+        pytest.skip("no ../shared beside the checkout")
+    return path

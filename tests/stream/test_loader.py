@@ -1,0 +1,183 @@
+"""The loader: losses in, mixtures out, at the stated delay; exact over resumes and ranks."""
+
+import hashlib
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+import ado_stream as ado
+from tests.stream.helpers import ledger
+
+
+class Follows:
+    """A policy that remembers everything it was told and answers with something that depends on all of it."""
+
+    def __init__(self, num_domains=5):
+        self.told = []
+        self.mixture = np.full(num_domains, 1 / num_domains)
+
+    def update(self, mean_losses, sample_counts):
+        self.told.append((np.array(mean_losses), np.array(sample_counts)))
+        weight = 0.7 * self.mixture + np.nan_to_num(mean_losses, nan=0.1) * 1e-4 + 0.01 * (sample_counts % 3)
+        self.mixture = weight / weight.sum()
+        return self.mixture
+
+    def state_dict(self):
+        return {"mixture": self.mixture.tolist(), "told": len(self.told)}
+
+    def load_state_dict(self, state, names=None):
+        self.mixture = np.array(state["mixture"])
+
+
+def make(corpus, policy=None, **changes):
+    dataset = ado.AdaptiveStreamingDataset(corpus, global_batch_size=24, seed=5, canonical_nodes=2, **changes)
+    return ado.AdaptiveLoader(dataset, policy=policy or Follows(), prefetch=3)
+
+
+def losses(batch, num_domains=5):
+    """(loss sums, token counts) per domain: a row's loss is its mean token, exact in float64."""
+    row = batch["tokens"].double().sum(1)
+    sums = torch.zeros(num_domains, dtype=torch.float64).index_add_(0, batch["domain"], row)
+    counts = torch.bincount(batch["domain"], minlength=num_domains) * batch["tokens"].shape[1]
+    return sums, counts
+
+
+def train(loader, steps):
+    batches, mixtures = [], []
+    for batch in loader:
+        loader.observe(*losses(batch))
+        batches.append(batch)
+        mixtures.append(loader.mixture.tobytes())
+        if len(batches) == steps:
+            return ledger(batches), mixtures
+    raise AssertionError("the stream ended")
+
+
+def test_the_policy_is_told_global_means_and_its_answer_comes_after_the_lag(corpus):
+    policy = Follows()
+    with make(corpus, policy, mixture_lag=4) as loader:
+        answers = []
+        for batch in loader:
+            step = batch["step"]
+            sums, counts = losses(batch)
+            loader.observe(sums, counts)
+            told, samples = policy.told[-1]
+            absent = counts.numpy() == 0
+            assert np.isnan(told[absent]).all()
+            assert told[~absent] == pytest.approx((sums / counts).numpy()[~absent], rel=1e-15)
+            assert np.array_equal(samples, loader.dataset.sample_counts(step))
+            answers.append(policy.mixture.copy())
+            expected = answers[step - 5] if step >= 5 else loader.dataset.prior_K
+            assert np.array_equal(loader.mixture, expected)
+            assert np.array_equal(loader.dataset.mixture(step), expected)
+            if step == 30:
+                break
+
+
+def test_saved_and_loaded_at_any_step_it_goes_on_exactly(corpus):
+    with make(corpus) as loader:
+        entries, mixtures = train(loader, 60)
+    for stop in (1, 9, 25):
+        first = make(corpus)
+        train(first, stop)
+        state = json.loads(json.dumps(first.state_dict()))
+        first.close()
+        second = make(corpus)
+        second.load_state_dict(state)
+        again, their = train(second, 60 - stop)
+        second.close()
+        assert again == entries[stop * 24 :]
+        assert their == mixtures[stop:]
+
+
+def test_forgetting_observe_names_the_call_and_the_step(corpus):
+    with (
+        make(corpus, mixture_lag=4) as loader,
+        pytest.raises(ado.PolicyError, match=r"loader.observe\(\) .* step 0; step 5"),
+    ):
+        for _ in loader:
+            pass
+
+
+def test_observing_twice_or_in_the_wrong_shape_is_an_error(corpus):
+    with make(corpus) as loader:
+        batch = next(iter(loader))
+        with pytest.raises(ado.PolicyError, match=r"shape \(4,\); expected \(5,\)"):
+            loader.observe(torch.zeros(4), torch.zeros(4))
+    with make(corpus) as loader:
+        batch = next(iter(loader))
+        loader.observe(*losses(batch))
+        with pytest.raises(ado.PolicyError, match="step 1 was not handed out"):
+            loader.observe(*losses(batch))
+
+
+def test_a_lag_below_the_prefetch_depth_is_refused(corpus):
+    dataset = ado.AdaptiveStreamingDataset(corpus, global_batch_size=24, mixture_lag=2)
+    with pytest.raises(ado.ConfigError, match="mixture_lag 2 is less than prefetch 4"):
+        ado.AdaptiveLoader(dataset, policy=Follows())
+    with pytest.raises(ado.ConfigError, match="the policy has 4 domains, the data set 5"):
+        ado.AdaptiveLoader(ado.AdaptiveStreamingDataset(corpus, global_batch_size=24), policy=Follows(4))
+
+
+def fingerprint(step, mixture, rows):
+    """One line for a step's global batch and mixture, the same however many ranks made it."""
+    digest = hashlib.sha1(json.dumps(rows).encode()).hexdigest()
+    return f"{step} {mixture.tobytes().hex()} {digest}"
+
+
+def plain_rows(batch):
+    return [(int(domain), row.tolist()) for domain, row in zip(batch["domain"], batch["tokens"], strict=True)]
+
+
+WORKER = """
+import json, os, sys
+sys.path.insert(0, os.environ["ROOT"])
+import torch.distributed as dist
+import ado_stream as ado
+from tests.stream.test_loader import fingerprint, losses, make, plain_rows
+dist.init_process_group("gloo")
+loader = make([ado.Domain(name, local=path) for name, path in json.loads(os.environ["DOMAINS"])])
+steps = []
+for batch in loader:
+    loader.observe(*losses(batch))
+    steps.append((batch["step"], loader.mixture, plain_rows(batch)))
+    if batch["step"] == 39:
+        break
+gathered = [None] * dist.get_world_size()
+dist.all_gather_object(gathered, steps)
+loader.close()
+if dist.get_rank() == 0:
+    for parts in zip(*gathered):
+        assert len({mixture.tobytes() for _, mixture, _ in parts}) == 1, "mixtures differ between ranks"
+        print(fingerprint(*parts[0][:2], [row for part in parts for row in part[2]]))
+dist.destroy_process_group()
+"""
+
+
+def test_ranks_agree_to_the_bit_and_read_one_global_batch(corpus, tmp_path):
+    """Sums of these losses are whole numbers, exact in any order: so 1 and 4 ranks must agree to the bit, too."""
+    expected = []
+    with make(corpus) as loader:
+        for batch in loader:
+            loader.observe(*losses(batch))
+            expected.append(fingerprint(batch["step"], loader.mixture, plain_rows(batch)))
+            if batch["step"] == 39:
+                break
+    script = tmp_path / "worker.py"
+    script.write_text(WORKER)
+    environment = {
+        **os.environ,
+        "ROOT": str(Path(__file__).resolve().parents[2]),
+        "DOMAINS": json.dumps([[domain.name, domain.local] for domain in corpus]),
+        "OMP_NUM_THREADS": "1",
+    }
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=4", str(script)]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert [line for line in done.stdout.splitlines() if line[:1].isdigit()] == expected
