@@ -5,6 +5,7 @@ Tolerance: float64 sums of at most 3,000 terms in another order: 3,000 units of 
 
 import pytest
 import torch
+
 from ado_kernels.ops.domain_loss import domain_loss_reference
 from ado_kernels.ops.domain_loss.gpu import domain_loss_gpu
 

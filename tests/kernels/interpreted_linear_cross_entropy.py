@@ -9,6 +9,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+
 from ado_kernels.ops.linear_cross_entropy import gpu
 from ado_kernels.ops.linear_cross_entropy.problem import Problem
 

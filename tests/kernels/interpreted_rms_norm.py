@@ -8,6 +8,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+
 from ado_kernels.ops.launch import launch
 from ado_kernels.ops.rms_norm import gpu, rms_norm_reference
 from ado_kernels.ops.rms_norm.gpu import backward_gpu, forward_gpu

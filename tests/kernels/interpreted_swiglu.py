@@ -6,6 +6,7 @@ unit of 2^-7; the absolute part covers gradients that cancel near the zero of si
 
 import pytest
 import torch
+
 from ado_kernels.ops.swiglu import swiglu_reference
 from ado_kernels.ops.swiglu.gpu import backward_gpu, forward_gpu
 
@@ -15,7 +16,7 @@ pytestmark = pytest.mark.usefixtures("poisoned")
 
 def check(gate, up, dout):
     dtype = gate.dtype
-    close = dict(rtol=RELATIVE[dtype], atol=max(RELATIVE[dtype] / 16, 1e-6) if dtype != torch.float64 else 1e-14)
+    close = {"rtol": RELATIVE[dtype], "atol": max(RELATIVE[dtype] / 16, 1e-6) if dtype != torch.float64 else 1e-14}
     wide_gate, wide_up = gate.double().requires_grad_(), up.double().requires_grad_()
     expected = swiglu_reference(wide_gate, wide_up)
     expected.backward(dout.double())

@@ -135,7 +135,7 @@ def _reduce(problem: Problem, result: Result, domain_ids: torch.Tensor, num_doma
     if problem.z_loss:
         total = total + problem.z_loss * result.squares_N.sum(dtype=torch.float64)
     tokens_per_id = kept_N.numel() // max(domain_ids.numel(), 1)
-    ids_N = domain_ids.reshape(-1, 1).expand(-1, tokens_per_id).reshape(-1)
+    ids_N = domain_ids.flatten()[:, None].expand(-1, tokens_per_id).flatten()
     sums_K, counts_K = domain_loss(result.losses_N, torch.where(kept_N, ids_N, -1), num_domains)
     loss = (total * inverse).to(accumulation_dtype(problem.compute_dtype))
     return loss, sums_K, counts_K, result.dhidden_NH, result.dweight_VH, inverse

@@ -30,7 +30,7 @@ def linear_cross_entropy_cpu(problem: Problem) -> Result:
     squares_N = torch.empty(num_rows, dtype=torch.float64)
     dhidden_NH = torch.empty(hidden_NH.shape if problem.hidden_grad else 0, dtype=dtype)
     dweight_VH = torch.zeros(weight_VH.shape if problem.weight_grad else 0, dtype=dtype)
-    for start in range(0, num_rows, rows):
+    for start in range(0, num_rows, max(rows, 1)):
         part = slice(start, min(start + rows, num_rows))
         x_CH = hidden_NH[part]
         logits_CV = buffer[: x_CH.shape[0] * vocabulary].view(-1, vocabulary)
