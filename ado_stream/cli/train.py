@@ -23,7 +23,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Runs the verb."""
     from ado_stream.train.config import load_config
+    from ado_stream.train.host import let_idle_threads_sleep
 
+    let_idle_threads_sleep()
     config = load_config(Path(args.config), args.overrides)
     if args.dry_run:
         from ado_stream.train.plan import plan_run, plan_text

@@ -34,7 +34,7 @@ from ado_stream.train.checkpoint import Checkpointer, TrainingState, load_facts,
 from ado_stream.train.config import TrainConfig, save_config
 from ado_stream.train.describe import fit_line, run_line
 from ado_stream.train.distributed import World, join_world, on_main
-from ado_stream.train.memory import keep_freed_memory
+from ado_stream.train.host import keep_freed_memory
 from ado_stream.train.parallel import ParallelModel
 from ado_stream.train.sinks import make_sinks
 from ado_stream.train.step import TrainStep, make_optimizer

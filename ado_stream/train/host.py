@@ -1,0 +1,33 @@
+"""How training on a CPU uses its machine: threads that sleep when idle, freed memory that stays with the process.
+
+Both are about small models, whose steps are many short operations; benchmarks/bench_train.py measures each.
+"""
+
+import ctypes
+import os
+
+M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # malloc.h
+BLOCK_BYTES = 1 << 30
+TRIM_BYTES = (1 << 31) - 1
+
+
+def let_idle_threads_sleep() -> None:
+    """OpenMP threads wait without spinning, unless the user said otherwise; call before torch is imported.
+
+    A spinning thread of torch takes a core from the Numba kernels, from the loader's threads, and from everyone else
+    on the machine; where cores are oversubscribed, that makes steps several times slower.
+    """
+    os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+
+
+def keep_freed_memory() -> bool:
+    """Blocks up to 1 GiB come from the heap, and the heap is not trimmed below 2 GiB; False where glibc is not used.
+
+    glibc maps each large block anew and unmaps it when freed; every step then pays a page fault for every 4 KiB of
+    its activations, which on virtual machines can be most of the step. On GPUs torch's caching allocator does this.
+    """
+    try:
+        mallopt = ctypes.CDLL(None).mallopt
+    except AttributeError:
+        return False
+    return bool(mallopt(M_MMAP_THRESHOLD, BLOCK_BYTES)) and bool(mallopt(M_TRIM_THRESHOLD, TRIM_BYTES))
