@@ -53,6 +53,8 @@ def run(args: argparse.Namespace) -> int:
         _print(summary, recorded)
     if args.plot:
         _draw(recorded, replace(recorded, label=f"{args.policy} on {recorded.label}", mixture_SK=mixture_SK), args.plot)
+        if not args.json:
+            print(f"drawn: {args.plot}")
     return 0
 
 
@@ -75,4 +77,3 @@ def _draw(recorded: Any, replayed: Any, path: str) -> None:
         plot = draw_mixture([recorded, replayed], colors_of(recorded.domains))
         assert plot is not None, "every step has a mixture"
         plot.figure.savefig(Path(path))
-    print(f"drawn: {path}")

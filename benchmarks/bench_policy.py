@@ -1,0 +1,118 @@
+"""What a step of the policy costs, at any t and K; what its state weighs; how fast the closed loop runs.
+
+Bars: update() at most 60 us at K = 22, and t = 1,000,000 within 20 % of t = 100; 60,000 simulated steps in under 10 s
+at K = 22 and under 3 minutes at K = 1000 (`--full`: minutes). Blocks of updates at both t are timed in turn, refits
+are not in them (bench_fit times those); the ratio is that of the medians.
+"""
+
+import argparse
+import json
+import statistics
+import time
+
+import numpy as np
+
+import ado_stream as ado
+from ado_stream.policy.simulate import read_spec, simulate
+from ado_stream.policy.worlds import default_spec
+from benchmarks.common import median_s, write_result
+
+BATCH = 256
+BLOCK_STEPS = 200
+EARLY_STEP, LATE_STEP = 100, 1_000_000
+
+
+class Driver:
+    """A policy fed with the same thousand batches over and over, its laws given: updates without a fit."""
+
+    def __init__(self, num_domains: int, **settings):
+        generator = np.random.default_rng(0)
+        prior_K = generator.dirichlet(np.full(num_domains, 0.5)) + 1e-4
+        law = ado.ScalingLawFit(
+            generator.normal(2.0, 0.3, num_domains), np.full(num_domains, 0.6), generator.uniform(0.1, 0.6, num_domains)
+        )
+        config = ado.AdoConfig(start_step=0, interval=1000, ignore_steps=0, **settings)
+        self.policy = ado.AdoPolicy(prior_K, config, lambda *_: law)
+        self._count_TK = generator.multinomial(BATCH, prior_K / prior_K.sum(), size=1000)
+        noisy_TK = generator.normal(3.0, 0.1, (1000, num_domains))
+        self._loss_TK = np.where(self._count_TK > 0, noisy_TK, np.nan)
+
+    def advance(self, steps: int) -> float:
+        """Seconds that this many updates took."""
+        update, loss_TK, count_TK = self.policy.update, self._loss_TK, self._count_TK
+        start = time.perf_counter()
+        for step in range(steps):
+            update(loss_TK[step % 1000], count_TK[step % 1000])
+        return time.perf_counter() - start
+
+
+def cost_of_update(num_domains: int, late_step: int, blocks: int = 25, **settings) -> dict[str, float]:
+    """Median microseconds of update() near t = 100 and t = late_step, blocks taken in turn."""
+    late = Driver(num_domains, **settings)
+    late.advance(late_step)
+    early_us, late_us = [], []
+    for _ in range(blocks):
+        early = Driver(num_domains, **settings)
+        early.advance(EARLY_STEP)
+        early_us.append(early.advance(BLOCK_STEPS) / BLOCK_STEPS * 1e6)
+        late_us.append(late.advance(BLOCK_STEPS) / BLOCK_STEPS * 1e6)
+    return {
+        "early_us": statistics.median(early_us),
+        "late_us": statistics.median(late_us),
+        "best_us": min(early_us + late_us),
+        "late_step": late_step,
+        "late_over_early": statistics.median(late_us) / statistics.median(early_us),
+    }
+
+
+def cost_of_state(num_domains: int, steps: int) -> dict[str, float]:
+    """Megabytes of the state as JSON after that many steps, and seconds to save and to load it."""
+    driver = Driver(num_domains)
+    driver.advance(steps)
+    text = json.dumps(driver.policy.state_dict())
+    fresh = Driver(num_domains).policy
+    return {
+        "steps": steps,
+        "megabytes": len(text) / 1e6,
+        "save_s": median_s(lambda: json.dumps(driver.policy.state_dict()), repeats=3),
+        "load_s": median_s(lambda: fresh.load_state_dict(json.loads(text)), repeats=3),
+    }
+
+
+def closed_loop(num_domains: int, steps: int) -> dict[str, float]:
+    """Seconds of a simulated run of ADO with its real fits."""
+    given = default_spec(steps) if num_domains == 22 else {"steps": steps, "domains": num_domains, "noise": 0.35}
+    spec = read_spec({**given, "policies": {"ado": {}}})
+    simulate(read_spec({**given, "steps": 300, "policies": {"ado": {}}}), spec.make("ado"))  # loads compiled code
+    start, start_cpu = time.perf_counter(), time.process_time()
+    outcome = simulate(spec, spec.make("ado"))
+    return {
+        "steps": steps,
+        "seconds": time.perf_counter() - start,
+        "processor_seconds": time.process_time() - start_cpu,
+        "refits": outcome.policy.health()["refits"],
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--full", action="store_true", help="with the closed loop at K = 1000 (minutes)")
+    args = parser.parse_args()
+    cases = {
+        "default": cost_of_update(22, LATE_STEP),
+        "residual credit": cost_of_update(22, 10_000, credit="residual"),
+        "reference": cost_of_update(22, 10_000, floor=0.01, floor_rule="reference"),
+    }
+    payload = {
+        "update_K22": cases,
+        "update_K1000": cost_of_update(1000, 10_000),
+        "state_K22": cost_of_state(22, 60_000),
+        "simulate_K22": closed_loop(22, 60_000),
+    }
+    if args.full:
+        payload["simulate_K1000"] = closed_loop(1000, 60_000)
+    write_result("policy", payload)
+
+
+if __name__ == "__main__":
+    main()
