@@ -52,11 +52,11 @@ class ScalingLawFit:
     log_beta: np.ndarray
     log_eps: np.ndarray
     alpha: np.ndarray
-    objective: np.ndarray | None = None
-    valid: np.ndarray | None = None
-    at_bound: np.ndarray | None = None
-    residual_scale: np.ndarray | None = None
-    num_points: np.ndarray | None = None
+    objective: np.ndarray = None  # type: ignore[assignment]  # this and the next: None is filled in
+    valid: np.ndarray = None  # type: ignore[assignment]
+    at_bound: np.ndarray = None  # type: ignore[assignment]
+    residual_scale: np.ndarray = None  # type: ignore[assignment]
+    num_points: np.ndarray = None  # type: ignore[assignment]
 
     def __post_init__(self) -> None:
         theta = [np.array(value, dtype=np.float64, ndmin=1) for value in (self.log_beta, self.log_eps, self.alpha)]

@@ -18,7 +18,7 @@ from ado_kernels.fit.step import (
     penalty_value,
 )
 
-_MAX_DAMPING = 1e10
+MAX_DAMPING = 1e10
 
 
 @njit(cache=True, nogil=True)
@@ -51,7 +51,7 @@ def minimise(theta_P, points, delta, face, max_passes, tolerance):
     damping = 1.0
     passes = 1
     small_gains = 0
-    while passes < max_passes and damping < _MAX_DAMPING and small_gains < 2:
+    while passes < max_passes and damping < MAX_DAMPING and small_gains < 2:
         predicted = -model_step(theta_P, sums, x0, damping, face, new_P)
         goal = tolerance * (f + ALPHA_LOW_KINK)
         if not predicted > 0.01 * goal:

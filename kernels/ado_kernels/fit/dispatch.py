@@ -26,6 +26,10 @@ def scaling_law_fit(
     _check(counts, losses)
     if backend not in BACKENDS:
         raise ValueError(f"unknown fit backend {backend!r}; the backends are: {', '.join(BACKENDS)}")
+    if backend == "torch":
+        from ado_kernels.fit import torch_fit
+
+        return torch_fit.fit(counts, losses, options)
     from ado_kernels.fit import numba_fit
 
     return numba_fit.fit(counts, losses, options)

@@ -28,7 +28,7 @@ def fast_exp(x):
     shifted = x * _LOG2_E + _ROUNDER
     k = shifted - _ROUNDER
     r = (x - k * _LN2_HIGH) - k * _LN2_LOW
-    p = 1.0 / 3628800
+    p = np.float64(1.0 / 3628800)
     p = p * r + 1.0 / 362880
     p = p * r + 1.0 / 40320
     p = p * r + 1.0 / 5040
@@ -52,7 +52,7 @@ def fast_log(s):
     exponent = np.uint64(k + _ROUNDER_BITS).view(np.float64) - _ROUNDER
     w = (m - 1.0) / (m + 1.0)
     z = w * w
-    p = 2.0 / 15
+    p = np.float64(2.0 / 15)
     p = p * z + 2.0 / 13
     p = p * z + 2.0 / 11
     p = p * z + 2.0 / 9

@@ -18,15 +18,15 @@ from ado_kernels.fit.problem import ALPHA_HIGH_KINK, ALPHA_LOW_KINK
 from ado_kernels.fit.step import FACE_LOG_BETA, FACE_LOG_EPS, NO_FACE
 
 NUM_BINS = 96
-_WIDTHS = (0.3, 0.03, 0.0)  # Huber widths of the coarse search, none below delta
+WIDTHS = (0.3, 0.03, 0.0)  # Huber widths of the coarse search, none below delta
 NUM_FACES = 5  # the free search and the four kinks
-_COARSE_PASSES = 30
-_FULL_PASSES = 300
-_COARSE_TOLERANCE = 1e-3  # relative to F + 0.001, as the next
-_TOLERANCE = 1e-9
+COARSE_PASSES = 30
+FULL_PASSES = 300
+COARSE_TOLERANCE = 1e-3  # relative to F + 0.001, as the next
+TOLERANCE = 1e-9
 _SAME = 1e-4  # ends closer than this in F, relative to F + 0.001, are one
-_VANISHED = 3e-4  # reducible part over eps below which a law counts as constant
-_SEED = 1e-3
+VANISHED = 3e-4  # reducible part over eps below which a law counts as constant
+SEED = 1e-3
 
 
 class Grid(NamedTuple):
@@ -76,7 +76,7 @@ def _best_start(grid, start, points, theta_P):
                 trial_P[1] = grid.log_eps[j]
                 trial_P[2] = grid.alpha[first + k]
                 put_on_face(trial_P, face)
-                value = huber_sum(trial_P, points, _WIDTHS[0])
+                value = huber_sum(trial_P, points, WIDTHS[0])
                 if value < best:
                     best = value
                     theta_P[:] = trial_P
@@ -101,7 +101,7 @@ def _escape(theta_P, grid, points):
             curve += grid.delta / max(abs(r), grid.delta) * shape * shape
         if fall / np.sqrt(curve) > best:
             best = fall / np.sqrt(curve)
-            theta_P[0] = theta_P[1] + np.log(_SEED) + alpha * x0
+            theta_P[0] = theta_P[1] + np.log(SEED) + alpha * x0
             theta_P[2] = alpha
     return best > 0.0
 
@@ -114,8 +114,8 @@ def _coarse_minima(grid, points, theta_GP, value_G):
         theta_P = theta_GP[found]
         face = _best_start(grid, start, points, theta_P)
         value = 0.0
-        for width in _WIDTHS:
-            value, _ = minimise(theta_P, points, max(width, grid.delta), face, _COARSE_PASSES, _COARSE_TOLERANCE)
+        for width in WIDTHS:
+            value, _ = minimise(theta_P, points, max(width, grid.delta), face, COARSE_PASSES, COARSE_TOLERANCE)
         known = False
         for j in range(found):
             known = known or abs(value - value_G[j]) < _SAME * (value + ALPHA_LOW_KINK)
@@ -133,14 +133,14 @@ def search(x_M, y_M, grid, theta_P):
     value_G = np.empty(NUM_FACES + grid.alpha.size)
     best = np.inf
     for j in range(_coarse_minima(grid, coarse, theta_GP, value_G)):
-        f, _ = minimise(theta_GP[j], points, grid.delta, NO_FACE, _FULL_PASSES, _TOLERANCE)
+        f, _ = minimise(theta_GP[j], points, grid.delta, NO_FACE, FULL_PASSES, TOLERANCE)
         if f < best:
             best = f
             theta_P[:] = theta_GP[j]
     trial_P = theta_P.copy()
-    vanished = theta_P[0] - theta_P[2] * x_M.mean() - theta_P[1] < np.log(_VANISHED)
+    vanished = theta_P[0] - theta_P[2] * x_M.mean() - theta_P[1] < np.log(VANISHED)
     if vanished and _escape(trial_P, grid, points):
-        f, _ = minimise(trial_P, points, grid.delta, NO_FACE, _FULL_PASSES, _TOLERANCE)
+        f, _ = minimise(trial_P, points, grid.delta, NO_FACE, FULL_PASSES, TOLERANCE)
         if f < best:
             best = f
             theta_P[:] = trial_P

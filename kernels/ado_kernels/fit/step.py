@@ -26,8 +26,8 @@ EPS_PULL = (0.0, 0.0, -1.0)
 ALPHA_PULL = (0.0, 0.0, 0.0, -1.0, 1.0)
 SHRINK = 0.01  # least factor by which v changes in a step; 1 / SHRINK the largest
 NO_FACE, FACE_LOG_BETA, FACE_LOG_EPS, FACE_ALPHA_HIGH, FACE_ALPHA_LOW = 0, 1, 2, 3, 4
-_SMALLEST_ALPHA = 1e-9
-_TINY = 1e-14
+SMALLEST_ALPHA = 1e-9
+TINY = 1e-14
 
 
 @njit(cache=True, nogil=True)
@@ -79,7 +79,7 @@ def _tangent(state, law, jacobian):
     jacobian[:] = 0.0
     jacobian[0, 0] = 1.0
     jacobian[1, 1] = 1.0
-    if eps_state != HELD and (beta_state == FREE or beta_state == PULLED):
+    if eps_state != HELD and (beta_state in (FREE, PULLED)):
         jacobian[0, 0] = 0.0
         jacobian[0, 1] = 1.0 / (alpha * v)
         jacobian[0, 2] = x0 - 1.0 / alpha
@@ -89,7 +89,7 @@ def _tangent(state, law, jacobian):
     elif eps_state != HELD:
         jacobian[1, 1] = 1.0 / eps
         jacobian[1, 2] = x0 * v_held / eps if beta_state == HELD else 0.0
-    elif beta_state == FREE or beta_state == PULLED:
+    elif beta_state in (FREE, PULLED):
         jacobian[0, 2] = x0
 
 
@@ -106,9 +106,9 @@ def _retract(state, theta_P, law, d, new_P):
     if beta_state == VANISHING:
         new_P[0] = theta_P[0] + np.log(SHRINK)
     if eps_state == HELD:
-        if beta_state == FREE or beta_state == PULLED:
+        if beta_state in (FREE, PULLED):
             new_P[0] = theta_P[0] + d[0] + (new_P[2] - alpha) * x0
-    elif beta_state == FREE or beta_state == PULLED:
+    elif beta_state in (FREE, PULLED):
         new_v = min(max((alpha * v + d[1]) / new_P[2], SHRINK * v), v / SHRINK)
         new_eps = max(eps + v + d[0] - new_v, 0.1 * eps)
         d[0] = new_eps + new_v - eps - v
@@ -133,12 +133,12 @@ def _pulled_back(jacobian, h):
     p2, q2 = h00 * a2 + h01 * e2 + h02, h01 * a2 + h11 * e2 + h12
     r2 = h02 * a2 + h12 * e2 + h22
     return (
-        a0 * p0 + e0 * q0 + _TINY,
+        a0 * p0 + e0 * q0 + TINY,
         a0 * p1 + e0 * q1,
         a0 * p2 + e0 * q2,
-        a1 * p1 + e1 * q1 + _TINY,
+        a1 * p1 + e1 * q1 + TINY,
         a1 * p2 + e1 * q2,
-        a2 * p2 + e2 * q2 + r2 + _TINY,
+        a2 * p2 + e2 * q2 + r2 + TINY,
     )
 
 
@@ -172,7 +172,7 @@ def _solve_piece(state, alpha_state, model, d, new_P):
     """Writes the piece's solution into new_P; returns the model's smooth part plus the penalty there (inf: none)."""
     theta_P, law, gradient, a, jacobian = model
     beta_state, eps_state = state
-    holds_alpha = alpha_state == HELD or alpha_state == HELD_HIGH or beta_state == VANISHING
+    holds_alpha = alpha_state in (HELD, HELD_HIGH) or beta_state == VANISHING
     d[0] = SHRINK - 1.0 if beta_state == VANISHING else LOG_BETA_KINK - theta_P[0]
     d[1] = LOG_EPS_KINK - theta_P[1]
     d[2] = 0.0
@@ -183,7 +183,7 @@ def _solve_piece(state, alpha_state, model, d, new_P):
     g_beta = gradient[0] + BETA_PULL[beta_state]
     g_eps = gradient[1] + EPS_PULL[eps_state]
     pulled = (g_beta, g_eps, gradient[2] + ALPHA_PULL[alpha_state])
-    held = (beta_state == HELD or beta_state == VANISHING, eps_state == HELD, holds_alpha)
+    held = (beta_state in (HELD, VANISHING), eps_state == HELD, holds_alpha)
     if not solve_held(a, _transposed(jacobian, pulled), held, d):
         return np.inf
     new_P[2] = theta_P[2] + d[2]
@@ -221,7 +221,7 @@ def model_step(theta_P, sums, x0, damping, face, new_P):
         scale * sums[8] + damping * sums[14],
         scale * sums[9] + damping * sums[15],
     )
-    alpha = theta_P[2] if abs(theta_P[2]) > _SMALLEST_ALPHA else _SMALLEST_ALPHA
+    alpha = theta_P[2] if abs(theta_P[2]) > SMALLEST_ALPHA else SMALLEST_ALPHA
     law = (np.exp(theta_P[1]), np.exp(theta_P[0] - alpha * x0), np.exp(LOG_BETA_KINK - alpha * x0), alpha, x0)
     gradient = (sums[1], sums[2], sums[3])
     here = penalty_value(theta_P[0], theta_P[1], theta_P[2])

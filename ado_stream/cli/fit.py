@@ -1,0 +1,155 @@
+"""Fit scaling laws to recorded losses: one table row per domain, and a picture on request.
+
+The file is CSV with a header: a column `samples` (cumulative samples, shared by all domains) or `step` (then samples =
+(step + 1) * --batch-size), and one column of losses in nats per token for every domain. Empty cells are missing points.
+"""
+
+import argparse
+import csv
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ado_stream.errors import ConfigError, DataError
+from ado_stream.policy.laws import FitConfig, ScalingLawFit, fit_scaling_laws, prepare_history
+
+AXES = ("samples", "step")
+BOUNDS = ("beta", "eps", "alpha")
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    default = FitConfig()
+    parser.add_argument("losses", metavar="LOSSES.csv", type=Path, help="column `samples` or `step`, one per domain")
+    parser.add_argument(
+        "--batch-size", type=int, default=1, help="samples a step, where the column is `step` (default 1)"
+    )
+    parser.add_argument(
+        "--smooth-window", type=int, default=default.smooth_window, help="rows under the smoothing filter; 0: none"
+    )
+    parser.add_argument("--ignore-steps", type=int, default=default.ignore_steps, help="rows dropped from the front")
+    parser.add_argument("--every", type=int, default=default.every, help="fit every n-th row after smoothing")
+    parser.add_argument("--backend", default="auto", help="auto, numba, torch or triton")
+    parser.add_argument("--json", action="store_true", help="print the laws as JSON")
+    parser.add_argument("--plot", metavar="FILE.png", type=Path, help="draw the fitted points and the laws")
+
+
+def run(args: argparse.Namespace) -> None:
+    if args.batch_size < 1:
+        raise ConfigError(f"--batch-size must be 1 or more, got {args.batch_size}")
+    names, samples_T, losses_KT = read_losses(args.losses, args.batch_size)
+    config = FitConfig(smooth_window=args.smooth_window, ignore_steps=args.ignore_steps, every=args.every)
+    fit = fit_scaling_laws(samples_T, losses_KT, config, args.backend)
+    rows = law_rows(names, fit, 2.0 * samples_T[-1])
+    if args.json:
+        print(json.dumps({"predicted_at_samples": 2.0 * samples_T[-1], "domains": rows}, allow_nan=False))
+    else:
+        print_laws(rows)
+    if args.plot:
+        draw_laws(args.plot, names, samples_T[config.kept], prepare_history(losses_KT, config), fit)
+
+
+def read_losses(path: Path, batch_size: int = 1) -> tuple[list[str], np.ndarray, np.ndarray]:
+    """Domain names, samples (T,) float64 and losses (K, T) float64 with NaN where a cell is empty.
+
+    Raises DataError with the file and line where a cell is no number or a row has another length.
+    """
+    try:
+        with path.open(newline="", encoding="utf-8-sig") as file:
+            lines = [[cell.strip() for cell in line] for line in csv.reader(file) if any(cell.strip() for cell in line)]
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raise DataError(f"{path}: cannot be read as CSV: {error}") from error
+    header = lines[0] if lines else []
+    axis = next((name for name in AXES if name in header), None)
+    names = [name for name in header if name not in AXES]
+    if axis is None or not names or len(lines) < 2 or len(set(header)) != len(header):
+        raise DataError(
+            f"{path}: got the header {header} and {max(len(lines) - 1, 0)} rows.\n"
+            "  Expected a column `samples` or `step`, one column of losses per domain under its name, and rows."
+        )
+    table = np.empty((len(lines) - 1, len(header)))
+    for number, line in enumerate(lines[1:]):
+        if len(line) != len(header):
+            raise DataError(f"{path}: row {number + 1} has {len(line)} cells, the header has {len(header)}")
+        table[number] = [_number(cell, path, number + 1) for cell in line]
+    samples_T = table[:, header.index(axis)]
+    if axis == "step":
+        samples_T = (samples_T + 1.0) * batch_size
+    return names, samples_T, table[:, [header.index(name) for name in names]].T.copy()
+
+
+def _number(cell: str, path: Path, row: int) -> float:
+    try:
+        return float(cell) if cell else math.nan
+    except ValueError as error:
+        raise DataError(f"{path}: row {row}: {cell!r} is not a number; leave a missing loss empty") from error
+
+
+def law_rows(names: list[str], fit: ScalingLawFit, samples: float) -> list[dict[str, Any]]:
+    """One JSON-able dict per domain; None where the domain's fit is not valid. eps, beta, loss in nats per token."""
+    predicted_K = fit.predict(samples)
+
+    def known(value: float) -> float | None:
+        return float(value) if math.isfinite(value) else None
+
+    return [
+        {
+            "domain": name,
+            "eps": known(np.exp(fit.log_eps[k])),
+            "beta": known(np.exp(fit.log_beta[k])),
+            "alpha": known(fit.alpha[k]),
+            "objective": known(fit.objective[k]),
+            "at_bound": [bound for bound, at in zip(BOUNDS, fit.at_bound[k], strict=True) if at],
+            "points": int(fit.num_points[k]),
+            "predicted_loss": known(predicted_K[k]),
+        }
+        for k, name in enumerate(names)
+    ]
+
+
+def print_laws(rows: list[dict[str, Any]]) -> None:
+    """The laws L(n) = eps + beta n^-alpha as a table; n in samples."""
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table("domain", box=None)
+    for title in ("eps", "beta", "alpha", "objective", "points", "at bound", "loss at 2x data"):
+        table.add_column(title, justify="right")
+    for row in rows:
+        numbers = [row[key] for key in ("eps", "beta", "alpha", "objective")]
+        cells = ["-" if value is None else f"{value:.4g}" for value in numbers]
+        loss = row["predicted_loss"]
+        cells += [f"{row['points']:,}", ", ".join(row["at_bound"]) or "no", "-" if loss is None else f"{loss:.4f}"]
+        table.add_row(row["domain"], *cells)
+    Console().print(table)
+
+
+def draw_laws(path: Path, names: list[str], samples_M: np.ndarray, losses_KM: np.ndarray, fit: ScalingLawFit) -> None:
+    """Writes a PNG: the points that were fitted, the laws through them and on to twice the data."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    if not path.parent.is_dir():
+        raise ConfigError(f"--plot {path}: the folder {path.parent} does not exist")
+    num_columns = min(4, math.ceil(math.sqrt(len(names))))
+    num_rows = math.ceil(len(names) / num_columns)
+    figure = Figure(figsize=(3.4 * num_columns + 0.6, 2.5 * num_rows + 0.6), layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = np.atleast_1d(figure.subplots(num_rows, num_columns, sharex=True, squeeze=False)).ravel()
+    curve_N = np.geomspace(samples_M[0], 2.0 * samples_M[-1], 200)
+    law_KN = fit.predict(curve_N)
+    for k, name in enumerate(names):
+        axes[k].plot(samples_M, losses_KM[k], ".", markersize=2.5, color="0.55", label="smoothed loss")
+        axes[k].plot(curve_N, law_KN[k], color="C0", linewidth=1.6, label="law")
+        axes[k].axvline(samples_M[-1], color="0.8", linewidth=0.8, linestyle=":")
+        axes[k].set_xscale("log")
+        axes[k].set_title(name, fontsize=10)
+        axes[k].tick_params(labelsize=8)
+    for unused in axes[len(names) :]:
+        unused.set_visible(False)
+    axes[0].legend(fontsize=8, frameon=False)
+    figure.supxlabel("samples", fontsize=10)
+    figure.supylabel("loss, nats per token", fontsize=10)
+    figure.savefig(path, dpi=130)
