@@ -1,0 +1,73 @@
+"""MDS data sets for the stream's benchmarks, written by MosaicML's writer, and the two readers under comparison."""
+
+import itertools
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+
+import ado_stream as ado
+
+ROW_TOKENS = 1025
+NUM_DOMAINS = 8
+BATCH = 64
+
+
+def write_domains(root: Path, samples: int, compression: str | None, shard_bytes: int = 1 << 24) -> list[str]:
+    """NUM_DOMAINS folders of `samples` samples of 1025 uint16 tokens each; returns their names."""
+    from streaming import MDSWriter
+
+    names = [f"domain{number}" for number in range(NUM_DOMAINS)]
+    columns = {"tokens": f"ndarray:uint16:{ROW_TOKENS}"}
+    for number, name in enumerate(names):
+        rng = np.random.default_rng(number)
+        out = str(root / name)
+        with MDSWriter(
+            out=out, columns=columns, size_limit=shard_bytes, hashes=["xxh64"], compression=compression
+        ) as writer:
+            for sample in range(samples):
+                # Zipf-like, so that zstd has as much to do as on text
+                tokens = np.minimum(rng.zipf(1.3, ROW_TOKENS), 50303).astype(np.uint16)
+                tokens[:3] = number, sample % 65536, sample // 65536
+                writer.write({"tokens": tokens})
+    return names
+
+
+def our_batches(local: Path, names: list[str], remote: str | None = None) -> Iterator[int]:
+    """Yields the number of samples of each batch of ours; natural mixture."""
+    domains = [ado.Domain(n, remote=f"{remote}/{n}" if remote else None, local=str(local / n)) for n in names]
+    dataset = ado.AdaptiveStreamingDataset(domains, global_batch_size=BATCH, mixture_lag=None)
+    dataset.start(prefetch=4, io_threads=4)
+    try:
+        for batch in dataset:
+            yield len(batch["tokens"])
+    finally:
+        dataset.close()
+
+
+def their_batches(local: Path, names: list[str], workers: int, remote: str | None = None) -> Iterator[int]:
+    """Yields the number of samples of each batch of StreamingDataset in a DataLoader; natural mixture."""
+    from streaming import Stream, StreamingDataset
+    from torch.utils.data import DataLoader
+
+    streams = [Stream(remote=f"{remote}/{n}" if remote else None, local=str(local / n)) for n in names]
+    dataset = StreamingDataset(streams=streams, batch_size=BATCH, shuffle=True, num_canonical_nodes=1)
+    loader = DataLoader(dataset, batch_size=BATCH, num_workers=workers, persistent_workers=False)
+    while True:
+        for batch in loader:
+            yield len(batch["tokens"])
+
+
+def timed(batches: Iterator[int], warmup: int, count: int) -> tuple[float, float]:
+    """(seconds to the first batch, samples a second over `count` batches after `warmup`)."""
+    started = time.perf_counter()
+    next(batches)
+    first_s = time.perf_counter() - started
+    for _ in itertools.islice(batches, warmup):
+        pass
+    started = time.perf_counter()
+    samples = sum(itertools.islice(batches, count))
+    rate = samples / (time.perf_counter() - started)
+    batches.close()  # type: ignore[attr-defined]
+    return first_s, rate
