@@ -1,0 +1,21 @@
+"""Write a run's model as a Hugging Face checkpoint: config, safetensors, tokenizer."""
+
+import argparse
+from pathlib import Path
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The verb's options."""
+    parser.add_argument("run", metavar="RUN", help="run_dir of a training run; its newest complete checkpoint is taken")
+    parser.add_argument("--out", required=True, metavar="DIR", help="a new folder")
+
+
+def run(args: argparse.Namespace) -> None:
+    """Runs the verb."""
+    from ado_stream.evaluate.export import export_hugging_face
+    from ado_stream.evaluate.trained import open_run
+    from ado_stream.train.assemble import open_split
+
+    trained = open_run(args.run)
+    tokenizer = open_split(trained.config, "train").tokenizer
+    print(f"step {trained.step}: {export_hugging_face(trained.model, Path(args.out), tokenizer)}")

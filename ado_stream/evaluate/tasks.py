@@ -1,0 +1,39 @@
+"""Downstream tasks by EleutherAI's lm-evaluation-harness, on the exported model.
+
+The usual set for models of these sizes: hellaswag, winogrande, piqa, arc_easy, logiqa2, sciq, lambada_openai. Names are
+the harness's own; a folder of task files (YAML) can be given beside them, so that it also runs without a network.
+"""
+
+import os
+from collections.abc import Sequence
+from typing import Any
+
+from ado_stream.errors import ConfigError
+
+USUAL = ("hellaswag", "winogrande", "piqa", "arc_easy", "logiqa2", "sciq", "lambada_openai")
+
+
+def evaluate_tasks(
+    model_dir: str | os.PathLike[str], tasks: Sequence[str], task_dir: str | None = None, device: str = "cpu"
+) -> dict[str, dict[str, Any]]:
+    """{task: {metric: value}} of the exported model in `model_dir`.
+
+    Raises ConfigError when the harness is not installed, or for a task that it does not know.
+    """
+    try:
+        import lm_eval
+        from lm_eval.tasks import TaskManager
+    except ImportError:
+        raise ConfigError("--tasks needs lm-evaluation-harness: pip install 'ado-stream[eval]'.") from None
+    manager = TaskManager(include_path=task_dir)
+    unknown = [name for name in tasks if not manager.match_tasks([name])]
+    if unknown:
+        raise ConfigError(f"no task {unknown[0]!r}; the usual set is {', '.join(USUAL)}.")
+    found = lm_eval.simple_evaluate(
+        model="hf",
+        model_args=f"pretrained={os.fspath(model_dir)}",
+        tasks=list(tasks),
+        task_manager=manager,
+        device=device,
+    )
+    return dict(found["results"])
