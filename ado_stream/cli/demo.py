@@ -31,10 +31,12 @@ def run(args: argparse.Namespace) -> int:
     from rich.console import Console
 
     from ado_stream.demo.plan import DemoPlan
+    from ado_stream.train.host import let_idle_threads_sleep
 
     console = Console(stderr=args.json, highlight=False)
     plan = DemoPlan.of(args.seed, args.quick, args.steps)
     console.print(f"ado-stream demo: all of it stays in {args.out}, nothing is downloaded")
+    let_idle_threads_sleep()
     from ado_stream.demo.run import run_demo, summary  # seconds of import: after the first line
 
     # with --json, standard output is for the answer alone: what the stages print goes beside it

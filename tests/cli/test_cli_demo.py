@@ -1,0 +1,78 @@
+"""`ado-stream demo` from end to end: whole, repeatable, and going on where it was."""
+
+import json
+import time
+
+import pytest
+
+from ado_stream.cli.main import main
+from ado_stream.record import read_run
+
+
+def numbers_of(run_dir):
+    """What a run computed: everything of its steps, fits and validations but the clock."""
+    about, lines = read_run(run_dir)
+    timed = ("time_s", "tokens_per_s")
+    kept = [line for kind in ("step", "fit", "eval") for line in lines[kind]]
+    return about["corpus"]["fingerprint"], [{k: v for k, v in line.items() if k not in timed} for line in kept]
+
+
+@pytest.fixture(scope="module")
+def demo(tmp_path_factory):
+    """A quick demo of the fewest steps."""
+    out = tmp_path_factory.mktemp("demo") / "first"
+    assert main(["demo", "--quick", "--steps", "20", "--out", str(out)]) == 0
+    return out
+
+
+@pytest.mark.slow
+def test_everything_is_there(demo):
+    report = (demo / "report" / "report.html").read_text()
+    assert "ado against natural" in report
+    assert report.count("data:image/png;base64,") == 6
+    manifest = json.loads((demo / "corpus" / "corpus.json").read_text())
+    assert len(manifest["domains"]) >= 6
+    for domain in manifest["domains"].values():
+        assert domain["splits"]["val"]["samples"] > 0
+    for policy in ("ado", "natural"):
+        about, lines = read_run(demo / "runs" / policy)
+        assert about["policy"] == policy
+        assert len(lines["step"]) == 20
+        assert lines["eval"][-1]["step"] == 20
+        assert all(loss is not None for loss in lines["eval"][-1]["domain_loss"])
+
+
+@pytest.mark.slow
+def test_ado_moved_the_mixture_and_natural_did_not(demo):
+    mixtures = {
+        policy: [line["mixture"] for line in read_run(demo / "runs" / policy)[1]["step"]]
+        for policy in ("ado", "natural")
+    }
+    assert mixtures["natural"][0] == mixtures["natural"][-1] == mixtures["ado"][0]
+    assert mixtures["ado"][-1] != mixtures["ado"][0]
+    assert min(mixtures["ado"][-1]) >= 0.01 - 1e-12
+
+
+@pytest.mark.slow
+def test_same_seed_same_numbers(demo, tmp_path, capsys):
+    assert main(["demo", "--quick", "--steps", "20", "--out", str(tmp_path / "again"), "--json"]) == 0
+    answer = json.loads(capsys.readouterr().out)
+    assert answer["report"] == str(tmp_path / "again" / "report" / "report.html")
+    for policy in ("ado", "natural"):
+        assert numbers_of(tmp_path / "again" / "runs" / policy) == numbers_of(demo / "runs" / policy)
+
+
+@pytest.mark.slow
+def test_a_finished_demo_is_taken_up_not_repeated(demo, capsys):
+    before = {policy: numbers_of(demo / "runs" / policy) for policy in ("ado", "natural")}
+    began = time.perf_counter()
+    assert main(["demo", "--quick", "--steps", "20", "--out", str(demo)]) == 0
+    assert "going on with what is there" in capsys.readouterr().out
+    assert {policy: numbers_of(demo / "runs" / policy) for policy in ("ado", "natural")} == before
+    assert time.perf_counter() - began < 120
+
+
+@pytest.mark.slow
+def test_other_settings_in_the_same_folder_are_refused(demo, capsys):
+    assert main(["demo", "--quick", "--steps", "21", "--out", str(demo)]) == 1
+    assert "other settings (steps 20)" in capsys.readouterr().err
