@@ -2,8 +2,8 @@
 
 Bars: update() at most 60 us at K = 22, and t = 1,000,000 within 20 % of t = 100; 60,000 simulated steps in under 10 s
 at K = 22 and under 3 minutes at K = 1000 (`--full`: minutes). Blocks of updates at both t are timed in turn, refits
-are not in them (bench_fit times those); the ratio is that of the medians. The million updates before take most of the time:
-`--late-step 140000`, where the history has been thinned twice, says nearly as much.
+are not in them (bench_fit times those); the ratio is that of the medians. The million updates before take most of the
+time: `--late-step 140000`, where the history has been thinned twice, says nearly as much.
 """
 
 import argparse
