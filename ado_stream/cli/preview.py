@@ -1,12 +1,19 @@
-"""Show decoded samples of every domain of a corpus, spread evenly over it."""
+"""Show decoded samples of every domain of a corpus, or the first batches under a mixture.
+
+Samples are spread evenly over the corpus. Batches are those that training would see with the same batch size, seed
+and one canonical node, were the mixture to stay as given.
+"""
 
 import argparse
 import itertools
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from typing import Any
 
 import numpy as np
 
+from ado_stream.corpus import Corpus, open_corpus
 from ado_stream.errors import ConfigError
 from ado_stream.prepare.manifest import SPLITS
 from ado_stream.prepare.reading import CorpusReader
@@ -18,29 +25,73 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--split", choices=SPLITS, default="train")
     parser.add_argument("--samples", type=int, default=2, metavar="N", help="samples of each domain (2)")
     parser.add_argument("--characters", type=int, default=300, metavar="N", help="of each sample; 0 for all (300)")
+    parser.add_argument("--batches", type=int, metavar="N", help="show the first N batches instead")
+    parser.add_argument("--batch-size", type=int, default=8, metavar="B", help="samples of a batch (8)")
+    parser.add_argument("--mixture", metavar="NAME=WEIGHT,...", help="of the batches (by number of tokens)")
+    parser.add_argument("--seed", type=int, default=17, help="of the batches (17)")
     parser.add_argument("--json", action="store_true", help="one JSON object a sample")
 
 
 def run(args: argparse.Namespace) -> None:
-    from ado_stream.corpus import open_corpus
-
     corpus = open_corpus(args.corpus, args.split)
-    reader = CorpusReader(args.corpus)
+    samples = _samples(args, corpus) if args.batches is None else _batches(args, corpus)
+    for place, tokens in samples:
+        text = corpus.tokenizer.decode(tokens)
+        if args.json:
+            print(json.dumps({**place, "text": text}, ensure_ascii=False))
+            continue
+        title = ", ".join(str(value) if key == "domain" else f"{key} {value}" for key, value in place.items())
+        shown = text[: args.characters or None]
+        print(f"--- {title}, {len(tokens)} tokens\n{shown}{'' if shown == text else ' ...'}\n")
+
+
+def _samples(args: argparse.Namespace, corpus: Corpus) -> Iterator[tuple[dict[str, Any], np.ndarray]]:
+    """(place, tokens) of some samples of every domain asked for."""
     names = [domain.name for domain in corpus.domains]
     for name in args.domain or []:
-        if name not in names:
-            raise ConfigError(f"no domain {name!r} in split {args.split!r}; there are: {', '.join(names)}.")
+        _check_name(name, names, args.split)
+    reader = CorpusReader(args.corpus)
     for name in args.domain or names:
-        for number, tokens in _samples(reader, name, args.split, args.samples):
-            text = corpus.tokenizer.decode(tokens)
-            if args.json:
-                print(json.dumps({"domain": name, "sample": number, "text": text}, ensure_ascii=False))
-            else:
-                shown = text[: args.characters or None]
-                print(f"--- {name}, sample {number}, {len(tokens)} tokens\n{shown}{'' if shown == text else ' ...'}\n")
+        for number, tokens in _spread(reader, name, args.split, args.samples):
+            yield {"domain": name, "sample": number}, tokens
 
 
-def _samples(reader: CorpusReader, domain: str, split: str, num_samples: int) -> Iterator[tuple[int, np.ndarray]]:
+def _batches(args: argparse.Namespace, corpus: Corpus) -> Iterator[tuple[dict[str, Any], np.ndarray]]:
+    """(place, tokens) of every sample of the first batches."""
+    from ado_stream.stream.dataset import AdaptiveStreamingDataset  # torch: only when batches are asked for
+
+    domains = corpus.domains
+    if args.mixture is not None:
+        weights = _weights(args.mixture, [domain.name for domain in domains], args.split)
+        domains = [replace(domain, prior=weights.get(domain.name, 0.0)) for domain in domains]
+    dataset = AdaptiveStreamingDataset(domains, global_batch_size=args.batch_size, seed=args.seed, mixture_lag=None)
+    try:
+        for batch in itertools.islice(dataset, args.batches):
+            rows = zip(batch["domain"].tolist(), batch["tokens"].numpy(), strict=True)
+            for slot, (domain, tokens) in enumerate(rows):
+                yield {"step": batch["step"], "slot": slot, "domain": dataset.names[domain]}, tokens
+    finally:
+        dataset.close()
+
+
+def _weights(mixture: str, names: Sequence[str], split: str) -> dict[str, float]:
+    weights = {}
+    for part in mixture.split(","):
+        name, _, weight = part.rpartition("=")
+        try:
+            weights[name] = float(weight)
+        except ValueError as error:
+            raise ConfigError(f"--mixture: {part!r}; expected NAME=WEIGHT, as in code=0.7,wiki=0.3.") from error
+        _check_name(name, names, split)
+    return weights
+
+
+def _check_name(name: str, names: Sequence[str], split: str) -> None:
+    if name not in names:
+        raise ConfigError(f"no domain {name!r} in split {split!r}; there are: {', '.join(names)}.")
+
+
+def _spread(reader: CorpusReader, domain: str, split: str, num_samples: int) -> Iterator[tuple[int, np.ndarray]]:
     """(number, tokens) of `num_samples` samples, evenly spaced; only the shards that hold one are read."""
     entries = reader.index(domain, split)
     ends = list(itertools.accumulate(entry["samples"] for entry in entries))

@@ -16,7 +16,7 @@ from ado_stream.errors import DataError
 
 MAX_LINE_BYTES = 1 << 27
 _READ_BYTES = 1 << 20
-_ZSTD_FEED_BYTES = 1 << 13  # a block of 4 bytes may stand for 128 KiB: 8 KiB unfold to 256 MiB at the very worst
+_ZSTD_FEED_BYTES = 1 << 12  # a block of 4 bytes may stand for 128 KiB: 4 KiB unfold to 128 MiB at the very worst
 _ZSTD_WINDOW_BYTES = 1 << 31  # as far as `zstd --long=31` reaches
 
 
@@ -36,26 +36,23 @@ def line_blocks(path: str, block_bytes: int) -> Iterator[Block]:
     """
     with open(path, "rb") as file:
         parts: list[bytes] = []
-        size = done = 0
+        size = unended = done = 0
         line = 1
         for chunk in _plain_bytes(path, file):
             parts.append(chunk)
             size += len(chunk)
-            if size < block_bytes or (b"\n" not in chunk and size <= MAX_LINE_BYTES):
+            last_end = chunk.rfind(b"\n") + 1
+            unended = len(chunk) - last_end if last_end else unended + len(chunk)
+            if unended > MAX_LINE_BYTES:
+                raise _too_long(path, line + b"".join(parts).count(b"\n"))
+            if size < block_bytes or not last_end:
                 continue
             data = b"".join(parts)
-            cut = data.rfind(b"\n") + 1
-            if cut == 0 and size > MAX_LINE_BYTES:
-                raise DataError(
-                    f"{path}:{line}: line longer than {MAX_LINE_BYTES >> 20} MiB.\n"
-                    "  One line is one document; split it, or check that the file is JSON lines."
-                )
-            if cut:
-                yield Block(data[:cut], line, file.tell() - done)
-                line += data.count(b"\n", 0, cut)
-                done = file.tell()
-                data = data[cut:]
-            parts, size = [data], len(data)
+            cut = size - unended
+            yield Block(data[:cut], line, file.tell() - done)
+            line += data.count(b"\n", 0, cut)
+            done = file.tell()
+            parts, size = [data[cut:]], unended
         if size:
             yield Block(b"".join(parts), line, file.tell() - done)
 
@@ -82,8 +79,8 @@ def _unzstd(path: str, file: BinaryIO) -> Iterator[bytes]:
             if frame.eof:
                 data, frame = frame.unused_data, None
             produced += len(chunk)
-            if chunk:
-                yield chunk
+            for start in range(0, len(chunk), _READ_BYTES):
+                yield chunk[start : start + _READ_BYTES]
     except zstandard.ZstdError as error:
         raise _damaged(path, "zstd", file.tell(), produced, str(error)) from error
     if frame is not None:
@@ -99,6 +96,13 @@ def _gunzip(path: str, file: BinaryIO) -> Iterator[bytes]:
                 yield chunk
     except (EOFError, gzip.BadGzipFile, zlib.error) as error:
         raise _damaged(path, "gzip", file.tell(), produced, str(error)) from error
+
+
+def _too_long(path: str, line: int) -> DataError:
+    return DataError(
+        f"{path}:{line}: line longer than {MAX_LINE_BYTES >> 20} MiB.\n"
+        "  One line is one document; split it, or check that the file is JSON lines."
+    )
 
 
 def _damaged(path: str, kind: str, position: int, produced: int, why: str) -> DataError:

@@ -8,8 +8,9 @@ worker.
 
 import json
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
+from itertools import groupby
 from typing import Any
 
 from ado_stream.errors import DataError
@@ -65,20 +66,16 @@ class Refusals:
 
 def cut_pieces(files: Sequence[SourceFile], refusals: Refusals) -> Iterator[Piece]:
     """All of `files` in order, in pieces of about PIECE_BYTES."""
-    texts: list[SourceFile] = []
-    for file in files:
-        if file.kind == "text":
-            texts.append(file)
-            if sum(item.size_bytes for item in texts) >= PIECE_BYTES:
-                yield _text_piece(texts)
-                texts = []
+    for is_text, group in groupby(files, lambda file: file.kind == "text"):
+        if is_text:
+            yield from _cut_texts(group)
             continue
-        if texts:
-            yield _text_piece(texts)
-            texts = []
-        yield from _cut_file(file, refusals)
-    if texts:
-        yield _text_piece(texts)
+        for file in group:
+            parts: Iterator[Any] = (
+                line_blocks(file.path, PIECE_BYTES) if file.kind == "lines" else cut_rows(file.path, file.kind)
+            )
+            for part in _up_to_damage(parts, file.path, refusals):
+                yield Piece((file,), part.source_bytes, part)
 
 
 def read_documents(piece: Piece, fields: Fields, refusals: Refusals) -> Iterator[Document]:
@@ -87,7 +84,8 @@ def read_documents(piece: Piece, fields: Fields, refusals: Refusals) -> Iterator
     if isinstance(piece.part, Block):
         records = _parse_lines(file, piece.part, refusals)
     elif isinstance(piece.part, Rows):
-        records = read_rows(file.path, piece.part, fields.text, fields.domain)
+        rows = read_rows(file.path, piece.part, fields.text, fields.domain)
+        records = _up_to_damage(rows, file.path, refusals)
     else:
         for text_file in piece.files:
             yield from _read_text(text_file, refusals)
@@ -98,21 +96,27 @@ def read_documents(piece: Piece, fields: Fields, refusals: Refusals) -> Iterator
             yield document
 
 
-def _text_piece(files: Sequence[SourceFile]) -> Piece:
-    return Piece(tuple(files), sum(file.size_bytes for file in files))
+def _cut_texts(files: Iterable[SourceFile]) -> Iterator[Piece]:
+    texts: list[SourceFile] = []
+    size_bytes = 0
+    for file in files:
+        texts.append(file)
+        size_bytes += file.size_bytes
+        if size_bytes >= PIECE_BYTES:
+            yield Piece(tuple(texts), size_bytes)
+            texts, size_bytes = [], 0
+    if texts:
+        yield Piece(tuple(texts), size_bytes)
 
 
-def _cut_file(file: SourceFile, refusals: Refusals) -> Iterator[Piece]:
-    parts: Iterator[Any] = (
-        cut_rows(file.path, file.kind) if file.kind != "lines" else line_blocks(file.path, PIECE_BYTES)
-    )
+def _up_to_damage(items: Iterator[Any], path: str, refusals: Refusals) -> Iterator[Any]:
+    """`items` of a file, up to where it is found damaged: raised, or counted."""
     try:
-        for part in parts:
-            yield Piece((file,), part.source_bytes, part)
+        yield from items
     except DataError:
         if not refusals.skip:
             raise
-        refusals.refuse(file.path, "file damaged, its rest left out", "", "")
+        refusals.counts["file damaged, its rest left out"] += 1
 
 
 def _parse_lines(file: SourceFile, block: Block, refusals: Refusals) -> Iterator[tuple[str, Any]]:

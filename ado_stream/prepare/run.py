@@ -5,28 +5,22 @@ keeps the journal; memory is a few pieces a worker, whatever the input's size. C
 and the settings alone: not on the number of workers, nor on kills and restarts in between.
 """
 
-import errno
-import os
 import shutil
 from collections import deque
 from collections.abc import Iterable, Iterator
 from concurrent.futures import Future
-from contextlib import contextmanager
-from dataclasses import asdict
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from filelock import FileLock, Timeout
-
-from ado_stream.errors import AccessDenied, ConfigError, StorageError
+from ado_stream.errors import ConfigError
 from ado_stream.prepare import manifest as manifests
 from ado_stream.prepare.config import PrepareConfig
 from ado_stream.prepare.files import write_whole
 from ado_stream.prepare.mds import ShardFormat
 from ado_stream.prepare.naming import folder_of
-from ado_stream.prepare.output import LocalTarget, RemoteTarget, Target
-from ado_stream.prepare.packing import JOURNAL_NAME, PackedSplit, Packer
+from ado_stream.prepare.output import Target
+from ado_stream.prepare.packing import PackedSplit, Packer
 from ado_stream.prepare.pool import WorkerPool, result_of
 from ado_stream.prepare.progress import Progress
 from ado_stream.prepare.readers import Fields, Piece, Refusals, cut_pieces
@@ -34,14 +28,11 @@ from ado_stream.prepare.sample import Sample
 from ado_stream.prepare.source import SourceFile, find_sources
 from ado_stream.prepare.tokenizer import BYTES, CONFIG_NAME, Tokenizer, bpe_vocabulary, load_tokenizer, train_tokenizer
 from ado_stream.prepare.worker import Worker, WorkerSetup
+from ado_stream.prepare.workspace import begin_or_resume, clear, disk_errors, is_complete, locked, places_of, plan_of
 
 _SAMPLE_BYTES_PER_TOKEN = 512  # of training text for each id of a BPE vocabulary
 _SCAN_BYTES = 4 << 30
-_WORK_FOLDER = ".prepare"
-_PLAN_NAME = "plan"
-_LOCK_NAME = "lock"
 _MANIFEST_NAME = "manifest"  # corpus.json to be: from here on the run only has to be made visible
-_STAGING = "corpus"
 
 
 def prepare(config: PrepareConfig) -> Path | str:
@@ -56,11 +47,11 @@ def prepare(config: PrepareConfig) -> Path | str:
     by_place = config.domain_key is None
     files = find_sources(config.inputs, "hash" if config.val_frac else "train", by_place)
     files += find_sources(config.val, "val", by_place)
-    plan = _plan(config, files)
-    work, target = _places(config)
-    with _disk_errors(config.out), _locked(work):
-        if not _is_complete(target, plan, config.out):
-            _begin_or_resume(work, target, plan)
+    plan = plan_of(config, files)
+    work, target = places_of(config)
+    with disk_errors(config.out), locked(work):
+        if not is_complete(target, plan, config.out):
+            begin_or_resume(work, target, plan)
             _Run(config, files, plan, work, target).execute()
     shutil.rmtree(work)
     return config.out if config.is_remote else config.local_out
@@ -184,7 +175,7 @@ class _Run:
         try:
             domains = _domains(packed, self._expected_domains(), self.config.seq_len)
         except ConfigError:
-            _clear(self.work)  # the same input will come to the same end
+            clear(self.work)  # the same input will come to the same end
             raise
         word = BYTES
         if tokenizer.name != BYTES:
@@ -242,88 +233,3 @@ def _refuse_empty(name: str, splits: dict[str, PackedSplit], seq_len: int) -> No
             f"one sample of {seq_len + 1}.\n"
             "  Give it more text, leave it out, merge it with another domain, or take a smaller sequence length."
         )
-
-
-def _plan(config: PrepareConfig, files: list[SourceFile]) -> str:
-    """Hash of everything that the result depends on: settings, and the files' names, sizes and times.
-
-    Not of `skip_errors`: what is done up to the first unreadable record is the same with and without.
-    """
-    settings = asdict(config)
-    for key in ("inputs", "out", "val", "workers", "progress", "skip_errors"):
-        del settings[key]
-    stamps = [[*asdict(file).values(), os.stat(file.path).st_mtime_ns] for file in files]
-    return manifests.fingerprint([manifests.VERSION, settings, stamps])
-
-
-def _places(config: PrepareConfig) -> tuple[Path, Target]:
-    """The working folder and the target."""
-    if not config.is_remote:
-        return config.local_out / _WORK_FOLDER, LocalTarget(
-            config.local_out, config.local_out / _WORK_FOLDER / _STAGING
-        )
-    cache = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser()
-    work = cache / "ado-stream" / "prepare" / manifests.fingerprint(config.out)
-    return work, RemoteTarget(config.out, work / _STAGING)
-
-
-def _is_complete(target: Target, plan: str, out: str) -> bool:
-    data = target.manifest()
-    if data is None:
-        return False
-    where = f"{out.rstrip('/')}/{manifests.FILE_NAME}"
-    if manifests.decode_manifest(data, where).get("source") == plan:
-        return True
-    raise ConfigError(
-        f"{where}: a corpus of other input or settings is there already.\n"
-        "  Nothing was changed. Remove it, or choose another --out."
-    )
-
-
-def _begin_or_resume(work: Path, target: Target, plan: str) -> None:
-    """Readies the working folder for `plan`; other work in it must not have come to anything yet."""
-    path = work / _PLAN_NAME
-    if path.exists() and path.read_text() == plan:
-        return
-    if (work / JOURNAL_NAME).exists():
-        raise ConfigError(
-            f"{work}: an unfinished run over other input or settings.\n"
-            "  Repeat that run's command to finish it, or remove this folder to start afresh."
-        )
-    _clear(work)
-    target.check_writable()
-    write_whole(path, plan.encode())
-
-
-def _clear(work: Path) -> None:
-    """Empties the working folder, of which this process holds the lock."""
-    for path in work.iterdir():
-        if path.is_dir():
-            shutil.rmtree(path)
-        elif path.name != _LOCK_NAME:
-            path.unlink()
-
-
-@contextmanager
-def _locked(work: Path) -> Iterator[None]:
-    work.mkdir(parents=True, exist_ok=True)
-    try:
-        with FileLock(work / _LOCK_NAME, timeout=0):
-            yield
-    except Timeout as error:
-        raise ConfigError(f"{work}: another process is writing this corpus; wait for it, or end it.") from error
-
-
-@contextmanager
-def _disk_errors(out: str) -> Iterator[None]:
-    try:
-        yield
-    except PermissionError as error:
-        raise AccessDenied(f"{error.filename or out}: permission denied. Check the folder's owner and mode.") from error
-    except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
-            raise
-        raise StorageError(
-            f"{error.filename or out}: no space left on the disk.\n"
-            "  Finished work is kept: make room and run the same command again."
-        ) from error

@@ -153,7 +153,7 @@ def load_tokenizer(spec: str | os.PathLike[str]) -> Tokenizer:
         tokenizer = HuggingFace.from_file(str(path)) if path.exists() else HuggingFace.from_pretrained(spec)
     except Exception as error:  # the library raises bare Exception for whatever went wrong
         raise ConfigError(
-            f"tokenizer {spec!r}: {error}.\n"
+            f"tokenizer {spec!r}: {str(error).partition(chr(10))[0]}.\n"
             "  Expected bytes, bpe:N, a tokenizer.json, a folder that holds one, or a name on the Hugging Face hub."
         ) from error
     config = _config_beside(path)

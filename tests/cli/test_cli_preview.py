@@ -37,3 +37,23 @@ def test_an_unknown_domain_is_named_with_those_there_are(corpus, capsys):
     assert capsys.readouterr().err.startswith(
         "ConfigError: no domain 'wiki' in split 'train'; there are: count, other."
     )
+
+
+def test_batches_are_those_of_the_stream_under_the_mixture(corpus, capsys):
+    options = ["--batches", "3", "--batch-size", "4", "--mixture", "count=0.75,other=0.25"]
+    assert main(["preview", corpus, *options, "--json"]) == 0
+    shown = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert [(row["step"], row["slot"]) for row in shown] == [(step, slot) for step in range(3) for slot in range(4)]
+    for step in range(3):
+        domains = [row["domain"] for row in shown if row["step"] == step]
+        assert (domains.count("count"), domains.count("other")) == (3, 1)
+    assert all(row["text"].startswith("yyy") for row in shown if row["domain"] == "other")
+    counted = [row["text"] for row in shown if row["domain"] == "count"]
+    assert len(set(counted)) == len(counted) == 9
+
+
+def test_a_mixture_that_cannot_be_read_is_said(corpus, capsys):
+    assert main(["preview", corpus, "--batches", "1", "--mixture", "count"]) == 1
+    assert "expected NAME=WEIGHT" in capsys.readouterr().err
+    assert main(["preview", corpus, "--batches", "1", "--mixture", "wiki=1"]) == 1
+    assert "no domain 'wiki'" in capsys.readouterr().err
