@@ -83,6 +83,12 @@ class Run:
         """The prior as probabilities; NaN when the record does not say."""
         return _row(self.about.get("prior"), len(self.domains))
 
+    @cached_property
+    def train_tokens_K(self) -> np.ndarray:
+        """Training tokens of each domain in the corpus; NaN where the record does not say."""
+        known = (self.about.get("corpus") or {}).get("domains") or {}
+        return np.array([(known.get(name) or {}).get("tokens") or math.nan for name in self.domains], dtype=np.float64)
+
     @property
     def num_steps(self) -> int:
         """Steps done, as far as the record goes."""

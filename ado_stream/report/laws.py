@@ -26,6 +26,7 @@ from ado_stream.report.style import (
 
 MAX_PANELS = 24
 PANEL_POINTS = 70
+BACKING = {"facecolor": "white", "alpha": 0.8, "linewidth": 0, "pad": 1.5}  # keeps text readable over points
 SETTLED_FRAC = 0.08  # of the run: the steep start that would squeeze the rest of the panel flat
 
 
@@ -103,7 +104,7 @@ def _panel(axes: Axes, run: Run, law: Law, index: int, color: str) -> None:
     text = (
         "no law" if not law.valid_K[index] else "" if math.isnan(error) else f"forecast {signed(100 * error, '.1f')} %"
     )
-    axes.text(0.97, 0.93, text, transform=axes.transAxes, ha="right", va="top", fontsize=8.5, color=INK)
+    axes.text(0.97, 0.93, text, transform=axes.transAxes, ha="right", va="top", fontsize=8.5, color=INK, bbox=BACKING)
     thousands(axes.xaxis)
     axes.locator_params(axis="x", nbins=4)
     axes.locator_params(axis="y", nbins=4)

@@ -19,8 +19,8 @@ from ado_stream.report.selection import draw_selection
 from ado_stream.report.style import Plot, colors_of, styled
 from ado_stream.report.tables import domain_table, fact_table, law_table
 from ado_stream.report.throughput import draw_throughput
-from ado_stream.report.validation import draw_validation
-from ado_stream.report.verdict import caveats, compare
+from ado_stream.report.validation import OVERALL, draw_validation, loss_by_name
+from ado_stream.report.verdict import LEVEL_NATS, caveats, compare
 
 FILE_NAME = "report.html"
 
@@ -103,17 +103,17 @@ def _opening(runs: list[Run], title: str) -> list[str]:
 def _alone(run: Run) -> str:
     if run.final is None:
         return f"{run.label}: {run.num_steps:,} steps recorded, nothing to compare with."
-    final = run.final
+    final, losses = run.final, loss_by_name(run)
     return (
-        f"{run.label}: validation loss {final.loss:.3f} nats per token over all tokens, "
-        f"{final.domain_average:.3f} as the mean of its domains, at step {final.step:,}."
+        f"{run.label}: validation loss {losses[OVERALL[0]]:.3f} nats per token with domains weighted by corpus size, "
+        f"{losses[OVERALL[1]]:.3f} as the mean of its domains, at step {final.step:,}."
     )
 
 
 def _domains(runs: list[Run], colors: dict[str, str]) -> str:
     header, rows = domain_table(runs, colors)
     totals = 2 if any(run.final is not None for run in runs) else 0
-    note = "Losses in nats per token on held-out documents. Green and red: more than 0.005 nats lower or higher."
+    note = f"Losses in nats per token on held-out documents. Green and red: {LEVEL_NATS} nats or more lower or higher."
     return markup.section("Domains", markup.paragraph(note, "soft"), markup.table(header, rows, num_total=totals))
 
 

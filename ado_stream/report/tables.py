@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 
@@ -102,14 +103,13 @@ def fact_table(runs: list[Run]) -> tuple[list[str], list[Row]]:
 
 
 def _train_tokens(run: Run, name: str) -> str:
-    about = ((run.about.get("corpus") or {}).get("domains") or {}).get(name) or {}
-    tokens = about.get("tokens")
-    return "" if name in OVERALL else compact(tokens) if tokens else DASH
+    tokens = run.train_tokens_K[run.domains.index(name)] if name in run.domains else math.nan
+    return "" if name in OVERALL else compact(tokens) if math.isfinite(tokens) else DASH
 
 
 def _prior(run: Run, name: str) -> str:
     share = run.prior_K[run.domains.index(name)] if name in run.domains else math.nan
-    return "" if name in OVERALL else number(100 * float(share), ".3g") + " %"
+    return "" if name in OVERALL else number(100 * float(share), ".1f") + " %"
 
 
 def _mean_share(run: Run, name: str) -> str:
@@ -117,7 +117,7 @@ def _mean_share(run: Run, name: str) -> str:
         return "" if name in OVERALL else DASH
     shares_S = run.mixture_SK[:, run.domains.index(name)]
     finite = shares_S[np.isfinite(shares_S)]
-    return number(100 * float(finite.mean()) if finite.size else None, ".3g") + " %"
+    return number(100 * float(finite.mean()) if finite.size else None, ".1f") + " %"
 
 
 def _validation_tokens(run: Run, name: str) -> str:
@@ -134,9 +134,16 @@ def _difference(run: Run, baseline: Run, name: str) -> Cell:
 
 
 def _policy(run: Run) -> str:
-    options = run.about.get("policy_options") or {}
-    listed = ", ".join(f"{key} {value}" for key, value in options.items())
+    listed = ", ".join(_options(run.about.get("policy_options") or {}))
     return f"{run.about.get('policy', DASH)}" + (f" ({listed})" if listed else "")
+
+
+def _options(options: dict[str, Any], prefix: str = "") -> list[str]:
+    """ "key value" of every option, nested ones as outer.inner."""
+    found = []
+    for key, value in options.items():
+        found += _options(value, f"{prefix}{key}.") if isinstance(value, dict) else [f"{prefix}{key} {value}"]
+    return found
 
 
 def _model(run: Run) -> str:

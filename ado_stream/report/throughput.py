@@ -68,8 +68,7 @@ def _speed(axes: Axes, runs: list[Run]) -> None:
     axes.set(xlabel="step", ylabel="tokens per second", ylim=(0, None))
     axes.margins(y=0.25)
     axes.set_ylim(0, axes.get_ylim()[1])
-    axes.set_title("throughput")
-    axes.legend(loc="lower right")
+    axes.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=2, columnspacing=1.2, handlelength=1.4)
     thousands(axes.xaxis)
     thousands(axes.yaxis)
 

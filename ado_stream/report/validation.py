@@ -1,4 +1,9 @@
-"""Validation loss of several runs side by side, per domain and over all, with the differences to a baseline."""
+"""Validation loss of several runs side by side, per domain and over all, with the differences to a baseline.
+
+Two measures over all, since a mixture may trade one for the other. "by corpus size" weights every domain by its share
+of the training tokens, so that a validation that takes equally much of each domain does not pass for one over all text;
+"mean of domains" counts each domain once.
+"""
 
 import math
 from typing import Any
@@ -7,11 +12,11 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
 
-from ado_stream.report.data import Run
+from ado_stream.report.data import Evaluation, Run
 from ado_stream.report.style import INK, RUN_MARKERS, SOFT, Plot, new_figure, shorten, signed, text_color
 
 MAX_ROWS = 36
-OVERALL = ("all tokens", "mean of domains")
+OVERALL = ("by corpus size", "mean of domains")
 
 
 def baseline_of(runs: list[Run]) -> Run:
@@ -24,8 +29,17 @@ def loss_by_name(run: Run) -> dict[str, float]:
     final = run.final
     if final is None:
         return {}
-    overall = dict(zip(OVERALL, (final.loss, final.domain_average), strict=True))
+    overall = dict(zip(OVERALL, (_by_corpus_size(run, final), final.domain_average), strict=True))
     return {**dict(zip(run.domains, final.domain_loss_K.tolist(), strict=True)), **overall}
+
+
+def _by_corpus_size(run: Run, final: Evaluation) -> float:
+    """Mean of the domains' losses by training tokens; by validation tokens where the record does not know those."""
+    measured_K = np.isfinite(final.domain_loss_K)
+    weight_K = run.train_tokens_K[measured_K]
+    if not measured_K.any() or not np.isfinite(weight_K).all():
+        return final.loss
+    return float(np.average(final.domain_loss_K[measured_K], weights=weight_K))
 
 
 def draw_validation(runs: list[Run], colors: dict[str, str]) -> Plot | None:
@@ -43,7 +57,10 @@ def draw_validation(runs: list[Run], colors: dict[str, str]) -> Plot | None:
     if others:
         _differences(grid[1], others, baseline, y, colors)
     part = "" if len(names) - 2 >= len(colors) else f" Shown: the {len(names) - 2} domains that differ most."
-    caption = "Loss on held-out documents at the end of each run; further left is better."
+    caption = (
+        "Loss on held-out documents at the end of each run; further left is better. 'By corpus size' weights domains "
+        "by their training tokens."
+    )
     if others:
         caption += f" Right: difference to {baseline.label}; bars to the left of zero are lower, that is better."
     return Plot("validation", "Validation loss side by side", caption + part, figure)

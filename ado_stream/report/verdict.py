@@ -1,7 +1,7 @@
 """What the runs showed, in sentences that do not oversell.
 
-Two losses count as level when they differ by less than LEVEL_NATS; both overall measures are always given (every
-token counting once, every domain counting once): a policy that shifts the mixture can win one and lose the other.
+Two losses count as level when they differ by less than LEVEL_NATS; both overall measures are always given (domains
+by corpus size, every domain once): a policy that shifts the mixture can win one and lose the other.
 Whatever makes the comparison unfair is said beside it.
 """
 
@@ -49,7 +49,7 @@ class Comparison:
             for name, (own, base) in self.overall.items()
             if math.isfinite(own - base)
         ]
-        losses = f". Validation loss over {'; '.join(measures)}" if measures else ""
+        losses = f". Validation loss {'; '.join(measures)}" if measures else ""
         others = f" ({', '.join(rest)})" if rest else ""
         return f"{counts}{others}{losses}."
 

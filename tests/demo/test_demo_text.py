@@ -1,4 +1,4 @@
-"""The demo's corpus: the same bytes every time, six domains at least, no file in two, no text twice, sizes as planned."""
+"""The demo's corpus: the same bytes every time, six domains or more, no file in two, no text twice, sizes as said."""
 
 import json
 import re

@@ -18,8 +18,10 @@ def runs_with(simulate, tmp_path, ado_loss, natural_loss):
     for label, losses in (("ado", ado_loss), ("natural", natural_loss)):
         (run,) = load_runs([simulate(tmp_path / label, NAMES, policy=label, steps=10)])
         losses = np.array(losses, dtype=float)
-        total = float(np.nansum(losses * TOKENS) / TOKENS.sum())
-        runs.append(replace(run, evaluations=(Evaluation(10, "val", total, losses, TOKENS),)))
+        sizes = {name: {"tokens": tokens} for name, tokens in zip(NAMES, TOKENS, strict=True)}
+        about = {**run.about, "corpus": {**run.about["corpus"], "domains": sizes}}
+        evaluation = Evaluation(10, "val", float(np.nanmean(losses)), losses, np.full(4, 50.0))
+        runs.append(replace(run, about=about, evaluations=(evaluation,)))
     return runs
 
 
@@ -31,10 +33,10 @@ def test_lower_level_higher_are_counted(simulate, tmp_path):
 
 def test_both_overall_measures_are_given(simulate, tmp_path):
     (found,) = compare(runs_with(simulate, tmp_path, [2.9, 3.2, 3.2, 3.2], [3.0, 3.1, 3.1, 3.1]))
-    assert found.overall["all tokens"] == pytest.approx((2.99, 3.03))
+    assert found.overall["by corpus size"] == pytest.approx((2.99, 3.03))
     assert found.overall["mean of domains"] == pytest.approx((3.125, 3.075))
     assert found.headline() == "A mixed result: ado against natural"
-    assert "all tokens 2.990 against 3.030 nats (0.040 lower)" in found.sentence()
+    assert "by corpus size 2.990 against 3.030 nats (0.040 lower)" in found.sentence()
     assert "mean of domains 3.125 against 3.075 nats (0.050 higher)" in found.sentence()
 
 
