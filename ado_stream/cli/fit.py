@@ -137,7 +137,7 @@ def draw_laws(path: Path, names: list[str], samples_M: np.ndarray, losses_KM: np
     num_rows = math.ceil(len(names) / num_columns)
     figure = Figure(figsize=(3.4 * num_columns + 0.6, 2.5 * num_rows + 0.6), layout="constrained")
     FigureCanvasAgg(figure)
-    axes = np.atleast_1d(figure.subplots(num_rows, num_columns, sharex=True, squeeze=False)).ravel()
+    axes = np.atleast_1d(figure.subplots(num_rows, num_columns, squeeze=False)).ravel()
     curve_N = np.geomspace(samples_M[0], 2.0 * samples_M[-1], 200)
     law_KN = fit.predict(curve_N)
     for k, name in enumerate(names):

@@ -1,14 +1,19 @@
 """`scaling_law_fit`: checks the arrays, picks the backend, NumPy in and out. Importable without torch.
 
 backend "numba" (CPU threads), "triton" (a CUDA GPU, or any machine under TRITON_INTERPRET=1), "torch" (plain float64
-PyTorch, CPU). All of them minimise the F of problem.py and reach the same minima.
+PyTorch, CPU). All of them minimise the F of problem.py and reach the same minima. "auto" is numba, unless torch is
+loaded, sees a CUDA GPU and domains times kept points reach GPU_POINTS: then triton.
 """
+
+import importlib
+import sys
 
 import numpy as np
 
 from ado_kernels.fit.problem import FitOptions, FitResult
 
 BACKENDS = ("auto", "numba", "triton", "torch")
+GPU_POINTS = 500_000  # domains times kept points from which "auto" takes a GPU
 
 
 def scaling_law_fit(
@@ -26,13 +31,16 @@ def scaling_law_fit(
     _check(counts, losses)
     if backend not in BACKENDS:
         raise ValueError(f"unknown fit backend {backend!r}; the backends are: {', '.join(BACKENDS)}")
-    if backend == "torch":
-        from ado_kernels.fit import torch_fit
+    if backend == "auto":
+        backend = _automatic(losses, options)
+    return importlib.import_module(f"ado_kernels.fit.{backend}_fit").fit(counts, losses, options)
 
-        return torch_fit.fit(counts, losses, options)
-    from ado_kernels.fit import numba_fit
 
-    return numba_fit.fit(counts, losses, options)
+def _automatic(losses: np.ndarray, options: FitOptions) -> str:
+    """The GPU only where torch already runs on one and the fit is large enough to outweigh the copies."""
+    torch = sys.modules.get("torch")
+    large = losses.shape[0] * len(range(options.ignore_steps, losses.shape[1], options.every)) >= GPU_POINTS
+    return "triton" if large and torch is not None and torch.cuda.is_available() else "numba"
 
 
 def _check(counts: np.ndarray, losses: np.ndarray) -> None:

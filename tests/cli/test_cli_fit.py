@@ -1,0 +1,78 @@
+"""`ado-stream fit`: CSV in, table, JSON and picture out, and what it says of files it cannot use."""
+
+import json
+
+import numpy as np
+import pytest
+
+from ado_stream.cli.fit import read_losses
+from ado_stream.cli.main import main
+
+
+@pytest.fixture
+def losses_csv(tmp_path):
+    """300 rows of two domains with known laws; every seventh cell of the second is empty."""
+    path = tmp_path / "losses.csv"
+    samples = 64.0 * np.arange(1, 301)
+    noise = np.exp(0.002 * np.random.default_rng(0).standard_normal((2, 300)))
+    web, code = (2.0 + 20.0 * samples**-0.4) * noise[0], (1.8 + 50.0 * samples**-0.6) * noise[1]
+    rows = [f"{t},{web[t]:.6f},{'' if t % 7 == 3 else f'{code[t]:.6f}'}" for t in range(300)]
+    path.write_text("step,web,code\n" + "\n".join(rows) + "\n")
+    return path
+
+
+def test_json_holds_the_laws(losses_csv, capsys):
+    assert main(["fit", str(losses_csv), "--batch-size", "64", "--every", "2", "--json"]) == 0
+    out = json.loads(capsys.readouterr().out)
+    web, code = out["domains"]
+    assert out["predicted_at_samples"] == 2 * 64 * 300
+    assert web["domain"] == "web"
+    assert web["predicted_loss"] == pytest.approx(2.0 + 20.0 * 38400**-0.4, rel=5e-3)
+    assert code["predicted_loss"] == pytest.approx(1.8 + 50.0 * 38400**-0.6, rel=5e-3)
+    assert web["points"] == 150
+    assert code["points"] < 150
+
+
+def test_table_and_picture(losses_csv, capsys, tmp_path):
+    picture = tmp_path / "laws.png"
+    assert main(["fit", str(losses_csv), "--batch-size", "64", "--every", "5", "--plot", str(picture)]) == 0
+    out = capsys.readouterr().out
+    assert "web" in out
+    assert "alpha" in out
+    assert picture.read_bytes().startswith(b"\x89PNG")
+
+
+def test_samples_are_read_as_they_are(tmp_path):
+    path = tmp_path / "losses.csv"
+    path.write_text("web,samples\n3.5,100\n,200\n")
+    names, samples, losses = read_losses(path, batch_size=64)
+    assert names == ["web"]
+    assert samples.tolist() == [100.0, 200.0]
+    assert losses[0, 0] == 3.5
+    assert np.isnan(losses[0, 1])
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("", "Expected a column"),
+        ("web,code\n1,2\n", "Expected a column"),
+        ("step,web\n", "0 rows"),
+        ("step,web\n0,3.0,1\n", "row 1 has 3 cells"),
+        ("step,web\n0,3.0\n1,abc\n", "row 2: 'abc' is not a number"),
+    ],
+)
+def test_bad_files_are_named(tmp_path, capsys, text, message):
+    path = tmp_path / "bad.csv"
+    path.write_text(text)
+    assert main(["fit", str(path)]) == 1
+    error = capsys.readouterr().err
+    assert message in error
+    assert "bad.csv" in error
+
+
+def test_missing_file_and_folder_are_named(losses_csv, tmp_path, capsys):
+    assert main(["fit", str(tmp_path / "absent.csv")]) == 1
+    assert "absent.csv" in capsys.readouterr().err
+    assert main(["fit", str(losses_csv), "--plot", str(tmp_path / "no" / "x.png")]) == 1
+    assert "does not exist" in capsys.readouterr().err

@@ -1,0 +1,148 @@
+"""scaling_law_fit around the minimum: smoothing, missing points, order, threads, refusals."""
+
+import os
+import subprocess
+import sys
+
+import numba
+import numpy as np
+import pytest
+from ado_kernels import scaling_law_fit
+from ado_kernels.fit.problem import FitOptions
+from ado_kernels.fit.smoothing import prepare
+from scipy.signal import savgol_filter
+
+
+def noisy_laws(num_domains=5, steps=900, seed=1):
+    generator = np.random.default_rng(seed)
+    counts = 256.0 * np.arange(1, steps + 1)
+    law = generator.uniform(1.7, 3.0, (num_domains, 1)) + 30.0 * counts ** -generator.uniform(
+        0.2, 0.6, (num_domains, 1)
+    )
+    return counts, law * np.exp(0.02 * generator.standard_normal((num_domains, steps)))
+
+
+@pytest.mark.parametrize(("steps", "window"), [(900, 101), (101, 101), (100, 99), (60, 59), (7, 7), (6, 5)])
+def test_smoothing_equals_scipy(steps, window):
+    """Both are a least-squares cubic per window: 1e-12 is its conditioning in float64."""
+    _, losses = noisy_laws(steps=steps)
+    expected = savgol_filter(losses, window, 3, axis=1, mode="interp")
+    assert np.allclose(prepare(losses, FitOptions(every=1)), expected, rtol=1e-12)
+    thinned = prepare(losses, FitOptions(ignore_steps=5, every=10))
+    assert np.allclose(thinned, expected[:, 5::10], rtol=1e-12)
+
+
+def test_under_five_steps_nothing_is_smoothed():
+    _, losses = noisy_laws(steps=4)
+    assert np.array_equal(prepare(losses, FitOptions(every=1)), losses)
+
+
+def test_missing_points_are_skipped_not_spread():
+    counts, losses = noisy_laws()
+    missing = np.zeros(losses.shape[1], bool)
+    missing[[0, 17, 300, 301, 302, 899]] = True
+    holes = losses.copy()
+    holes[2, missing] = [np.nan, np.inf, -np.inf, 0.0, -1.0, np.nan]
+    smooth = prepare(holes, FitOptions(every=1))
+    assert np.array_equal(np.isnan(smooth[2]), missing)
+    assert np.allclose(smooth[2, ~missing], savgol_filter(losses[2, ~missing], 101, 3), rtol=1e-12)
+    whole, found = scaling_law_fit(counts, losses), scaling_law_fit(counts, holes)
+    assert found.valid.all()
+    assert found.num_points[2] == (~missing[::10]).sum()
+    others = [0, 1, 3, 4]
+    assert np.array_equal(found.theta[others], whole.theta[others])
+
+
+@pytest.mark.parametrize("backend", ["numba", "torch"])
+def test_a_domain_without_points_fails_alone(backend):
+    counts, losses = noisy_laws(steps=120)
+    losses[1] = np.nan
+    found = scaling_law_fit(counts, losses, FitOptions(), backend)
+    assert found.valid.tolist() == [True, False, True, True, True]
+    assert np.isnan(found.theta[1]).all()
+    assert np.isnan(found.objective[1])
+    assert found.num_points[1] == 0
+
+
+@pytest.mark.parametrize("num_points", [1, 2, 3, 5])
+def test_few_points_are_fitted(num_points):
+    counts, losses = noisy_laws(steps=num_points)
+    found = scaling_law_fit(counts, losses, FitOptions(every=1))
+    assert found.valid.all()
+    assert (found.num_points == num_points).all()
+
+
+def test_order_of_domains_and_own_counts_do_not_matter():
+    counts, losses = noisy_laws()
+    order = np.array([3, 0, 4, 1, 2])
+    found, permuted = scaling_law_fit(counts, losses), scaling_law_fit(counts, losses[order])
+    own = scaling_law_fit(np.tile(counts, (5, 1)), losses)
+    for field in ("theta", "objective", "at_bound", "residual_scale"):
+        assert np.array_equal(getattr(permuted, field), getattr(found, field)[order])
+        assert np.array_equal(getattr(own, field), getattr(found, field))
+
+
+def test_same_bits_with_one_and_two_threads():
+    counts, losses = noisy_laws(num_domains=9)
+    before = numba.get_num_threads()
+    results = []
+    try:
+        for threads in (1, min(2, numba.config.NUMBA_NUM_THREADS)):
+            numba.set_num_threads(threads)
+            results.append(scaling_law_fit(counts, losses))
+    finally:
+        numba.set_num_threads(before)
+    assert results[0].theta.tobytes() == results[1].theta.tobytes()
+    assert results[0].objective.tobytes() == results[1].objective.tobytes()
+
+
+def test_bounds_are_reported():
+    counts = 256.0 * np.arange(1, 901)
+    flat = np.full((1, 900), 3.0) * np.exp(0.01 * np.random.default_rng(0).standard_normal(900))
+    low = 0.5 + 200.0 * counts[None] ** -0.5  # eps under exp(0.5) = 1.65
+    assert scaling_law_fit(counts, flat).at_bound[0, 2] or np.exp(scaling_law_fit(counts, flat).theta[0, 0]) < 1.0
+    assert scaling_law_fit(counts, low).at_bound[0, 1]
+
+
+@pytest.mark.parametrize(
+    ("counts", "losses", "message"),
+    [
+        (np.ones(3), np.ones(3), "losses must have shape"),
+        (np.ones(4), np.ones((2, 3)), "counts must have shape"),
+        (np.array([0.0, 1.0, 2.0]), np.ones((1, 3)), "above 0"),
+        (np.array([1.0, np.nan, 2.0]), np.ones((1, 3)), "finite"),
+        (np.array([2.0, 1.0, 3.0]), np.ones((1, 3)), "not decrease"),
+    ],
+)
+def test_impossible_arrays_are_refused(counts, losses, message):
+    with pytest.raises(ValueError, match=message):
+        scaling_law_fit(counts, losses)
+
+
+def test_unknown_and_missing_backends_are_refused():
+    counts, losses = noisy_laws(steps=50)
+    with pytest.raises(ValueError, match="unknown fit backend 'cuda'"):
+        scaling_law_fit(counts, losses, backend="cuda")
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"delta": 0.0},
+        {"grid_alpha": ()},
+        {"grid_log_eps": (np.nan,)},
+        {"smooth_window": 10},
+        {"ignore_steps": -1},
+        {"every": 0},
+    ],
+)
+def test_impossible_options_are_refused(settings):
+    with pytest.raises(ValueError, match=next(iter(settings))):
+        FitOptions(**settings)
+
+
+def test_no_torch_is_imported():
+    code = "import sys, numpy as np; from ado_kernels import scaling_law_fit; "
+    code += "scaling_law_fit(np.arange(1.0, 60.0), np.ones((1, 59))); assert 'torch' not in sys.modules"
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
+    subprocess.run([sys.executable, "-c", code], check=True, env=environment, timeout=120)
