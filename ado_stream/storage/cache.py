@@ -13,13 +13,13 @@ import os
 import threading
 import time
 import warnings
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import TypeVar
 
-from ado_stream.errors import CacheFull, ConfigError, NotFound, ShardCorrupt, StorageError
+from ado_stream.errors import CacheFull, ConfigError, NotFound, ShardCorrupt
 from ado_stream.storage.decompress import decompress
 from ado_stream.storage.download import download, local_path
 from ado_stream.storage.evict import Evictor, touch
@@ -104,16 +104,21 @@ class NodeCache:
     def map(self, spec: ObjectSpec, stop: threading.Event | None = None) -> tuple[mmap.mmap, Fetched]:
         """A read-only map of the raw file, and what `fetch` said; the map stays readable when the file is evicted.
 
-        A peer may evict between fetching and mapping; then the file is fetched again, `max_downloads` times at most.
+        A peer may evict between fetching and mapping; then the file is fetched again, until the total deadline.
+        Raises as `fetch`, and CacheFull when peers evict it every time.
         """
-        for _ in range(self.retry.max_downloads):
+        patience = Patience(self.retry.total_deadline_s, spec.where, stop)
+        while True:
             fetched = self.fetch(spec, stop)
             with suppress(FileNotFoundError), open(fetched.path, "rb") as file:
+                if os.fstat(file.fileno()).st_size == 0:
+                    raise ShardCorrupt(f"{spec.where}: {spec.label} is empty, as index.json says. Rewrite the shard.")
                 return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ), fetched
-        raise CacheFull(
-            f"{spec.label}: evicted by another process {self.retry.max_downloads} times before it could be read.\n"
-            "  Raise the cache limit: the jobs on this machine need more shards at once than it allows."
-        )
+            if not patience.wait():
+                raise CacheFull(
+                    f"{spec.label}: other processes evicted it for {patience.seconds:.0f} s before it could be read.\n"
+                    "  Raise the cache limit: the jobs on this machine need more shards at once than it allows."
+                )
 
     def statistics(self) -> dict[str, int]:
         """Counts since the start: hits, misses, downloaded_bytes, retries, refetches, evictions."""
@@ -138,7 +143,7 @@ class NodeCache:
         """
         last_chance = spec.remote is None and not (spec.compressed and spec.stored.is_file())
         try:
-            mismatch = _check(spec.raw, spec.raw_bytes, spec.raw_hashes)
+            mismatch = check_file(spec.raw, spec.raw_bytes, spec.raw_hashes)
             if mismatch is None:
                 self._accept(spec)
                 return True
@@ -160,7 +165,7 @@ class NodeCache:
             self._set_aside(spec, spec.raw)
         if spec.compressed and spec.stored.exists():
             try:
-                mismatch = _check(spec.stored, spec.stored_bytes, spec.stored_hashes)
+                mismatch = check_file(spec.stored, spec.stored_bytes, spec.stored_hashes)
                 if mismatch is not None:
                     raise ContentError(mismatch)
                 self._unpack(spec, stop)
@@ -284,18 +289,6 @@ def _corrupt(spec: ObjectSpec, mismatch: Mismatch, when: str) -> ShardCorrupt:
         f"{spec.where}: {spec.label}: {mismatch} {when}.\n"
         f"  The object is damaged or index.json is stale. Rewrite the shard, or run `ado-stream lint {folder}`."
     )
-
-
-def _check(path: Path, expected_bytes: int | None, hashes: Mapping[str, str]) -> Mismatch | None:
-    """As check_file; a disk that cannot be read becomes a StorageError, a missing file stays FileNotFoundError."""
-    try:
-        return check_file(path, expected_bytes, hashes)
-    except FileNotFoundError:
-        raise
-    except OSError as error:
-        raise StorageError(
-            f"{path}: cannot be read ({error.strerror}).\n  Check the disk and the permissions."
-        ) from error
 
 
 def _without_own_remote(spec: ObjectSpec) -> ObjectSpec:

@@ -1,7 +1,8 @@
 """Room in the cache: what is on disk, what may go, and the byte limit.
 
 Invariants: only files that a remote can give again are deleted, never a pinned one, never one whose lock somebody
-holds; deleting is unlink, so whoever has the file open or mapped goes on reading it.
+holds (so an unfinished file goes only when its maker died); deleting is unlink, so whoever has the file open or mapped
+goes on reading it.
 Order: least recently used first. A use sets the file's access time (os.utime), which every process sees.
 """
 
@@ -21,12 +22,13 @@ from ado_stream.storage.files import TEMP_DIR, lock_if_free
 from ado_stream.storage.retry import Patience
 from ado_stream.storage.spec import ObjectSpec
 
-SHARD = re.compile(r"\.mds(\.|$)")
+SHARD = re.compile(r"(.*\.mds)(\.|$)")
 
 
 @dataclass(frozen=True)
 class _Entry:
     path: Path
+    raw: Path  # the raw file of the same shard, which names its lock and its pins
     num_bytes: int
     used_ns: int
 
@@ -67,11 +69,11 @@ class Evictor:
             return
         while True:
             with self._lock:
-                entries = [entry for entry in self._entries() if entry.path not in (spec.raw, spec.stored)]
+                entries = [entry for entry in self._entries() if entry.raw != spec.raw]
                 excess = sum(entry.num_bytes for entry in entries) + spec.peak_bytes - self.limit_bytes
                 if excess <= 0 or self._evict(entries, excess) >= excess:
                     return
-                pinned_bytes = sum(entry.num_bytes for entry in entries if entry.path in self._pins)
+                pinned_bytes = sum(entry.num_bytes for entry in entries if entry.raw in self._pins)
             if pinned_bytes + spec.peak_bytes > self.limit_bytes or not patience.wait():
                 raise CacheFull(
                     f"{spec.label}: needs {spec.peak_bytes} bytes, but the shards in use fill the cache limit of "
@@ -87,7 +89,7 @@ class Evictor:
             entries = list(self._entries())
             if self._evict(entries, max(spec.peak_bytes, 1)) > 0:
                 return
-            peers = any(entry.path not in self._pins and entry.path not in (spec.raw, spec.stored) for entry in entries)
+            peers = any(entry.raw not in self._pins and entry.raw != spec.raw for entry in entries)
         if not (peers and patience.wait()):
             free_bytes = shutil.disk_usage(spec.raw.parent).free
             raise CacheFull(
@@ -98,7 +100,7 @@ class Evictor:
     def check_fits(self, specs: Iterable[ObjectSpec]) -> None:
         """Raises ConfigError when the limit, or the disk with everything evicted, is smaller than one of `specs`."""
         with self._lock:
-            evictable_bytes = sum(entry.num_bytes for entry in self._entries() if self._may_go(entry.path))
+            evictable_bytes = sum(entry.num_bytes for entry in self._entries() if entry.raw not in self._pins)
         for spec in specs:
             need_bytes, folder = spec.peak_bytes, spec.raw.parent
             if self.limit_bytes is not None and spec.remote is not None and self.limit_bytes < need_bytes:
@@ -118,9 +120,9 @@ class Evictor:
         for entry in sorted(entries, key=lambda entry: entry.used_ns):
             if freed_bytes >= need_bytes:
                 break
-            if not self._may_go(entry.path):
+            if entry.raw in self._pins:
                 continue
-            with lock_if_free(entry.path) as held:  # not free: a peer is making it, or it is `spec` itself
+            with lock_if_free(entry.raw) as held:  # not free: a peer is making it, or it is the one to be made
                 if held:
                     with suppress(FileNotFoundError):
                         entry.path.unlink()
@@ -128,13 +130,10 @@ class Evictor:
                     freed_bytes += entry.num_bytes
         return freed_bytes
 
-    def _may_go(self, path: Path) -> bool:
-        return path not in self._pins and path.parent.name != TEMP_DIR
-
     def _entries(self) -> Iterable[_Entry]:
         for folder in list(self._folders):
-            yield from _shard_files(folder)
-            yield from _shard_files(folder / TEMP_DIR)
+            yield from _shard_files(folder, folder)
+            yield from _shard_files(folder / TEMP_DIR, folder)
 
 
 def touch(path: Path, status: os.stat_result) -> None:
@@ -143,11 +142,11 @@ def touch(path: Path, status: os.stat_result) -> None:
         os.utime(path, ns=(time.time_ns(), status.st_mtime_ns))
 
 
-def _shard_files(folder: Path) -> Iterable[_Entry]:
-    """Shards only: whatever else a user keeps in the folder is neither counted nor deleted."""
+def _shard_files(folder: Path, home: Path) -> Iterable[_Entry]:
+    """Shards whose raw files belong in `home`: raw, stored, unfinished or set aside. Other files do not count."""
     with suppress(FileNotFoundError), os.scandir(folder) as entries:
         for entry in entries:
-            if SHARD.search(entry.name):
+            if shard := SHARD.match(entry.name):
                 with suppress(FileNotFoundError):
                     status = entry.stat(follow_symlinks=False)
-                    yield _Entry(Path(entry.path), status.st_size, status.st_atime_ns)
+                    yield _Entry(Path(entry.path), home / shard[1], status.st_size, status.st_atime_ns)

@@ -11,7 +11,7 @@ from typing import Any
 
 import xxhash
 
-from ado_stream.errors import IndexInvalid
+from ado_stream.errors import IndexInvalid, StorageError
 
 CHUNK_BYTES = 1 << 20
 
@@ -67,7 +67,21 @@ class Verifier:
 
 
 def check_file(path: Path, expected_bytes: int | None, hashes: Mapping[str, str]) -> Mismatch | None:
-    """What differs between a file and the index, None when nothing does; a wrong size is found without reading."""
+    """What differs between a file and the index, None when nothing does; a wrong size is found without reading.
+
+    Raises FileNotFoundError, and StorageError when the disk cannot be read.
+    """
+    try:
+        return _check_file(path, expected_bytes, hashes)
+    except FileNotFoundError:
+        raise
+    except OSError as error:
+        raise StorageError(
+            f"{path}: cannot be read ({error.strerror}).\n  Check the disk and the permissions."
+        ) from error
+
+
+def _check_file(path: Path, expected_bytes: int | None, hashes: Mapping[str, str]) -> Mismatch | None:
     verifier = Verifier(expected_bytes, hashes)
     with open(path, "rb", buffering=0) as file:
         size = file.seek(0, 2)

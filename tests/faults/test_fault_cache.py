@@ -15,7 +15,8 @@ import pytest
 from ado_stream.errors import CacheFull, ConfigError, ShardCorrupt, StorageError
 from ado_stream.storage import cache as cache_module
 from ado_stream.storage.cache import NodeCache
-from ado_stream.storage.files import DiskError
+from ado_stream.storage.files import DiskError, object_lock
+from ado_stream.storage.retry import Patience
 from tests.faults.conftest import BUCKET, QUICK
 
 pytestmark = pytest.mark.fault
@@ -208,3 +209,25 @@ def test_a_whole_cache_removed_during_the_run_is_made_again(proxy, shards, tmp_p
 def test_a_local_shard_that_is_missing_is_named(tmp_path, shards):
     with pytest.raises(StorageError, match="is not there and has no remote"):
         NodeCache(retry=QUICK).fetch(replace(shards[0].spec(tmp_path), remote=None))
+
+
+def test_c2_what_a_killed_downloader_left_makes_room_and_what_a_live_one_writes_does_not(proxy, shards, tmp_path):
+    limit_bytes, spec = 2 * SHARD_BYTES, shards[0].spec(tmp_path)
+    impatient = NodeCache(limit_bytes, replace(QUICK, total_deadline_s=0.5))
+    unfinished_file = tmp_path / "wiki" / ".ado-tmp" / "shard.00002.mds.7-8"
+    unfinished_file.parent.mkdir(parents=True)
+    unfinished_file.write_bytes(bytes(2 * SHARD_BYTES))
+    with (
+        object_lock(tmp_path / "wiki" / "shard.00002.mds", Patience(1.0)),
+        pytest.raises(CacheFull),  # its maker lives: nothing may go, and waiting has an end
+    ):
+        impatient.fetch(spec)
+    assert NodeCache(limit_bytes, QUICK).fetch(spec).path.read_bytes() == shards[0].raw
+    assert not unfinished_file.exists()
+
+
+def test_an_empty_shard_is_typed(proxy, upload, shards, tmp_path):
+    empty = replace(shards[0], key="wiki/shard.00009.mds", raw=b"", stored=b"")
+    upload(empty.key, b"")
+    with pytest.raises(ShardCorrupt, match="empty"):
+        NodeCache(retry=QUICK).map(empty.spec(tmp_path))

