@@ -111,7 +111,7 @@ class AdoPolicy(Policy):
 
     def _next_mixture(self, loss_K: Floats, count_K: Floats, seen_K: Bools) -> Floats:
         memory, config = self.memory, self.config
-        total = float(count_K.sum())
+        total = float(np.add.reduce(count_K))
         self._samples += total
         memory["samples"] += count_K
         memory["credit"] *= config.credit_memory
@@ -142,7 +142,7 @@ class AdoPolicy(Policy):
             mean = np.average(speed_K[known_K], weights=self.prior_K[known_K] + np.finfo(float).tiny)
             speed_K = np.where(known_K, speed_K, mean)
         weight_K = speed_K * self.prior_K * self._credit(gap_K, predicted_K)
-        total = weight_K.sum()
+        total = np.add.reduce(weight_K)
         return weight_K / total if 0.0 < total < np.inf else self.prior_K
 
     def _credit(self, gap_K: Floats, predicted_K: Floats) -> Floats:

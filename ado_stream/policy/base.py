@@ -64,8 +64,8 @@ class Policy:
                 f"policy {self.kind!r}, step {self.step}: {self.num_domains} domains, but losses have shape "
                 f"{loss_K.shape} and counts {count_K.shape}."
             )
-        total = float(count_K.sum())
-        if not (0.0 < total < np.inf and count_K.min() >= 0.0):
+        total = float(np.add.reduce(count_K))
+        if not (0.0 < total < np.inf and np.minimum.reduce(count_K) >= 0.0):
             raise PolicyError(
                 f"policy {self.kind!r}, step {self.step}: sample counts must be 0 or more and not all 0, "
                 f"got a sum of {total:g} and a least of {count_K.min():g}."

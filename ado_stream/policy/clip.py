@@ -37,16 +37,16 @@ def raise_to_floor(share_K: Shares, floor: float) -> Shares:
 
     Needs K d <= 1 (check_floor). Every entry is at least d exactly; entries above it keep their proportions.
     """
-    if share_K.min() >= floor:
-        return share_K
     ascending_K = np.sort(share_K)
-    rest_K = np.cumsum(ascending_K[::-1])[::-1]  # sum of this entry and all greater ones
-    scale_K = (1.0 - floor * np.arange(len(share_K))) / rest_K  # s, if the entries before this one are at the floor
-    free_K = ascending_K * scale_K >= floor
-    first = int(free_K.argmax())
-    if not free_K[first]:  # K d = 1: the floors are all there is
-        return np.full(len(share_K), 1.0 / len(share_K))
-    return np.maximum(share_K * scale_K[first], floor)
+    if ascending_K[0] >= floor:
+        return share_K
+    rest = float(np.add.reduce(ascending_K))  # of this entry and all greater ones
+    for num_bound, value in enumerate(ascending_K.tolist()):  # plain numbers: at 22 domains twice as fast as arrays
+        if value * (1.0 - floor * num_bound) >= floor * rest:
+            scale = (1.0 - floor * num_bound) / np.add.reduce(ascending_K[num_bound:])
+            return np.maximum(share_K * scale, floor)
+        rest -= value
+    return np.full(len(share_K), 1.0 / len(share_K))  # K d = 1: the floors are all there is
 
 
 def lower_to_ceiling(share_K: Shares, ceiling_K: float | Shares) -> Shares:

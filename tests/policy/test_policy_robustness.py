@@ -109,11 +109,11 @@ def test_a_fit_that_raises_keeps_all_laws(failure, loss_stream, make_ado, caplog
 def test_a_domain_with_a_bad_fit_keeps_its_last_law_and_only_it(how, loss_stream, make_ado, caplog):
     loss_TK, count_TK = _stream(loss_stream, 20)
     first_K, second_K = np.linspace(0.1, 0.6, K), np.linspace(0.3, 0.5, K)
-    bad_K, valid_K = second_K.copy(), None
+    bad_K, valid_K = second_K.copy(), np.ones(K, dtype=bool)
     if how == "not valid":
-        valid_K = np.arange(K) != 3
+        valid_K[3] = False
     else:
-        bad_K[3] = float(how)
+        bad_K[3] = float(how)  # and yet called valid
     fits = iter([_laws(first_K), _laws(bad_K, valid_K)])
     policy = make_ado(PRIOR, lambda *_: next(fits), floor=FLOOR)
     with caplog.at_level(logging.WARNING):
