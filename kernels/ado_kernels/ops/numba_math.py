@@ -21,6 +21,7 @@ from numba.extending import overload
 
 # Sums may be reordered and contracted (hence vectorised), but NaN and infinity keep their meaning.
 FAST_SUMS = {"reassoc", "contract", "arcp", "nsz"}
+_GRAIN_ELEMENTS = 32768
 
 
 def exp(x):
@@ -54,9 +55,14 @@ def _exp_float32(x):
     return p * power
 
 
-def use_torch_threads() -> None:
-    """Makes this thread's next Numba loops use as many threads as torch: torchrun's limit per rank counts here too."""
-    numba.set_num_threads(min(torch.get_num_threads(), config.NUMBA_NUM_THREADS))  # type: ignore[attr-defined]
+def use_threads(num_elements: int) -> None:
+    """Sets the threads of this thread's next Numba loop: torch's number, fewer for little work.
+
+    torch's, so that torchrun's limit per rank counts here too; one per torch's own grain of 32,768 elements, because
+    waking and joining a thread costs 10 us, and milliseconds where another process holds its core.
+    """
+    most = min(torch.get_num_threads(), config.NUMBA_NUM_THREADS)  # type: ignore[attr-defined]
+    numba.set_num_threads(max(min(most, num_elements // _GRAIN_ELEMENTS), 1))
 
 
 def array(tensor: torch.Tensor) -> np.ndarray:

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from numba import njit, prange
 
-from ado_kernels.ops.numba_math import FAST_SUMS, array, use_torch_threads
+from ado_kernels.ops.numba_math import FAST_SUMS, array, use_threads
 
 _TABLES = 4
 _SLAB_TOKENS = 32768
@@ -23,7 +23,7 @@ def domain_loss_cpu(losses_N: torch.Tensor, ids_B: torch.Tensor, num_domains: in
     # Last axis: sum, count. Counts are exact in float64 to 2^53 and share the sum's cache line.
     tables_SQK2 = np.zeros((num_slabs, _TABLES, num_domains + 1, 2))
     if num_tokens:
-        use_torch_threads()
+        use_threads(num_tokens)
         accumulate = _per_token if num_tokens == num_ids else _per_sequence
         accumulate(array(losses_N), array(ids_B), tables_SQK2)
     totals_K2 = tables_SQK2.sum(axis=(0, 1))[:num_domains]

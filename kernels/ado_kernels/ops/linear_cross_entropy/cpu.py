@@ -12,7 +12,7 @@ import torch
 from numba import njit, prange
 
 from ado_kernels.ops.linear_cross_entropy.problem import Problem, Result
-from ado_kernels.ops.numba_math import FAST_SUMS, accumulation_dtype, array, exp, use_torch_threads
+from ado_kernels.ops.numba_math import FAST_SUMS, accumulation_dtype, array, exp, use_threads
 
 _CHUNK_BYTES = 256 << 20
 
@@ -35,7 +35,7 @@ def linear_cross_entropy_cpu(problem: Problem) -> Result:
         x_CH = hidden_NH[part]
         logits_CV = buffer[: x_CH.shape[0] * vocabulary].view(-1, vocabulary)
         torch.mm(x_CH, weight_VH.t(), out=logits_CV)
-        use_torch_threads()
+        use_threads(logits_CV.numel())
         _softmax_rows(
             array(logits_CV), array(targets_N[part]), problem.options(), array(losses_N[part]), array(squares_N[part])
         )

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from numba import njit, prange
 
-from ado_kernels.ops.numba_math import FAST_SUMS, accumulation_dtype, array, use_torch_threads
+from ado_kernels.ops.numba_math import FAST_SUMS, accumulation_dtype, array, use_threads
 
 _SLABS = 16
 
@@ -18,7 +18,7 @@ def forward_cpu(x_ND: torch.Tensor, weight_D: torch.Tensor | None, eps: float) -
     dtype = accumulation_dtype(x_ND.dtype)
     y_ND = torch.empty(x_ND.shape, dtype=dtype)
     rstd_N = torch.empty(x_ND.shape[0], dtype=dtype)
-    use_torch_threads()
+    use_threads(x_ND.numel())
     _forward(array(x_ND.to(dtype)), _optional(weight_D, dtype), eps, array(y_ND), array(rstd_N))
     return y_ND.to(x_ND.dtype), rstd_N
 
@@ -31,7 +31,7 @@ def backward_cpu(
     dx_ND = torch.empty(x_ND.shape, dtype=dtype)
     weight = _optional(weight_D, dtype)
     partial_SD = np.zeros((_SLABS, weight.size), weight.dtype)
-    use_torch_threads()
+    use_threads(x_ND.numel())
     _backward(array(dy_ND.to(dtype)), array(x_ND.to(dtype)), weight, array(rstd_N), array(dx_ND), partial_SD)
     return dx_ND, torch.from_numpy(partial_SD.sum(axis=0))
 

@@ -3,7 +3,7 @@
 import torch
 from numba import njit, prange
 
-from ado_kernels.ops.numba_math import FAST_SUMS, accumulation_dtype, array, exp, use_torch_threads
+from ado_kernels.ops.numba_math import FAST_SUMS, accumulation_dtype, array, exp, use_threads
 
 _BLOCK = 4096
 
@@ -12,7 +12,7 @@ def forward_cpu(gate: torch.Tensor, up: torch.Tensor) -> torch.Tensor:
     """silu(gate) * up in gate's dtype and shape."""
     dtype = accumulation_dtype(gate.dtype)
     out = torch.empty(gate.shape, dtype=dtype)
-    use_torch_threads()
+    use_threads(gate.numel())
     _forward(_flat(gate, dtype), _flat(up, dtype), _flat(out, dtype))
     return out.to(gate.dtype)
 
@@ -21,7 +21,7 @@ def backward_cpu(dout: torch.Tensor, gate: torch.Tensor, up: torch.Tensor) -> tu
     """Gradients of gate and up, in their dtype and shape."""
     dtype = accumulation_dtype(gate.dtype)
     dgate, dup = torch.empty(gate.shape, dtype=dtype), torch.empty(gate.shape, dtype=dtype)
-    use_torch_threads()
+    use_threads(gate.numel())
     _backward(_flat(dout, dtype), _flat(gate, dtype), _flat(up, dtype), _flat(dgate, dtype), _flat(dup, dtype))
     return dgate.to(gate.dtype), dup.to(up.dtype)
 

@@ -1,0 +1,9 @@
+"""How fast and how right the kernels are, on one device, in one command of at most nine minutes.
+
+    python -m benchmarks.kernels                 on a GPU: every section, most valuable first
+    python -m benchmarks.kernels --smoke         small shapes, two repeats: proves the script, on a CPU too
+
+One JSON line per case as soon as it is known (the run may be cut), then benchmarks/results/kernels-CARD-DATE.json and
+pictures beside it. Floors are computed from ceilings measured in the same run. Every baseline is guarded: one that is
+absent or fails is recorded as such. Rope and QK-norm have no kernel of ours: the model uses rms_norm and torch's rope.
+"""
