@@ -2,7 +2,7 @@
 
 Against MosaicML Streaming on the same shards and the same endpoint (moto's server in a process of its own). Every run
 is a fresh process with an empty cache; runs take turns. Figures: seconds to the first batch, from the start of the
-process and from the constructor (imports done); samples/s over one pass from the constructor on; MB/s of raw shards made
+process and from the constructor (imports done); samples/s of one pass from the constructor on; MB/s of raw shards made
 available; microseconds of a cache hit; GB/s of checking files found on disk.
 """
 
