@@ -7,10 +7,11 @@ import sys
 import numba
 import numpy as np
 import pytest
+from scipy.signal import savgol_filter
+
 from ado_kernels import scaling_law_fit
 from ado_kernels.fit.problem import FitOptions
 from ado_kernels.fit.smoothing import prepare
-from scipy.signal import savgol_filter
 
 
 def noisy_laws(num_domains=5, steps=900, seed=1):

@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+
 from ado_kernels.fit.points import NUM_SUMS, fast_exp, fast_log, huber_sum, newton_sums
 from ado_kernels.fit.problem import objective, penalty
 from ado_kernels.fit.step import FACE_ALPHA_HIGH, NO_FACE, model_step, penalty_value, solve_held
@@ -26,7 +27,7 @@ def test_exp_and_log_equal_libm():
 
 
 def test_vectorised_sum_equals_plain_f(points):
-    """The loop is compiled with reassociation: were exp's rounding trick folded away, this would be off by whole units."""
+    """The loop is compiled with reassociation: were exp's rounding trick folded away, F would be off by whole units."""
     x, y, _ = points
     ones = np.ones(x.size)
     assert huber_sum(THETA, (x, y, ones), 1e-3) + penalty(THETA) == pytest.approx(

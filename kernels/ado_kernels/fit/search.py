@@ -15,7 +15,7 @@ from numba import njit
 from ado_kernels.fit.descent import minimise, put_on_face
 from ado_kernels.fit.points import fast_exp, huber_sum
 from ado_kernels.fit.problem import ALPHA_HIGH_KINK, ALPHA_LOW_KINK
-from ado_kernels.fit.step import FACE_LOG_BETA, FACE_LOG_EPS, NO_FACE
+from ado_kernels.fit.step import FACE_LOG_BETA, FACE_LOG_EPS, NO_FACE, penalty_value
 
 NUM_BINS = 96
 WIDTHS = (0.3, 0.03, 0.0)  # Huber widths of the coarse search, none below delta
@@ -24,6 +24,7 @@ COARSE_PASSES = 30
 FULL_PASSES = 300
 COARSE_TOLERANCE = 1e-3  # relative to F + 0.001, as the next
 TOLERANCE = 1e-9
+_HOPELESS = 3.0  # ends this many times above the least F (both plus 0.001) are not refined
 _SAME = 1e-4  # ends closer than this in F, relative to F + 0.001, are one
 VANISHED = 3e-4  # reducible part over eps below which a law counts as constant
 SEED = 1e-3
@@ -132,7 +133,13 @@ def search(x_M, y_M, grid, theta_P):
     theta_GP = np.empty((NUM_FACES + grid.alpha.size, 3))
     value_G = np.empty(NUM_FACES + grid.alpha.size)
     best = np.inf
-    for j in range(_coarse_minima(grid, coarse, theta_GP, value_G)):
+    found = _coarse_minima(grid, coarse, theta_GP, value_G)
+    for j in range(found):
+        value_G[j] = huber_sum(theta_GP[j], points, grid.delta)
+        value_G[j] += penalty_value(theta_GP[j, 0], theta_GP[j, 1], theta_GP[j, 2])
+    for j in np.argsort(value_G[:found]):
+        if value_G[j] + ALPHA_LOW_KINK > _HOPELESS * (best + ALPHA_LOW_KINK):
+            break
         f, _ = minimise(theta_GP[j], points, grid.delta, NO_FACE, FULL_PASSES, TOLERANCE)
         if f < best:
             best = f

@@ -5,6 +5,8 @@ every window; the first and last half windows are read off the first and last fu
 infinite, not positive) are skipped: the filter runs over the points present, in order; a missing step stays missing.
 """
 
+import functools
+
 import numpy as np
 from numba import njit
 
@@ -19,6 +21,7 @@ def window_that_fits(num_steps: int, window: int) -> int:
     return largest if largest > DEGREE else 1
 
 
+@functools.lru_cache(maxsize=64)
 def filter_weights(window: int) -> np.ndarray:
     """(window, window) float64: row i turns a window of losses into its cubic's value at position i."""
     position = np.linspace(-1.0, 1.0, window) if window > 1 else np.zeros(1)

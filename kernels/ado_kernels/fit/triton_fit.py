@@ -102,8 +102,8 @@ def _search(x_KM: Tensor, y_KM: Tensor, w_KM: Tensor, options: FitOptions, best_
 def _starts(options: FitOptions) -> tuple[np.ndarray, list[int]]:
     """Starts (S, G, 3) of every search, G a power of two (the first one repeated), and the faces they stand on."""
     grids = (options.grid_log_beta, options.grid_log_eps, options.grid_alpha)
-    kinks = ((FACE_LOG_BETA, 0, LOG_BETA_KINK), (FACE_LOG_EPS, 1, LOG_EPS_KINK))
-    kinks += ((FACE_ALPHA_HIGH, 2, ALPHA_HIGH_KINK), (FACE_ALPHA_LOW, 2, ALPHA_LOW_KINK))
+    kinks = [(FACE_LOG_BETA, 0, LOG_BETA_KINK), (FACE_LOG_EPS, 1, LOG_EPS_KINK)]
+    kinks += [(FACE_ALPHA_HIGH, 2, ALPHA_HIGH_KINK), (FACE_ALPHA_LOW, 2, ALPHA_LOW_KINK)]
     searches = [(face, [*grids[:p], (kink,), *grids[p + 1 :]]) for face, p, kink in kinks]
     searches += [(NO_FACE, [*grids[:2], (alpha,)]) for alpha in options.grid_alpha]
     lists = [np.stack([axis.ravel() for axis in np.meshgrid(*own, indexing="ij")], axis=1) for _, own in searches]

@@ -1,8 +1,8 @@
 """The fit's Triton kernels: smoothing, one program per search, choice of the best. Float64 throughout.
 
-`search_kernel` is search.py and descent.py for one (domain, start): the best of the start's grid by a wide Huber loss on
-some points, then descents on all of them while the width narrows, at last released from its kink; a law that vanished
-into a constant is seeded again. `_model_step` is step.py with every piece of the penalty in a lane.
+`search_kernel` is search.py and descent.py for one (domain, start): the best of the start's grid by a wide Huber loss
+on some points, then descents on all of them while the width narrows, at last released from its kink; a law that
+vanished into a constant is seeded again. `_model_step` is step.py with every piece of the penalty in a lane.
 Python floats are made float64 explicitly: Triton would otherwise round constants to float32.
 """
 
@@ -232,7 +232,7 @@ def _seed(x_ptr, y_ptr, w_ptr, alpha_ptr, num_points, e, x0, delta, ALPHAS: tl.c
     al = tl.load(alpha_ptr + lane)
     fall = tl.zeros([ALPHAS], tl.float64)
     curve = tl.zeros([ALPHAS], tl.float64)
-    for t in range(0, num_points):
+    for t in range(num_points):
         x, r, w = tl.load(x_ptr + t), tl.load(y_ptr + t) - e, tl.load(w_ptr + t)
         shape = tl.exp(-al * (x - x0))
         fall += w * tl.minimum(tl.maximum(r, -delta), delta) * shape
@@ -263,7 +263,7 @@ def search_kernel(
         x_ptr, y_ptr, w_ptr, start_ptr + which * STARTS * 3, num_points, stride, tl.load(stage_ptr), STARTS
     )
     best_a, best_e, best_al, best_f = a, e, al, 0.0 * a + INFINITY
-    for stage in range(0, COARSE_STAGES + 2):
+    for stage in range(COARSE_STAGES + 2):
         delta, tolerance = tl.load(stage_ptr + stage * 2), tl.load(stage_ptr + stage * 2 + 1)
         face = tl.where(stage < COARSE_STAGES, own_face, 0)
         max_passes = tl.where(stage < COARSE_STAGES, COARSE_PASSES, FULL_PASSES)
