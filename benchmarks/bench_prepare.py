@@ -10,6 +10,7 @@ streaming, which a worker is spared.
 
 import argparse
 import json
+import os
 import resource
 import shutil
 import statistics
@@ -17,7 +18,7 @@ import subprocess
 import sys
 import sysconfig
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -72,9 +73,10 @@ def _whole_commands(folder: Path, options: Sequence[str], repeats: int) -> dict[
         subprocess.run([sys.executable, "-m", "ado_stream.cli", *run], check=True, stdout=subprocess.DEVNULL)
 
     calls = [lambda tokenizer=tokenizer: command(tokenizer) for tokenizer in outs]
-    all_seconds = seconds_in_turn(calls, repeats, warmup=1)
-    results = {}
-    for (tokenizer, out), seconds in zip(outs.items(), all_seconds, strict=True):
+    cpu_s = [_cpu_seconds(call) for call in calls]  # and the warm-up
+    all_seconds = seconds_in_turn(calls, repeats, warmup=0)
+    results: dict[str, Any] = {}
+    for (tokenizer, out), seconds, cpu in zip(outs.items(), all_seconds, cpu_s, strict=True):
         domains = json.loads((out / "corpus.json").read_bytes())["domains"].values()
         megabytes = sum(domain["bytes"] for domain in domains) / 1e6
         results[tokenizer] = {
@@ -82,16 +84,23 @@ def _whole_commands(folder: Path, options: Sequence[str], repeats: int) -> dict[
             "median_s": round(statistics.median(seconds), 2),
             "mb_per_s": round(megabytes / statistics.median(seconds), 1),
             "best_mb_per_s": round(megabytes / min(seconds), 1),
+            "cpu_s": round(cpu, 2),
             "bar_mb_per_s": BARS_MB_PER_S[tokenizer],
         }
     results["largest_process_mb"] = round(resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 1024)
     return results
 
 
+def _cpu_seconds(call: Callable[[], Any]) -> float:
+    """Processor seconds, user and system, of the processes that `call` starts: on a busy machine truer than time."""
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
+    call()
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+
+
 def _encoders(folder: Path, options: Sequence[str]) -> dict[str, Any]:
     """MB/s of one process on the same documents: ours, the library's, and their ratio; the ids must be equal."""
-    import os
-
     from tokenizers import Tokenizer as Library
 
     from ado_stream.prepare.reading import CorpusReader

@@ -117,6 +117,11 @@ def test_wrong_usage_is_exit_2(arguments, capsys):
     assert "usage: ado-stream prepare" in capsys.readouterr().err
 
 
+def test_neither_the_verb_nor_a_worker_pays_for_torch():
+    check = "import sys, ado_stream.cli.prepare, ado_stream.prepare.worker; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", check], timeout=120, check=False).returncode == 0
+
+
 def test_as_a_program_with_workers_the_exit_code_and_the_message_are_the_same(tmp_path):
     source, _, _ = _textless(tmp_path)
     command = [sys.executable, "-m", "ado_stream.cli", "prepare", source, "--out", tmp_path / "out", "--workers", "2"]

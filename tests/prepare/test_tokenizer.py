@@ -120,6 +120,7 @@ def foreign(tmp_path):
     library = Library(models.WordLevel(vocabulary, unk_token="[UNK]"))
     library.pre_tokenizer = pre_tokenizers.Whitespace()
     library.normalizer = normalizers.Lowercase()
+    library.add_special_tokens(["</s>"])
     library.enable_truncation(2)
     library.enable_padding(length=8, pad_id=4)
     library.save(str(tmp_path / "tokenizer.json"))
@@ -132,6 +133,7 @@ def test_a_given_tokenizer_is_neither_cut_nor_padded(foreign):
     assert ids.tolist() == [2, 3, 2, 3, 70_000, 0]
     assert ids.dtype == np.uint32
     assert (tokenizer.vocab_size, tokenizer.dtype, tokenizer.end_id) == (70_001, "uint32", 1)
+    assert 1 not in tokenizer.encode("a </s> b")  # the end token's name in a text does not end it
 
 
 def test_the_end_token_is_the_configs_where_there_is_one(foreign):
