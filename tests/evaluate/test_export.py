@@ -1,0 +1,66 @@
+"""An exported model is the same model to transformers: same logits, same greedy tokens, same tokenizer."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+import ado_stream as ado
+from ado_model import ModelConfig, Transformer
+from ado_stream.errors import ConfigError
+from ado_stream.prepare.tokenizer import train_tokenizer
+
+CONFIG = ModelConfig(num_layers=2, width=32, num_heads=2, vocab_size=320, context_length=64)
+TEXTS = [f"the {word} is {word * 2}; and so on, {number}" for number, word in enumerate(("cat", "dog", "ox") * 40)]
+
+
+@pytest.fixture(scope="module")
+def model() -> Transformer:
+    torch.manual_seed(1)
+    model = Transformer(CONFIG)
+    with torch.no_grad():  # decided logits, so that greedy choices do not hang on the last bit
+        for parameter in model.parameters():
+            parameter.add_(0.2 * torch.randn_like(parameter))
+    return model.eval()
+
+
+def greedy(model: Transformer, tokens: torch.Tensor, num: int) -> torch.Tensor:
+    for _ in range(num):
+        tokens = torch.cat([tokens, model(tokens)[:, -1:].argmax(-1)], dim=1)
+    return tokens
+
+
+@torch.no_grad()
+def test_transformers_loads_it_and_generates_the_same_tokens(model: Transformer, tmp_path: Path):
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    tokenizer = train_tokenizer(TEXTS, "bpe:300")
+    folder = ado.export_hugging_face(model, tmp_path / "exported", tokenizer)
+    loaded = AutoModelForCausalLM.from_pretrained(folder).eval()
+    tokens = torch.randint(300, (2, 12), generator=torch.Generator().manual_seed(2))
+    # float32, a few hundred terms of order one
+    torch.testing.assert_close(loaded(tokens).logits, model(tokens), rtol=1e-5, atol=1e-5)
+    written = loaded.generate(tokens, max_new_tokens=20, do_sample=False, eos_token_id=None, pad_token_id=0)
+    assert torch.equal(written, greedy(model, tokens, 20))
+    theirs = AutoTokenizer.from_pretrained(folder)
+    for text in TEXTS[:5]:
+        assert theirs(text, add_special_tokens=False)["input_ids"] == tokenizer.encode(text).tolist()
+    assert theirs.eos_token_id == tokenizer.end_id == loaded.config.eos_token_id
+
+
+def test_the_tied_embedding_is_written_once(model: Transformer, tmp_path: Path):
+    from safetensors import safe_open
+
+    folder = ado.export_hugging_face(model, tmp_path / "exported")
+    with safe_open(folder / "model.safetensors", "pt") as file:
+        numbers = sum(file.get_tensor(name).numel() for name in file.keys())  # noqa: SIM118 - no mapping
+    assert numbers == CONFIG.num_parameters
+    assert json.loads((folder / "config.json").read_text())["architectures"] == ["Qwen3ForCausalLM"]
+
+
+def test_a_folder_in_use_is_left_alone(model: Transformer, tmp_path: Path):
+    (tmp_path / "notes.txt").write_text("mine")
+    with pytest.raises(ConfigError, match="is not empty; name a new folder"):
+        ado.export_hugging_face(model, tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["notes.txt"]
