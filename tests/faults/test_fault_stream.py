@@ -144,8 +144,8 @@ def test_s2_503_for_ever_is_throttled_on_every_rank(bucket, proxy, tmp_path, ran
     started = time.monotonic()
     served, error = served_until(dataset, Throttled)
     assert served == []
-    assert "attempts in" in str(error)
-    assert time.monotonic() - started < 4.0
+    assert "attempt" in str(error)
+    assert time.monotonic() - started < 10.0  # the deadline of 1 s, and one slow attempt on a busy machine
 
 
 @pytest.mark.parametrize("rank", [0, 1])
