@@ -192,7 +192,7 @@ def test_rank_without_a_launcher_is_refused(settings: dict, monkeypatch):
 
 
 def test_the_module_names_where_a_run_keeps_its_things(settings: dict):
-    run_training(load_config(changed(settings, train={"steps": 2})))
+    run_training(load_config(changed(settings, train={"steps": 2}, policy={"name": "natural", "options": {}})))
     kept = json.dumps(sorted(path.name for path in Path(settings["run_dir"]).iterdir()))
     assert kept == json.dumps(["checkpoints", "config.yaml", "record.jsonl"])
     assert load_config(Path(settings["run_dir"]) / run_module.CONFIG_FILE).train.steps == 2

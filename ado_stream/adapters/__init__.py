@@ -1,0 +1,1 @@
+"""ado-stream in other people's training loops, one file each."""

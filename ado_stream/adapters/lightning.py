@@ -1,0 +1,59 @@
+"""Lightning on an adaptive stream: `Trainer(...).fit(module)` with `module = AdaptiveModule(model, loader, ...)`.
+
+The module brings its own data, tells the loader what each batch taught, and puts the loader's state into Lightning's
+checkpoints. One optimizer step a batch: leave `accumulate_grad_batches` at 1, and `use_distributed_sampler=False`.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import lightning
+import torch
+
+from ado_model import Transformer
+from ado_stream.errors import ConfigError
+from ado_stream.loader import AdaptiveLoader
+
+STATE_KEY = "adaptive_loader"
+
+
+class AdaptiveModule(lightning.LightningModule):
+    """A transformer that trains on `loader`; make_optimizer(parameters) returns its optimizer."""
+
+    def __init__(
+        self, model: Transformer, loader: AdaptiveLoader, make_optimizer: Callable[[Any], torch.optim.Optimizer]
+    ):
+        super().__init__()
+        self.model = model
+        self._loader, self._make_optimizer = loader, make_optimizer
+        self._num_domains = len(loader.dataset.names)
+
+    def on_fit_start(self) -> None:
+        """Raises ConfigError for settings of the Trainer under which steps and batches would not match."""
+        if self.trainer.accumulate_grad_batches != 1:
+            raise ConfigError("AdaptiveModule needs accumulate_grad_batches=1: one observe a batch, one batch a step.")
+
+    def train_dataloader(self) -> AdaptiveLoader:
+        """The adaptive loader; each rank of it serves its own part."""
+        return self._loader
+
+    def training_step(self, batch: dict[str, Any], batch_index: int) -> torch.Tensor:
+        """Mean loss of this rank's rows; the per-domain sums go to the loader."""
+        tokens_BT = batch["tokens"]
+        loss, sums_K, counts_K = self.model.loss(
+            tokens_BT[:, :-1], tokens_BT[:, 1:], batch["domain"], self._num_domains
+        )
+        self._loader.observe(sums_K, counts_K)
+        return loss
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        """What `make_optimizer` makes of the model's parameters."""
+        return self._make_optimizer(self.model.parameters())
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Adds where the data and the policy stand."""
+        checkpoint[STATE_KEY] = self._loader.state_dict()
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Goes to where the data and the policy stood."""
+        self._loader.load_state_dict(checkpoint[STATE_KEY])
