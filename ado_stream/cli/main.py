@@ -64,7 +64,9 @@ def main(argv: list[str] | None = None) -> int:
 
 def _run(verb: str, arguments: list[str], debug: bool) -> int:
     module = importlib.import_module(f"ado_stream.cli.{verb}")
-    parser = argparse.ArgumentParser(prog=f"ado-stream {verb}", description=module.__doc__.strip().splitlines()[0])
+    parser = argparse.ArgumentParser(
+        prog=f"ado-stream {verb}", description=(module.__doc__ or verb).strip().splitlines()[0]
+    )
     module.add_arguments(parser)
     args = parser.parse_args(arguments)  # exits 2 on wrong usage
     try:

@@ -16,6 +16,7 @@ from torch.utils.data import IterableDataset, get_worker_info
 
 from ado_stream.errors import ConfigError
 from ado_stream.storage.cache import NodeCache
+from ado_stream.storage.retry import RetryPolicy
 from ado_stream.stream import state as stream_state
 from ado_stream.stream.domain import as_domains
 from ado_stream.stream.draw import SAMPLINGS, advance, draw_domains
@@ -49,6 +50,7 @@ class AdaptiveStreamingDataset(IterableDataset):
         token_column, token_dtype: where other people's MDS data sets keep their tokens.
         vocab_size: tokens outside [0, vocab_size) are an error when a batch is read; None: not checked.
         timeout_s: longest wait for a mixture, a shard or a batch.
+        retry: attempts, deadlines and pauses of downloads; None: storage's RetryPolicy().
         rank, world_size: of this process; None: from torch.distributed when it runs, else 0 of 1.
 
     Iteration yields dicts: tokens (b, T + 1) int64 tensor, domain (b,) int64 tensor, step int; b = B / ranks.
@@ -72,6 +74,7 @@ class AdaptiveStreamingDataset(IterableDataset):
         token_dtype: str | None = None,
         vocab_size: int | None = None,
         timeout_s: float = 900.0,
+        retry: RetryPolicy | None = None,
         rank: int | None = None,
         world_size: int | None = None,
     ):
@@ -93,9 +96,9 @@ class AdaptiveStreamingDataset(IterableDataset):
             "sampling": sampling,
             "shuffle": shuffle,
         }
-        indexes = open_indexes(self.domains, token_column, token_dtype)
+        indexes = open_indexes(self.domains, token_column, token_dtype, retry)
         self._orders = [make_order(ix.name, ix.samples_S, seed, canonical_nodes, shuffle) for ix in indexes]
-        self._cache = NodeCache(cache_limit)
+        self._cache = NodeCache(cache_limit, retry)
         self._cache.check_fits(ix.spec(int(ix.raw_bytes_S.argmax())) for ix in indexes)
         self._cache_limit = cache_limit
         self._shards = Shards(indexes, self._cache, vocab_size, cache_limit // 2 if cache_limit else None)

@@ -22,7 +22,6 @@ from ado_stream.stream.order import DomainOrder, StreamingOrder
 from ado_stream.stream.shards import Shards
 from ado_stream.stream.statistics import Statistics
 
-
 _JOIN_S = 30
 _log = logging.getLogger(__name__)
 

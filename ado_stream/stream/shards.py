@@ -16,6 +16,7 @@ import numpy as np
 from ado_stream.errors import ConfigError, DataError, NotFound
 from ado_stream.storage.cache import NodeCache
 from ado_stream.storage.download import download
+from ado_stream.storage.retry import RetryPolicy
 from ado_stream.stream.domain import Domain
 from ado_stream.stream.gather import gather
 from ado_stream.stream.index import MdsIndex, parse_index
@@ -24,27 +25,32 @@ from ado_stream.stream.shard import ShardView
 INDEX = "index.json"
 
 
-def open_indexes(domains: Sequence[Domain], token_column: str, token_dtype: str | None) -> list[MdsIndex]:
+def open_indexes(
+    domains: Sequence[Domain], token_column: str, token_dtype: str | None, retry: RetryPolicy | None = None
+) -> list[MdsIndex]:
     """The index of every domain, fetched when it is remote. Raises NotFound, IndexInvalid, ConfigError."""
     with ThreadPoolExecutor(min(16, len(domains))) as pool:
-        return list(pool.map(lambda domain: _open_index(domain, token_column, token_dtype), domains))
+        texts = pool.map(lambda domain: _index_text(domain, retry), domains)
+        return [
+            parse_index(text, domain.name, domain.remote, Path(domain.local or ""), token_column, token_dtype)
+            for domain, text in zip(domains, texts, strict=True)
+        ]
 
 
-def _open_index(domain: Domain, token_column: str, token_dtype: str | None) -> MdsIndex:
+def _index_text(domain: Domain, retry: RetryPolicy | None) -> bytes:
     assert domain.local is not None
     local = Path(domain.local)
     path = local / INDEX
     if domain.remote is not None and domain.remote.rstrip("/") != domain.local.rstrip("/"):
         local.mkdir(parents=True, exist_ok=True)
-        download(f"{domain.remote.rstrip('/')}/{INDEX}", path)
+        download(f"{domain.remote.rstrip('/')}/{INDEX}", path, retry=retry)
     try:
-        text = path.read_bytes()
+        return path.read_bytes()
     except OSError as error:
         raise NotFound(
             f"{path}: {error.strerror} (domain '{domain.name}'). Expected a folder with an MDS index; "
             f"`ado-stream prepare` writes one per domain."
         ) from None
-    return parse_index(text, domain.name, domain.remote, local, token_column, token_dtype)
 
 
 class Shards:

@@ -1,0 +1,1 @@
+"""A package, so that `tests` is this folder whatever a site-packages folder holds."""
