@@ -64,9 +64,7 @@ def reference(origin, tmp_path_factory):
 def remote_dataset(folder, retry=QUICK, **options):
     """The data sets in the bucket, cached under `folder`."""
     domains = [ado.Domain(name, remote=f"s3://{BUCKET}/corpus/{name}", local=str(folder / name)) for name in SAMPLES]
-    dataset = ado.AdaptiveStreamingDataset(domains, BATCH, seed=3, **options)
-    dataset._cache.retry = retry
-    return dataset
+    return ado.AdaptiveStreamingDataset(domains, BATCH, seed=3, retry=retry, **options)
 
 
 def served_until(dataset, error):
