@@ -1,4 +1,4 @@
-"""Whole runs on several ranks: the same batches and losses as alone, checkpoints that load in another world, one stop."""
+"""Whole runs on several ranks: as alone in batches and losses, checkpoints for any world, one stop."""
 
 import json
 import os
@@ -22,6 +22,7 @@ def written(settings: dict, tmp_path: Path):
     def write(name: str, **train: object) -> Path:
         path = tmp_path / f"{name}.json"
         changed = {**settings, "run_dir": str(tmp_path / name), "train": {**settings["train"], **train}}
+        changed["checkpoint"] = {"every_steps": 4, "keep": 3}
         path.write_text(json.dumps(changed))
         return path
 
