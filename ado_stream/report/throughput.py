@@ -84,7 +84,15 @@ def _parts(axes: Axes, runs: list[Run]) -> None:
             used.add(part)
             axes.barh(row, width, 0.55, left=start, color=PART_COLORS[part], label=label, edgecolor="white", lw=0.6)
             if width > 0.07 * longest:
-                axes.text(start + width / 2, row, f"{width:.3g}", ha="center", va="center", fontsize=8.5, color=INK)
+                axes.text(
+                    start + width / 2,
+                    row,
+                    f"{width:,.0f}" if width >= 10 else f"{width:.2g}",
+                    ha="center",
+                    va="center",
+                    fontsize=8.5,
+                    color=INK,
+                )
             start += width
         shares = part_means_s(run)
         if start > 0:
