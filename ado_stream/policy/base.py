@@ -8,6 +8,7 @@ What a policy remembers of each domain lives in `memory`, one (K,) array a name;
 it over to another set of domains is written once, here.
 """
 
+from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
@@ -23,7 +24,7 @@ Bools = NDArray[np.bool_]
 Ints = NDArray[np.int64]
 
 
-class Policy:
+class Policy(ABC):
     """Base of all policies. A policy of its own overrides `_initial` and `_next_mixture`, rarely more.
 
     prior: (K,) weights or {name: weight}; any positive scale. Raises ConfigError naming a domain with a bad weight.
@@ -125,18 +126,18 @@ class Policy:
         """The (K,) arrays of `memory` as they are before the first step."""
         return {"ignored": np.zeros(self.num_domains, dtype=np.int64)}
 
+    @abstractmethod
     def _next_mixture(self, loss_K: Floats, count_K: Floats, seen_K: Bools) -> Floats:
         """The mixture after step `self.step`; a new array. Losses are valid where `seen_K`."""
-        raise NotImplementedError
 
     def _extra_state(self) -> dict[str, Any]:
         """State beyond `memory`, as JSON values."""
         return {}
 
-    def _load_extra(self, saved: Mapping[str, Any], source_K: Ints, names: Sequence[str] | None) -> None:
+    def _load_extra(self, saved: Mapping[str, Any], source_K: Ints, names: Sequence[str] | None) -> None:  # noqa: B027
         """Takes over what `_extra_state` saved; all checks before the first change."""
 
-    def _after_load(self, same_domains: bool) -> None:
+    def _after_load(self, same_domains: bool) -> None:  # noqa: B027 - a hook
         """Recomputes what follows from `memory`; the mixture too where other domains could break its bounds."""
 
     # Carrying state over ---------------------------------------------------------------------------------------

@@ -5,6 +5,7 @@ the mixture that the outermost guard gives, from before the first step on; the s
 that the policy gave them. When guards disagree the outer one wins. `guard.policy` is the policy inside.
 """
 
+from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -33,9 +34,9 @@ class Guard(Policy):
         inner = self.policy.health()
         return {**inner, "guards": [*inner.get("guards", []), self.kind]}
 
+    @abstractmethod
     def _bounded(self, mixture_K: Floats) -> Floats:
         """The nearest mixture, in the guard's sense, that keeps the bound."""
-        raise NotImplementedError
 
     def _next_mixture(self, loss_K: Floats, count_K: Floats, seen_K: Bools) -> Floats:
         mixture_K = self.policy.update(loss_K, count_K)

@@ -4,6 +4,7 @@ Invariant: the mixture is a function of the options and the step alone. Sources:
 BERT and mT5 (arXiv 2010.11934); UniMax arXiv 2304.09151, algorithm 1.
 """
 
+from abc import abstractmethod
 from collections.abc import Sequence
 from typing import Any
 
@@ -22,9 +23,9 @@ class StaticPolicy(Policy):
         super().__init__(prior)
         self._mixture_K = self._given_K = self._given()
 
+    @abstractmethod
     def _given(self) -> Floats:
         """The mixture, from the prior and the options."""
-        raise NotImplementedError
 
     def _next_mixture(self, loss_K: Floats, count_K: Floats, seen_K: Bools) -> Floats:
         return self._given_K

@@ -5,6 +5,11 @@ scaling-law fit on a CPU needs no import of torch.
 """
 
 import importlib
+from pathlib import Path
+
+from ado_kernels.machine_code import drop_if_stale
+
+drop_if_stale(Path(__file__).parent)
 
 _HOME = {
     "rms_norm": "ado_kernels.ops.rms_norm",

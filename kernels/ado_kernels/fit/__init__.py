@@ -1,1 +1,1 @@
-"""The scaling-law fit: one specification, a Numba and a Triton implementation."""
+"""The scaling-law fit: one specification, a Numba, a Triton and a torch implementation."""

@@ -54,6 +54,7 @@ def domain_loss_kernel(
     BLOCK_N: tl.constexpr,
     BLOCK_K: tl.constexpr,
 ):
+    """Program (slab, block of domains): sums and counts of the slab's tokens, to row `slab` of the partial results."""
     slab = tl.program_id(0).to(tl.int64)
     domains = tl.program_id(1) * BLOCK_K + tl.arange(0, BLOCK_K)
     sums = tl.zeros((BLOCK_K,), tl.float64)
@@ -75,6 +76,7 @@ def domain_loss_kernel(
 def sum_slabs_kernel(
     slab_sums_ptr, slab_counts_ptr, sums_ptr, counts_ptr, num_slabs, num_domains, BLOCK_K: tl.constexpr
 ):
+    """Program (block of domains): adds the slabs' partial results in their order."""
     domains = tl.program_id(0) * BLOCK_K + tl.arange(0, BLOCK_K)
     mask = domains < num_domains
     sums = tl.zeros((BLOCK_K,), tl.float64)

@@ -111,6 +111,7 @@ def softmax_gradient_kernel(
     ACC: tl.constexpr,
     BLOCK_V: tl.constexpr,
 ):
+    """Program (row): loss, log-partition squared and, in place of the logits, the unscaled gradient; online softmax."""
     row = tl.program_id(0).to(tl.int64)
     row_ptr = logits_ptr + row * vocabulary
     lanes = tl.arange(0, BLOCK_V)
@@ -154,6 +155,7 @@ def softmax_gradient_kernel(
 
 @triton.jit
 def scale_gradient_kernel(gradient_ptr, dloss_ptr, inverse_ptr, out_ptr, size, BLOCK: tl.constexpr):
+    """out = gradient x dloss x inverse, rounded once."""
     places = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
     mask = places < size
     scale = (tl.load(dloss_ptr).to(tl.float64) * tl.load(inverse_ptr)).to(tl.float32)

@@ -128,6 +128,7 @@ def rms_norm_forward_kernel(
     ROWS: tl.constexpr,
     BLOCK_D: tl.constexpr,
 ):
+    """Program (ROWS rows, whole width): x + residual, its norm and 1 / rms in one read."""
     rows = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
     columns = tl.arange(0, BLOCK_D)
     in_row, in_column = rows < num_rows, columns < width
@@ -168,6 +169,7 @@ def rms_norm_backward_kernel(
     BLOCK_D: tl.constexpr,
     STAGES: tl.constexpr,
 ):
+    """Program p of a fixed grid: dx of every grid-th group of rows, and one partial row of dweight."""
     program, num_programs = tl.program_id(0), tl.num_programs(0)
     columns = tl.arange(0, BLOCK_D)
     in_column = columns < width
@@ -198,6 +200,7 @@ def rms_norm_backward_kernel(
 
 @triton.jit
 def sum_partials_kernel(partial_ptr, out_ptr, num_partials, width, BLOCK_G: tl.constexpr, BLOCK_D: tl.constexpr):
+    """Program (block of columns): adds the partial rows of dweight in their order."""
     columns = tl.program_id(0) * BLOCK_D + tl.arange(0, BLOCK_D)
     in_column = columns < width
     total = tl.zeros((BLOCK_G, BLOCK_D), partial_ptr.dtype.element_ty)

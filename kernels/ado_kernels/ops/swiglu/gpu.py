@@ -81,6 +81,7 @@ def _position(width, BLOCK: tl.constexpr):
 def swiglu_forward_kernel(
     gate_ptr, up_ptr, out_ptr, gate_stride, up_stride, width, ACC: tl.constexpr, BLOCK: tl.constexpr
 ):
+    """out = silu(gate) * up, one block of one row."""
     row, columns, mask = _position(width, BLOCK)
     gate = tl.load(gate_ptr + row * gate_stride + columns, mask, other=0.0).to(ACC)
     up = tl.load(up_ptr + row * up_stride + columns, mask, other=0.0).to(ACC)
@@ -102,6 +103,7 @@ def swiglu_backward_kernel(
     ACC: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
+    """Gradients of gate and up, one block of one row; silu is computed again."""
     row, columns, mask = _position(width, BLOCK)
     dout = tl.load(dout_ptr + row * dout_stride + columns, mask, other=0.0).to(ACC)
     gate = tl.load(gate_ptr + row * gate_stride + columns, mask, other=0.0).to(ACC)
