@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+
 from ado_model import PRESETS, ModelConfig, Transformer
 
 

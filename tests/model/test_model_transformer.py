@@ -5,6 +5,7 @@ import math
 import pytest
 import torch
 import torch.nn.functional as F
+
 from ado_model import ModelConfig, Transformer
 
 CONFIG = ModelConfig(num_layers=3, width=64, num_heads=4, vocab_size=211, context_length=48)
