@@ -236,7 +236,7 @@ class Training:
         if resume != "auto":
             return Path(resume), []
         directory, passed_over = commit.newest_sound(self._checkpoints)
-        if directory is None and passed_over:
+        if directory is None and any((each / commit.MARKER).exists() for each in commit.newest_first(self._checkpoints)):
             raise CheckpointError(
                 f"{self._checkpoints}: no checkpoint can be trusted: {'; '.join(passed_over)}.\n"
                 f"  Start anew with --resume none."

@@ -71,6 +71,7 @@ def test_hugging_face_trainer(loader, tmp_path):
     assert (tmp_path / f"checkpoint-{NUM_STEPS}" / STATE_FILE).exists()
 
 
+@pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::UserWarning")  # Lightning's own
 def test_lightning(loader, tmp_path):
     lightning = pytest.importorskip("lightning")
     from ado_stream.adapters.lightning import AdaptiveModule

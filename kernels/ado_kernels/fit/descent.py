@@ -14,6 +14,7 @@ from ado_kernels.fit.step import (
     FACE_ALPHA_LOW,
     FACE_LOG_BETA,
     FACE_LOG_EPS,
+    copy_into,
     model_step,
     penalty_value,
 )
@@ -67,7 +68,7 @@ def minimise(theta_P, points, delta, face, max_passes, tolerance):
             damping *= 0.1
         elif gain < 0.25 * predicted:
             damping *= 4.0
-        theta_P[:] = new_P
-        sums[:] = trial
+        copy_into(theta_P, new_P)
+        copy_into(sums, trial)
         f -= gain
     return f, passes

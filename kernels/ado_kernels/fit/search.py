@@ -15,7 +15,7 @@ from numba import njit
 from ado_kernels.fit.descent import minimise, put_on_face
 from ado_kernels.fit.points import fast_exp, huber_sum
 from ado_kernels.fit.problem import ALPHA_HIGH_KINK, ALPHA_LOW_KINK
-from ado_kernels.fit.step import FACE_LOG_BETA, FACE_LOG_EPS, NO_FACE, penalty_value
+from ado_kernels.fit.step import FACE_LOG_BETA, FACE_LOG_EPS, NO_FACE, copy_into, penalty_value
 
 NUM_BINS = 96
 WIDTHS = (0.3, 0.03, 0.0)  # Huber widths of the coarse search, none below delta
@@ -80,7 +80,7 @@ def _best_start(grid, start, points, theta_P):
                 value = huber_sum(trial_P, points, WIDTHS[0])
                 if value < best:
                     best = value
-                    theta_P[:] = trial_P
+                    copy_into(theta_P, trial_P)
     return face
 
 
@@ -111,12 +111,13 @@ def _escape(theta_P, grid, points):
 def _coarse_minima(grid, points, theta_GP, value_G):
     """Writes the distinct ends of the coarse searches and returns how many there are."""
     found = 0
+    passes = np.int64(COARSE_PASSES)
     for start in range(1, NUM_FACES + grid.alpha.size):
         theta_P = theta_GP[found]
         face = _best_start(grid, start, points, theta_P)
         value = 0.0
         for width in WIDTHS:
-            value, _ = minimise(theta_P, points, max(width, grid.delta), face, COARSE_PASSES, COARSE_TOLERANCE)
+            value, _ = minimise(theta_P, points, max(width, grid.delta), face, passes, COARSE_TOLERANCE)
         known = False
         for j in range(found):
             known = known or abs(value - value_G[j]) < _SAME * (value + ALPHA_LOW_KINK)
@@ -126,8 +127,19 @@ def _coarse_minima(grid, points, theta_GP, value_G):
 
 
 @njit(cache=True, nogil=True)
+def _least(value_G, size):
+    """Index of the least of the first `size` values, the first one of equals."""
+    least = 0
+    for j in range(1, size):
+        if value_G[j] < value_G[least]:
+            least = j
+    return least
+
+
+@njit(cache=True, nogil=True)
 def search(x_M, y_M, grid, theta_P):
     """Writes the best parameters found into theta_P and returns F there; x = log n increasing, y = log loss."""
+    no_face, passes = np.int64(NO_FACE), np.int64(FULL_PASSES)  # no constants: Numba would compile a second copy
     points = (x_M, y_M, np.ones(x_M.size))
     coarse = bin_points(x_M, y_M) if x_M.size > 2 * NUM_BINS else points
     theta_GP = np.empty((NUM_FACES + grid.alpha.size, 3))
@@ -137,18 +149,20 @@ def search(x_M, y_M, grid, theta_P):
     for j in range(found):
         value_G[j] = huber_sum(theta_GP[j], points, grid.delta)
         value_G[j] += penalty_value(theta_GP[j, 0], theta_GP[j, 1], theta_GP[j, 2])
-    for j in np.argsort(value_G[:found]):
+    for _ in range(found):
+        j = _least(value_G, found)
         if value_G[j] + ALPHA_LOW_KINK > _HOPELESS * (best + ALPHA_LOW_KINK):
             break
-        f, _ = minimise(theta_GP[j], points, grid.delta, NO_FACE, FULL_PASSES, TOLERANCE)
+        value_G[j] = np.inf
+        f, _ = minimise(theta_GP[j], points, grid.delta, no_face, passes, TOLERANCE)
         if f < best:
             best = f
-            theta_P[:] = theta_GP[j]
+            copy_into(theta_P, theta_GP[j])
     trial_P = theta_P.copy()
     vanished = theta_P[0] - theta_P[2] * x_M.mean() - theta_P[1] < np.log(VANISHED)
     if vanished and _escape(trial_P, grid, points):
-        f, _ = minimise(trial_P, points, grid.delta, NO_FACE, FULL_PASSES, TOLERANCE)
+        f, _ = minimise(trial_P, points, grid.delta, no_face, passes, TOLERANCE)
         if f < best:
             best = f
-            theta_P[:] = trial_P
+            copy_into(theta_P, trial_P)
     return best

@@ -31,6 +31,13 @@ TINY = 1e-14
 
 
 @njit(cache=True, nogil=True)
+def copy_into(target, source):
+    """target[:] = source without a check of shapes, whose error message alone costs Numba seconds to compile."""
+    for i in range(target.size):
+        target[i] = source[i]
+
+
+@njit(cache=True, nogil=True)
 def penalty_value(log_beta, log_eps, alpha):
     """The four penalty terms of F."""
     high = max(alpha - ALPHA_HIGH_KINK, 0.0) + max(log_beta - LOG_BETA_KINK, 0.0)
@@ -240,9 +247,9 @@ def model_step(theta_P, sums, x0, damping, face, new_P):
                 continue
             value = _solve_piece(state, alpha_state, model, d, trial_P)
             if pair == 0 and alpha_state == FREE and value < np.inf and _inside(trial_P):
-                new_P[:] = trial_P  # the smooth model's own minimum lies between the kinks: no piece is lower
+                copy_into(new_P, trial_P)  # the smooth model's own minimum lies between the kinks: no piece is lower
                 return value - here
             if value < best:
                 best = value
-                new_P[:] = trial_P
+                copy_into(new_P, trial_P)
     return best - here
