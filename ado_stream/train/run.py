@@ -236,7 +236,8 @@ class Training:
         if resume != "auto":
             return Path(resume), []
         directory, passed_over = commit.newest_sound(self._checkpoints)
-        if directory is None and any((each / commit.MARKER).exists() for each in commit.newest_first(self._checkpoints)):
+        committed = [each for each in commit.newest_first(self._checkpoints) if (each / commit.MARKER).exists()]
+        if directory is None and committed:
             raise CheckpointError(
                 f"{self._checkpoints}: no checkpoint can be trusted: {'; '.join(passed_over)}.\n"
                 f"  Start anew with --resume none."

@@ -1,0 +1,157 @@
+"""How fast a training step is, and what ADO adds to it.
+
+On a CPU: the nano model at sequence 256 and vocabulary 4096, with and without freed memory kept and idle threads
+asleep (each in a process of its own), then the share of ADO in the step, on against natural off, in turn.
+On a GPU: 124M and 1.3B at sequence 1024, bfloat16, compiled: model FLOP/s (6 N + 12 L H Q T a token) against the rate
+of a large matrix product measured in the same process; ADO's share likewise.
+"""
+
+import argparse
+import dataclasses
+import json
+import os
+import statistics
+import subprocess
+import sys
+import time
+
+import numpy as np
+
+from benchmarks.common import write_result
+
+CPU_ROWS, CPU_TOKENS, CPU_VOCABULARY = 8, 256, 4096
+GPU_ROWS = {"124M": 32, "1.3B": 8}
+NUM_DOMAINS = 22
+MATMUL_SIZE = 8192
+
+
+def make_step(preset: str, rows: int, num_tokens: int, vocabulary: int, device: str):
+    """(a call that does one step and returns its sums and counts, the model's sizes)."""
+    import torch
+
+    from ado_model import PRESETS, Transformer
+    from ado_stream.train.config import TrainSection
+    from ado_stream.train.distributed import World
+    from ado_stream.train.parallel import ParallelModel
+    from ado_stream.train.step import TrainStep, make_optimizer
+
+    options = TrainSection(compile=device == "cuda", micro_batch_size=rows)
+    sizes = dataclasses.replace(PRESETS[preset], vocab_size=vocabulary, context_length=num_tokens)
+    parallel = ParallelModel(Transformer(sizes), World(0, 1, torch.device(device)), options)
+    step = TrainStep(parallel, make_optimizer(parallel.model, options), options, NUM_DOMAINS)
+    tokens = torch.randint(vocabulary, (rows, num_tokens + 1), device=device)
+    domains = torch.randint(NUM_DOMAINS, (rows,), device=device)
+
+    def one():
+        outcome = step.update(*step.forward_backward(tokens, domains), 1e-4)
+        return outcome.sums_K, outcome.counts_K
+
+    return one, sizes
+
+
+def cpu_tokens_per_s(keep_memory: bool, repeats: int) -> float:
+    """Tokens per second of nano's median step in this process."""
+    from ado_stream.train.host import keep_freed_memory
+
+    if keep_memory:
+        keep_freed_memory()
+    step, _ = make_step("nano", CPU_ROWS, CPU_TOKENS, CPU_VOCABULARY, "cpu")
+    step()
+    return CPU_ROWS * CPU_TOKENS / statistics.median(_seconds(step) for _ in range(repeats))
+
+
+def policy_seconds(name: str, repeats: int) -> float:
+    """Median seconds of one policy update, refits included in proportion: the mean over `repeats` updates."""
+    from ado_stream.policy.registry import make_policy
+
+    generator = np.random.default_rng(0)
+    options = {"total_steps": repeats} if name == "ado" else {}
+    policy = make_policy(name, {f"d{k}": 1.0 for k in range(NUM_DOMAINS)}, **options)
+    losses_MK = 2 + 5 * np.arange(1, repeats + 1)[:, None] ** -0.3 + 0.05 * generator.random((repeats, NUM_DOMAINS))
+    counts_K = np.full(NUM_DOMAINS, 12)
+    policy.update(losses_MK[0], counts_K)
+    started = time.perf_counter()
+    for losses_K in losses_MK[1:]:
+        policy.update(losses_K, counts_K)
+    return (time.perf_counter() - started) / (repeats - 1)
+
+
+def on_cpu(repeats: int) -> dict:
+    """Figures of the CPU, each variant in its own process because both settings are the process's."""
+    variants = {}
+    for keep in (True, False):
+        for policy in ("passive", "active"):
+            command = [sys.executable, "-m", "benchmarks.bench_train", "--child", str(int(keep)), str(repeats)]
+            environment = {**os.environ, "OMP_WAIT_POLICY": policy}
+            done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
+            variants[f"memory {'kept' if keep else 'returned'}, threads {policy}"] = json.loads(done.stdout)
+    best = variants["memory kept, threads passive"]
+    ado_s = policy_seconds("ado", 2000) - policy_seconds("natural", 2000)
+    step_s = CPU_ROWS * CPU_TOKENS / best
+    return {
+        "tokens_per_s": variants,
+        "ado_seconds_a_step": ado_s,
+        "nano_step_s": step_s,
+        "ado_share_of_a_nano_step": ado_s / step_s,
+    }
+
+
+def on_gpu(repeats: int) -> dict:
+    """Model FLOP/s of both presets as a share of a large matrix product's rate."""
+    import torch
+
+    a, b = (torch.randn(MATMUL_SIZE, MATMUL_SIZE, device="cuda", dtype=torch.bfloat16) for _ in range(2))
+    rate = 2 * MATMUL_SIZE**3 / statistics.median(_cuda_seconds(lambda: a @ b) for _ in range(20))
+    found = {"matmul_flop_per_s": rate}
+    for preset, rows in GPU_ROWS.items():
+        step, sizes = make_step(preset, rows, 1024, 50304, "cuda")
+        for _ in range(5):
+            step()
+        seconds = statistics.median(_cuda_seconds(step) for _ in range(repeats))
+        flops = rows * 1024 * sizes.flops_per_token(1024) / seconds
+        found[preset] = {
+            "tokens_per_s": rows * 1024 / seconds,
+            "model_flop_per_s": flops,
+            "share_of_matmul": flops / rate,
+            "ado_share_of_step": (policy_seconds("ado", 2000) - policy_seconds("natural", 2000)) / seconds,
+        }
+        del step
+        torch.cuda.empty_cache()
+    return found
+
+
+def _seconds(call) -> float:
+    started = time.perf_counter()
+    call()
+    return time.perf_counter() - started
+
+
+def _cuda_seconds(call) -> float:
+    import torch
+
+    torch.cuda.synchronize()
+    started = time.perf_counter()
+    call()
+    torch.cuda.synchronize()
+    return time.perf_counter() - started
+
+
+def main() -> None:
+    """Runs what this machine can and writes benchmarks/results/train.json."""
+    import torch
+
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--repeats", type=int, default=15)
+    parser.add_argument("--child", nargs=2, help=argparse.SUPPRESS)
+    args = parser.parse_args()
+    if args.child:
+        print(json.dumps(cpu_tokens_per_s(bool(int(args.child[0])), int(args.child[1]))))
+        return
+    result = {"cpu": on_cpu(args.repeats)}
+    if torch.cuda.is_available():
+        result["gpu"] = on_gpu(args.repeats)
+    write_result("train", result)
+
+
+if __name__ == "__main__":
+    main()
