@@ -60,6 +60,7 @@ class AdaptiveTrainer(Trainer):
     def _save_checkpoint(self, *arguments: Any, **options: Any) -> None:
         super()._save_checkpoint(*arguments, **options)
         state = self._loader.state_dict()
+        assert self.args.output_dir is not None, "Trainer sets it"
         folder = Path(self.args.output_dir) / f"checkpoint-{self.state.global_step}"
         if self.args.process_index == 0:
             (folder / STATE_FILE).write_text(json.dumps(state))
