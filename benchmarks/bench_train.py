@@ -17,6 +17,7 @@ import time
 
 import numpy as np
 
+from ado_stream.train.host import SPIN_COUNT
 from benchmarks.common import write_result
 
 CPU_ROWS, CPU_TOKENS, CPU_VOCABULARY = 8, 256, 4096
@@ -80,12 +81,12 @@ def on_cpu(repeats: int) -> dict:
     """Figures of the CPU, each variant in its own process because both settings are the process's."""
     variants = {}
     for keep in (True, False):
-        for policy in ("passive", "active"):
+        for spins in (0, SPIN_COUNT, 300_000):  # none, ours, the default of GNU's OpenMP
             command = [sys.executable, "-m", "benchmarks.bench_train", "--child", str(int(keep)), str(repeats)]
-            environment = {**os.environ, "OMP_WAIT_POLICY": policy}
+            environment = {**os.environ, "GOMP_SPINCOUNT": str(spins)}
             done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
-            variants[f"memory {'kept' if keep else 'returned'}, threads {policy}"] = json.loads(done.stdout)
-    best = variants["memory kept, threads passive"]
+            variants[f"memory {'kept' if keep else 'returned'}, {spins} spins"] = json.loads(done.stdout)
+    best = variants[f"memory kept, {SPIN_COUNT} spins"]
     ado_s = policy_seconds("ado", 2000) - policy_seconds("natural", 2000)
     step_s = CPU_ROWS * CPU_TOKENS / best
     return {

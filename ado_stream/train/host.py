@@ -9,22 +9,25 @@ import os
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # malloc.h
 BLOCK_BYTES = 1 << 30
 TRIM_BYTES = (1 << 31) - 1
+SPIN_COUNT = 20_000  # of GNU's OpenMP, which torch brings
 
 
 def let_idle_threads_sleep() -> None:
-    """OpenMP threads wait without spinning, unless the user said otherwise; call before torch is imported.
+    """OpenMP threads spin for tens of microseconds and then sleep, unless the user said otherwise; call before torch
+    is imported.
 
-    A spinning thread of torch takes a core from the Numba kernels, from the loader's threads, and from everyone else
-    on the machine; where cores are oversubscribed, that makes steps several times slower.
+    By default they spin for milliseconds and take a core from the Numba kernels, from the loader's threads, and from
+    everyone else on the machine; without any spinning, small steps wait for threads to wake up.
     """
-    os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+    if "OMP_WAIT_POLICY" not in os.environ:
+        os.environ.setdefault("GOMP_SPINCOUNT", str(SPIN_COUNT))
 
 
 def keep_freed_memory() -> bool:
     """Blocks up to 1 GiB come from the heap, and the heap is not trimmed below 2 GiB; False where glibc is not used.
 
     glibc maps each large block anew and unmaps it when freed; every step then pays a page fault for every 4 KiB of
-    its activations, which on virtual machines can be most of the step. On GPUs torch's caching allocator does this.
+    its activations. On GPUs torch's caching allocator does this.
     """
     try:
         mallopt = ctypes.CDLL(None).mallopt
