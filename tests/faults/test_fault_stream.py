@@ -225,14 +225,16 @@ def test_c4_four_ranks_on_one_cache_download_each_shard_once(bucket, proxy, refe
     ranks = [remote_dataset(tmp_path, rank=rank, world_size=4) for rank in range(4)]
     results = [None] * 4
 
-    def work(rank):
-        results[rank] = run(ranks[rank], STEPS)
+    def work(rank):  # closing would cut short a fetch ahead, which a rank that goes on has to start anew
+        results[rank] = run(ranks[rank], STEPS, close=False)
 
     threads = [threading.Thread(target=work, args=(rank,)) for rank in range(4)]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
+    for rank in ranks:
+        rank.close()
     for step in range(STEPS):
         union = [entry for batches in results for entry in ledger([batches[step]])]
         assert union == reference[step * BATCH : (step + 1) * BATCH]

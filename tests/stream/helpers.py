@@ -29,8 +29,8 @@ def changing_mixture(step, num_domains):
     return weight / weight.sum() if weight.sum() > 0 else np.full(num_domains, 1 / num_domains)
 
 
-def run(dataset, num_steps, mixture=changing_mixture):
-    """The next `num_steps` batches, publishing a new mixture after each; stops the threads."""
+def run(dataset, num_steps, mixture=changing_mixture, close=True):
+    """The next `num_steps` batches, publishing a new mixture after each; stops the threads unless told otherwise."""
     batches = []
     for batch in dataset:
         batches.append(batch)
@@ -39,7 +39,8 @@ def run(dataset, num_steps, mixture=changing_mixture):
             dataset.publish(step + 1 + dataset.mixture_lag, mixture(step, len(dataset.names)))
         if len(batches) == num_steps:
             break
-    dataset.close()
+    if close:
+        dataset.close()
     return batches
 
 
