@@ -240,7 +240,7 @@ def test_c4_four_ranks_on_one_cache_download_each_shard_once(bucket, proxy, refe
         assert union == reference[step * BATCH : (step + 1) * BATCH]
     gets = [count for path, count in proxy.gets.items() if SHARDS in path]
     counted = [rank.statistics()["cache"] for rank in ranks]
-    # Closing the first ranks may cut a fetch ahead short, and a rank closed later then starts it anew: a GET, no download.
+    # Closing a rank may cut a fetch ahead short; a rank that is closed later starts it anew: a GET, no download.
     assert sum(each["misses"] for each in counted) <= len(gets), counted
 
 

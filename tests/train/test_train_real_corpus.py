@@ -14,7 +14,7 @@ CONFIG = """
 corpus: {corpus}
 run_dir: {run}
 model: {{preset: nano}}
-data: {{global_batch_size: 16}}
+data: {{global_batch_size: 8}}
 train: {{steps: 300}}
 evaluate: {{every_steps: 0}}
 """
