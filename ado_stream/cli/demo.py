@@ -21,7 +21,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The verb's options."""
     parser.add_argument("--out", default="ado-demo", metavar="DIR", help="folder for everything (default: ado-demo)")
     parser.add_argument("--quick", action="store_true", help="about 5 MB and few steps: under a minute, proves nothing")
-    parser.add_argument("--steps", type=int, metavar="N", help="training steps of each run (default: 300, quick: 40)")
+    parser.add_argument("--steps", type=int, metavar="N", help="training steps of each run (default: 300, quick: 30)")
     parser.add_argument("--seed", type=int, default=17, metavar="N", help="seed of both runs (default: 17)")
     parser.add_argument("--json", action="store_true", help="print the result as JSON on standard output")
 
@@ -31,16 +31,18 @@ def run(args: argparse.Namespace) -> int:
     from rich.console import Console
 
     from ado_stream.demo.plan import DemoPlan
+    from ado_stream.demo.warm import compiling_the_fit
     from ado_stream.train.host import let_idle_threads_sleep
 
     console = Console(stderr=args.json, highlight=False)
     plan = DemoPlan.of(args.seed, args.quick, args.steps)
     console.print(f"ado-stream demo: all of it stays in {args.out}, nothing is downloaded")
     let_idle_threads_sleep()
-    from ado_stream.demo.run import run_demo, summary  # seconds of import: after the first line
-
     # with --json, standard output is for the answer alone: what the stages print goes beside it
-    with contextlib.redirect_stdout(sys.stderr) if args.json else contextlib.nullcontext():
+    shown = contextlib.redirect_stdout(sys.stderr) if args.json else contextlib.nullcontext()
+    with compiling_the_fit(), shown:
+        from ado_stream.demo.run import run_demo, summary  # seconds of import
+
         result = run_demo(Path(args.out), plan, console.print, lambda text: _show_text(console, text))
     _show_result(console, result)
     if args.quick:

@@ -35,7 +35,7 @@ class DemoPlan:
         if steps is not None and steps < _LEAST_STEPS:
             raise ConfigError(f"demo: {steps} steps are too few for a policy to act; at least {_LEAST_STEPS}.")
         if quick:
-            return cls(seed, True, steps or 40, batch_size=8, seq_len=128, val_frac=0.2, val_samples_per_domain=16)
+            return cls(seed, True, steps or 30, batch_size=8, seq_len=128, val_frac=0.2, val_samples_per_domain=16)
         return cls(seed, False, steps or 300, batch_size=16, seq_len=128, val_frac=0.06, val_samples_per_domain=96)
 
     def claim(self, out: Path) -> None:
