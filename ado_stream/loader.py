@@ -55,11 +55,7 @@ class AdaptiveLoader:
             raise ConfigError(f"the policy has {np.size(policy.mixture)} domains, the data set {len(dataset.names)}.")
         if prefetch < 0 or io_threads < 0:
             raise ConfigError(f"prefetch {prefetch}, io_threads {io_threads}; expected 0 or more.")
-        if dataset.mixture_lag is not None and dataset.mixture_lag < prefetch:
-            raise ConfigError(
-                f"mixture_lag {dataset.mixture_lag} is less than prefetch {prefetch}: batches made ahead would wait "
-                f"for mixtures. Set mixture_lag >= {prefetch}, or prefetch <= {dataset.mixture_lag}."
-            )
+        dataset.check_prefetch(prefetch)
         self.dataset, self.policy = dataset, policy
         self._prefetch, self._io_threads, self._pin_memory = prefetch, io_threads, pin_memory
         self._device = None if device is None else torch.device(device)

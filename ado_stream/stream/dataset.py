@@ -202,13 +202,17 @@ class AdaptiveStreamingDataset(IterableDataset):
 
     # Iteration ----------------------------------------------------------------------------------------------------
 
-    def start(self, prefetch: int, io_threads: int, pin_memory: bool = False) -> None:
-        """Starts making batches from the current step; a pipeline that runs already is stopped first."""
+    def check_prefetch(self, prefetch: int) -> None:
+        """Raises ConfigError when batches made `prefetch` ahead would wait for mixtures that the lag holds back."""
         if self.mixture_lag is not None and self.mixture_lag < prefetch:
             raise ConfigError(
                 f"mixture_lag {self.mixture_lag} is less than prefetch {prefetch}: batches made ahead would wait for "
                 f"mixtures. Set mixture_lag >= {prefetch}, or prefetch <= {self.mixture_lag}."
             )
+
+    def start(self, prefetch: int, io_threads: int, pin_memory: bool = False) -> None:
+        """Starts making batches from the current step; a pipeline that runs already is stopped first."""
+        self.check_prefetch(prefetch)
         self.close()
         limits = LookaheadLimits(
             samples=self._predownload,
