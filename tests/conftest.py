@@ -8,6 +8,7 @@ import pytest
 ROOT = Path(__file__).resolve().parents[1]
 
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+os.environ.setdefault("TRITON_DEFAULT_FP_FUSION", "1")  # today's default said aloud: Triton 3.9 warns when it is unset
 
 
 @pytest.fixture(scope="session")

@@ -63,8 +63,8 @@ def lower_to_ceiling(share_K: Shares, ceiling_K: float | Shares) -> Shares:
         return ceiling_K / ceiling_K.sum()
     while True:
         left = 1.0 - ceiling_K[high_K].sum()
-        base_K = share_K if share_K[~high_K].sum() > 0.0 else ceiling_K
-        lowered_K = base_K * (left / base_K[~high_K].sum())
+        base_K = np.where(high_K, 0.0, share_K if share_K[~high_K].sum() > 0.0 else ceiling_K)
+        lowered_K = left * (base_K / base_K.sum())  # this order: left / sum overflows when all the rest is tiny
         still_high_K = high_K | (lowered_K > ceiling_K)
         if still_high_K.sum() == high_K.sum():
             return np.where(high_K, ceiling_K, lowered_K)

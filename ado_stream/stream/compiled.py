@@ -119,6 +119,35 @@ def advance(domain_B, cursors_KC, position_B):
 
 
 @njit(cache=True, nogil=True)
+def look_up(group_N, position_N, begin_G, end_G, id_GR, done, id_N):
+    """Fills `id_N` from slot `done` on; returns the first slot whose position is outside its group's run, or N."""
+    for n in range(done, group_N.size):
+        group = group_N[n]
+        if position_N[n] < begin_G[group] or position_N[n] >= end_G[group]:
+            return n
+        id_N[n] = id_GR[group, position_N[n] - begin_G[group]]
+    return group_N.size
+
+
+@njit(cache=True, nogil=True)
+def short_groups(cursor_KL, wanted_K, until_KL):
+    """The groups (domain x lanes + lane) that have less than three quarters of `wanted_K` asked for, beyond the cursor.
+
+    Moves `until_KL`, the positions up to which was asked, to the cursors where these are further.
+    """
+    short = np.empty(cursor_KL.size, np.int64)
+    count = 0
+    for k in range(cursor_KL.shape[0]):
+        least = wanted_K[k] - wanted_K[k] // 4
+        for lane in range(cursor_KL.shape[1]):
+            until_KL[k, lane] = max(until_KL[k, lane], cursor_KL[k, lane])
+            if until_KL[k, lane] - cursor_KL[k, lane] < least:
+                short[count] = k * cursor_KL.shape[1] + lane
+                count += 1
+    return short[:count]
+
+
+@njit(cache=True, nogil=True)
 def group_pieces(start, block_samples):
     """First pieces of the blocks, and the number of pieces at the end; `start`: positions where pieces begin."""
     pieces = start.size - 1

@@ -19,12 +19,13 @@ from ado_stream.storage.cache import NodeCache
 from ado_stream.storage.retry import RetryPolicy
 from ado_stream.stream import state as stream_state
 from ado_stream.stream.domain import as_domains
-from ado_stream.stream.draw import SAMPLINGS, advance, draw_domains
+from ado_stream.stream.draw import SAMPLINGS, Draw, Settings, advance, draw_step
 from ado_stream.stream.lookahead import LookaheadLimits
 from ado_stream.stream.mixture import MixtureBoard
 from ado_stream.stream.order import make_order
-from ado_stream.stream.pipeline import Batch, Draw, Pipeline, PipelineOptions, Settings
+from ado_stream.stream.pipeline import Batch, Pipeline, PipelineOptions, Source
 from ado_stream.stream.shards import Shards, open_indexes
+from ado_stream.stream.upcoming import UpcomingIds
 from ado_stream.stream.world import world_of
 
 _AUDIT_STEPS = 64
@@ -85,8 +86,8 @@ class AdaptiveStreamingDataset(IterableDataset):
         if mixture_lag is not None and mixture_lag < 0:
             raise ConfigError(f"mixture_lag {mixture_lag}; expected 0 or more, or None to keep each mixture.")
         self.world = world_of(rank, world_size, replication)
-        first_slot, last_slot = self.world.slots(global_batch_size, canonical_nodes)
-        self.settings = Settings(global_batch_size, canonical_nodes, seed, sampling, first_slot, last_slot)
+        slots = slice(*self.world.slots(global_batch_size, canonical_nodes))
+        self.settings = Settings(global_batch_size, canonical_nodes, seed, sampling)
         self.mixture_lag, self.timeout_s = mixture_lag, timeout_s
         self._identity = {
             "seed": seed,
@@ -97,13 +98,14 @@ class AdaptiveStreamingDataset(IterableDataset):
             "shuffle": shuffle,
         }
         indexes = open_indexes(self.domains, token_column, token_dtype, retry)
-        self._orders = [make_order(ix.name, ix.samples_S, seed, canonical_nodes, shuffle) for ix in indexes]
+        orders = [make_order(ix.name, ix.samples_S, seed, canonical_nodes, shuffle) for ix in indexes]
         self._cache = NodeCache(cache_limit, retry)
         self._cache.check_fits(ix.spec(int(ix.raw_bytes_S.argmax())) for ix in indexes)
         self._cache_limit = cache_limit
         self._shards = Shards(indexes, self._cache, vocab_size, cache_limit // 2 if cache_limit else None)
         self._predownload = predownload or _LOOKAHEAD_STEPS * global_batch_size
         self._board = MixtureBoard(self._prior(), mixture_lag)
+        self._source = Source(self._shards, orders, self._board, self.settings, slots)
         self._step = 0
         self._cursors_KC = np.zeros((len(indexes), canonical_nodes), np.int64)
         self._audit: deque[Draw] = deque(maxlen=_AUDIT_STEPS)
@@ -175,9 +177,11 @@ class AdaptiveStreamingDataset(IterableDataset):
         An id is the sample's number within its domain plus the number of samples of all domains before it. Known for
         the last 64 steps handed out, and ahead as far as mixtures are decided.
         """
-        draw = self._draw(step)
+        draw, settings = self._draw(step), self.settings
         offset_K = np.cumsum(self.num_samples_K) - self.num_samples_K
-        return offset_K[draw.domain_B] + draw.ids(self._orders, slice(None))
+        num_lanes = settings.num_lanes
+        ids = UpcomingIds(self._source.orders, range(num_lanes), settings.global_batch_size // num_lanes)
+        return offset_K[draw.domain_B] + ids.at(draw.domain_B, self._source.lane_B, draw.position_B)
 
     def cursor_digest(self) -> int:
         """A hash of where the stream stands; equal on all ranks of a sound run."""
@@ -191,10 +195,7 @@ class AdaptiveStreamingDataset(IterableDataset):
             raise ConfigError(f"step {step} is not kept at step {self._step}: {self._kept()}")
         cursors_KC = self._cursors_KC.copy()
         for ahead in range(self._step, step + 1):
-            mixture_K = self.mixture(ahead)
-            settings = self.settings
-            domain_B = draw_domains(mixture_K, settings.global_batch_size, settings.seed, ahead, settings.sampling)
-            draw = Draw(ahead, mixture_K, domain_B, advance(domain_B, cursors_KC))
+            draw = draw_step(self.settings, ahead, self.mixture(ahead), cursors_KC)
         return draw
 
     def _kept(self) -> str:
@@ -222,8 +223,7 @@ class AdaptiveStreamingDataset(IterableDataset):
             timeout_s=self.timeout_s,
         )
         options = PipelineOptions(prefetch, pin_memory, self.timeout_s, limits)
-        at = (self._step, self._cursors_KC)
-        self._pipeline = Pipeline(self._shards, self._orders, self._board, self.settings, at, options)
+        self._pipeline = Pipeline(self._source, self._step, self._cursors_KC, options)
 
     def next_batch(self) -> dict[str, Any]:
         """The next step's batch of this rank, as a dict; `start` must have been called."""

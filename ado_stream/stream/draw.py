@@ -1,10 +1,12 @@
-"""Which domain fills which slot of a step's global batch: a pure function of (mixture, seed, step).
+"""What fills a step's global batch, domains by the mixture and positions by the cursors: pure functions.
 
 Systematic resampling (MATH.md section 7; Carpenter, Clifford, Fearnhead 1999): one u in [0, 1) a step; point j of B
 takes the domain whose interval of the cumulative mixture holds (u + j) / B. So E[c_k] = B p_k and |c_k - B p_k| < 1 at
 every step. The points are then dealt to the slots by a permutation. `multinomial` draws each slot on its own.
 Cost O(B + K).
 """
+
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -13,6 +15,32 @@ from ado_stream.stream import compiled
 from ado_stream.stream.randomness import key_of
 
 SAMPLINGS = ("systematic", "multinomial")
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What decides the batches, besides the data and the mixtures."""
+
+    global_batch_size: int
+    num_lanes: int
+    seed: int
+    sampling: str
+
+
+@dataclass(frozen=True)
+class Draw:
+    """The global batch of one step, before any byte is read."""
+
+    step: int
+    mixture_K: np.ndarray  # (K,) float64, in force
+    domain_B: np.ndarray  # (B,) int32: the domain of every slot
+    position_B: np.ndarray  # (B,) int64: its place in the order of domain and lane
+
+
+def draw_step(settings: Settings, step: int, mixture_K: np.ndarray, cursors_KC: np.ndarray) -> Draw:
+    """The draw of `step`; moves `cursors_KC` (int64), the next position of every domain and lane, in place."""
+    domain_B = draw_domains(mixture_K, settings.global_batch_size, settings.seed, step, settings.sampling)
+    return Draw(step, mixture_K, domain_B, advance(domain_B, cursors_KC))
 
 
 def draw_domains(mixture_K: np.ndarray, num_slots: int, seed: int, step: int, sampling: str) -> np.ndarray:

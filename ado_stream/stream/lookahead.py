@@ -19,6 +19,7 @@ import numpy as np
 
 from ado_stream.errors import StorageError
 from ado_stream.storage.spec import Fetched
+from ado_stream.stream import compiled
 from ado_stream.stream.order import DomainOrder, StreamingOrder
 from ado_stream.stream.shards import Shards
 from ado_stream.stream.statistics import Statistics
@@ -70,18 +71,12 @@ class Lookahead:
         num_lanes = cursors_KC.shape[1]
         cursor_KL = cursors_KC[:, self._lanes.start : self._lanes.stop]
         wanted_K = np.ceil(mixture_K * (self._limits.samples / num_lanes)).astype(np.int64) + 1
-        np.maximum(self._until_KL, cursor_KL, out=self._until_KL)
-        short_KL = self._until_KL - cursor_KL < (wanted_K - wanted_K // 4)[:, None]
-        for domain, column in zip(*np.nonzero(short_KL), strict=True):
-            begin, end = self._until_KL[domain, column], cursor_KL[domain, column] + wanted_K[domain]
-            ids_N = self._orders[domain].ids(self._lanes[column], int(begin), int(end - begin))
-            self._until_KL[domain, column] = end
-            shard_N, first_N = np.unique(self._shards.shard_of(domain, ids_N), return_index=True)
+        for group in compiled.short_groups(cursor_KL, wanted_K, self._until_KL).tolist():
+            domain, column = divmod(group, len(self._lanes))
             rate = max(mixture_K[domain], 1e-9) * batch_size / num_lanes  # samples a step
-            due_N = (begin - cursor_KL[domain, column] + first_N) / rate
-            for shard, due in zip(shard_N.tolist(), due_N.tolist(), strict=True):
-                self._ask(due, int(domain), shard)
-        self._pump()
+            self._ask_ahead(domain, column, int(cursor_KL[domain, column]), int(wanted_K[domain]), rate)
+        if self._waiting:
+            self._pump()
 
     def fetch(self, domain: int, shard: int) -> None:
         """Returns when the shard is verified on the local disk; it goes before everything else that is wanted."""
@@ -102,6 +97,16 @@ class Lookahead:
             self._arrived.notify_all()
         if self._pool is not None:
             self._pool.shutdown(wait=True, cancel_futures=True)
+
+    def _ask_ahead(self, domain: int, column: int, cursor: int, wanted: int, rate: float) -> None:
+        """Asks for the shards of a lane's samples up to `cursor + wanted`, each by when its first one is due."""
+        begin, end = int(self._until_KL[domain, column]), cursor + wanted
+        self._until_KL[domain, column] = end
+        ids_N = self._orders[domain].ids(self._lanes[column], begin, end - begin)
+        shard_N, first_N = np.unique(self._shards.shard_of(domain, ids_N), return_index=True)
+        due_N = (begin - cursor + first_N) / rate
+        for shard, due in zip(shard_N.tolist(), due_N.tolist(), strict=True):
+            self._ask(due, domain, shard)
 
     def _ask(self, due: float, domain: int, shard: int) -> None:
         with self._lock:

@@ -86,8 +86,8 @@ class MixtureBoard:
     def forget(self, before: int) -> None:
         """Drops the record of drawn steps before `before`."""
         with self._changed:
-            for step in [step for step in self._drawn if step < before]:
-                del self._drawn[step]
+            while self._drawn and (oldest := next(iter(self._drawn))) < before:  # drawn in the order of steps
+                del self._drawn[oldest]
 
     def pending(self, first: int) -> dict[int, np.ndarray]:
         """Every decided mixture from step `first` on, drawn or not, and under the key -1 the one held without a lag."""

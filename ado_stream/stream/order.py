@@ -13,6 +13,7 @@ Invariant: within a lane, positions [e n, (e + 1) n) visit each of its n samples
 """
 
 from dataclasses import dataclass
+from typing import TypeVar
 
 import numpy as np
 
@@ -21,6 +22,7 @@ from ado_stream.stream.compiled import group_pieces, ids_of_epoch
 from ado_stream.stream.randomness import key_of, permutation
 
 BLOCK_SAMPLES = 1 << 17
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -50,7 +52,7 @@ class DomainOrder:
         order_S = order_S[samples_S[order_S] > 0]
         self._first_id_S = (np.cumsum(samples_S) - samples_S)[order_S]
         self._start_S = np.concatenate([[0], np.cumsum(samples_S[order_S])])
-        self._plans: dict[int, dict[int, _Epoch]] = {}  # lane -> the last two epochs asked for
+        self._plans: dict[int, dict[int, _Epoch]] = {}  # lane -> two epochs
 
     def share(self, lane: int) -> int:
         """How many samples lane `lane` holds: the length of its epochs."""
@@ -76,12 +78,12 @@ class DomainOrder:
         return begin, max(end, begin + 1)
 
     def _plan(self, lane: int, epoch: int) -> _Epoch:
-        plans = self._plans.setdefault(lane, {})
-        if epoch not in plans:
-            while len(plans) >= 2:  # reading and looking ahead may straddle two epochs
-                del plans[min(plans)]
-            plans[epoch] = self._make_plan(lane, epoch)
-        return plans[epoch]
+        plans = self._plans.get(lane, {})
+        plan = plans.get(epoch)
+        if plan is None:
+            plan = self._make_plan(lane, epoch)
+            self._plans[lane] = _latest(plans, epoch, plan)
+        return plan
 
     def _make_plan(self, lane: int, epoch: int) -> _Epoch:
         begin, end = self._range(lane)
@@ -134,11 +136,19 @@ class StreamingOrder:
         return out
 
     def _epoch(self, epoch: int) -> np.ndarray:
-        if epoch not in self._epochs:
-            while len(self._epochs) >= 2:  # lanes may straddle two epochs
-                del self._epochs[min(self._epochs)]
-            self._epochs[epoch] = np.asarray(self._shuffle(epoch), np.int64)
-        return self._epochs[epoch]
+        ids = self._epochs.get(epoch)
+        if ids is None:
+            ids = np.asarray(self._shuffle(epoch), np.int64)
+            self._epochs = _latest(self._epochs, epoch, ids)
+        return ids
+
+
+def _latest(held: dict[int, T], epoch: int, value: T) -> dict[int, T]:
+    """`value` beside the latest other epoch of `held`: reading and looking ahead straddle two epochs at most.
+
+    A new dict each time, so that several threads may ask: none sees another's half-made one.
+    """
+    return {other: held[other] for other in sorted(held)[-1:]} | {epoch: value}
 
 
 def make_order(

@@ -16,6 +16,8 @@ from ado_stream.stream.index import TokenColumn
 class ShardView:
     """Rows of one shard: `address(rows)` and `row_tokens`, tokens a row, the same for all rows.
 
+    regular: (address of row 0, bytes from a row to the next), uint64; (0, 0) when rows lie at unequal distances.
+
     Raises ShardCorrupt when the header does not describe this file, DataError when rows differ in length.
     """
 
@@ -34,14 +36,18 @@ class ShardView:
         self.row_tokens = length // column.dtype.itemsize
         self.dtype = column.dtype
         step_N = np.diff(begin_N)
-        self._first, self._stride = int(begin_N[0]), int(step_N[0]) if num_rows > 1 else 0
-        self._begin_N = None if (step_N == self._stride).all() else begin_N
         self._base = self._bytes.ctypes.data
+        stride = int(step_N[0]) if num_rows > 1 else 0
+        is_regular = bool((step_N == stride).all())
+        self._begin_N = None if is_regular else begin_N
+        self.regular = (self._base + int(begin_N[0]), stride) if is_regular else (0, 0)
 
     def address(self, row_N: np.ndarray) -> np.ndarray:
         """(N,) uint64: the memory addresses of the rows' tokens; valid while this view is alive."""
-        begin_N = self._first + row_N * self._stride if self._begin_N is None else self._begin_N[row_N]
-        return (begin_N + self._base).astype(np.uint64)
+        if self._begin_N is not None:
+            return (self._base + self._begin_N[row_N]).astype(np.uint64)
+        address, stride = self.regular
+        return (address + row_N * stride).astype(np.uint64)
 
     def _offsets(self, num_rows: int, label: str) -> np.ndarray:
         size = self._bytes.size

@@ -6,7 +6,6 @@ Downloads ahead go through the cache, which is safe to share.
 """
 
 import resource
-from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -58,6 +57,9 @@ class Shards:
 
     open_limit_bytes: of open shards together. `before_open(domain, shard)` is called before a shard is opened; whoever
     looks ahead sets it.
+
+    All shards of all domains stand in one table (axis G), so that a batch is located by a few array operations: where
+    the first row lies, how far apart rows are, and when the shard was last read.
     """
 
     def __init__(
@@ -68,12 +70,25 @@ class Shards:
         open_limit_bytes: int | None = None,
     ):
         self.indexes, self.cache, self.vocab_size = list(indexes), cache, vocab_size
-        self._views: OrderedDict[tuple[int, int], ShardView] = OrderedDict()
+        self.before_open: Callable[[int, int], None] = lambda domain, shard: None
+        self._first_shard_K = np.cumsum([0] + [index.samples_S.size for index in indexes])
+        self._first_sample_K = np.cumsum([0] + [index.num_samples for index in indexes])
+        self._first_sample_G = np.concatenate(
+            [index.first_id_S[:-1] + first for index, first in zip(indexes, self._first_sample_K[:-1], strict=True)]
+        )
+        num_shards = self._first_sample_G.size
+        self._address_G = np.zeros(num_shards, np.uint64)  # of the first row; 0: not open, or rows at unequal distances
+        self._stride_G = np.zeros(num_shards, np.uint64)
+        self._last_read_G = np.zeros(num_shards, np.int64)
+        self._num_reads = 0
+        self._views: dict[int, ShardView] = {}
         self._max_views = max(64, min(resource.getrlimit(resource.RLIMIT_NOFILE)[0], 1 << 14) // 4)
         self._max_bytes = open_limit_bytes or 1 << 62
         self._open_bytes = 0
-        self._opening: tuple[int, int] | None = None
-        self.before_open: Callable[[int, int], None] = lambda domain, shard: None
+        self._opening = -1
+        self._row_tokens = 0
+        self._dtypes = list(dict.fromkeys(index.column.dtype for index in indexes))
+        self._dtype_K = np.array([self._dtypes.index(index.column.dtype) for index in indexes])
 
     def shard_of(self, domain: int, id_N: np.ndarray) -> np.ndarray:
         """(N,) int64: the shard that holds each sample id of `domain`."""
@@ -81,86 +96,107 @@ class Shards:
 
     def row_tokens(self) -> int:
         """Tokens a row, the same in all domains; from the indexes, or one shard a domain where they do not say."""
-        lengths = {}
-        for domain, index in enumerate(self.indexes):
-            size, shaped = index.column.size_bytes, index.column.shaped
-            known = None if size is None or shaped else size // index.column.dtype.itemsize
-            lengths[index.name] = known or self._view(domain, int(np.argmax(index.samples_S > 0))).row_tokens
-        first, length = next(iter(lengths.items()))
-        for name, other in lengths.items():
-            if other != length:
-                raise ConfigError(
-                    f"domain '{name}' has {other} tokens a sample, domain '{first}' has {length}. Prepare both with "
-                    f"the same --seq-len."
-                )
-        return length
+        if not self._row_tokens:
+            lengths = {index.name: self._domain_row_tokens(domain) for domain, index in enumerate(self.indexes)}
+            first, length = next(iter(lengths.items()))
+            for name, other in lengths.items():
+                if other != length:
+                    raise ConfigError(
+                        f"domain '{name}' has {other} tokens a sample, domain '{first}' has {length}. Prepare both "
+                        f"with the same --seq-len."
+                    )
+            self._row_tokens = length
+        return self._row_tokens
 
     def read(self, domain_N: np.ndarray, id_N: np.ndarray, out_NT: np.ndarray) -> None:
         """Fills row n of `out_NT` (int64) with sample `id_N[n]` of domain `domain_N[n]`.
 
         Raises DataError for a token outside the vocabulary, with domain, shard, row and id.
         """
-        order_N = np.lexsort((id_N, domain_N))
-        bounds = np.flatnonzero(np.diff(domain_N[order_N])) + 1
-        for slot_N in np.split(order_N, bounds):
-            self._read_domain(int(domain_N[slot_N[0]]), id_N[slot_N], slot_N, out_NT)
+        sample_N = self._first_sample_K[domain_N] + id_N
+        shard_N = np.searchsorted(self._first_sample_G, sample_N, side="right") - 1
+        row_N = sample_N - self._first_sample_G[shard_N]
+        self._num_reads += 1
+        self._last_read_G[shard_N] = self._num_reads
+        address_N = self._address_G[shard_N]
+        held = []  # while the rows are copied, though a batch may need more shards than may stay open
+        if not address_N.all():
+            for shard in np.unique(shard_N).tolist():
+                held.append(view := self._view(shard))
+                here = shard_N == shard
+                address_N[here] = view.address(row_N[here])
+        else:
+            address_N += row_N.astype(np.uint64) * self._stride_G[shard_N]
+        for number, dtype in enumerate(self._dtypes):
+            slot_N = np.flatnonzero(self._dtype_K[domain_N] == number)
+            bad = gather(address_N[slot_N], slot_N, dtype, self.vocab_size, out_NT)
+            if bad >= 0:
+                raise self._outside_vocabulary(shard_N[slot_N[bad]], row_N[slot_N[bad]], out_NT[slot_N[bad]])
 
     def is_open(self, domain: int, shard: int) -> bool:
         """Whether the shard is mapped, or about to be, so that nothing has to be fetched to read it."""
-        return (domain, shard) in self._views or (domain, shard) == self._opening
+        number = int(self._first_shard_K[domain]) + shard
+        return number in self._views or number == self._opening
 
     def close(self) -> None:
         """Lets go of every open shard."""
         while self._views:
             self._drop_oldest()
 
-    def _read_domain(self, domain: int, id_N: np.ndarray, slot_N: np.ndarray, out_NT: np.ndarray) -> None:
-        shard_N = self.shard_of(domain, id_N)
-        row_N = id_N - self.indexes[domain].first_id_S[shard_N]
-        address_N = np.empty(id_N.size, np.uint64)
-        held = []  # the views stay alive until their addresses were read
-        begin = 0
-        for end in [*(np.flatnonzero(np.diff(shard_N)) + 1).tolist(), id_N.size]:
-            view = self._view(domain, int(shard_N[begin]))
-            address_N[begin:end] = view.address(row_N[begin:end])
-            held.append(view)
-            begin = end
-        if any(view.row_tokens != out_NT.shape[1] for view in held):
-            wrong = next(view for view in held if view.row_tokens != out_NT.shape[1])
-            raise DataError(
-                f"domain '{self.indexes[domain].name}': a shard has {wrong.row_tokens} tokens a sample, the first one "
-                f"{out_NT.shape[1]}. Prepare the domain again with one --seq-len."
-            )
-        bad = gather(address_N, slot_N, held[0].dtype, self.vocab_size, out_NT)
-        if bad >= 0:
-            raise DataError(
-                f"domain '{self.indexes[domain].name}', {self.indexes[domain].files[shard_N[bad]][0]['basename']}, row "
-                f"{row_N[bad]} (id {id_N[bad]}): token {self._worst(out_NT[slot_N[bad]])} outside the vocabulary of "
-                f"{self.vocab_size}.\n  Was it prepared with another tokenizer? Set the model's vocab_size to cover it."
-            )
+    def _domain_row_tokens(self, domain: int) -> int:
+        column = self.indexes[domain].column
+        if column.size_bytes is not None and not column.shaped:
+            return column.size_bytes // column.dtype.itemsize
+        some_shard = int(np.argmax(self.indexes[domain].samples_S > 0))
+        return self._view(int(self._first_shard_K[domain]) + some_shard).row_tokens
 
-    def _worst(self, row_T: np.ndarray) -> int:
-        return int(row_T.min() if row_T.min() < 0 else row_T.max())
+    def _view(self, number: int) -> ShardView:
+        view = self._views.get(number)
+        return view if view is not None else self._open(number)
 
-    def _view(self, domain: int, shard: int) -> ShardView:
-        key = (domain, shard)
-        if key not in self._views:
-            index = self.indexes[domain]
-            size = int(index.raw_bytes_S[shard])
-            while self._views and (len(self._views) >= self._max_views or self._open_bytes + size > self._max_bytes):
-                self._drop_oldest()
-            self._opening = key
-            self.before_open(domain, shard)
-            spec = index.spec(shard)
-            mapped, _ = self.cache.map(spec)
-            self._views[key] = ShardView(mapped, index.column, int(index.samples_S[shard]), spec.label)
-            self._opening = None
-            self._open_bytes += size
-            self.cache.pin(spec)
-        self._views.move_to_end(key)
-        return self._views[key]
+    def _open(self, number: int) -> ShardView:
+        domain, shard = self._place(number)
+        index = self.indexes[domain]
+        size = int(index.raw_bytes_S[shard])
+        while self._views and (len(self._views) >= self._max_views or self._open_bytes + size > self._max_bytes):
+            self._drop_oldest()
+        self._opening = number
+        self.before_open(domain, shard)
+        spec = index.spec(shard)
+        mapped, _ = self.cache.map(spec)
+        view = ShardView(mapped, index.column, int(index.samples_S[shard]), spec.label)
+        if self._row_tokens and view.row_tokens != self._row_tokens:
+            raise DataError(
+                f"{spec.label}: {view.row_tokens} tokens a sample, others have {self._row_tokens}. Prepare the domain "
+                f"again with one --seq-len."
+            )
+        self._views[number] = view
+        self._address_G[number], self._stride_G[number] = view.regular
+        self._opening = -1
+        self._open_bytes += size
+        self.cache.pin(spec)
+        return view
 
     def _drop_oldest(self) -> None:
-        (domain, shard), _ = self._views.popitem(last=False)
+        open_G = np.fromiter(self._views, np.int64)
+        number = int(open_G[self._last_read_G[open_G].argmin()])
+        domain, shard = self._place(number)
+        self._address_G[number] = 0
+        del self._views[number]
         self._open_bytes -= int(self.indexes[domain].raw_bytes_S[shard])
         self.cache.unpin(self.indexes[domain].spec(shard))
+
+    def _place(self, number: int) -> tuple[int, int]:
+        """Domain, and shard within it, of a row of the table."""
+        domain = int(np.searchsorted(self._first_shard_K, number, side="right")) - 1
+        return domain, number - int(self._first_shard_K[domain])
+
+    def _outside_vocabulary(self, number: int, row: int, token_T: np.ndarray) -> DataError:
+        domain, shard = self._place(int(number))
+        index = self.indexes[domain]
+        token = int(token_T.min() if token_T.min() < 0 else token_T.max())
+        return DataError(
+            f"domain '{index.name}', {index.files[shard][0]['basename']}, row {row} (id "
+            f"{index.first_id_S[shard] + row}): token {token} outside the vocabulary of {self.vocab_size}.\n"
+            f"  Was it prepared with another tokenizer? Set the model's vocab_size to cover it."
+        )

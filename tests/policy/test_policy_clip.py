@@ -90,3 +90,8 @@ def test_a_floor_below_zero_is_refused(floor):
 
 def test_a_floor_of_exactly_one_kth_is_uniform():
     np.testing.assert_array_equal(raise_to_floor(np.array([0.9, 0.05, 0.05, 0.0]), 0.25), np.full(4, 0.25))
+
+
+def test_the_excess_goes_to_the_tiniest_shares_without_overflow():
+    lowered_K = lower_to_ceiling(np.array([1.0, 2e-311, 2e-311]), 0.5)
+    np.testing.assert_array_equal(lowered_K, [0.5, 0.25, 0.25])

@@ -304,7 +304,7 @@ def test_an_error_behind_reaches_the_consumer_as_itself_within_a_second(corpus, 
     class Odd(Exception):
         pass
 
-    for module, name in ((pipeline, "draw_domains"), (shards, "gather"), (shards.NodeCache, "fetch")):
+    for module, name in ((pipeline, "draw_step"), (shards, "gather"), (shards.NodeCache, "fetch")):
         dataset = make(corpus)
         with monkeypatch.context() as patch:
 
