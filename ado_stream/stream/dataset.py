@@ -141,14 +141,16 @@ class AdaptiveStreamingDataset(IterableDataset):
     # Mixture ------------------------------------------------------------------------------------------------------
 
     def publish(self, step: int, mixture: np.ndarray) -> None:
-        """Sets the mixture of `step`: (K,) probabilities. The same one twice is harmless.
+        """Sets the mixture of `step`: (K,) probabilities; reaches the worker of a DataLoader, too.
 
-        Raises PolicyError for what is no mixture, and for another one when the step was already drawn.
+        The same one twice is harmless. Raises PolicyError for what is no mixture, and for another one when the step
+        was already drawn.
         """
         self._board.publish(step, mixture)
 
     def mixture(self, step: int) -> np.ndarray:
         """(K,) float64: the mixture of `step`. Raises ConfigError when it is not decided, or forgotten."""
+        self._check_read_here()
         for draw in self._audit:
             if draw.step == step:
                 return draw.mixture_K
@@ -160,6 +162,7 @@ class AdaptiveStreamingDataset(IterableDataset):
     @property
     def mixture_in_force(self) -> np.ndarray:
         """(K,) float64: the mixture of the batch last handed out; before the first batch, of the one to come."""
+        self._check_read_here()
         if self._audit:
             return self._audit[-1].mixture_K
         mixture_K = self._board.known(self._step)
@@ -169,6 +172,7 @@ class AdaptiveStreamingDataset(IterableDataset):
 
     def sample_counts(self, step: int) -> np.ndarray:
         """(K,) int64: samples of each domain in step `step`'s global batch."""
+        self._check_read_here()
         return np.bincount(self._draw(step).domain_B, minlength=len(self.domains))
 
     def sample_ids(self, step: int) -> np.ndarray:
@@ -177,6 +181,7 @@ class AdaptiveStreamingDataset(IterableDataset):
         An id is the sample's number within its domain plus the number of samples of all domains before it. Known for
         the last 64 steps handed out, and ahead as far as mixtures are decided.
         """
+        self._check_read_here()
         draw, settings = self._draw(step), self.settings
         offset_K = np.cumsum(self.num_samples_K) - self.num_samples_K
         num_lanes = settings.num_lanes
@@ -201,6 +206,13 @@ class AdaptiveStreamingDataset(IterableDataset):
     def _kept(self) -> str:
         return f"the last {_AUDIT_STEPS} steps are kept, and steps ahead whose mixture is decided."
 
+    def _check_read_here(self) -> None:
+        if self._board.is_read_elsewhere:
+            raise ConfigError(
+                "a DataLoader's worker reads this data set; where it stands is known in that process alone.\n"
+                "  Use num_workers=0, since reading runs in threads, or torchdata's StatefulDataLoader, which asks it."
+            )
+
     # Iteration ----------------------------------------------------------------------------------------------------
 
     def check_prefetch(self, prefetch: int) -> None:
@@ -222,6 +234,7 @@ class AdaptiveStreamingDataset(IterableDataset):
             threads=io_threads,
             timeout_s=self.timeout_s,
         )
+        self._board.open()
         options = PipelineOptions(prefetch, pin_memory, self.timeout_s, limits)
         self._pipeline = Pipeline(self._source, self._step, self._cursors_KC, options)
 
@@ -254,6 +267,8 @@ class AdaptiveStreamingDataset(IterableDataset):
                 f"DataLoader(num_workers={worker.num_workers}): every worker would serve the same batches. Use "
                 f"num_workers 0 or 1; reading already runs in threads."
             )
+        if worker is not None:
+            self.close()  # threads do not live on in a fork
         if not self.running:
             self.start(prefetch=2 if self.mixture_lag is None else min(2, self.mixture_lag), io_threads=4)
         while self.running:
@@ -264,6 +279,7 @@ class AdaptiveStreamingDataset(IterableDataset):
         if self._pipeline is not None:
             self._pipeline.close()
             self._pipeline = None
+            self._board.close()
 
     def statistics(self) -> dict[str, Any]:
         """Samples, bytes, cache hits, stalls and their seconds, in total and per domain; and the cache's counters."""
@@ -281,7 +297,11 @@ class AdaptiveStreamingDataset(IterableDataset):
     # State --------------------------------------------------------------------------------------------------------
 
     def state_dict(self) -> dict[str, Any]:
-        """JSON-able; stands for the step last handed out, whatever was made ahead. The same on every rank."""
+        """JSON-able; stands for the step last handed out, whatever was made ahead. The same on every rank.
+
+        Raises ConfigError while a DataLoader's worker reads: where it stands is known there alone.
+        """
+        self._check_read_here()
         pending = self._board.pending(self._step)
         return stream_state.to_state(self._identity, self._shards.indexes, self._step, self._cursors_KC, pending)
 

@@ -10,6 +10,9 @@ import time
 import numpy as np
 
 from ado_stream.errors import ConfigError, PolicyError
+from ado_stream.stream.mailbox import Mailbox
+
+_GLANCE_S = 0.05  # between looks at what another process may have posted
 
 
 class MixtureBoard:
@@ -25,6 +28,7 @@ class MixtureBoard:
         self._held_K = prior_K
         self._next_to_draw = 0
         self._changed = threading.Condition()
+        self._mailbox = Mailbox(prior_K.size)
 
     def publish(self, step: int, mixture_K: np.ndarray) -> None:
         """Sets the mixture of `step`. The same one again is harmless.
@@ -33,6 +37,10 @@ class MixtureBoard:
         was already drawn with another mixture.
         """
         mixture_K = self._checked(step, mixture_K)
+        if not self._mailbox.is_read_here:
+            self._mailbox.post(step, mixture_K)
+            if self._mailbox.is_read_elsewhere:
+                return
         with self._changed:
             if step < self._next_to_draw:
                 drawn = self._drawn.get(step)
@@ -44,6 +52,19 @@ class MixtureBoard:
                 return
             self._published[step] = mixture_K
             self._changed.notify_all()
+
+    def open(self) -> None:
+        """Says that this process draws: the one that publishes, or a forked copy of it."""
+        self._mailbox.open()
+
+    def close(self) -> None:
+        """Says that it draws no more."""
+        self._mailbox.close()
+
+    @property
+    def is_read_elsewhere(self) -> bool:
+        """Whether a forked copy in another process draws, so that nothing is known here of where it stands."""
+        return self._mailbox.is_read_elsewhere
 
     def known(self, step: int) -> np.ndarray | None:
         """The mixture of `step` if it is decided already, else None."""
@@ -57,12 +78,15 @@ class MixtureBoard:
         """
         end = time.monotonic() + deadline_s
         with self._changed:
-            while (mixture_K := self._find(step)) is None:
+            while True:
+                self._published.update(self._mailbox.collect(self._next_to_draw))
+                if (mixture_K := self._find(step)) is not None:
+                    break
                 if stop.is_set():
                     return None
                 if time.monotonic() >= end:
                     raise PolicyError(self.missing(step) + f"\n  Waited {deadline_s:.0f} s.")
-                self._changed.wait(min(0.5, max(0.0, end - time.monotonic())))
+                self._changed.wait(min(_GLANCE_S, max(0.0, end - time.monotonic())))
             self._drawn[step] = mixture_K
             self._held_K = mixture_K
             self._published.pop(step, None)
@@ -101,6 +125,7 @@ class MixtureBoard:
     def load(self, first: int, pending: dict[int, np.ndarray]) -> None:
         """Starts over at step `first` with the mixtures of `pending`."""
         with self._changed:
+            self._mailbox.clear()
             self._published = {step: mixture for step, mixture in pending.items() if step >= first}
             self._held_K = pending.get(-1, self.prior_K)
             self._drawn = {}

@@ -15,6 +15,7 @@ import pytest
 import torch
 
 import ado_stream as ado
+from ado_stream.stream.mailbox import Mailbox
 from tests.stream.helpers import SAMPLES, changing_mixture, ledger, run, write_domain
 
 BATCH = 24
@@ -237,6 +238,51 @@ def test_it_runs_inside_a_data_loader(corpus, workers):
     expected = ledger(run(make(corpus, mixture_lag=None), 10, mixture=None))
     loader = torch.utils.data.DataLoader(make(corpus, mixture_lag=None), batch_size=None, num_workers=workers)
     assert ledger(list(itertools.islice(loader, 10))) == expected
+
+
+def test_what_is_published_reaches_a_data_loaders_worker(corpus, reference):
+    dataset = make(corpus)
+    loader = torch.utils.data.DataLoader(dataset, batch_size=None, num_workers=1)
+    batches = []
+    for batch in itertools.islice(loader, STEPS):
+        batches.append(batch)
+        dataset.publish(batch["step"] + 1 + dataset.mixture_lag, changing_mixture(batch["step"], 5))
+    assert ledger(batches) == reference
+    with pytest.raises(ado.PolicyError, match="worker has drawn"):
+        dataset.publish(STEPS, np.full(5, 0.2))
+    with pytest.raises(ado.ConfigError, match="worker reads this data set"):
+        dataset.state_dict()
+    dataset.load_state_dict(make(corpus).state_dict())  # the worker is gone: this process reads again
+    assert ledger(run(dataset, STEPS)) == reference
+
+
+def test_a_mailbox_never_drops_nor_tears_a_mixture():
+    """A fork that collects while this process posts, each mixture one number K times: what arrives is whole."""
+    mailbox = Mailbox(num_domains=500)
+    reader, writer = os.pipe()
+    child = os.fork()
+    if child == 0:
+        mailbox.open()
+        first, whole = 0, True
+        while first < 3000:
+            for step, mixture in sorted(mailbox.collect(first)):
+                whole &= bool((mixture == step).all())
+                first += step == first
+        os.write(writer, b"whole" if whole else b"torn")
+        os._exit(0)
+    while not mailbox.is_read_elsewhere:
+        time.sleep(0.001)
+    for step in range(3000):
+        while True:
+            try:
+                mailbox.post(step, np.full(500, float(step)))
+                break
+            except ado.PolicyError:  # too far ahead of the reader
+                time.sleep(0.001)
+    os.waitpid(child, 0)
+    assert os.read(reader, 8) == b"whole"
+    os.close(reader)
+    os.close(writer)
 
 
 def test_two_data_loader_workers_are_refused(corpus):
