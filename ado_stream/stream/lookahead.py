@@ -110,8 +110,6 @@ class Lookahead:
 
     def _ask(self, due: float, domain: int, shard: int) -> None:
         with self._lock:
-            if due != _NOW and ((domain, shard) in self._futures or self._shards.is_open(domain, shard)):
-                return
             heapq.heappush(self._waiting, (due, domain, shard))
 
     def _pump(self) -> None:

@@ -1,0 +1,198 @@
+"""Fetching ahead follows the mixture, keeps its budgets and hides no failure; against a cache that only records."""
+
+import threading
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from ado_stream.storage.spec import Fetched
+from ado_stream.stream.lookahead import Lookahead, LookaheadLimits
+from ado_stream.stream.order import DomainOrder
+from ado_stream.stream.statistics import Statistics
+
+SHARD_SAMPLES, NUM_SHARDS, SHARD_BYTES = 10, 200, 1000
+BATCH = 40
+
+
+@dataclass
+class FakeShards:
+    """Shards of some domains, with a cache that takes `gate` to fetch and keeps the order of fetches."""
+
+    num_domains: int
+    gate: threading.Event = field(default_factory=threading.Event)
+    started: list[tuple[int, int]] = field(default_factory=list)
+    num_done: int = 0
+    most_bytes: int = 0
+    failing: tuple[int, int] | None = None
+
+    def __post_init__(self):
+        self.cache, self.indexes = self, [FakeIndex(domain) for domain in range(self.num_domains)]
+        self.lock = threading.Lock()
+
+    def shard_of(self, domain, id_N):
+        return id_N // SHARD_SAMPLES
+
+    def is_open(self, domain, shard):
+        return False
+
+    def fetch(self, spec, stop=None):
+        with self.lock:
+            self.started.append(spec)
+            self.most_bytes = max(self.most_bytes, SHARD_BYTES * (len(self.started) - self.num_done))
+        self.gate.wait()
+        if spec == self.failing:
+            raise OSError("injected")
+        with self.lock:
+            self.num_done += 1
+        return Fetched(Path("x"), SHARD_BYTES, False, 0.0)
+
+
+@dataclass
+class FakeIndex:
+    domain: int
+    raw_bytes_S: np.ndarray = field(default_factory=lambda: np.full(NUM_SHARDS, SHARD_BYTES))
+
+    def spec(self, shard):
+        return self.domain, shard
+
+
+class CountingOrder(DomainOrder):
+    """Counts the positions it was asked for."""
+
+    num_asked = 0
+
+    def ids(self, lane, position, count):
+        self.num_asked += count
+        return super().ids(lane, position, count)
+
+
+@pytest.fixture
+def make():
+    made = []
+
+    def build(num_domains, lanes=range(1), num_lanes=1, **limits):
+        shards = FakeShards(num_domains)
+        orders = [CountingOrder(str(k), np.full(NUM_SHARDS, SHARD_SAMPLES), 3, num_lanes) for k in range(num_domains)]
+        chosen = {"samples": 800, "flight_bytes": 1 << 40, "unopened_bytes": 1 << 40, "threads": 2, "timeout_s": 5.0}
+        statistics = Statistics([str(k) for k in range(num_domains)])
+        lookahead = Lookahead(shards, orders, lanes, LookaheadLimits(**(chosen | limits)), statistics)
+        made.append((lookahead, shards))
+        return lookahead, shards, orders
+
+    yield build
+    for lookahead, shards in made:
+        shards.gate.set()
+        lookahead.close()
+
+
+def wait_for(condition):
+    end = time.monotonic() + 5
+    while not condition():
+        assert time.monotonic() < end, "nothing happened"
+        time.sleep(0.002)
+
+
+def settle(shards, count):
+    """Waits until `count` fetches started, and a moment for one too many."""
+    wait_for(lambda: len(shards.started) >= count)
+    time.sleep(0.05)
+    return shards.started
+
+
+def test_shards_are_fetched_ahead_in_proportion_to_the_mixture(make):
+    lookahead, shards, _ = make(3)
+    shards.gate.set()
+    lookahead.follow(np.zeros((3, 1), np.int64), np.array([0.7, 0.3, 0.0]), BATCH)
+    fetched = settle(shards, 81)
+    by_domain = np.bincount([domain for domain, _ in fetched], minlength=3)
+    # 560 and 240 samples of the next 800; orders mix the samples of some shards, so a few shards more are touched.
+    assert 56 <= by_domain[0] <= 2 * 56
+    assert 24 <= by_domain[1] <= 2 * 24
+    assert by_domain[2] <= 1  # the one sample that every domain keeps ready
+    assert len(set(fetched)) == len(fetched)
+
+
+def test_a_change_of_the_mixture_changes_what_is_fetched(make):
+    lookahead, shards, _ = make(2)
+    shards.gate.set()
+    cursors = np.zeros((2, 1), np.int64)
+    lookahead.follow(cursors, np.array([1.0, 0.0]), BATCH)
+    before = len(settle(shards, 80))
+    lookahead.follow(cursors, np.array([0.0, 1.0]), BATCH)
+    assert {domain for domain, _ in settle(shards, before + 79)[before:]} == {1}
+
+
+def test_what_is_due_first_is_fetched_first(make):
+    lookahead, shards, orders = make(2, threads=1)
+    shards.gate.set()
+    lookahead.follow(np.zeros((2, 1), np.int64), np.array([0.5, 0.5]), BATCH)
+    fetched = settle(shards, 80)
+    for domain in (0, 1):
+        needed = list(dict.fromkeys((orders[domain].ids(0, 0, 401) // SHARD_SAMPLES).tolist()))
+        assert [shard for k, shard in fetched if k == domain] == needed
+    first_half = np.array([domain for domain, _ in fetched])[: len(fetched) // 2]
+    assert 0.3 < first_half.mean() < 0.7  # neither domain waits for the other to be through
+
+
+def test_only_own_lanes_are_fetched(make):
+    lookahead, shards, orders = make(1, lanes=range(2, 4), num_lanes=4)
+    shards.gate.set()
+    lookahead.follow(np.zeros((1, 4), np.int64), np.ones(1), BATCH)
+    needed = {int(i) for lane in (2, 3) for i in orders[0].ids(lane, 0, 201) // SHARD_SAMPLES}
+    assert {shard for _, shard in settle(shards, len(needed))} == needed
+
+
+@pytest.mark.parametrize(("limit", "most"), [("flight_bytes", 3), ("unopened_bytes", 4)])
+def test_bytes_in_flight_and_not_yet_opened_stay_within_their_budgets(make, limit, most):
+    lookahead, shards, _ = make(2, threads=16, **{limit: most * SHARD_BYTES + 1})
+    lookahead.follow(np.zeros((2, 1), np.int64), np.array([0.5, 0.5]), BATCH)
+    assert len(settle(shards, most)) == most
+    shards.gate.set()
+    if limit == "unopened_bytes":  # fetched, and nobody reads: nothing more may come
+        time.sleep(0.05)
+        assert len(shards.started) == most
+        lookahead.fetch(*shards.started[0])
+        settle(shards, most + 1)
+    else:
+        settle(shards, 80)
+    assert shards.most_bytes <= most * SHARD_BYTES
+
+
+def test_what_is_needed_now_goes_before_the_budget_and_the_queue(make):
+    lookahead, shards, _ = make(2, threads=2, flight_bytes=SHARD_BYTES)
+    lookahead.follow(np.zeros((2, 1), np.int64), np.array([1.0, 0.0]), BATCH)
+    settle(shards, 1)
+    reader = threading.Thread(target=lookahead.fetch, args=(1, 77))
+    reader.start()
+    wait_for(lambda: (1, 77) in shards.started)
+    assert shards.started.index((1, 77)) == 1
+    shards.gate.set()
+    reader.join(5)
+    assert not reader.is_alive()
+
+
+def test_the_first_failure_is_kept_and_raised_to_the_reader(make):
+    lookahead, shards, orders = make(1)
+    first = int(orders[0].ids(0, 0, 1)[0]) // SHARD_SAMPLES
+    shards.failing = (0, first)
+    lookahead.follow(np.zeros((1, 1), np.int64), np.ones(1), BATCH)
+    shards.gate.set()
+    wait_for(lambda: lookahead.failure is not None)
+    with pytest.raises(OSError, match="injected"):
+        lookahead.fetch(0, first)
+
+
+def test_nothing_is_asked_or_fetched_twice_while_cursors_move(make):
+    lookahead, shards, orders = make(2)
+    shards.gate.set()
+    cursors = np.zeros((2, 1), np.int64)
+    for _ in range(100):
+        lookahead.follow(cursors, np.array([0.5, 0.5]), BATCH)
+        cursors += BATCH // 2
+    wait_for(lambda: shards.num_done == len(shards.started))
+    time.sleep(0.05)
+    assert len(set(shards.started)) == len(shards.started)
+    assert all(order.num_asked <= 99 * BATCH // 2 + 400 + 1 for order in orders)
