@@ -4,7 +4,11 @@ The ledger holds step, domain and every token of every sample; the reference rea
 without any fault. A mixture that changes at every step is in force throughout.
 """
 
+import json
+import os
 import shutil
+import subprocess
+import sys
 import threading
 import time
 import zlib
@@ -242,6 +246,50 @@ def test_c4_four_ranks_on_one_cache_download_each_shard_once(bucket, proxy, refe
     counted = [rank.statistics()["cache"] for rank in ranks]
     # Closing a rank may cut a fetch ahead short; a rank that is closed later starts it anew: a GET, no download.
     assert sum(each["misses"] for each in counted) <= len(gets), counted
+
+
+RANK = """
+import json, os, sys
+import ado_stream as ado
+from tests.stream.helpers import changing_mixture
+data = ado.AdaptiveStreamingDataset(
+    [ado.Domain(*domain) for domain in json.loads(os.environ["DOMAINS"])], {batch}, seed=3, rank=0, world_size=2
+)
+for batch in data:
+    print(batch["step"], flush=True)
+    data.publish(batch["step"] + 1 + data.mixture_lag, changing_mixture(batch["step"], 3))
+"""
+
+
+@pytest.mark.parametrize("after_steps", [0, 2, 7])
+def test_c4_a_rank_killed_while_downloading_leaves_its_peer_exact(
+    bucket, proxy, reference, tmp_path, repository, after_steps
+):
+    """Rank 0 of 2 dies by kill -9, with fetches on the way, at some step; rank 1 on the same cache goes on at once."""
+    proxy.rules = [Rule("delay", SHARDS, seconds=0.05)]
+    domains = [[name, f"s3://{BUCKET}/corpus/{name}", str(tmp_path / name)] for name in SAMPLES]
+    environment = {**os.environ, "DOMAINS": json.dumps(domains)}
+    script = RANK.format(batch=BATCH)
+    with subprocess.Popen(
+        [sys.executable, "-c", script], env=environment, cwd=repository, stdout=subprocess.PIPE, text=True
+    ) as victim:
+        assert victim.stdout is not None
+        for _ in range(after_steps + 1):
+            assert victim.stdout.readline()
+        survivor = remote_dataset(tmp_path, rank=1, world_size=2)
+        batches = run(survivor, 2, close=False)
+        victim.kill()
+        victim.wait()
+        killed = time.monotonic()
+        batches += run(survivor, 1, close=False)
+        assert time.monotonic() - killed < 2.0
+    batches += run(survivor, STEPS - 3)
+    for step, batch in enumerate(batches):
+        begin = step * BATCH + BATCH // 2
+        assert ledger([batch]) == reference[begin : begin + BATCH // 2]
+    whole = [count for path, count in proxy.served.items() if SHARDS in path]
+    assert sum(whole) <= len(whole) + 4  # once each; a fetch that was cut down by the kill is started anew
+    assert unfinished(tmp_path) == []
 
 
 def test_an_index_that_is_gone_is_not_found(proxy, upload, tmp_path):
