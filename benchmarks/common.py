@@ -4,18 +4,22 @@ Machines are shared and noisy: compare alternatives in one run, in turn (A B A B
 """
 
 import json
+import multiprocessing
 import os
 import platform
 import statistics
 import subprocess
 import sys
 import time
+import warnings
 from collections.abc import Callable, Sequence
+from concurrent.futures import ProcessPoolExecutor
 from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
+T = TypeVar("T")
 RESULTS = Path(__file__).parent / "results"
 PACKAGES = ("torch", "triton", "numpy", "numba", "mosaicml-streaming", "zstandard")
 
@@ -32,6 +36,13 @@ def seconds_in_turn(calls: Sequence[Callable[[], Any]], repeats: int = 5, warmup
             call()
             own.append(time.perf_counter() - start)
     return seconds
+
+
+def in_own_process(function: Callable[..., T], *args: Any) -> T:
+    """`function(*args)` in a fresh interpreter, so that no contestant runs beside another's leftover threads."""
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(1, context, initializer=warnings.simplefilter, initargs=("ignore",)) as pool:
+        return pool.submit(function, *args).result()
 
 
 def median_s(call: Callable[[], Any], repeats: int = 5, warmup: int = 1) -> float:

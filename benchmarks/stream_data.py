@@ -34,11 +34,11 @@ def write_domains(root: Path, samples: int, compression: str | None, shard_bytes
     return names
 
 
-def our_batches(local: Path, names: list[str], remote: str | None = None) -> Iterator[int]:
+def our_batches(local: Path, names: list[str], prefetch: int, remote: str | None = None) -> Iterator[int]:
     """Yields the number of samples of each batch of ours; natural mixture."""
     domains = [ado.Domain(n, remote=f"{remote}/{n}" if remote else None, local=str(local / n)) for n in names]
     dataset = ado.AdaptiveStreamingDataset(domains, global_batch_size=BATCH, mixture_lag=None)
-    dataset.start(prefetch=4, io_threads=4)
+    dataset.start(prefetch, io_threads=4)
     try:
         for batch in dataset:
             yield len(batch["tokens"])
@@ -59,11 +59,24 @@ def their_batches(local: Path, names: list[str], workers: int, remote: str | Non
             yield len(batch["tokens"])
 
 
-def timed(batches: Iterator[int], warmup: int, count: int) -> tuple[float, float]:
-    """(seconds to the first batch, samples a second over `count` batches after `warmup`)."""
-    started = time.perf_counter()
+def time_ours(
+    asked_at: float, local: Path, names: list[str], remote: str | None, prefetch: int, warmup: int, count: int
+) -> tuple[float, float]:
+    """Ours with `prefetch` batches made ahead, as `timed`."""
+    return timed(asked_at, our_batches(local, names, prefetch, remote), warmup, count)
+
+
+def time_theirs(
+    asked_at: float, local: Path, names: list[str], remote: str | None, workers: int, warmup: int, count: int
+) -> tuple[float, float]:
+    """StreamingDataset in a DataLoader with `workers`, as `timed`."""
+    return timed(asked_at, their_batches(local, names, workers, remote), warmup, count)
+
+
+def timed(asked_at: float, batches: Iterator[int], warmup: int, count: int) -> tuple[float, float]:
+    """(seconds from `asked_at`, a monotonic time, to the first batch; samples a second after `warmup` batches)."""
     next(batches)
-    first_s = time.perf_counter() - started
+    first_s = time.monotonic() - asked_at
     for _ in itertools.islice(batches, warmup):
         pass
     started = time.perf_counter()

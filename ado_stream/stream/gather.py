@@ -1,4 +1,4 @@
-"""Copies the rows of a batch from memory-mapped shards into one int64 array, in one loop without the GIL.
+"""Finds the rows of a batch in memory-mapped shards and copies them into one int64 array, in loops without the GIL.
 
 Rows lie at any byte: each is first copied to an aligned scratch row, which stays in the first-level cache, and cast
 from there. While a row is cast the next one is asked for: rows lie far apart, and the processor cannot guess where.
@@ -12,6 +12,7 @@ from numba import njit, types
 from numba.extending import intrinsic
 
 _LINE_BYTES = 64
+_ANY_TOKEN = (1 << 63) - 1
 _I8P, _I32 = ir.IntType(8).as_pointer(), ir.IntType(32)
 
 
@@ -44,6 +45,24 @@ def _prefetch(typing_context, address):
 
 
 @njit(cache=True, nogil=True)
+def locate(sample_N, first_sample_G, address_G, stride_G, last_read_G, read, shard_N, row_N, address_N):
+    """Shard, row and address of every sample, by a table of shards in the order of samples; marks the shards as read.
+
+    address_G: (G,) uint64 of row 0, 0 for a shard that is not open; stride_G: (G,) bytes between rows. Returns whether
+    all addresses could be told.
+    """
+    all_told = True
+    for n in range(sample_N.size):
+        shard = np.searchsorted(first_sample_G, sample_N[n], side="right") - 1
+        row = sample_N[n] - first_sample_G[shard]
+        shard_N[n], row_N[n] = shard, row
+        address_N[n] = address_G[shard] + np.uint64(row) * stride_G[shard]
+        last_read_G[shard] = read
+        all_told &= address_G[shard] != 0
+    return all_told
+
+
+@njit(cache=True, nogil=True)
 def _gather(address_N, slot_N, scratch, vocab_size, out_BT):
     bad = -1
     row_bytes = scratch.size * scratch.itemsize
@@ -72,5 +91,4 @@ def gather(
     vocab_size None: any token that int64 holds.
     """
     scratch = np.empty(out_BT.shape[1], dtype)
-    limit = np.iinfo(np.int64).max if vocab_size is None else vocab_size
-    return _gather(address_N, slot_N, scratch, limit, out_BT)
+    return _gather(address_N, slot_N, scratch, vocab_size or _ANY_TOKEN, out_BT)

@@ -66,7 +66,7 @@ class Lookahead:
 
     def follow(self, cursors_KC: np.ndarray, mixture_K: np.ndarray, batch_size: int) -> None:
         """Asks for the shards of every lane's next samples, given where its cursors are now."""
-        if self._pool is None:
+        if self._pool is None or self._shards.all_open():
             return
         num_lanes = cursors_KC.shape[1]
         cursor_KL = cursors_KC[:, self._lanes.start : self._lanes.stop]

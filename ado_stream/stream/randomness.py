@@ -8,7 +8,7 @@ from ado_stream.stream.compiled import words
 
 def key_of(*parts: int | str) -> np.uint64:
     """One 64-bit key from integers and strings, by xxh64 of their unambiguous text; order matters."""
-    text = "\x1f".join(f"{type(part).__name__}:{part}" for part in parts)
+    text = "\x1f".join([f"{type(part).__name__}:{part}" for part in parts])
     return np.uint64(xxhash.xxh64_intdigest(text.encode()))
 
 

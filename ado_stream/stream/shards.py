@@ -17,7 +17,7 @@ from ado_stream.storage.cache import NodeCache
 from ado_stream.storage.download import download
 from ado_stream.storage.retry import RetryPolicy
 from ado_stream.stream.domain import Domain
-from ado_stream.stream.gather import gather
+from ado_stream.stream.gather import gather, locate
 from ado_stream.stream.index import MdsIndex, parse_index
 from ado_stream.stream.shard import ShardView
 
@@ -77,6 +77,7 @@ class Shards:
             [index.first_id_S[:-1] + first for index, first in zip(indexes, self._first_sample_K[:-1], strict=True)]
         )
         num_shards = self._first_sample_G.size
+        self._num_filled = sum(int((index.samples_S > 0).sum()) for index in indexes)
         self._address_G = np.zeros(num_shards, np.uint64)  # of the first row; 0: not open, or rows at unequal distances
         self._stride_G = np.zeros(num_shards, np.uint64)
         self._last_read_G = np.zeros(num_shards, np.int64)
@@ -114,21 +115,20 @@ class Shards:
         Raises DataError for a token outside the vocabulary, with domain, shard, row and id.
         """
         sample_N = self._first_sample_K[domain_N] + id_N
-        shard_N = np.searchsorted(self._first_sample_G, sample_N, side="right") - 1
-        row_N = sample_N - self._first_sample_G[shard_N]
+        shard_N, row_N = np.empty_like(id_N), np.empty_like(id_N)
+        address_N = np.empty(id_N.size, np.uint64)
         self._num_reads += 1
-        self._last_read_G[shard_N] = self._num_reads
-        address_N = self._address_G[shard_N]
+        table = (self._first_sample_G, self._address_G, self._stride_G, self._last_read_G)
         held = []  # while the rows are copied, though a batch may need more shards than may stay open
-        if not address_N.all():
+        if not locate(sample_N, *table, self._num_reads, shard_N, row_N, address_N):
             for shard in np.unique(shard_N).tolist():
                 held.append(view := self._view(shard))
                 here = shard_N == shard
                 address_N[here] = view.address(row_N[here])
-        else:
-            address_N += row_N.astype(np.uint64) * self._stride_G[shard_N]
         for number, dtype in enumerate(self._dtypes):
-            slot_N = np.flatnonzero(self._dtype_K[domain_N] == number)
+            slot_N = np.arange(id_N.size)
+            if len(self._dtypes) > 1:
+                slot_N = np.flatnonzero(self._dtype_K[domain_N] == number)
             bad = gather(address_N[slot_N], slot_N, dtype, self.vocab_size, out_NT)
             if bad >= 0:
                 raise self._outside_vocabulary(shard_N[slot_N[bad]], row_N[slot_N[bad]], out_NT[slot_N[bad]])
@@ -137,6 +137,10 @@ class Shards:
         """Whether the shard is mapped, or about to be, so that nothing has to be fetched to read it."""
         number = int(self._first_shard_K[domain]) + shard
         return number in self._views or number == self._opening
+
+    def all_open(self) -> bool:
+        """Whether every shard is mapped."""
+        return len(self._views) == self._num_filled
 
     def close(self) -> None:
         """Lets go of every open shard."""

@@ -15,7 +15,7 @@ class Statistics:
 
     def __init__(self, names: list[str]):
         self._names = names
-        self._value_KX = np.zeros((len(names), len(_COLUMNS)))
+        self._value_KX = np.zeros((len(names), len(_COLUMNS)), order="F")
         self.mixture_wait_s = 0.0
         self.consumer_wait_s = 0.0
         self.num_batches = 0

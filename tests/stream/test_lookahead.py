@@ -35,6 +35,9 @@ class FakeShards:
     def shard_of(self, domain, id_N):
         return id_N // SHARD_SAMPLES
 
+    def all_open(self):
+        return False
+
     def is_open(self, domain, shard):
         return False
 

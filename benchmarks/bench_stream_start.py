@@ -1,0 +1,70 @@
+"""How long until the first batch: fresh, and resumed at step 1,000,000? From shards on the local disk.
+
+8 domains, 1025 uint16 tokens a sample, batch 64. Timed from the start of a fresh process: imports, loading of compiled
+code, indexes, the state and the checks of shards are included. StreamingDataset beside it: fresh, and resumed in the
+middle of its epoch.
+"""
+
+import statistics
+import tempfile
+import time
+from pathlib import Path
+
+import ado_stream as ado
+from benchmarks.common import in_own_process, write_result
+from benchmarks.stream_data import BATCH, write_domains
+
+ROUNDS = 5
+SAMPLES = 6000
+LATE_STEP = 1_000_000
+
+
+def ours_s(asked_at: float, local: Path, names: list[str], step: int) -> float:
+    """Seconds from `asked_at` to the batch of `step`."""
+    domains = [ado.Domain(name, local=str(local / name)) for name in names]
+    dataset = ado.AdaptiveStreamingDataset(domains, BATCH, mixture_lag=None)
+    if step:
+        state = dataset.state_dict()
+        state["step"] = step
+        for domain in state["domains"].values():
+            domain["cursors"] = [step * BATCH // len(names)]
+        dataset.load_state_dict(state)
+    assert next(iter(dataset))["step"] == step
+    seconds = time.monotonic() - asked_at
+    dataset.close()
+    return seconds
+
+
+def theirs_s(asked_at: float, local: Path, names: list[str], samples: int) -> float:
+    """Seconds from `asked_at` until StreamingDataset's first batch, resumed after `samples` of its epoch."""
+    from streaming import Stream, StreamingDataset
+    from torch.utils.data import DataLoader
+
+    streams = [Stream(local=str(local / name)) for name in names]
+    dataset = StreamingDataset(streams=streams, batch_size=BATCH, shuffle=True, num_canonical_nodes=1)
+    if samples:
+        dataset.load_state_dict(dataset.state_dict(num_samples=samples, from_beginning=True))
+    next(iter(DataLoader(dataset, batch_size=BATCH, num_workers=0)))
+    return time.monotonic() - asked_at
+
+
+def main() -> None:
+    """Prints and writes medians of rounds in which all take turns."""
+    seconds: dict[str, list[float]] = {}
+    with tempfile.TemporaryDirectory() as folder:
+        local = Path(folder)
+        names = write_domains(local, SAMPLES, compression=None)
+        for _ in range(ROUNDS):
+            for name, function, at in (
+                ("ours, step 0", ours_s, 0),
+                (f"ours, step {LATE_STEP:,}", ours_s, LATE_STEP),
+                ("streaming, fresh", theirs_s, 0),
+                ("streaming, half an epoch in", theirs_s, SAMPLES * len(names) // 2),
+            ):
+                value = in_own_process(function, time.monotonic(), local, names, at)
+                seconds.setdefault(name, []).append(value)
+    write_result("stream_start", {"first_batch_s": {name: statistics.median(v) for name, v in seconds.items()}})
+
+
+if __name__ == "__main__":
+    main()
