@@ -9,11 +9,11 @@ import time
 
 import numpy as np
 
-from ado_stream.stream.draw import advance, draw_domains
+from ado_stream.stream.draw import Draw, Settings, draw_step
 from ado_stream.stream.index import MdsIndex
 from ado_stream.stream.order import DomainOrder
-from ado_stream.stream.pipeline import Draw
 from ado_stream.stream.state import from_state, to_state
+from ado_stream.stream.upcoming import UpcomingIds
 from benchmarks.common import median_s, write_result
 
 
@@ -22,17 +22,22 @@ def step_ms(batch: int, domains: int, lanes: int, ranks: int) -> dict[str, float
     mixture_K = np.random.default_rng(0).dirichlet(np.ones(domains))
     orders = [DomainOrder(str(k), np.full(200, 8000), 1, lanes) for k in range(domains)]
     cursors_KC = np.full((domains, lanes), 10_000, np.int64)
+    settings = Settings(batch, lanes, 1, "systematic")
     slots = slice(0, max(1, batch // ranks))
-    draws = []
+    lane_N = (np.arange(batch) * lanes // batch)[slots]
+    upcoming = UpcomingIds(orders, range(int(lane_N[-1]) + 1), batch // lanes)
+    draws: list[Draw] = []
 
     def draw() -> None:
-        step = len(draws)
-        domain_B = draw_domains(mixture_K, batch, 1, step, "systematic")
-        draws.append(Draw(step, mixture_K, domain_B, advance(domain_B, cursors_KC)))
+        draws.append(draw_step(settings, len(draws), mixture_K, cursors_KC))
 
-    def ids() -> None:
-        draws[-1].ids(orders, slots)
+    def ids() -> None:  # of the next step each time, as a run asks
+        nonlocal asked
+        step = draws[asked]
+        upcoming.at(step.domain_B[slots].astype(np.int64), lane_N, step.position_B[slots])
+        asked += 1
 
+    asked = 0
     return {"draw_ms": median_s(draw, 50, 5) * 1e3, "rank_ids_ms": median_s(ids, 50, 5) * 1e3}
 
 
