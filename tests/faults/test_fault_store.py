@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from ado_stream.errors import AccessDenied, NotFound, ShardCorrupt, StorageError, Throttled
+from ado_stream.storage import s3
 from ado_stream.storage.cache import NodeCache
 from tests.faults.conftest import BUCKET, QUICK, make_shard
 from tests.faults.proxy import FaultProxy, Rule
@@ -142,6 +143,18 @@ def test_s6_refused_credentials_are_access_denied_with_the_code(proxy, shards, t
     with pytest.raises(AccessDenied, match=f"HTTP {status} {code}"):
         NodeCache(retry=QUICK).fetch(shards[0].spec(tmp_path))
     assert sum(proxy.gets.values()) == 1
+
+
+def test_the_requester_pays_where_the_environment_says_so(proxy, shards, tmp_path, monkeypatch):
+    asked = []
+    client = s3._client(QUICK.read_timeout_s)
+    client.meta.events.register(
+        "before-send.s3.GetObject", lambda request, **_: asked.append(request.headers.get("x-amz-request-payer"))
+    )
+    for number, buckets in enumerate(["", f"other, {BUCKET}"]):
+        monkeypatch.setenv("MOSAICML_STREAMING_AWS_REQUESTER_PAYS", buckets)
+        fetch_all(NodeCache(retry=QUICK), shards[:1], tmp_path / str(number))
+    assert asked == [None, b"requester"]
 
 
 def test_s7_a_restart_of_the_server_is_survived(proxy: FaultProxy, shards, tmp_path: Path):

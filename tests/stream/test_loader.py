@@ -117,6 +117,13 @@ def test_observing_twice_or_in_the_wrong_shape_is_an_error(corpus):
             loader.observe(*losses(batch))
 
 
+def test_batches_come_on_the_device_that_is_asked_for(corpus):
+    dataset = ado.AdaptiveStreamingDataset(corpus, global_batch_size=24, mixture_lag=None)
+    with ado.AdaptiveLoader(dataset, prefetch=0, device="meta") as loader:
+        batch = next(iter(loader))
+        assert {batch[key].device.type for key in ("tokens", "domain")} == {"meta"}
+
+
 def test_a_lag_below_the_prefetch_depth_is_refused(corpus):
     dataset = ado.AdaptiveStreamingDataset(corpus, global_batch_size=24, mixture_lag=2)
     with pytest.raises(ado.ConfigError, match="mixture_lag 2 is less than prefetch 4"):
