@@ -47,6 +47,8 @@ def main() -> None:
             for prefetch in (0, 4):
                 ours = in_own_process(time_ours, 0.0, local, names, None, prefetch, 200, 6000)
                 rates[f"ours, prefetch {prefetch}"].append(ours[1])
+            large = in_own_process(time_ours, 0.0, local, names, None, 0, 50, 1500, 4 * BATCH)
+            rates["ours, prefetch 0, batch 256"].append(large[1])
             for workers in (0, 2):
                 theirs = in_own_process(time_theirs, 0.0, local, names, None, workers, 20, 150)
                 rates[f"streaming, {workers} workers"].append(theirs[1])
@@ -62,6 +64,8 @@ def main() -> None:
             "rounds": rates,
             "ours_over_streaming": ours / theirs,
             "ours_over_memcpy": ours / median["memcpy of the bytes handed out"],
+            "ours_over_memcpy_at_batch_256": median["ours, prefetch 0, batch 256"]
+            / median["memcpy of the bytes handed out"],
             "ours_over_memcpy_of_stored": ours / median["memcpy of the bytes stored"],
             "bars": {"ours_over_streaming": 10, "ours_over_memcpy": 1 / 3},
         },

@@ -34,10 +34,12 @@ def write_domains(root: Path, samples: int, compression: str | None, shard_bytes
     return names
 
 
-def our_batches(local: Path, names: list[str], prefetch: int, remote: str | None = None) -> Iterator[int]:
+def our_batches(
+    local: Path, names: list[str], prefetch: int, remote: str | None = None, batch_size: int = BATCH
+) -> Iterator[int]:
     """Yields the number of samples of each batch of ours; natural mixture."""
     domains = [ado.Domain(n, remote=f"{remote}/{n}" if remote else None, local=str(local / n)) for n in names]
-    dataset = ado.AdaptiveStreamingDataset(domains, global_batch_size=BATCH, mixture_lag=None)
+    dataset = ado.AdaptiveStreamingDataset(domains, global_batch_size=batch_size, mixture_lag=None)
     dataset.start(prefetch, io_threads=4)
     try:
         for batch in dataset:
@@ -60,10 +62,17 @@ def their_batches(local: Path, names: list[str], workers: int, remote: str | Non
 
 
 def time_ours(
-    asked_at: float, local: Path, names: list[str], remote: str | None, prefetch: int, warmup: int, count: int
+    asked_at: float,
+    local: Path,
+    names: list[str],
+    remote: str | None,
+    prefetch: int,
+    warmup: int,
+    count: int,
+    batch_size: int = BATCH,
 ) -> tuple[float, float]:
     """Ours with `prefetch` batches made ahead, as `timed`."""
-    return timed(asked_at, our_batches(local, names, prefetch, remote), warmup, count)
+    return timed(asked_at, our_batches(local, names, prefetch, remote, batch_size), warmup, count)
 
 
 def time_theirs(
