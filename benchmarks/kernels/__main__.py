@@ -9,7 +9,7 @@ from datetime import UTC, datetime
 import torch
 
 from benchmarks.common import RESULTS, write_result
-from benchmarks.kernels import checks, elementwise, harness, loss, others, plots
+from benchmarks.kernels import checks, elementwise, harness, loss, others, plots, tune
 
 SECTIONS = {
     "device": harness.measure_ceilings,
@@ -28,12 +28,16 @@ def main() -> int:
     parser.add_argument("--smoke", action="store_true", help="small shapes and two repeats; the figures mean nothing")
     parser.add_argument("--budget-s", type=float, default=520.0, help="start no case after this many seconds")
     parser.add_argument("--only", nargs="+", choices=list(SECTIONS), help="sections to run after 'device'")
+    parser.add_argument("--tune", action="store_true", help="only choose launches for this GPU and write the table")
     args = parser.parse_args()
-    if not torch.cuda.is_available() and not args.smoke:
+    if not torch.cuda.is_available() and (args.tune or not args.smoke):
         parser.error("no CUDA GPU: only --smoke runs here (CPU figures: benchmarks.bench_linear_cross_entropy)")
     torch.manual_seed(0)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     bench = harness.Bench(device, args.smoke, time.monotonic() + args.budget_s)
+    if args.tune:
+        tune.run_tune(bench)
+        return 0
     failed = []
     for name, run in SECTIONS.items():
         if args.only and name not in ("device", *args.only):
