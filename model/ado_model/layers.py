@@ -22,15 +22,11 @@ class RMSNorm(nn.Module):
         self.eps = eps
 
     def forward(self, x: Tensor) -> Tensor:
-        return rms_norm(x, self._own_weight(), self.eps)
+        return rms_norm(x, self.weight, self.eps)
 
     def add(self, x: Tensor, residual: Tensor) -> tuple[Tensor, Tensor]:
         """(norm of x + residual, x + residual), in one pass over memory."""
-        return rms_norm(x, self._own_weight(), self.eps, residual)
-
-    def _own_weight(self) -> Tensor:
-        """The weight; on a CPU a copy: the NumPy view that the kernel takes pins a storage, which FSDP must free."""
-        return self.weight.clone() if self.weight.device.type == "cpu" else self.weight
+        return rms_norm(x, self.weight, self.eps, residual)
 
 
 def rotary_tables(num_tokens: int, head_width: int, theta: float) -> tuple[Tensor, Tensor]:

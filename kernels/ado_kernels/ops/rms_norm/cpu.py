@@ -37,7 +37,10 @@ def backward_cpu(
 
 
 def _optional(weight_D: torch.Tensor | None, dtype: torch.dtype) -> np.ndarray:
-    return array(torch.empty(0, dtype=dtype) if weight_D is None else weight_D.to(dtype).contiguous())
+    """The weight as a copy, empty for none: a NumPy view of a parameter would pin a storage that FSDP must resize."""
+    if weight_D is None:
+        return np.empty(0, np.float64 if dtype == torch.float64 else np.float32)
+    return array(weight_D.to(dtype, copy=True, memory_format=torch.contiguous_format))
 
 
 @njit(parallel=True, nogil=True, cache=True, fastmath=FAST_SUMS)
