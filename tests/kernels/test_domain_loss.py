@@ -9,7 +9,6 @@ import torch
 
 from ado_kernels import domain_loss
 
-
 strays_on_purpose = pytest.mark.filterwarnings("ignore:.* domain ids lie outside:RuntimeWarning")
 
 

@@ -39,8 +39,8 @@ def linear_cross_entropy(
     """loss (), domain_sums (K,) float64 in nats, domain_counts (K,) int64 of kept tokens.
 
     hidden: (N, H), weight: (V, H), floating; targets: (N,) int64 in [0, V) or ignore_index; domain_ids: (N,) integers,
-    or (b,) with one id per N / b consecutive rows (a sequence), -1: of no domain. loss is float32 (float64 for float64 input) and
-    differentiable in hidden and weight; sums and counts carry no gradient.
+    or (b,) with one id per N / b consecutive rows (a sequence), -1: of no domain. loss is float32 (float64 for float64
+    input) and differentiable in hidden and weight; sums and counts carry no gradient.
     Raises ValueError where shapes do not fit, and on a CPU for a target outside the vocabulary; warns there of domain
     ids outside [-1, K).
     """
