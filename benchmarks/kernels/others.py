@@ -15,6 +15,9 @@ FIT_SIZES = ((1, 600), (22, 6000), (128, 6000), (22, 60000))
 def run_fit(bench: Bench) -> None:
     """Milliseconds and objective of the fit, Numba against Triton, on laws with 1 % noise."""
     for num_domains, num_points in ((2, 300),) if bench.smoke else FIT_SIZES:
+        if bench.out_of_time():
+            bench.emit("fit", f"K={num_domains} T={num_points}", skipped="out of time")
+            continue
         generator = np.random.default_rng(0)
         counts_T = np.arange(1, num_points + 1) * 256.0
         losses_KT = 2.0 + 3.0 * counts_T ** -generator.uniform(0.1, 0.5, (num_domains, 1))
@@ -61,6 +64,9 @@ def run_sweep(bench: Bench) -> None:
         bench.emit("sweep", "rms_norm backward", skipped="needs a CUDA GPU")
         return
     for width in (768, 2048, 4096, 8192):
+        if bench.out_of_time():
+            bench.emit("sweep", f"rms_norm backward D={width}", skipped="out of time")
+            continue
         milliseconds, plan = _fastest_backward(bench, width)
         bench.emit("sweep", f"rms_norm backward D={width}", ms=milliseconds, **plan)
 

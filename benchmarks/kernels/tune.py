@@ -7,6 +7,7 @@ a sum over rows is no candidate (launch.SAME_BITS). Kernels inside a larger oper
 so while it is tuned.
 """
 
+import functools
 import os
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack
@@ -17,12 +18,13 @@ from typing import Any
 
 import torch
 
-from ado_kernels import linear_cross_entropy, rms_norm, swiglu
+from ado_kernels import linear_cross_entropy, rms_norm, rms_norm_rope, swiglu
 from ado_kernels.ops import launch_table
 from ado_kernels.ops.launch import METHODS, Key, architecture_of, read_table, using
 from benchmarks.kernels.harness import Bench, Call
 
 GAIN = 0.02  # a smaller one is noise
+ROPE_WIDTHS = (64, 128, 256)
 NORM_WIDTHS = (64, 128, 256, 512, 1024, 2048, 4096, 8192, 16384)
 TABLE_PATH = Path(launch_table.__file__)
 Fields = dict[str, Any]
@@ -96,6 +98,14 @@ def spaces(device: torch.device) -> Iterator[Space]:
         yield Space("rms_norm", width, tuple(norm), lambda x=x, w=weight: lambda: rms_norm(x.detach(), w.detach()))
         stages = tuple({"stages": stages} for stages in (1, 2, 3, 4))
         yield Space("rms_norm_backward", width, stages, lambda x=x, w=weight, dy=dy: _backward(rms_norm(x, w), x, dy))
+    for width in ROPE_WIDTHS:
+        x, weight = draw(16, 1024, 768 // width, width), draw(width)
+        table, dy = torch.rand(1024, width // 2, device=device), torch.empty_like(x).detach()
+        norm = [{"rows": rows, "warps": warps} for rows, warps in product((4, 8, 16, 32, 64), (2, 4, 8))]
+        call = functools.partial(rms_norm_rope, x.detach(), weight.detach(), table, table)
+        yield Space("rms_norm_rope", width, tuple(norm), lambda call=call: call)
+        y = rms_norm_rope(x, weight, table, table)
+        yield Space("rms_norm_rope_backward", width, stages, lambda y=y, x=x, dy=dy: _backward(y, x, dy))
     gate, up = draw(16384, 5632), draw(16384, 5632)
     warps = tuple({"warps": warps} for warps in (2, 4, 8))
     yield Space("swiglu", 0, warps, lambda: lambda: swiglu(gate.detach(), up.detach()))

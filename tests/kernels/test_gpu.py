@@ -10,11 +10,12 @@ import pytest
 import torch
 from torch.library import opcheck
 
-from ado_kernels import domain_loss, linear_cross_entropy, rms_norm, swiglu
+from ado_kernels import domain_loss, linear_cross_entropy, rms_norm, rms_norm_rope, swiglu
 from ado_kernels.ops.domain_loss import domain_loss_reference
 from ado_kernels.ops.launch import METHODS, using
 from ado_kernels.ops.linear_cross_entropy import linear_cross_entropy_reference
 from ado_kernels.ops.rms_norm import rms_norm_reference
+from ado_kernels.ops.rms_norm_rope import rms_norm_rope_reference
 from ado_kernels.ops.swiglu import swiglu_reference
 
 pytestmark = [
@@ -76,6 +77,20 @@ def test_rms_norm_of_views_and_misaligned_memory():
     for x in (base[:, 1:2049], base[::3, :4096], base.t()[:64, :], base.flatten()[1 : 1 + 64 * 512].view(64, 512)):
         expected = rms_norm_reference(x.double())
         assert_close([rms_norm(x)], [expected], 2**-7.5)
+
+
+@poisoned
+@pytest.mark.parametrize("dtype", list(ROUNDING))
+@pytest.mark.parametrize("shape", [(1, 1, 1, 2), (3, 1023, 12, 64), (2, 129, 5, 96), (1, 77, 3, 256), (2, 0, 3, 64)])
+def test_rms_norm_rope(dtype, shape):
+    inputs, seeds = [draw(*shape, dtype=dtype), draw(shape[-1], dtype=dtype)], [draw(*shape, dtype=dtype)]
+    angle = torch.rand(shape[1], shape[-1] // 2, device="cuda") * 100
+
+    def call(function):
+        return lambda x, weight: function(x, weight, angle.cos(), angle.sin())
+
+    ours = run(call(rms_norm_rope), inputs, 2, seeds)
+    assert_close(ours, run(call(rms_norm_rope_reference), wide(inputs), 2, seeds), 2 * ROUNDING[dtype])
 
 
 @poisoned

@@ -23,7 +23,7 @@ from ado_kernels.ops.launch_table import TABLE
 Key = tuple[str, int, str]
 METHODS = ("softmax_pass", "exponentials")
 # Operations whose sums over rows must be grouped alike on every NVIDIA GPU.
-SAME_BITS = ("rms_norm_backward",)
+SAME_BITS = ("rms_norm_backward", "rms_norm_rope_backward")
 
 
 @dataclass(frozen=True)
@@ -58,7 +58,8 @@ def entry(op: str, key: int, architecture: str = "") -> Launch:
     """The entry of `op` for a size class and an architecture ("sm_90", "gfx942"; "" for the row for all)."""
     found = _table.get((op, key, architecture)) or _table.get((op, key, ""))
     if found is None:
-        raise ValueError(f"{op}: no launch entry for width {key}; the widest is 16384")
+        widest = max((width for name, width, _ in _table if name == op), default=0)
+        raise ValueError(f"{op}: no launch entry for width {key}; the widest is {widest}")
     return found
 
 

@@ -29,6 +29,12 @@ TABLE: dict[tuple[str, int, str], dict[str, Any]] = {
     ("rms_norm_backward", 8192, ""): {"warps": 16, "stages": 2, "programs": 132},
     ("rms_norm_backward", 16384, ""): {"warps": 32, "stages": 2, "programs": 132},
     ("rms_norm_backward", 16384, "gfx942"): {"warps": 16, "stages": 2, "programs": 132},
+    ("rms_norm_rope", 64, ""): {"rows": 32},
+    ("rms_norm_rope", 128, ""): {"rows": 16},
+    ("rms_norm_rope", 256, ""): {"rows": 8},
+    ("rms_norm_rope_backward", 64, ""): {"rows": 32, "stages": 3, "programs": 528},
+    ("rms_norm_rope_backward", 128, ""): {"rows": 16, "stages": 3, "programs": 528},
+    ("rms_norm_rope_backward", 256, ""): {"rows": 8, "stages": 3, "programs": 528},
     ("softmax_gradient", 0, ""): {"warps": 8},
     ("swiglu", 0, ""): {},
 }

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from numba import njit, prange
 
-from ado_kernels.ops.numba_math import FAST_SUMS, accumulation_dtype, array, use_threads
+from ado_kernels.ops.numba_math import FAST_SUMS, accumulation_dtype, array, array_of_own, use_threads
 
 _SLABS = 16
 
@@ -37,10 +37,7 @@ def backward_cpu(
 
 
 def _optional(weight_D: torch.Tensor | None, dtype: torch.dtype) -> np.ndarray:
-    """The weight as a copy, empty for none: a NumPy view of a parameter would pin a storage that FSDP must resize."""
-    if weight_D is None:
-        return np.empty(0, np.float64 if dtype == torch.float64 else np.float32)
-    return array(weight_D.to(dtype, copy=True, memory_format=torch.contiguous_format))
+    return array_of_own(torch.empty(0) if weight_D is None else weight_D, dtype)
 
 
 @njit(parallel=True, nogil=True, cache=True, fastmath=FAST_SUMS)
