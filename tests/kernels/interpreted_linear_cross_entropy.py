@@ -77,6 +77,14 @@ def test_loss_only_leaves_the_logits():
     torch.testing.assert_close(losses.double(), oracle(logits, targets, 0.0)[0], rtol=1e-6, atol=1e-6)
 
 
+def test_rows_of_logits_beyond_32_bit_offsets(far_apart):
+    near, targets = torch.randn(4, 70).half(), torch.randint(0, 70, (4,))
+    far = far_apart(near)
+    losses, far_losses = softmax_gradient(near, targets)[0], softmax_gradient(far, targets)[0]
+    assert torch.equal(losses, far_losses)
+    assert torch.equal(near, far)
+
+
 @pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("grads", [(True, True), (True, False), (False, True), (False, False)])
 def test_all_chunks(method, grads):

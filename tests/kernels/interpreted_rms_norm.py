@@ -83,6 +83,16 @@ def test_more_row_tiles_than_programs():
     torch.testing.assert_close(dweight.double(), wide_weight.grad, rtol=0, atol=2e-6 * wide_weight.grad.abs().max())
 
 
+def test_rows_beyond_32_bit_offsets(far_apart):
+    x, dy = draw(4, 33, dtype=torch.float16), draw(4, 33, dtype=torch.float16)
+    near, far = (x, dy), (far_apart(x), far_apart(dy))
+    (y, rstd, total), (far_y, _, far_total) = (forward_gpu(each[0], each[1], None, EPS) for each in (near, far))
+    assert torch.equal(y, far_y)
+    assert torch.equal(total, far_total)
+    grads = [backward_gpu(each[1], each[1], each[0], None, rstd)[0] for each in (near, far)]
+    assert torch.equal(*grads)
+
+
 def test_no_rows():
     x, weight = draw(0, 64, dtype=torch.float32), draw(64, dtype=torch.float32)
     y, rstd, _ = forward_gpu(x, None, weight, EPS)
