@@ -7,9 +7,8 @@ a sum over rows is no candidate (launch.SAME_BITS). Kernels inside a larger oper
 so while it is tuned.
 """
 
-import functools
 import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from itertools import product
@@ -24,10 +23,10 @@ from ado_kernels.ops.launch import METHODS, Key, architecture_of, read_table, us
 from benchmarks.kernels.harness import Bench, Call
 
 GAIN = 0.02  # a smaller one is noise
-ROPE_WIDTHS = (64, 128, 256)
-NORM_WIDTHS = (64, 128, 256, 512, 1024, 2048, 4096, 8192, 16384)
+VOCABULARY = 50304
 TABLE_PATH = Path(launch_table.__file__)
 Fields = dict[str, Any]
+STAGES: tuple[Fields, ...] = tuple({"stages": stages} for stages in (1, 2, 3, 4))
 
 
 @dataclass(frozen=True)
@@ -87,50 +86,70 @@ def _time_ms(bench: Bench, call: Call, op: str, fields: Fields) -> float:
 
 
 def spaces(device: torch.device) -> Iterator[Space]:
-    """All that is tuned: widths of the norm, one size of the others, the kernels inside linear_cross_entropy first."""
+    """All that is tuned, most valuable first, for compiling takes seconds and time may run out."""
+    yield from _cross_entropy_spaces(device)
+    gate, up = (_draw(device, 16384, 5632).detach() for _ in range(2))
+    yield Space("swiglu", 0, _each(warps=(2, 4, 8)), lambda: lambda: swiglu(gate, up))
+    yield from _rope_spaces(device)
+    yield from _norm_spaces(device)
 
-    def draw(*shape: int) -> torch.Tensor:
-        return torch.randn(shape, device=device).bfloat16().requires_grad_()
 
-    for width in NORM_WIDTHS:
-        x, weight, dy = draw((1 << 25) // width, width), draw(width), draw((1 << 25) // width, width).detach()
-        norm = [{"rows": rows, "warps": warps} for rows, warps in product((1, 2, 4, 8, 16), (4, 8, 16))]
-        yield Space("rms_norm", width, tuple(norm), lambda x=x, w=weight: lambda: rms_norm(x.detach(), w.detach()))
-        stages = tuple({"stages": stages} for stages in (1, 2, 3, 4))
-        yield Space("rms_norm_backward", width, stages, lambda x=x, w=weight, dy=dy: _backward(rms_norm(x, w), x, dy))
-    for width in ROPE_WIDTHS:
-        x, weight = draw(16, 1024, 768 // width, width), draw(width)
-        table, dy = torch.rand(1024, width // 2, device=device), torch.empty_like(x).detach()
-        norm = [{"rows": rows, "warps": warps} for rows, warps in product((4, 8, 16, 32, 64), (2, 4, 8))]
-        call = functools.partial(rms_norm_rope, x.detach(), weight.detach(), table, table)
-        yield Space("rms_norm_rope", width, tuple(norm), lambda call=call: call)
-        y = rms_norm_rope(x, weight, table, table)
-        yield Space("rms_norm_rope_backward", width, stages, lambda y=y, x=x, dy=dy: _backward(y, x, dy))
-    gate, up = draw(16384, 5632), draw(16384, 5632)
-    warps = tuple({"warps": warps} for warps in (2, 4, 8))
-    yield Space("swiglu", 0, warps, lambda: lambda: swiglu(gate.detach(), up.detach()))
-    for width in (2048, 768):
-        hidden, weight = draw(16384, width), draw(50304, width)
-        targets, ids = (
-            torch.randint(0, 50304, (16384,), device=device),
-            torch.zeros(1, dtype=torch.int64, device=device),
-        )
+def _cross_entropy_spaces(device: torch.device) -> Iterator[Space]:
+    """The kernels inside first, each under its own method."""
+    targets = torch.randint(0, VOCABULARY, (16384,), device=device)
+    ids = torch.zeros(1, dtype=torch.int64, device=device)
+    for width, key in ((2048, 0), (768, 1024)):
+        leaves = _draw(device, 16384, width), _draw(device, VOCABULARY, width)
 
-        def train(hidden=hidden, weight=weight, targets=targets, ids=ids) -> Call:
-            return lambda: torch.autograd.grad(
-                linear_cross_entropy(hidden, weight, targets, ids, 1)[0], (hidden, weight)
-            )
+        def train(leaves=leaves) -> Call:
+            return lambda: torch.autograd.grad(linear_cross_entropy(*leaves, targets, ids, 1)[0], leaves)
 
         if width == 2048:
-            warps = tuple({"warps": warps} for warps in (4, 8, 16))
-            yield Space("softmax_gradient", 0, warps, train, {"method": "softmax_pass"})
-            stages = tuple({"stages": stages} for stages in (2, 3, 4))
-            yield Space("exponentials", 0, stages, train, {"method": "exponentials"})
-        chunks = [{"rows": r, "method": m} for r, m in product((2048, 4096, 5632, 8192, 16384), METHODS)]
-        yield Space("linear_cross_entropy", 1024 if width <= 1024 else 0, tuple(chunks), train)
+            yield Space("softmax_gradient", 0, _each(warps=(4, 8, 16)), train, {"method": "softmax_pass"})
+            yield Space("exponentials", 0, _each(stages=(2, 3, 4)), train, {"method": "exponentials"})
+        yield Space("linear_cross_entropy", key, _each(rows=(2048, 4096, 5632, 8192, 16384), method=METHODS), train)
 
 
-def _backward(y: torch.Tensor, x: torch.Tensor, dy: torch.Tensor) -> Call:
+def _rope_spaces(device: torch.device) -> Iterator[Space]:
+    table = torch.rand(1024, 128, device=device)
+    for width in (64, 128, 256):
+        x, weight = _draw(device, 16, 1024, 768 // width, width), _draw(device, width)
+
+        def turn(x=x, weight=weight, table=table[:, : width // 2]) -> torch.Tensor:
+            return rms_norm_rope(x, weight, table, table)
+
+        yield Space("rms_norm_rope", width, _tiles(width), lambda turn=turn: turn)
+        yield Space("rms_norm_rope_backward", width, STAGES, lambda turn=turn, x=x: _backward(turn(), x))
+
+
+def _norm_spaces(device: torch.device) -> Iterator[Space]:
+    for width in (2048, 4096, 1024, 8192, 512, 256, 16384, 128, 64):
+        x, weight = _draw(device, (1 << 25) // width, width), _draw(device, width)
+
+        def norm(x=x, weight=weight) -> torch.Tensor:
+            return rms_norm(x, weight)
+
+        yield Space("rms_norm", width, _tiles(width), lambda norm=norm: norm)
+        yield Space("rms_norm_backward", width, STAGES, lambda norm=norm, x=x: _backward(norm(), x))
+
+
+def _draw(device: torch.device, *shape: int) -> torch.Tensor:
+    return torch.randn(shape, device=device).bfloat16().requires_grad_()
+
+
+def _each(**values: Sequence[Any]) -> tuple[Fields, ...]:
+    """All combinations of the fields' values."""
+    return tuple(dict(zip(values, each, strict=True)) for each in product(*values.values()))
+
+
+def _tiles(width: int) -> tuple[Fields, ...]:
+    """Rows and warps of tiles of 1,024 to 8,192 elements, or one row."""
+    rows = [rows for rows in (1, 2, 4, 8, 16, 32, 64) if rows == 1 or 1024 <= rows * width <= 8192]
+    return _each(rows=rows, warps=(4, 8, 16))
+
+
+def _backward(y: torch.Tensor, x: torch.Tensor) -> Call:
+    dy = torch.randn_like(y)
     return lambda: torch.autograd.grad(y, x, dy, retain_graph=True)
 
 

@@ -108,7 +108,7 @@ def _check(key: Key, plan: Launch, before: Mapping[Key, Launch]) -> None:
 
 @functools.cache
 def architecture_of(device: torch.device | None) -> str:
-    """ "sm_90" and the like, "gfx942" and the like; "" for a CPU."""
+    """Key of the device's architecture, as "sm_90" or "gfx942"; empty where there is no GPU."""
     if device is None or device.type != "cuda":
         return ""
     if torch.version.hip:
