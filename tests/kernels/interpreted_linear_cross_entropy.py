@@ -9,13 +9,13 @@ interpreter. Scalar arguments (z_loss) reach a kernel as float32, hence 1e-7 for
 import pytest
 import torch
 
-from ado_kernels.ops.launch import using
+from ado_kernels.ops.launch import METHODS, using
 from ado_kernels.ops.linear_cross_entropy import exponentials, gpu, softmax_pass
 from ado_kernels.ops.linear_cross_entropy.problem import Chunk, Problem
 
 IGNORE = -100
 GRADIENT = {torch.float64: 1e-7, torch.float32: 1e-6, torch.float16: 2**-10, torch.bfloat16: 2**-7}
-METHODS = ["softmax_pass", "exponentials"]
+can_take = exponentials.can_take
 pytestmark = pytest.mark.usefixtures("poisoned")
 
 
@@ -148,6 +148,15 @@ def test_a_target_outside_the_vocabulary_is_nan_with_zero_gradient(method, bad):
 def test_a_vocabulary_without_alignment_has_padded_rows():
     buffer = gpu._aligned_rows(3, 1001, torch.empty(0, dtype=torch.float16))
     assert (buffer.shape, buffer.stride()) == ((3, 1001), (1008, 1))
+
+
+def test_what_descriptors_can_take():
+    memory = torch.zeros(4096, dtype=torch.bfloat16)
+    start = -memory.data_ptr() // 2 % 8  # of an aligned matrix in this memory
+    aligned, moved = memory[start:][:800].view(50, 16), memory[start + 1 :][:800].view(50, 16)
+    assert can_take(aligned, aligned.half())
+    for other in (moved, aligned.float(), aligned.view(-1)[:600].view(50, 12), aligned.t().contiguous().t()):
+        assert not can_take(aligned, other)
 
 
 def test_what_descriptors_cannot_take_goes_the_other_way(monkeypatch):

@@ -7,7 +7,8 @@ Logits exist for a few large chunks of rows only, in one reused buffer, and beco
 gradients are formed in the forward pass (three matmuls in all, none repeated) and scaled in the backward pass. Few
 large chunks, because each one after the first reads and writes the float32 accumulator of the weight's gradient.
 That accumulator is float32 for every dtype: rounding it to bf16 per chunk is what derails other chunked
-implementations (Liger-Kernel issues 512, 827).
+implementations (Liger-Kernel issues 512, 827). For GPUs from sm_90 on, the launch table can choose a second method,
+which spares the pass over a chunk's logits (exponentials.py).
 
 Numbers: no host synchronisation on a GPU. All tokens ignored: loss 0, gradients 0. A target outside the vocabulary
 raises on a CPU and makes the loss NaN on a GPU (its gradient rows are 0). Domain ids outside [0, K) are counted
