@@ -9,13 +9,14 @@ from datetime import UTC, datetime
 import torch
 
 from benchmarks.common import RESULTS, write_result
-from benchmarks.kernels import checks, elementwise, harness, loss, others, plots
+from benchmarks.kernels import checks, elementwise, harness, loss, others, plots, rope, tune
 
 SECTIONS = {
     "device": harness.measure_ceilings,
     "checks": checks.run_checks,
     "rms_norm": elementwise.run_rms_norm,
     "swiglu": elementwise.run_swiglu,
+    "rms_norm_rope": rope.run_rms_norm_rope,
     "linear_cross_entropy": loss.run_linear_cross_entropy,
     "fit": others.run_fit,
     "overhead": others.run_overhead,
@@ -26,17 +27,24 @@ SECTIONS = {
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.kernels", description=__doc__)
     parser.add_argument("--smoke", action="store_true", help="small shapes and two repeats; the figures mean nothing")
-    parser.add_argument("--budget-s", type=float, default=520.0, help="start no case after this many seconds")
+    parser.add_argument("--budget-s", type=float, default=480.0, help="start no case after this many seconds")
     parser.add_argument("--only", nargs="+", choices=list(SECTIONS), help="sections to run after 'device'")
+    parser.add_argument("--tune", action="store_true", help="only choose launches for this GPU and write the table")
     args = parser.parse_args()
-    if not torch.cuda.is_available() and not args.smoke:
+    if not torch.cuda.is_available() and (args.tune or not args.smoke):
         parser.error("no CUDA GPU: only --smoke runs here (CPU figures: benchmarks.bench_linear_cross_entropy)")
     torch.manual_seed(0)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     bench = harness.Bench(device, args.smoke, time.monotonic() + args.budget_s)
+    if args.tune:
+        tune.run_tune(bench)
+        return 0
     failed = []
     for name, run in SECTIONS.items():
         if args.only and name not in ("device", *args.only):
+            continue
+        if bench.out_of_time():
+            bench.emit(name, "section", skipped="out of time")
             continue
         try:
             run(bench)

@@ -5,10 +5,11 @@ The lists of shapes that pytest covers on a GPU are in tests/kernels/test_gpu.py
 
 import torch
 
-from ado_kernels import domain_loss, linear_cross_entropy, rms_norm, swiglu
+from ado_kernels import domain_loss, linear_cross_entropy, rms_norm, rms_norm_rope, swiglu
 from ado_kernels.ops.domain_loss import domain_loss_reference
 from ado_kernels.ops.linear_cross_entropy import linear_cross_entropy_reference
 from ado_kernels.ops.rms_norm import rms_norm_reference
+from ado_kernels.ops.rms_norm_rope import rms_norm_rope_reference
 from ado_kernels.ops.swiglu import swiglu_reference
 from benchmarks.kernels.harness import Bench
 
@@ -40,6 +41,9 @@ def _operations(bench: Bench) -> dict:
     targets = torch.randint(0, vocabulary, (rows,), device=bench.device)
     targets[::7] = -100
     ids = torch.randint(-1, 22, (rows,), device=bench.device)
+    heads = (4, rows // 4, width // 64, 64)
+    angle = torch.rand(rows // 4, 32, device=bench.device)
+    cos, sin = angle.cos(), angle.sin()
     return {
         "rms_norm": (rms_norm, rms_norm_reference, [x, weight], 2),
         "add_rms_norm": (
@@ -47,6 +51,12 @@ def _operations(bench: Bench) -> dict:
             lambda x, residual, weight: rms_norm_reference(x, weight, 1e-6, residual),
             [x, residual, weight],
             3,
+        ),
+        "rms_norm_rope": (
+            lambda x, weight: rms_norm_rope(x.view(heads), weight, cos, sin),
+            lambda x, weight: rms_norm_rope_reference(x.view(heads), weight, cos, sin),
+            [x, weight[:64]],
+            2,
         ),
         "swiglu": (swiglu, swiglu_reference, [x, up], 2),
         "linear_cross_entropy": (

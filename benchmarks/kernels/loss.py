@@ -1,17 +1,18 @@
 """linear_cross_entropy against torch (eager, compiled, its own fused one), Liger-Kernel, Apple's CCE and quack.
 
 Times of forward and backward together, peak memory, and the error of loss and gradients against float64 (small
-shapes). Rows per chunk are swept through the launch table; the phases of one chunk are timed one by one.
+shapes). Rows per chunk and both methods of ours are swept through the launch table; the phases of one chunk are timed
+one by one.
 """
 
-from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
 
 from ado_kernels import linear_cross_entropy
-from ado_kernels.ops.linear_cross_entropy.problem import Problem
+from ado_kernels.ops.launch import METHODS, using
+from ado_kernels.ops.linear_cross_entropy.problem import Chunk, Problem
 from benchmarks.kernels.harness import Bench
 
 NUM_DOMAINS = 22
@@ -58,7 +59,8 @@ def run_linear_cross_entropy(bench: Bench) -> None:
         floor = bench.flops_floor_ms(2 * shape.num_rows * shape.vocabulary * shape.width)
         builders = {name: _evaluation(IMPLEMENTATIONS[name], inputs) for name in ("ours", "torch eager")}
         bench.compare("linear_cross_entropy, loss only", str(shape), builders, floor)
-        _cost_of_domains(bench, shape, inputs)
+        if not bench.out_of_time():
+            _cost_of_domains(bench, shape, inputs)
 
 
 def draw(bench: Bench, shape: Shape) -> tuple[torch.Tensor, ...]:
@@ -92,51 +94,42 @@ def _evaluation(function, inputs):
     return build
 
 
-@contextmanager
-def chunk_rows(rows: int):
-    """Runs the body with another number of rows per chunk than the launch table's."""
-    from ado_kernels.ops.linear_cross_entropy import gpu
-
-    original = gpu.launch
-    gpu.launch = lambda op, *args, **more: (
-        replace(original(op, *args, **more), rows=rows) if op == "linear_cross_entropy" else original(op, *args, **more)
-    )
-    try:
-        yield
-    finally:
-        gpu.launch = original
-
-
 def _sweep_chunks(bench: Bench, shape: Shape, inputs: tuple[torch.Tensor, ...]) -> None:
+    """Both methods at every number of rows per chunk."""
     floor = bench.flops_floor_ms(6 * shape.num_rows * shape.vocabulary * shape.width)
     for rows in CHUNK_ROWS:
-        with chunk_rows(rows):
-            bench.compare(
-                "linear_cross_entropy chunk", f"{shape} rows={rows}", {"ours": _training(_ours, inputs)}, floor
-            )
+        for method in METHODS:
+            with using("linear_cross_entropy", rows=rows, method=method):
+                case, builders = f"{shape} rows={rows} {method}", {"ours": _training(_ours, inputs)}
+                bench.compare("linear_cross_entropy chunk", case, builders, floor)
 
 
 def _phases(bench: Bench, shape: Shape, inputs: tuple[torch.Tensor, ...]) -> None:
-    """One chunk of 4096 rows: the four kernels on their own."""
-    from ado_kernels.ops.linear_cross_entropy.gpu import softmax_gradient
+    """One chunk of 4096 rows: every kernel of both methods on its own."""
+    from ado_kernels.ops.linear_cross_entropy import exponentials, softmax_pass
 
     hidden, weight, targets = (tensor.detach()[: 4096 if i != 1 else None] for i, tensor in enumerate(inputs[:3]))
     logits = hidden @ weight.t()
-    problem = Problem(hidden, weight, targets, -100, 0.0, True, True, hidden.dtype)
     losses, squares = (torch.empty(len(targets), device=bench.device) for _ in range(2))
     total = torch.zeros(weight.shape, device=bench.device)
-    product = 2 * logits.numel() * shape.width
+
+    def chunk(hidden_grad: bool, weight_grad: bool) -> Chunk:
+        problem = Problem(hidden, weight, targets, -100, 0.0, hidden_grad, weight_grad, hidden.dtype)
+        grads = torch.empty_like(hidden), total
+        return Chunk(problem, hidden, weight, targets, logits, losses, squares, *grads, first=False)
+
+    matmul = bench.flops_floor_ms(2 * logits.numel() * shape.width)
+    both, only_hidden, only_weight, neither = (
+        chunk(*wanted) for wanted in ((True, True), (True, False), (False, True), (False, False))
+    )
     phases = {
-        "logits": (lambda: torch.mm(hidden, weight.t(), out=logits), bench.flops_floor_ms(product)),
-        "softmax gradient": (
-            lambda: softmax_gradient(logits, targets, problem, losses, squares),
-            bench.bytes_floor_ms(2 * logits.nbytes),
-        ),
-        "dX": (lambda: torch.mm(logits, weight), bench.flops_floor_ms(product)),
-        "dW": (
-            lambda: torch.addmm(total, logits.t(), hidden, out_dtype=torch.float32, out=total),
-            bench.flops_floor_ms(product),
-        ),
+        "logits": (lambda: torch.mm(hidden, weight.t(), out=logits), matmul),
+        "softmax gradient": (lambda: softmax_pass.softmax_gradient(both), bench.bytes_floor_ms(2 * logits.nbytes)),
+        "dX": (lambda: torch.mm(logits, weight), matmul),
+        "dW": (lambda: softmax_pass.accumulate(total, logits.t(), hidden, first=False), matmul),
+        "exponentials, losses": (lambda: exponentials.run_chunk(neither), matmul),
+        "exponentials, losses and dX": (lambda: exponentials.run_chunk(only_hidden), 2 * matmul),
+        "exponentials, losses and dW": (lambda: exponentials.run_chunk(only_weight), 2 * matmul),
     }
     for name, (call, floor) in phases.items():
         bench.compare("linear_cross_entropy phase", f"{shape} {name}", {"ours": lambda call=call: call}, floor)
@@ -154,6 +147,11 @@ def _cost_of_domains(bench: Bench, shape: Shape, inputs: tuple[torch.Tensor, ...
 
 def _ours(hidden, weight, targets, ids):
     return linear_cross_entropy(hidden, weight, targets, ids, NUM_DOMAINS)[0]
+
+
+def _by_exponentials(*inputs):
+    with using("linear_cross_entropy", method="exponentials"):
+        return _ours(*inputs)
 
 
 def _eager(hidden, weight, targets, _):
@@ -193,6 +191,7 @@ def _quack(hidden, weight, targets, _):
 
 IMPLEMENTATIONS = {
     "ours": _ours,
+    "ours by exponentials": _by_exponentials,
     "torch eager": _eager,
     "torch.compile": _compiled,
     "F.linear_cross_entropy": _torch_fused,

@@ -13,6 +13,7 @@ drop_if_stale(Path(__file__).parent)
 
 _HOME = {
     "rms_norm": "ado_kernels.ops.rms_norm",
+    "rms_norm_rope": "ado_kernels.ops.rms_norm_rope",
     "swiglu": "ado_kernels.ops.swiglu",
     "linear_cross_entropy": "ado_kernels.ops.linear_cross_entropy",
     "domain_loss": "ado_kernels.ops.domain_loss",

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ado_kernels import rms_norm, swiglu
+from ado_kernels import rms_norm, rms_norm_rope, swiglu
 from ado_model.config import ModelConfig
 
 
@@ -22,28 +22,22 @@ class RMSNorm(nn.Module):
         self.eps = eps
 
     def forward(self, x: Tensor) -> Tensor:
-        return rms_norm(x, self._own_weight(), self.eps)
+        return rms_norm(x, self.weight, self.eps)
 
     def add(self, x: Tensor, residual: Tensor) -> tuple[Tensor, Tensor]:
         """(norm of x + residual, x + residual), in one pass over memory."""
-        return rms_norm(x, self._own_weight(), self.eps, residual)
+        return rms_norm(x, self.weight, self.eps, residual)
 
-    def _own_weight(self) -> Tensor:
-        """The weight; on a CPU a copy: the NumPy view that the kernel takes pins a storage, which FSDP must free."""
-        return self.weight.clone() if self.weight.device.type == "cpu" else self.weight
+    def turn(self, x_BTHQ: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+        """Norm of each head, its channels i and i + Q/2 then turned by their position's angle, in one pass."""
+        return rms_norm_rope(x_BTHQ, self.weight, cos, sin, self.eps)
 
 
 def rotary_tables(num_tokens: int, head_width: int, theta: float) -> tuple[Tensor, Tensor]:
-    """cos and sin of every position's angles, (T, 1, Q/2) float32: the angle of channel i is t theta^(-2i/Q)."""
+    """cos and sin of every position's angles, (T, Q/2) float32: the angle of channel i is t theta^(-2i/Q)."""
     frequency = theta ** (-torch.arange(0, head_width, 2, dtype=torch.float64) / head_width)
-    angle = torch.arange(num_tokens, dtype=torch.float64)[:, None, None] * frequency
+    angle = torch.arange(num_tokens, dtype=torch.float64)[:, None] * frequency
     return angle.cos().float(), angle.sin().float()
-
-
-def rotate(x_BTHQ: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Each pair (channel i, channel i + Q/2) turned by its position's angle; computed in float32."""
-    first, second = x_BTHQ.float().chunk(2, dim=-1)
-    return torch.cat((first * cos - second * sin, second * cos + first * sin), dim=-1).to(x_BTHQ.dtype)
 
 
 class Attention(nn.Module):
@@ -61,8 +55,8 @@ class Attention(nn.Module):
 
     def forward(self, x_BTD: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
         by_head = (*x_BTD.shape[:2], self.num_heads, self.head_width)
-        query = rotate(self.q_norm(self.q_proj(x_BTD).view(by_head)), cos, sin)
-        key = rotate(self.k_norm(self.k_proj(x_BTD).view(by_head)), cos, sin)
+        query = self.q_norm.turn(self.q_proj(x_BTD).view(by_head), cos, sin)
+        key = self.k_norm.turn(self.k_proj(x_BTD).view(by_head), cos, sin)
         value = self.v_proj(x_BTD).view(by_head)
         mixed = F.scaled_dot_product_attention(
             query.transpose(1, 2), key.transpose(1, 2), value.transpose(1, 2), is_causal=True

@@ -59,6 +59,7 @@ def test_kernel_names_are_frozen_and_load():
         "domain_loss",
         "linear_cross_entropy",
         "rms_norm",
+        "rms_norm_rope",
         "scaling_law_fit",
         "swiglu",
     ]

@@ -1,4 +1,6 @@
-"""What the kernel tests share: outputs that start as NaN, so that an element no kernel wrote shows, and seeds."""
+"""What the kernel tests share: outputs that start as NaN, so that an element no kernel wrote shows; rows far apart."""
+
+import mmap
 
 import pytest
 import torch
@@ -22,3 +24,19 @@ def poisoned(monkeypatch):
 
     for owner, name in ((torch, "empty"), (torch, "empty_like"), (torch.Tensor, "new_empty")):
         monkeypatch.setattr(owner, name, poison(getattr(owner, name)))
+
+
+@pytest.fixture
+def far_apart():
+    """Makes (4, width) float16 tensors whose rows lie 2^30 elements apart: the last two are beyond 32-bit offsets.
+
+    Address space only: no page is backed by memory before it is touched.
+    """
+    no_reserve = 0x4000  # MAP_NORESERVE, which Python 3.11 does not name
+
+    def place(values):
+        num_bytes = (3 * 2**30 + values.shape[1]) * values.element_size()
+        memory = mmap.mmap(-1, num_bytes, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | no_reserve)
+        return torch.frombuffer(memory, dtype=values.dtype).as_strided(values.shape, (2**30, 1)).copy_(values)
+
+    return place

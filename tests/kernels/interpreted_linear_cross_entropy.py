@@ -1,25 +1,32 @@
 """linear_cross_entropy's Triton kernels against float64, under the interpreter (run by test_interpreter.py).
 
 Tolerances: a float32 softmax over 5,000 columns errs by some 2^-22 relative; bf16 logits are given as they are, so only
-the gradient's rounding counts: the interpreter truncates, 2^-7 of the entry. The matmuls run in float32 here. Scalar
-arguments (z_loss) reach a kernel as float32, hence 1e-7 for gradients in float64.
+the gradient's rounding counts: the interpreter truncates, 2^-7 of the entry. The matmuls run in float32 here, and for
+the exponentials in float16 as well, where E is rounded once (2^-11) and g once more; bf16 in tl.dot is wrong under the
+interpreter. Scalar arguments (z_loss) reach a kernel as float32, hence 1e-7 for gradients in float64.
 """
-
-from dataclasses import replace
 
 import pytest
 import torch
 
-from ado_kernels.ops.linear_cross_entropy import gpu
-from ado_kernels.ops.linear_cross_entropy.problem import Problem
+from ado_kernels.ops.launch import METHODS, using
+from ado_kernels.ops.linear_cross_entropy import exponentials, gpu, softmax_pass
+from ado_kernels.ops.linear_cross_entropy.problem import Chunk, Problem
 
 IGNORE = -100
 GRADIENT = {torch.float64: 1e-7, torch.float32: 1e-6, torch.float16: 2**-10, torch.bfloat16: 2**-7}
+can_take = exponentials.can_take
 pytestmark = pytest.mark.usefixtures("poisoned")
 
 
-def problem_of(hidden, weight, targets, z_loss=0.0, grads=True):
-    return Problem(hidden, weight, targets, IGNORE, z_loss, grads, grads, hidden.dtype)
+@pytest.fixture(autouse=True)
+def _descriptors_take_float32(monkeypatch):
+    """Interpreted tiles have no shared memory to overflow; only alignment is left of `can_take`."""
+    monkeypatch.setattr(exponentials, "can_take", lambda *tensors: all(t.shape[1] % 4 == 0 for t in tensors))
+
+
+def problem_of(hidden, weight, targets, z_loss=0.0, grads=(True, True)):
+    return Problem(hidden, weight, targets, IGNORE, z_loss, *grads, hidden.dtype)
 
 
 def oracle(logits, targets, z_loss):
@@ -33,6 +40,17 @@ def oracle(logits, targets, z_loss):
     return losses.detach(), squares.detach(), logits.grad
 
 
+def softmax_gradient(logits, targets, z_loss=0.0, grads=True):
+    """Losses and squares of given logits; turns those into their gradients in place."""
+    problem = problem_of(logits, logits, targets, z_loss, (grads, grads))
+    wide = torch.float64 if logits.dtype == torch.float64 else torch.float32
+    losses, squares = torch.empty(len(targets), dtype=wide), torch.empty(len(targets), dtype=wide)
+    softmax_pass.softmax_gradient(
+        Chunk(problem, logits, logits, targets, logits, losses, squares, logits, logits, first=True)
+    )
+    return losses, squares
+
+
 @pytest.mark.parametrize("dtype", list(GRADIENT))
 @pytest.mark.parametrize("vocabulary", [5, 300, 5000])
 @pytest.mark.parametrize("z_loss", [0.0, 1e-2])
@@ -42,9 +60,7 @@ def test_softmax_gradient(dtype, vocabulary, z_loss):
     targets[2] = IGNORE
     targets[4] = vocabulary - 1
     expected_losses, expected_squares, expected_gradient = oracle(logits, targets, z_loss)
-    wide = torch.float64 if dtype == torch.float64 else torch.float32
-    losses, squares = torch.empty(6, dtype=wide), torch.empty(6, dtype=wide)
-    gpu.softmax_gradient(logits, targets, problem_of(logits, logits, targets, z_loss), losses, squares)
+    losses, squares = softmax_gradient(logits, targets, z_loss)
     tolerance = 1e-13 if dtype == torch.float64 else 1e-6
     torch.testing.assert_close(losses.double(), expected_losses, rtol=tolerance, atol=4 * tolerance)
     torch.testing.assert_close(squares.double(), expected_squares, rtol=4 * tolerance, atol=0)
@@ -56,29 +72,27 @@ def test_softmax_gradient(dtype, vocabulary, z_loss):
 def test_loss_only_leaves_the_logits():
     logits = torch.randn(4, 70)
     before, targets = logits.clone(), torch.randint(0, 70, (4,))
-    losses, squares = torch.empty(4), torch.empty(4)
-    gpu.softmax_gradient(logits, targets, problem_of(logits, logits, targets, grads=False), losses, squares)
+    losses, _ = softmax_gradient(logits, targets, grads=False)
     assert torch.equal(logits, before)
     torch.testing.assert_close(losses.double(), oracle(logits, targets, 0.0)[0], rtol=1e-6, atol=1e-6)
 
 
-def test_a_target_outside_the_vocabulary_is_nan_with_zero_gradient():
-    logits = torch.randn(3, 40)
-    targets = torch.tensor([1, 40, -7])
-    losses, squares = torch.empty(3), torch.empty(3)
-    gpu.softmax_gradient(logits, targets, problem_of(logits, logits, targets), losses, squares)
-    assert losses.isnan().tolist() == [False, True, True]
-    assert logits[1:].eq(0).all()
+def test_rows_of_logits_beyond_32_bit_offsets(far_apart):
+    near, targets = torch.randn(4, 70).half(), torch.randint(0, 70, (4,))
+    far = far_apart(near)
+    losses, far_losses = softmax_gradient(near, targets)[0], softmax_gradient(far, targets)[0]
+    assert torch.equal(losses, far_losses)
+    assert torch.equal(near, far)
 
 
+@pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("grads", [(True, True), (True, False), (False, True), (False, False)])
-def test_all_chunks(monkeypatch, grads):
-    monkeypatch.setattr(gpu, "launch", lambda op, *_, **__: gpu_launch(rows=3) if "linear" in op else gpu_launch())
+def test_all_chunks(method, grads):
     hidden, weight = torch.randn(8, 16), torch.randn(50, 16)
     targets = torch.randint(0, 50, (8,))
     targets[5] = IGNORE
-    problem = replace(problem_of(hidden, weight, targets, 1e-2), hidden_grad=grads[0], weight_grad=grads[1])
-    result = gpu.linear_cross_entropy_gpu(problem)
+    with using("linear_cross_entropy", rows=3, method=method):
+        result = gpu.linear_cross_entropy_gpu(problem_of(hidden, weight, targets, 1e-2, grads))
     losses, squares, gradient = oracle(hidden.double() @ weight.double().t(), targets, 1e-2)
     torch.testing.assert_close(result.losses_N.double(), losses, rtol=2e-6, atol=2e-6)
     torch.testing.assert_close(result.squares_N.double(), squares, rtol=2e-6, atol=2e-6)
@@ -90,10 +104,66 @@ def test_all_chunks(monkeypatch, grads):
     assert result.dweight_VH.numel() == grads[1] * weight.numel()
 
 
-def gpu_launch(rows=1):
-    from ado_kernels.ops.launch import Launch
+@pytest.mark.parametrize(("dtype", "z_loss"), [(torch.float32, 1e-2), (torch.float16, 0.0)])
+@pytest.mark.parametrize(("num_rows", "vocabulary", "width"), [(130, 600, 264), (1, 3, 8), (200, 257, 72)])
+def test_exponentials_over_several_tiles(dtype, z_loss, num_rows, vocabulary, width):
+    """Cut tiles in rows, words and columns; a peaked row; a row whose target's tile is 120 nats below the highest."""
+    hidden = torch.randn(num_rows, width, dtype=torch.float64).to(dtype)
+    weight = (torch.randn(vocabulary, width, dtype=torch.float64) * 0.3).to(dtype)
+    hidden[0] = 0
+    hidden[0, 0], weight[-1, 0] = 30, 4
+    targets = torch.randint(0, vocabulary, (num_rows,))
+    targets[0] = 0
+    if num_rows > 1:
+        hidden[1], targets[1] = hidden[0], vocabulary - 1
+        targets[3::5] = IGNORE
+    with using("linear_cross_entropy", rows=64, method="exponentials"):
+        result = gpu.linear_cross_entropy_gpu(problem_of(hidden, weight, targets, z_loss))
+    losses, squares, gradient = oracle(hidden.double() @ weight.double().t(), targets, z_loss)
+    torch.testing.assert_close(result.losses_N.double(), losses, rtol=3e-6, atol=3e-6)
+    torch.testing.assert_close(result.squares_N.double(), squares, rtol=6e-6, atol=0)
+    # Entries of g are rounded twice, and dx, dW are sums of products with random signs.
+    tolerance = 1e-5 if dtype == torch.float32 else 2**-9
+    for ours, expected in (
+        (result.dhidden_NH, gradient @ weight.double()),
+        (result.dweight_VH, gradient.t() @ hidden.double()),
+    ):
+        torch.testing.assert_close(ours.double(), expected, rtol=tolerance, atol=tolerance * expected.abs().max())
+    assert result.dhidden_NH[3::5].eq(0).all()
 
-    return Launch(rows=rows)
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("bad", [40, -7, 2**40])
+def test_a_target_outside_the_vocabulary_is_nan_with_zero_gradient(method, bad):
+    hidden, weight, targets = torch.randn(3, 8), torch.randn(40, 8), torch.tensor([1, bad, IGNORE])
+    with using("linear_cross_entropy", method=method):
+        result = gpu.linear_cross_entropy_gpu(problem_of(hidden, weight, targets))
+    assert result.losses_N.isnan().tolist() == [False, True, False]
+    assert result.losses_N[2] == 0
+    assert result.dhidden_NH[1:].eq(0).all()
+    gradient = oracle(hidden.double() @ weight.double().t(), torch.tensor([1, IGNORE, IGNORE]), 0.0)[2]
+    torch.testing.assert_close(result.dweight_VH.double(), gradient.t() @ hidden.double(), rtol=1e-5, atol=1e-6)
+
+
+def test_a_vocabulary_without_alignment_has_padded_rows():
+    buffer = gpu._aligned_rows(3, 1001, torch.empty(0, dtype=torch.float16))
+    assert (buffer.shape, buffer.stride()) == ((3, 1001), (1008, 1))
+
+
+def test_what_descriptors_can_take():
+    memory = torch.zeros(4096, dtype=torch.bfloat16)
+    start = -memory.data_ptr() // 2 % 8  # of an aligned matrix in this memory
+    aligned, moved = memory[start:][:800].view(50, 16), memory[start + 1 :][:800].view(50, 16)
+    assert can_take(aligned, aligned.half())
+    for other in (moved, aligned.float(), aligned.view(-1)[:600].view(50, 12), aligned.t().contiguous().t()):
+        assert not can_take(aligned, other)
+
+
+def test_what_descriptors_cannot_take_goes_the_other_way(monkeypatch):
+    monkeypatch.setattr(exponentials, "run_chunk", lambda *_: pytest.fail("a width of 6 has no 16-byte rows"))
+    hidden, weight = torch.randn(3, 6), torch.randn(40, 6)
+    with using("linear_cross_entropy", method="exponentials"):
+        gpu.linear_cross_entropy_gpu(problem_of(hidden, weight, torch.tensor([1, 2, 3])))
 
 
 def test_scale_gradient_casts_once():
@@ -103,9 +173,11 @@ def test_scale_gradient_casts_once():
     assert torch.equal(scaled, (gradient * 0.375).half())
 
 
-def test_no_rows():
-    result = gpu.linear_cross_entropy_gpu(
-        problem_of(torch.empty(0, 16), torch.randn(50, 16), torch.empty(0, dtype=torch.int64))
-    )
+@pytest.mark.parametrize("method", METHODS)
+def test_no_rows(method):
+    with using("linear_cross_entropy", method=method):
+        result = gpu.linear_cross_entropy_gpu(
+            problem_of(torch.empty(0, 16), torch.randn(50, 16), torch.empty(0, dtype=torch.int64))
+        )
     assert result.dhidden_NH.shape == (0, 16)
     assert result.dweight_VH.eq(0).all()

@@ -4,13 +4,11 @@ Tolerances: sums of D terms and three roundings in float32 stay below 16 units o
 TRUNCATES float32 to bf16 (the GPU rounds), so one unit of bf16, 2^-7 relative, plus the float32 part. fp16 rounds.
 """
 
-from dataclasses import replace
-
 import pytest
 import torch
 
-from ado_kernels.ops.launch import launch
-from ado_kernels.ops.rms_norm import gpu, rms_norm_reference
+from ado_kernels.ops.launch import using
+from ado_kernels.ops.rms_norm import rms_norm_reference
 from ado_kernels.ops.rms_norm.gpu import backward_gpu, forward_gpu
 
 EPS = 1e-6
@@ -19,9 +17,10 @@ pytestmark = pytest.mark.usefixtures("poisoned")
 
 
 @pytest.fixture(autouse=True)
-def _few_programs(monkeypatch):
+def _few_programs():
     """Five programs instead of hundreds (each costs milliseconds here), so that every one of them also loops."""
-    monkeypatch.setattr(gpu, "launch", lambda *args: replace(launch(*args), programs=5))
+    with using("rms_norm_backward", programs=5):
+        yield
 
 
 def draw(*shape, dtype):
@@ -82,6 +81,16 @@ def test_more_row_tiles_than_programs():
     assert_close(dx, base.grad, torch.float32)
     # A sum of 200 terms in float32, each rounding 2^-24 of the largest partial sum.
     torch.testing.assert_close(dweight.double(), wide_weight.grad, rtol=0, atol=2e-6 * wide_weight.grad.abs().max())
+
+
+def test_rows_beyond_32_bit_offsets(far_apart):
+    x, dy = draw(4, 33, dtype=torch.float16), draw(4, 33, dtype=torch.float16)
+    near, far = (x, dy), (far_apart(x), far_apart(dy))
+    (y, rstd, total), (far_y, _, far_total) = (forward_gpu(each[0], each[1], None, EPS) for each in (near, far))
+    assert torch.equal(y, far_y)
+    assert torch.equal(total, far_total)
+    grads = [backward_gpu(each[1], each[1], each[0], None, rstd)[0] for each in (near, far)]
+    assert torch.equal(*grads)
 
 
 def test_no_rows():

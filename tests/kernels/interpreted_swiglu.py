@@ -46,6 +46,13 @@ def test_large_arguments_saturate():
     check(gate, torch.ones(4), torch.ones(4))
 
 
+def test_rows_beyond_32_bit_offsets(far_apart):
+    near = [torch.randn(4, 50).half() for _ in range(3)]
+    far = [far_apart(each) for each in near]
+    assert torch.equal(forward_gpu(*near[:2]), forward_gpu(*far[:2]))
+    assert all(map(torch.equal, backward_gpu(*near), backward_gpu(*far)))
+
+
 def test_nothing():
     assert forward_gpu(torch.empty(0, 8), torch.empty(0, 8)).shape == (0, 8)
     assert backward_gpu(*[torch.empty(0, 8)] * 3)[0].shape == (0, 8)

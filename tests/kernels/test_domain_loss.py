@@ -9,6 +9,8 @@ import torch
 
 from ado_kernels import domain_loss
 
+strays_on_purpose = pytest.mark.filterwarnings("ignore:.* domain ids lie outside:RuntimeWarning")
+
 
 def expected_by_numpy(losses, ids, num_domains):
     kept = (ids >= 0) & (ids < num_domains)
@@ -19,6 +21,7 @@ def expected_by_numpy(losses, ids, num_domains):
 @pytest.mark.parametrize(("num_tokens", "num_domains"), [(1, 1), (1000, 22), (100_003, 4096), (70_000, 1)])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
 @pytest.mark.parametrize("id_dtype", [torch.int64, torch.int32])
+@strays_on_purpose
 def test_against_numpy(num_tokens, num_domains, dtype, id_dtype):
     losses = (torch.rand(num_tokens, dtype=torch.float64) * 10).to(dtype)
     ids = torch.randint(-3, num_domains + 3, (num_tokens,)).to(id_dtype)
@@ -29,6 +32,29 @@ def test_against_numpy(num_tokens, num_domains, dtype, id_dtype):
     assert counts.tolist() == expected_counts.tolist()
 
 
+def test_strays_are_named_and_minus_one_is_meant():
+    with pytest.warns(RuntimeWarning, match=r"2 of 6 domain ids lie outside \[0, 4\), the first is 9: .* give -1"):
+        _, counts = domain_loss(torch.ones(6), torch.tensor([0, -1, 9, 3, -2, 0]), 4)
+    assert counts.tolist() == [2, 0, 0, 1]
+    _, counts = domain_loss(torch.ones(4), torch.tensor([0, -1, -1, 3]), 4)  # warnings are errors in these tests
+    assert counts.tolist() == [1, 0, 0, 1]
+
+
+@pytest.mark.parametrize("num_domains", [5, 300])
+@pytest.mark.parametrize("num_tokens", [31, 32, 33, 100_003])
+@strays_on_purpose
+def test_runs_of_one_domain(num_domains, num_tokens):
+    """Runs of every length around the 32 that are summed at once, strays among them."""
+    lengths = torch.randint(1, 80, (num_tokens,))
+    ids = torch.randint(-1, num_domains + 1, (num_tokens,)).repeat_interleave(lengths)[:num_tokens]
+    losses = torch.rand(num_tokens) * 10
+    sums, counts = domain_loss(losses, ids, num_domains)
+    expected_sums, expected_counts = expected_by_numpy(losses, ids, num_domains)
+    np.testing.assert_allclose(sums.numpy(), expected_sums, rtol=1e-12)
+    assert counts.tolist() == expected_counts.tolist()
+
+
+@strays_on_purpose
 def test_one_id_per_sequence():
     losses, ids = torch.rand(6, 512), torch.tensor([0, 2, 2, 5, -1, 9])
     sums, counts = domain_loss(losses, ids, 6)

@@ -10,10 +10,12 @@ import pytest
 import torch
 from torch.library import opcheck
 
-from ado_kernels import domain_loss, linear_cross_entropy, rms_norm, swiglu
+from ado_kernels import domain_loss, linear_cross_entropy, rms_norm, rms_norm_rope, swiglu
 from ado_kernels.ops.domain_loss import domain_loss_reference
+from ado_kernels.ops.launch import METHODS, using
 from ado_kernels.ops.linear_cross_entropy import linear_cross_entropy_reference
 from ado_kernels.ops.rms_norm import rms_norm_reference
+from ado_kernels.ops.rms_norm_rope import rms_norm_rope_reference
 from ado_kernels.ops.swiglu import swiglu_reference
 
 pytestmark = [
@@ -21,6 +23,8 @@ pytestmark = [
     pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU"),
 ]
 poisoned = pytest.mark.usefixtures("poisoned")
+# Tensor descriptors, hence exponentials, need sm_90.
+METHODS_HERE = METHODS if torch.cuda.is_available() and torch.cuda.get_device_capability() >= (9, 0) else METHODS[:1]
 ROUNDING = {torch.float32: 1e-5, torch.float16: 2**-10.5, torch.bfloat16: 2**-7.5}
 
 
@@ -77,6 +81,20 @@ def test_rms_norm_of_views_and_misaligned_memory():
 
 @poisoned
 @pytest.mark.parametrize("dtype", list(ROUNDING))
+@pytest.mark.parametrize("shape", [(1, 1, 1, 2), (3, 1023, 12, 64), (2, 129, 5, 96), (1, 77, 3, 256), (2, 0, 3, 64)])
+def test_rms_norm_rope(dtype, shape):
+    inputs, seeds = [draw(*shape, dtype=dtype), draw(shape[-1], dtype=dtype)], [draw(*shape, dtype=dtype)]
+    angle = torch.rand(shape[1], shape[-1] // 2, device="cuda") * 100
+
+    def call(function):
+        return lambda x, weight: function(x, weight, angle.cos(), angle.sin())
+
+    ours = run(call(rms_norm_rope), inputs, 2, seeds)
+    assert_close(ours, run(call(rms_norm_rope_reference), wide(inputs), 2, seeds), 2 * ROUNDING[dtype])
+
+
+@poisoned
+@pytest.mark.parametrize("dtype", list(ROUNDING))
 @pytest.mark.parametrize("shape", [(1,), (7, 5632), (3, 2051), (0, 64)])
 def test_swiglu(dtype, shape):
     inputs, seeds = [draw(*shape, dtype=dtype) for _ in range(2)], [draw(*shape, dtype=dtype)]
@@ -104,7 +122,8 @@ def test_swiglu_beyond_int32():
 @pytest.mark.parametrize(("vocabulary", "width"), [(1000, 64), (50257, 64), (50304, 768)])
 @pytest.mark.parametrize("ignored_frac", [0.0, 0.3, 1.0])
 @pytest.mark.parametrize("z_loss", [0.0, 1e-4])
-def test_linear_cross_entropy(num_rows, vocabulary, width, ignored_frac, z_loss):
+@pytest.mark.parametrize("method", METHODS_HERE)
+def test_linear_cross_entropy(num_rows, vocabulary, width, ignored_frac, z_loss, method):
     if num_rows * vocabulary > 2**28 and ignored_frac != 0.3:
         pytest.skip("the float64 oracle's full logits: once is enough")
     hidden, weight = draw(num_rows, width, dtype=torch.bfloat16), draw(vocabulary, width, dtype=torch.bfloat16) * 0.05
@@ -115,17 +134,20 @@ def test_linear_cross_entropy(num_rows, vocabulary, width, ignored_frac, z_loss)
     def call(function):
         return lambda h, w: function(h, w, targets, ids, 22, z_loss=z_loss)
 
-    ours = run(call(linear_cross_entropy), [hidden, weight], 2)
+    with using("linear_cross_entropy", method=method):
+        ours = run(call(linear_cross_entropy), [hidden, weight], 2)
     expected = run(call(linear_cross_entropy_reference), wide([hidden, weight]), 2)
     assert_close(ours[:2], expected[:2], 2e-3)
     assert torch.equal(ours[2], expected[2])
     assert_close(ours[3:], expected[3:], 2e-2)
 
 
-def test_a_bad_target_makes_the_loss_nan_and_leaves_the_others_alone():
+@pytest.mark.parametrize("method", METHODS_HERE)
+def test_a_bad_target_makes_the_loss_nan_and_leaves_the_others_alone(method):
     hidden, weight = (draw(n, 64, dtype=torch.bfloat16).requires_grad_() for n in (8, 300))
     targets = torch.tensor([0, 1, 300, 3, -100, 5, 6, 7], device="cuda")
-    loss, sums, _ = linear_cross_entropy(hidden, weight, targets, torch.arange(8, device="cuda"), 8)
+    with using("linear_cross_entropy", method=method):
+        loss, sums, _ = linear_cross_entropy(hidden, weight, targets, torch.arange(8, device="cuda"), 8)
     loss.backward()
     assert loss.isnan()
     assert sums.isnan().tolist() == [i == 2 for i in range(8)]
@@ -157,13 +179,21 @@ def inputs():
     return *leaves, torch.randint(0, 5000, (4099,), device="cuda"), torch.randint(0, 22, (4099,), device="cuda")
 
 
-def test_three_runs_give_the_same_bits(inputs):
-    runs = [step(*inputs) for _ in range(3)]
+@pytest.mark.parametrize("method", METHODS_HERE)
+def test_three_runs_give_the_same_bits(inputs, method):
+    with using("linear_cross_entropy", method=method):
+        runs = [step(*inputs) for _ in range(3)]
     for other in runs[1:]:
         assert all(torch.equal(one, two) for one, two in zip(runs[0], other, strict=True))
 
 
-def test_a_cuda_graph_captures_forward_and_backward(inputs):
+@pytest.mark.parametrize("method", METHODS_HERE)
+def test_a_cuda_graph_captures_forward_and_backward(inputs, method):
+    with using("linear_cross_entropy", method=method):
+        _capture_and_replay(inputs)
+
+
+def _capture_and_replay(inputs):
     stream = torch.cuda.Stream()
     stream.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(stream):

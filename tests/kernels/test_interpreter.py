@@ -20,6 +20,7 @@ def test_there_is_one_file_per_operation():
         "domain_loss",
         "linear_cross_entropy",
         "rms_norm",
+        "rms_norm_rope",
         "swiglu",
     }
 

@@ -45,7 +45,19 @@ def test_loss_and_gradients(dtype, vocabulary, ignored_frac):
         torch.testing.assert_close(ours.double(), theirs, rtol=rounding, atol=least)
 
 
+def test_domain_ids_outside_the_domains_are_named_and_ignored_tokens_are_not():
+    hidden, weight, targets = draw()
+    ids = torch.zeros(60, dtype=torch.int64)
+    linear_cross_entropy(hidden, weight, targets, ids, 1)  # a third is ignored; warnings are errors in these tests
+    kept = (targets != IGNORE).nonzero()[:, 0]
+    ids[kept[0]] = 7
+    with pytest.warns(RuntimeWarning, match="1 of 60 domain ids"):
+        _, _, counts = linear_cross_entropy(hidden, weight, targets, ids, 1)
+    assert counts.tolist() == [len(kept) - 1]
+
+
 @pytest.mark.parametrize("ids_per", ["token", "sequence"])
+@pytest.mark.filterwarnings("ignore:.* domain ids lie outside:RuntimeWarning")
 def test_domain_sums_and_counts(ids_per):
     hidden, weight, targets = draw()
     ids = torch.randint(-1, 6, (60,) if ids_per == "token" else (5,))

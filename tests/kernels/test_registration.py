@@ -8,7 +8,7 @@ import torch
 from torch.library import opcheck
 from torch.utils.checkpoint import checkpoint
 
-from ado_kernels import linear_cross_entropy, rms_norm, swiglu
+from ado_kernels import linear_cross_entropy, rms_norm, rms_norm_rope, swiglu
 
 # Importing a name registers its operations.
 import ado_kernels.ops.domain_loss  # noqa: F401  isort: skip
@@ -36,6 +36,12 @@ def samples():
         OPS.rms_norm_backward,
         (torch.randn(6, 16), None, torch.randn(6, 16), None, torch.rand(6)),
     )
+    table = torch.rand(5, 4)
+    yield "rms_norm_rope", OPS.rms_norm_rope, (leaf(2, 5, 3, 8), leaf(8), table, table, 1e-6)
+    heads_first = torch.randn(2, 3, 5, 8).bfloat16().transpose(1, 2).requires_grad_()
+    yield "rms_norm_rope transposed bf16", OPS.rms_norm_rope, (heads_first, leaf(8), table, table, 1e-6)
+    inputs = (torch.randn(2, 5, 3, 8), torch.randn(2, 5, 3, 8), torch.randn(8), table, table, torch.rand(30))
+    yield "rms_norm_rope_backward", OPS.rms_norm_rope_backward, inputs
     yield "swiglu", OPS.swiglu, (leaf(6, 16), leaf(6, 16))
     yield "swiglu halves", OPS.swiglu, torch.randn(6, 32).chunk(2, dim=-1)
     yield "swiglu_backward", OPS.swiglu_backward, tuple(torch.randn(6, 16) for _ in range(3))
@@ -59,7 +65,8 @@ def test_opcheck(op, inputs):
 
 def block(hidden, weight, gain):
     normed, total = rms_norm(hidden, gain, 1e-6, hidden)
-    return linear_cross_entropy(swiglu(normed, total), weight, TARGETS, IDS, 4, z_loss=1e-3)
+    turned = rms_norm_rope(normed.view(2, 3, 2, 8), gain[:8], torch.eye(3, 4), torch.eye(3, 4)).view(6, 16)
+    return linear_cross_entropy(swiglu(turned, total), weight, TARGETS, IDS, 4, z_loss=1e-3)
 
 
 def gradients_of(function, inputs):

@@ -94,6 +94,13 @@ def test_weight_gradient_does_not_depend_on_the_number_of_threads():
     assert torch.equal(*grads)
 
 
+def test_the_weight_can_be_freed_afterwards():
+    """FSDP resizes the storage of a gathered weight to nothing; a NumPy view of it would forbid that."""
+    x, weight = torch.randn(4, 16, requires_grad=True), torch.ones(16, requires_grad=True)
+    rms_norm(x, weight).sum().backward()
+    weight.untyped_storage().resize_(0)
+
+
 @pytest.mark.parametrize(
     "view", [lambda x: x.t(), lambda x: x[:, 3:35], lambda x: x[::2], lambda x: x[:1].expand(9, -1)]
 )

@@ -1,1 +1,1 @@
-"""One file per operation: reference, kernels, registration, dispatcher."""
+"""One folder per operation: reference, registration and dispatcher in its front file, kernels by device beside it."""

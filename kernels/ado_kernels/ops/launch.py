@@ -1,56 +1,47 @@
 """How Triton kernels are launched: one table by operation, size class and architecture, and nothing tuned at run time.
 
 Autotuning while training stalls for seconds at every new shape and may choose differently on each rank, hence other
-bits and collective timeouts. The entries follow from what the compiler reports (registers, spills, see
-tests/kernels/test_ahead_of_time.py) and from how many bytes must be in flight per multiprocessor; a row for one
-architecture, keyed (op, size class, "sm_90"), takes precedence over the row for all.
+bits and collective timeouts. The table is data, launch_table.py: the rows for all architectures follow from what the
+compiler reports (registers, spills, see tests/kernels/test_ahead_of_time.py) and from how many bytes must be in flight
+per multiprocessor; `python -m benchmarks.kernels --tune` measures on the GPU at hand and writes rows for it.
 
-Bits: `programs`, the grid of a reduction over rows, must not depend on the architecture, so that sums are grouped
-alike on every GPU; `launch` reads it from the row for all.
+Bits: what groups a sum over rows (rows of a tile, warps, programs) is the same on every NVIDIA GPU, so a row for one
+of them may change the `stages` of such an operation and nothing else. Floating-point contraction is asked for
+explicitly, because its default differs between versions of Triton.
 """
 
-from dataclasses import dataclass
+import functools
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, replace
+from typing import Any
 
 import torch
+
+from ado_kernels.ops.launch_table import TABLE
+
+Key = tuple[str, int, str]
+METHODS = ("softmax_pass", "exponentials")
+# Operations whose sums over rows must be grouped alike on every NVIDIA GPU.
+SAME_BITS = ("rms_norm_backward", "rms_norm_rope_backward")
 
 
 @dataclass(frozen=True)
 class Launch:
-    """rows: rows of a tile; warps: per program; stages: of the software pipeline; programs: grid of a row reduction."""
+    """rows: of a tile or chunk; warps: per program; stages: of the software pipeline; programs: of a sum over rows.
+
+    method: for linear_cross_entropy, "softmax_pass" or "exponentials" (tensor descriptors: sm_90 and later).
+    """
 
     rows: int = 1
     warps: int = 4
     stages: int = 1
     programs: int = 0
+    method: str = ""
 
-
-_TABLE: dict[tuple[str, int, str], Launch] = {
-    # Size class: the width rounded up to a power of two, at least 64.
-    ("rms_norm", 64, ""): Launch(rows=16),
-    ("rms_norm", 128, ""): Launch(rows=16),
-    ("rms_norm", 256, ""): Launch(rows=8),
-    ("rms_norm", 512, ""): Launch(rows=4),
-    ("rms_norm", 1024, ""): Launch(rows=2),
-    ("rms_norm", 2048, ""): Launch(),
-    ("rms_norm", 4096, ""): Launch(warps=8),
-    ("rms_norm", 8192, ""): Launch(warps=16),
-    ("rms_norm", 16384, ""): Launch(warps=32),
-    ("rms_norm_backward", 64, ""): Launch(rows=16, stages=3, programs=528),
-    ("rms_norm_backward", 128, ""): Launch(rows=16, stages=3, programs=528),
-    ("rms_norm_backward", 256, ""): Launch(rows=8, stages=3, programs=528),
-    ("rms_norm_backward", 512, ""): Launch(rows=4, stages=3, programs=528),
-    ("rms_norm_backward", 1024, ""): Launch(rows=2, stages=3, programs=528),
-    ("rms_norm_backward", 2048, ""): Launch(stages=3, programs=528),
-    ("rms_norm_backward", 4096, ""): Launch(warps=8, stages=3, programs=264),
-    ("rms_norm_backward", 8192, ""): Launch(warps=16, stages=2, programs=132),
-    ("rms_norm_backward", 16384, ""): Launch(warps=32, stages=2, programs=132),
-    # Size class 0: one entry whatever the size.
-    ("swiglu", 0, ""): Launch(warps=4),
-    ("softmax_gradient", 0, ""): Launch(warps=8),
-    # rows: hidden states per chunk of logits.
-    ("linear_cross_entropy", 0, ""): Launch(rows=4096),
-    ("linear_cross_entropy", 1024, ""): Launch(rows=5632),
-}
+    def options(self) -> dict[str, Any]:
+        """The compiler's options of a kernel launch."""
+        return {"num_warps": self.warps, "enable_fp_fusion": True}
 
 
 def size_class(width: int) -> int:
@@ -60,16 +51,70 @@ def size_class(width: int) -> int:
 
 def launch(op: str, width: int = 0, device: torch.device | None = None) -> Launch:
     """The entry of `op` for this width and device; ValueError for a width no entry covers."""
-    key = size_class(width) if width else 0
-    common = _TABLE.get((op, key, ""))
-    if common is None:
-        raise ValueError(f"{op}: no launch entry for width {width}; the widest is 16384")
-    special = _TABLE.get((op, key, _architecture(device)), common)
-    return Launch(special.rows, special.warps, special.stages, common.programs)
+    return entry(op, size_class(width) if width else 0, architecture_of(device))
 
 
-def _architecture(device: torch.device | None) -> str:
+def entry(op: str, key: int, architecture: str = "") -> Launch:
+    """The entry of `op` for a size class and an architecture ("sm_90", "gfx942"; "" for the row for all)."""
+    found = _table.get((op, key, architecture)) or _table.get((op, key, ""))
+    if found is None:
+        widest = max((width for name, width, _ in _table if name == op), default=0)
+        raise ValueError(f"{op}: no launch entry for width {key}; the widest is {widest}")
+    return found
+
+
+@contextmanager
+def using(op: str, **fields: Any) -> Iterator[None]:
+    """Runs the body with these fields changed in every entry of `op`: for tests and for the tuner."""
+    global _table
+    before = _table
+    _table = {key: replace(plan, **fields) if key[0] == op else plan for key, plan in before.items()}
+    try:
+        yield
+    finally:
+        _table = before
+
+
+def read_table(table: Mapping[Key, Mapping[str, Any]]) -> dict[Key, Launch]:
+    """The checked entries. Raises ValueError that names the row and what is wrong with it."""
+    plans = {}
+    for key, fields in table.items():
+        try:
+            plans[key] = plan = Launch(**fields)
+            _check(key, plan, plans)
+        except (TypeError, ValueError) as error:
+            raise ValueError(f"launch table, row {key}: {error}") from None
+    return plans
+
+
+def _check(key: Key, plan: Launch, before: Mapping[Key, Launch]) -> None:
+    op, width, architecture = key
+    if width and width != size_class(width):
+        raise ValueError(f"size class {width} is not a power of two from 64")
+    if plan.warps not in (1, 2, 4, 8, 16, 32) or not 1 <= plan.stages <= 8 or plan.rows < 1 or plan.programs < 0:
+        raise ValueError(f"{plan} is out of range")
+    if (plan.method in METHODS) != (op == "linear_cross_entropy"):
+        raise ValueError(f"method {plan.method!r}; linear_cross_entropy knows {METHODS}, other operations none")
+    if plan.method == "exponentials" and not (architecture.startswith("sm_") and int(architecture[3:]) >= 90):
+        raise ValueError("method 'exponentials' needs tensor descriptors: sm_90 or later")
+    common = before.get((op, width, ""))
+    if architecture and common is None:
+        raise ValueError("the row for all architectures must come first")
+    if op in SAME_BITS and architecture.startswith("sm_"):
+        changed = [name for name, value in asdict(plan).items() if name != "stages" and value != getattr(common, name)]
+        if changed:
+            raise ValueError(f"{changed} decide the bits of {op} and must be those of the row for all")
+
+
+@functools.cache
+def architecture_of(device: torch.device | None) -> str:
+    """Key of the device's architecture, as "sm_90" or "gfx942"; empty where there is no GPU."""
     if device is None or device.type != "cuda":
         return ""
+    if torch.version.hip:
+        return torch.cuda.get_device_properties(device).gcnArchName.split(":")[0]
     major, minor = torch.cuda.get_device_capability(device)
     return f"sm_{major}{minor}"
+
+
+_table = read_table(TABLE)

@@ -70,6 +70,11 @@ def array(tensor: torch.Tensor) -> np.ndarray:
     return tensor.detach().numpy()
 
 
+def array_of_own(parameter: torch.Tensor, dtype: torch.dtype) -> np.ndarray:
+    """A contiguous copy: a NumPy view of a parameter would pin a storage that FSDP must resize."""
+    return array(parameter.to(dtype, copy=True, memory_format=torch.contiguous_format))
+
+
 def accumulation_dtype(dtype: torch.dtype) -> torch.dtype:
     """The dtype of arithmetic and sums: float64 for float64, float32 for the rest (bf16 and fp16 are storage)."""
     return torch.float64 if dtype == torch.float64 else torch.float32

@@ -3,13 +3,17 @@
     sums[k] = sum of losses[i] over i with id[i] = k      counts[k] = their number
 
 Sums are float64 whatever the losses' dtype, counts int64. The result is deterministic on every device: partial sums
-have a layout that depends on the number of tokens alone and are added in a fixed order; no atomics. An id outside
-[0, K) is counted nowhere, so `counts.sum()` short of the number of tokens tells of such ids without a device
-synchronisation.
+have a layout that depends on the number of tokens alone and are added in a fixed order; no atomics.
+
+An id outside [0, K) is counted nowhere. -1 says so on purpose: a token of no domain. Any other is a mistake: on a CPU
+a warning names the first one; on a GPU, where looking would wait for the device, `counts.sum()` is short of the
+tokens of known domain.
 
 Cost: one read of losses and ids. On a GPU every token is compared with every domain (no scatter, no atomics),
 N K additions in float64: under the launch cost for K to 512, tens of microseconds for N = 65,536 and K = 4096.
 """
+
+import warnings
 
 import torch
 
@@ -24,7 +28,8 @@ def domain_loss(
 
     token_losses: any shape with N elements, any floating dtype; NaN makes its own domain's sum NaN, no other.
     domain_ids: integers; one per token, or one per N / B consecutive tokens (a batch's domains); K = num_domains.
-    The results carry no gradient. Raises ValueError where shapes do not fit.
+    -1: of no domain. The results carry no gradient. Raises ValueError where shapes do not fit, and warns
+    (RuntimeWarning) of other ids outside [0, K) on a CPU.
     """
     check_domains(token_losses.numel(), domain_ids, num_domains)
     return torch.ops.ado_kernels.domain_loss(token_losses.detach(), domain_ids, num_domains)
@@ -61,7 +66,21 @@ def _domain_loss(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     losses_N = token_losses.to(accumulation_dtype(token_losses.dtype)).reshape(-1).contiguous()
     ids_B = domain_ids if domain_ids.dtype == torch.int32 else domain_ids.long()
-    return domain_loss_cpu(losses_N, ids_B.reshape(-1).contiguous(), num_domains)
+    sums_K, counts_K = domain_loss_cpu(losses_N, ids_B.reshape(-1).contiguous(), num_domains)
+    if int(counts_K.sum()) < losses_N.numel():
+        _warn_of_strays(ids_B, num_domains)
+    return sums_K, counts_K
+
+
+def _warn_of_strays(ids_B: torch.Tensor, num_domains: int) -> None:
+    strays = ids_B[(ids_B < -1) | (ids_B >= num_domains)]
+    if strays.numel():
+        warnings.warn(
+            f"{strays.numel()} of {ids_B.numel()} domain ids lie outside [0, {num_domains}), the first is "
+            f"{int(strays[0])}: their tokens are counted in no domain; give -1 where that is meant",
+            RuntimeWarning,
+            stacklevel=2,
+        )
 
 
 @_domain_loss.register_kernel("cuda")

@@ -9,6 +9,8 @@ import torch
 import triton
 import triton.language as tl
 
+from ado_kernels.ops.launch import Launch
+
 _BLOCK_N, _BLOCK_K = 128, 16
 _SLAB_TOKENS, _MAX_SLABS = 1024, 128
 
@@ -31,12 +33,12 @@ def domain_loss_gpu(losses_N: torch.Tensor, ids_B: torch.Tensor, num_domains: in
         num_domains,
         BLOCK_N=_BLOCK_N,
         BLOCK_K=_BLOCK_K,
-        num_warps=4,
+        **Launch().options(),
     )
     sums_K = torch.empty(num_domains, dtype=torch.float64, device=device)
     counts_K = torch.empty(num_domains, dtype=torch.int64, device=device)
     sum_slabs_kernel[(triton.cdiv(num_domains, 64),)](
-        sums_SK, counts_SK, sums_K, counts_K, num_slabs, num_domains, BLOCK_K=64, num_warps=2
+        sums_SK, counts_SK, sums_K, counts_K, num_slabs, num_domains, BLOCK_K=64, **Launch(warps=2).options()
     )
     return sums_K, counts_K
 

@@ -7,11 +7,12 @@ Logits exist for a few large chunks of rows only, in one reused buffer, and beco
 gradients are formed in the forward pass (three matmuls in all, none repeated) and scaled in the backward pass. Few
 large chunks, because each one after the first reads and writes the float32 accumulator of the weight's gradient.
 That accumulator is float32 for every dtype: rounding it to bf16 per chunk is what derails other chunked
-implementations (Liger-Kernel issues 512, 827).
+implementations (Liger-Kernel issues 512, 827). For GPUs from sm_90 on, the launch table can choose a second method,
+which spares the pass over a chunk's logits (exponentials.py).
 
 Numbers: no host synchronisation on a GPU. All tokens ignored: loss 0, gradients 0. A target outside the vocabulary
 raises on a CPU and makes the loss NaN on a GPU (its gradient rows are 0). Domain ids outside [0, K) are counted
-nowhere: `domain_counts.sum()` short of the kept tokens tells of them.
+nowhere, see domain_loss: -1 on purpose; others warn on a CPU, and on a GPU `domain_counts.sum()` is short of them.
 Under autocast, matmul operands take autocast's dtype inside; the weight's gradient keeps the weight's dtype.
 Idea of chunking with gradients in the forward pass: malek, efficient_cross_entropy; Liger-Kernel, arXiv 2410.10989.
 Local tensors only: under FSDP the weight must be unsharded when this is called.
@@ -39,9 +40,10 @@ def linear_cross_entropy(
     """loss (), domain_sums (K,) float64 in nats, domain_counts (K,) int64 of kept tokens.
 
     hidden: (N, H), weight: (V, H), floating; targets: (N,) int64 in [0, V) or ignore_index; domain_ids: (N,) integers,
-    or (b,) with one id per N / b consecutive rows (a sequence). loss is float32 (float64 for float64 input) and
-    differentiable in hidden and weight; sums and counts carry no gradient.
-    Raises ValueError where shapes do not fit, and on a CPU for a target outside the vocabulary.
+    or (b,) with one id per N / b consecutive rows (a sequence), -1: of no domain. loss is float32 (float64 for float64
+    input) and differentiable in hidden and weight; sums and counts carry no gradient.
+    Raises ValueError where shapes do not fit, and on a CPU for a target outside the vocabulary; warns there of domain
+    ids outside [-1, K).
     """
     _check(hidden, weight, targets)
     check_domains(hidden.shape[0], domain_ids, num_domains)

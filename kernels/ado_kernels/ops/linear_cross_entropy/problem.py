@@ -35,3 +35,23 @@ class Result:
     squares_N: torch.Tensor
     dhidden_NH: torch.Tensor
     dweight_VH: torch.Tensor
+
+
+@dataclass(frozen=True)
+class Chunk:
+    """Rows of a problem that are worked on together, and where their results go (empty where not asked for).
+
+    buffer_CV: scratch for logits or what stands in for them, rows 16-byte aligned. dweight_VH is the accumulator of
+    all chunks; the `first` one overwrites it.
+    """
+
+    problem: Problem
+    x_CH: torch.Tensor
+    weight_VH: torch.Tensor
+    targets_C: torch.Tensor
+    buffer_CV: torch.Tensor
+    losses_C: torch.Tensor
+    squares_C: torch.Tensor
+    dhidden_CH: torch.Tensor
+    dweight_VH: torch.Tensor
+    first: bool

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from numba import njit, prange
 
-from ado_kernels.ops.numba_math import FAST_SUMS, accumulation_dtype, array, use_threads
+from ado_kernels.ops.numba_math import FAST_SUMS, accumulation_dtype, array, array_of_own, use_threads
 
 _SLABS = 16
 
@@ -37,7 +37,7 @@ def backward_cpu(
 
 
 def _optional(weight_D: torch.Tensor | None, dtype: torch.dtype) -> np.ndarray:
-    return array(torch.empty(0, dtype=dtype) if weight_D is None else weight_D.to(dtype).contiguous())
+    return array_of_own(torch.empty(0) if weight_D is None else weight_D, dtype)
 
 
 @njit(parallel=True, nogil=True, cache=True, fastmath=FAST_SUMS)

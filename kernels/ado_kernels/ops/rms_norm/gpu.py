@@ -12,7 +12,7 @@ import torch
 import triton
 import triton.language as tl
 
-from ado_kernels.ops.launch import launch, size_class
+from ado_kernels.ops.launch import Launch, launch, size_class
 from ado_kernels.ops.numba_math import accumulation_dtype
 
 _SUM_COLUMNS = 64
@@ -50,7 +50,7 @@ def forward_gpu(
             ACC=_triton_dtype(wide),
             ROWS=plan.rows,
             BLOCK_D=size_class(width),
-            num_warps=plan.warps,
+            **plan.options(),
         )
     return y_ND, rstd_N, total_ND
 
@@ -90,15 +90,19 @@ def backward_gpu(
         ROWS=plan.rows,
         BLOCK_D=size_class(width),
         STAGES=plan.stages,
-        num_warps=plan.warps,
+        **plan.options(),
     )
-    if weight_D is None:
-        return dx_ND, partial_GD
-    dweight_D = torch.empty(width, dtype=weight_D.dtype, device=x_ND.device)
+    return dx_ND, partial_GD if weight_D is None else sum_partials(partial_GD, weight_D.dtype)
+
+
+def sum_partials(partial_GD: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    """Sum (D,) of the rows, in an order that depends on their number alone."""
+    num_partials, width = partial_GD.shape
+    out_D = torch.empty(width, dtype=dtype, device=partial_GD.device)
     sum_partials_kernel[(triton.cdiv(width, _SUM_COLUMNS),)](
-        partial_GD, dweight_D, plan.programs, width, BLOCK_G=32, BLOCK_D=_SUM_COLUMNS, num_warps=4
+        partial_GD, out_D, num_partials, width, BLOCK_G=32, BLOCK_D=_SUM_COLUMNS, **Launch().options()
     )
-    return dx_ND, dweight_D
+    return out_D
 
 
 def _unit_stride(x_ND: torch.Tensor) -> torch.Tensor:

@@ -27,7 +27,7 @@ def forward_gpu(gate: torch.Tensor, up: torch.Tensor) -> torch.Tensor:
             width,
             ACC=_accumulator(gate),
             BLOCK=_BLOCK,
-            num_warps=launch("swiglu", device=gate.device).warps,
+            **launch("swiglu", device=gate.device).options(),
         )
     return out
 
@@ -50,7 +50,7 @@ def backward_gpu(dout: torch.Tensor, gate: torch.Tensor, up: torch.Tensor) -> tu
             width,
             ACC=_accumulator(gate),
             BLOCK=_BLOCK,
-            num_warps=launch("swiglu", device=gate.device).warps,
+            **launch("swiglu", device=gate.device).options(),
         )
     return dgate, dup
 

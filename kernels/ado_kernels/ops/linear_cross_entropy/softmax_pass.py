@@ -1,0 +1,112 @@
+"""One chunk by cuBLAS matmuls and one Triton pass over the logits between them.
+
+logits = x W^T (bf16 for bf16 input) into the buffer; a program per row makes loss and gradient in place, reading the
+row twice (the second time from the L2 cache: 132 rows of 100 KB); dx = g W; dW += g^T x into a float32 accumulator
+inside the matmul. The row kernel reads blocks of 4096 with 8 warps; 32,768 with 32 warps, as others do, spills
+registers. It keeps one running maximum per block and partial sums per lane, so an element costs one exp per pass.
+"""
+
+import torch
+import triton
+import triton.language as tl
+
+from ado_kernels.ops.launch import launch
+from ado_kernels.ops.linear_cross_entropy.problem import Chunk
+
+_BLOCK_V = 4096
+
+
+def run_chunk(chunk: Chunk) -> None:
+    """Fills the chunk's losses, squares and gradients, through logits in the chunk's buffer."""
+    logits_CV = torch.mm(chunk.x_CH, chunk.weight_VH.t(), out=chunk.buffer_CV)
+    softmax_gradient(chunk)
+    if chunk.problem.hidden_grad:
+        torch.mm(logits_CV, chunk.weight_VH, out=chunk.dhidden_CH)
+    if chunk.problem.weight_grad:
+        accumulate(chunk.dweight_VH, logits_CV.t(), chunk.x_CH, chunk.first)
+
+
+def softmax_gradient(chunk: Chunk) -> None:
+    """Losses and squares of the logits in the buffer; the logits become their gradients where one is needed."""
+    logits_CV, (num_rows, vocabulary) = chunk.buffer_CV, chunk.buffer_CV.shape
+    ignore_index, z_loss, with_grad = chunk.problem.options()
+    softmax_gradient_kernel[(num_rows,)](
+        logits_CV,
+        chunk.targets_C,
+        chunk.losses_C,
+        chunk.squares_C,
+        logits_CV.stride(0),
+        vocabulary,
+        ignore_index,
+        z_loss,
+        WITH_GRAD=with_grad,
+        ACC=tl.float64 if chunk.losses_C.dtype == torch.float64 else tl.float32,
+        BLOCK_V=min(_BLOCK_V, triton.next_power_of_2(vocabulary)),
+        **launch("softmax_gradient", device=logits_CV.device).options(),
+    )
+
+
+def accumulate(sum_VH: torch.Tensor, g_VC: torch.Tensor, x_CH: torch.Tensor, first: bool) -> None:
+    """sum += g x (sum = g x if `first`), in float32 whatever the operands' dtype."""
+    if g_VC.dtype == sum_VH.dtype:
+        sum_VH.addmm_(g_VC, x_CH, beta=0 if first else 1)
+    elif first:
+        torch.mm(g_VC, x_CH, out_dtype=sum_VH.dtype, out=sum_VH)
+    else:
+        torch.addmm(sum_VH, g_VC, x_CH, out_dtype=sum_VH.dtype, out=sum_VH)
+
+
+@triton.jit
+def softmax_gradient_kernel(
+    logits_ptr,
+    targets_ptr,
+    losses_ptr,
+    squares_ptr,
+    row_stride,
+    vocabulary,
+    ignore_index,
+    z_loss,
+    WITH_GRAD: tl.constexpr,
+    ACC: tl.constexpr,
+    BLOCK_V: tl.constexpr,
+):
+    """Program (row): loss, log-partition squared and, in place of the logits, the unscaled gradient; online softmax."""
+    row = tl.program_id(0).to(tl.int64)
+    row_ptr = logits_ptr + row * row_stride
+    lanes = tl.arange(0, BLOCK_V)
+    target = tl.load(targets_ptr + row)
+    ignored = target == ignore_index
+    in_range = (target >= 0) & (target < vocabulary)
+    usable = in_range & (ignored == 0)
+    if usable:
+        at_target = tl.load(row_ptr + target).to(ACC)
+        highest = tl.cast(float("-inf"), ACC)
+        sums = tl.zeros((BLOCK_V,), ACC)
+        for start in range(0, vocabulary, BLOCK_V):
+            mask = start + lanes < vocabulary
+            logits = tl.load(row_ptr + start + lanes, mask, other=float("-inf")).to(ACC)
+            raised = tl.maximum(highest, tl.max(logits, axis=0))
+            sums = sums * tl.exp(highest - raised) + tl.exp(logits - raised)
+            highest = raised
+        total = tl.sum(sums, axis=0)
+        log_total = tl.log(total)
+        log_partition = highest + log_total
+        tl.store(losses_ptr + row, log_total - (at_target - highest))
+        tl.store(squares_ptr + row, log_partition * log_partition)
+        if WITH_GRAD:
+            tl.debug_barrier()  # every warp has read the target's logit before any overwrites it
+            scale = (1.0 + 2.0 * tl.cast(z_loss, ACC) * log_partition) / total
+            for start in range(0, vocabulary, BLOCK_V):
+                columns = start + lanes
+                mask = columns < vocabulary
+                logits = tl.load(row_ptr + columns, mask, other=float("-inf")).to(ACC)
+                gradient = tl.exp(logits - highest) * scale - tl.where(columns == target, 1.0, 0.0).to(ACC)
+                tl.store(row_ptr + columns, gradient.to(logits_ptr.dtype.element_ty), mask)
+    else:
+        nothing = tl.where(ignored, 0.0, float("nan")).to(ACC)
+        tl.store(losses_ptr + row, nothing)
+        tl.store(squares_ptr + row, nothing)
+        if WITH_GRAD:
+            zeros = tl.zeros((BLOCK_V,), logits_ptr.dtype.element_ty)
+            for start in range(0, vocabulary, BLOCK_V):
+                tl.store(row_ptr + start + lanes, zeros, start + lanes < vocabulary)

@@ -1,0 +1,99 @@
+"""RMSNorm and rotary embedding of heads on a CPU: one pass forward, one backward, threads over rows.
+
+A row is one head of one token. The weight's gradient is summed in fixed slabs of rows, then over slabs: the same bits
+for any number of threads.
+"""
+
+import numpy as np
+import torch
+from numba import njit, prange
+
+from ado_kernels.ops.numba_math import FAST_SUMS, accumulation_dtype, array, array_of_own, use_threads
+
+_SLABS = 16
+
+
+def forward_cpu(
+    x: torch.Tensor, weight_Q: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor, eps: float
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """y in x's dtype and shape (B, T, H, Q), and 1 / rms (N,) of its N = B T H rows in the accumulation dtype."""
+    dtype = accumulation_dtype(x.dtype)
+    y = torch.empty(x.shape, dtype=dtype)
+    rstd_N = torch.empty(x.shape[:-1].numel(), dtype=dtype)
+    use_threads(x.numel())
+    _forward(_rows(x, dtype), _constants(weight_Q, cos, sin, dtype), x.shape[2], eps, _rows(y, dtype), array(rstd_N))
+    return y.to(x.dtype), rstd_N
+
+
+def backward_cpu(
+    dy: torch.Tensor,
+    x: torch.Tensor,
+    weight_Q: torch.Tensor,
+    cos: torch.Tensor,
+    sin: torch.Tensor,
+    rstd_N: torch.Tensor,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Gradients of x and of the weight, in their dtypes."""
+    dtype = rstd_N.dtype
+    dx = torch.empty(x.shape, dtype=dtype)
+    constants = _constants(weight_Q, cos, sin, dtype)
+    partial_SQ = np.zeros((_SLABS, x.shape[-1]), constants[0].dtype)
+    use_threads(x.numel())
+    _backward(_rows(dy, dtype), _rows(x, dtype), constants, x.shape[2], array(rstd_N), _rows(dx, dtype), partial_SQ)
+    return dx.to(x.dtype), torch.from_numpy(partial_SQ.sum(axis=0)).to(weight_Q.dtype)
+
+
+def _rows(x: torch.Tensor, dtype: torch.dtype) -> np.ndarray:
+    return array(x.to(dtype).contiguous().view(-1, x.shape[-1]))
+
+
+def _constants(
+    weight_Q: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor, dtype: torch.dtype
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    return array_of_own(weight_Q, dtype), array(cos.to(dtype).contiguous()), array(sin.to(dtype).contiguous())
+
+
+@njit(parallel=True, nogil=True, cache=True, fastmath=FAST_SUMS)
+def _forward(x_NQ, constants, num_heads, eps, y_NQ, rstd_N):
+    weight_Q, cos, sin = constants
+    num_rows, width = x_NQ.shape
+    num_tokens, half = cos.shape
+    scalar = x_NQ.dtype.type
+    for n in prange(num_rows):
+        t = n // num_heads % num_tokens
+        squares = scalar(0)
+        for q in range(width):
+            squares += x_NQ[n, q] * x_NQ[n, q]
+        rstd = scalar(1) / np.sqrt(squares / scalar(width) + scalar(eps))
+        rstd_N[n] = rstd
+        for q in range(half):
+            first = x_NQ[n, q] * rstd * weight_Q[q]
+            second = x_NQ[n, half + q] * rstd * weight_Q[half + q]
+            y_NQ[n, q] = first * cos[t, q] - second * sin[t, q]
+            y_NQ[n, half + q] = second * cos[t, q] + first * sin[t, q]
+
+
+@njit(parallel=True, nogil=True, cache=True, fastmath=FAST_SUMS)
+def _backward(dy_NQ, x_NQ, constants, num_heads, rstd_N, dx_NQ, partial_SQ):
+    weight_Q, cos, sin = constants
+    num_rows, width = x_NQ.shape
+    num_tokens, half = cos.shape
+    num_slabs = partial_SQ.shape[0]
+    scalar = x_NQ.dtype.type
+    for s in prange(num_slabs):
+        partial_Q = partial_SQ[s]
+        for n in range(s * num_rows // num_slabs, (s + 1) * num_rows // num_slabs):
+            t = n // num_heads % num_tokens
+            rstd = rstd_N[n]
+            dot = scalar(0)
+            for q in range(half):  # dx holds the gradient of the weighted norm until the row's dot product is known
+                first = dy_NQ[n, q] * cos[t, q] + dy_NQ[n, half + q] * sin[t, q]
+                second = dy_NQ[n, half + q] * cos[t, q] - dy_NQ[n, q] * sin[t, q]
+                partial_Q[q] += first * x_NQ[n, q] * rstd
+                partial_Q[half + q] += second * x_NQ[n, half + q] * rstd
+                dx_NQ[n, q] = first * weight_Q[q]
+                dx_NQ[n, half + q] = second * weight_Q[half + q]
+                dot += dx_NQ[n, q] * x_NQ[n, q] + dx_NQ[n, half + q] * x_NQ[n, half + q]
+            scale = dot * rstd * rstd / scalar(width)
+            for q in range(width):
+                dx_NQ[n, q] = rstd * (dx_NQ[n, q] - x_NQ[n, q] * scale)

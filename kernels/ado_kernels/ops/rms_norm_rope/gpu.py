@@ -1,0 +1,180 @@
+"""RMSNorm and rotary embedding of heads on a GPU: Triton kernels for forward and backward, each one pass over memory.
+
+A row is one head of one token; its two halves are loaded apart, because channel i turns with channel i + Q/2. The
+backward pass is organised as rms_norm's: a fixed grid of programs, each over every grid-th tile of rows, pipelined;
+partial weight gradients in float32, added in a fixed order.
+"""
+
+import torch
+import triton
+import triton.language as tl
+
+from ado_kernels.ops.launch import launch
+from ado_kernels.ops.numba_math import accumulation_dtype
+from ado_kernels.ops.rms_norm.gpu import sum_partials
+
+
+def forward_gpu(
+    x: torch.Tensor, weight_Q: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor, eps: float
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """y in x's dtype and shape (B, T, H, Q), and 1 / rms (N,) of its N = B T H rows, float32."""
+    (_, num_tokens, num_heads, width), num_rows = x.shape, x.shape[:-1].numel()
+    wide = accumulation_dtype(x.dtype)
+    y = torch.empty(x.shape, dtype=x.dtype, device=x.device)
+    rstd_N = torch.empty(num_rows, dtype=wide, device=x.device)
+    plan = launch("rms_norm_rope", width, x.device)
+    if num_rows:
+        rms_norm_rope_forward_kernel[(triton.cdiv(num_rows, plan.rows),)](
+            x.contiguous(),
+            weight_Q.contiguous(),
+            cos.contiguous(),
+            sin.contiguous(),
+            y,
+            rstd_N,
+            num_rows,
+            num_heads,
+            num_tokens,
+            width,
+            eps,
+            ACC=tl.float64 if wide == torch.float64 else tl.float32,
+            ROWS=plan.rows,
+            HALF=triton.next_power_of_2(width // 2),
+            **plan.options(),
+        )
+    return y, rstd_N
+
+
+def backward_gpu(
+    dy: torch.Tensor,
+    x: torch.Tensor,
+    weight_Q: torch.Tensor,
+    cos: torch.Tensor,
+    sin: torch.Tensor,
+    rstd_N: torch.Tensor,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Gradients of x and of the weight, in their dtypes."""
+    (_, num_tokens, num_heads, width), num_rows = x.shape, x.shape[:-1].numel()
+    dx = torch.empty(x.shape, dtype=x.dtype, device=x.device)
+    plan = launch("rms_norm_rope_backward", width, x.device)
+    partial_GQ = torch.empty((plan.programs, width), dtype=rstd_N.dtype, device=x.device)
+    rms_norm_rope_backward_kernel[(plan.programs,)](
+        dy.contiguous(),
+        x.contiguous(),
+        weight_Q.contiguous(),
+        cos.contiguous(),
+        sin.contiguous(),
+        rstd_N,
+        dx,
+        partial_GQ,
+        num_rows,
+        num_heads,
+        max(num_tokens, 1),
+        width,
+        ACC=tl.float64 if rstd_N.dtype == torch.float64 else tl.float32,
+        ROWS=plan.rows,
+        HALF=triton.next_power_of_2(width // 2),
+        STAGES=plan.stages,
+        **plan.options(),
+    )
+    return dx, sum_partials(partial_GQ, weight_Q.dtype)
+
+
+@triton.jit
+def _places(rows, in_row, num_heads, num_tokens, width, HALF: tl.constexpr):
+    """Offsets of the first half of each row and of its token's angles, and which of them exist."""
+    channels = tl.arange(0, HALF)
+    half = width // 2
+    mask = in_row[:, None] & (channels < half)[None, :]
+    token = rows // num_heads % num_tokens
+    return rows[:, None] * width + channels[None, :], token[:, None] * half + channels[None, :], mask
+
+
+@triton.jit
+def _halves(ptr, places, half, mask, ACC: tl.constexpr):
+    return tl.load(ptr + places, mask, other=0.0).to(ACC), tl.load(ptr + half + places, mask, other=0.0).to(ACC)
+
+
+@triton.jit
+def rms_norm_rope_forward_kernel(
+    x_ptr,
+    weight_ptr,
+    cos_ptr,
+    sin_ptr,
+    y_ptr,
+    rstd_ptr,
+    num_rows,
+    num_heads,
+    num_tokens,
+    width,
+    eps,
+    ACC: tl.constexpr,
+    ROWS: tl.constexpr,
+    HALF: tl.constexpr,
+):
+    """Program (ROWS rows): normed, weighted and turned."""
+    rows = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
+    in_row = rows < num_rows
+    places, angles, mask = _places(rows, in_row, num_heads, num_tokens, width, HALF)
+    half = width // 2
+    channels = tl.arange(0, HALF)
+    first, second = _halves(x_ptr, places, half, mask, ACC)
+    weight_first, weight_second = _halves(weight_ptr, channels, half, channels < half, ACC)
+    mean_square = tl.sum(first * first + second * second, axis=1) / tl.cast(width, ACC)
+    rstd = 1.0 / tl.sqrt(mean_square + tl.cast(eps, ACC))
+    tl.store(rstd_ptr + rows, rstd, in_row)
+    first *= rstd[:, None] * weight_first[None, :]
+    second *= rstd[:, None] * weight_second[None, :]
+    cos = tl.load(cos_ptr + angles, mask, other=0.0).to(ACC)
+    sin = tl.load(sin_ptr + angles, mask, other=0.0).to(ACC)
+    tl.store(y_ptr + places, (first * cos - second * sin).to(y_ptr.dtype.element_ty), mask)
+    tl.store(y_ptr + half + places, (second * cos + first * sin).to(y_ptr.dtype.element_ty), mask)
+
+
+@triton.jit
+def rms_norm_rope_backward_kernel(
+    dy_ptr,
+    x_ptr,
+    weight_ptr,
+    cos_ptr,
+    sin_ptr,
+    rstd_ptr,
+    dx_ptr,
+    partial_ptr,
+    num_rows,
+    num_heads,
+    num_tokens,
+    width,
+    ACC: tl.constexpr,
+    ROWS: tl.constexpr,
+    HALF: tl.constexpr,
+    STAGES: tl.constexpr,
+):
+    """Program p of a fixed grid: dx of every grid-th group of rows, and one partial row of dweight."""
+    program = tl.program_id(0)
+    half = width // 2
+    channels = tl.arange(0, HALF)
+    weight_first, weight_second = _halves(weight_ptr, channels, half, channels < half, ACC)
+    partial_first = tl.zeros((HALF,), ACC)
+    partial_second = tl.zeros((HALF,), ACC)
+    for tile in tl.range(program, tl.cdiv(num_rows, ROWS), tl.num_programs(0), num_stages=STAGES):
+        rows = tl.cast(tile, tl.int64) * ROWS + tl.arange(0, ROWS)
+        in_row = rows < num_rows
+        places, angles, mask = _places(rows, in_row, num_heads, num_tokens, width, HALF)
+        dy_first, dy_second = _halves(dy_ptr, places, half, mask, ACC)
+        x_first, x_second = _halves(x_ptr, places, half, mask, ACC)
+        cos = tl.load(cos_ptr + angles, mask, other=0.0).to(ACC)
+        sin = tl.load(sin_ptr + angles, mask, other=0.0).to(ACC)
+        rstd = tl.load(rstd_ptr + rows, in_row, other=0.0)[:, None]
+        first, second = dy_first * cos + dy_second * sin, dy_second * cos - dy_first * sin
+        x_first *= rstd
+        x_second *= rstd
+        partial_first += tl.sum(first * x_first, axis=0)
+        partial_second += tl.sum(second * x_second, axis=0)
+        first *= weight_first[None, :]
+        second *= weight_second[None, :]
+        slope = tl.sum(first * x_first + second * x_second, axis=1)[:, None] / tl.cast(width, ACC)
+        tl.store(dx_ptr + places, (rstd * (first - x_first * slope)).to(dx_ptr.dtype.element_ty), mask)
+        tl.store(dx_ptr + half + places, (rstd * (second - x_second * slope)).to(dx_ptr.dtype.element_ty), mask)
+    at_partial = partial_ptr + program.to(tl.int64) * width + channels
+    tl.store(at_partial, partial_first, channels < half)
+    tl.store(at_partial + half, partial_second, channels < half)
