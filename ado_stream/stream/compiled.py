@@ -74,7 +74,10 @@ def words(key: np.uint64, count: int) -> np.ndarray:
 
 @njit(cache=True, nogil=True)
 def systematic(mixture_K, u, key, domain_B):
-    """Fills `domain_B`: point j takes the domain whose interval of the cumulative mixture holds (u + j) / B."""
+    """Fills `domain_B`: point j takes the domain whose interval of the cumulative mixture holds (u + j) / B.
+
+    The points are then shuffled over the slots (Durstenfeld 1964).
+    """
     num_slots = domain_B.size
     total = 0.0
     last = 0
@@ -88,8 +91,11 @@ def systematic(mixture_K, u, key, domain_B):
         cumulative += mixture_K[k]
         end = num_slots if k == last else min(num_slots, int(np.ceil(num_slots * (cumulative / total) - u)))
         for j in range(start, end):
-            domain_B[permute(j, num_slots, key)] = k
+            domain_B[j] = k
         start = max(start, end)
+    for j in range(num_slots - 1, 0, -1):
+        other = np.int64(word(key, np.uint64(j)) % np.uint64(j + 1))
+        domain_B[j], domain_B[other] = domain_B[other], domain_B[j]
 
 
 @njit(cache=True, nogil=True)
