@@ -32,9 +32,10 @@ def keep_torchs_threads() -> None:
     """
     import numba
     import torch
+    from numba.core import config
 
     num_threads = torch.get_num_threads()
-    numba.set_num_threads(min(num_threads, numba.config.NUMBA_NUM_THREADS))
+    numba.set_num_threads(min(num_threads, config.NUMBA_NUM_THREADS))  # type: ignore[attr-defined]
     torch.set_num_threads(num_threads)
 
 

@@ -1,31 +1,30 @@
-"""What the tests of training share: a way to run a function's file on several ranks."""
+"""What the tests of training share: ways to run a function elsewhere and on several ranks, a corpus, a config."""
 
 import json
-import os
-import subprocess
-import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
-ROOT = Path(__file__).parents[2]
+from tests.train.forked import Forked
+
+@pytest.fixture(scope="session")
+def forked(tmp_path_factory) -> Iterator[Forked]:
+    """Starts children in milliseconds (tests/train/forked.py)."""
+    children = Forked(tmp_path_factory.mktemp("forked"))
+    yield children
+    children.close()
 
 
 @pytest.fixture(scope="session")
-def ranks(tmp_path_factory) -> Callable[..., list]:
-    """Runs `script ARGS... OUT` on `num_ranks` CPU ranks (torchrun if several), returns OUT's JSON."""
+def ranks(forked: Forked, tmp_path_factory) -> Callable[..., Any]:
+    """Runs `function(*arguments, OUT)` on `num_ranks` CPU ranks and returns the JSON that OUT then holds."""
 
-    def run(num_ranks: int, script: Path, *arguments: object) -> list:
-        out = tmp_path_factory.mktemp(f"ranks-{num_ranks}") / "out.json"
-        paths = [str(ROOT / part) for part in (".", "kernels", "model")]
-        environment = {**os.environ, "PYTHONPATH": os.pathsep.join(paths), "OMP_NUM_THREADS": "1"}
-        torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(num_ranks)]
-        launcher = torchrun if num_ranks > 1 else []
-        command = [sys.executable, *launcher, str(script), *map(str, arguments), str(out)]
-        done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120, check=False)
-        assert done.returncode == 0, done.stderr[-4000:]
+    def run(num_ranks: int, function: Callable[..., None], *arguments: Any) -> Any:
+        out = tmp_path_factory.mktemp("ranks") / "out.json"
+        forked.run(function, *arguments, str(out), num_ranks=num_ranks)
         return json.loads(out.read_text())
 
     return run

@@ -1,7 +1,5 @@
 """A training step: equal on every world and strategy, against plain AdamW, and unmoved by what is not finite."""
 
-from pathlib import Path
-
 import pytest
 import torch
 import torch.nn.functional as F
@@ -12,8 +10,8 @@ from ado_stream.train.distributed import World
 from ado_stream.train.parallel import ParallelModel
 from ado_stream.train.schedule import Schedule
 from ado_stream.train.step import TrainStep, make_optimizer
+from tests.train import steps_on_ranks
 
-SCRIPT = Path(__file__).parent / "steps_on_ranks.py"
 POISONED = 5  # at this step the last rank's loss is NaN
 ALONE = World(0, 1, torch.device("cpu"))
 CONFIG = ModelConfig(num_layers=2, width=32, num_heads=2, vocab_size=97, context_length=16)
@@ -21,15 +19,13 @@ CONFIG = ModelConfig(num_layers=2, width=32, num_heads=2, vocab_size=97, context
 
 @pytest.fixture(scope="module")
 def alone(ranks) -> list:
-    return ranks(1, SCRIPT, "ddp", POISONED)
+    return ranks(1, steps_on_ranks.main, "ddp", POISONED)
 
 
-@pytest.mark.parametrize(
-    ("num_ranks", "strategy"), [(2, "ddp"), (2, "fsdp"), pytest.param(4, "ddp", marks=pytest.mark.slow)]
-)
+@pytest.mark.parametrize(("num_ranks", "strategy"), [(2, "ddp"), (2, "fsdp"), (4, "ddp"), (4, "fsdp")])
 def test_every_world_has_the_same_losses_and_skips_the_same_step(ranks, alone: list, num_ranks: int, strategy: str):
     """The same sums in another order: float32 roundings of 1e-7, grown over 20 steps to well under 1e-5."""
-    found = ranks(num_ranks, SCRIPT, strategy, POISONED)
+    found = ranks(num_ranks, steps_on_ranks.main, strategy, POISONED)
     for one, many in zip(alone, found, strict=True):
         assert many["loss"] == pytest.approx(one["loss"], abs=1e-5)
         assert many["grad_norm"] == pytest.approx(one["grad_norm"], rel=1e-4)
