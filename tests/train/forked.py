@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 
 _CONTEXT = multiprocessing.get_context("forkserver")
-_PRELOADED = ["ado_stream.train.run", "torch.distributed.checkpoint", "tests.train.forked"]
+_PRELOADED = ["ado_stream.train.run", "torch._dynamo", "safetensors.torch", "tests.train.forked"]
 
 
 class Forked:
