@@ -9,6 +9,8 @@ import numpy as np
 import pytest
 
 from tests.train.forked import Forked
+from tests.train.micro import MICRO, train_micro
+
 
 @pytest.fixture(scope="session")
 def forked(tmp_path_factory) -> Iterator[Forked]:
@@ -56,12 +58,22 @@ def tiny_corpus(tmp_path_factory) -> Path:
 @pytest.fixture
 def settings(tiny_corpus: Path, tmp_path: Path, monkeypatch) -> dict:
     """A config of twelve quick steps of a model called micro, in which ADO acts from the second step on."""
-    from ado_model import PRESETS, ModelConfig
+    from ado_model import PRESETS
 
-    monkeypatch.setitem(PRESETS, "micro", ModelConfig(num_layers=1, width=16, num_heads=1))
+    monkeypatch.setitem(PRESETS, "micro", MICRO)
+    return _settings(tiny_corpus, tmp_path)
+
+
+@pytest.fixture(scope="session")
+def compiled(forked: Forked, tiny_corpus: Path, tmp_path_factory) -> None:
+    """The kernels' machine code is on disk; a process that compiles it itself may round the last bit otherwise."""
+    forked.run(train_micro, _settings(tiny_corpus, tmp_path_factory.mktemp("compiled")))
+
+
+def _settings(corpus: Path, folder: Path) -> dict:
     return {
-        "corpus": str(tiny_corpus),
-        "run_dir": str(tmp_path / "run"),
+        "corpus": str(corpus),
+        "run_dir": str(folder / "run"),
         "model": {"preset": "micro"},
         "data": {"global_batch_size": 8, "prefetch": 2, "mixture_lag": 2, "io_threads": 1},
         "policy": {"name": "ado", "options": {"start_step": 2, "ignore_steps": 0, "interval": 2}},

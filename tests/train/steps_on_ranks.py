@@ -58,4 +58,3 @@ def main(strategy: str, poisoned_step: int, out: str) -> None:
             )
         if world.is_main:
             Path(out).write_text(json.dumps(found))
-

@@ -9,19 +9,10 @@ import pytest
 from safetensors.torch import load_file
 
 from ado_stream.record import read_run
+from tests.train.micro import train_micro
 
 NUM_PREEMPTIONS = 10
 NUM_STEPS = 200
-
-
-def train(settings: dict) -> None:
-    """What a preempted process was doing: training from its newest checkpoint."""
-    from ado_model import PRESETS, ModelConfig
-    from ado_stream.train.config import load_config
-    from ado_stream.train.run import run_training
-
-    PRESETS["micro"] = ModelConfig(num_layers=1, width=16, num_heads=1)
-    run_training(load_config(settings))
 
 
 def settings_of(settings: dict, run_dir: Path, num_steps: int) -> dict:
@@ -49,17 +40,16 @@ def lines_of(run_dir: Path) -> dict[str, list[dict]]:
 
 
 @pytest.mark.fault
-def test_ten_preemptions_change_nothing(settings: dict, tmp_path: Path, forked):
+def test_ten_preemptions_change_nothing(settings: dict, tmp_path: Path, forked, compiled):
     """By SIGKILL, which leaves the steps since the last checkpoint to be done again, and by SIGTERM, which saves."""
-    forked.run(train, settings_of(settings, tmp_path / "warm", 6))  # the kernels' machine code is on disk from here on
     whole, preempted = tmp_path / "whole", tmp_path / "preempted"
-    forked.run(train, settings_of(settings, whole, NUM_STEPS))
+    forked.run(train_micro, settings_of(settings, whole, NUM_STEPS))
     generator = random.Random(3)
     numbers = [signal.SIGKILL, signal.SIGTERM] * (NUM_PREEMPTIONS // 2)
     generator.shuffle(numbers)
     for number in numbers:
         wanted = num_steps(preempted) + generator.randrange(6, 20)
-        child = forked.start(train, settings_of(settings, preempted, NUM_STEPS))
+        child = forked.start(train_micro, settings_of(settings, preempted, NUM_STEPS))
         while child.is_alive() and num_steps(preempted) < wanted:
             time.sleep(0.001)
         time.sleep(generator.random() * 0.01)
@@ -68,7 +58,7 @@ def test_ten_preemptions_change_nothing(settings: dict, tmp_path: Path, forked):
         child.join()
         assert child.exitcode == (-signal.SIGKILL if number == signal.SIGKILL else 0), child.log.read_text()
     assert num_steps(preempted) < NUM_STEPS
-    forked.run(train, settings_of(settings, preempted, NUM_STEPS))
+    forked.run(train_micro, settings_of(settings, preempted, NUM_STEPS))
     assert lines_of(preempted) == lines_of(whole)
     (one,), (other,) = (
         (folder / "checkpoints" / f"step_{NUM_STEPS:08d}").glob("*.safetensors") for folder in (whole, preempted)
