@@ -1,4 +1,4 @@
-"""FAULTS.md P1 and P2 under a real torchrun: ranks and launchers killed, runs asked to stop. Nothing lost, nothing twice.
+"""FAULTS.md P1 and P2 under a real torchrun: ranks and launchers killed, runs asked to stop; nothing lost or doubled.
 
 The reference is the ledger of two ranks that were left alone; its mixtures and final weights must come out to the bit.
 """
@@ -18,6 +18,7 @@ from safetensors.torch import load_file
 
 from ado_stream.record import read_run
 from tests.train import ledgered
+from tests.train.forked import finish
 
 pytestmark = pytest.mark.fault
 ROOT = Path(__file__).parents[2]
@@ -170,5 +171,19 @@ def test_p2_all_ranks_stop_at_one_step_save_and_exit_0(reference, written, launc
     assert lines["step"][-1]["step"] + 1 == stop
     marker = folder / "run" / "checkpoints" / f"step_{stop:08d}" / "COMMIT.json"
     assert 0 < marker.stat().st_mtime - asked < 5.0
+    forked.run(ledgered.main, file, name, num_ranks=2)
+    equal_to(reference, folder)
+
+
+def test_p2_a_signal_to_one_rank_stops_all_of_them(reference, written, forked):
+    """The sibling, each rank going by its own signal alone, would leave the others waiting for it."""
+    file, name = written("asked", collective_timeout_s=20.0)
+    folder = Path(name)
+    ranks = forked.start_ranks(2, ledgered.main, file, name)
+    until(lambda: last_step(folder) >= 12)
+    ranks[1].terminate()
+    for rank in ranks:
+        finish(rank)
+    assert ledgered.last_step(folder, 0) == ledgered.last_step(folder, 1) < NUM_STEPS - 1
     forked.run(ledgered.main, file, name, num_ranks=2)
     equal_to(reference, folder)
