@@ -1,6 +1,8 @@
 """What the tests of training share: ways to run a function elsewhere and on several ranks, a corpus, a config."""
 
+import contextlib
 import json
+import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -8,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from benchmarks.bench_multinode import network
 from tests.train.forked import Forked
 from tests.train.micro import MICRO, train_micro
 
@@ -30,6 +33,17 @@ def ranks(forked: Forked, tmp_path_factory) -> Callable[..., Any]:
         return json.loads(out.read_text())
 
     return run
+
+
+@pytest.fixture
+def nodes() -> Iterator[None]:
+    """Two namespaces on one switch; skips where they cannot be made."""
+    with contextlib.ExitStack() as stack:
+        try:
+            stack.enter_context(network())
+        except (OSError, subprocess.CalledProcessError) as error:
+            pytest.skip(f"no network namespaces here (root and iproute2 make them): {error}")
+        yield
 
 
 @pytest.fixture(scope="session")

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.bench_multinode import NETWORK, NODES, STORE, inside, ip, network
+from benchmarks.bench_multinode import NETWORK, NODES, STORE, inside, ip
 from tests.train import ledgered
 
 pytestmark = pytest.mark.fault
@@ -18,16 +18,6 @@ ROOT = Path(__file__).parents[2]
 NUM_STEPS = 40
 TIMEOUT_S = 8.0  # of every wait between ranks
 ADDRESS, PORT = f"{NETWORK}.2", "29512"
-
-
-@pytest.fixture
-def nodes() -> Iterator[None]:
-    """Two namespaces on one switch; skips where they cannot be made."""
-    try:
-        with network():
-            yield
-    except (OSError, subprocess.CalledProcessError) as error:
-        pytest.skip(f"no network namespaces here (root and iproute2 make them): {error}")
 
 
 @pytest.fixture
