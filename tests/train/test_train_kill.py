@@ -15,11 +15,11 @@ NUM_PREEMPTIONS = 10
 NUM_STEPS = 200
 
 
-def settings_of(settings: dict, run_dir: Path, num_steps: int) -> dict:
+def settings_of(settings: dict, run_dir: Path) -> dict:
     return {
         **settings,
         "run_dir": str(run_dir),
-        "train": {**settings["train"], "steps": num_steps},
+        "train": {**settings["train"], "steps": NUM_STEPS},
         "checkpoint": {"every_steps": 5},
     }
 
@@ -43,13 +43,13 @@ def lines_of(run_dir: Path) -> dict[str, list[dict]]:
 def test_ten_preemptions_change_nothing(settings: dict, tmp_path: Path, forked, compiled):
     """By SIGKILL, which leaves the steps since the last checkpoint to be done again, and by SIGTERM, which saves."""
     whole, preempted = tmp_path / "whole", tmp_path / "preempted"
-    forked.run(train_micro, settings_of(settings, whole, NUM_STEPS))
+    forked.run(train_micro, settings_of(settings, whole))
     generator = random.Random(3)
     numbers = [signal.SIGKILL, signal.SIGTERM] * (NUM_PREEMPTIONS // 2)
     generator.shuffle(numbers)
     for number in numbers:
         wanted = num_steps(preempted) + generator.randrange(6, 20)
-        child = forked.start(train_micro, settings_of(settings, preempted, NUM_STEPS))
+        child = forked.start(train_micro, settings_of(settings, preempted))
         while child.is_alive() and num_steps(preempted) < wanted:
             time.sleep(0.001)
         time.sleep(generator.random() * 0.01)
@@ -58,7 +58,7 @@ def test_ten_preemptions_change_nothing(settings: dict, tmp_path: Path, forked, 
         child.join()
         assert child.exitcode == (-signal.SIGKILL if number == signal.SIGKILL else 0), child.log.read_text()
     assert num_steps(preempted) < NUM_STEPS
-    forked.run(train_micro, settings_of(settings, preempted, NUM_STEPS))
+    forked.run(train_micro, settings_of(settings, preempted))
     assert lines_of(preempted) == lines_of(whole)
     (one,), (other,) = (
         (folder / "checkpoints" / f"step_{NUM_STEPS:08d}").glob("*.safetensors") for folder in (whole, preempted)
