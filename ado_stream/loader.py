@@ -35,6 +35,7 @@ class AdaptiveLoader:
         io_threads: threads that fetch, verify and decompress shards; 0 does it when a shard is read.
         pin_memory: page-locked token arrays, for asynchronous copies to a GPU.
         device: copy each batch there, without waiting; None leaves it on the host.
+        timeout_s: how long ranks wait for each other in `observe`, seconds.
 
     Iteration yields dicts: tokens (b, T + 1) int64, domain (b,) int64, step int; it goes on after a break. A context
     manager; `close` stops the threads.
@@ -48,6 +49,7 @@ class AdaptiveLoader:
         io_threads: int = 4,
         pin_memory: bool = False,
         device: torch.device | str | None = None,
+        timeout_s: float = 600.0,
     ):
         if policy is not None and dataset.mixture_lag is None:
             raise ConfigError("a policy needs mixture_lag >= prefetch; this data set has mixture_lag=None.")
@@ -60,7 +62,7 @@ class AdaptiveLoader:
         self._prefetch, self._io_threads, self._pin_memory = prefetch, io_threads, pin_memory
         self._device = None if device is None else torch.device(device)
         self._observed = dataset.step  # the next step to be observed
-        self._reduction = LossReduction(len(dataset.names), dataset.world.replication)
+        self._reduction = LossReduction(len(dataset.names), dataset.world.replication, timeout_s)
 
     @property
     def step(self) -> int:

@@ -6,6 +6,7 @@ later, when the copy is long done. Sums on the host go through a gloo group of t
 
 from collections import deque
 from collections.abc import Callable
+from datetime import timedelta
 
 import numpy as np
 import torch
@@ -19,11 +20,13 @@ Told = tuple[int, np.ndarray, np.ndarray]  # step, (K,) loss sums, (K,) token co
 class LossReduction:
     """(sums, counts) of each step over all ranks, in order; at most one step late.
 
-    replication: so many consecutive ranks told the same numbers; they count once.
+    replication: so many consecutive ranks told the same numbers; they count once. timeout_s: how long ranks wait for
+    each other on the host before all of them fail; a group of its own does not inherit that of the default group.
     """
 
-    def __init__(self, num_domains: int, replication: int):
+    def __init__(self, num_domains: int, replication: int, timeout_s: float):
         self._num_domains, self._replication = num_domains, replication
+        self._timeout = timedelta(seconds=timeout_s)
         self._waiting: deque[tuple[int, Callable[[], np.ndarray]]] = deque()
         self._group: dist.ProcessGroup | None = None
 
@@ -108,7 +111,7 @@ class LossReduction:
 
     def _host_group(self) -> dist.ProcessGroup:
         if self._group is None:
-            group = dist.new_group(backend="gloo")
+            group = dist.new_group(backend="gloo", timeout=self._timeout)
             assert isinstance(group, dist.ProcessGroup)
             self._group = group
         return self._group

@@ -1,13 +1,14 @@
 """How fast a training step is, and what ADO adds to it.
 
 On a CPU: the nano model at sequence 256 and vocabulary 4096, with and without freed memory kept and idle threads
-asleep (each in a process of its own), then the share of ADO in the step, on against natural off, in turn.
+asleep (each in a process of its own), then what ADO adds to a step against the natural mixture, in turn.
 On a GPU: 124M and 1.3B at sequence 1024, bfloat16, compiled: model FLOP/s (6 N + 12 L H Q T a token) against the rate
 of a large matrix product measured in the same process; ADO's share likewise.
 """
 
 import argparse
 import dataclasses
+import itertools
 import json
 import os
 import statistics
@@ -22,6 +23,7 @@ from benchmarks.common import write_result
 
 CPU_ROWS, CPU_TOKENS, CPU_VOCABULARY = 8, 256, 4096
 GPU_ROWS = {"124M": 32, "1.3B": 8}
+GPU_BARS = {"124M": 0.5, "1.3B": 0.55}
 NUM_DOMAINS = 22
 MATMUL_SIZE = 8192
 
@@ -52,8 +54,9 @@ def make_step(preset: str, rows: int, num_tokens: int, vocabulary: int, device: 
 
 def cpu_tokens_per_s(keep_memory: bool, repeats: int) -> float:
     """Tokens per second of nano's median step in this process."""
-    from ado_stream.train.host import keep_freed_memory
+    from ado_stream.train.host import keep_freed_memory, keep_torchs_threads
 
+    keep_torchs_threads()
     if keep_memory:
         keep_freed_memory()
     step, _ = make_step("nano", CPU_ROWS, CPU_TOKENS, CPU_VOCABULARY, "cpu")
@@ -61,24 +64,85 @@ def cpu_tokens_per_s(keep_memory: bool, repeats: int) -> float:
     return CPU_ROWS * CPU_TOKENS / statistics.median(_seconds(step) for _ in range(repeats))
 
 
-def policy_seconds(name: str, repeats: int) -> float:
-    """Median seconds of one policy update, refits included in proportion: the mean over `repeats` updates."""
-    from ado_stream.policy.registry import make_policy
-
-    generator = np.random.default_rng(0)
-    options = {"total_steps": repeats} if name == "ado" else {}
-    policy = make_policy(name, {f"d{k}": 1.0 for k in range(NUM_DOMAINS)}, **options)
-    losses_MK = 2 + 5 * np.arange(1, repeats + 1)[:, None] ** -0.3 + 0.05 * generator.random((repeats, NUM_DOMAINS))
+def policy_seconds(name: str, num_updates: int) -> float:
+    """Seconds of one policy update, the mean over a run of `num_updates` with all of its refits."""
+    policy = _policy(name, num_updates)
+    losses_MK = _losses(num_updates)
     counts_K = np.full(NUM_DOMAINS, 12)
     policy.update(losses_MK[0], counts_K)
     started = time.perf_counter()
     for losses_K in losses_MK[1:]:
         policy.update(losses_K, counts_K)
-    return (time.perf_counter() - started) / (repeats - 1)
+    return (time.perf_counter() - started) / (num_updates - 1)
+
+
+def ado_share(step, seconds_of, pairs: int, runs: int = 5) -> dict:
+    """What ADO adds to `step`, as a share of it, in three ways.
+
+    Steps with ADO and steps with the natural mixture are taken in turn, without a refit in them; medians of the pairs'
+    differences have a 95 % interval (bootstrap). whole_steps: of the steps as a whole, which on a busy machine cannot
+    tell one percent. told: of the part after each step that differs, reduction and policy. counted: an update's mean
+    over a run of 2,000 steps with all refits, less the natural mixture's; median and range of `runs`.
+    """
+    both = [_with_policy(step, name) for name in ("ado", "natural")]
+    for each, _ in both:
+        each()
+    whole = np.array([[seconds_of(each) for each, _ in both] for _ in range(pairs)])
+    told = np.transpose([spent[-pairs:] for _, spent in both])
+    step_s = float(np.median(whole[:, 1]))
+    counted = [(policy_seconds("ado", 2000) - policy_seconds("natural", 2000)) / step_s for _ in range(runs)]
+    return {
+        "step_s": step_s,
+        "pairs": pairs,
+        "whole_steps": _median_difference(whole / step_s),
+        "told": _median_difference(told / step_s),
+        "counted": {"runs": runs, "median": statistics.median(counted), "range": [min(counted), max(counted)]},
+    }
+
+
+def _median_difference(value_R2: np.ndarray) -> dict:
+    """The median of first less second over pairs, and the 95 % interval of that median."""
+    difference_R = value_R2[:, 0] - value_R2[:, 1]
+    drawn = np.random.default_rng(0).choice(difference_R, (4000, len(difference_R)))
+    interval = np.percentile(np.median(drawn, axis=1), [2.5, 97.5])
+    return {"median": float(np.median(difference_R)), "interval_95": interval.tolist()}
+
+
+def _with_policy(step, name: str):
+    """(a call that does one step and tells a policy of it, as AdaptiveLoader does; seconds of each telling)."""
+    from ado_stream.reduction import LossReduction
+
+    policy, reduction = _policy(name, 1_000_000), LossReduction(NUM_DOMAINS, replication=1, timeout_s=600)
+    counts_K = np.full(NUM_DOMAINS, 12)
+    steps, spent = itertools.count(), []
+
+    def one():
+        sums_K, tokens_K = step()
+        started = time.perf_counter()
+        for _, sum_K, token_K in reduction.push(next(steps), sums_K, tokens_K):
+            policy.update(np.divide(sum_K, token_K, out=np.full(NUM_DOMAINS, np.nan), where=token_K > 0), counts_K)
+        spent.append(time.perf_counter() - started)
+
+    return one, spent
+
+
+def _policy(name: str, total_steps: int):
+    from ado_stream.policy.registry import make_policy
+
+    options = {"total_steps": total_steps} if name == "ado" else {}
+    return make_policy(name, {f"d{k}": 1.0 for k in range(NUM_DOMAINS)}, **options)
+
+
+def _losses(num: int) -> np.ndarray:
+    generator = np.random.default_rng(0)
+    return 2 + 5 * np.arange(1, num + 1)[:, None] ** -0.3 + 0.05 * generator.random((num, NUM_DOMAINS))
 
 
 def on_cpu(repeats: int) -> dict:
     """Figures of the CPU, each variant in its own process because both settings are the process's."""
+    from ado_stream.train.host import keep_freed_memory, keep_torchs_threads
+
+    load = os.getloadavg()
     variants = {}
     for keep in (True, False):
         for spins in (0, SPIN_COUNT, 300_000):  # none, ours, the default of GNU's OpenMP
@@ -86,14 +150,15 @@ def on_cpu(repeats: int) -> dict:
             environment = {**os.environ, "GOMP_SPINCOUNT": str(spins)}
             done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
             variants[f"memory {'kept' if keep else 'returned'}, {spins} spins"] = json.loads(done.stdout)
-    best = variants[f"memory kept, {SPIN_COUNT} spins"]
-    ado_s = policy_seconds("ado", 2000) - policy_seconds("natural", 2000)
-    step_s = CPU_ROWS * CPU_TOKENS / best
+    keep_torchs_threads()
+    keep_freed_memory()
+    step, _ = make_step("nano", CPU_ROWS, CPU_TOKENS, CPU_VOCABULARY, "cpu")
     return {
+        "load_average_before": load,
         "tokens_per_s": variants,
-        "ado_seconds_a_step": ado_s,
-        "nano_step_s": step_s,
-        "ado_share_of_a_nano_step": ado_s / step_s,
+        "load_average_after": os.getloadavg(),
+        "ado_share_of_a_nano_step": ado_share(step, _seconds, pairs=3 * repeats),
+        "bar_share": 0.01,
     }
 
 
@@ -114,7 +179,9 @@ def on_gpu(repeats: int) -> dict:
             "tokens_per_s": rows * 1024 / seconds,
             "model_flop_per_s": flops,
             "share_of_matmul": flops / rate,
-            "ado_share_of_step": (policy_seconds("ado", 2000) - policy_seconds("natural", 2000)) / seconds,
+            "bar_share_of_matmul": GPU_BARS[preset],
+            "ado_share_of_step": ado_share(step, _cuda_seconds, pairs=3 * repeats),
+            "bar_ado_share": 0.001,
         }
         del step
         torch.cuda.empty_cache()

@@ -39,6 +39,7 @@ class AdaptiveTrainer(Trainer):
         super().__init__(*arguments, **options)
         if self.args.gradient_accumulation_steps != 1 or self.args.max_steps < 1:
             raise ConfigError("AdaptiveTrainer needs gradient_accumulation_steps=1 and max_steps of at least 1.")
+        self.args.ignore_data_skip = True  # the loader knows where it stands, and must not be read ahead to there again
         self._loader, self._num_domains = loader, len(loader.dataset.names)
 
     def get_train_dataloader(self) -> Any:
@@ -46,7 +47,7 @@ class AdaptiveTrainer(Trainer):
         return _Batches(self._loader)
 
     def compute_loss(self, model: Any, inputs: dict[str, Any], *arguments: Any, **options: Any) -> torch.Tensor:
-        """Mean next-token loss; the per-domain sums go to the loader."""
+        """Mean next-token loss; the per-domain sums go to the loader, but in evaluation."""
         tokens_BT, domain_B = inputs["input_ids"], inputs["domain"]
         targets_BT = tokens_BT[:, 1:]
         logits_BTV = model(input_ids=tokens_BT[:, :-1]).logits
@@ -54,7 +55,8 @@ class AdaptiveTrainer(Trainer):
         sums_K = torch.zeros(self._num_domains, dtype=torch.float64, device=loss_BT.device)
         sums_K.index_add_(0, domain_B, loss_BT.detach().double().sum(1))
         counts_K = torch.bincount(domain_B, minlength=self._num_domains) * targets_BT.shape[1]
-        self._loader.observe(sums_K, counts_K)
+        if model.training:
+            self._loader.observe(sums_K, counts_K)
         return loss_BT.mean()
 
     def _save_checkpoint(self, *arguments: Any, **options: Any) -> None:

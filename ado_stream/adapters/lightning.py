@@ -1,10 +1,11 @@
 """Lightning on an adaptive stream: `Trainer(...).fit(module)` with `module = AdaptiveModule(model, loader, ...)`.
 
 The module brings its own data, tells the loader what each batch taught, and puts the loader's state into Lightning's
-checkpoints. One optimizer step a batch: leave `accumulate_grad_batches` at 1, and `use_distributed_sampler=False`.
+checkpoints. One optimizer step a batch: set `max_steps`, leave `accumulate_grad_batches` at 1, and
+`use_distributed_sampler=False`.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import lightning
@@ -15,6 +16,19 @@ from ado_stream.errors import ConfigError
 from ado_stream.loader import AdaptiveLoader
 
 STATE_KEY = "adaptive_loader"
+
+
+class _Batches:
+    """The loader with a length, without which Lightning would take each batch one step before training on it."""
+
+    def __init__(self, loader: AdaptiveLoader, num_batches: int):
+        self._loader, self._num_batches = loader, num_batches
+
+    def __len__(self) -> int:
+        return self._num_batches
+
+    def __iter__(self) -> Iterator[dict[str, Any]]:
+        return iter(self._loader)
 
 
 class AdaptiveModule(lightning.LightningModule):
@@ -30,12 +44,12 @@ class AdaptiveModule(lightning.LightningModule):
 
     def on_fit_start(self) -> None:
         """Raises ConfigError for settings of the Trainer under which steps and batches would not match."""
-        if self.trainer.accumulate_grad_batches != 1:
-            raise ConfigError("AdaptiveModule needs accumulate_grad_batches=1: one observe a batch, one batch a step.")
+        if self.trainer.accumulate_grad_batches != 1 or self.trainer.max_steps < 1:
+            raise ConfigError("AdaptiveModule needs accumulate_grad_batches=1 and max_steps of at least 1.")
 
-    def train_dataloader(self) -> AdaptiveLoader:
+    def train_dataloader(self) -> _Batches:
         """The adaptive loader; each rank of it serves its own part."""
-        return self._loader
+        return _Batches(self._loader, self.trainer.max_steps)
 
     def training_step(self, batch: dict[str, Any], batch_index: int) -> torch.Tensor:
         """Mean loss of this rank's rows; the per-domain sums go to the loader."""

@@ -8,11 +8,13 @@ from ado_stream.corpus import load_manifest
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The verb's options."""
     parser.add_argument("corpus", metavar="CORPUS", help="folder or URL that `ado-stream prepare` wrote")
     parser.add_argument("--json", action="store_true", help="print corpus.json")
 
 
 def run(args: argparse.Namespace) -> None:
+    """Runs the verb."""
     manifest = load_manifest(args.corpus)
     if args.json:
         print(json.dumps(manifest, ensure_ascii=False))

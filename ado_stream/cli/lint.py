@@ -16,11 +16,13 @@ from ado_stream.prepare.reading import CorpusReader
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The verb's options."""
     parser.add_argument("corpus", metavar="CORPUS", help="folder or URL that `ado-stream prepare` wrote")
     parser.add_argument("--json", action="store_true", help="print the counts and problems as JSON")
 
 
 def run(args: argparse.Namespace) -> int:
+    """Runs the verb; 1 when there is a problem."""
     reader = CorpusReader(args.corpus)
     problems: list[str] = []
     num_shards = _check_shards(reader, problems)

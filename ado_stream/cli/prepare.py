@@ -14,6 +14,7 @@ from ado_stream.prepare.run import prepare
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The verb's options."""
     parser.add_argument(
         "inputs", nargs="+", metavar="IN", help=".jsonl[.zst|.gz], .txt, .parquet, .arrow files, or folders of them"
     )
@@ -41,6 +42,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> None:
+    """Runs the verb."""
     out = prepare(
         PrepareConfig(
             inputs=tuple(args.inputs),

@@ -20,6 +20,7 @@ from ado_stream.prepare.reading import CorpusReader
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The verb's options."""
     parser.add_argument("corpus", metavar="CORPUS", help="folder or URL that `ado-stream prepare` wrote")
     parser.add_argument("--domain", action="append", metavar="NAME", help="only this domain; may be repeated")
     parser.add_argument("--split", choices=SPLITS, default="train")
@@ -33,6 +34,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> None:
+    """Runs the verb."""
     corpus = open_corpus(args.corpus, args.split)
     samples = _samples(args, corpus) if args.batches is None else _batches(args, corpus)
     for place, tokens in samples:

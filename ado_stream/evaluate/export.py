@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ado_stream.errors import ConfigError, StorageError
-from ado_stream.prepare.tokenizer import BYTES, Tokenizer
+from ado_stream.prepare.tokenizer import BYTES, HuggingFaceTokenizer, Tokenizer
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -26,9 +26,8 @@ def export_hugging_face(
 ) -> Path:
     """Writes `model` so that transformers' AutoModelForCausalLM loads it; returns the folder.
 
-    model: with whole parameters (one process, or FSDP gathered), saved in float32. tokenizer: the corpus' own; its
-    files are added unless it is the byte tokenizer, which has none. Raises ConfigError when the folder holds something
-    already, StorageError when it cannot be written.
+    model: with whole parameters (one process, or FSDP gathered), saved in float32. tokenizer: the corpus' own, whose
+    files are added. Raises ConfigError when the folder holds something already, StorageError when it cannot be written.
     """
     from safetensors.torch import save_file
 
@@ -43,14 +42,27 @@ def export_hugging_face(
         end_id = tokenizer.end_id if tokenizer is not None else None
         _write_json(partial / "config.json", hugging_face_config(model, end_id))
         _write_json(partial / "generation_config.json", {"_from_model_config": True, "eos_token_id": end_id})
-        if tokenizer is not None and tokenizer.name != BYTES:
-            tokenizer.save(partial)
+        if tokenizer is not None:
+            (byte_tokenizer() if tokenizer.name == BYTES else tokenizer).save(partial)
         if out_dir.exists():
             out_dir.rmdir()
         partial.rename(out_dir)
     except OSError as error:
         raise StorageError(f"{out_dir}: not exported: {error.strerror}.") from error
     return out_dir
+
+
+def byte_tokenizer() -> HuggingFaceTokenizer:
+    """The byte tokenizer in Hugging Face's format: a BPE without merges, every character falling back to its bytes."""
+    from tokenizers import AddedToken, decoders, models
+    from tokenizers import Tokenizer as HuggingFace
+
+    end_token = "<|endoftext|>"
+    vocabulary = {f"<0x{byte:02X}>": byte for byte in range(256)}
+    tokenizer = HuggingFace(models.BPE(vocab=vocabulary, merges=[], byte_fallback=True))
+    tokenizer.decoder = decoders.Sequence([decoders.ByteFallback(), decoders.Fuse()])
+    tokenizer.add_special_tokens([AddedToken(end_token, special=True)])
+    return HuggingFaceTokenizer(tokenizer, end_token, BYTES)
 
 
 def renamed_parameters(model: "Transformer") -> "dict[str, Tensor]":

@@ -11,6 +11,7 @@ import threading
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -67,7 +68,9 @@ class Checkpointer:
         self._directory, self._world, self._keep = directory, world, keep
         self._asynchronous = asynchronous
         self._pending: _Background | None = None
-        self._group: Any = dist.new_group(backend="gloo") if asynchronous and world.size > 1 else None
+        self._group: Any = None
+        if asynchronous and world.size > 1:
+            self._group = dist.new_group(backend="gloo", timeout=timedelta(seconds=world.timeout_s))
 
     def save(self, step: int, state: TrainingState) -> Path:
         """Saves `state` as the checkpoint of `step` finished steps; raises CheckpointError, older ones stay."""

@@ -24,11 +24,12 @@ PR_SET_PDEATHSIG = 1  # linux/prctl.h
 
 @dataclass(frozen=True)
 class World:
-    """One rank's view: its number, how many there are, the device it computes on."""
+    """One rank's view: its number, how many there are, the device it computes on, how long it waits for the others."""
 
     rank: int
     size: int
     device: torch.device
+    timeout_s: float = 600.0
 
     @property
     def is_main(self) -> bool:
@@ -44,7 +45,7 @@ def join_world(device: str = "auto", timeout_s: float = 600.0) -> Iterator[World
     is half a launcher's, or the device is not there.
     """
     if dist.is_initialized():
-        yield World(dist.get_rank(), dist.get_world_size(), _pick_device(device))
+        yield World(dist.get_rank(), dist.get_world_size(), _pick_device(device), timeout_s)
         return
     if "RANK" not in os.environ:
         yield World(0, 1, _pick_device(device))
@@ -57,7 +58,7 @@ def join_world(device: str = "auto", timeout_s: float = 600.0) -> Iterator[World
     timeout = timedelta(seconds=timeout_s)
     dist.init_process_group(backend, store=_store(rank, size, timeout), rank=rank, world_size=size, timeout=timeout)
     try:
-        yield World(rank, size, picked)
+        yield World(rank, size, picked, timeout_s)
     finally:
         dist.destroy_process_group()
 

@@ -34,11 +34,11 @@ from ado_stream.train.checkpoint import Checkpointer, TrainingState, load_facts,
 from ado_stream.train.config import TrainConfig, save_config
 from ado_stream.train.describe import fit_line, run_line
 from ado_stream.train.distributed import World, join_world, on_main
-from ado_stream.train.host import keep_freed_memory
+from ado_stream.train.host import keep_freed_memory, keep_torchs_threads
 from ado_stream.train.parallel import ParallelModel
 from ado_stream.train.sinks import make_sinks
 from ado_stream.train.step import TrainStep, make_optimizer
-from ado_stream.train.steplog import LogOptions, StepFacts, StepLog
+from ado_stream.train.steplog import LogOptions, Sink, StepFacts, StepLog
 from ado_stream.train.stop import StopRequest
 
 CHECKPOINTS = "checkpoints"
@@ -63,6 +63,7 @@ def run_training(config: TrainConfig, resume: str | os.PathLike[str] = "auto") -
     """
     with contextlib.ExitStack() as stack:
         world = stack.enter_context(join_world(config.train.device, config.train.collective_timeout_s))
+        keep_torchs_threads()
         if world.device.type == "cpu":
             keep_freed_memory()
         training = Training(config, world)
@@ -89,6 +90,7 @@ class Training:
             prefetch=config.data.prefetch,
             io_threads=config.data.io_threads,
             pin_memory=world.device.type == "cuda",
+            timeout_s=world.timeout_s,
         )
         torch.manual_seed(config.seed)
         self._parallel = ParallelModel(Transformer(self._model_config), world, config.train)
@@ -98,6 +100,7 @@ class Training:
         self._saver = Checkpointer(self._checkpoints, world, config.checkpoint.keep, config.checkpoint.asynchronous)
         self._validator: Validator | None = None
         self._record: RunRecord | None = None
+        self._sinks: list[Sink] = []
         self._run_id = uuid.uuid4().hex[:12]
         self._finished = 0  # steps
         self._drawn_K = np.zeros(len(self._names), np.int64)  # samples
@@ -115,14 +118,21 @@ class Training:
         self._record = RunRecord(self._run_dir) if self._world.is_main else None
         config = dataclasses.asdict(self._config)
         options = self._config.log
-        sinks = make_sinks(options, self._run_dir, self._run_id, self._finished, config) if self._world.is_main else []
+        if self._world.is_main:
+            self._sinks = make_sinks(options, self._run_dir, self._run_id, self._finished, config)
         self._log = StepLog(
             self._world,
             self._record,
-            sinks,
-            LogOptions(self._names, self._config.train.steps, options.every_steps, self._config.train.max_nonfinite),
+            self._sinks,
+            LogOptions(
+                names=self._names,
+                num_samples_K=self._loader.dataset.num_samples_K,
+                seq_len=self._loader.dataset.seq_len,
+                total_steps=self._config.train.steps,
+                every_steps=options.every_steps,
+                max_nonfinite=self._config.train.max_nonfinite,
+            ),
         )
-        self._sinks = sinks
         if facts is not None:
             self._log.num_skipped = facts["skipped"]
         line = run_line(self._config, self._corpus, self._loader, self._model_config, self._world, self._run_id)
@@ -173,6 +183,7 @@ class Training:
             domain_tokens=found.domain_tokens_K,
             domain_bytes=found.domain_bytes_K,
         )
+        self._log.scalars(self._finished, {"val_loss": found.loss}, val_domain_loss=found.domain_loss_K)
         if self._world.is_main:
             print(f"step {self._finished:>6}  validation loss {found.loss:.4f}", flush=True)
         return found
@@ -208,7 +219,7 @@ class Training:
         self._save_s = 0.0
         samples_K = self._loader.dataset.sample_counts(batch["step"])
         self._drawn_K += samples_K
-        self._log.push(StepFacts(batch["step"], mixture_K, samples_K, rate, seconds), outcome)
+        self._log.push(StepFacts(batch["step"], mixture_K, samples_K, self._drawn_K.copy(), rate, seconds), outcome)
         self._finished += 1
         self._note_fit()
 
@@ -280,6 +291,9 @@ class Training:
         later = range(policy.fit_step + 1, self._finished)
         drawn_K = self._drawn_K - sum(self._loader.dataset.sample_counts(step) for step in later)
         self._write("fit", **fit_line(policy, drawn_K))
+        fit = policy.fit
+        laws = {"log_beta": fit.log_beta, "log_eps": fit.log_eps, "alpha": fit.alpha}
+        self._log.scalars(policy.fit_step, {}, **laws)
 
     def _due(self, every_steps: int) -> bool:
         return every_steps > 0 and self._finished > 0 and self._finished % every_steps == 0

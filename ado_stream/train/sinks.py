@@ -29,7 +29,7 @@ class TensorBoardSink:
 
 
 class WandbSink:
-    """A run at Weights & Biases with this run's id."""
+    """A run at Weights & Biases with this run's id; its curves go over "step", since a step's numbers come one late."""
 
     def __init__(self, run_dir: Path, run_id: str, config: dict[str, Any]):
         try:
@@ -37,10 +37,11 @@ class WandbSink:
         except ImportError:
             raise _missing("log.wandb", "wandb") from None
         self._run = wandb.init(id=run_id, dir=str(run_dir), config=config, resume="allow", project="ado-stream")
+        self._run.define_metric("*", step_metric="step")
 
     def scalars(self, step: int, values: dict[str, float]) -> None:
         """Adds one point to every curve."""
-        self._run.log(values, step=step)
+        self._run.log({"step": step, **values})
 
     def close(self) -> None:
         """Ends the upload."""

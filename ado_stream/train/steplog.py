@@ -36,15 +36,18 @@ class StepFacts:
     step: int
     mixture_K: np.ndarray
     samples_K: np.ndarray
+    drawn_K: np.ndarray  # samples so far, this step's included
     learning_rate: float
     seconds: dict[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
 class LogOptions:
-    """Console distance, and when a run of bad steps ends."""
+    """Console distance, when a run of bad steps ends, and what turns samples into tokens and epochs."""
 
     names: Sequence[str]
+    num_samples_K: np.ndarray  # of an epoch
+    seq_len: int
     total_steps: int
     every_steps: int
     max_nonfinite: int
@@ -135,12 +138,25 @@ class StepLog:
             "grad_norm": line["grad_norm"],
             "tokens_per_s": rate,
         }
-        for name, loss, share in zip(self._options.names, line["domain_loss"], facts.mixture_K, strict=True):
-            scalars[f"mixture/{name}"] = float(share)
-            if np.isfinite(loss):
-                scalars[f"domain_loss/{name}"] = float(loss)
+        self.scalars(
+            facts.step,
+            scalars,
+            mixture=facts.mixture_K,
+            domain_loss=line["domain_loss"],
+            tokens=facts.drawn_K * self._options.seq_len,
+            epochs=facts.drawn_K / self._options.num_samples_K,
+        )
+
+    def scalars(self, step: int, values: dict[str, float], **values_K: np.ndarray) -> None:
+        """Numbers to the loggers: `values` as they are, those of domains as "KEY/DOMAIN"; NaN is left out."""
+        named = {
+            f"{key}/{name}": float(value)
+            for key, value_K in values_K.items()
+            for name, value in zip(self._options.names, value_K, strict=True)
+            if np.isfinite(value)
+        }
         for sink in self._sinks:
-            sink.scalars(facts.step, scalars)
+            sink.scalars(step, {**values, **named})
 
     def _count_skipped(self, step: int, loss: float, grad_norm: float) -> None:
         self.num_skipped += 1

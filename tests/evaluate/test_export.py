@@ -9,7 +9,7 @@ import torch
 import ado_stream as ado
 from ado_model import ModelConfig, Transformer
 from ado_stream.errors import ConfigError
-from ado_stream.prepare.tokenizer import train_tokenizer
+from ado_stream.prepare.tokenizer import load_tokenizer, train_tokenizer
 
 CONFIG = ModelConfig(num_layers=2, width=32, num_heads=2, vocab_size=320, context_length=64)
 TEXTS = [f"the {word} is {word * 2}; and so on, {number}" for number, word in enumerate(("cat", "dog", "ox") * 40)]
@@ -47,6 +47,18 @@ def test_transformers_loads_it_and_generates_the_same_tokens(model: Transformer,
     for text in TEXTS[:5]:
         assert theirs(text, add_special_tokens=False)["input_ids"] == tokenizer.encode(text).tolist()
     assert theirs.eos_token_id == tokenizer.end_id == loaded.config.eos_token_id
+
+
+def test_the_byte_tokenizer_gets_files_that_mean_the_same(model: Transformer, tmp_path: Path):
+    from transformers import AutoTokenizer
+
+    ours = load_tokenizer("bytes")
+    theirs = AutoTokenizer.from_pretrained(ado.export_hugging_face(model, tmp_path / "exported", ours))
+    for text in ("plain text", "  spaces\n\ttabs ", "Grüße, 世界 🎈", "<0x41> is not A", "\x00\x7f", ""):
+        assert theirs(text, add_special_tokens=False)["input_ids"] == ours.encode(text).tolist()
+        assert theirs.decode(ours.encode(text), clean_up_tokenization_spaces=False) == text
+    assert theirs.eos_token_id == ours.end_id
+    assert len(theirs) == ours.vocab_size
 
 
 def test_the_tied_embedding_is_written_once(model: Transformer, tmp_path: Path):

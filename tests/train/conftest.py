@@ -1,34 +1,49 @@
-"""What the tests of training share: a way to run a function's file on several ranks."""
+"""What the tests of training share: ways to run a function elsewhere and on several ranks, a corpus, a config."""
 
+import contextlib
 import json
-import os
 import subprocess
-import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
-ROOT = Path(__file__).parents[2]
+from benchmarks.bench_multinode import network
+from tests.train.forked import Forked
+from tests.train.micro import MICRO, train_micro
 
 
 @pytest.fixture(scope="session")
-def ranks(tmp_path_factory) -> Callable[..., list]:
-    """Runs `script ARGS... OUT` on `num_ranks` CPU ranks (torchrun if several), returns OUT's JSON."""
+def forked(tmp_path_factory) -> Iterator[Forked]:
+    """Starts children in milliseconds (tests/train/forked.py)."""
+    children = Forked(tmp_path_factory.mktemp("forked"))
+    yield children
+    children.close()
 
-    def run(num_ranks: int, script: Path, *arguments: object) -> list:
-        out = tmp_path_factory.mktemp(f"ranks-{num_ranks}") / "out.json"
-        paths = [str(ROOT / part) for part in (".", "kernels", "model")]
-        environment = {**os.environ, "PYTHONPATH": os.pathsep.join(paths), "OMP_NUM_THREADS": "1"}
-        torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(num_ranks)]
-        launcher = torchrun if num_ranks > 1 else []
-        command = [sys.executable, *launcher, str(script), *map(str, arguments), str(out)]
-        done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120, check=False)
-        assert done.returncode == 0, done.stderr[-4000:]
+
+@pytest.fixture(scope="session")
+def ranks(forked: Forked, tmp_path_factory) -> Callable[..., Any]:
+    """Runs `function(*arguments, OUT)` on `num_ranks` CPU ranks and returns the JSON that OUT then holds."""
+
+    def run(num_ranks: int, function: Callable[..., None], *arguments: Any) -> Any:
+        out = tmp_path_factory.mktemp("ranks") / "out.json"
+        forked.run(function, *arguments, str(out), num_ranks=num_ranks)
         return json.loads(out.read_text())
 
     return run
+
+
+@pytest.fixture
+def nodes() -> Iterator[None]:
+    """Two namespaces on one switch; skips where they cannot be made."""
+    with contextlib.ExitStack() as stack:
+        try:
+            stack.enter_context(network())
+        except (OSError, subprocess.CalledProcessError) as error:
+            pytest.skip(f"no network namespaces here (root and iproute2 make them): {error}")
+        yield
 
 
 @pytest.fixture(scope="session")
@@ -57,12 +72,22 @@ def tiny_corpus(tmp_path_factory) -> Path:
 @pytest.fixture
 def settings(tiny_corpus: Path, tmp_path: Path, monkeypatch) -> dict:
     """A config of twelve quick steps of a model called micro, in which ADO acts from the second step on."""
-    from ado_model import PRESETS, ModelConfig
+    from ado_model import PRESETS
 
-    monkeypatch.setitem(PRESETS, "micro", ModelConfig(num_layers=1, width=16, num_heads=1))
+    monkeypatch.setitem(PRESETS, "micro", MICRO)
+    return _settings(tiny_corpus, tmp_path)
+
+
+@pytest.fixture(scope="session")
+def compiled(forked: Forked, tiny_corpus: Path, tmp_path_factory) -> None:
+    """The kernels' machine code is on disk; a process that compiles it itself may round the last bit otherwise."""
+    forked.run(train_micro, _settings(tiny_corpus, tmp_path_factory.mktemp("compiled")))
+
+
+def _settings(corpus: Path, folder: Path) -> dict:
     return {
-        "corpus": str(tiny_corpus),
-        "run_dir": str(tmp_path / "run"),
+        "corpus": str(corpus),
+        "run_dir": str(folder / "run"),
         "model": {"preset": "micro"},
         "data": {"global_batch_size": 8, "prefetch": 2, "mixture_lag": 2, "io_threads": 1},
         "policy": {"name": "ado", "options": {"start_step": 2, "ignore_steps": 0, "interval": 2}},

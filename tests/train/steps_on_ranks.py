@@ -1,10 +1,6 @@
-"""Twenty training steps of a small model on this process's part of fixed batches; rank 0 writes what it saw as JSON.
-
-usage: steps_on_ranks.py STRATEGY POISONED_STEP OUT     (run by the tests, alone or under torchrun)
-"""
+"""Twenty training steps of a small model on this process's part of fixed batches; rank 0 writes what it saw as JSON."""
 
 import json
-import sys
 from pathlib import Path
 
 import torch
@@ -12,6 +8,7 @@ import torch
 from ado_model import ModelConfig, Transformer
 from ado_stream.train.config import TrainSection
 from ado_stream.train.distributed import join_world
+from ado_stream.train.host import keep_torchs_threads
 from ado_stream.train.parallel import ParallelModel
 from ado_stream.train.step import TrainStep, make_optimizer
 
@@ -33,6 +30,7 @@ def weights(model: torch.nn.Module) -> float:
 def main(strategy: str, poisoned_step: int, out: str) -> None:
     options = TrainSection(strategy=strategy, micro_batch_size=2, grad_clip=1.0)
     found = []
+    keep_torchs_threads()
     with join_world("cpu", 60) as world:
         torch.manual_seed(0)
         parallel = ParallelModel(Transformer(CONFIG), world, options)
@@ -60,7 +58,3 @@ def main(strategy: str, poisoned_step: int, out: str) -> None:
             )
         if world.is_main:
             Path(out).write_text(json.dumps(found))
-
-
-if __name__ == "__main__":
-    main(sys.argv[1], int(sys.argv[2]), sys.argv[3])

@@ -1,4 +1,7 @@
-"""Other people's loops train on an adaptive stream: the loss falls and the policy is told every step."""
+"""Other people's loops train on an adaptive stream: losses fall, every step is told, a resumed run goes on exactly."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import pytest
 import torch
@@ -10,16 +13,23 @@ from ado_stream.policy.registry import make_policy
 from ado_stream.stream.dataset import AdaptiveStreamingDataset
 
 NUM_STEPS = 30
+HALF = 15
 SIZES = ModelConfig(num_layers=1, width=32, num_heads=2, vocab_size=320, context_length=32)
 
 
-@pytest.fixture
-def loader(tiny_corpus):
-    domains, _, _ = open_corpus(tiny_corpus)
+@contextmanager
+def adaptive_loader(corpus) -> Iterator[AdaptiveLoader]:
+    domains, _, _ = open_corpus(corpus)
     dataset = AdaptiveStreamingDataset(domains, global_batch_size=8, mixture_lag=2)
     prior = dict(zip(dataset.names, dataset.prior_K, strict=True))
     policy = make_policy("ado", prior, start_step=4, ignore_steps=0, interval=4, total_steps=NUM_STEPS)
     with AdaptiveLoader(dataset, policy, prefetch=2, io_threads=1) as loader:
+        yield loader
+
+
+@pytest.fixture
+def loader(tiny_corpus):
+    with adaptive_loader(tiny_corpus) as loader:
         yield loader
 
 
@@ -43,12 +53,13 @@ def test_plain_pytorch(loader):
     assert loader.policy.step == NUM_STEPS
 
 
-def test_hugging_face_trainer(loader, tmp_path):
-    pytest.importorskip("accelerate")
+def hugging_face_losses(corpus, folder, resume: bool) -> list[float]:
+    """The losses of a Trainer's NUM_STEPS steps that saves half-way, or of its second half, gone on from there."""
     from transformers import Qwen3Config, Qwen3ForCausalLM, TrainingArguments
 
-    from ado_stream.adapters.hugging_face import STATE_FILE, AdaptiveTrainer
+    from ado_stream.adapters.hugging_face import AdaptiveTrainer
 
+    torch.manual_seed(0)
     config = Qwen3Config(
         vocab_size=320,
         hidden_size=32,
@@ -59,33 +70,57 @@ def test_hugging_face_trainer(loader, tmp_path):
         head_dim=16,
     )
     arguments = TrainingArguments(
-        output_dir=str(tmp_path), max_steps=NUM_STEPS, save_steps=NUM_STEPS, learning_rate=1e-2, logging_steps=1,
+        output_dir=str(folder), max_steps=NUM_STEPS, save_steps=HALF, learning_rate=1e-2, logging_steps=1,
         use_cpu=True, report_to=[], remove_unused_columns=False, disable_tqdm=True,
     )  # fmt: skip
-    trainer = AdaptiveTrainer(Qwen3ForCausalLM(config), arguments, loader=loader)
-    trainer.train()
-    losses = [each["loss"] for each in trainer.state.log_history if "loss" in each]
-    assert losses[-1] < losses[0] - 1
-    loader.flush()
-    assert loader.policy.step == NUM_STEPS
-    assert (tmp_path / f"checkpoint-{NUM_STEPS}" / STATE_FILE).exists()
+    with adaptive_loader(corpus) as loader:
+        trainer = AdaptiveTrainer(Qwen3ForCausalLM(config), arguments, loader=loader)
+        trainer.train(resume_from_checkpoint=str(folder / f"checkpoint-{HALF}") if resume else None)
+        loader.flush()
+        assert loader.policy.step == NUM_STEPS
+        losses = {each["step"]: each["loss"] for each in trainer.state.log_history if "loss" in each}
+    return [losses[step] for step in range(1, NUM_STEPS + 1)]
+
+
+def test_hugging_face_trainer_trains_and_resumes(tiny_corpus, tmp_path):
+    pytest.importorskip("accelerate")
+    whole = hugging_face_losses(tiny_corpus, tmp_path, resume=False)
+    assert whole[-1] < whole[0] - 1
+    assert hugging_face_losses(tiny_corpus, tmp_path, resume=True) == whole
+
+
+def lightning_losses(corpus, folder, resume: bool) -> list[float]:
+    """As above, by Lightning."""
+    import lightning
+
+    from ado_stream.adapters.lightning import AdaptiveModule
+
+    losses = []
+
+    class Noted(AdaptiveModule):
+        def training_step(self, batch, batch_index):
+            loss = super().training_step(batch, batch_index)
+            losses.append(loss.item())
+            return loss
+
+    torch.manual_seed(0)
+    with adaptive_loader(corpus) as loader:
+        module = Noted(Transformer(SIZES), loader, lambda parameters: torch.optim.AdamW(parameters, lr=1e-2))
+        saving = lightning.pytorch.callbacks.ModelCheckpoint(folder, "{step}", every_n_train_steps=HALF, save_top_k=-1)
+        trainer = lightning.Trainer(
+            max_steps=NUM_STEPS, accelerator="cpu", logger=False, enable_progress_bar=False,
+            enable_model_summary=False, default_root_dir=folder, callbacks=[saving],
+        )  # fmt: skip
+        trainer.fit(module, ckpt_path=folder / f"step={HALF}.ckpt" if resume else None)
+        loader.flush()
+        assert loader.policy.step == NUM_STEPS
+    return losses
 
 
 @pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::UserWarning")  # Lightning's own
-def test_lightning(loader, tmp_path):
-    lightning = pytest.importorskip("lightning")
-    from ado_stream.adapters.lightning import AdaptiveModule
-
-    torch.manual_seed(0)
-    module = AdaptiveModule(Transformer(SIZES), loader, lambda parameters: torch.optim.AdamW(parameters, lr=1e-2))
-    before = next(iter(module.model.parameters())).detach().clone()
-    trainer = lightning.Trainer(
-        max_steps=NUM_STEPS, accelerator="cpu", logger=False, enable_progress_bar=False, enable_model_summary=False,
-        default_root_dir=tmp_path,
-    )  # fmt: skip
-    trainer.fit(module)
-    loader.flush()
-    assert loader.policy.step == NUM_STEPS
-    assert not torch.equal(before, next(iter(module.model.parameters())))
-    trainer.save_checkpoint(tmp_path / "saved.ckpt")
-    assert (tmp_path / "saved.ckpt").exists()
+def test_lightning_trains_and_resumes(tiny_corpus, tmp_path):
+    pytest.importorskip("lightning")
+    whole = lightning_losses(tiny_corpus, tmp_path, resume=False)
+    assert len(whole) == NUM_STEPS
+    assert whole[-1] < whole[0] - 1
+    assert lightning_losses(tiny_corpus, tmp_path, resume=True) == whole[HALF:]

@@ -1,0 +1,78 @@
+"""Runs functions in children of a process that has imported everything: a start takes milliseconds, not seconds.
+
+The process that forks runs no kernel, because threads do not survive a fork. Children write to a log file and are
+killed when they are still there at the end. Each has one thread of OpenMP.
+"""
+
+import multiprocessing
+import os
+import socket
+import sys
+from collections.abc import Callable
+from multiprocessing import forkserver
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+_CONTEXT = multiprocessing.get_context("forkserver")
+_PRELOADED = ["ado_stream.train.run", "torch._dynamo", "safetensors.torch", "tests.train.forked"]
+
+
+class Forked:
+    """Starts children; see the module."""
+
+    def __init__(self, folder: Path):
+        self._folder = folder
+        self._children: list[Any] = []
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setenv("OMP_NUM_THREADS", "1")
+            _CONTEXT.set_forkserver_preload(_PRELOADED)
+            forkserver.ensure_running()
+
+    def start(self, function: Callable[..., None], *arguments: Any, **environment: str) -> Any:
+        """A started multiprocessing.Process that runs `function` of a module of the tests."""
+        log = self._folder / f"child{len(self._children)}.log"
+        child = _CONTEXT.Process(target=_run, args=(log, environment, function, arguments))
+        child.log = log
+        child.start()
+        self._children.append(child)
+        return child
+
+    def start_ranks(self, num_ranks: int, function: Callable[..., None], *arguments: Any) -> list[Any]:
+        """`function` on ranks that meet as under torchrun."""
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            port = str(free.getsockname()[1])
+        meeting = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "WORLD_SIZE": str(num_ranks)}
+        numbers = [str(rank) for rank in range(num_ranks)]
+        return [self.start(function, *arguments, RANK=each, LOCAL_RANK=each, **meeting) for each in numbers]
+
+    def run(self, function: Callable[..., None], *arguments: Any, num_ranks: int = 1) -> None:
+        """Runs `function` to its end, on one process or on several ranks; fails with the log of the one that failed."""
+        alone = num_ranks == 1
+        children = [self.start(function, *arguments)] if alone else self.start_ranks(num_ranks, function, *arguments)
+        for child in children:
+            finish(child)
+
+    def close(self) -> None:
+        """Leaves no child behind."""
+        for child in self._children:
+            child.kill()
+            child.join()
+
+
+def finish(child: Any, timeout_s: float = 120.0) -> None:
+    """Waits until `child` has ended well."""
+    child.join(timeout_s)
+    assert child.exitcode == 0, f"exit code {child.exitcode}: {child.log.read_text()[-4000:]}"
+
+
+def _run(log: Path, environment: dict[str, str], function: Callable[..., None], arguments: tuple[Any, ...]) -> None:
+    with open(log, "w") as file:
+        for stream in (sys.stdout, sys.stderr):
+            stream.flush()
+        os.dup2(file.fileno(), 1)
+        os.dup2(file.fileno(), 2)
+    os.environ.update(environment)
+    function(*arguments)

@@ -1,0 +1,86 @@
+"""FAULTS.md P5: two nodes, which are network namespaces with a torchrun each, and the link between them is cut."""
+
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from benchmarks.bench_multinode import NETWORK, NODES, STORE, inside, ip
+from tests.train import ledgered
+
+pytestmark = pytest.mark.fault
+ROOT = Path(__file__).parents[2]
+NUM_STEPS = 40
+TIMEOUT_S = 8.0  # of every wait between ranks
+ADDRESS, PORT = f"{NETWORK}.2", "29512"
+
+
+@pytest.fixture
+def launch(settings: dict, tmp_path: Path, nodes) -> Iterator[Callable[..., list[subprocess.Popen]]]:
+    """Starts one torchrun a node, as on two machines; kills what is left at the end."""
+    launched: list[subprocess.Popen] = []
+
+    def start() -> list[subprocess.Popen]:
+        changed = {**settings, "checkpoint": {"every_steps": 0}, "evaluate": {"every_steps": 0}}
+        changed["train"] = {**settings["train"], "steps": NUM_STEPS, "collective_timeout_s": TIMEOUT_S}
+        (tmp_path / "settings.json").write_text(json.dumps(changed))
+        environment = {**os.environ, "OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "eth0"}
+        environment["PYTHONPATH"] = os.pathsep.join(str(ROOT / part) for part in (".", "kernels", "model"))
+        for number, node in enumerate(NODES):
+            launcher = [sys.executable, "-m", "torch.distributed.run", "--nnodes=2", "--nproc-per-node=1"]
+            meeting = [f"--node-rank={number}", f"--master-addr={ADDRESS}", f"--master-port={PORT}"]
+            program = ["-m", "tests.train.ledgered", str(tmp_path / "settings.json"), str(tmp_path)]
+            launched.append(inside(node, *launcher, *meeting, *program, env=environment, cwd=ROOT))
+        return launched
+
+    yield start
+    for process in launched:
+        process.kill()
+        process.wait()
+
+
+def wait_for_step(folder: Path, step: int) -> None:
+    """Returns when both ranks have drawn `step`."""
+    deadline = time.monotonic() + 120
+    while min(ledgered.last_step(folder, rank) for rank in (0, 1)) < step:
+        assert time.monotonic() < deadline, "the nodes do not train"
+        time.sleep(0.02)
+
+
+def link(state: str) -> None:
+    """Plugs the second node's cable "up" or "down" at the switch."""
+    ip("-n", STORE, "link", "set", "port1", state)
+
+
+def test_p5_a_link_cut_for_three_seconds_changes_nothing(launch, forked, compiled, settings: dict, tmp_path: Path):
+    launched = launch()
+    wait_for_step(tmp_path, 10)
+    link("down")
+    time.sleep(3.0)
+    stood = [ledgered.last_step(tmp_path, rank) for rank in (0, 1)]
+    link("up")
+    assert [process.wait(60) for process in launched] == [0, 0]
+    assert max(stood) < NUM_STEPS - 1  # so the cut was met
+    reference = tmp_path / "reference"
+    reference.mkdir()
+    changed = {**json.loads((tmp_path / "settings.json").read_text()), "run_dir": str(reference / "run")}
+    (reference / "settings.json").write_text(json.dumps(changed))
+    forked.run(ledgered.main, str(reference / "settings.json"), str(reference), num_ranks=2)
+    assert ledgered.read_ledger(tmp_path) == ledgered.read_ledger(reference)
+
+
+def test_p5_a_link_cut_for_ever_ends_all_ranks_within_the_groups_timeout(launch, tmp_path: Path):
+    launched = launch()
+    wait_for_step(tmp_path, 10)
+    pids = [int((tmp_path / f"pid.{rank}").read_text()) for rank in (0, 1)]
+    link("down")
+    cut = time.monotonic()
+    while any(Path(f"/proc/{pid}").exists() for pid in pids):
+        assert time.monotonic() - cut < TIMEOUT_S + 5.0
+        time.sleep(0.05)
+    assert all(process.wait(60) != 0 for process in launched)
