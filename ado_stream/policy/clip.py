@@ -13,6 +13,8 @@ from ado_stream.errors import ConfigError
 
 Shares = NDArray[np.float64]
 
+_TINY = np.finfo(np.float64).tiny  # below it 1 / share overflows
+
 
 def reference_clip(share_K: Shares, floor: float) -> Shares:
     """p scaled by (1 - max(K d - sum p, 0)) / sum p, raised to at least d, divided by its sum."""
@@ -52,7 +54,7 @@ def raise_to_floor(share_K: Shares, floor: float) -> Shares:
 def lower_to_ceiling(share_K: Shares, ceiling_K: float | Shares) -> Shares:
     """p_k <= u_k, the excess shared over the others in proportion, repeated until none exceeds.
 
-    `share_K` itself when nothing exceeds. When the others have no share of their own, they take the excess in
+    `share_K` itself when nothing exceeds. When the others have no share worth scaling, they take the excess in
     proportion to their ceilings; when all ceilings together are below 1, the mixture is proportional to them.
     """
     high_K = share_K > ceiling_K
@@ -63,7 +65,7 @@ def lower_to_ceiling(share_K: Shares, ceiling_K: float | Shares) -> Shares:
         return ceiling_K / ceiling_K.sum()
     while True:
         left = 1.0 - ceiling_K[high_K].sum()
-        base_K = share_K if share_K[~high_K].sum() > 0.0 else ceiling_K
+        base_K = share_K if share_K[~high_K].sum() > _TINY else ceiling_K
         lowered_K = base_K * (left / base_K[~high_K].sum())
         still_high_K = high_K | (lowered_K > ceiling_K)
         if still_high_K.sum() == high_K.sum():

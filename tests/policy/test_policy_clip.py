@@ -60,6 +60,11 @@ def test_ceilings_that_leave_too_little_are_the_mixture_in_proportion():
     np.testing.assert_allclose(lower_to_ceiling(share_K, ceiling_K), [0.5, 0.25, 0.25], rtol=1e-15)
 
 
+def test_shares_too_small_to_scale_count_as_none():
+    """left / 1e-323 overflows: found by the test above."""
+    np.testing.assert_array_equal(lower_to_ceiling(np.array([1.0, 5e-324, 5e-324]), 0.5), [0.5, 0.25, 0.25])
+
+
 def test_excess_goes_to_domains_without_a_share_when_no_other_is_left():
     np.testing.assert_allclose(
         lower_to_ceiling(np.array([1.0, 0.0, 0.0]), np.array([0.4, 0.9, 0.3])), [0.4, 0.45, 0.15]
