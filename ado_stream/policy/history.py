@@ -6,9 +6,9 @@ exist yet: those added at a resume.) Once the rows are full every second one is 
 step is stored: rows stay equally spaced, `stride` steps apart. Smoothing windows and the like, in rows, then span
 twice the steps; the law changes little over them that late.
 
-Full means 65,536 rows for up to 64 domains, and 32 MiB of losses for more (4,194 rows of 1,000 domains): memory, the
-state saved and the time of a fit are bounded by that, whatever K and however long the run. The array is reserved whole
-at the start; the operating system hands out its pages as rows are written.
+Full means 65,536 rows for up to 64 domains, and 32 MiB of losses for more (4,194 rows of 1,000 domains), but never
+under 1,024 rows: memory, the state saved and the time of a fit are bounded by that, however long the run. The array is
+reserved whole at the start; the operating system hands out its pages as rows are written.
 """
 
 from collections.abc import Mapping

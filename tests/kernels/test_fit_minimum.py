@@ -136,6 +136,9 @@ def test_penalties_pull_where_the_data_push_through_them(case, num_points):
     assert found.objective[0] <= least + BAR * (least + 0.001)
     assert abs(found.theta[0, parameter] - kink) > 0.01, "the case does not push through"
     assert found.at_bound[0, parameter]
+    if num_points == 150:
+        torch = scaling_law_fit(counts, loss[None], options, "torch")
+        assert torch.objective[0] <= least + BAR * (least + 0.001)
 
 
 def test_torch_reaches_the_same_minima():

@@ -68,7 +68,7 @@ def fit(counts: np.ndarray, loss_KT: np.ndarray, options: FitOptions) -> FitResu
             failed.append(error)
 
     domains = iter(range(num_domains))  # next() of a range iterator is atomic: threads share it
-    num_threads = min(config.NUMBA_NUM_THREADS, num_domains)
+    num_threads = min(config.NUMBA_NUM_THREADS, num_domains)  # type: ignore[attr-defined]
     helpers = [threading.Thread(target=work, args=(domains,)) for _ in range(num_threads - 1)]
     for helper in helpers:
         helper.start()
