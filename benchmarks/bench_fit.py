@@ -42,14 +42,14 @@ def fits(num_domains: int, repeats: int) -> dict[str, float]:
         return scaling_law_fit(counts_T, losses_KT, OPTIONS, "numba")
 
     wall_s = median_s(fit, repeats)
-    threads = numba.get_num_threads()
-    numba.set_num_threads(1)
+    threads = numba.config.NUMBA_NUM_THREADS
+    numba.config.NUMBA_NUM_THREADS = 1
     spent = []
     for _ in range(repeats):
         start = time.process_time()
         fit()
         spent.append(time.process_time() - start)
-    numba.set_num_threads(threads)
+    numba.config.NUMBA_NUM_THREADS = threads
     return {
         "domains": num_domains,
         "threads": threads,

@@ -109,6 +109,7 @@ def main() -> None:
         "update_K22": cases,
         "update_K1000": cost_of_update(1000, 10_000),
         "state_K22": cost_of_state(22, 60_000),
+        "state_K1000": cost_of_state(1000, 60_000),
         "simulate_K22": closed_loop(22, 60_000),
     }
     if args.full:

@@ -21,6 +21,7 @@ BOUNDS = ("beta", "eps", "alpha")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The verb's options."""
     default = FitConfig()
     parser.add_argument("losses", metavar="LOSSES.csv", type=Path, help="column `samples` or `step`, one per domain")
     parser.add_argument(
@@ -37,6 +38,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> None:
+    """Fits every domain of the file, prints a table or JSON, draws if asked to."""
     if args.batch_size < 1:
         raise ConfigError(f"--batch-size must be 1 or more, got {args.batch_size}")
     names, samples_T, losses_KT = read_losses(args.losses, args.batch_size)

@@ -2,11 +2,13 @@
 
 MATH: a domain missing from the batch repeats its previous value; at the very first row it takes the batch's mean loss.
 A loss that is not finite counts as missing, so NaN and infinity never enter. (NaN stands only where a domain did not
-exist yet: those added at a resume.) Once CAPACITY rows are stored every second one is dropped, and from then on every
-second step is stored: rows stay equally spaced, `stride` steps apart. Smoothing windows and the like, in rows, then
-span twice the steps; the law changes little over them that late.
+exist yet: those added at a resume.) Once the rows are full every second one is dropped, and from then on every second
+step is stored: rows stay equally spaced, `stride` steps apart. Smoothing windows and the like, in rows, then span
+twice the steps; the law changes little over them that late.
 
-The array is reserved whole at the start; the operating system hands out its pages as rows are written.
+Full means 65,536 rows for up to 64 domains, and 32 MiB of losses for more (4,194 rows of 1,000 domains), but never
+under 1,024 rows: memory, the state saved and the time of a fit are bounded by that, however long the run. The array is
+reserved whole at the start; the operating system hands out its pages as rows are written.
 """
 
 from collections.abc import Mapping
@@ -18,18 +20,27 @@ from numpy.typing import NDArray
 from ado_stream.errors import ResumeError
 from ado_stream.policy import state as coding
 
-CAPACITY = 65_536
+MAX_ROWS = 65_536
+MAX_LOSSES = 64 * MAX_ROWS  # 32 MiB; as many sample counts again where each domain has its own
+MIN_ROWS = 1024  # fewer would leave the fit under a hundred points after its own thinning by ten
 
 Floats = NDArray[np.float64]
+
+
+def capacity_of(num_domains: int) -> int:
+    """Rows that are kept of so many domains; even, so that thinning leaves no gap."""
+    return min(MAX_ROWS, max(MIN_ROWS, MAX_LOSSES // num_domains // 2 * 2))
 
 
 class LossHistory:
     """Rows of (samples so far, losses of all domains), oldest first.
 
     own_counts: the samples so far are each domain's own, (K,) a row, instead of one number for all.
+    capacity: rows kept, an even number; None: `capacity_of` the domains.
     """
 
-    def __init__(self, num_domains: int, own_counts: bool = False, capacity: int = CAPACITY):
+    def __init__(self, num_domains: int, own_counts: bool = False, capacity: int | None = None):
+        capacity = capacity_of(num_domains) if capacity is None else capacity
         assert capacity % 2 == 0, capacity
         self.stride = 1
         self.rows = 0
@@ -71,13 +82,18 @@ class LossHistory:
         }
 
     def load_state_dict(self, state: Mapping[str, Any], source_K: NDArray[np.int64]) -> None:
-        """Takes over the saved rows; `source_K` says where each domain stood in them, -1 for a new one (NaN)."""
+        """Takes over the saved rows; `source_K` says where each domain stood in them, -1 for a new one (NaN).
+
+        With more domains than before fewer rows may be kept than were saved: those are thinned as they would have been.
+        """
         try:
             stride, num_seen = int(state["stride"]), int(state["num_seen"])
         except (TypeError, KeyError, ValueError):
             raise ResumeError("policy state: the loss history cannot be read.") from None
         last, count_M, loss_MK = (coding.unpack(state.get(name), f"history {name}") for name in _ARRAYS)
         self._check(last, count_M, loss_MK, source_K)
+        while len(loss_MK) > len(self._loss_MK):
+            count_M, loss_MK, stride = count_M[::2], loss_MK[::2], 2 * stride
         self.stride, self._num_seen, self.rows = stride, num_seen, len(loss_MK)
         self._last_K = np.where(source_K >= 0, last[source_K], np.nan)
         self._loss_MK[: self.rows] = np.where(source_K >= 0, loss_MK[:, source_K], np.nan)
@@ -90,7 +106,6 @@ class LossHistory:
             loss_MK.ndim == 2
             and last.shape == loss_MK.shape[1:]
             and len(last) > source_K.max(initial=0)
-            and len(loss_MK) <= len(self._loss_MK)
             and count_M.shape == (loss_MK.shape if self._count_M.ndim == 2 else loss_MK.shape[:1])
         )
         if not fits:

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from ado_stream.errors import StorageError
 from ado_stream.report import markup
+from ado_stream.report.controlled import draw_controlled
 from ado_stream.report.data import Run, load_runs
 from ado_stream.report.laws import draw_laws
 from ado_stream.report.mixture import draw_mixture, moves
@@ -67,6 +68,7 @@ def _plots(runs: list[Run], colors: dict[str, str]) -> list[Plot]:
         *(draw_selection(run, colors) for run in (adaptive or runs[:1])),
         draw_progress(runs),
         draw_throughput(runs),
+        draw_controlled() if any(run.about.get("policy") == "ado" for run in runs) else None,
     ]
     return [plot for plot in plots if plot is not None]
 

@@ -83,18 +83,26 @@ def test_order_of_domains_and_own_counts_do_not_matter():
         assert np.array_equal(getattr(own, field), getattr(found, field))
 
 
-def test_same_bits_with_one_and_two_threads():
+def test_same_bits_with_any_number_of_threads(monkeypatch):
     counts, losses = noisy_laws(num_domains=9)
-    before = numba.get_num_threads()
     results = []
-    try:
-        for threads in (1, min(2, numba.config.NUMBA_NUM_THREADS)):
-            numba.set_num_threads(threads)
-            results.append(scaling_law_fit(counts, losses))
-    finally:
-        numba.set_num_threads(before)
-    assert results[0].theta.tobytes() == results[1].theta.tobytes()
-    assert results[0].objective.tobytes() == results[1].objective.tobytes()
+    for threads in (1, 2, 5):
+        monkeypatch.setattr(numba.config, "NUMBA_NUM_THREADS", threads)
+        results.append(scaling_law_fit(counts, losses, backend="numba"))
+    for result in results[1:]:
+        assert result.theta.tobytes() == results[0].theta.tobytes()
+        assert result.objective.tobytes() == results[0].objective.tobytes()
+
+
+def test_torch_keeps_its_number_of_threads():
+    """Launchers set OMP_NUM_THREADS=1; Numba's pool, once started, would give torch as many threads as Numba has."""
+    pytest.importorskip("torch")
+    code = "import numpy as np, torch; from ado_kernels import scaling_law_fit; before = torch.get_num_threads(); "
+    code += "scaling_law_fit(np.arange(1.0, 60.0), np.ones((3, 59)), backend='numba'); "
+    code += "assert torch.get_num_threads() == before == 1, torch.get_num_threads()"
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path), "OMP_NUM_THREADS": "1"}
+    environment["NUMBA_NUM_THREADS"] = str(max(2, numba.config.NUMBA_NUM_THREADS))
+    subprocess.run([sys.executable, "-c", code], check=True, env=environment, timeout=120)
 
 
 def test_bounds_are_reported():

@@ -112,6 +112,35 @@ def test_long_history_is_not_above_many_local_searches():
             assert found.objective[k] <= least + BAR * (least + 0.001), name
 
 
+PAST = {  # parameter that ends past its kink, the kink, the law that asks for it, and the counts where it shows
+    "log_beta": (0, 6.5, (9.0, 0.7, 0.6), (1e3, 1e6)),
+    "log_eps": (1, 0.5, (2.5, -0.7, 0.35), (5e4, 8e6)),
+    "alpha, high": (2, 0.8, (6.0, 0.7, 1.1), (1.0, 300.0)),
+    "alpha, low": (2, 0.001, (-2.0, 0.9, -0.15), (5e4, 8e6)),
+}
+
+
+@pytest.mark.parametrize("case", PAST)
+@pytest.mark.parametrize("num_points", [150, 1500])
+def test_penalties_pull_where_the_data_push_through_them(case, num_points):
+    """A wide Huber loss lets the data win: the least F lies past the kink, short of the law by the penalty's slope."""
+    parameter, kink, law, ends = PAST[case]
+    counts = np.geomspace(*ends, num_points)
+    noise = 1.0 + 1e-3 * np.random.default_rng(4).standard_normal(num_points)
+    loss = np.exp(np.logaddexp(law[0] - law[2] * np.log(counts), law[1])) * noise
+    options = FitOptions(smooth_window=0, every=1, delta=0.3)
+    found = scaling_law_fit(counts, loss[None], options, "numba")
+    data = (np.log(counts), np.log(loss), options.delta)
+    polish = {"maxiter": 1500, "xatol": 1e-9, "fatol": 1e-13}
+    least = min(minimize(objective, at, data, "Nelder-Mead", options=polish).fun for at in (law, found.theta[0]))
+    assert found.objective[0] <= least + BAR * (least + 0.001)
+    assert abs(found.theta[0, parameter] - kink) > 0.01, "the case does not push through"
+    assert found.at_bound[0, parameter]
+    if num_points == 150:
+        torch = scaling_law_fit(counts, loss[None], options, "torch")
+        assert torch.objective[0] <= least + BAR * (least + 0.001)
+
+
 def test_torch_reaches_the_same_minima():
     pytest.importorskip("torch")
     counts, losses, names = histories(60)

@@ -93,6 +93,27 @@ def test_a_domain_worse_than_its_forecast_gains_credit_in_units_of_its_gap(shift
     np.testing.assert_allclose(mixture_K[0] / mixture_K[1], factor, rtol=1e-9)
 
 
+def _residual_mixture(make_ado, gap_K, loss_K, count_K):
+    """The preference of one step under residual credit alone (s = 0), laws with these gaps at the step's n = 64."""
+    law = ado.ScalingLawFit(np.log(gap_K) + 0.3 * math.log(64.0), np.zeros(K), np.full(K, 0.3))
+    settings = {"start_step": 0, "credit": "residual", "credit_power": 0.0, "floor": 0.0, "mixture_memory": 1.0}
+    return make_ado(np.full(K, 0.25), lambda *_: law, **settings).update(loss_K, count_K)
+
+
+def test_a_domain_never_observed_has_no_residual(make_ado):
+    gap_K = np.array([0.4, 0.3, 0.2, 0.1])
+    loss_K = np.where([True, True, True, False], 1.0 + gap_K, np.nan)
+    mixture_K = _residual_mixture(make_ado, gap_K, loss_K, np.array([32, 16, 16, 0]))
+    np.testing.assert_allclose(mixture_K, gap_K, rtol=1e-9)
+
+
+def test_a_gap_under_a_thousandth_of_a_nat_counts_as_one(make_ado):
+    """Else a law that ends in a constant would turn noise into full credit: 5e-4 nats over a gap of 1e-5."""
+    gap_K = np.full(K, 1e-5)
+    mixture_K = _residual_mixture(make_ado, gap_K, 1.0 + gap_K + [5e-4, 0, 0, 0], np.full(K, 16))
+    np.testing.assert_allclose(mixture_K[0] / mixture_K[1], 1.5, rtol=1e-9)
+
+
 def test_equal_domains_but_for_alpha_are_preferred_in_its_ratio(make_ado):
     """At the n where gaps are equal, speeds are as alpha, and alphas under 0.05 count as 0.05."""
     alpha_K = np.array([0.4, 0.2, 0.1, 0.001])

@@ -93,5 +93,6 @@ def test_a_floor_of_exactly_one_kth_is_uniform():
 
 
 def test_the_excess_goes_to_the_tiniest_shares_without_overflow():
-    lowered_K = lower_to_ceiling(np.array([1.0, 2e-311, 2e-311]), 0.5)
-    np.testing.assert_array_equal(lowered_K, [0.5, 0.25, 0.25])
+    for tiny in (2e-311, 5e-324):
+        lowered_K = lower_to_ceiling(np.array([1.0, tiny, tiny]), 0.5)
+        np.testing.assert_array_equal(lowered_K, [0.5, 0.25, 0.25])

@@ -36,6 +36,11 @@ def test_pinned_domains_have_their_share_and_the_others_keep_their_ratio():
     np.testing.assert_allclose(by_number.mixture, pin.mixture, rtol=1e-15)
 
 
+def test_what_pins_leave_is_shared_evenly_when_the_policy_gave_the_others_nothing():
+    inside = ado.make_policy("fixed", PRIOR, weights={"web": 0, "code": 0, "math": 1})
+    np.testing.assert_allclose(ado.Pin(inside, {"math": 0.4}).mixture, [0.3, 0.3, 0.4], rtol=1e-15)
+
+
 def test_freeze_keeps_the_mixture_while_the_policy_inside_goes_on():
     freeze = ado.Freeze(ado.make_policy("odm", PRIOR), from_step=3)
     said = [freeze.update([2.0, 3.0, 4.0], [30, 20, 14]) for _ in range(6)]

@@ -6,7 +6,9 @@ import numpy as np
 import pytest
 
 import ado_stream as ado
-from ado_stream.policy.history import LossHistory
+from ado_stream.policy.history import MAX_LOSSES, MAX_ROWS, MIN_ROWS, LossHistory, capacity_of
+from ado_stream.policy.simulate import read_spec, simulate
+from ado_stream.policy.worlds import default_spec
 
 K = 3
 
@@ -50,6 +52,52 @@ def test_a_saved_history_goes_on_as_if_never_stopped(stop):
         np.testing.assert_array_equal(found, expected)
 
 
+@pytest.mark.parametrize("num_domains", [1, 22, 64, 65, 100, 1000, 3000, 4096, 50_000])
+def test_so_many_rows_are_kept_as_the_bound_on_losses_allows(num_domains):
+    rows = capacity_of(num_domains)
+    assert rows % 2 == 0
+    assert (rows == MAX_ROWS) == (num_domains <= 64)
+    assert rows * num_domains <= MAX_LOSSES or rows == MIN_ROWS
+    assert rows == MAX_ROWS or (rows + 2) * num_domains > MAX_LOSSES  # no fewer than could be
+
+
+def test_the_state_of_a_thousand_domains_stays_small_however_long_the_run():
+    history = LossHistory(1000)
+    loss_K, ones_K, seen_K = np.full(1000, 2.5), np.ones(1000), np.ones(1000, dtype=bool)
+    for step in range(2 * MAX_ROWS):
+        history.record(step + 1.0, loss_K, ones_K, seen_K)
+    state = history.state_dict()
+    assert len(json.dumps(state)) < 4 / 3 * 8 * MAX_LOSSES + 100_000  # base64 of 32 MiB; counts and the last losses
+
+
+@pytest.mark.parametrize("stop", [5, 15, 16, 31, 32, 40])
+def test_a_history_loaded_where_fewer_rows_are_kept_goes_on_as_if_it_had_kept_so_few(stop):
+    """Domains added at a resume may lower the capacity: 16 rows become 4, equally spaced and in step."""
+    large, small, whole = LossHistory(K, capacity=16), LossHistory(K, capacity=4), LossHistory(K, capacity=4)
+    _record(large, stop)
+    small.load_state_dict(large.state_dict(), np.arange(K))
+    _record(small, 50, start=stop)
+    _record(whole, stop + 50)
+    assert small.stride == whole.stride
+    for found, expected in zip(small.points(), whole.points(), strict=True):
+        np.testing.assert_array_equal(found, expected)
+
+
+def test_thinning_early_moves_the_mixture_about_as_much_as_another_seed(monkeypatch):
+    """The rows left to a thousand domains: half the sum of |difference of shares| at the end of a closed loop.
+
+    Measured for seeds 17 to 19: 0.4, 1.1 and 0.6 % by thinning, 0.7 % between seeds.
+    """
+    mixtures = []
+    for rows in (MAX_ROWS, capacity_of(1000)):
+        monkeypatch.setattr("ado_stream.policy.history.capacity_of", lambda num_domains, rows=rows: rows)
+        spec = read_spec({**default_spec(16_000), "policies": {"ado": {}}})
+        policy = spec.make("ado")
+        mixtures.append(simulate(spec, policy).mixture_SK[-1])
+        assert policy._history.stride == (1 if rows == MAX_ROWS else 4)
+    assert 0.5 * np.abs(mixtures[0] - mixtures[1]).sum() < 0.01
+
+
 def test_a_history_of_own_counts_does_not_load_into_one_of_shared_counts():
     own = LossHistory(K, own_counts=True, capacity=16)
     own.record(np.ones(K), np.ones(K), np.ones(K), np.ones(K, dtype=bool))
@@ -59,8 +107,7 @@ def test_a_history_of_own_counts_does_not_load_into_one_of_shared_counts():
 
 def test_thinning_halves_the_rows_that_the_fit_leaves_out(make_ado, monkeypatch):
     """ignore_steps are steps: with every second step stored, half as many rows."""
-    monkeypatch.setattr("ado_stream.policy.history.CAPACITY", 16)
-    monkeypatch.setattr(LossHistory.__init__, "__defaults__", (False, 16))
+    monkeypatch.setattr("ado_stream.policy.history.capacity_of", lambda num_domains: 16)
     seen = []
 
     def fitter(counts, losses, config):

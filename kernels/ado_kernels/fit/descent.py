@@ -1,7 +1,9 @@
 """Local minimisation of F for one domain: damped steps of `step.py` until nothing is left to gain.
 
 The damping slides between Newton's matrix (only points inside the Huber width curve F) and the reweighted one that
-majorises F: far from the minimum most points are outside, where Newton's model has no floor.
+majorises F: far from the minimum most points are outside, where Newton's model has no floor. Past the kinks of log_beta
+and log_eps the penalty is curved in the step's coordinates and the model's minimum may overshoot: more damping, not the
+end.
 """
 
 import numpy as np
@@ -35,12 +37,18 @@ def put_on_face(theta_P, face):
         theta_P[2] = ALPHA_HIGH_KINK
 
 
+@njit(cache=True, nogil=True)
+def bends(theta_P):
+    """Whether a penalty pulls along a curve of the step's coordinates: then the model may overshoot where F falls."""
+    return theta_P[0] > LOG_BETA_KINK or theta_P[1] < LOG_EPS_KINK
+
+
 @njit(cache=True, nogil=True, error_model="numpy")
 def minimise(theta_P, points, delta, face, max_passes, tolerance):
     """Moves theta_P to a local minimum of F, on `face` if one is given; returns (F, passes over the points).
 
     Stops when two good steps in a row gain under `tolerance` relative to F + 0.001, or a step could gain a hundredth
-    of that at most.
+    of that at most (past those kinks: at any damping).
     """
     put_on_face(theta_P, face)
     x0 = (points[0] * points[2]).sum() / points[2].sum()
@@ -56,7 +64,10 @@ def minimise(theta_P, points, delta, face, max_passes, tolerance):
         predicted = -model_step(theta_P, sums, x0, damping, face, new_P)
         goal = tolerance * (f + ALPHA_LOW_KINK)
         if not predicted > 0.01 * goal:
-            break
+            if not bends(theta_P):
+                break
+            damping = max(damping, 1e-4) * 8.0
+            continue
         newton_sums(new_P, points, delta, trial)
         passes += 1
         gain = f - trial[0] - penalty_value(new_P[0], new_P[1], new_P[2])

@@ -1,15 +1,17 @@
 """The fit on a CPU: one nogil Numba function per domain, domains handed out to threads.
 
 Plain threads and not Numba's own parallel loops: those share one pool per process, which aborts when two Python threads
-fit at the same time (workqueue) or after a fork (OpenMP). Every domain is computed by one thread from its own numbers
-alone, so the result is the same to the bit for any number of threads and any order of domains.
+fit at the same time (workqueue) or after a fork (OpenMP). Even asking Numba for its number of threads would start that
+pool, and OpenMP's would then change how many threads torch uses; the setting NUMBA_NUM_THREADS is read instead. Every
+domain is computed by one thread from its own numbers alone, so the result is the same to the bit for any number of
+threads and any order of domains.
 """
 
 import threading
 from collections.abc import Iterator
 
 import numpy as np
-from numba import get_num_threads, njit
+from numba import config, njit
 
 from ado_kernels.fit.problem import FitOptions, FitResult, as_result
 from ado_kernels.fit.search import Grid, search
@@ -66,7 +68,8 @@ def fit(counts: np.ndarray, loss_KT: np.ndarray, options: FitOptions) -> FitResu
             failed.append(error)
 
     domains = iter(range(num_domains))  # next() of a range iterator is atomic: threads share it
-    helpers = [threading.Thread(target=work, args=(domains,)) for _ in range(min(get_num_threads(), num_domains) - 1)]
+    num_threads = min(config.NUMBA_NUM_THREADS, num_domains)  # type: ignore[attr-defined]
+    helpers = [threading.Thread(target=work, args=(domains,)) for _ in range(num_threads - 1)]
     for helper in helpers:
         helper.start()
     work(domains)

@@ -106,7 +106,7 @@ class Searches:
         return self.theta_NP[at_K], self.f_N[at_K]
 
     def minimise(self, delta: float, face_N: Tensor, max_passes: int, tolerance: float) -> None:
-        """descent.minimise for all searches: the same damping, the same three ways to stop."""
+        """descent.minimise for all searches: the same damping, the same ways to stop."""
         self.theta_NP = _on_face(self.theta_NP, face_N)
         self.f_N = torch.empty(len(face_N), dtype=torch.float64)
         active = torch.arange(len(face_N))
@@ -118,17 +118,19 @@ class Searches:
         for _ in range(max_passes - 1):
             new_NP, change_N = model_step(theta_NP, sums, self.x0_N[active], damping_N, face_N[active])
             goal_N = tolerance * (f_N + ALPHA_LOW_KINK)
-            go_N = (-change_N > 0.01 * goal_N) & (damping_N < MAX_DAMPING) & (small_N < 2)
+            worth_N = -change_N > 0.01 * goal_N
+            bends_N = (theta_NP[:, 0] > LOG_BETA_KINK) | (theta_NP[:, 1] < LOG_EPS_KINK)
+            go_N = (worth_N | bends_N) & (damping_N < MAX_DAMPING) & (small_N < 2)
             self.theta_NP[active], self.f_N[active] = theta_NP, f_N
             if not go_N.any():
                 return
             active, theta_NP, new_NP, sums = active[go_N], theta_NP[go_N], new_NP[go_N], [s[go_N] for s in sums]
-            f_N, damping_N, small_N, goal_N, change_N = (
-                value[go_N] for value in (f_N, damping_N, small_N, goal_N, change_N)
+            f_N, damping_N, small_N, goal_N, change_N, worth_N = (
+                value[go_N] for value in (f_N, damping_N, small_N, goal_N, change_N, worth_N)
             )
             trial = self._sums(active, new_NP, delta)
             gain_N = f_N - trial[0] - _penalty(new_NP)
-            better_N = gain_N > 0
+            better_N = (gain_N > 0) & worth_N
             ratio_N = gain_N / -change_N
             small_N = torch.where(better_N, torch.where((gain_N < goal_N) & (ratio_N > 0.25), small_N + 1, 0), small_N)
             factor_N = torch.where(ratio_N > 0.75, 0.1, torch.where(ratio_N < 0.25, 4.0, 1.0))

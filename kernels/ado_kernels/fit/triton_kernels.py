@@ -278,9 +278,10 @@ def search_kernel(
         while going == 1:
             new_a, new_e, new_al, change = _model_step(a, e, al, sums, x0, damping, face)
             goal = tolerance * (f + LOW)
-            worth = (-change > 0.01 * goal) & (damping < MAX_DAMPING) & (small < 2) & (passes < max_passes)
-            going = worth.to(tl.int32)
-            if worth:
+            worth = -change > 0.01 * goal
+            within = (damping < MAX_DAMPING) & (small < 2) & (passes < max_passes)
+            going = (within & (worth | (a > BETA) | (e < EPS))).to(tl.int32)  # descent.bends
+            if within & worth:
                 trial = _sums(x_ptr, y_ptr, w_ptr, num_points, new_a, new_e, new_al, delta, BLOCK)
                 passes += 1
                 gain = f - trial[0] - _penalty(new_a, new_e, new_al)
@@ -290,6 +291,8 @@ def search_kernel(
                     a, e, al, f, sums = new_a, new_e, new_al, f - gain, trial
                 else:
                     damping = tl.maximum(damping, 1e-4) * 8.0
+            else:
+                damping = tl.maximum(damping, 1e-4) * 8.0
         if (stage >= COARSE_STAGES) & (f < best_f):
             best_a, best_e, best_al, best_f = a, e, al, f
     found_ptr += program * 4
