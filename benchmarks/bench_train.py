@@ -54,9 +54,8 @@ def make_step(preset: str, rows: int, num_tokens: int, vocabulary: int, device: 
 
 def cpu_tokens_per_s(keep_memory: bool, repeats: int) -> float:
     """Tokens per second of nano's median step in this process."""
-    from ado_stream.train.host import keep_freed_memory, keep_torchs_threads
+    from ado_stream.train.host import keep_freed_memory
 
-    keep_torchs_threads()
     if keep_memory:
         keep_freed_memory()
     step, _ = make_step("nano", CPU_ROWS, CPU_TOKENS, CPU_VOCABULARY, "cpu")
@@ -140,7 +139,7 @@ def _losses(num: int) -> np.ndarray:
 
 def on_cpu(repeats: int) -> dict:
     """Figures of the CPU, each variant in its own process because both settings are the process's."""
-    from ado_stream.train.host import keep_freed_memory, keep_torchs_threads
+    from ado_stream.train.host import keep_freed_memory
 
     load = os.getloadavg()
     variants = {}
@@ -150,7 +149,6 @@ def on_cpu(repeats: int) -> dict:
             environment = {**os.environ, "GOMP_SPINCOUNT": str(spins)}
             done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
             variants[f"memory {'kept' if keep else 'returned'}, {spins} spins"] = json.loads(done.stdout)
-    keep_torchs_threads()
     keep_freed_memory()
     step, _ = make_step("nano", CPU_ROWS, CPU_TOKENS, CPU_VOCABULARY, "cpu")
     return {

@@ -7,6 +7,7 @@ import argparse
 import contextlib
 import json
 import sys
+import threading
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -31,16 +32,16 @@ def run(args: argparse.Namespace) -> int:
     from rich.console import Console
 
     from ado_stream.demo.plan import DemoPlan
-    from ado_stream.demo.warm import compiling_the_fit
     from ado_stream.train.host import let_idle_threads_sleep
 
     console = Console(stderr=args.json, highlight=False)
     plan = DemoPlan.of(args.seed, args.quick, args.steps)
     console.print(f"ado-stream demo: all of it stays in {args.out}, nothing is downloaded")
     let_idle_threads_sleep()
+    threading.Thread(target=_compile_kernels, daemon=True).start()
     # with --json, standard output is for the answer alone: what the stages print goes beside it
     shown = contextlib.redirect_stdout(sys.stderr) if args.json else contextlib.nullcontext()
-    with compiling_the_fit(), shown:
+    with shown:
         from ado_stream.demo.run import run_demo, summary  # seconds of import
 
         result = run_demo(Path(args.out), plan, console.print, lambda text: _show_text(console, text))
@@ -51,6 +52,14 @@ def run(args: argparse.Namespace) -> int:
     if args.json:
         print(json.dumps(summary(result), indent=1))
     return 0
+
+
+def _compile_kernels() -> None:
+    """While the first stages run: on a new machine it takes about as long as a quick demo's training."""
+    from ado_kernels.machine_code import compile_apart
+
+    for group in ("ops", "fit"):
+        compile_apart(group)
 
 
 def _show_text(console: "Console", text: "list[DomainText]") -> None:

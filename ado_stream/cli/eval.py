@@ -42,7 +42,7 @@ def _validate(trained: Any, args: argparse.Namespace) -> dict[str, Any]:
     from ado_stream.evaluate.validation import Validator
     from ado_stream.train.assemble import open_split
     from ado_stream.train.distributed import join_world
-    from ado_stream.train.host import keep_freed_memory, keep_torchs_threads
+    from ado_stream.train.host import keep_freed_memory
 
     config = dataclasses.replace(trained.config, corpus=args.corpus or trained.config.corpus)
     corpus = open_split(config, "val")
@@ -54,7 +54,6 @@ def _validate(trained: Any, args: argparse.Namespace) -> dict[str, Any]:
         )
     names = [domain.name for domain in corpus.domains]
     with join_world(args.device) as world:
-        keep_torchs_threads()
         keep_freed_memory()
         model = trained.model.to(world.device)
         validation = Validator(corpus, names, args.max_samples, world, batch_rows=8)(model.loss)

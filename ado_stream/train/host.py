@@ -1,7 +1,7 @@
-"""How training on a CPU uses its machine: as many threads as asked for, which sleep when idle, and memory kept.
+"""How training on a CPU uses its machine: idle threads sleep, and freed memory is kept.
 
-All three are about small models, whose steps are many short operations; benchmarks/bench_train.py measures the last
-two. Nothing here imports torch before it is called.
+Both are about small models, whose steps are many short operations; benchmarks/bench_train.py measures them. Nothing
+here imports torch.
 """
 
 import ctypes
@@ -22,21 +22,6 @@ def let_idle_threads_sleep() -> None:
     """
     if "OMP_WAIT_POLICY" not in os.environ:
         os.environ.setdefault("GOMP_SPINCOUNT", str(SPIN_COUNT))
-
-
-def keep_torchs_threads() -> None:
-    """Starts Numba's threads and gives torch back the number that it had, OMP_NUM_THREADS or one a core.
-
-    Both sit on one OpenMP, whose number Numba sets to the machine's cores when its first kernel runs: ranks to whom
-    torchrun gave one thread each would then have all cores each.
-    """
-    import numba
-    import torch
-    from numba.core import config
-
-    num_threads = torch.get_num_threads()
-    numba.set_num_threads(min(num_threads, config.NUMBA_NUM_THREADS))  # type: ignore[attr-defined]
-    torch.set_num_threads(num_threads)
 
 
 def keep_freed_memory() -> bool:

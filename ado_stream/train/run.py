@@ -34,7 +34,7 @@ from ado_stream.train.checkpoint import Checkpointer, TrainingState, load_facts,
 from ado_stream.train.config import TrainConfig, save_config
 from ado_stream.train.describe import fit_line, run_line
 from ado_stream.train.distributed import World, join_world, on_main
-from ado_stream.train.host import keep_freed_memory, keep_torchs_threads
+from ado_stream.train.host import keep_freed_memory
 from ado_stream.train.parallel import ParallelModel
 from ado_stream.train.sinks import make_sinks
 from ado_stream.train.step import TrainStep, make_optimizer
@@ -63,7 +63,6 @@ def run_training(config: TrainConfig, resume: str | os.PathLike[str] = "auto") -
     """
     with contextlib.ExitStack() as stack:
         world = stack.enter_context(join_world(config.train.device, config.train.collective_timeout_s))
-        keep_torchs_threads()
         if world.device.type == "cpu":
             keep_freed_memory()
         training = Training(config, world)

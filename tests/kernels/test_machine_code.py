@@ -1,4 +1,10 @@
-"""Cached machine code goes when any source of its package changed, and stays otherwise."""
+"""Machine code on disk: gone when a source changed, and the only one that anybody computes with."""
+
+import os
+import subprocess
+import sys
+
+import pytest
 
 from ado_kernels.machine_code import drop_if_stale
 
@@ -26,3 +32,65 @@ def test_machine_code_lives_as_long_as_its_sources(tmp_path):
     drop_if_stale(tmp_path)
     assert not any(path.exists() for path in compiled)
     assert sorted(path.name for path in cache.iterdir()) == ["sources.sha1"]
+
+
+THREADS = """
+import torch
+from ado_kernels import rms_norm
+rms_norm(torch.randn(4, 16))
+print(torch.get_num_threads())
+"""
+
+
+def test_numbas_threads_do_not_become_torchs():
+    """Three stand for the cores of a machine, all of which Numba would give to each rank."""
+    assert output_of(THREADS, OMP_NUM_THREADS="1", NUMBA_NUM_THREADS="3").strip() == "1"
+
+
+BITS = """
+import gc, hashlib
+import numpy as np, torch
+from numba.core.dispatcher import Dispatcher
+from ado_kernels import domain_loss, linear_cross_entropy, rms_norm, rms_norm_rope, scaling_law_fit, swiglu
+
+torch.manual_seed(0)
+torch.set_num_threads(1)
+tensors = []
+for dtype in (torch.float32, torch.float64, torch.bfloat16):
+    x, gate, up = (torch.randn(3, 5, 2, 100, dtype=dtype, requires_grad=True) for _ in range(3))
+    weight = torch.randn(100, dtype=dtype, requires_grad=True)
+    angles = torch.randn(5, 50)
+    total, normed = rms_norm(x, weight, residual=gate)
+    outputs = [total, normed, rms_norm(x), rms_norm_rope(x, weight, angles, angles), swiglu(gate, up)]
+    hidden = torch.randn(30, 100, dtype=dtype, requires_grad=True)
+    vocabulary = torch.randn(333, 100, dtype=dtype, requires_grad=True)
+    targets = torch.randint(333, (30,))
+    for ids in (torch.randint(3, (30,)), torch.randint(3, (5,))):
+        outputs += linear_cross_entropy(hidden, vocabulary, targets, ids, 3)[:2]
+        tensors += domain_loss(torch.randn(30, dtype=dtype), ids, 3)
+    sum(output.double().sin().sum() for output in outputs).backward()
+    tensors += outputs + [leaf.grad for leaf in (x, gate, up, weight, hidden, vocabulary)]
+counts, noise = 64.0 * np.arange(1, 900), np.random.default_rng(0).normal(0, 0.02, (899, 3))
+losses = (2 + 30 * counts[:, None] ** -np.array([0.3, 0.4, 0.5])) * np.exp(noise)
+laws = [scaling_law_fit(counts, losses.T), scaling_law_fit(counts, np.ascontiguousarray(losses.T))]
+digest = hashlib.sha1(b"".join(tensor.detach().double().numpy().tobytes() for tensor in tensors))
+digest.update(b"".join(law.theta.tobytes() for law in laws))
+kernels = [item for item in gc.get_objects() if isinstance(item, Dispatcher) and "ado_kernels" in item.__module__]
+compiled_here = [kernel.__name__ for kernel in kernels if kernel.stats.cache_misses]
+print(digest.hexdigest(), compiled_here)
+"""
+
+
+@pytest.mark.slow
+def test_the_first_process_on_a_machine_computes_the_bits_of_every_later_one(tmp_path):
+    """With nothing on disk yet, all machine code still comes from there; compiled in place, the last bits differ."""
+    first, later = (output_of(BITS, NUMBA_CACHE_DIR=str(tmp_path)) for _ in range(2))
+    assert first == later
+    assert first.split(maxsplit=1)[1].strip() == "[]"
+
+
+def output_of(script, **environment):
+    """What `script` prints in a process of its own."""
+    everything = {**os.environ, **environment, "PYTHONPATH": os.pathsep.join(sys.path)}
+    command = [sys.executable, "-c", script]
+    return subprocess.run(command, env=everything, capture_output=True, text=True, check=True).stdout

@@ -12,7 +12,7 @@ import pytest
 
 from benchmarks.bench_multinode import network
 from tests.train.forked import Forked
-from tests.train.micro import MICRO, train_micro
+from tests.train.micro import MICRO
 
 
 @pytest.fixture(scope="session")
@@ -76,12 +76,6 @@ def settings(tiny_corpus: Path, tmp_path: Path, monkeypatch) -> dict:
 
     monkeypatch.setitem(PRESETS, "micro", MICRO)
     return _settings(tiny_corpus, tmp_path)
-
-
-@pytest.fixture(scope="session")
-def compiled(forked: Forked, tiny_corpus: Path, tmp_path_factory) -> None:
-    """The kernels' machine code is on disk; a process that compiles it itself may round the last bit otherwise."""
-    forked.run(train_micro, _settings(tiny_corpus, tmp_path_factory.mktemp("compiled")))
 
 
 def _settings(corpus: Path, folder: Path) -> dict:

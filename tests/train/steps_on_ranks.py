@@ -8,7 +8,6 @@ import torch
 from ado_model import ModelConfig, Transformer
 from ado_stream.train.config import TrainSection
 from ado_stream.train.distributed import join_world
-from ado_stream.train.host import keep_torchs_threads
 from ado_stream.train.parallel import ParallelModel
 from ado_stream.train.step import TrainStep, make_optimizer
 
@@ -30,7 +29,6 @@ def weights(model: torch.nn.Module) -> float:
 def main(strategy: str, poisoned_step: int, out: str) -> None:
     options = TrainSection(strategy=strategy, micro_batch_size=2, grad_clip=1.0)
     found = []
-    keep_torchs_threads()
     with join_world("cpu", 60) as world:
         torch.manual_seed(0)
         parallel = ParallelModel(Transformer(CONFIG), world, options)

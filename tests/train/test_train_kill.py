@@ -40,7 +40,7 @@ def lines_of(run_dir: Path) -> dict[str, list[dict]]:
 
 
 @pytest.mark.fault
-def test_ten_preemptions_change_nothing(settings: dict, tmp_path: Path, forked, compiled):
+def test_ten_preemptions_change_nothing(settings: dict, tmp_path: Path, forked):
     """By SIGKILL, which leaves the steps since the last checkpoint to be done again, and by SIGTERM, which saves."""
     whole, preempted = tmp_path / "whole", tmp_path / "preempted"
     forked.run(train_micro, settings_of(settings, whole))

@@ -57,7 +57,7 @@ def link(state: str) -> None:
     ip("-n", STORE, "link", "set", "port1", state)
 
 
-def test_p5_a_link_cut_for_three_seconds_changes_nothing(launch, forked, compiled, settings: dict, tmp_path: Path):
+def test_p5_a_link_cut_for_three_seconds_changes_nothing(launch, forked, settings: dict, tmp_path: Path):
     launched = launch()
     wait_for_step(tmp_path, 10)
     link("down")

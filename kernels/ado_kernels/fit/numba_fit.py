@@ -16,6 +16,7 @@ from numba import config, njit
 from ado_kernels.fit.problem import FitOptions, FitResult, as_result
 from ado_kernels.fit.search import Grid, search
 from ado_kernels.fit.smoothing import filter_weights, present_points, smooth_kept, window_that_fits
+from ado_kernels.machine_code import compile_apart
 
 
 @njit(cache=True, nogil=True)
@@ -49,6 +50,7 @@ def _fit_domain(
 
 def fit(counts: np.ndarray, loss_KT: np.ndarray, options: FitOptions) -> FitResult:
     """Fits every domain; counts (T,) or (K, T) float64, loss_KT (K, T) float64 with NaN where a point is missing."""
+    compile_apart("fit")
     num_domains = loss_KT.shape[0]
     grid = Grid(
         np.asarray(options.grid_log_beta),

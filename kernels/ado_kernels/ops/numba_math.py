@@ -19,6 +19,8 @@ from numba import types
 from numba.core import config
 from numba.extending import overload
 
+from ado_kernels.machine_code import compile_apart
+
 # Sums may be reordered and contracted (hence vectorised), but NaN and infinity keep their meaning.
 FAST_SUMS = {"reassoc", "contract", "arcp", "nsz"}
 _GRAIN_ELEMENTS = 32768
@@ -56,13 +58,18 @@ def _exp_float32(x):
 
 
 def use_threads(num_elements: int) -> None:
-    """Sets the threads of this thread's next Numba loop: torch's number, fewer for little work.
+    """Makes ready for this thread's next Numba loop: its code is on disk; torch's number of threads, fewer for little.
 
     torch's, so that torchrun's limit per rank counts here too; one per torch's own grain of 32,768 elements, because
-    waking and joining a thread costs 10 us, and milliseconds where another process holds its core.
+    waking and joining a thread costs 10 us, and milliseconds where another process holds its core. Both libraries sit
+    on one OpenMP, whose number Numba sets to the machine's cores when its pool starts: torch gets its own back.
     """
-    most = min(torch.get_num_threads(), config.NUMBA_NUM_THREADS)  # type: ignore[attr-defined]
+    compile_apart("ops")
+    num_threads = torch.get_num_threads()
+    most = min(num_threads, config.NUMBA_NUM_THREADS)  # type: ignore[attr-defined]
     numba.set_num_threads(max(min(most, num_elements // _GRAIN_ELEMENTS), 1))
+    if torch.get_num_threads() != num_threads:
+        torch.set_num_threads(num_threads)
 
 
 def array(tensor: torch.Tensor) -> np.ndarray:
