@@ -141,13 +141,13 @@ def test_s7_a_restart_of_the_server_then_exact(bucket, proxy, reference, tmp_pat
 
 @pytest.mark.parametrize("rank", [0, 1])
 def test_s2_503_for_ever_is_throttled_on_every_rank(bucket, proxy, tmp_path, rank):
-    dataset = remote_dataset(tmp_path, replace(QUICK, total_deadline_s=1.0), rank=rank, world_size=2)
+    dataset = remote_dataset(tmp_path, replace(QUICK, total_deadline_s=5.0), rank=rank, world_size=2)
     proxy.rules = [Rule("status", SHARDS)]
     started = time.monotonic()
     served, error = served_until(dataset, Throttled)
     assert served == []
     assert "attempt" in str(error)
-    assert time.monotonic() - started < 10.0  # the deadline of 1 s, and one slow attempt on a busy machine
+    assert time.monotonic() - started < 10.0  # the deadline of 5 s, and one slow attempt on a busy machine
 
 
 @pytest.mark.parametrize("rank", [0, 1])

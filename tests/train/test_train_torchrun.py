@@ -43,7 +43,7 @@ def written(settings: dict, tmp_path: Path) -> Callable[..., tuple[str, str]]:
 
 
 @pytest.fixture
-def reference(forked, compiled, written) -> Path:
+def reference(forked, written) -> Path:
     """The folder of two ranks that nobody disturbed."""
     file, folder = written("reference")
     forked.run(ledgered.main, file, folder, num_ranks=2)
