@@ -34,7 +34,7 @@ class AdaptiveLoader:
         prefetch: batches made ahead; 0 makes each when asked.
         io_threads: threads that fetch, verify and decompress shards; 0 does it when a shard is read.
         pin_memory: page-locked token arrays, for asynchronous copies to a GPU.
-        device: copy each batch there, without waiting; None leaves it on the host.
+        device: copy each batch there, one ahead and, with pin_memory, beside the compute; None leaves it on the host.
         timeout_s: how long ranks wait for each other in `observe`, seconds.
 
     Iteration yields dicts: tokens (b, T + 1) int64, domain (b,) int64, step int; it goes on after a break. A context
@@ -143,12 +143,8 @@ class AdaptiveLoader:
         if self.policy is not None:
             self._check_observed()
         if not self.dataset.running:
-            self.dataset.start(self._prefetch, self._io_threads, self._pin_memory)
-        batch = self.dataset.next_batch()
-        if self._device is not None:
-            for key in ("tokens", "domain"):
-                batch[key] = batch[key].to(self._device, non_blocking=self._pin_memory)
-        return batch
+            self.dataset.start(self._prefetch, self._io_threads, self._pin_memory, self._device)
+        return self.dataset.next_batch()
 
     def _check_observed(self) -> None:
         """The mixture of the next step must be on its way; nobody but this thread can send it."""

@@ -18,6 +18,7 @@ from ado_stream.errors import ConfigError
 from ado_stream.storage.cache import NodeCache
 from ado_stream.storage.retry import RetryPolicy
 from ado_stream.stream import state as stream_state
+from ado_stream.stream.device import DeviceCopies
 from ado_stream.stream.domain import as_domains
 from ado_stream.stream.draw import SAMPLINGS, Draw, Settings, advance, draw_step
 from ado_stream.stream.lookahead import LookaheadLimits
@@ -110,6 +111,8 @@ class AdaptiveStreamingDataset(IterableDataset):
         self._cursors_KC = np.zeros((len(indexes), canonical_nodes), np.int64)
         self._audit: deque[Draw] = deque(maxlen=_AUDIT_STEPS)
         self._pipeline: Pipeline | None = None
+        self._copies: DeviceCopies | None = None
+        self._ahead: tuple[Draw, dict[str, Any]] | None = None  # on its way to the device, not handed out yet
 
     # What the data are --------------------------------------------------------------------------------------------
 
@@ -223,8 +226,13 @@ class AdaptiveStreamingDataset(IterableDataset):
                 f"mixtures. Set mixture_lag >= {prefetch}, or prefetch <= {self.mixture_lag}."
             )
 
-    def start(self, prefetch: int, io_threads: int, pin_memory: bool = False) -> None:
-        """Starts making batches from the current step; a pipeline that runs already is stopped first."""
+    def start(
+        self, prefetch: int, io_threads: int, pin_memory: bool = False, device: torch.device | None = None
+    ) -> None:
+        """Starts making batches from the current step; a pipeline that runs already is stopped first.
+
+        device: where batches are copied to, one ahead; None leaves them on the host.
+        """
         self.check_prefetch(prefetch)
         self.close()
         limits = LookaheadLimits(
@@ -236,18 +244,20 @@ class AdaptiveStreamingDataset(IterableDataset):
         )
         self._board.open()
         options = PipelineOptions(prefetch, pin_memory, self.timeout_s, limits)
+        self._copies = None if device is None else DeviceCopies(device, pin_memory)
         self._pipeline = Pipeline(self._source, self._step, self._cursors_KC, options)
 
     def next_batch(self) -> dict[str, Any]:
         """The next step's batch of this rank, as a dict; `start` must have been called."""
         assert self._pipeline is not None, "start() first"
-        batch = self._pipeline.next()
-        self._hand_out(batch)
-        return {
-            "tokens": torch.from_numpy(batch.tokens_NT),
-            "domain": torch.from_numpy(batch.domain_N),
-            "step": batch.draw.step,
-        }
+        draw, batch = self._ahead or self._on_device(self._pipeline.next())
+        self._ahead = None
+        if self._copies is not None:
+            batch = self._copies.end(batch)
+            following = self._pipeline.next_if_ready()
+            self._ahead = None if following is None else self._on_device(following)
+        self._hand_out(draw)
+        return batch
 
     @property
     def running(self) -> bool:
@@ -278,7 +288,7 @@ class AdaptiveStreamingDataset(IterableDataset):
         """Stops the pipeline's threads; iterating again goes on at the current step."""
         if self._pipeline is not None:
             self._pipeline.close()
-            self._pipeline = None
+            self._pipeline = self._ahead = None
             self._board.close()
 
     def statistics(self) -> dict[str, Any]:
@@ -286,8 +296,16 @@ class AdaptiveStreamingDataset(IterableDataset):
         running = self._pipeline.statistics.summary() if self._pipeline is not None else {}
         return {**running, "cache": self._cache.statistics()}
 
-    def _hand_out(self, batch: Batch) -> None:
-        draw = batch.draw
+    def _on_device(self, batch: Batch) -> tuple[Draw, dict[str, Any]]:
+        """The draw, and the batch as a user sees it, its copy to the device begun."""
+        tensors = {
+            "tokens": torch.from_numpy(batch.tokens_NT),
+            "domain": torch.from_numpy(batch.domain_N),
+            "step": batch.draw.step,
+        }
+        return batch.draw, tensors if self._copies is None else self._copies.begin(tensors)
+
+    def _hand_out(self, draw: Draw) -> None:
         assert draw.step == self._step
         advance(draw.domain_B, self._cursors_KC)
         self._audit.append(draw)

@@ -119,6 +119,10 @@ class Pipeline:
         """The next step's batch. Raises what failed behind, or StorageError past the deadline."""
         return self._maker.next()
 
+    def next_if_ready(self) -> Batch | None:
+        """The next step's batch if it is made already."""
+        return self._maker.take_ready()
+
     def close(self) -> None:
         """Stops and joins every thread; idempotent."""
         self._finalizer()
@@ -176,7 +180,6 @@ class _Maker:
             if self.lookahead.failure is not None:
                 raise self.lookahead.failure
             if batch is not None:
-                self.room.put(None)
                 self.statistics.consumer_wait_s += time.monotonic() - started
                 return batch
             if self.failure is not None:
@@ -196,10 +199,17 @@ class _Maker:
                 _log.warning("a thread of the stream did not end within %d s; it was doing: %s", _JOIN_S, self.doing)
         self.source.shards.close()
 
-    def _take(self) -> Batch | None:
+    def take_ready(self) -> Batch | None:
+        """A finished batch if there is one."""
+        return self._take(wait_s=0.0)
+
+    def _take(self, wait_s: float = _GLANCE_S) -> Batch | None:
         """A finished batch; None when there was none for a moment."""
         with suppress(Empty):
-            return self.ready.get(timeout=min(_GLANCE_S, self.options.timeout_s))
+            batch = self.ready.get(block=wait_s > 0, timeout=min(wait_s, self.options.timeout_s))
+            if batch is not None:
+                self.room.put(None)
+            return batch
         return None
 
     def _run(self) -> None:

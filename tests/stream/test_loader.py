@@ -1,10 +1,12 @@
 """The loader: losses in, mixtures out, at the stated delay; exact over resumes and ranks."""
 
 import hashlib
+import itertools
 import json
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -122,6 +124,27 @@ def test_batches_come_on_the_device_that_is_asked_for(corpus):
     with ado.AdaptiveLoader(dataset, prefetch=0, device="meta") as loader:
         batch = next(iter(loader))
         assert {batch[key].device.type for key in ("tokens", "domain")} == {"meta"}
+
+
+@pytest.mark.parametrize("prefetch", [0, 1, 4])
+def test_copying_one_batch_ahead_changes_no_batch_and_no_state(corpus, prefetch):
+    """The batch on its way to the device was not handed out: a state taken meanwhile begins with it."""
+
+    def rows_and_states(device):
+        dataset = ado.AdaptiveStreamingDataset(corpus, global_batch_size=24, mixture_lag=None)
+        loader = ado.AdaptiveLoader(dataset, prefetch=prefetch, device=device)
+        seen = []
+        for batch in itertools.islice(loader, 12):
+            time.sleep(0.01)  # so that the next one is ready
+            state = dataset.state_dict()
+            del state["mixtures"]  # of steps made ahead, however many those are at the moment
+            seen.append((batch["step"], plain_rows(batch), state))
+            if batch["step"] == 5:
+                loader.close()  # and goes on with step 6, whatever was ahead
+        loader.close()
+        return seen
+
+    assert rows_and_states("cpu") == rows_and_states(None)
 
 
 def test_a_lag_below_the_prefetch_depth_is_refused(corpus):
