@@ -31,6 +31,7 @@ def run(args: argparse.Namespace) -> int:
     """Runs the demo; ends with the comparison as a table and the report's path."""
     from rich.console import Console
 
+    from ado_kernels.machine_code import compile_apart
     from ado_stream.demo.plan import DemoPlan
     from ado_stream.train.host import let_idle_threads_sleep
 
@@ -38,7 +39,8 @@ def run(args: argparse.Namespace) -> int:
     plan = DemoPlan.of(args.seed, args.quick, args.steps)
     console.print(f"ado-stream demo: all of it stays in {args.out}, nothing is downloaded")
     let_idle_threads_sleep()
-    threading.Thread(target=_compile_kernels, daemon=True).start()
+    for group in ("ops", "fit"):  # on a new machine that takes about as long as a quick demo's training
+        threading.Thread(target=compile_apart, args=(group,), daemon=True).start()
     # with --json, standard output is for the answer alone: what the stages print goes beside it
     shown = contextlib.redirect_stdout(sys.stderr) if args.json else contextlib.nullcontext()
     with shown:
@@ -52,14 +54,6 @@ def run(args: argparse.Namespace) -> int:
     if args.json:
         print(json.dumps(summary(result), indent=1))
     return 0
-
-
-def _compile_kernels() -> None:
-    """While the first stages run: on a new machine it takes about as long as a quick demo's training."""
-    from ado_kernels.machine_code import compile_apart
-
-    for group in ("ops", "fit"):
-        compile_apart(group)
 
 
 def _show_text(console: "Console", text: "list[DomainText]") -> None:
