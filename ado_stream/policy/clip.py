@@ -52,7 +52,7 @@ def raise_to_floor(share_K: Shares, floor: float) -> Shares:
 def lower_to_ceiling(share_K: Shares, ceiling_K: float | Shares) -> Shares:
     """p_k <= u_k, the excess shared over the others in proportion, repeated until none exceeds.
 
-    `share_K` itself when nothing exceeds. When the others have no share worth scaling, they take the excess in
+    `share_K` itself when nothing exceeds. When the others have no share of their own, they take the excess in
     proportion to their ceilings; when all ceilings together are below 1, the mixture is proportional to them.
     """
     high_K = share_K > ceiling_K

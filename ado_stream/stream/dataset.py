@@ -175,7 +175,6 @@ class AdaptiveStreamingDataset(IterableDataset):
 
     def sample_counts(self, step: int) -> np.ndarray:
         """(K,) int64: samples of each domain in step `step`'s global batch."""
-        self._check_read_here()
         return np.bincount(self._draw(step).domain_B, minlength=len(self.domains))
 
     def sample_ids(self, step: int) -> np.ndarray:
@@ -184,7 +183,6 @@ class AdaptiveStreamingDataset(IterableDataset):
         An id is the sample's number within its domain plus the number of samples of all domains before it. Known for
         the last 64 steps handed out, and ahead as far as mixtures are decided.
         """
-        self._check_read_here()
         draw, settings = self._draw(step), self.settings
         offset_K = np.cumsum(self.num_samples_K) - self.num_samples_K
         num_lanes = settings.num_lanes
@@ -196,6 +194,7 @@ class AdaptiveStreamingDataset(IterableDataset):
         return xxhash.xxh64_intdigest(self._cursors_KC.tobytes())
 
     def _draw(self, step: int) -> Draw:
+        self._check_read_here()
         for draw in self._audit:
             if draw.step == step:
                 return draw

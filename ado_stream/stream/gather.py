@@ -91,4 +91,5 @@ def gather(
     vocab_size None: any token that int64 holds.
     """
     scratch = np.empty(out_BT.shape[1], dtype)
-    return _gather(address_N, slot_N, scratch, vocab_size or _ANY_TOKEN, out_BT)
+    limit = _ANY_TOKEN if vocab_size is None else vocab_size
+    return _gather(address_N, slot_N, scratch, limit, out_BT)
