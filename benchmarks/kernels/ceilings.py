@@ -37,13 +37,13 @@ def run_device(bench: Bench) -> None:
 
 
 def own_rates(bench: Bench, rows: int, width: int, vocabulary: int, dtype: torch.dtype) -> dict[str, float]:
-    """FLOP per second of the matmuls of one chunk: logits = x W^T, dX = g W, dW = g^T x in float32."""
+    """FLOP per second of the matmuls of one chunk: logits = x W^T, and in float32 dX = g W, dW = g^T x."""
     sizes = ((rows, width), (vocabulary, width), (rows, vocabulary))
     x_CH, weight_VH, g_CV = (torch.randn(size, device=bench.device).to(dtype) for size in sizes)
     wide = {"out_dtype": torch.float32} if bench.on_gpu else {}
     return {
         "logits": _rate(bench, f"logits H={width}", x_CH, weight_VH.t()),
-        "dX": _rate(bench, f"dX H={width}", g_CV, weight_VH),
+        "dX": _rate(bench, f"dX H={width}", g_CV, weight_VH, **wide),
         "dW": _rate(bench, f"dW H={width}", g_CV.t(), x_CH, **wide),
     }
 

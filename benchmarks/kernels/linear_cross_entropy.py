@@ -2,8 +2,8 @@
 
 Forward and backward together, and the loss alone; peak memory; how far loss and gradients are from float32 ones made
 chunk by chunk (float64 on a CPU). Rows per chunk and both methods of ours are swept through the launch table; the
-phases of one chunk are timed one by one. Logits are never float32 in ours: "exponentials" is the method that does not
-round them. Floors: three matmuls (one for the loss) at the square matmul's rate, and at their own rates (ceilings.py).
+phases of one chunk are timed one by one. Ours has no float32 logits in memory; "exponentials" is the method that does
+not round them. Floors: three matmuls (one for the loss) at the square matmul's rate, and at their own (ceilings.py).
 """
 
 from collections.abc import Callable, Iterable
@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import torch
 
 from ado_kernels.ops.launch import using
+from ado_kernels.ops.linear_cross_entropy.matmul import matmul_into
 from ado_kernels.ops.linear_cross_entropy.problem import Chunk, Problem
 from benchmarks.kernels.ceilings import FORWARD, TRAINING, own_floor_ms
 from benchmarks.kernels.harness import Bench, Builder, Work
@@ -234,12 +235,11 @@ def _phases(bench: Bench, shape: Shape, inputs: Inputs) -> None:
     hidden, weight, targets = inputs.hidden.detach()[:4096], inputs.weight.detach(), inputs.targets[:4096]
     logits = hidden @ weight.t()
     losses, squares = (torch.empty(len(targets), device=bench.device) for _ in range(2))
-    total = torch.zeros(weight.shape, device=bench.device)
+    dhidden, dweight = (torch.zeros(tensor.shape, device=bench.device) for tensor in (hidden, weight))
 
     def chunk(hidden_grad: bool, weight_grad: bool) -> Chunk:
         problem = Problem(hidden, weight, targets, -100, 0.0, hidden_grad, weight_grad, hidden.dtype)
-        grads = torch.empty_like(hidden), total
-        return Chunk(problem, hidden, weight, targets, logits, losses, squares, *grads, first=False)
+        return Chunk(problem, hidden, weight, targets, logits, losses, squares, dhidden, dweight, first=False)
 
     both, only_hidden, only_weight, neither = (
         chunk(*wanted) for wanted in ((True, True), (True, False), (False, True), (False, False))
@@ -247,10 +247,10 @@ def _phases(bench: Bench, shape: Shape, inputs: Inputs) -> None:
     matmul = Work(num_flops=2 * logits.numel() * shape.width)
     two = Work(num_flops=2 * matmul.num_flops)
     phases = {
-        "logits": (lambda: torch.mm(hidden, weight.t(), out=logits), matmul),
+        "logits": (lambda: matmul_into(logits, hidden, weight.t()), matmul),
         "softmax gradient": (lambda: softmax_pass.softmax_gradient(both), Work(num_bytes=2 * logits.nbytes)),
-        "dX": (lambda: torch.mm(logits, weight), matmul),
-        "dW": (lambda: softmax_pass.accumulate(total, logits.t(), hidden, first=False), matmul),
+        "dX": (lambda: matmul_into(dhidden, logits, weight), matmul),
+        "dW": (lambda: matmul_into(dweight, logits.t(), hidden, add=True), matmul),
     }
     if "exponentials" in methods(bench.device):
         phases |= {

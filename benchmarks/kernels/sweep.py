@@ -1,6 +1,6 @@
 """What the launch table could say: RMSNorm's backward by rows, warps, programs and stages; tiles of "exponentials".
 
-Rows, warps and programs decide the bits of the weight's gradient, and tiles those of a loss: a gain here is a reason
+Rows, warps and programs decide the bits of the weight's gradient, tiles those of a loss: a gain here is a reason
 to change the table's row for all architectures, never one card's (launch.py). Last, because cutting it costs nothing.
 """
 
@@ -64,7 +64,7 @@ def _tiles(bench: Bench) -> None:
 
 @contextmanager
 def tile(long: int, wide: int) -> Iterator[None]:
-    """Runs the body with other output tiles in every matmul of "exponentials"."""
+    """Runs the body with other output tiles in the matmul of "exponentials"."""
     from ado_kernels.ops.linear_cross_entropy.exponentials import TILE
 
     before = dict(TILE)

@@ -7,7 +7,6 @@ here; what decides the bits of a sum over rows is no candidate (launch.SAME_BITS
 this architecture. Kernels inside a larger operation are chosen before it, and stay so while it is tuned.
 """
 
-import dataclasses
 import math
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -21,7 +20,7 @@ import torch
 
 from ado_kernels import linear_cross_entropy, rms_norm, rms_norm_rope, swiglu
 from ado_kernels.ops import launch_table
-from ado_kernels.ops.launch import Key, Launch, architecture_of, read_table, using
+from ado_kernels.ops.launch import Key, architecture_of, read_table, using
 from benchmarks.kernels.harness import Alarm, Bench, Call
 from benchmarks.kernels.linear_cross_entropy_baselines import methods
 
@@ -121,17 +120,12 @@ def _cross_entropy_spaces(device: torch.device) -> Iterator[Space]:
             return lambda: torch.autograd.grad(linear_cross_entropy(*leaves, targets, ids, 1)[0], leaves)
 
         if width == 2048:
-            yield Space("softmax_gradient", 0, _each(warps=(4, 8, 16), **_blocks()), train, {"method": "softmax_pass"})
+            by_row = _each(block=(2048, 4096, 8192), warps=(4, 8, 16))
+            yield Space("softmax_gradient", 0, by_row, train, {"method": "softmax_pass"})
             if "exponentials" in methods(device):
                 yield Space("exponentials", 0, _each(stages=(2, 3, 4)), train, {"method": "exponentials"})
         sizes = (2048, 4096, 5632, 8192, 16384)
         yield Space("linear_cross_entropy", key, _each(rows=sizes, method=methods(device)), train)
-
-
-def _blocks() -> dict[str, Sequence[int]]:
-    """Words that softmax_gradient reads at a time, where the launch table has a field for them."""
-    known = "block" in {field.name for field in dataclasses.fields(Launch)}
-    return {"block": (1024, 2048, 4096, 8192)} if known else {}
 
 
 def _rope_spaces(device: torch.device) -> Iterator[Space]:

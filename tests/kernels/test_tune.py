@@ -1,7 +1,5 @@
 """The tuner survives what cannot run, offers what the launcher takes, and never what decides bits."""
 
-import dataclasses
-
 import pytest
 import torch
 
@@ -75,16 +73,3 @@ def test_programs_and_what_groups_sums_over_rows_are_no_candidates(monkeypatch):
         names = {name for fields in space.candidates for name in fields}
         assert "programs" not in names
         assert space.op not in SAME_BITS or names == {"stages"}
-
-
-def test_blocks_are_tuned_where_the_table_has_a_field_for_them(monkeypatch):
-    def candidates():
-        spaces = {space.op: space for space in tune.spaces(META)}
-        return spaces["softmax_gradient"].candidates
-
-    without = dataclasses.make_dataclass("Without", [("warps", int)])
-    monkeypatch.setattr(tune, "Launch", without)
-    assert candidates() == ({"warps": 4}, {"warps": 8}, {"warps": 16})
-    monkeypatch.setattr(tune, "Launch", dataclasses.make_dataclass("With", [("warps", int), ("block", int)]))
-    assert {"warps": 16, "block": 2048} in candidates()
-    assert len(candidates()) == 12
