@@ -121,8 +121,7 @@ def _replayed(bench: Bench, operation: Operation, inputs: Tensors, fresh: Tensor
     for tensor, new in zip(held, fresh, strict=True):
         tensor.copy_(new)
     replay()
-    bench.synchronize()
-    return results
+    return [result.clone() for result in results]
 
 
 def operations(bench: Bench, dtype: torch.dtype) -> Iterator[Operation]:

@@ -1,10 +1,12 @@
-"""The scaling-law fit: Numba with all threads and with one, Triton from NumPy to NumPy, and on the device alone.
+"""The scaling-law fit: from NumPy to NumPy by Triton and by Numba with all threads and with one; on the device alone.
 
-Laws with 1 % noise. F is compared relative to F + 0.001, because F holds the constant -0.001 and may be negative.
+"ours" is Triton on a GPU and Numba without one. Laws with 1 % noise. F is compared relative to F + 0.001, because F
+holds the constant -0.001 and may be negative.
 """
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 import numba
 import numpy as np
@@ -14,30 +16,33 @@ from ado_kernels import scaling_law_fit
 from ado_kernels.fit.problem import FitOptions, FitResult
 from benchmarks.kernels.harness import Bench, judged_ms
 
-SIZES = tuple((num_domains, num_steps) for num_steps in (600, 6000, 60000) for num_domains in (22, 1, 128, 1000))
+SIZES = tuple((num_domains, num_steps) for num_steps in (6000, 600, 60000) for num_domains in (22, 1, 128, 1000))
 REPEAT_BELOW_S = 0.5
-BAR = 1e-6  # of F + 0.001: as tests/kernels/test_fit_minimum.py
+BAR, LEAST_SHARE = 1e-6, 0.99  # of F + 0.001, and of domains: as tests/kernels/test_fit_minimum.py
 
 
 def run_fit(bench: Bench) -> None:
-    """Milliseconds of every backend and how far Triton's F lies above Numba's; above the bar is a failure."""
-    backends = ("numba", "triton") if bench.on_gpu else ("numba",)
-    for backend in backends:
-        scaling_law_fit(*history(2, 300), backend=backend)  # compiles
+    """Milliseconds of every way, and Triton's F against Numba's: out of the bars is a failure."""
+    backend = "triton" if bench.on_gpu else "numba"
+    for each in {backend, "numba"}:
+        fit_by(each, *history(2, 300))()  # compiles
     for num_domains, num_steps in ((2, 300),) if bench.smoke else SIZES:
         case = f"K={num_domains} T={num_steps}"
         if bench.out_of_time():
             bench.emit("fit", case, skipped="out of time")
             continue
         counts_T, loss_KT = history(num_domains, num_steps)
-        fits = {backend: _timed(bench, f"{case} {backend}", counts_T, loss_KT, backend) for backend in backends}
-        _timed_on_one_thread(bench, case, counts_T, loss_KT)
+        ours = _timed(bench, case, "ours", fit_by(backend, counts_T, loss_KT))
         if bench.on_gpu:
             _device_only(bench, case, counts_T, loss_KT)
-            worst = above(fits["triton"], fits["numba"])
-            bench.emit("fit", case, triton_above_numba=worst, bar=BAR)
-            if not worst <= BAR:
-                bench.failed.append(f"fit, {case}: Triton's F is {worst:.1e} above Numba's")
+            judge(bench, case, above(ours, _timed(bench, case, "Numba", fit_by("numba", counts_T, loss_KT))))
+        with one_thread():
+            _timed(bench, case, "Numba, one thread", fit_by("numba", counts_T, loss_KT))
+
+
+def fit_by(backend: str, counts_T: np.ndarray, loss_KT: np.ndarray) -> Callable[[], FitResult]:
+    """The fit as a call."""
+    return lambda: scaling_law_fit(counts_T, loss_KT, backend=backend)
 
 
 def history(num_domains: int, num_steps: int) -> tuple[np.ndarray, np.ndarray]:
@@ -48,24 +53,39 @@ def history(num_domains: int, num_steps: int) -> tuple[np.ndarray, np.ndarray]:
     return counts_T, loss_KT * np.exp(0.01 * generator.standard_normal(loss_KT.shape))
 
 
-def above(one: FitResult, other: FitResult) -> float:
-    """By how much F of `one` exceeds that of `other` at worst, relative to F + 0.001; NaN where one of them failed."""
-    return float(np.max((one.objective - other.objective) / (other.objective + 0.001)))
+def above(one: FitResult, other: FitResult) -> np.ndarray:
+    """(K,) by how much F of `one` exceeds that of `other`, relative to F + 0.001; NaN where one of them failed."""
+    return (one.objective - other.objective) / (other.objective + 0.001)
 
 
-def _timed(bench: Bench, case: str, counts_T: np.ndarray, loss_KT: np.ndarray, backend: str) -> FitResult:
-    seconds, fit = _median_s(lambda: scaling_law_fit(counts_T, loss_KT, backend=backend))
-    bench.emit("fit", case, ms=seconds * 1e3, ms_per_domain=seconds * 1e3 / len(loss_KT))
-    return fit
+def judge(bench: Bench, case: str, above_K: np.ndarray) -> None:
+    """Records how Triton's F compares; too few domains within the bar fail the run."""
+    share = float(np.mean(above_K <= BAR))
+    bench.emit("fit", f"{case} F", worst_above_numba=float(np.max(above_K)), within_bar_frac=share, bar=BAR)
+    if share < LEAST_SHARE:
+        bench.failed.append(f"fit, {case}: Triton's F is within {BAR} of Numba's in {share:.1%} of domains")
 
 
-def _timed_on_one_thread(bench: Bench, case: str, counts_T: np.ndarray, loss_KT: np.ndarray) -> None:
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """Runs the body with Numba's fit on one thread."""
     threads = numba.config.NUMBA_NUM_THREADS
     numba.config.NUMBA_NUM_THREADS = 1
     try:
-        _timed(bench, f"{case} numba, one thread", counts_T, loss_KT, "numba")
+        yield
     finally:
         numba.config.NUMBA_NUM_THREADS = threads
+
+
+def _timed(bench: Bench, case: str, name: str, call: Callable[[], FitResult]) -> FitResult:
+    """What the call returned; its median wall time of three is recorded, of one where that is long."""
+    seconds: list[float] = []
+    while not seconds or (len(seconds) < 3 and seconds[0] < REPEAT_BELOW_S):
+        start = time.perf_counter()
+        found = call()
+        seconds.append(time.perf_counter() - start)
+    _emit(bench, case, name, {"ms": float(np.median(seconds)) * 1e3}, len(found.objective))
+    return found
 
 
 def _device_only(bench: Bench, case: str, counts_T: np.ndarray, loss_KT: np.ndarray) -> None:
@@ -77,15 +97,11 @@ def _device_only(bench: Bench, case: str, counts_T: np.ndarray, loss_KT: np.ndar
     def call() -> torch.Tensor:
         return fit_on_device(counts, losses, FitOptions())
 
-    record = {"ms": bench.time_ms(call), **bench.graph_ms(call)}
-    bench.emit("fit", f"{case} triton, device only", **record, ms_per_domain=judged_ms(record) / len(loss_KT))
+    _emit(bench, case, "on the device alone", {"ms": bench.time_ms(call), **bench.graph_ms(call)}, len(loss_KT))
 
 
-def _median_s(call: Callable[[], FitResult]) -> tuple[float, FitResult]:
-    """Seconds of one call, the median of three where they are few; and what it returned."""
-    seconds = []
-    while not seconds or (len(seconds) < 3 and seconds[0] < REPEAT_BELOW_S):
-        start = time.perf_counter()
-        result = call()
-        seconds.append(time.perf_counter() - start)
-    return float(np.median(seconds)), result
+def _emit(bench: Bench, case: str, name: str, times: dict, num_domains: int) -> None:
+    ours = times if name == "ours" else bench.find("fit", case)
+    ratio = judged_ms(times) / judged_ms(ours)
+    per_domain = judged_ms(times) / num_domains
+    bench.emit("fit", case, implementation=name, **times, times_ours=ratio, ms_per_domain=per_domain)

@@ -3,6 +3,8 @@
 import json
 import time
 
+import numba
+import numpy as np
 import pytest
 import torch
 
@@ -296,12 +298,26 @@ def test_a_loss_is_examined_against_plain_float64(bench):
         assert loss_section.examined(broken, expected, inputs.targets)["wrong"]
 
 
-def test_fits_are_compared_where_f_is_negative():
+def test_fits_are_compared_where_f_is_negative_and_judged(bench):
     def result(*objective):
-        return type("Result", (), {"objective": torch.tensor(objective, dtype=torch.float64).numpy()})
+        return type("Result", (), {"objective": np.array(objective)})
 
-    assert fit_section.above(result(-0.0009, 0.1), result(-0.0008, 0.1)) == pytest.approx(0.0)
-    assert fit_section.above(result(-0.0007, 0.1), result(-0.0008, 0.1)) == pytest.approx(0.5)
+    np.testing.assert_allclose(fit_section.above(result(-0.0009, 0.1), result(-0.0008, 0.1)), [-0.5, 0.0])
+    np.testing.assert_allclose(fit_section.above(result(-0.0007, 0.1), result(-0.0008, 0.1)), [0.5, 0.0])
+    within = np.zeros(100)
+    within[3] = 1.0
+    fit_section.judge(bench, "K=100", within)
+    assert bench.failed == []
+    within[4] = np.nan
+    fit_section.judge(bench, "K=100", within)
+    assert bench.failed == ["fit, K=100: Triton's F is within 1e-06 of Numba's in 98.0% of domains"]
+
+
+def test_the_fit_on_one_thread_leaves_the_number_as_it_was():
+    before = numba.config.NUMBA_NUM_THREADS
+    with fit_section.one_thread():
+        assert numba.config.NUMBA_NUM_THREADS == 1
+    assert before == numba.config.NUMBA_NUM_THREADS
 
 
 def test_bars_are_judged_and_the_table_shows_them():
