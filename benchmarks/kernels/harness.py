@@ -32,10 +32,14 @@ Builder = Callable[[], Call]
 
 @dataclass(frozen=True)
 class Work:
-    """What a call must do at least: bytes through memory (each input read once, each output written once), FLOP."""
+    """What a call must do at least: bytes through memory (each input read once, each output written once), FLOP.
+
+    own_floor_ms: of its matmuls at the rates that these shapes reach, where that was measured.
+    """
 
     num_bytes: float = 0.0
     num_flops: float = 0.0
+    own_floor_ms: float | None = None
 
 
 @dataclass
@@ -93,7 +97,6 @@ class Bench:
         builders: dict[str, Builder],
         work: Work,
         examine: Callable[[Any], dict] | None = None,
-        **more: Any,
     ) -> None:
         """Times every implementation of one case, "ours" first (or taken from an earlier record).
 
@@ -115,7 +118,7 @@ class Bench:
                 self._note(own, section, case, name)
                 continue
             ours = record if name == "ours" else ours
-            self.emit(section, case, implementation=name, **record, **_against(record, ours), **more)
+            self.emit(section, case, implementation=name, **record, **_against(record, ours))
             self._note(own and record.get("wrong", False), section, case, name)
 
     def _note(self, wrong: bool, *what: str) -> None:
@@ -132,6 +135,8 @@ class Bench:
             record |= self.graph_ms(call)
         seconds, floor_ms = judged_ms(record) / 1e3, self.floor_ms(work)
         record |= {"floor_ms": floor_ms, "share_of_floor": floor_ms / judged_ms(record)}
+        if work.own_floor_ms:
+            record["share_of_own_floor"] = work.own_floor_ms / judged_ms(record)
         if work.num_bytes:
             record["gb_per_s"] = work.num_bytes / seconds / 1e9
         if work.num_flops:

@@ -124,15 +124,13 @@ def compare_training(bench: Bench, shape: Shape, inputs: Inputs, names: Iterable
     makes = implementations(bench)
     builders = {name: training(makes[name], inputs) for name in names if name in makes}
     expected = reference(bench, inputs)
-    work = Work(num_flops=3 * shape.matmul_flops)
     own = own_floor_ms(bench, TRAINING, shape.matmul_flops, shape.width)
     bench.compare(
         "linear_cross_entropy",
         str(shape),
         builders,
-        work,
+        Work(num_flops=3 * shape.matmul_flops, own_floor_ms=own),
         examine=lambda result: examined(result, expected, inputs.targets),
-        own_floor_ms=own,
     )
 
 
@@ -141,8 +139,8 @@ def compare_loss_only(bench: Bench, shape: Shape, inputs: Inputs, names: Iterabl
     makes = implementations(bench)
     builders = {name: evaluation(makes[name], inputs) for name in names if name in makes}
     own = own_floor_ms(bench, FORWARD, shape.matmul_flops, shape.width)
-    work = Work(num_flops=shape.matmul_flops)
-    bench.compare("linear_cross_entropy, loss only", str(shape), builders, work, own_floor_ms=own)
+    work = Work(num_flops=shape.matmul_flops, own_floor_ms=own)
+    bench.compare("linear_cross_entropy, loss only", str(shape), builders, work)
 
 
 def training(make: Callable[[], Function], inputs: Inputs) -> Builder:

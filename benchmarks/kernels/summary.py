@@ -34,6 +34,8 @@ def _line(case: str, by_name: dict[str, dict], bars: dict[tuple[str, str], dict]
     shown, limit = "" if share is None else f"{share:.2f}", f"{bar['limit']:.2f}" if bar else ""
     met = _MARKS[bar["met"]] if bar else ""
     columns = [f"{case:<62} {_time(judged_ms(ours)):>9} {shown:>6} {limit:>5} {met:>4} "]
+    if "share_of_own_floor" in ours:
+        columns.append(f"[{ours['share_of_own_floor']:.2f} of the matmuls' own floor]")
     for name, record in by_name.items():
         if name != "ours" and "times_ours" in record:
             columns.append(f"{name} {_limited(record['times_ours'], bars.get((name, 'times_ours')))}")

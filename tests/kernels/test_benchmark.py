@@ -2,6 +2,7 @@
 
 import json
 import time
+from contextlib import contextmanager
 
 import numba
 import numpy as np
@@ -57,6 +58,7 @@ def test_a_smoke_run_is_complete_and_right(monkeypatch, tmp_path, capsys):
     assert [record for record in printed if "failed" in record] == []
     skipped = {record["skipped"] for record in printed if "skipped" in record} - {"needs a CUDA GPU"}
     assert all(text.startswith("ModuleNotFoundError") for text in skipped)
+    assert [record for record in printed if "share_of_own_floor" in record]
     assert total.endswith("bars met, 0 missed, 55 not measured")
     assert "kernels-cpu" in next(tmp_path.glob("*-rms_norm.png")).name
     (written,) = tmp_path.glob("*.json")
@@ -104,9 +106,15 @@ def test_a_baseline_may_be_absent_or_fail_ours_may_not(bench, capsys):
 
 def test_a_baseline_timed_later_is_compared_with_the_earlier_time_of_ours(bench, monkeypatch):
     monkeypatch.setattr(Bench, "time_ms", lambda self, call: call())
+    bench.copy_bytes_per_s = 1.0
     bench.compare("section", "case", {"ours": lambda: lambda: 2.0}, Work(num_bytes=1.0))
     bench.compare("section", "case", {"later": lambda: lambda: 5.0}, Work(num_bytes=1.0))
     assert bench.find("section", "case", "later")["times_ours"] == 2.5
+    bench.matmul_flop_per_s = 1e3
+    bench.compare("section", "floors", {"ours": lambda: lambda: 4.0}, Work(num_flops=1.0, own_floor_ms=2.0))
+    record = bench.find("section", "floors")
+    assert (record["floor_ms"], record["share_of_floor"], record["share_of_own_floor"]) == (1.0, 0.25, 0.5)
+    assert record["tflop_per_s"] == pytest.approx(1.0 / 4e-3 / 1e12)
 
 
 def test_a_compilation_that_takes_too_long_is_cut():
@@ -114,6 +122,45 @@ def test_a_compilation_that_takes_too_long_is_cut():
     with pytest.raises(TimeoutError, match="not ready after 1 s"), Alarm(1):
         time.sleep(30)
     assert time.monotonic() - start < 10
+
+
+def test_on_a_gpu_the_cache_is_read_full_before_every_timed_call(monkeypatch):
+    done = []
+
+    class Event:
+        def __init__(self, enable_timing):
+            assert enable_timing
+
+        def record(self):
+            done.append("event")
+
+        def elapsed_time(self, stop):
+            return 0.25
+
+    monkeypatch.setattr(torch.cuda, "Event", Event)
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda: done.append("wait"))
+    monkeypatch.setattr(Bench, "_read", lambda self: done.append("read"))
+    bench = Bench(torch.device("cuda"), smoke=False, deadline=0.0)
+    assert bench.time_ms(lambda: done.append("call")) == 0.25
+    assert done == ["read"] * 100 + ["call"] * 5 + ["read", "event", "call", "event"] * 20 + ["wait"]
+
+
+def test_a_graph_is_recorded_on_the_current_stream_and_replayed_ten_calls_at_a_time(monkeypatch):
+    done = []
+
+    @contextmanager
+    def graph(graph, stream):
+        assert stream == "side"
+        done.append("record")
+        yield
+
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda: "side")
+    monkeypatch.setattr(torch.cuda, "graph", graph)
+    monkeypatch.setattr(torch.cuda, "CUDAGraph", lambda: type("Graph", (), {"replay": lambda: done.append("replay")}))
+    monkeypatch.setattr(Bench, "_events_ms", lambda self, call, before: (before(), call(), 4.0)[-1])
+    bench = Bench(torch.device("cuda"), smoke=False, deadline=0.0)
+    assert bench._replay_ms(lambda: done.append("call")) == 4.0
+    assert done == ["record"] + ["call"] * 10 + ["replay"] * 2
 
 
 def test_replays_are_timed_without_the_flush_and_failing_to_capture_is_said(bench, monkeypatch):
