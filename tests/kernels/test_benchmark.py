@@ -293,7 +293,7 @@ LOSS = checks.linear_cross_entropy
 BREAKS = {
     "swiglu": (slightly_off, "out is off"),
     "rms_norm": (different_every_time, "bits differ between runs"),
-    "linear_cross_entropy": (half_a_softmax, "dweight of other words is off"),
+    "linear_cross_entropy": (half_a_softmax, "dweight of other words is off by 5.0e-01"),
 }
 
 
@@ -329,7 +329,7 @@ def test_a_graph_that_replays_old_values_fails_the_checks(bench, monkeypatch):
 
 def test_a_loss_is_examined_against_plain_float64(bench):
     """The oracle, made a few rows at a time, is autograd's; a loss of which a part is missing is said to be wrong."""
-    inputs = loss_section.draw(bench, loss_section.Shape(300, 900, 16))
+    inputs = loss_section.draw(bench, loss_section.Shape(300, 8000, 16))
     expected = loss_section.reference(bench, inputs)
     wide = [tensor.detach().double().requires_grad_() for tensor in (inputs.hidden, inputs.weight)]
     plain = torch.nn.functional.cross_entropy(wide[0] @ wide[1].t(), inputs.targets)
@@ -337,10 +337,10 @@ def test_a_loss_is_examined_against_plain_float64(bench):
         torch.testing.assert_close(ours, known.detach(), rtol=1e-12, atol=1e-15)
     loss, dhidden, dweight = expected
     assert not loss_section.examined(expected, expected, inputs.targets)["wrong"]
-    elsewhere = torch.ones(900, dtype=torch.bool)
+    elsewhere = torch.ones(8000, dtype=torch.bool)
     elsewhere[inputs.targets] = False
     without_softmax = torch.where(elsewhere[:, None], 0.0, dweight)
-    assert loss_section.norm_error(without_softmax, dweight) < 0.2  # one norm would hardly tell
+    assert loss_section.norm_error(without_softmax, dweight) < loss_section.GRADIENT_TOLERANCE  # one norm cannot tell
     for broken in ((loss + 0.01, dhidden, dweight), (loss, dhidden * 1.03, dweight), (loss, dhidden, without_softmax)):
         assert loss_section.examined(broken, expected, inputs.targets)["wrong"]
 
