@@ -5,13 +5,15 @@ resumed equals one that was not (to the bit on one CPU process). A checkpoint of
 needs: parameters, AdamW's moments, the loader's cursors and mixtures, the policy, torch's generator.
 """
 
-import contextlib
 import dataclasses
+import functools
 import os
+import sys
 import time
 import uuid
 from dataclasses import dataclass
 from pathlib import Path
+from types import TracebackType
 from typing import Any
 
 import numpy as np
@@ -33,7 +35,7 @@ from ado_stream.train.assemble import (
 from ado_stream.train.checkpoint import Checkpointer, TrainingState, load_facts, load_training
 from ado_stream.train.config import TrainConfig, save_config
 from ado_stream.train.describe import fit_line, run_line
-from ado_stream.train.distributed import World, join_world, on_main
+from ado_stream.train.distributed import World, join_world, on_main, told_at_once
 from ado_stream.train.host import keep_freed_memory
 from ado_stream.train.parallel import ParallelModel
 from ado_stream.train.sinks import make_sinks
@@ -61,15 +63,13 @@ def run_training(config: TrainConfig, resume: str | os.PathLike[str] = "auto") -
     "none" starts anew; a path names a checkpoint directory. Checkpoints beyond the point of resuming are renamed, not
     removed. Call on every rank, under torchrun or alone. Raises ConfigError, ResumeError, CheckpointError, DataError.
     """
-    with contextlib.ExitStack() as stack:
-        world = stack.enter_context(join_world(config.train.device, config.train.collective_timeout_s))
+    with join_world(config.train.device, config.train.collective_timeout_s) as world:
         if world.device.type == "cpu":
             keep_freed_memory()
-        training = Training(config, world)
-        stack.callback(training.close)
-        training.start(os.fspath(resume))
-        with StopRequest(world) as stop:
-            return training.loop(stop)
+        with Training(config, world) as training, told_at_once(world):
+            training.start(os.fspath(resume))
+            with StopRequest(world) as stop:
+                return training.loop(stop)
 
 
 class Training:
@@ -187,8 +187,17 @@ class Training:
             print(f"step {self._finished:>6}  validation loss {found.loss:.4f}", flush=True)
         return found
 
-    def close(self) -> None:
-        """Stops threads and closes files."""
+    def __enter__(self) -> "Training":
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Ends what runs behind: the save of a run that failed is finished first, the newest that it can go on from."""
+        try:
+            self._saver.wait()
+        except Exception as unsaved:  # only after a failure, which is the one to raise
+            print(unsaved, file=sys.stderr, flush=True)
         self._loader.close()
         if self._record is not None:
             for sink in self._sinks:
@@ -236,9 +245,15 @@ class Training:
             "model": dataclasses.asdict(self._model_config),
             "loader": loader_state,
         }
-        directory = self._saver.save(self._finished, TrainingState(self._parallel.model, self._optimizer, facts))
-        self._event("checkpoint", directory=str(directory))
+        directory = commit.directory_of(self._checkpoints, self._finished)
+        note = functools.partial(self._note_checkpoint, self._finished, directory, started)
+        self._saver.save(self._finished, TrainingState(self._parallel.model, self._optimizer, facts), note)
         self._save_s = time.perf_counter() - started
+
+    def _note_checkpoint(self, step: int, directory: Path, started: float) -> None:
+        """Writes that a checkpoint counts, and how long that took; in the thread that saved it."""
+        detail = {"directory": str(directory), "seconds": time.perf_counter() - started}
+        self._write("event", step=step, name="checkpoint", detail=detail)
 
     def _find(self, resume: str) -> tuple[Path | None, list[str]]:
         if resume == "none":
