@@ -33,6 +33,7 @@ from ado_stream.train.assemble import (
     open_split,
 )
 from ado_stream.train.checkpoint import Checkpointer, TrainingState, load_facts, load_training
+from ado_stream.train.clock import StepClock
 from ado_stream.train.config import TrainConfig, save_config
 from ado_stream.train.describe import fit_line, run_line
 from ado_stream.train.distributed import World, join_world, on_main, told_at_once
@@ -89,12 +90,13 @@ class Training:
             prefetch=config.data.prefetch,
             io_threads=config.data.io_threads,
             pin_memory=world.device.type == "cuda",
+            device=world.device,
             timeout_s=world.timeout_s,
         )
         torch.manual_seed(config.seed)
         self._parallel = ParallelModel(Transformer(self._model_config), world, config.train)
         self._optimizer = make_optimizer(self._parallel.model, config.train)
-        self._step = TrainStep(self._parallel, self._optimizer, config.train, len(self._names))
+        self._step = TrainStep(self._parallel, self._optimizer, config.train, len(self._names), config.data.replication)
         self._schedule = make_schedule(config, self._model_config.width)
         self._saver = Checkpointer(self._checkpoints, world, config.checkpoint.keep, config.checkpoint.asynchronous)
         self._validator: Validator | None = None
@@ -172,6 +174,7 @@ class Training:
             self._validator = self._make_validator()
         if self._validator is None:
             return None
+        self._log.flush()
         found = self._validator(self._parallel.loss)
         self._write(
             "eval",
@@ -205,29 +208,21 @@ class Training:
             self._record.close()
 
     def _train_one(self, batches: Any) -> None:
-        started = time.perf_counter()
-        batch = next(batches)
-        have_data = time.perf_counter()
-        sums_K, counts_K = self._step.forward_backward(batch["tokens"], batch["domain"])
-        have_gradients = time.perf_counter()
-        rate = self._schedule(self._finished)
-        outcome = self._step.update(sums_K, counts_K, rate)
-        have_updated = time.perf_counter()
-        mixture_K = self._loader.mixture
-        self._loader.observe(outcome.sums_K, outcome.counts_K)
-        ended = time.perf_counter()
-        seconds = {
-            "data": have_data - started,
-            "forward_backward": have_gradients - have_data,
-            "optimizer": have_updated - have_gradients,
-            "policy": ended - have_updated,
-            "checkpoint": self._save_s,
-            "total": ended - started + self._save_s,
-        }
+        clock = StepClock(self._world.device, self._save_s)
         self._save_s = 0.0
+        with clock.host("data"):
+            batch = next(batches)
+        with clock.device("forward_backward"):
+            sums_K, counts_K = self._step.forward_backward(batch["tokens"], batch["domain"])
+        rate = self._schedule(self._finished)
+        with clock.device("optimizer"):
+            outcome = self._step.update(sums_K, counts_K, rate)
         samples_K = self._loader.dataset.sample_counts(batch["step"])
         self._drawn_K += samples_K
-        self._log.push(StepFacts(batch["step"], mixture_K, samples_K, self._drawn_K.copy(), rate, seconds), outcome)
+        facts = StepFacts(batch["step"], self._loader.mixture, samples_K, self._drawn_K.copy(), rate, clock)
+        self._log.push(facts, outcome)  # waits for the device's step before, so that telling the policy does not
+        with clock.host("policy"):
+            self._loader.observe(*outcome.for_policy(), reduced=True)
         self._finished += 1
         self._note_fit()
 
