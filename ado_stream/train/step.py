@@ -94,7 +94,8 @@ class TrainStep:
         if isinstance(grad_norm, DTensor):
             grad_norm = grad_norm.full_tensor()
         finite = torch.isfinite(totals_2K).all() & torch.isfinite(grad_norm)
-        torch.nn.utils.clip_grads_with_norm_(self._parameters, self._grad_clip, grad_norm)
+        if self._grad_clip is not None:
+            torch.nn.utils.clip_grads_with_norm_(self._parameters, self._grad_clip, grad_norm)
         self._optimizer.found_inf = (~finite).float()  # type: ignore[attr-defined]
         for group in self._optimizer.param_groups:
             group["lr"] = learning_rate

@@ -91,6 +91,21 @@ def test_recomputation_and_bfloat16_change_little():
     assert losses[0] == pytest.approx(losses[2], rel=0.02)
 
 
+def test_without_a_limit_the_gradient_is_taken_as_it_is():
+    """AdamW's first moment after one step is (1 - b1) times the gradient; a limit of 1e-3 would shrink it."""
+    tokens, domains = torch.randint(97, (4, 17)), torch.tensor([0, 1, 1, 0])
+    for grad_clip, whole in ((None, True), (1e-3, False)):
+        options = TrainSection(grad_clip=grad_clip)
+        torch.manual_seed(0)
+        parallel = ParallelModel(Transformer(CONFIG), ALONE, options)
+        optimizer = make_optimizer(parallel.model, options)
+        step = TrainStep(parallel, optimizer, options, 2)
+        outcome = step.update(*step.forward_backward(tokens, domains), 1e-3)
+        moments = [each["exp_avg"] for each in optimizer.state.values()]
+        taken = torch.nn.utils.get_total_norm(moments).item() / (1 - options.betas[0])
+        assert (taken > 0.999 * outcome.grad_norm.item()) == whole
+
+
 def test_a_micro_batch_that_does_not_divide_the_rows_changes_nothing():
     """8 rows as 3, 3 and 2: the same sums in another order, so float32 roundings of gradients relative to the largest.
 
