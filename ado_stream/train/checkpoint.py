@@ -130,6 +130,11 @@ def load_facts(directory: Path) -> dict[str, Any]:
     fault = commit.fault_of(directory)
     if fault is not None:
         raise CheckpointError(f"{directory}: {fault}. Resume from another checkpoint, or with --resume auto.")
+    return read_facts(directory)
+
+
+def read_facts(directory: Path) -> dict[str, Any]:
+    """The JSON-able facts of a checkpoint that is known to be sound."""
     facts = json.loads((directory / STATE_FILE).read_text())
     assert isinstance(facts, dict)
     return facts

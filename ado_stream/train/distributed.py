@@ -47,22 +47,29 @@ def join_world(device: str = "auto", timeout_s: float = 600.0) -> Iterator[World
     An exception inside leaves without taking leave: others may be in a collective that nobody will join, and torchrun
     ends them once this rank is gone.
     """
+    world = expected_world(device, timeout_s)
+    if dist.is_initialized() or "RANK" not in os.environ:
+        yield world
+        return
+    _die_with_the_launcher()
+    backend = "cpu:gloo,cuda:nccl" if world.device.type == "cuda" else "gloo"
+    timeout = timedelta(seconds=timeout_s)
+    store = _store(world.rank, world.size, timeout)
+    dist.init_process_group(backend, store=store, rank=world.rank, world_size=world.size, timeout=timeout)
+    yield world
+    dist.destroy_process_group()
+
+
+def expected_world(device: str = "auto", timeout_s: float = 600.0) -> World:
+    """The world that `join_world` joins, without meeting anyone. Raises ConfigError as that does."""
+    picked = pick_device(device)
     if dist.is_initialized():
         _refuse_a_group_without_cpu()
-        yield World(dist.get_rank(), dist.get_world_size(), _pick_device(device), timeout_s)
-        return
+        return World(dist.get_rank(), dist.get_world_size(), picked, timeout_s)
     if "RANK" not in os.environ:
-        yield World(0, 1, _pick_device(device))
-        return
+        return World(0, 1, picked, timeout_s)
     _refuse_half_a_launcher()
-    _die_with_the_launcher()
-    rank, size = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
-    picked = _pick_device(device)
-    backend = "cpu:gloo,cuda:nccl" if picked.type == "cuda" else "gloo"
-    timeout = timedelta(seconds=timeout_s)
-    dist.init_process_group(backend, store=_store(rank, size, timeout), rank=rank, world_size=size, timeout=timeout)
-    yield World(rank, size, picked, timeout_s)
-    dist.destroy_process_group()
+    return World(int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"]), picked, timeout_s)
 
 
 @contextlib.contextmanager
@@ -103,7 +110,8 @@ def sum_over_ranks(world: World, tensor: torch.Tensor) -> torch.Tensor:
     return tensor
 
 
-def _pick_device(device: str) -> torch.device:
+def pick_device(device: str) -> torch.device:
+    """The device that "auto", "cpu", "cuda" or "cuda:N" means for this local rank. Raises ConfigError: not there."""
     local_rank = int(os.environ.get("LOCAL_RANK", 0))
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
@@ -119,6 +127,11 @@ def _pick_device(device: str) -> torch.device:
             f"`ado-stream doctor`."
         )
     picked = torch.device("cuda", local_rank if picked.index is None else picked.index)
+    if picked.index >= torch.cuda.device_count():
+        raise ConfigError(
+            f"'train.device' is {device!r}: local rank {local_rank} needs GPU {picked.index}, this machine has "
+            f"{torch.cuda.device_count()}. Start at most that many ranks on it."
+        )
     torch.cuda.set_device(picked)
     return picked
 

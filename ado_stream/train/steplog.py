@@ -26,8 +26,8 @@ class Sink(Protocol):
     def scalars(self, step: int, values: dict[str, float]) -> None:
         """Takes named numbers of one step."""
 
-    def close(self) -> None:
-        """Writes out what is still held."""
+    def close(self, failed: bool) -> None:
+        """Writes out what is still held. failed: the run ends by an exception."""
 
 
 @dataclass(frozen=True)
@@ -57,13 +57,20 @@ class LogOptions:
 class StepLog:
     """Collects outcomes one step behind. `num_skipped` is of the whole run, resumes included."""
 
-    def __init__(self, world: World, record: RunRecord | None, sinks: Sequence[Sink], options: LogOptions):
+    def __init__(
+        self,
+        world: World,
+        record: RunRecord | None,
+        sinks: Sequence[Sink],
+        options: LogOptions,
+        num_skipped: int = 0,
+    ):
         self._world, self._record, self._sinks, self._options = world, record, sinks, options
         self._held: tuple[StepFacts, torch.Tensor, Any] | None = None
         self._started_up = False
         self._console_tokens = self._console_s = 0.0
         self._mixture_K: np.ndarray | None = None
-        self.num_skipped = 0
+        self.num_skipped = num_skipped
 
     def push(self, facts: StepFacts, outcome: StepOutcome) -> None:
         """Takes a launched step and writes the one before. Raises AdoStreamError after too many skipped steps."""

@@ -1,5 +1,7 @@
 """How ranks end: what the tests run on each of them. Each rank leaves what it met in FOLDER/met.RANK."""
 
+import os
+import signal
 import time
 from pathlib import Path
 
@@ -12,6 +14,7 @@ from ado_stream.train import commit
 from ado_stream.train.checkpoint import Checkpointer, TrainingState
 from ado_stream.train.config import TrainSection
 from ado_stream.train.distributed import join_world
+from ado_stream.train.parallel import ParallelModel
 from ado_stream.train.step import TrainStep, make_optimizer
 from tests.train.micro import train_micro
 
@@ -75,3 +78,20 @@ def raise_beside_a_collective(folder: str, timeout_s: float) -> None:
             time.sleep(timeout_s)
     finally:
         (Path(folder) / f"met.{world.rank}").write_text(str(time.monotonic() - started))
+
+
+def stop_in_validation(settings: dict, folder: str) -> None:
+    """Trains; rank 1 is sent SIGTERM in its first validation pass; met: passes, step, and whether it was stopped."""
+    loss, passes = ParallelModel.loss, []
+
+    def loss_and_signal(self, *arguments):
+        if not torch.is_grad_enabled():
+            passes.append(None)
+            if self.world.rank == 1 and len(passes) == 1:
+                os.kill(os.getpid(), signal.SIGTERM)
+        return loss(self, *arguments)
+
+    ParallelModel.loss = loss_and_signal
+    result = train_micro(settings)
+    met = f"{len(passes)} {result.step} {result.stopped}"
+    (Path(folder) / f"met.{os.environ['RANK']}").write_text(met)

@@ -69,6 +69,17 @@ def test_a_rank_that_fails_does_not_wait_for_the_others(forked: Forked, tmp_path
     assert float((tmp_path / "met.1").read_text()) < timeout_s / 2
 
 
+def test_ranks_leave_a_validation_together(forked: Forked, settings: dict, tmp_path: Path):
+    """The answer to "shall we stop" comes a pass after the question: at most two passes of twelve after the signal."""
+    settings["evaluate"]["max_samples_per_domain"] = 32
+    forked.run(leaving_on_ranks.stop_in_validation, settings, str(tmp_path), num_ranks=2)
+    met = {(tmp_path / f"met.{rank}").read_text() for rank in (0, 1)}
+    assert len(met) == 1
+    passes, step, stopped = met.pop().split()
+    assert int(passes) <= 3
+    assert (step, stopped) == ("4", "True")
+
+
 def test_a_callers_group_must_be_able_to_send_from_the_host(monkeypatch):
     """One of NCCL alone cannot be made here; only its name is asked for."""
     dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
