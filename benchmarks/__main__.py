@@ -1,4 +1,4 @@
-"""`python -m benchmarks` lists the benchmarks; with names it runs those, with --all every one, each in its own process."""
+"""`python -m benchmarks` lists the benchmarks; with names it runs those, with --all all, each in its own process."""
 
 import argparse
 import ast
