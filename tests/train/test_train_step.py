@@ -46,6 +46,27 @@ def test_every_world_has_the_same_losses_and_skips_the_same_steps(ranks, alone: 
         assert found[step + 1]["weights"] != found[step]["weights"]
 
 
+@pytest.mark.parametrize(
+    ("change", "tolerance"),
+    [
+        ({"activation_checkpointing": True}, 1e-5),  # the same operations twice
+        ({"dtype": "bfloat16"}, 5e-3),  # 8 bits a product, in sums of thousands; under 1e-3 was met
+        pytest.param(
+            {"compile": True},
+            1e-5,  # other orders of the same sums
+            marks=[pytest.mark.slow, pytest.mark.skipif(shutil.which("g++") is None, reason="needs a C++ compiler")],
+        ),
+    ],
+)
+def test_fsdp_goes_with_the_other_options(ranks, alone: list, change: dict, tolerance: float):
+    found = ranks(2, steps_on_ranks.main, {"strategy": "fsdp", **change}, POISONED)
+    for one, many in zip(alone, found, strict=True):
+        assert many["loss"] == pytest.approx(one["loss"], abs=tolerance)
+        assert many["finite"] == one["finite"]
+    assert found[-1]["weights"] == pytest.approx(alone[-1]["weights"], rel=tolerance)
+    assert found[-1]["weights"] != alone[-1]["weights"]
+
+
 def test_steps_equal_plain_adamw_on_the_whole_batch():
     """Oracle: torch's unfused AdamW, cross-entropy of the logits, clip_grad_norm_; one batch without accumulation."""
     options = TrainSection(micro_batch_size=1, grad_clip=0.5, weight_decay=0.2)
