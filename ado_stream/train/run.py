@@ -128,11 +128,11 @@ class Training:
 
     def evaluate(self, stop: StopRequest) -> bool:
         """Validation losses now, into the record, if the corpus has a val split; False: given up, asked to stop."""
+        self._log.flush()  # first: what follows is in no step's time
         if self._validator is None:
             self._validator = self._make_validator()
         if self._validator is None:
             return True
-        self._log.flush()
         found = self._validator(self._parallel.loss, stop.agreed)
         if found is None:
             return False

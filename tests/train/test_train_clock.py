@@ -8,9 +8,11 @@ import numpy as np
 import pytest
 import torch
 
+from ado_stream.evaluate.validation import Validator
 from ado_stream.loader import AdaptiveLoader
 from ado_stream.record import RunRecord, read_run
 from ado_stream.train import clock as clock_module
+from ado_stream.train import run as run_module
 from ado_stream.train import steplog as steplog_module
 from ado_stream.train.clock import StepClock
 from ado_stream.train.config import load_config
@@ -110,10 +112,18 @@ def test_a_step_lasts_until_the_next_one_starts_or_the_log_is_flushed(host: Host
     assert all("  50 tokens/s" in line for line in console[1:])
 
 
-def test_validation_is_in_no_steps_time(settings: dict):
-    """The step before it was written first, so its time had ended."""
+def test_validation_is_in_no_steps_time(settings: dict, monkeypatch):
+    """Nor is reading its samples: the step before was written first, so its time had ended."""
+
+    class Slow(Validator):
+        def __init__(self, *arguments):
+            time.sleep(1.0)
+            super().__init__(*arguments)
+
     settings["checkpoint"]["every_steps"] = 0
+    monkeypatch.setattr(run_module, "Validator", Slow)
     run_training(load_config(settings))
+    assert read_run(settings["run_dir"])[1]["step"][3]["time_s"]["total"] < 1.0
     lines = [json.loads(line) for line in (Path(settings["run_dir"]) / "record.jsonl").read_text().splitlines()]
     for number, line in enumerate(lines):
         if line["kind"] == "eval":
