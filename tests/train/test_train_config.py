@@ -21,7 +21,8 @@ def test_a_file_and_overrides(tmp_path: Path):
 
 
 def test_a_saved_config_reads_back_equal(tmp_path: Path):
-    config = load_config(LEAST, ["train.betas=[0.8,0.9]", "policy.guards=[{name: floor, value: 0.01}]"])
+    overrides = ["train.betas=[0.8,0.9]", "train.grad_clip=null", "policy.guards=[{name: floor, value: 0.01}]"]
+    config = load_config(LEAST, overrides)
     save_config(config, tmp_path / "config.yaml")
     assert load_config(tmp_path / "config.yaml") == config
 

@@ -10,7 +10,7 @@ from torch.autograd.graph import saved_tensors_hooks
 from ado_model import PRESETS, ModelConfig, Transformer
 from ado_stream.errors import ConfigError
 from ado_stream.train import memory as memory_module
-from ado_stream.train.assemble import make_schedule, parse_bytes
+from ado_stream.train.assemble import assemble, make_schedule, parse_bytes
 from ado_stream.train.config import TrainSection, load_config
 from ado_stream.train.distributed import World, expected_world
 from ado_stream.train.memory import estimate_memory
@@ -58,6 +58,12 @@ def test_the_plan_refuses_what_the_run_refuses(settings: dict, monkeypatch, star
     with pytest.raises(ConfigError) as caught:
         start(load_config(settings, overrides))
     assert message in str(caught.value)
+
+
+def test_batches_for_a_gpu_are_copied_there_from_page_locked_memory(settings: dict):
+    for device in (CPU, GPU):
+        loader = assemble(load_config(settings), World(0, 1, device)).loader
+        assert (loader._device, loader._pin_memory) == (device, device == GPU)
 
 
 def test_ranks_must_divide_the_batch(settings: dict):
