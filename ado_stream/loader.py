@@ -79,12 +79,13 @@ class AdaptiveLoader:
         while True:
             yield self._next()
 
-    def observe(self, loss_sums: torch.Tensor, token_counts: torch.Tensor) -> None:
+    def observe(self, loss_sums: torch.Tensor, token_counts: torch.Tensor, *, reduced: bool = False) -> None:
         """Tells the policy what the batch last handed out taught: one call a step, in order.
 
         loss_sums: (K,) sums of token losses in nats; token_counts: (K,) tokens they are over; any device and number
-        type, over this rank's rows; added over ranks here. A domain without tokens has no loss this step; a sum that is
-        not finite is passed to the policy as such, which leaves it out.
+        type, over this rank's rows; added over ranks here, unless the caller did and they are `reduced`: of the global
+        batch, each sample counted once, the same on every rank. A domain without tokens has no loss this step; a sum
+        that is not finite is passed to the policy as such, which leaves it out.
         """
         if self.policy is None:
             return
@@ -92,7 +93,7 @@ class AdaptiveLoader:
         if step >= self.step:
             raise PolicyError(f"observe: step {step} was not handed out yet; call observe once after each batch.")
         self._observed = step + 1
-        for told, sum_K, count_K in self._reduction.push(step, loss_sums, token_counts):
+        for told, sum_K, count_K in self._reduction.push(step, loss_sums, token_counts, reduced):
             self._update(told, sum_K, count_K)
 
     def flush(self) -> None:

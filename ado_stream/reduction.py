@@ -30,16 +30,14 @@ class LossReduction:
         self._waiting: deque[tuple[int, Callable[[], np.ndarray]]] = deque()
         self._group: dist.ProcessGroup | None = None
 
-    def push(self, step: int, loss_sums: torch.Tensor, token_counts: torch.Tensor) -> list[Told]:
-        """Starts the reduction of a step; returns the steps that are ready, oldest first."""
+    def push(self, step: int, loss_sums: torch.Tensor, token_counts: torch.Tensor, reduced: bool = False) -> list[Told]:
+        """Starts the reduction of a step, unless it is `reduced`; returns the steps that are ready, oldest first."""
         value_2K = self._stacked(step, loss_sums, token_counts)
-        if value_2K.is_cuda:
-            self._waiting.append((step, self._to_host_later(value_2K)))
-            return self._ready(keep=1)
-        if _distributed():
-            dist.all_reduce(value_2K, group=self._host_group())
-        self._waiting.append((step, value_2K.numpy))
-        return self._ready(keep=0)
+        if not reduced:
+            value_2K = self._over_ranks(value_2K)
+        later = value_2K.is_cuda
+        self._waiting.append((step, _to_host_later(value_2K) if later else value_2K.numpy))
+        return self._ready(keep=1 if later else 0)
 
     def drain(self) -> list[Told]:
         """Every step that is still on its way; waits for it."""
@@ -87,25 +85,16 @@ class LossReduction:
                 )
         return torch.cat(pair)
 
-    def _to_host_later(self, value_2K: torch.Tensor) -> Callable[[], np.ndarray]:
+    def _over_ranks(self, value_2K: torch.Tensor) -> torch.Tensor:
         if _distributed():
-            dist.all_reduce(value_2K)
-        host_2K = torch.empty(value_2K.shape, dtype=torch.float64, pin_memory=True)
-        host_2K.copy_(value_2K, non_blocking=True)
-        copied = torch.cuda.Event()
-        copied.record()
-
-        def read() -> np.ndarray:
-            copied.synchronize()
-            return host_2K.numpy()
-
-        return read
+            dist.all_reduce(value_2K, group=None if value_2K.is_cuda else self._host_group())
+        return value_2K / self._replication
 
     def _ready(self, keep: int) -> list[Told]:
         told = []
         while len(self._waiting) > keep:
             step, read = self._waiting.popleft()
-            value_2K = read() / self._replication
+            value_2K = read()
             told.append((step, value_2K[: self._num_domains], value_2K[self._num_domains :]))
         return told
 
@@ -115,6 +104,20 @@ class LossReduction:
             assert isinstance(group, dist.ProcessGroup)
             self._group = group
         return self._group
+
+
+def _to_host_later(value_2K: torch.Tensor) -> Callable[[], np.ndarray]:
+    """Starts a copy; what is returned waits for it."""
+    host_2K = torch.empty(value_2K.shape, dtype=torch.float64, pin_memory=True)
+    host_2K.copy_(value_2K, non_blocking=True)
+    copied = torch.cuda.Event()
+    copied.record()
+
+    def read() -> np.ndarray:
+        copied.synchronize()
+        return host_2K.numpy()
+
+    return read
 
 
 def _distributed() -> bool:

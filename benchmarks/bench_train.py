@@ -1,35 +1,101 @@
-"""How fast a training step is, and what ADO adds to it.
+"""How fast a training step is, and what all of ADO adds to it.
 
-On a CPU: the nano model at sequence 256 and vocabulary 4096, with and without freed memory kept and idle threads
-asleep (each in a process of its own), then what ADO adds to a step against the natural mixture, in turn.
-On a GPU: 124M and 1.3B at sequence 1024, bfloat16, compiled: model FLOP/s (6 N + 12 L H Q T a token) against the rate
-of a large matrix product measured in the same process; ADO's share likewise.
+Two loops on one model take turns, a window of steps each: one as ADO trains (per-domain sums, policy, publishing), one
+that reads the natural mixture and tells nobody. Both read real shards. The share is the median difference of paired
+windows, with a 95 % interval, and a refit of 60,000 steps of history spread over the 1,000 steps between two refits.
+Speed is model FLOP/s (6 N + 12 L H Q T a token) against the rate of a large matrix product in the same process.
+On a GPU: 124M and 1.3B at sequence 1024, bfloat16, compiled; laid out for four minutes, and each case is written as
+soon as it is known. On a CPU: nano at sequence 256.
 """
 
 import argparse
-import dataclasses
 import itertools
 import json
 import os
 import statistics
-import subprocess
-import sys
+import tempfile
 import time
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 
-from ado_stream.train.host import SPIN_COUNT
-from benchmarks.common import write_result
+from benchmarks.common import in_own_process, write_result
 
-CPU_ROWS, CPU_TOKENS, CPU_VOCABULARY = 8, 256, 4096
-GPU_ROWS = {"124M": 32, "1.3B": 8}
-GPU_BARS = {"124M": 0.5, "1.3B": 0.55}
-NUM_DOMAINS = 22
-MATMUL_SIZE = 8192
+LAG, REFIT_INTERVAL = 8, 1000
+HISTORY_STEPS = 60_000
 
 
-def make_step(preset: str, rows: int, num_tokens: int, vocabulary: int, device: str):
-    """(a call that does one step and returns its sums and counts, the model's sizes)."""
+@dataclass(frozen=True)
+class Case:
+    """One model on one device. A window is `steps` steps; `pairs` of them are measured, or as many as `seconds` allow.
+
+    bars: the least share of the matrix product's rate, and the most that ADO may add, as a share of a step.
+    """
+
+    preset: str
+    device: str
+    rows: int
+    num_tokens: int
+    vocabulary: int
+    num_domains: int = 22
+    pairs: int = 16
+    steps: int = 10
+    seconds: float = 45.0
+    matmul_size: int = 8192
+    history_steps: int = HISTORY_STEPS
+    bars: tuple[float | None, float] = (None, 0.01)
+
+
+CASES = {
+    "cuda": [
+        Case("124M", "cuda", rows=32, num_tokens=1024, vocabulary=50304, bars=(0.5, 0.001)),
+        Case("1.3B", "cuda", rows=8, num_tokens=1024, vocabulary=50304, pairs=8, steps=6, bars=(0.55, 0.001)),
+    ],
+    "cpu": [Case("nano", "cpu", rows=8, num_tokens=256, vocabulary=4096, steps=2, matmul_size=1024)],
+}
+
+
+def measure(case: Case) -> dict[str, Any]:
+    """Speed of the natural loop, and ADO's share of its step."""
+    from ado_stream.train.host import keep_freed_memory
+
+    if case.device == "cpu":
+        keep_freed_memory()
+    rate = matmul_flop_per_s(case)
+    with tempfile.TemporaryDirectory() as folder:
+        corpus = write_corpus(Path(folder), case.num_domains, case.num_tokens)
+        step, flops_per_token = make_step(case)
+        loops = [Loop(case, corpus, step, with_ado) for with_ado in (True, False)]
+        pair_s = windows_in_turn(case, loops)
+        for loop in loops:
+            loop.close()
+    step_s = float(np.median(pair_s[:, 1]))
+    tokens_per_s = case.rows * case.num_tokens / step_s
+    fit_share = refit_seconds(case) / REFIT_INTERVAL / step_s
+    loop_share = median_difference(pair_s / step_s)
+    least, most = case.bars
+    return {
+        "step_s": step_s,
+        "tokens_per_s": tokens_per_s,
+        "model_flop_per_s": flops_per_token * tokens_per_s,
+        "matmul_flop_per_s": rate,
+        "share_of_matmul": flops_per_token * tokens_per_s / rate,
+        "bar_share_of_matmul": least,
+        "pairs_of_windows": len(pair_s),
+        "steps_a_window": case.steps,
+        "ado_share": loop_share["median"] + fit_share,
+        "ado_share_of_loop": loop_share,
+        "ado_share_of_refits": fit_share,
+        "bar_ado_share": most,
+    }
+
+
+def make_step(case: Case) -> tuple[Any, int]:
+    """(the TrainStep, floating-point operations a token)."""
     import torch
 
     from ado_model import PRESETS, Transformer
@@ -38,185 +104,161 @@ def make_step(preset: str, rows: int, num_tokens: int, vocabulary: int, device: 
     from ado_stream.train.parallel import ParallelModel
     from ado_stream.train.step import TrainStep, make_optimizer
 
-    options = TrainSection(compile=device == "cuda", micro_batch_size=rows)
-    sizes = dataclasses.replace(PRESETS[preset], vocab_size=vocabulary, context_length=num_tokens)
-    parallel = ParallelModel(Transformer(sizes), World(0, 1, torch.device(device)), options)
-    step = TrainStep(parallel, make_optimizer(parallel.model, options), options, NUM_DOMAINS)
-    tokens = torch.randint(vocabulary, (rows, num_tokens + 1), device=device)
-    domains = torch.randint(NUM_DOMAINS, (rows,), device=device)
-
-    def one():
-        outcome = step.update(*step.forward_backward(tokens, domains), 1e-4)
-        return outcome.sums_K, outcome.counts_K
-
-    return one, sizes
+    torch.manual_seed(0)
+    options = TrainSection(compile=case.device == "cuda")
+    sizes = replace(PRESETS[case.preset], vocab_size=case.vocabulary, context_length=case.num_tokens)
+    parallel = ParallelModel(Transformer(sizes), World(0, 1, torch.device(case.device)), options)
+    step = TrainStep(parallel, make_optimizer(parallel.model, options), options, case.num_domains)
+    return step, sizes.flops_per_token(case.num_tokens)
 
 
-def cpu_tokens_per_s(keep_memory: bool, repeats: int) -> float:
-    """Tokens per second of nano's median step in this process."""
-    from ado_stream.train.host import keep_freed_memory
+class Loop:
+    """A training loop with batches of its own: with ADO, or by the natural mixture with nobody told."""
 
-    if keep_memory:
-        keep_freed_memory()
-    step, _ = make_step("nano", CPU_ROWS, CPU_TOKENS, CPU_VOCABULARY, "cpu")
-    step()
-    return CPU_ROWS * CPU_TOKENS / statistics.median(_seconds(step) for _ in range(repeats))
+    def __init__(self, case: Case, corpus: Any, step: Any, with_ado: bool):
+        from ado_stream.loader import AdaptiveLoader
+        from ado_stream.stream.dataset import AdaptiveStreamingDataset
+
+        self._step, self._with_ado = step, with_ado
+        self._dataset = AdaptiveStreamingDataset(corpus.domains, global_batch_size=case.rows, mixture_lag=LAG)
+        self.policy = warm_policy(case) if with_ado else None
+        self._loader = AdaptiveLoader(self._dataset, self.policy, pin_memory=case.device == "cuda", device=case.device)
+        self._batches = iter(self._loader)
+
+    def run(self, num_steps: int) -> None:
+        """Launches that many steps."""
+        for batch in itertools.islice(self._batches, num_steps):
+            outcome = self._step.update(*self._step.forward_backward(batch["tokens"], batch["domain"]), 1e-4)
+            if self._with_ado:
+                self._loader.observe(*outcome.for_policy(), reduced=True)
+            else:
+                self._dataset.publish(batch["step"] + 1 + LAG, self._dataset.prior_K)
+
+    def close(self) -> None:
+        """Stops the threads."""
+        self._loader.close()
 
 
-def policy_seconds(name: str, num_updates: int) -> float:
-    """Seconds of one policy update, the mean over a run of `num_updates` with all of its refits."""
-    policy = _policy(name, num_updates)
-    losses_MK = _losses(num_updates)
-    counts_K = np.full(NUM_DOMAINS, 12)
-    policy.update(losses_MK[0], counts_K)
+def windows_in_turn(case: Case, loops: list[Loop]) -> np.ndarray:
+    """(R, 2) seconds a step of both loops' windows; the order within a pair alternates. At least three pairs."""
+    wait = synchronise(case.device)
+    for loop in loops:
+        loop.run(3)
+    wait()
+    pair_s: list[list[float]] = []
     started = time.perf_counter()
-    for losses_K in losses_MK[1:]:
-        policy.update(losses_K, counts_K)
-    return (time.perf_counter() - started) / (num_updates - 1)
+    while len(pair_s) < case.pairs and (len(pair_s) < 3 or time.perf_counter() - started < case.seconds):
+        seconds = [0.0, 0.0]
+        for number in (0, 1) if len(pair_s) % 2 else (1, 0):
+            began = time.perf_counter()
+            loops[number].run(case.steps)
+            wait()
+            seconds[number] = (time.perf_counter() - began) / case.steps
+        pair_s.append(seconds)
+    return np.array(pair_s)
 
 
-def ado_share(step, seconds_of, pairs: int, runs: int = 5) -> dict:
-    """What ADO adds to `step`, as a share of it, in three ways.
-
-    Steps with ADO and steps with the natural mixture are taken in turn, without a refit in them; medians of the pairs'
-    differences have a 95 % interval (bootstrap). whole_steps: of the steps as a whole, which on a busy machine cannot
-    tell one percent. told: of the part after each step that differs, reduction and policy. counted: an update's mean
-    over a run of 2,000 steps with all refits, less the natural mixture's; median and range of `runs`.
-    """
-    both = [_with_policy(step, name) for name in ("ado", "natural")]
-    for each, _ in both:
-        each()
-    whole = np.array([[seconds_of(each) for each, _ in both] for _ in range(pairs)])
-    told = np.transpose([spent[-pairs:] for _, spent in both])
-    step_s = float(np.median(whole[:, 1]))
-    counted = [(policy_seconds("ado", 2000) - policy_seconds("natural", 2000)) / step_s for _ in range(runs)]
-    return {
-        "step_s": step_s,
-        "pairs": pairs,
-        "whole_steps": _median_difference(whole / step_s),
-        "told": _median_difference(told / step_s),
-        "counted": {"runs": runs, "median": statistics.median(counted), "range": [min(counted), max(counted)]},
-    }
-
-
-def _median_difference(value_R2: np.ndarray) -> dict:
-    """The median of first less second over pairs, and the 95 % interval of that median."""
+def median_difference(value_R2: np.ndarray) -> dict[str, Any]:
+    """The median of first less second over pairs, and the 95 % interval of that median (bootstrap)."""
     difference_R = value_R2[:, 0] - value_R2[:, 1]
     drawn = np.random.default_rng(0).choice(difference_R, (4000, len(difference_R)))
     interval = np.percentile(np.median(drawn, axis=1), [2.5, 97.5])
     return {"median": float(np.median(difference_R)), "interval_95": interval.tolist()}
 
 
-def _with_policy(step, name: str):
-    """(a call that does one step and tells a policy of it, as AdaptiveLoader does; seconds of each telling)."""
-    from ado_stream.reduction import LossReduction
-
-    policy, reduction = _policy(name, 1_000_000), LossReduction(NUM_DOMAINS, replication=1, timeout_s=600)
-    counts_K = np.full(NUM_DOMAINS, 12)
-    steps, spent = itertools.count(), []
-
-    def one():
-        sums_K, tokens_K = step()
-        started = time.perf_counter()
-        for _, sum_K, token_K in reduction.push(next(steps), sums_K, tokens_K):
-            policy.update(np.divide(sum_K, token_K, out=np.full(NUM_DOMAINS, np.nan), where=token_K > 0), counts_K)
-        spent.append(time.perf_counter() - started)
-
-    return one, spent
-
-
-def _policy(name: str, total_steps: int):
+def warm_policy(case: Case) -> Any:
+    """ADO just after its first refit, so that every step mixes by laws and the windows hold no further refit."""
     from ado_stream.policy.registry import make_policy
 
-    options = {"total_steps": total_steps} if name == "ado" else {}
-    return make_policy(name, {f"d{k}": 1.0 for k in range(NUM_DOMAINS)}, **options)
+    names = {f"d{k:02}": 1.0 for k in range(case.num_domains)}
+    policy = make_policy("ado", names, start_step=REFIT_INTERVAL, ignore_steps=100, interval=REFIT_INTERVAL)
+    for loss_K in _losses(REFIT_INTERVAL + 1, case.num_domains):
+        policy.update(loss_K, np.full(case.num_domains, 12))
+    assert policy.fit is not None
+    return policy
 
 
-def _losses(num: int) -> np.ndarray:
+def refit_seconds(case: Case) -> float:
+    """Seconds of one refit late in a long run."""
+    from ado_stream.policy.laws import fit_scaling_laws
+
+    count_T = 12.0 * case.num_domains * np.arange(1, case.history_steps + 1)
+    loss_KT = _losses(case.history_steps, case.num_domains).T
+    fit_scaling_laws(count_T, loss_KT)
+    return statistics.median(seconds_of(lambda: fit_scaling_laws(count_T, loss_KT)) for _ in range(3))
+
+
+def write_corpus(folder: Path, num_domains: int, num_tokens: int) -> Any:
+    """An opened corpus of words drawn at random, as bytes; a few dozen samples a domain."""
+    from ado_stream.corpus import open_corpus
+    from ado_stream.prepare.config import PrepareConfig
+    from ado_stream.prepare.run import prepare
+
     generator = np.random.default_rng(0)
-    return 2 + 5 * np.arange(1, num + 1)[:, None] ** -0.3 + 0.05 * generator.random((num, NUM_DOMAINS))
+    for k in range(num_domains):
+        lines = [
+            json.dumps({"text": " ".join(map(str, generator.integers(10_000, size=num_tokens)))}) for _ in range(8)
+        ]
+        (folder / f"d{k:02}.jsonl").write_text("\n".join(lines) + "\n")
+    inputs = tuple(str(path) for path in sorted(folder.glob("*.jsonl")))
+    return open_corpus(prepare(PrepareConfig(inputs, str(folder / "corpus"), seq_len=num_tokens, workers=1)))
 
 
-def on_cpu(repeats: int) -> dict:
-    """Figures of the CPU, each variant in its own process because both settings are the process's."""
-    from ado_stream.train.host import keep_freed_memory
-
-    load = os.getloadavg()
-    variants = {}
-    for keep in (True, False):
-        for spins in (0, SPIN_COUNT, 300_000):  # none, ours, the default of GNU's OpenMP
-            command = [sys.executable, "-m", "benchmarks.bench_train", "--child", str(int(keep)), str(repeats)]
-            environment = {**os.environ, "GOMP_SPINCOUNT": str(spins)}
-            done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
-            variants[f"memory {'kept' if keep else 'returned'}, {spins} spins"] = json.loads(done.stdout)
-    keep_freed_memory()
-    step, _ = make_step("nano", CPU_ROWS, CPU_TOKENS, CPU_VOCABULARY, "cpu")
-    return {
-        "load_average_before": load,
-        "tokens_per_s": variants,
-        "load_average_after": os.getloadavg(),
-        "ado_share_of_a_nano_step": ado_share(step, _seconds, pairs=3 * repeats),
-        "bar_share": 0.01,
-    }
-
-
-def on_gpu(repeats: int) -> dict:
-    """Model FLOP/s of both presets as a share of a large matrix product's rate."""
+def matmul_flop_per_s(case: Case) -> float:
+    """Rate of a square matrix product: bfloat16 on a GPU, float32 on a CPU."""
     import torch
 
-    a, b = (torch.randn(MATMUL_SIZE, MATMUL_SIZE, device="cuda", dtype=torch.bfloat16) for _ in range(2))
-    rate = 2 * MATMUL_SIZE**3 / statistics.median(_cuda_seconds(lambda: a @ b) for _ in range(20))
-    found = {"matmul_flop_per_s": rate}
-    for preset, rows in GPU_ROWS.items():
-        step, sizes = make_step(preset, rows, 1024, 50304, "cuda")
-        for _ in range(5):
-            step()
-        seconds = statistics.median(_cuda_seconds(step) for _ in range(repeats))
-        flops = rows * 1024 * sizes.flops_per_token(1024) / seconds
-        found[preset] = {
-            "tokens_per_s": rows * 1024 / seconds,
-            "model_flop_per_s": flops,
-            "share_of_matmul": flops / rate,
-            "bar_share_of_matmul": GPU_BARS[preset],
-            "ado_share_of_step": ado_share(step, _cuda_seconds, pairs=3 * repeats),
-            "bar_ado_share": 0.001,
-        }
-        del step
-        torch.cuda.empty_cache()
-    return found
+    size, dtype = case.matmul_size, torch.bfloat16 if case.device == "cuda" else torch.float32
+    a, b = (torch.randn(size, size, device=case.device, dtype=dtype) for _ in range(2))
+    wait, num = synchronise(case.device), 10
+
+    def several() -> None:
+        for _ in range(num):
+            a @ b
+        wait()
+
+    several()
+    return num * 2 * size**3 / statistics.median(seconds_of(several) for _ in range(5))
 
 
-def _seconds(call) -> float:
+def _losses(num: int, num_domains: int) -> np.ndarray:
+    generator = np.random.default_rng(0)
+    return 2 + 5 * np.arange(1, num + 1)[:, None] ** -0.3 + 0.05 * generator.random((num, num_domains))
+
+
+def synchronise(device: str) -> Callable[[], None]:
+    """The call that waits for the device."""
+    import torch
+
+    return torch.cuda.synchronize if device == "cuda" else lambda: None
+
+
+def seconds_of(call: Callable[[], Any]) -> float:
+    """Wall seconds of one call."""
     started = time.perf_counter()
     call()
     return time.perf_counter() - started
 
 
-def _cuda_seconds(call) -> float:
-    import torch
-
-    torch.cuda.synchronize()
-    started = time.perf_counter()
-    call()
-    torch.cuda.synchronize()
-    return time.perf_counter() - started
+def result_name(card: str | None) -> str:
+    """train, or with the card and the day."""
+    day = datetime.now(UTC).strftime("%Y-%m-%d")
+    return "train" if card is None else f"train-{card.lower().replace(' ', '-')}-{day}"
 
 
 def main() -> None:
-    """Runs what this machine can and writes benchmarks/results/train.json."""
+    """Measures the cases of one device and writes each into benchmarks/results as soon as it is known."""
     import torch
 
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--repeats", type=int, default=15)
-    parser.add_argument("--child", nargs=2, help=argparse.SUPPRESS)
+    has_gpu = torch.cuda.is_available()
+    parser.add_argument("--device", choices=list(CASES), default="cuda" if has_gpu else "cpu")
     args = parser.parse_args()
-    if args.child:
-        print(json.dumps(cpu_tokens_per_s(bool(int(args.child[0])), int(args.child[1]))))
-        return
-    result = {"cpu": on_cpu(args.repeats)}
-    if torch.cuda.is_available():
-        result["gpu"] = on_gpu(args.repeats)
-    write_result("train", result)
+    name = result_name(torch.cuda.get_device_name() if args.device == "cuda" else None)
+    result: dict[str, Any] = {"load_average": os.getloadavg()}
+    for case in CASES[args.device]:
+        result[case.preset] = in_own_process(measure, case)  # Dynamo's cache is the process's: one preset each
+        write_result(name, result)
 
 
 if __name__ == "__main__":

@@ -1,8 +1,9 @@
-"""Hugging Face Trainer on an adaptive stream: `AdaptiveTrainer(model=..., args=..., loader=..., num_domains=...)`.
+"""Hugging Face Trainer on an adaptive stream: `AdaptiveTrainer(model=..., args=..., loader=...)`.
 
 The loader's batch is already this rank's part of the global batch, so `gradient_accumulation_steps` must be 1 and the
-batch size of `args` is not used. Losses per domain are taken from the model's logits, without a second forward pass.
-Resuming: `loader_state` rides in each of Trainer's checkpoints and is loaded with it.
+batch size of `args` is not used for training. Losses per domain are taken from the model's logits, without a second
+forward pass. Evaluation takes whatever Trainer takes, and samples with a domain. Resuming: the loader's state lies in
+each of Trainer's checkpoints and is loaded with it.
 """
 
 import json
@@ -14,14 +15,16 @@ import torch
 import torch.nn.functional as F
 from transformers import Trainer
 
+from ado_kernels import domain_loss
 from ado_stream.errors import ConfigError
 from ado_stream.loader import AdaptiveLoader
 
 STATE_FILE = "adaptive_loader.json"
+_IGNORED, _NO_DOMAIN = -100, -1
 
 
 class _Batches:
-    """The loader as what Trainer iterates: model inputs, the domain under "labels_domain"."""
+    """The loader as what Trainer iterates: "input_ids" (b, T + 1) and "domain" (b,)."""
 
     def __init__(self, loader: AdaptiveLoader):
         self.dataset = loader.dataset
@@ -46,18 +49,31 @@ class AdaptiveTrainer(Trainer):
         """The adaptive loader; each rank of it serves its own part."""
         return _Batches(self._loader)
 
-    def compute_loss(self, model: Any, inputs: dict[str, Any], *arguments: Any, **options: Any) -> torch.Tensor:
-        """Mean next-token loss; the per-domain sums go to the loader, but in evaluation."""
-        tokens_BT, domain_B = inputs["input_ids"], inputs["domain"]
-        targets_BT = tokens_BT[:, 1:]
-        logits_BTV = model(input_ids=tokens_BT[:, :-1]).logits
-        loss_BT = F.cross_entropy(logits_BTV.float().transpose(1, 2), targets_BT, reduction="none")
-        sums_K = torch.zeros(self._num_domains, dtype=torch.float64, device=loss_BT.device)
-        sums_K.index_add_(0, domain_B, loss_BT.detach().double().sum(1))
-        counts_K = torch.bincount(domain_B, minlength=self._num_domains) * targets_BT.shape[1]
+    def compute_loss(
+        self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
+    ) -> Any:
+        """Mean next-token loss; in training the per-domain sums go to the loader. Trainer's own without a domain.
+
+        labels, where given: the targets, as Hugging Face's models take them; -100 is not counted.
+        """
+        if "domain" not in inputs:
+            return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
+        tokens_BT = inputs["input_ids"]
+        targets_BT = inputs.get("labels", tokens_BT)[:, 1:]
+        outputs = model(input_ids=tokens_BT[:, :-1])
+        loss_BT = F.cross_entropy(outputs.logits.float().transpose(1, 2), targets_BT, reduction="none")
+        kept_BT = targets_BT != _IGNORED
         if model.training:
-            self._loader.observe(sums_K, counts_K)
-        return loss_BT.mean()
+            domain_BT = torch.where(kept_BT, inputs["domain"][:, None], _NO_DOMAIN)
+            self._loader.observe(*domain_loss(loss_BT, domain_BT, self._num_domains))
+        loss = loss_BT.sum() / kept_BT.sum()
+        return (loss, outputs) if return_outputs else loss
+
+    def prediction_step(self, model: Any, inputs: dict[str, Any], *arguments: Any, **options: Any) -> Any:
+        """Trainer's, which asks for a loss only where there are labels; samples with a domain are their own."""
+        if "domain" in inputs:
+            inputs = {"labels": inputs["input_ids"], **inputs}
+        return super().prediction_step(model, inputs, *arguments, **options)
 
     def _save_checkpoint(self, *arguments: Any, **options: Any) -> None:
         super()._save_checkpoint(*arguments, **options)

@@ -60,6 +60,12 @@ class AdaptiveModule(lightning.LightningModule):
         self._loader.observe(sums_K, counts_K)
         return loss
 
+    def validation_step(self, batch: dict[str, Any], batch_index: int) -> None:
+        """Logs the mean loss of batches with "tokens" (b, T + 1) as "val_loss"; the loader is not told."""
+        tokens_BT = batch["tokens"]
+        loss, _, _ = self.model.loss(tokens_BT[:, :-1], tokens_BT[:, 1:], torch.zeros_like(tokens_BT[:, 0]), 1)
+        self.log("val_loss", loss, batch_size=len(tokens_BT), sync_dist=True)
+
     def configure_optimizers(self) -> torch.optim.Optimizer:
         """What `make_optimizer` makes of the model's parameters."""
         return self._make_optimizer(self.model.parameters())

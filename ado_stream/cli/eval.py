@@ -15,6 +15,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--tasks", nargs="+", metavar="TASK", help="tasks of lm-evaluation-harness, such as hellaswag")
     parser.add_argument("--task-dir", metavar="DIR", help="a folder of further task files")
     parser.add_argument("--device", default="auto", help="auto (default), cpu, cuda")
+    parser.add_argument("--batch-size", type=int, default=8, metavar="N", help="sequences at once (8)")
     parser.add_argument("--json", action="store_true", help="print JSON")
 
 
@@ -36,27 +37,17 @@ def run(args: argparse.Namespace) -> None:
 
 
 def _validate(trained: Any, args: argparse.Namespace) -> dict[str, Any]:
-    import dataclasses
-
-    from ado_stream.errors import ConfigError
     from ado_stream.evaluate.validation import Validator
-    from ado_stream.train.assemble import open_split
     from ado_stream.train.distributed import join_world
     from ado_stream.train.host import keep_freed_memory
 
-    config = dataclasses.replace(trained.config, corpus=args.corpus or trained.config.corpus)
-    corpus = open_split(config, "val")
-    sizes = trained.model.config
-    if corpus.tokenizer.vocab_size > sizes.vocab_size or corpus.seq_len > sizes.context_length:
-        raise ConfigError(
-            f"{config.corpus}: vocabulary {corpus.tokenizer.vocab_size}, sequences of {corpus.seq_len}; the model has "
-            f"{sizes.vocab_size} and {sizes.context_length}. Prepare it with the run's tokenizer and --seq-len."
-        )
+    corpus = trained.open_corpus("val", args.corpus)
     names = [domain.name for domain in corpus.domains]
     with join_world(args.device) as world:
         keep_freed_memory()
         model = trained.model.to(world.device)
-        validation = Validator(corpus, names, args.max_samples, world, batch_rows=8)(model.loss)
+        validation = Validator(corpus, names, args.max_samples, world, args.batch_size)(model.loss)
+    assert validation is not None, "nobody gave up"
     columns = zip(names, validation.domain_loss_K, validation.bits_per_byte_K, validation.domain_tokens_K, strict=True)
     return {
         "loss": validation.loss,
@@ -71,12 +62,12 @@ def _validate(trained: Any, args: argparse.Namespace) -> dict[str, Any]:
 def _tasks(trained: Any, args: argparse.Namespace) -> dict[str, Any]:
     from ado_stream.evaluate.export import export_hugging_face
     from ado_stream.evaluate.tasks import evaluate_tasks
-    from ado_stream.train.assemble import open_split
+    from ado_stream.train.distributed import pick_device
 
-    tokenizer = open_split(trained.config, "train").tokenizer
+    tokenizer = trained.open_corpus("train").tokenizer
     with tempfile.TemporaryDirectory() as folder:
         exported = export_hugging_face(trained.model.cpu(), Path(folder) / "model", tokenizer)
-        return evaluate_tasks(exported, args.tasks, args.task_dir, "cpu" if args.device == "auto" else args.device)
+        return evaluate_tasks(exported, args.tasks, args.task_dir, str(pick_device(args.device)), args.batch_size)
 
 
 def _print(found: dict[str, Any]) -> None:

@@ -14,8 +14,7 @@ def run(args: argparse.Namespace) -> None:
     """Runs the verb."""
     from ado_stream.evaluate.export import export_hugging_face
     from ado_stream.evaluate.trained import open_run
-    from ado_stream.train.assemble import open_split
 
     trained = open_run(args.run)
-    tokenizer = open_split(trained.config, "train").tokenizer
+    tokenizer = trained.open_corpus("train").tokenizer
     print(f"step {trained.step}: {export_hugging_face(trained.model, Path(args.out), tokenizer)}")

@@ -68,7 +68,7 @@ def _run(verb: str, arguments: list[str], debug: bool) -> int:
         prog=f"ado-stream {verb}", description=(module.__doc__ or verb).strip().splitlines()[0]
     )
     module.add_arguments(parser)
-    args = parser.parse_args(arguments)  # exits 2 on wrong usage
+    args = parser.parse_intermixed_args(arguments)  # exits 2 on wrong usage
     try:
         return module.run(args) or 0
     except AdoStreamError as error:

@@ -28,9 +28,13 @@ def run(args: argparse.Namespace) -> int:
     let_idle_threads_sleep()
     config = load_config(Path(args.config), args.overrides)
     if args.dry_run:
+        from ado_stream.train.distributed import expected_world
         from ado_stream.train.plan import plan_run, plan_text
 
-        print(plan_text(plan_run(config, int(os.environ.get("WORLD_SIZE", 1)))))
+        world = expected_world(config.train.device)
+        plan = plan_run(config, world)
+        if world.is_main:
+            print(plan_text(plan))
         return 0
     from ado_stream.train.run import run_training
 

@@ -14,9 +14,13 @@ USUAL = ("hellaswag", "winogrande", "piqa", "arc_easy", "logiqa2", "sciq", "lamb
 
 
 def evaluate_tasks(
-    model_dir: str | os.PathLike[str], tasks: Sequence[str], task_dir: str | None = None, device: str = "cpu"
+    model_dir: str | os.PathLike[str],
+    tasks: Sequence[str],
+    task_dir: str | None = None,
+    device: str = "cpu",
+    batch_size: int = 8,
 ) -> dict[str, dict[str, Any]]:
-    """{task: {metric: value}} of the exported model in `model_dir`.
+    """{task: {metric: value}} of the exported model in `model_dir`; batch_size: sequences at once.
 
     Raises ConfigError when the harness is not installed, or for a task that it does not know.
     """
@@ -35,5 +39,6 @@ def evaluate_tasks(
         tasks=list(tasks),
         task_manager=manager,
         device=device,
+        batch_size=batch_size,
     )
     return dict(found["results"])

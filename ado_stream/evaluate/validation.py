@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from ado_stream.corpus import Corpus
@@ -18,7 +19,7 @@ from ado_stream.stream.reader import SampleReader
 from ado_stream.train.distributed import World, sum_over_ranks
 
 LossFunction = Callable[[Tensor, Tensor, Tensor, int], tuple[Tensor, Tensor, Tensor]]
-_IGNORED = -100  # a target that is not counted
+_IGNORED, _NO_DOMAIN = -100, -1  # targets and domains that are not counted
 
 
 @dataclass(frozen=True)
@@ -50,7 +51,8 @@ class Validation:
 class Validator:
     """The validation samples of a corpus' val split, in memory, and their losses under a model.
 
-    names: the domains to report, in order; max_samples: of each domain, None for all. Every rank holds its own part.
+    names: the domains to report, in order; max_samples: of each domain, None for all. Every rank holds its own part,
+    filled up with rows that do not count: passes of one shape, as many on every rank.
     """
 
     def __init__(self, corpus: Corpus, names: Sequence[str], max_samples: int | None, world: World, batch_rows: int):
@@ -68,26 +70,30 @@ class Validator:
             tokens.append(read_NT)
             domains.append(np.full(num, index))
         tokens_NT, domain_N = np.concatenate(tokens), np.concatenate(domains)
-        stride = world.size * batch_rows
-        self._num_rounds = math.ceil(len(tokens_NT) / stride)
+        self._num_rounds = math.ceil(len(tokens_NT) / (world.size * batch_rows))
         mine_N = np.flatnonzero((np.arange(len(tokens_NT)) // batch_rows) % world.size == world.rank)
-        self._tokens_NT = torch.from_numpy(tokens_NT[mine_N])
-        self._domain_N = torch.from_numpy(domain_N[mine_N])
+        num_padding = self._num_rounds * batch_rows - len(mine_N)  # so that every pass has the same shape
+        self._tokens_NT = F.pad(torch.from_numpy(tokens_NT[mine_N]), (0, 0, 0, num_padding))
+        self._targets_NT = self._tokens_NT[:, 1:].clone()
+        self._targets_NT[len(mine_N) :] = _IGNORED
+        self._domain_N = F.pad(torch.from_numpy(domain_N[mine_N]), (0, num_padding), value=_NO_DOMAIN)
 
     @torch.no_grad()
-    def __call__(self, loss_function: LossFunction) -> Validation:
-        """Losses under `Transformer.loss` or what wraps it; all ranks call, each with as many forward passes."""
+    def __call__(self, loss_function: LossFunction, give_up: Callable[[], bool] = lambda: False) -> Validation | None:
+        """Losses under `Transformer.loss` or what wraps it; all ranks call, each with as many forward passes.
+
+        give_up: asked before each pass, with the same answer on all ranks; then there is no result.
+        """
         device = self._world.device
         totals_2K = torch.zeros((2, self._num_domains), dtype=torch.float64, device=device)
         for number in range(self._num_rounds):
+            if give_up():
+                return None
             part = slice(number * self._rows, (number + 1) * self._rows)
-            tokens_BT, domain_B = self._tokens_NT[part].to(device), self._domain_N[part].to(device)
-            targets_BT = tokens_BT[:, 1:]
-            if len(tokens_BT) == 0:  # the others' last round: keep them company, count nothing
-                tokens_BT = torch.zeros((1, self._tokens_NT.shape[1]), dtype=torch.int64, device=device)
-                targets_BT = torch.full_like(tokens_BT[:, 1:], _IGNORED)
-                domain_B = torch.zeros(1, dtype=torch.int64, device=device)
-            _, sums_K, counts_K = loss_function(tokens_BT[:, :-1], targets_BT, domain_B, self._num_domains)
+            tokens_BT, targets_BT, domain_B = (
+                each[part].to(device) for each in (self._tokens_NT[:, :-1], self._targets_NT, self._domain_N)
+            )
+            _, sums_K, counts_K = loss_function(tokens_BT, targets_BT, domain_B, self._num_domains)
             totals_2K += torch.stack([sums_K.double(), counts_K.double()])
         sums_K, counts_K = sum_over_ranks(self._world, totals_2K).cpu().numpy()
         with np.errstate(invalid="ignore"):

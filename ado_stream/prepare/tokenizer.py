@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import xxhash
 
 from ado_stream.errors import ConfigError, DataError
 
@@ -38,6 +39,11 @@ class Tokenizer(ABC):
         """NumPy name of the smallest of uint16 and uint32 that holds every id."""
         return "uint16" if self.vocab_size <= 1 << 16 else "uint32"
 
+    @property
+    @abstractmethod
+    def fingerprint(self) -> str:
+        """Equal for tokenizers that give the same ids, whatever they are called and wherever they lie."""
+
     def encode(self, text: str) -> np.ndarray:
         """(n,) ids of `text`, without the end token."""
         return self.encode_batch([text])[0]
@@ -61,6 +67,7 @@ class ByteTokenizer(Tokenizer):
     name = BYTES
     vocab_size = 257
     end_id = 256
+    fingerprint = BYTES
 
     def encode_batch(self, texts: Sequence[str]) -> list[np.ndarray]:
         return [np.frombuffer(text.encode(), np.uint8).astype(np.uint16) for text in texts]
@@ -93,6 +100,10 @@ class HuggingFaceTokenizer(Tokenizer):
         self._end_token = end_token
         self._tokenizer = tokenizer
         self._fast = BpeEncoder(tokenizer, self.dtype) if is_own(tokenizer) else None
+
+    @property
+    def fingerprint(self) -> str:
+        return xxhash.xxh64_hexdigest(f"{self.end_id} {self._tokenizer.to_str()}")
 
     def encode_batch(self, texts: Sequence[str]) -> list[np.ndarray]:
         if self._fast is not None:

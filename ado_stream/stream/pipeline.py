@@ -76,26 +76,30 @@ _UNUSED = sys.getrefcount(_probe[0])  # of an array that only a list holds
 
 
 class _Buffers:
-    """Token arrays that are used again once nobody holds them; fresh memory costs a page fault every 4 KiB.
+    """int64 arrays that are used again once nobody holds them; fresh memory costs a page fault every 4 KiB.
 
     With pin_memory, arrays come from torch's caching allocator of page-locked memory instead, which itself waits for
     copies to the GPU before it hands memory out again.
     """
 
-    def __init__(self, shape: tuple[int, int], pin_memory: bool):
+    def __init__(self, shape: tuple[int, ...], pin_memory: bool):
         self._shape, self._pin_memory = shape, pin_memory
         self._free: list[np.ndarray] = []
 
     def get(self) -> np.ndarray:
         if self._pin_memory:
-            import torch
-
-            return torch.empty(self._shape, dtype=torch.int64, pin_memory=True).numpy()
+            return _pinned(self._shape)
         for number in range(len(self._free)):
             if sys.getrefcount(self._free[number]) == _UNUSED:
                 return self._free[number]
         self._free.append(np.empty(self._shape, np.int64))
         return self._free[-1]
+
+
+def _pinned(shape: tuple[int, ...]) -> np.ndarray:
+    import torch
+
+    return torch.empty(shape, dtype=torch.int64, pin_memory=True).numpy()
 
 
 class Pipeline:
@@ -140,7 +144,9 @@ class _Maker:
         self.statistics = Statistics([index.name for index in shards.indexes])
         self.lookahead = Lookahead(shards, source.orders, lanes, options.lookahead, self.statistics)
         shards.before_open = self.lookahead.fetch
-        self.buffers = _Buffers((self.lane_N.size, shards.row_tokens()), options.pin_memory)
+        num_rows = self.lane_N.size
+        self.domain_buffers = _Buffers((num_rows,), options.pin_memory)
+        self.token_buffers = _Buffers((num_rows, shards.row_tokens()), options.pin_memory)
         self.thread = threading.Thread(target=self._run, name="ado-batches", daemon=True)
         self.stop = threading.Event()
         self.ready: SimpleQueue[Batch | None] = SimpleQueue()  # None: look at `failure`
@@ -161,9 +167,10 @@ class _Maker:
             raise StorageError("the stream was closed.")
         self.lookahead.follow(self.cursors_KC, mixture_K, source.settings.global_batch_size)
         draw = draw_step(source.settings, step, mixture_K, self.cursors_KC)
-        domain_N = draw.domain_B[source.slots].astype(np.int64)
+        domain_N = self.domain_buffers.get()
+        domain_N[:] = draw.domain_B[source.slots]
         id_N = self.upcoming.at(domain_N, self.lane_N, draw.position_B[source.slots])
-        tokens_NT = self.buffers.get()
+        tokens_NT = self.token_buffers.get()
         self.doing = f"the shards of step {step}"
         source.shards.read(domain_N, id_N, tokens_NT)
         self.statistics.read(domain_N)

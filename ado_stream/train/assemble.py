@@ -7,20 +7,54 @@ import dataclasses
 import math
 import re
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 from ado_model import PRESETS, ModelConfig
 from ado_stream.corpus import Corpus, open_corpus
 from ado_stream.errors import ConfigError
+from ado_stream.loader import AdaptiveLoader
 from ado_stream.policy.base import Policy
 from ado_stream.policy.registry import make_guard, make_policy
 from ado_stream.stream.dataset import AdaptiveStreamingDataset
 from ado_stream.train.config import TrainConfig
+from ado_stream.train.distributed import World
 from ado_stream.train.schedule import Schedule
+from ado_stream.train.sinks import require_packages
 
 _VOCAB_MULTIPLE = 64  # matrix units want it
 _RATE_TIMES_WIDTH = 0.46
 _UNITS = {"": 1, "b": 1, "kb": 10**3, "mb": 10**6, "gb": 10**9, "tb": 10**12}
+
+
+@dataclass(frozen=True)
+class Parts:
+    """What a run is made of, on one rank, before there is a model. micro_rows: samples of a forward and backward."""
+
+    corpus: Corpus
+    model: ModelConfig
+    loader: AdaptiveLoader
+    schedule: Schedule
+    micro_rows: int
+
+
+def assemble(config: TrainConfig, world: World) -> Parts:
+    """The parts of a run; nothing is started. Raises ConfigError for whatever cannot work, DataError, StorageError."""
+    require_packages(config.log)
+    corpus = open_split(config, "train")
+    model = model_config(config, corpus)
+    dataset = make_dataset(config, corpus, world)
+    loader = AdaptiveLoader(
+        dataset,
+        make_run_policy(config, dataset),
+        prefetch=config.data.prefetch,
+        io_threads=config.data.io_threads,
+        pin_memory=world.device.type == "cuda",
+        device=world.device,
+        timeout_s=world.timeout_s,
+    )
+    rank_rows = config.data.global_batch_size // dataset.world.readers
+    return Parts(corpus, model, loader, make_schedule(config, model.width), micro_rows(config, rank_rows))
 
 
 def open_split(config: TrainConfig, split: str) -> Corpus:
@@ -65,7 +99,20 @@ def make_schedule(config: TrainConfig, width: int) -> Schedule:
     return Schedule(peak, warmup, train.steps, train.min_learning_rate_frac)
 
 
-def make_dataset(config: TrainConfig, corpus: Corpus) -> AdaptiveStreamingDataset:
+def micro_rows(config: TrainConfig, rank_rows: int) -> int:
+    """Rows of one forward and backward. Compiled, they must divide the rank's: the rest would be another shape."""
+    rows = min(config.train.micro_batch_size or rank_rows, rank_rows)
+    if config.train.compile and rank_rows % rows:
+        divisors = [each for each in range(1, rank_rows + 1) if rank_rows % each == 0]
+        below, above = max(each for each in divisors if each < rows), min(each for each in divisors if each > rows)
+        raise ConfigError(
+            f"'train.micro_batch_size' is {rows}, a rank has {rank_rows} rows: the rest of {rank_rows % rows} would be "
+            f"compiled for itself.\n  Set it to {below} or {above}, or train.compile=false."
+        )
+    return rows
+
+
+def make_dataset(config: TrainConfig, corpus: Corpus, world: World) -> AdaptiveStreamingDataset:
     """The stream of this rank."""
     data = config.data
     return AdaptiveStreamingDataset(
@@ -78,6 +125,8 @@ def make_dataset(config: TrainConfig, corpus: Corpus) -> AdaptiveStreamingDatase
         cache_limit=parse_bytes(data.cache_limit),
         replication=data.replication,
         vocab_size=corpus.tokenizer.vocab_size,
+        rank=world.rank,
+        world_size=world.size,
     )
 
 

@@ -61,7 +61,7 @@ class Checkpointer:
     """Writes checkpoints of one run under `directory`, keeps the newest `keep`.
 
     asynchronous: `save` returns once the tensors are copied; `wait`, called by the next save and at the end, raises
-    what went wrong. All ranks call every method at the same step.
+    what went wrong. All ranks call every method at the same step, and none goes on before a checkpoint is committed.
     """
 
     def __init__(self, directory: Path, world: World, keep: int, asynchronous: bool):
@@ -72,8 +72,11 @@ class Checkpointer:
         if asynchronous and world.size > 1:
             self._group = dist.new_group(backend="gloo", timeout=timedelta(seconds=world.timeout_s))
 
-    def save(self, step: int, state: TrainingState) -> Path:
-        """Saves `state` as the checkpoint of `step` finished steps; raises CheckpointError, older ones stay."""
+    def save(self, step: int, state: TrainingState, committed: Callable[[], None] = lambda: None) -> Path:
+        """Saves `state` as the checkpoint of `step` finished steps; raises CheckpointError, older ones stay.
+
+        committed: called on every rank once the checkpoint counts, by the thread that saved it.
+        """
         self.wait()
         directory = commit.directory_of(self._directory, step)
         on_main(self._world, self._begin, directory, state.facts)
@@ -83,16 +86,16 @@ class Checkpointer:
         tensors = state.tensors()
         if self._asynchronous:
             future: Any = dcp.async_save(tensors, storage_writer=writer, process_group=self._group, no_dist=alone)
-            self._pending = _Background(lambda: self._finish(directory, future.result))
+            self._pending = _Background(directory, lambda: self._finish(directory, future.result, committed))
         else:
-            self._finish(directory, lambda: dcp.save(tensors, storage_writer=writer, no_dist=alone))
+            self._finish(directory, lambda: dcp.save(tensors, storage_writer=writer, no_dist=alone), committed)
         return directory
 
     def wait(self) -> None:
         """Returns when nothing is being saved. Raises CheckpointError of a save in the background."""
         pending, self._pending = self._pending, None
         if pending is not None:
-            pending.join()
+            pending.join(self._world.timeout_s)
 
     def _begin(self, directory: Path, facts: dict[str, Any]) -> None:
         try:
@@ -101,17 +104,25 @@ class Checkpointer:
         except OSError as error:
             raise _not_saved(directory, error) from error
 
-    def _finish(self, directory: Path, write: Callable[[], Any]) -> None:
-        """Writes, which returns when every rank's files are there; then rank 0 commits."""
+    def _finish(self, directory: Path, write: Callable[[], Any], committed: Callable[[], None]) -> None:
+        """Writes, which returns when every rank's files are there; then rank 0 commits while the others wait for it."""
         try:
             write()
-            if self._world.is_main:
-                commit.commit(directory)
-                commit.prune(self._directory, self._keep)
+            on_main(self._world, self._commit, directory, group=self._group)
         except (CheckpointException, OSError) as error:  # the first is a BaseException
             if self._world.is_main:
                 shutil.rmtree(directory, ignore_errors=True)  # torn anyway; its room may be what is missing
             raise _not_saved(directory, error) from error
+        committed()
+
+    def _commit(self, directory: Path) -> None:
+        commit.commit(directory)
+        try:
+            commit.prune(self._directory, self._keep)
+        except OSError as error:
+            raise CheckpointError(
+                f"{directory} is saved, but an older checkpoint cannot be removed: {_reason(error)}."
+            ) from error
 
 
 def load_facts(directory: Path) -> dict[str, Any]:
@@ -119,6 +130,11 @@ def load_facts(directory: Path) -> dict[str, Any]:
     fault = commit.fault_of(directory)
     if fault is not None:
         raise CheckpointError(f"{directory}: {fault}. Resume from another checkpoint, or with --resume auto.")
+    return read_facts(directory)
+
+
+def read_facts(directory: Path) -> dict[str, Any]:
+    """The JSON-able facts of a checkpoint that is known to be sound."""
     facts = json.loads((directory / STATE_FILE).read_text())
     assert isinstance(facts, dict)
     return facts
@@ -145,12 +161,12 @@ def _load(directory: Path, tensors: dict[str, Tensor], alone: bool) -> None:
 
 
 class _Background:
-    """A call in a thread, whose exception `join` raises."""
+    """A save in a thread; `join` raises its exception, and CheckpointError when it does not end."""
 
-    def __init__(self, call: Callable[[], None]):
+    def __init__(self, directory: Path, call: Callable[[], None]):
         self._error: BaseException | None = None
-        self._call = call
-        self._thread = threading.Thread(target=self._run, name="checkpoint")
+        self._directory, self._call = directory, call
+        self._thread = threading.Thread(target=self._run, name="checkpoint", daemon=True)
         self._thread.start()
 
     def _run(self) -> None:
@@ -159,8 +175,10 @@ class _Background:
         except BaseException as error:  # raised again by join
             self._error = error
 
-    def join(self) -> None:
-        self._thread.join()
+    def join(self, timeout_s: float) -> None:
+        self._thread.join(timeout_s)
+        if self._thread.is_alive():
+            raise CheckpointError(f"{self._directory}: still not saved after {timeout_s:.0f} s of waiting for it.")
         if self._error is not None:
             raise self._error
 

@@ -5,11 +5,11 @@ after all other files are on disk, and holds the size and xxh64 of each; a direc
 does not match, is torn and is never loaded. Nothing here unpickles.
 """
 
+import itertools
 import json
 import os
 import re
 import shutil
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -118,24 +118,18 @@ def prune(checkpoints: Path, keep: int) -> None:
             shutil.rmtree(directory)
 
 
-def set_aside_newer(checkpoints: Path, step: int) -> list[str]:
-    """Renames checkpoints beyond `step`, which a run that restarts at `step` leaves behind; returns their new names."""
-    moved = []
+def set_aside_newer(checkpoints: Path, step: int) -> None:
+    """Renames checkpoints beyond `step`, which a run that restarts at `step` leaves behind."""
     for directory in newest_first(checkpoints):
         if step_of(directory) > step:
-            target = next(_free_names(directory))
-            directory.rename(target)
-            moved.append(target.name)
-    return moved
+            set_aside(directory)
 
 
-def _free_names(directory: Path) -> Iterator[Path]:
-    number = 0
-    while True:
-        candidate = directory.with_name(f"abandoned_{number}_{directory.name}")
-        if not candidate.exists():
-            yield candidate
-        number += 1
+def set_aside(path: Path) -> None:
+    """Renames `path`, if it is there, to the first free abandoned_N_NAME beside it."""
+    if path.exists():
+        names = (path.with_name(f"abandoned_{number}_{path.name}") for number in itertools.count())
+        path.rename(next(name for name in names if not name.exists()))
 
 
 def _hash(path: Path) -> str:

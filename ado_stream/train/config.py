@@ -1,11 +1,12 @@
 """The training config: its keys, its defaults, and how a YAML file and dotted overrides become one checked object.
 
 Invariant: what `load_config` returns has known keys of the right type only; a misspelt key is named with its nearest
-known one. Values that depend on the corpus or the model (None here) are settled in settings.py.
+known one. Values that depend on the corpus or the model (None here) are settled in assemble.py.
 """
 
 import dataclasses
 import difflib
+import math
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -63,10 +64,11 @@ class PolicySection:
 class TrainSection:
     """The optimisation and the machine.
 
-    learning_rate None: 0.46 / width, which is GPT-3's 6e-4 at width 768 and 2.2e-4 at 2048 (arXiv 2005.14165, table
-    2.1). warmup_steps None: a tenth of the run, at most 1000. micro_batch_size: rows of one forward and backward on
-    one rank; None: all of the rank's. dtype, device "auto": bfloat16 on a GPU, float32 on a CPU. collective_timeout_s:
-    how long ranks wait for each other before all of them fail.
+    learning_rate None: 0.46 / width, which is 6.0e-4 at width 768 and 2.2e-4 at 2048, where GPT-3 took 6.0e-4 and
+    2.0e-4 (arXiv 2005.14165, table 2.1). warmup_steps None: a tenth of the run, at most 1000. grad_clip: largest norm
+    of the gradient; None: any. micro_batch_size: rows of one forward and backward on one rank; None: all of the rank's.
+    dtype, device "auto": bfloat16 on a GPU, float32 on a CPU. collective_timeout_s: how long ranks wait for each other,
+    and for a save in the background, before all of them fail.
     """
 
     steps: int = 1000
@@ -75,7 +77,7 @@ class TrainSection:
     warmup_steps: int | None = None
     weight_decay: float = 0.1
     betas: list[float] = field(default_factory=lambda: [0.9, 0.95])
-    grad_clip: float = 1.0
+    grad_clip: float | None = 1.0
     micro_batch_size: int | None = None
     dtype: str = "auto"
     compile: bool = False
@@ -138,6 +140,7 @@ AT_LEAST = {
     "data.canonical_nodes": 1,
     "train.steps": 1,
     "train.warmup_steps": 0,
+    "train.weight_decay": 0,
     "train.micro_batch_size": 1,
     "train.max_nonfinite": 0,
     "checkpoint.every_steps": 0,
@@ -145,6 +148,11 @@ AT_LEAST = {
     "evaluate.every_steps": 0,
     "evaluate.max_samples_per_domain": 1,
     "log.every_steps": 1,
+}
+ABOVE_0 = {  # and what else may be given
+    "train.learning_rate": ", or null for 0.46 / width",
+    "train.grad_clip": ", or null for no limit",
+    "train.collective_timeout_s": "",
 }
 
 
@@ -228,10 +236,21 @@ def _check(config: TrainConfig) -> None:
             raise ConfigError(f"'{name}' is {_value(config, name)!r}; choose one of {', '.join(choices)}.")
     for name, least in AT_LEAST.items():
         value = _value(config, name)
-        if value is not None and value < least:
+        if value is not None and not least <= value < math.inf:
             raise ConfigError(f"'{name}' is {value}; it must be at least {least}.")
-    if len(config.train.betas) != 2 or not all(0 <= beta < 1 for beta in config.train.betas):
-        raise ConfigError(f"'train.betas' is {config.train.betas}; give two numbers from 0 to below 1.")
+    for name, otherwise in ABOVE_0.items():
+        value = _value(config, name)
+        if value is not None and not 0 < value < math.inf:
+            raise ConfigError(f"'{name}' is {value}; give a number above 0{otherwise}.")
+    train = config.train
+    if len(train.betas) != 2 or not all(0 <= beta < 1 for beta in train.betas):
+        raise ConfigError(f"'train.betas' is {train.betas}; give two numbers from 0 to below 1.")
+    if not 0 <= train.min_learning_rate_frac <= 1:
+        raise ConfigError(f"'train.min_learning_rate_frac' is {train.min_learning_rate_frac}; give one from 0 to 1.")
+    if train.warmup_steps is not None and train.warmup_steps >= train.steps:
+        raise ConfigError(
+            f"'train.warmup_steps' is {train.warmup_steps}; it must be below 'train.steps', {train.steps}."
+        )
 
 
 def _value(config: TrainConfig, name: str) -> Any:

@@ -9,6 +9,7 @@ import contextlib
 import ctypes
 import os
 import signal
+import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import timedelta
@@ -42,54 +43,64 @@ def join_world(device: str = "auto", timeout_s: float = 600.0) -> Iterator[World
     """Meets the other ranks that torchrun started, and leaves them at the end; alone without torchrun.
 
     A process group that the caller has made is used as it is and left alone. Raises ConfigError when the environment
-    is half a launcher's, or the device is not there.
+    is half a launcher's, the device is not there, or the caller's group has no way to send what lies on the host.
+    An exception inside leaves without taking leave: others may be in a collective that nobody will join, and torchrun
+    ends them once this rank is gone.
     """
-    if dist.is_initialized():
-        yield World(dist.get_rank(), dist.get_world_size(), _pick_device(device), timeout_s)
+    world = expected_world(device, timeout_s)
+    if dist.is_initialized() or "RANK" not in os.environ:
+        yield world
         return
-    if "RANK" not in os.environ:
-        yield World(0, 1, _pick_device(device))
-        return
-    _refuse_half_a_launcher()
     _die_with_the_launcher()
-    rank, size = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
-    picked = _pick_device(device)
-    backend = "cpu:gloo,cuda:nccl" if picked.type == "cuda" else "gloo"
+    backend = "cpu:gloo,cuda:nccl" if world.device.type == "cuda" else "gloo"
     timeout = timedelta(seconds=timeout_s)
-    dist.init_process_group(backend, store=_store(rank, size, timeout), rank=rank, world_size=size, timeout=timeout)
+    store = _store(world.rank, world.size, timeout)
+    dist.init_process_group(backend, store=store, rank=world.rank, world_size=world.size, timeout=timeout)
+    yield world
+    dist.destroy_process_group()
+
+
+def expected_world(device: str = "auto", timeout_s: float = 600.0) -> World:
+    """The world that `join_world` joins, without meeting anyone. Raises ConfigError as that does."""
+    picked = pick_device(device)
+    if dist.is_initialized():
+        _refuse_a_group_without_cpu()
+        return World(dist.get_rank(), dist.get_world_size(), picked, timeout_s)
+    if "RANK" not in os.environ:
+        return World(0, 1, picked, timeout_s)
+    _refuse_half_a_launcher()
+    return World(int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"]), picked, timeout_s)
+
+
+@contextlib.contextmanager
+def told_at_once(world: World) -> Iterator[None]:
+    """An exception inside is printed with this rank's number before it goes on, since what it passes may wait."""
     try:
-        yield World(rank, size, picked, timeout_s)
-    finally:
-        dist.destroy_process_group()
+        yield
+    except BaseException as error:
+        if world.size > 1:
+            print(f"rank {world.rank}: {type(error).__name__}: {error}", file=sys.stderr, flush=True)
+        raise
 
 
-def from_main(world: World, value: Any) -> Any:
-    """Rank 0's `value` on every rank (any picklable object)."""
-    if world.size == 1:
-        return value
-    box = [value]
-    dist.broadcast_object_list(box, src=0, device=torch.device("cpu"))
-    return box[0]
+def on_main(world: World, call: Any, *arguments: Any, group: dist.ProcessGroup | None = None) -> Any:
+    """What `call(*arguments)` returns on rank 0, on every rank; its exception likewise. Other ranks do not call.
 
-
-def on_main(world: World, call: Any, *arguments: Any) -> Any:
-    """What `call(*arguments)` returns on rank 0, on every rank; its exception likewise. Other ranks do not call."""
+    group: of all ranks, by which they are told (the default group if None); another thread needs one of its own.
+    """
     value, error = None, None
     if world.is_main:
         try:
             value = call(*arguments)
         except Exception as caught:  # handed to every rank below, where it is raised
             error = caught
-    value, error = from_main(world, (value, error))
+    if world.size > 1:
+        box = [(value, error)]
+        dist.broadcast_object_list(box, src=0, group=group, device=torch.device("cpu"))
+        value, error = box[0]
     if error is not None:
         raise error
     return value
-
-
-def barrier(world: World) -> None:
-    """Returns when every rank is here."""
-    if world.size > 1:
-        dist.barrier()
 
 
 def sum_over_ranks(world: World, tensor: torch.Tensor) -> torch.Tensor:
@@ -99,7 +110,8 @@ def sum_over_ranks(world: World, tensor: torch.Tensor) -> torch.Tensor:
     return tensor
 
 
-def _pick_device(device: str) -> torch.device:
+def pick_device(device: str) -> torch.device:
+    """The device that "auto", "cpu", "cuda" or "cuda:N" means for this local rank. Raises ConfigError: not there."""
     local_rank = int(os.environ.get("LOCAL_RANK", 0))
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
@@ -115,8 +127,22 @@ def _pick_device(device: str) -> torch.device:
             f"`ado-stream doctor`."
         )
     picked = torch.device("cuda", local_rank if picked.index is None else picked.index)
+    if picked.index >= torch.cuda.device_count():
+        raise ConfigError(
+            f"'train.device' is {device!r}: local rank {local_rank} needs GPU {picked.index}, this machine has "
+            f"{torch.cuda.device_count()}. Start at most that many ranks on it."
+        )
     torch.cuda.set_device(picked)
     return picked
+
+
+def _refuse_a_group_without_cpu() -> None:
+    backends = dist.get_backend_config()
+    if "cpu:" not in backends:
+        raise ConfigError(
+            f"the process group is of {backends}: ranks cannot tell each other what lies on the host.\n"
+            f"  Make it with torch.distributed.init_process_group('cpu:gloo,cuda:nccl'), or leave it to this program."
+        )
 
 
 def _refuse_half_a_launcher() -> None:

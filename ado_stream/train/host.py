@@ -1,6 +1,6 @@
 """How training on a CPU uses its machine: idle threads sleep, and freed memory is kept.
 
-Both are about small models, whose steps are many short operations; benchmarks/bench_train.py measures them. Nothing
+Both are about small models, whose steps are many short operations; benchmarks/bench_host.py measures them. Nothing
 here imports torch.
 """
 

@@ -1,5 +1,7 @@
 """TensorBoard and Weights & Biases, when asked; a resumed run goes on under the id it had."""
 
+import importlib
+import os
 from pathlib import Path
 from typing import Any
 
@@ -12,10 +14,8 @@ class TensorBoardSink:
     """Event files in RUN/tensorboard."""
 
     def __init__(self, run_dir: Path, first_step: int):
-        try:
-            from torch.utils.tensorboard import SummaryWriter
-        except ImportError:
-            raise _missing("log.tensorboard", "tensorboard") from None
+        from torch.utils.tensorboard import SummaryWriter
+
         self._writer = SummaryWriter(str(run_dir / "tensorboard"), purge_step=first_step)
 
     def scalars(self, step: int, values: dict[str, float]) -> None:
@@ -23,40 +23,51 @@ class TensorBoardSink:
         for name, value in values.items():
             self._writer.add_scalar(name, value, step)
 
-    def close(self) -> None:
+    def close(self, failed: bool) -> None:
         """Writes what is still in memory."""
         self._writer.close()
 
 
 class WandbSink:
-    """A run at Weights & Biases with this run's id; its curves go over "step", since a step's numbers come one late."""
+    """A run at Weights & Biases with this run's id; its curves go over "step", since a step's numbers come one late.
+
+    Its project is WANDB_PROJECT, or "ado-stream".
+    """
 
     def __init__(self, run_dir: Path, run_id: str, config: dict[str, Any]):
-        try:
-            import wandb
-        except ImportError:
-            raise _missing("log.wandb", "wandb") from None
-        self._run = wandb.init(id=run_id, dir=str(run_dir), config=config, resume="allow", project="ado-stream")
+        import wandb
+
+        project = os.environ.get("WANDB_PROJECT", "ado-stream")
+        self._run = wandb.init(id=run_id, dir=str(run_dir), config=config, resume="allow", project=project)
         self._run.define_metric("*", step_metric="step")
 
     def scalars(self, step: int, values: dict[str, float]) -> None:
         """Adds one point to every curve."""
         self._run.log({"step": step, **values})
 
-    def close(self) -> None:
-        """Ends the upload."""
-        self._run.finish()
+    def close(self, failed: bool) -> None:
+        """Ends the upload; a failed run is shown as such."""
+        self._run.finish(exit_code=int(failed))
+
+
+def require_packages(options: LogSection) -> None:
+    """Raises ConfigError with the command that installs what `make_sinks` would miss."""
+    for extra, module in (("tensorboard", "torch.utils.tensorboard"), ("wandb", "wandb")):
+        if getattr(options, extra):
+            try:
+                importlib.import_module(module)
+            except ImportError:
+                raise ConfigError(
+                    f"'log.{extra}' needs the package {extra}: pip install 'ado-stream[{extra}]', or set "
+                    f"log.{extra}=false."
+                ) from None
 
 
 def make_sinks(options: LogSection, run_dir: Path, run_id: str, first_step: int, config: dict[str, Any]) -> list[Sink]:
-    """The sinks that the config asks for. Raises ConfigError with the command that installs a missing package."""
+    """The sinks that the config asks for."""
     sinks: list[Sink] = []
     if options.tensorboard:
         sinks.append(TensorBoardSink(run_dir, first_step))
     if options.wandb:
         sinks.append(WandbSink(run_dir, run_id, config))
     return sinks
-
-
-def _missing(key: str, extra: str) -> ConfigError:
-    return ConfigError(f"'{key}' needs the package {extra}: pip install 'ado-stream[{extra}]', or set {key}=false.")

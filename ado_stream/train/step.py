@@ -20,17 +20,18 @@ from ado_stream.train.parallel import ParallelModel
 class StepOutcome:
     """What one step left behind, on the device.
 
-    sums_K nats, counts_K tokens: this rank's, zero when the step was skipped, for the policy. total_sums_K,
-    total_counts_K: of the global batch as they came, finite or not, float64. grad_norm: before clipping. finite:
-    bool, whether the parameters moved.
+    sums_K nats, counts_K tokens: of the global batch as they came, finite or not, float64. grad_norm: before clipping.
+    finite: bool, whether the parameters moved.
     """
 
     sums_K: Tensor
     counts_K: Tensor
-    total_sums_K: Tensor
-    total_counts_K: Tensor
     grad_norm: Tensor
     finite: Tensor
+
+    def for_policy(self) -> tuple[Tensor, Tensor]:
+        """sums_K and counts_K, both zero when the step was skipped."""
+        return torch.where(self.finite, self.sums_K, 0.0), torch.where(self.finite, self.counts_K, 0.0)
 
 
 def make_optimizer(model: torch.nn.Module, options: TrainSection) -> torch.optim.AdamW:
@@ -45,7 +46,10 @@ def make_optimizer(model: torch.nn.Module, options: TrainSection) -> torch.optim
 
 
 class TrainStep:
-    """Forward, backward and update on one rank's part of a global batch."""
+    """Forward, backward and update on one rank's part of a global batch.
+
+    replication: so many consecutive ranks are given the same rows; their losses count once.
+    """
 
     def __init__(
         self,
@@ -53,6 +57,7 @@ class TrainStep:
         optimizer: torch.optim.AdamW,
         options: TrainSection,
         num_domains: int,
+        replication: int = 1,
     ):
         self._parallel = parallel
         self._world: World = parallel.world
@@ -60,19 +65,16 @@ class TrainStep:
         self._parameters = [each for group in optimizer.param_groups for each in group["params"]]
         self._micro_rows = options.micro_batch_size
         self._grad_clip = options.grad_clip
-        self._num_domains = num_domains
+        self._num_domains, self._replication = num_domains, replication
 
     def forward_backward(self, tokens_BT: Tensor, domain_ids_B: Tensor) -> tuple[Tensor, Tensor]:
         """(per-domain sums (K,) float64, counts (K,) int64) of this rank's rows; gradients are left in the parameters.
 
-        tokens (b, T + 1) int64, domain ids (b,) int64, on any device.
+        tokens (b, T + 1) int64, domain ids (b,) int64, both on the world's device.
         """
-        device = self._world.device
-        tokens_BT = tokens_BT.to(device, non_blocking=True)
-        domain_ids_B = domain_ids_B.to(device, non_blocking=True)
         num_rows = tokens_BT.shape[0]
-        sums_K = torch.zeros(self._num_domains, dtype=torch.float64, device=device)
-        counts_K = torch.zeros(self._num_domains, dtype=torch.int64, device=device)
+        sums_K = torch.zeros(self._num_domains, dtype=torch.float64, device=tokens_BT.device)
+        counts_K = torch.zeros(self._num_domains, dtype=torch.int64, device=tokens_BT.device)
         rows = self._micro_rows or num_rows
         for start in range(0, num_rows, rows):
             part = slice(start, min(start + rows, num_rows))
@@ -86,23 +88,17 @@ class TrainStep:
 
     def update(self, sums_K: Tensor, counts_K: Tensor, learning_rate: float) -> StepOutcome:
         """Clips, steps AdamW unless anything is not finite, and clears the gradients."""
-        totals_2K = sum_over_ranks(self._world, torch.stack([sums_K, counts_K.double()]))
+        totals_2K = sum_over_ranks(self._world, torch.stack([sums_K, counts_K.double()])) / self._replication
         gradients = [each.grad for each in self._parameters if each.grad is not None]
         grad_norm = torch.nn.utils.get_total_norm(gradients)
         if isinstance(grad_norm, DTensor):
             grad_norm = grad_norm.full_tensor()
         finite = torch.isfinite(totals_2K).all() & torch.isfinite(grad_norm)
-        torch.nn.utils.clip_grads_with_norm_(self._parameters, self._grad_clip, grad_norm)
+        if self._grad_clip is not None:
+            torch.nn.utils.clip_grads_with_norm_(self._parameters, self._grad_clip, grad_norm)
         self._optimizer.found_inf = (~finite).float()  # type: ignore[attr-defined]
         for group in self._optimizer.param_groups:
             group["lr"] = learning_rate
         self._optimizer.step()
         self._optimizer.zero_grad(set_to_none=True)
-        return StepOutcome(
-            sums_K=torch.where(finite, sums_K, 0.0),
-            counts_K=torch.where(finite, counts_K, 0),
-            total_sums_K=totals_2K[0],
-            total_counts_K=totals_2K[1],
-            grad_norm=grad_norm,
-            finite=finite,
-        )
+        return StepOutcome(totals_2K[0], totals_2K[1], grad_norm, finite)

@@ -2,12 +2,12 @@
 
 Invariant: nothing here waits for the device in the step that it describes; a step's numbers are copied to the host
 behind it and read when the next step has been launched. Every rank reads, because every rank counts the skipped steps;
-rank 0 writes.
+rank 0 writes. Speed on the console is of training alone: without start-up, the first step (it compiles), validation.
 """
 
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 import numpy as np
@@ -15,6 +15,7 @@ import torch
 
 from ado_stream.errors import AdoStreamError
 from ado_stream.record import RunRecord
+from ado_stream.train.clock import StepClock
 from ado_stream.train.distributed import World
 from ado_stream.train.step import StepOutcome
 
@@ -25,20 +26,20 @@ class Sink(Protocol):
     def scalars(self, step: int, values: dict[str, float]) -> None:
         """Takes named numbers of one step."""
 
-    def close(self) -> None:
-        """Writes out what is still held."""
+    def close(self, failed: bool) -> None:
+        """Writes out what is still held. failed: the run ends by an exception."""
 
 
-@dataclass
+@dataclass(frozen=True)
 class StepFacts:
-    """What the host knows of a step when it launches it."""
+    """What the host knows of a step when it launches it; its clock runs on."""
 
     step: int
     mixture_K: np.ndarray
     samples_K: np.ndarray
     drawn_K: np.ndarray  # samples so far, this step's included
     learning_rate: float
-    seconds: dict[str, float] = field(default_factory=dict)
+    clock: StepClock
 
 
 @dataclass(frozen=True)
@@ -56,20 +57,27 @@ class LogOptions:
 class StepLog:
     """Collects outcomes one step behind. `num_skipped` is of the whole run, resumes included."""
 
-    def __init__(self, world: World, record: RunRecord | None, sinks: Sequence[Sink], options: LogOptions):
+    def __init__(
+        self,
+        world: World,
+        record: RunRecord | None,
+        sinks: Sequence[Sink],
+        options: LogOptions,
+        num_skipped: int = 0,
+    ):
         self._world, self._record, self._sinks, self._options = world, record, sinks, options
         self._held: tuple[StepFacts, torch.Tensor, Any] | None = None
-        self._console_at = time.perf_counter()
-        self._console_tokens = 0.0
+        self._started_up = False
+        self._console_tokens = self._console_s = 0.0
         self._mixture_K: np.ndarray | None = None
-        self.num_skipped = 0
+        self.num_skipped = num_skipped
 
     def push(self, facts: StepFacts, outcome: StepOutcome) -> None:
         """Takes a launched step and writes the one before. Raises AdoStreamError after too many skipped steps."""
         packed = torch.cat(
             [
-                outcome.total_sums_K,
-                outcome.total_counts_K,
+                outcome.sums_K,
+                outcome.counts_K,
                 outcome.grad_norm.double().reshape(1),
                 outcome.finite.double().reshape(1),
             ]
@@ -80,19 +88,21 @@ class StepLog:
             event = torch.cuda.Event()
             event.record()
         before, self._held = self._held, (facts, packed, event)
-        self._write(before)
+        self._write(before, facts.clock.started)
 
     def flush(self) -> None:
-        """Writes the step still held; waits for it."""
+        """Writes the step still held; waits for it. To be called before anything else than the next step is done."""
         before, self._held = self._held, None
-        self._write(before)
+        self._write(before, None)
 
-    def _write(self, held: tuple[StepFacts, torch.Tensor, Any] | None) -> None:
+    def _write(self, held: tuple[StepFacts, torch.Tensor, Any] | None, ended: float | None) -> None:
+        """ended: the start of the next step; None: as soon as the device is through."""
         if held is None:
             return
         facts, packed, event = held
         if event is not None:
             event.synchronize()
+        ended = time.perf_counter() if ended is None else ended
         num_domains = len(self._options.names)
         values = packed.numpy()
         sums_K, counts_K = values[:num_domains], values[num_domains : 2 * num_domains]
@@ -101,6 +111,7 @@ class StepLog:
             domain_loss_K = sums_K / counts_K
             loss = float(sums_K.sum() / counts_K.sum())
         if self._world.is_main:
+            seconds = facts.clock.seconds(ended)
             line = {
                 "loss": loss,
                 "domain_loss": domain_loss_K,
@@ -109,7 +120,8 @@ class StepLog:
                 "mixture": facts.mixture_K,
                 "lr": facts.learning_rate,
                 "grad_norm": grad_norm,
-                "tokens_per_s": float(counts_K.sum()) / facts.seconds["total"],
+                "tokens_per_s": float(counts_K.sum()) / seconds["total"],
+                "time_s": seconds,
             }
             self._tell(facts, line)
         if not finite:
@@ -117,27 +129,27 @@ class StepLog:
 
     def _tell(self, facts: StepFacts, line: dict[str, Any]) -> None:
         if self._record is not None:
-            self._record.write("step", step=facts.step, **line, time_s=facts.seconds)
-        self._console_tokens += float(line["domain_tokens"].sum())
+            self._record.write("step", step=facts.step, **line)
+        if self._started_up:  # the first step of a process compiles
+            self._console_tokens += float(line["domain_tokens"].sum())
+            self._console_s += line["time_s"]["total"]
+        self._started_up = True
         last = facts.step + 1 == self._options.total_steps
         if facts.step % self._options.every_steps and not last:
             return
-        now = time.perf_counter()
-        rate = self._console_tokens / (now - self._console_at)
-        self._console_at, self._console_tokens = now, 0.0
+        speed = {"tokens_per_s": self._console_tokens / self._console_s} if self._console_s else {}
+        self._console_tokens = self._console_s = 0.0
         moves = largest_moves(self._options.names, self._mixture_K, facts.mixture_K)
         self._mixture_K = facts.mixture_K
-        print(
-            f"step {facts.step + 1:>6}/{self._options.total_steps}  loss {line['loss']:.4f}  "
-            f"lr {facts.learning_rate:.2e}  {rate:,.0f} tokens/s  {moves}".rstrip(),
-            flush=True,
-        )
-        scalars = {
-            "loss": line["loss"],
-            "lr": facts.learning_rate,
-            "grad_norm": line["grad_norm"],
-            "tokens_per_s": rate,
-        }
+        parts = [
+            f"step {facts.step + 1:>6}/{self._options.total_steps}",
+            f"loss {line['loss']:.4f}",
+            f"lr {facts.learning_rate:.2e}",
+            *(f"{rate:,.0f} tokens/s" for rate in speed.values()),
+            *moves,
+        ]
+        print("  ".join(parts), flush=True)
+        scalars = {"loss": line["loss"], "lr": facts.learning_rate, "grad_norm": line["grad_norm"], **speed}
         self.scalars(
             facts.step,
             scalars,
@@ -170,10 +182,10 @@ class StepLog:
             )
 
 
-def largest_moves(names: Sequence[str], before_K: np.ndarray | None, now_K: np.ndarray, num: int = 3) -> str:
-    """The domains whose share moved most since `before_K`, in percentage points; empty when none moved by 0.1."""
+def largest_moves(names: Sequence[str], before_K: np.ndarray | None, now_K: np.ndarray, num: int = 3) -> list[str]:
+    """The domains whose share moved most since `before_K`, in percentage points; none that moved by less than 0.1."""
     if before_K is None:
-        return ""
+        return []
     move_K = 100 * (now_K - before_K)
     largest = np.argsort(-np.abs(move_K), kind="stable")[:num]
-    return "  ".join(f"{names[k]} {move_K[k]:+.1f}" for k in largest if abs(move_K[k]) >= 0.1)
+    return [f"{names[k]} {move_K[k]:+.1f}" for k in largest if abs(move_K[k]) >= 0.1]

@@ -38,7 +38,7 @@ class StopRequest:
             signal.signal(number, handler)
 
     def agreed(self) -> bool:
-        """Whether to stop now; called by every rank once a step, and the same on all of them."""
+        """Whether to stop now: the same on all ranks, which call it at the same places. Once true, always true."""
         if self._world.size == 1:
             return self._asked
         if self._under_way is not None:

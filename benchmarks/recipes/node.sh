@@ -9,6 +9,8 @@
 set -euo pipefail
 node_rank=$1 num_nodes=$2 first_node=$3
 shift 3
+# torchrun kills ranks 30 s after SIGTERM, which is short for the checkpoint of a large model.
+export TORCH_ELASTIC_SHUTDOWN_TIMEOUT="${TORCH_ELASTIC_SHUTDOWN_TIMEOUT:-600}"
 gpus=$(nvidia-smi --list-gpus 2>/dev/null | wc -l || true)
 exec torchrun --nnodes "$num_nodes" --node-rank "$node_rank" --nproc-per-node "${RANKS_PER_NODE:-$((gpus > 0 ? gpus : 1))}" \
     --master-addr "$first_node" --master-port "${MASTER_PORT:-29500}" --max-restarts "${MAX_RESTARTS:-0}" \

@@ -108,6 +108,15 @@ def test_saved_and_loaded_it_is_the_same(bpe, tmp_path):
         assert np.array_equal(loaded.encode(TEXTS[1]), bpe.encode(TEXTS[1]))
 
 
+def test_a_fingerprint_tells_tokenizers_apart_by_what_they_do(bpe, tmp_path):
+    """Not by their names or places."""
+    bpe.save(tmp_path)
+    (tmp_path / "tokenizer.json").rename(tmp_path / "copy.json")
+    assert load_tokenizer(tmp_path / "copy.json").fingerprint == bpe.fingerprint
+    others = {train_tokenizer(TEXTS, "bpe:299").fingerprint, train_tokenizer(TEXTS[::2] * 9, "bpe:300").fingerprint}
+    assert len({bpe.fingerprint, ByteTokenizer().fingerprint} | others) == 4
+
+
 def test_a_special_token_spelled_in_the_text_does_not_end_the_document(bpe):
     assert bpe.end_id not in bpe.encode("a <|endoftext|> b")
     assert bpe.decode(bpe.encode("a <|endoftext|> b")) == "a <|endoftext|> b"

@@ -14,6 +14,8 @@ import pytest
 import torch
 
 import ado_stream as ado
+from ado_stream.reduction import LossReduction
+from ado_stream.stream import pipeline
 from tests.stream.helpers import ledger
 
 
@@ -119,6 +121,33 @@ def test_observing_twice_or_in_the_wrong_shape_is_an_error(corpus):
             loader.observe(*losses(batch))
 
 
+def test_numbers_that_are_reduced_already_are_taken_as_they_are():
+    """Others are added over ranks, here one, and divided by how many of them were given the same rows."""
+    reduction = LossReduction(2, replication=2, timeout_s=1.0)
+    sums, counts = torch.tensor([4.0, 6.0]), torch.tensor([2, 2])
+    ((step, sum_K, count_K),) = reduction.push(0, sums, counts)
+    assert (step, sum_K.tolist(), count_K.tolist()) == (0, [2.0, 3.0], [1.0, 1.0])
+    ((step, sum_K, count_K),) = reduction.push(1, sums, counts, reduced=True)
+    assert (step, sum_K.tolist(), count_K.tolist()) == (1, [4.0, 6.0], [2.0, 2.0])
+
+
+@pytest.mark.parametrize("prefetch", [0, 2])
+def test_with_page_locked_memory_both_tensors_of_a_batch_lie_in_it(corpus, prefetch, monkeypatch):
+    """Without a GPU nothing can be page-locked; the arrays that would be are handed out in its stead."""
+    locked = []
+
+    def stand_in(shape):
+        locked.append(np.empty(shape, np.int64))
+        return locked[-1]
+
+    monkeypatch.setattr(pipeline, "_pinned", stand_in)
+    dataset = ado.AdaptiveStreamingDataset(corpus, global_batch_size=24, mixture_lag=None)
+    with ado.AdaptiveLoader(dataset, prefetch=prefetch, pin_memory=True) as loader:
+        batch = next(iter(loader))
+        places = [array.ctypes.data for array in locked]
+        assert all(batch[key].data_ptr() in places for key in ("tokens", "domain"))
+
+
 def test_batches_come_on_the_device_that_is_asked_for(corpus):
     dataset = ado.AdaptiveStreamingDataset(corpus, global_batch_size=24, mixture_lag=None)
     with ado.AdaptiveLoader(dataset, prefetch=0, device="meta") as loader:
@@ -170,6 +199,8 @@ import json, os, sys
 sys.path.insert(0, os.environ["ROOT"])
 import torch.distributed as dist
 import ado_stream as ado
+from ado_stream.reduction import LossReduction
+from ado_stream.stream import pipeline
 from tests.stream.test_loader import fingerprint, losses, make, plain_rows
 dist.init_process_group("gloo")
 loader = make([ado.Domain(name, local=path) for name, path in json.loads(os.environ["DOMAINS"])])

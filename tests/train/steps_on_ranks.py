@@ -1,6 +1,8 @@
 """Twenty training steps of a small model on this process's part of fixed batches; rank 0 writes what it saw as JSON."""
 
+import contextlib
 import json
+from collections.abc import Iterator
 from pathlib import Path
 
 import torch
@@ -26,8 +28,9 @@ def weights(model: torch.nn.Module) -> float:
     return total.item()
 
 
-def main(strategy: str, poisoned_step: int, out: str) -> None:
-    options = TrainSection(strategy=strategy, micro_batch_size=2, grad_clip=1.0)
+def main(changes: dict, poisoned: dict[str, int], out: str) -> None:
+    """changes: of TrainSection. poisoned: the steps at which the last rank's "loss" and "gradient" are NaN."""
+    options = TrainSection(**{"micro_batch_size": 2, "grad_clip": 1.0, **changes})
     found = []
     with join_world("cpu", 60) as world:
         torch.manual_seed(0)
@@ -35,24 +38,52 @@ def main(strategy: str, poisoned_step: int, out: str) -> None:
         step = TrainStep(parallel, make_optimizer(parallel.model, options), options, NUM_DOMAINS)
         generator = torch.Generator().manual_seed(1)
         rows = GLOBAL_ROWS // world.size
+        last = world.rank == world.size - 1
         for number in range(NUM_STEPS):
             domains = torch.randint(NUM_DOMAINS, (GLOBAL_ROWS,), generator=generator)
             first = torch.randint(CONFIG.vocab_size, (GLOBAL_ROWS, 1), generator=generator)
             tokens = (first + torch.arange(17) * (1 + domains[:, None])) % CONFIG.vocab_size  # counting: can be learned
             mine = slice(world.rank * rows, (world.rank + 1) * rows)
-            sums, counts = step.forward_backward(tokens[mine], domains[mine])
-            if number == poisoned_step and world.rank == world.size - 1:
+            with poisoned_gradient(parallel.model, last and number == poisoned.get("gradient")):
+                sums, counts = step.forward_backward(tokens[mine], domains[mine])
+            if last and number == poisoned.get("loss"):
                 sums[0] = float("nan")
             outcome = step.update(sums, counts, learning_rate=3e-3)
-            loss = (outcome.total_sums_K.sum() / outcome.total_counts_K.sum()).item()
+            loss = (outcome.sums_K.sum() / outcome.counts_K.sum()).item()
             found.append(
                 {
                     "loss": loss if outcome.finite else None,
                     "finite": bool(outcome.finite),
                     "grad_norm": outcome.grad_norm.item(),
-                    "policy_tokens": int(outcome.counts_K.sum()),
+                    "policy_tokens": int(outcome.for_policy()[1].sum()),
                     "weights": weights(parallel.model),
                 }
             )
         if world.is_main:
             Path(out).write_text(json.dumps(found))
+
+
+def same_rows(replication: int, out: str) -> None:
+    """[sums and counts of one step in which every rank has all rows]."""
+    with join_world("cpu", 60) as world:
+        torch.manual_seed(0)
+        parallel = ParallelModel(Transformer(CONFIG), world, TrainSection())
+        optimizer = make_optimizer(parallel.model, TrainSection())
+        step = TrainStep(parallel, optimizer, TrainSection(), NUM_DOMAINS, replication)
+        tokens, domains = torch.randint(CONFIG.vocab_size, (6, 17)), torch.tensor([0, 1, 2, 2, 2, 0])
+        outcome = step.update(*step.forward_backward(tokens, domains), learning_rate=1e-3)
+        if world.is_main:
+            Path(out).write_text(json.dumps([[outcome.sums_K.tolist(), outcome.counts_K.tolist()]]))
+
+
+@contextlib.contextmanager
+def poisoned_gradient(model: Transformer, poisoned: bool) -> Iterator[None]:
+    """This rank's gradient of the embedding is NaN before ranks add theirs; its losses are as they were."""
+    if not poisoned:
+        yield
+        return
+    hook = model.embed_tokens.register_forward_hook(
+        lambda module, inputs, output: output.register_hook(lambda gradient: gradient * float("nan")) and None
+    )
+    yield
+    hook.remove()

@@ -5,6 +5,7 @@ from contextlib import contextmanager
 
 import pytest
 import torch
+from torch.utils.data import DataLoader
 
 from ado_model import ModelConfig, Transformer
 from ado_stream.corpus import open_corpus
@@ -89,6 +90,67 @@ def test_hugging_face_trainer_trains_and_resumes(tiny_corpus, tmp_path):
     assert hugging_face_losses(tiny_corpus, tmp_path, resume=True) == whole
 
 
+@pytest.fixture
+def small_trainer(tiny_corpus, tmp_path):
+    """A Trainer on the loader that has not trained."""
+    pytest.importorskip("accelerate")
+    from transformers import Qwen3Config, Qwen3ForCausalLM, TrainingArguments
+
+    from ado_stream.adapters.hugging_face import AdaptiveTrainer
+
+    torch.manual_seed(0)
+    config = Qwen3Config(
+        vocab_size=320, hidden_size=16, intermediate_size=16, num_hidden_layers=1, num_attention_heads=1,
+        num_key_value_heads=1, head_dim=16,
+    )  # fmt: skip
+    arguments = TrainingArguments(
+        output_dir=str(tmp_path), max_steps=3, save_strategy="no", use_cpu=True, report_to=[],
+        remove_unused_columns=False, disable_tqdm=True, per_device_eval_batch_size=2,
+    )  # fmt: skip
+    with adaptive_loader(tiny_corpus) as loader:
+        yield AdaptiveTrainer(Qwen3ForCausalLM(config), arguments, loader=loader)
+
+
+@pytest.mark.parametrize("with_domain", [False, True])
+@pytest.mark.parametrize("with_labels", [False, True])
+def test_hugging_face_evaluates_with_a_domain_or_labels_or_both(small_trainer, with_domain, with_labels):
+    """Oracle: Qwen3's own loss. Half of the targets are masked where labels are given; two batches of equal size.
+
+    Without a domain it is Trainer's business, so the padding of an ordinary set is masked as there.
+    """
+    tokens = torch.randint(320, (4, 33), generator=torch.Generator().manual_seed(1))
+    labels = tokens.clone()
+    labels[:, :16] = -100
+    mask = torch.ones_like(tokens)
+    mask[:, :8] = 0
+    rows = [
+        {
+            "input_ids": tokens[row],
+            **({"domain": torch.tensor(row % 3)} if with_domain else {}),
+            **({"labels": labels[row]} if with_labels else {}),
+            **({} if with_domain else {"attention_mask": mask[row]}),
+        }
+        for row in range(4)
+    ]
+    found = small_trainer.evaluate(rows)
+    assert ("eval_loss" in found) == (with_domain or with_labels)
+    if "eval_loss" in found:
+        with torch.no_grad():
+            asked = {"input_ids": tokens, "labels": labels if with_labels else tokens}
+            expected = small_trainer.model(**asked, **({} if with_domain else {"attention_mask": mask})).loss
+        assert found["eval_loss"] == pytest.approx(expected.item(), rel=1e-6)  # float32
+    assert small_trainer._loader.policy.step == 0  # evaluation teaches the policy nothing
+
+
+def test_hugging_face_gives_the_outputs_that_are_asked_for(small_trainer):
+    tokens, domain = torch.randint(320, (3, 33)), torch.tensor([0, 2, 2])
+    small_trainer.model.eval()
+    batch = {"input_ids": tokens, "domain": domain}
+    loss, outputs = small_trainer.compute_loss(small_trainer.model, batch, return_outputs=True)
+    assert outputs.logits.shape == (3, 32, 320)
+    assert loss == small_trainer.compute_loss(small_trainer.model, batch)
+
+
 def lightning_losses(corpus, folder, resume: bool) -> list[float]:
     """As above, by Lightning."""
     import lightning
@@ -124,3 +186,23 @@ def test_lightning_trains_and_resumes(tiny_corpus, tmp_path):
     assert len(whole) == NUM_STEPS
     assert whole[-1] < whole[0] - 1
     assert lightning_losses(tiny_corpus, tmp_path, resume=True) == whole[HALF:]
+
+
+@pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::UserWarning")  # Lightning's own
+def test_lightning_validates(loader, tmp_path):
+    lightning = pytest.importorskip("lightning")
+    from ado_stream.adapters.lightning import AdaptiveModule
+
+    torch.manual_seed(0)
+    module = AdaptiveModule(Transformer(SIZES), loader, lambda parameters: torch.optim.AdamW(parameters))
+    trainer = lightning.Trainer(
+        accelerator="cpu", logger=False, enable_progress_bar=False, enable_model_summary=False,
+        default_root_dir=tmp_path,
+    )  # fmt: skip
+    batches = [{"tokens": torch.randint(320, (rows, 33))} for rows in (2, 4)]
+    (found,) = trainer.validate(module, DataLoader(batches, batch_size=None), verbose=False)
+    tokens = torch.cat([batch["tokens"] for batch in batches])
+    with torch.no_grad():
+        expected, _, _ = module.model.loss(tokens[:, :-1], tokens[:, 1:], torch.zeros(6, dtype=torch.int64), 1)
+    assert found["val_loss"] == pytest.approx(expected.item(), rel=1e-6)  # float32
+    assert loader.policy.step == 0

@@ -129,6 +129,17 @@ def test_a_full_disk_leaves_the_older_ones(saved: Path, monkeypatch):
     assert commit.newest_sound(saved) == (commit.directory_of(saved, 2), [])
 
 
+def test_a_checkpoint_stays_where_older_ones_cannot_be_removed(saved: Path, monkeypatch):
+    def refused(*arguments):
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(commit, "prune", refused)
+    saver = Checkpointer(saved, ALONE, keep=2, asynchronous=False)
+    with pytest.raises(CheckpointError, match="step_00000003 is saved, but an older checkpoint cannot be removed"):
+        saver.save(3, fresh(3))
+    assert commit.newest_sound(saved) == (commit.directory_of(saved, 3), [])
+
+
 def test_dcps_own_exception_is_not_let_through(saved: Path):
     """CheckpointException is a BaseException, so `except Exception` would miss it."""
     directory = commit.directory_of(saved, 2)

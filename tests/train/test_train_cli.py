@@ -4,9 +4,13 @@ import json
 from pathlib import Path
 
 import pytest
+import torch
 import yaml
 
+from ado_stream.cli import eval as eval_verb
 from ado_stream.cli.main import main
+from ado_stream.evaluate import tasks
+from ado_stream.evaluate.trained import open_run
 
 
 @pytest.fixture
@@ -16,7 +20,7 @@ def config_file(settings: dict, tmp_path: Path) -> Path:
     return path
 
 
-def test_train_then_eval_then_export(config_file: Path, settings: dict, tmp_path: Path, capsys):
+def test_train_then_eval(config_file: Path, settings: dict, capsys):
     assert main(["train", str(config_file), "train.steps=8"]) == 0
     assert f"done: step 8, {settings['run_dir']}" in capsys.readouterr().out
     assert main(["eval", settings["run_dir"], "--max-samples", "8", "--json", "--device", "cpu"]) == 0
@@ -28,8 +32,84 @@ def test_train_then_eval_then_export(config_file: Path, settings: dict, tmp_path
     assert set(found["validation"]["domains"]) == {"easy", "medium", "hard"}
     assert main(["eval", settings["run_dir"], "--max-samples", "2", "--device", "cpu"]) == 0
     assert "mean of domains" in capsys.readouterr().out
+
+
+def test_an_exported_run_is_loaded_by_transformers(config_file: Path, settings: dict, tmp_path: Path):
+    """The same logits as of the model that the checkpoint holds, and the tokenizer of its corpus."""
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    assert main(["train", str(config_file), "train.steps=3"]) == 0
     assert main(["export", settings["run_dir"], "--out", str(tmp_path / "exported")]) == 0
-    assert (tmp_path / "exported" / "model.safetensors").exists()
+    loaded = AutoModelForCausalLM.from_pretrained(tmp_path / "exported").eval()
+    tokens = AutoTokenizer.from_pretrained(tmp_path / "exported")("w1 w2 w30", return_tensors="pt")["input_ids"]
+    assert tokens.tolist() == [list(b"w1 w2 w30")]
+    with torch.no_grad():
+        expected, found = open_run(settings["run_dir"]).model(tokens), loaded(tokens).logits
+    torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)  # float32, some dozen terms of order one
+
+
+def test_eval_takes_another_corpus_with_the_same_tokenizer(
+    config_file: Path, settings: dict, tmp_path: Path, shared: Path, capsys
+):
+    """Validation of real text in The Pile's format, of other domains than the run's."""
+    assert main(["train", str(config_file), "train.steps=3"]) == 0
+    source, other = str(shared / "corpus" / "val.jsonl.zst"), str(tmp_path / "other")
+    options = ["--val", source, "--domain-key", "meta.pile_set_name", "--tokenizer", "bytes", "--seq-len", "32"]
+    assert main(["prepare", source, *options, "--workers", "1", "--out", other]) == 0
+    capsys.readouterr()
+    evaluate = ["eval", settings["run_dir"], "--corpus", other, "--max-samples", "4", "--device", "cpu"]
+    assert main([*evaluate, "--json"]) == 0
+    domains = json.loads(capsys.readouterr().out)["validation"]["domains"]
+    assert set(domains) == set(json.loads((shared / "corpus" / "manifest.json").read_text())["domains"])
+    for name, each in domains.items():
+        assert each["tokens"] == 4 * 32, name
+        assert 4 < each["loss"] < 6.5, name  # after three steps still close to log 320 = 5.8
+
+
+def test_another_tokenizer_is_refused(config_file: Path, settings: dict, tmp_path: Path, capsys):
+    """Its vocabulary is small enough for the model, so that only wrong losses would show."""
+    assert main(["train", str(config_file), "train.steps=3"]) == 0
+    text, other = tmp_path / "text.jsonl", str(tmp_path / "other")
+    text.write_text("".join(json.dumps({"text": f"the {word} and the other {word} " * 40}) + "\n" for word in "abcdef"))
+    options = ["--val", str(text), "--tokenizer", "bpe:270", "--seq-len", "32", "--workers", "1"]
+    assert main(["prepare", str(text), *options, "--out", other]) == 0
+    assert main(["eval", settings["run_dir"], "--corpus", other, "--device", "cpu"]) == 1
+    assert f"{other}: its tokenizer, bpe:270, is not the one that the run learned with" in capsys.readouterr().err
+    config = Path(settings["run_dir"]) / "config.yaml"
+    config.write_text(config.read_text().replace(settings["corpus"], other))  # as if the corpus was prepared anew
+    assert main(["export", settings["run_dir"], "--out", str(tmp_path / "exported")]) == 1
+    assert "is not the one that the run learned with" in capsys.readouterr().err
+
+
+def test_tasks_run_where_the_model_would(config_file: Path, settings: dict, monkeypatch, capsys):
+    """On the first GPU if there is one; the harness and the GPU are stood in for."""
+    assert main(["train", str(config_file), "train.steps=3"]) == 0
+    asked = []
+    monkeypatch.setattr(tasks, "evaluate_tasks", lambda *arguments: asked.append(arguments[1:]) or {})
+    monkeypatch.setattr(eval_verb, "_validate", lambda trained, args: {"loss": 0, "domain_average": 0, "domains": {}})
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    monkeypatch.setattr(torch.cuda, "set_device", lambda device: None)
+    assert main(["eval", settings["run_dir"], "--tasks", "sciq", "--batch-size", "16"]) == 0
+    assert main(["eval", settings["run_dir"], "--tasks", "sciq", "--device", "cpu"]) == 0
+    assert asked == [(["sciq"], None, "cuda:0", 16), (["sciq"], None, "cpu", 8)]
+
+
+def test_options_may_stand_before_overrides(config_file: Path, settings: dict, capsys):
+    assert main(["train", str(config_file), "--resume", "none", "train.steps=3", "--debug", "log.every_steps=1"]) == 0
+    assert "done: step 3" in capsys.readouterr().out
+
+
+def test_a_dry_run_on_several_ranks_prints_once(config_file: Path, monkeypatch, capsys):
+    for name, value in {"WORLD_SIZE": "2", "MASTER_ADDR": "localhost", "MASTER_PORT": "1"}.items():
+        monkeypatch.setenv(name, value)
+    printed = []
+    for rank in ("0", "1"):
+        monkeypatch.setenv("RANK", rank)
+        assert main(["train", str(config_file), "--dry-run"]) == 0
+        printed.append(capsys.readouterr().out)
+    assert "memory, one rank" in printed[0]
+    assert printed[1] == ""
 
 
 def test_dry_run_prints_the_plan_and_writes_nothing(config_file: Path, settings: dict, capsys):

@@ -21,9 +21,15 @@ def test_a_file_and_overrides(tmp_path: Path):
 
 
 def test_a_saved_config_reads_back_equal(tmp_path: Path):
-    config = load_config(LEAST, ["train.betas=[0.8,0.9]", "policy.guards=[{name: floor, value: 0.01}]"])
+    overrides = ["train.betas=[0.8,0.9]", "train.grad_clip=null", "policy.guards=[{name: floor, value: 0.01}]"]
+    config = load_config(LEAST, overrides)
     save_config(config, tmp_path / "config.yaml")
     assert load_config(tmp_path / "config.yaml") == config
+
+
+def test_null_takes_the_limit_off_the_gradient():
+    assert load_config(LEAST).train.grad_clip == 1.0
+    assert load_config(LEAST, ["train.grad_clip=null"]).train.grad_clip is None
 
 
 @pytest.mark.parametrize(
@@ -37,6 +43,14 @@ def test_a_saved_config_reads_back_equal(tmp_path: Path):
         ("train.steps=0", "'train.steps' is 0; it must be at least 1."),
         ("train.strategy=zero", "'train.strategy' is 'zero'; choose one of ddp, fsdp."),
         ("train.betas=[0.9]", "'train.betas' is [0.9]; give two numbers from 0 to below 1."),
+        ("train.learning_rate=0", "'train.learning_rate' is 0.0; give a number above 0, or null for 0.46 / width."),
+        ("train.learning_rate=.nan", "'train.learning_rate' is nan; give a number above 0"),
+        ("train.grad_clip=0", "'train.grad_clip' is 0.0; give a number above 0, or null for no limit."),
+        ("train.grad_clip=-1", "'train.grad_clip' is -1.0; give a number above 0"),
+        ("train.collective_timeout_s=0", "'train.collective_timeout_s' is 0.0; give a number above 0."),
+        ("train.weight_decay=-0.1", "'train.weight_decay' is -0.1; it must be at least 0."),
+        ("train.min_learning_rate_frac=1.1", "'train.min_learning_rate_frac' is 1.1; give one from 0 to 1."),
+        ("train.warmup_steps=1000", "'train.warmup_steps' is 1000; it must be below 'train.steps', 1000."),
         ("train.steps", "override 'train.steps' is not KEY=VALUE; for example train.steps=300."),
     ],
 )

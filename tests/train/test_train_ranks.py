@@ -6,7 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from tests.train import checkpoints_on_ranks, train_on_ranks
+from ado_stream.record import read_run
+from tests.train import checkpoints_on_ranks, ledgered, train_on_ranks
+from tests.train.forked import Forked
 
 WORLDS = [(1, "ddp"), (2, "ddp"), (2, "fsdp"), (4, "ddp"), (4, "fsdp")]
 
@@ -28,23 +30,37 @@ def written(settings: dict, tmp_path: Path):
 def compare(one: list[dict], other: list[dict]) -> None:
     """Equal draws; losses within 1e-5, a hundred float32 roundings of a sum in another order.
 
-    ADO's laws, fitted to a handful of steps here, magnify those roundings in the mixture a thousandfold.
+    ADO's laws, fitted to a handful of steps here, magnify those roundings: 2e-5 was met in the mixture.
     """
     assert [line["step"] for line in one] == [line["step"] for line in other]
     for mine, theirs in zip(one, other, strict=True):
         assert mine["samples"] == theirs["samples"]
         assert mine["domain_tokens"] == theirs["domain_tokens"]
-        assert mine["mixture"] == pytest.approx(theirs["mixture"], abs=1e-3)
+        assert mine["mixture"] == pytest.approx(theirs["mixture"], abs=1e-4)
         assert mine["loss"] == pytest.approx(theirs["loss"], abs=1e-5)
 
 
+def rows(folder: Path) -> dict[tuple[int, int], str]:
+    """(step, slot) -> domain and checksum of the tokens, of all ranks together."""
+    return {key: row.rpartition(" ")[0] for key, row in ledgered.read_ledger(folder).items()}
+
+
 @pytest.mark.slow
-def test_several_ranks_train_as_one(ranks, written):
-    alone = ranks(1, train_on_ranks.main, written("alone", steps=20), "none")
-    assert len(alone["steps"]) == 20
-    for num_ranks, strategy in WORLDS[1:]:
-        many = ranks(num_ranks, train_on_ranks.main, written("many", steps=20, strategy=strategy), "none")
-        compare(alone["steps"], many["steps"])
+def test_several_ranks_train_as_one(forked: Forked, written, tmp_path: Path):
+    """Row by row, although ADO decides by losses that ranks add up in another order."""
+    found = {}
+    for num_ranks, strategy in WORLDS:
+        name = f"{num_ranks}-{strategy}"
+        (tmp_path / f"ledger {name}").mkdir()
+        settings = written(name, steps=20, strategy=strategy)
+        forked.run(ledgered.main, settings, str(tmp_path / f"ledger {name}"), num_ranks=num_ranks)
+        found[name] = read_run(tmp_path / name)[1]["step"], rows(tmp_path / f"ledger {name}")
+    alone_steps, alone_rows = found.pop("1-ddp")
+    assert alone_rows.keys() == {(step, slot) for step in range(20) for slot in range(8)}
+    assert len({line["mixture"][0] for line in alone_steps}) > 5  # ADO did decide
+    for many_steps, many_rows in found.values():
+        assert many_rows == alone_rows
+        compare(alone_steps, many_steps)
 
 
 @pytest.mark.slow

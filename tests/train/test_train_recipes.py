@@ -65,6 +65,16 @@ def check(run_dir: Path) -> None:
     assert (run_dir / "checkpoints" / "step_00000004" / "COMMIT.json").exists()
 
 
+def test_ranks_get_ten_minutes_to_save_after_sigterm(environment: dict[str, str], tmp_path: Path):
+    stand_in = tmp_path / "bin" / "torchrun"
+    stand_in.write_text('#!/bin/bash\necho "$TORCH_ELASTIC_SHUTDOWN_TIMEOUT $*"')
+    stand_in.chmod(0o755)
+    command = ["benchmarks/recipes/node.sh", "0", "1", "localhost", "run.yaml", "train.steps=3"]
+    done = subprocess.run(command, env=environment, cwd=ROOT, check=True, capture_output=True, text=True)
+    assert done.stdout.startswith("600 --nnodes 1 --node-rank 0 ")
+    assert done.stdout.endswith("train run.yaml train.steps=3\n")
+
+
 def test_one_command_a_node(nodes, config: Path, environment: dict[str, str], settings: dict):
     command = ["benchmarks/recipes/node.sh"]
     started = [

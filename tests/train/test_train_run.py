@@ -7,12 +7,15 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from safetensors.torch import load_file
 
 from ado_stream.errors import AdoStreamError, CheckpointError, ConfigError, ResumeError
 from ado_stream.record import read_run
+from ado_stream.train import commit
 from ado_stream.train import run as run_module
 from ado_stream.train.config import load_config
+from ado_stream.train.parallel import ParallelModel
 from ado_stream.train.run import run_training
 from ado_stream.train.step import TrainStep
 
@@ -114,6 +117,28 @@ def test_sigterm_stops_after_the_step_saves_and_the_run_goes_on(settings: dict, 
     assert [line["step"] for line in steps_of(settings["run_dir"])] == list(range(12))
 
 
+@pytest.mark.parametrize(("every_steps", "step"), [(4, 4), (0, 12)])
+def test_sigterm_in_a_validation_ends_it_after_the_pass_under_way(settings: dict, monkeypatch, every_steps, step):
+    """It was to be three passes; neither they nor another step are waited for. The run goes on with that validation."""
+    settings["evaluate"]["every_steps"] = every_steps
+    loss, passes = ParallelModel.loss, []
+
+    def loss_and_signal(self, *arguments):
+        if not torch.is_grad_enabled():
+            passes.append(None)
+            os.kill(os.getpid(), signal.SIGTERM)
+        return loss(self, *arguments)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(ParallelModel, "loss", loss_and_signal)
+        result = run_training(load_config(settings))
+    assert (result.step, result.stopped, len(passes)) == (step, True, 1)
+    assert read_run(settings["run_dir"])[1]["eval"] == []
+    result = run_training(load_config(settings))
+    assert (result.step, result.stopped) == (12, False)
+    assert read_run(settings["run_dir"])[1]["eval"][0]["step"] == step
+
+
 def test_saving_in_the_background_saves_the_same(settings: dict, tmp_path: Path):
     run_training(load_config(settings))
     background = changed(settings, run_dir=str(tmp_path / "background"), checkpoint={"asynchronous": True})
@@ -132,6 +157,64 @@ def test_two_checkpoints_are_kept_and_resuming_at_an_older_one_sets_the_newer_as
     assert (checkpoints / "abandoned_0_step_00000012").is_dir()
     assert run_training(load_config(settings), resume="none").step == 12
     assert steps_of(settings["run_dir"]) == before
+
+
+def test_starting_anew_keeps_the_record_of_before(settings: dict):
+    run_training(load_config(settings))
+    run_dir = Path(settings["run_dir"])
+    before = [(run_dir / "record.jsonl").read_bytes()]
+    for number in (0, 1):
+        run_training(load_config(settings), resume="none")
+        assert (run_dir / f"abandoned_{number}_record.jsonl").read_bytes() == before[number]
+        before.append((run_dir / "record.jsonl").read_bytes())
+    ids = {json.loads(text.splitlines()[0])["run_id"] for text in before}
+    assert len(ids) == 3
+
+
+def test_another_runs_checkpoint_starts_a_run_of_its_own(settings: dict, tmp_path: Path):
+    """Under its own id, in its own record, and with a checkpoint even where no step is left; the first stays as is."""
+    run_training(load_config(settings))
+    first, second = Path(settings["run_dir"]), tmp_path / "second"
+    left = {path: path.stat().st_mtime_ns for path in first.rglob("*")}
+    for step in (8, 12):
+        taken = first / "checkpoints" / f"step_{step:08d}"
+        result = run_training(load_config(changed(settings, run_dir=str(second))), resume=taken)
+        assert (result.step, result.stopped) == (12, False)
+        assert tensors_of(second, 12) == tensors_of(first, 12)
+        run, lines = read_run(second)
+        assert run["run_id"] != read_run(first)[0]["run_id"]
+        assert [line["step"] for line in lines["step"]] == list(range(step, 12))
+        assert lines["event"][0]["detail"] == {"checkpoint": str(taken)}
+    assert (second / "abandoned_0_record.jsonl").exists()
+    assert {path: path.stat().st_mtime_ns for path in first.rglob("*")} == left
+
+
+def test_a_torn_checkpoint_is_passed_over_and_said_so(settings: dict, capsys):
+    run_training(load_config(settings))
+    steps, (file,) = steps_of(settings["run_dir"]), Path(settings["run_dir"]).glob("checkpoints/*12/*.safetensors")
+    data = file.read_bytes()
+    file.write_bytes(data[:-1] + bytes([data[-1] ^ 1]))
+    capsys.readouterr()
+    assert run_training(load_config(settings)).step == 12
+    assert f"passed over step_00000012: {file.name} has xxh64" in capsys.readouterr().out
+    events = read_run(settings["run_dir"])[1]["event"]
+    passed, resume = [each for each in events if each["step"] == 8 and each["name"] != "checkpoint"]
+    assert passed["detail"]["fault"].startswith("step_00000012: ")
+    assert resume["detail"]["checkpoint"].endswith("step_00000008")
+    assert steps_of(settings["run_dir"]) == steps
+    for torn in Path(settings["run_dir"]).glob("checkpoints/step_*/state.json"):
+        torn.unlink()
+    with pytest.raises(CheckpointError, match="no checkpoint can be trusted: step_00000012: state.json is missing"):
+        run_training(load_config(settings))
+
+
+def test_a_resume_hashes_its_checkpoint_once(settings: dict, monkeypatch):
+    run_training(load_config(changed(settings, train={"steps": 8})))
+    fault_of, asked = commit.fault_of, []
+    monkeypatch.setattr(commit, "fault_of", lambda directory: asked.append(directory.name) or fault_of(directory))
+    run_training(load_config(settings))
+    run_training(load_config(settings), resume=Path(settings["run_dir"]) / "checkpoints" / "step_00000012")
+    assert asked == ["step_00000008", "step_00000012"]
 
 
 def test_a_nan_is_skipped_counted_and_kept_from_the_policy(settings: dict, monkeypatch):

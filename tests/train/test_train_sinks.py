@@ -1,10 +1,12 @@
 """TensorBoard and Weights & Biases get the record's numbers; a resumed run goes on in the same curves, by its id."""
 
+import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from ado_stream.errors import ConfigError
 from ado_stream.record import read_run
 from ado_stream.train.config import load_config
 from ado_stream.train.run import run_training
@@ -66,12 +68,39 @@ def test_wandb_keeps_the_runs_id_over_a_resume(settings: dict, monkeypatch):
         assert (part / f"run-{run_id}.wandb").stat().st_size > 0
 
 
+class StandIn:
+    """What of `wandb` the sink uses; notes what it is told."""
+
+    def __init__(self) -> None:
+        self.told: list[tuple] = []
+
+    def init(self, **options):
+        self.told.append(("project", options["project"]))
+        return self
+
+    def define_metric(self, *arguments, **options):
+        pass
+
+    def log(self, values):
+        pass
+
+    def finish(self, exit_code):
+        self.told.append(("exit_code", exit_code))
+
+
+def test_wandb_is_told_of_a_crash_and_of_the_users_project(settings: dict, monkeypatch):
+    wandb = StandIn()
+    monkeypatch.setitem(sys.modules, "wandb", wandb)
+    monkeypatch.delenv("WANDB_PROJECT", raising=False)
+    train_in_two_parts(settings, monkeypatch, "wandb")
+    assert wandb.told == [("project", "ado-stream"), ("exit_code", 1), ("project", "ado-stream"), ("exit_code", 0)]
+    monkeypatch.setenv("WANDB_PROJECT", "mine")
+    run_training(load_config(settings))
+    assert wandb.told[4:] == [("project", "mine"), ("exit_code", 0)]
+
+
 @pytest.mark.parametrize(("sink", "module"), [("tensorboard", "torch.utils.tensorboard"), ("wandb", "wandb")])
 def test_a_missing_package_is_named_with_its_command(settings: dict, monkeypatch, sink: str, module: str):
-    import sys
-
-    from ado_stream.errors import ConfigError
-
     monkeypatch.setitem(sys.modules, module, None)
     settings["log"] = {"every_steps": 1, sink: True}
     with pytest.raises(ConfigError, match=rf"'log.{sink}' needs .* pip install 'ado-stream\[{sink}\]'"):

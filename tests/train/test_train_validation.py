@@ -46,22 +46,24 @@ def test_losses_are_those_of_a_plain_loop(tiny_corpus, model):
 
 
 def test_ranks_share_the_samples_without_overlap(tiny_corpus, model, monkeypatch):
-    """Parts of all ranks add up to the whole, each rank in as many forward passes as the others."""
+    """Parts of all ranks add up to the whole, each rank in as many forward passes as the others, all of one shape."""
     corpus = open_corpus(tiny_corpus, "val")
     whole = Validator(corpus, NAMES, 7, World(0, 1, CPU), batch_rows=2)(model.loss)
     monkeypatch.setattr("ado_stream.evaluate.validation.sum_over_ranks", lambda world, tensor: tensor)
-    parts, passes = [], []
+    parts, passes, shapes = [], [], set()
     for rank in range(4):
         calls = []
 
         def counted(*arguments, calls=calls):
             calls.append(None)
+            shapes.update(tuple(each.shape) for each in arguments[:3])
             return model.loss(*arguments)
 
         with np.errstate(all="ignore"):
             parts.append(Validator(corpus, NAMES, 7, World(rank, 4, CPU), batch_rows=2)(counted))
         passes.append(len(calls))
     assert len(set(passes)) == 1
+    assert shapes == {(2, 32), (2,)}
     tokens = np.sum([part.domain_tokens_K for part in parts], axis=0)
     assert tokens.tolist() == whole.domain_tokens_K.tolist()
     sums = np.sum([np.nan_to_num(part.domain_loss_K) * part.domain_tokens_K for part in parts], axis=0)
