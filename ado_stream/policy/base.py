@@ -34,6 +34,7 @@ class Policy(ABC):
     shares: ClassVar[tuple[str, ...]] = ()  # arrays of `memory` that sum to 1
     fit: Any = None  # the last ScalingLawFit, for policies that fit laws
     fit_step: int | None = None  # the step of the last refit
+    attempt_step: int | None = None  # the same, refits that failed included
 
     def __init__(self, prior: Weights):
         self.names = names_of(prior)

@@ -44,7 +44,8 @@ class Guard(Policy):
         return self._bounded(mixture_K)
 
     def _adopt_fit(self) -> None:
-        self.fit, self.fit_step = self.policy.fit, self.policy.fit_step
+        inner = self.policy
+        self.fit, self.fit_step, self.attempt_step = inner.fit, inner.fit_step, inner.attempt_step
 
     def _extra_state(self) -> dict[str, Any]:
         return {"inner": self.policy.state_dict()}
