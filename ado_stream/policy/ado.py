@@ -70,6 +70,11 @@ class AdoPolicy(Policy):
         self._mixture_K = self._start_K
         self._use_laws()
 
+    @property
+    def floor(self) -> float:
+        """The floor in force, where it is exact."""
+        return self.plan.floor if self.config.floor_rule == "exact" else 0.0
+
     def health(self) -> dict[str, Any]:
         """Adds to the base's: refits, failed refits, laws held per domain because its fit failed, which parameters
         (log_beta, log_eps, alpha) of which domain lie at a bound, and the forecast error of the last whole interval:

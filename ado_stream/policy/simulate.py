@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 from ado_stream.errors import ConfigError
 from ado_stream.policy.base import Policy
-from ado_stream.policy.registry import make_policy
+from ado_stream.policy.registry import RunFacts, make_run_policy
 from ado_stream.policy.world import World, read_world
 
 Floats = NDArray[np.float64]
@@ -44,10 +44,11 @@ class Spec:
     policies: Mapping[str, tuple[str, Mapping[str, Any]]] = field(default_factory=dict)
 
     def make(self, label: str) -> Policy:
-        """A fresh policy for this world; "ado" learns the run's length, which caps its schedule."""
+        """A fresh policy for this world, told the run's length, batch size and lag."""
         name, options = self.policies[label]
-        length = {"total_steps": self.steps} if name == "ado" else {}
-        return make_policy(name, dict(zip(self.world.names, self.world.prior_K, strict=True)), **length, **options)
+        prior = dict(zip(self.world.names, self.world.prior_K.tolist(), strict=True))
+        run = RunFacts(self.steps, self.global_batch_size, self.mixture_lag)
+        return make_run_policy(name, prior, options, (), run)
 
 
 @dataclass(frozen=True)

@@ -59,7 +59,7 @@ def test_the_default_schedule_is_capped_by_the_length_of_the_run(steps, plan):
         ("fixed", {"weights": [1, 2, 3]}, "2 domains need 2 numbers"),
         ("fixed", {"weights": ["much", "little"]}, "expected 2 numbers"),
         ("schedule", {"knots": [(5, [1, 1]), (5, [1, 2])]}, "rising steps"),
-        ("schedule", {"knots": [(0, [1, 1])], "interpolation": "cubic"}, "linear or constant"),
+        ("schedule", {"knots": [(0, [1, 1])], "interpolation": "cubic"}, "one of linear, constant"),
         ("doremi", {"reference_losses": {"web": 2.0}}, "missing 'code'"),
         ("doremi", {"reference_losses": [2.0, 2.0], "eta": 0}, "above 0"),
     ],

@@ -147,7 +147,7 @@ def test_replay_of_a_runs_own_policy_gives_its_mixtures(loss_stream, make_ado):
     ]
     in_force = np.array([said[max(0, step - 3)] for step in range(60)])
     np.testing.assert_array_equal(
-        replay(make_ado(np.ones(4)), loss_TK, count_TK.astype(float), mixture_lag=3), in_force
+        replay(make_ado(np.ones(4)), loss_TK, count_TK.astype(float), 3, first_K=in_force[0]), in_force
     )
 
 
