@@ -10,7 +10,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ado_stream.cli.options import plain_options
+from ado_stream.cli.options import picture_path, plain_options
+from ado_stream.errors import ConfigError
 from ado_stream.policy.base import Policy
 from ado_stream.policy.registry import RunFacts, make_run_policy
 from ado_stream.policy.replay import check_complete, replay
@@ -32,7 +33,10 @@ def run(args: argparse.Namespace) -> int:
     """Feeds the record to the policy; prints a table or JSON, draws when asked."""
     from ado_stream.report.data import load_runs
 
-    (recorded,) = load_runs([args.run])
+    plot = picture_path(args.plot) if args.plot else None
+    recorded, *others = load_runs([args.run])
+    if others:
+        raise ConfigError(f"{args.run} holds {1 + len(others)} runs; name one of them, such as {recorded.path}.")
     check_complete(recorded.step_S, str(recorded.path))
     options = dict(recorded.about.get("policy_options") or {}) if args.policy == recorded.about.get("policy") else {}
     guards = options.pop("guards", [])
@@ -56,10 +60,10 @@ def run(args: argparse.Namespace) -> int:
         print(json.dumps({**summary, "mixture": mixture_SK.tolist()}))
     else:
         _print(summary, recorded)
-    if args.plot:
-        _draw(recorded, replace(recorded, label=f"{args.policy} on {recorded.label}", mixture_SK=mixture_SK), args.plot)
+    if plot:
+        _draw(recorded, replace(recorded, label=f"{args.policy} on {recorded.label}", mixture_SK=mixture_SK), plot)
         if not args.json:
-            print(f"drawn: {args.plot}")
+            print(f"drawn: {plot}")
     return 0
 
 
@@ -84,11 +88,11 @@ def _print(summary: dict[str, Any], recorded: "Run") -> None:
         print(f"{name[:24]:<24}{100 * prior:9.2f}{100 * drawn:9.2f}{100 * mean:9.2f}{100 * end:12.2f}")
 
 
-def _draw(recorded: "Run", replayed: "Run", path: str) -> None:
+def _draw(recorded: "Run", replayed: "Run", path: Path) -> None:
     from ado_stream.report.mixture import draw_mixture
     from ado_stream.report.style import colors_of, styled
 
     with styled():
         plot = draw_mixture([recorded, replayed], colors_of(recorded.domains))
         assert plot is not None, "every step has a mixture"
-        plot.figure.savefig(Path(path))
+        plot.figure.savefig(path)

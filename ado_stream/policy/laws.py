@@ -23,9 +23,15 @@ class FitConfig(FitOptions):
     __doc__ = (FitOptions.__doc__ or "").replace("Raises ValueError", "Raises ConfigError")
 
     def __post_init__(self) -> None:
-        for name in ("smooth_window", "ignore_steps", "every"):
-            whole(f"FitConfig: {name}", getattr(self, name))
+        for name, least in (("smooth_window", 0), ("ignore_steps", 0), ("every", 1)):
+            whole(f"FitConfig: {name}", getattr(self, name), least)
         number("FitConfig: delta", self.delta)
+        for name in ("grid_log_beta", "grid_log_eps", "grid_alpha"):
+            grid = getattr(self, name)
+            if isinstance(grid, str) or not np.iterable(grid):
+                raise ConfigError(f"FitConfig: {name} is {grid!r:.60}; expected a list of numbers.")
+            for start in grid:
+                number(f"FitConfig: {name}", start)
         try:
             super().__post_init__()
         except ValueError as error:

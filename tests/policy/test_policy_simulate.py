@@ -127,7 +127,7 @@ def test_what_is_learnt_faster_is_drawn_more():
             {"domains": {"a": {"prior": 1, "eps": 1, "betta": 2, "alpha": 0.1}}},
             "'a' has unknown 'betta' and lacks 'beta'",
         ),
-        ({"domains": {"a": {"prior": 1, "eps": 1, "beta": -2, "alpha": 0.1}}}, "'a' has beta -2"),
+        ({"domains": {"a": {"prior": 1, "eps": 1, "beta": -2, "alpha": 0.1}}}, "beta of 'a' is -2"),
         ({"domains": 0}, "domains"),
         ({"domains": DOMAINS, "transfer": {"a": {"c": 1}}}, "no domain 'c'"),
         ({"domains": DOMAINS, "bumps": [{"step": 3}]}, "decay_steps"),
