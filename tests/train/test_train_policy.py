@@ -10,6 +10,7 @@ from ado_stream.policy import laws
 from ado_stream.record import read_run
 from ado_stream.train.config import load_config
 from ado_stream.train.run import run_training
+from tests.train import losses_on_ranks
 
 EASY = {"min_points": 1, "start_step": 2, "ignore_steps": 0, "interval": 2}
 
@@ -80,3 +81,16 @@ def test_health_goes_on_over_a_resume(settings):
     assert [line["step"] for line in whole] == [3, 6, 9]
     run_training(config, resume=f"{settings['run_dir']}/checkpoints/step_00000008")
     assert read_run(settings["run_dir"])[1]["health"] == whole
+
+
+def test_losses_told_by_ranks_in_any_order_give_every_rank_the_same_mixture_to_the_bit(ranks, tiny_corpus):
+    """Sums that round. Two addends have one sum in either order, so two ranks may exchange what they tell; of four the
+    order counts in the last bits, which rank 0 then decides for all."""
+    by_order = []
+    for num_ranks, order in ((2, [0, 1, 2, 3]), (2, [2, 3, 0, 1]), (4, [3, 1, 0, 2])):
+        mixtures = ranks(num_ranks, losses_on_ranks.main, str(tiny_corpus), order)
+        assert len(mixtures) == num_ranks
+        assert all(one == mixtures[0] for one in mixtures)
+        assert len(set(mixtures[0])) > 20, "a mixture that stands still agrees with itself"
+        by_order.append(mixtures[0])
+    assert by_order[0] == by_order[1]
