@@ -21,6 +21,7 @@ from pathlib import Path
 _PACKAGE = Path(__file__).parent
 _STAMP = "sources.sha1"
 _COMPILING = "ADO_KERNELS_COMPILING"  # in the environment of the process that compiles
+_DEADLINE_S = 600.0  # a group takes half a minute on a busy core; whoever waits for the lock waits no longer either
 
 
 def drop_if_stale(package: Path) -> None:
@@ -47,8 +48,8 @@ def drop_if_stale(package: Path) -> None:
 def compile_apart(group: str) -> None:
     """Returns when the Numba kernels of `group` ("ops" or "fit") are on disk, compiled by another process.
 
-    Any number of processes may ask; one compiles. Where the package's folder cannot be written, nothing is done, and
-    every process compiles what it uses, into Numba's own cache if there is one.
+    Any number of processes may ask; one compiles. Where the package's folder cannot be written, or compiling took
+    longer than ten minutes, nothing is done, and every process compiles what it uses, into Numba's own cache if any.
     """
     if _COMPILING in os.environ:
         return
@@ -56,7 +57,7 @@ def compile_apart(group: str) -> None:
     stamp = folder / f"{group}-{_circumstances()}.compiled"
     if stamp.exists():
         return
-    with suppress(OSError), open(folder / f"{group}.lock", "wb") as lock:
+    with suppress(OSError, subprocess.TimeoutExpired), open(folder / f"{group}.lock", "wb") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         if not stamp.exists():
             path = os.pathsep.join([str(_PACKAGE.parent), os.environ.get("PYTHONPATH", "")])
@@ -66,6 +67,7 @@ def compile_apart(group: str) -> None:
                 stdout=subprocess.DEVNULL,
                 stderr=subprocess.DEVNULL,
                 check=False,
+                timeout=_DEADLINE_S,
             )
             if done.returncode == 0:
                 stamp.touch()

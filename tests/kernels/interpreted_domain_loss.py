@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from ado_kernels.ops.domain_loss import domain_loss_reference
-from ado_kernels.ops.domain_loss.gpu import domain_loss_gpu
+from ado_kernels.ops.domain_loss.gpu import domain_loss_gpu, reduce_by_domain
 
 pytestmark = pytest.mark.usefixtures("poisoned")
 
@@ -21,12 +21,16 @@ def check(losses, ids, num_domains):
 
 @pytest.mark.parametrize(("num_tokens", "num_domains"), [(1, 1), (127, 3), (3000, 22), (300, 600)])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-def test_ids_per_token_with_strays(num_tokens, num_domains, dtype):
-    check(torch.rand(num_tokens, dtype=dtype) * 10, torch.randint(-2, num_domains + 3, (num_tokens,)), num_domains)
+def test_ids_per_token(num_tokens, num_domains, dtype):
+    check(torch.rand(num_tokens, dtype=dtype) * 10, torch.randint(-1, num_domains, (num_tokens,)), num_domains)
 
 
 def test_ids_per_sequence():
     check(torch.rand(24 * 50), torch.randint(0, 5, (24,), dtype=torch.int32), 7)
+
+
+def test_narrow_ids_reach_their_last_domain():
+    check(torch.rand(300), torch.randint(0, 256, (300,), dtype=torch.uint8), 256)
 
 
 def test_nan_stays_in_its_domain():
@@ -39,3 +43,25 @@ def test_no_tokens():
     sums, counts = domain_loss_gpu(torch.empty(0), torch.empty(0, dtype=torch.int64), 3)
     assert sums.tolist() == [0.0] * 3
     assert counts.tolist() == [0] * 3
+
+
+@pytest.mark.parametrize("num_domains", [15, 16])  # the place of all tokens: the last of a block, the first of another
+def test_the_last_place_counts_every_kept_token(num_domains):
+    losses, ids = torch.rand(2000), torch.randint(-1, num_domains, (2000,))
+    targets = torch.randint(0, 3, (2000,))
+    sums, counts = reduce_by_domain(losses, ids, num_domains, targets, 1)
+    kept = targets != 1
+    expected_sums, expected_counts = domain_loss_reference(losses[kept], ids[kept], num_domains)
+    torch.testing.assert_close(sums[:-1], expected_sums, rtol=1e-12, atol=0)
+    torch.testing.assert_close(sums[-1], losses[kept].double().sum(), rtol=1e-12, atol=0)
+    assert counts.tolist() == [*expected_counts.tolist(), int(kept.sum())]
+
+
+@pytest.mark.parametrize(("mistake", "named"), [(5, "5"), (-3, "-3"), (1 << 40, str(1 << 40))])
+def test_a_mistaken_id_is_named_at_the_next_call(mistake, named):
+    losses, ids = torch.rand(300), torch.randint(-1, 5, (300,))
+    ids[217] = mistake
+    check(losses, ids, 5)
+    with pytest.warns(RuntimeWarning, match=rf"outside \[0, K\), among them {named} "):
+        domain_loss_gpu(losses, ids.clamp(-1, 4), 5)
+    domain_loss_gpu(losses, ids.clamp(-1, 4), 5)  # warnings are errors: it is said once

@@ -1,9 +1,9 @@
 """linear_cross_entropy's Triton kernels against float64, under the interpreter (run by test_interpreter.py).
 
 Tolerances: a float32 softmax over 5,000 columns errs by some 2^-22 relative; bf16 logits are given as they are, so only
-the gradient's rounding counts: the interpreter truncates, 2^-7 of the entry. The matmuls run in float32 here, and for
-the exponentials in float16 as well, where E is rounded once (2^-11) and g once more; bf16 in tl.dot is wrong under the
-interpreter. Scalar arguments (z_loss) reach a kernel as float32, hence 1e-7 for gradients in float64.
+the gradient's rounding counts: the interpreter truncates, 2^-7 of the entry. The kernel's own matmul runs in float32
+here, for bf16 in tl.dot is wrong under the interpreter; torch's, which have no float32 sums of narrower operands on a
+CPU, are stood in for. Scalar arguments (z_loss) reach a kernel as float32, hence 1e-7 for gradients in float64.
 """
 
 import pytest
@@ -22,7 +22,25 @@ pytestmark = pytest.mark.usefixtures("poisoned")
 @pytest.fixture(autouse=True)
 def _descriptors_take_float32(monkeypatch):
     """Interpreted tiles have no shared memory to overflow; only alignment is left of `can_take`."""
-    monkeypatch.setattr(exponentials, "can_take", lambda *tensors: all(t.shape[1] % 4 == 0 for t in tensors))
+    monkeypatch.setattr(exponentials, "can_take", lambda problem: problem.hidden_NH.shape[1] % 4 == 0)
+
+
+@pytest.fixture
+def _wide_products(monkeypatch):
+    """torch.mm and addmm with out_dtype, as CUDA has them: operands as they are, sums and result in float32."""
+
+    def widened(product):
+        def call(*operands, out, out_dtype=None):
+            if out_dtype is None:
+                return product(*operands, out=out)
+            assert out.dtype == out_dtype == torch.float32
+            assert {operand.dtype for operand in operands[-2:]} <= {torch.bfloat16, torch.float16}
+            return out.copy_(product(*(operand.float() for operand in operands)))
+
+        return call
+
+    monkeypatch.setattr(torch, "mm", widened(torch.mm))
+    monkeypatch.setattr(torch, "addmm", widened(torch.addmm))
 
 
 def problem_of(hidden, weight, targets, z_loss=0.0, grads=(True, True)):
@@ -92,7 +110,7 @@ def test_all_chunks(method, grads):
     targets = torch.randint(0, 50, (8,))
     targets[5] = IGNORE
     with using("linear_cross_entropy", rows=3, method=method):
-        result = gpu.linear_cross_entropy_gpu(problem_of(hidden, weight, targets, 1e-2, grads))
+        result = gpu.in_chunks(problem_of(hidden, weight, targets, 1e-2, grads))
     losses, squares, gradient = oracle(hidden.double() @ weight.double().t(), targets, 1e-2)
     torch.testing.assert_close(result.losses_N.double(), losses, rtol=2e-6, atol=2e-6)
     torch.testing.assert_close(result.squares_N.double(), squares, rtol=2e-6, atol=2e-6)
@@ -104,32 +122,82 @@ def test_all_chunks(method, grads):
     assert result.dweight_VH.numel() == grads[1] * weight.numel()
 
 
-@pytest.mark.parametrize(("dtype", "z_loss"), [(torch.float32, 1e-2), (torch.float16, 0.0)])
+@pytest.mark.usefixtures("_wide_products")
+def test_float32_sums_for_bfloat16_operands():
+    """Gradients of bf16 input leave the chunks in float32, summed over chunks in it: three chunks equal one."""
+    hidden, weight = torch.randn(9, 16).bfloat16(), torch.randn(50, 16).bfloat16()
+    problem = problem_of(hidden, weight, torch.randint(0, 50, (9,)))
+    results = []
+    for rows in (3, 9):
+        with using("linear_cross_entropy", rows=rows):
+            results.append(gpu.in_chunks(problem))
+    for one, other in ((results[0].dhidden_NH, results[1].dhidden_NH), (results[0].dweight_VH, results[1].dweight_VH)):
+        assert one.dtype == torch.float32
+        torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("z_loss", [0.0, 1e-3])
 @pytest.mark.parametrize(("num_rows", "vocabulary", "width"), [(130, 600, 264), (1, 3, 8), (200, 257, 72)])
-def test_exponentials_over_several_tiles(dtype, z_loss, num_rows, vocabulary, width):
-    """Cut tiles in rows, words and columns; a peaked row; a row whose target's tile is 120 nats below the highest."""
-    hidden = torch.randn(num_rows, width, dtype=torch.float64).to(dtype)
-    weight = (torch.randn(vocabulary, width, dtype=torch.float64) * 0.3).to(dtype)
+def test_exponentials_over_several_tiles(z_loss, num_rows, vocabulary, width):
+    """Cut tiles in rows, words and columns; a row all but sure of its target; one whose target is 60 nats too low."""
+    hidden, weight = torch.randn(num_rows, width), torch.randn(vocabulary, width) * 0.3
     hidden[0] = 0
-    hidden[0, 0], weight[-1, 0] = 30, 4
+    hidden[0, 0], weight[-1, 0], weight[:-1, 0] = 30, 2, 0
     targets = torch.randint(0, vocabulary, (num_rows,))
     targets[0] = 0
     if num_rows > 1:
         hidden[1], targets[1] = hidden[0], vocabulary - 1
         targets[3::5] = IGNORE
     with using("linear_cross_entropy", rows=64, method="exponentials"):
-        result = gpu.linear_cross_entropy_gpu(problem_of(hidden, weight, targets, z_loss))
+        result = gpu.in_chunks(problem_of(hidden, weight, targets, z_loss))
     losses, squares, gradient = oracle(hidden.double() @ weight.double().t(), targets, z_loss)
-    torch.testing.assert_close(result.losses_N.double(), losses, rtol=3e-6, atol=3e-6)
+    torch.testing.assert_close(result.losses_N.double(), losses, rtol=3e-6, atol=1e-12)
     torch.testing.assert_close(result.squares_N.double(), squares, rtol=6e-6, atol=0)
-    # Entries of g are rounded twice, and dx, dW are sums of products with random signs.
-    tolerance = 1e-5 if dtype == torch.float32 else 2**-9
+    # Logits of some 60 in float32 err by 4e-6, exponentials by as much of themselves; dx and dW are sums of such.
     for ours, expected in (
         (result.dhidden_NH, gradient @ weight.double()),
         (result.dweight_VH, gradient.t() @ hidden.double()),
     ):
-        torch.testing.assert_close(ours.double(), expected, rtol=tolerance, atol=tolerance * expected.abs().max())
+        torch.testing.assert_close(ours.double(), expected, rtol=1e-5, atol=1e-5 * expected.abs().max())
     assert result.dhidden_NH[3::5].eq(0).all()
+
+
+def test_a_word_likelier_than_the_target_by_over_80_nats_counts_as_80():
+    hidden, weight = torch.tensor([[100.0, 0, 0, 0]]), torch.zeros(20, 4)
+    weight[7, 0] = 1.0
+    with using("linear_cross_entropy", method="exponentials"):
+        result = gpu.in_chunks(problem_of(hidden, weight, torch.tensor([3])))
+    assert result.losses_N.item() == pytest.approx(80.0)
+    expected = weight.double()[7] - weight.double()[3]  # the softmax is one-hot all the same
+    torch.testing.assert_close(result.dhidden_NH[0].double(), expected, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.filterwarnings("ignore:invalid value:RuntimeWarning")
+@pytest.mark.parametrize("method", METHODS)
+def test_nan_is_not_swallowed(method):
+    hidden, weight = torch.randn(3, 8), torch.randn(40, 8)
+    hidden[1, 2] = float("nan")
+    with using("linear_cross_entropy", method=method):
+        result = gpu.in_chunks(problem_of(hidden, weight, torch.tensor([1, 2, 3])))
+    assert result.losses_N.isnan().tolist() == [False, True, False]
+    assert result.dhidden_NH.isnan().any(dim=1).tolist() == [False, True, False]
+
+
+@pytest.mark.parametrize("ids_per", ["token", "sequence"])
+@pytest.mark.parametrize("id_dtype", [torch.uint8, torch.int32, torch.int64])
+@pytest.mark.parametrize("z_loss", [0.0, 1e-2])
+def test_the_operation_is_the_cpus(ids_per, id_dtype, z_loss):
+    """Mean, per-domain sums and counts, and what the gradients are scaled with; 256 domains of narrow ids too."""
+    hidden, weight, targets = torch.randn(60, 16), torch.randn(50, 16), torch.randint(0, 50, (60,))
+    targets[::7] = IGNORE
+    ids = torch.randint(250, 256, (60 if ids_per == "token" else 5,)).to(id_dtype)
+    arguments = (targets, ids, 256, IGNORE, z_loss, True, True, torch.float32)
+    ours = gpu.linear_cross_entropy_gpu(hidden, weight, *arguments)
+    expected = torch.ops.ado_kernels.linear_cross_entropy(hidden, weight, *arguments)
+    for one, other in zip(ours, expected, strict=True):
+        assert one.dtype == other.dtype
+        torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-5)
+    assert torch.equal(ours[2], expected[2])
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -137,7 +205,7 @@ def test_exponentials_over_several_tiles(dtype, z_loss, num_rows, vocabulary, wi
 def test_a_target_outside_the_vocabulary_is_nan_with_zero_gradient(method, bad):
     hidden, weight, targets = torch.randn(3, 8), torch.randn(40, 8), torch.tensor([1, bad, IGNORE])
     with using("linear_cross_entropy", method=method):
-        result = gpu.linear_cross_entropy_gpu(problem_of(hidden, weight, targets))
+        result = gpu.in_chunks(problem_of(hidden, weight, targets))
     assert result.losses_N.isnan().tolist() == [False, True, False]
     assert result.losses_N[2] == 0
     assert result.dhidden_NH[1:].eq(0).all()
@@ -154,16 +222,18 @@ def test_what_descriptors_can_take():
     memory = torch.zeros(4096, dtype=torch.bfloat16)
     start = -memory.data_ptr() // 2 % 8  # of an aligned matrix in this memory
     aligned, moved = memory[start:][:800].view(50, 16), memory[start + 1 :][:800].view(50, 16)
-    assert can_take(aligned, aligned.half())
-    for other in (moved, aligned.float(), aligned.view(-1)[:600].view(50, 12), aligned.t().contiguous().t()):
-        assert not can_take(aligned, other)
+    assert can_take(problem_of(aligned, aligned, None, 1e-4))
+    assert not can_take(problem_of(aligned, aligned, None, 1e-2))
+    narrow = aligned.view(-1)[:600].view(50, 12)
+    for other in (moved, aligned.float(), aligned.half(), narrow, aligned.t().contiguous().t()):
+        assert not can_take(problem_of(aligned, other, None))
 
 
 def test_what_descriptors_cannot_take_goes_the_other_way(monkeypatch):
     monkeypatch.setattr(exponentials, "run_chunk", lambda *_: pytest.fail("a width of 6 has no 16-byte rows"))
     hidden, weight = torch.randn(3, 6), torch.randn(40, 6)
     with using("linear_cross_entropy", method="exponentials"):
-        gpu.linear_cross_entropy_gpu(problem_of(hidden, weight, torch.tensor([1, 2, 3])))
+        gpu.in_chunks(problem_of(hidden, weight, torch.tensor([1, 2, 3])))
 
 
 def test_scale_gradient_casts_once():
@@ -176,8 +246,6 @@ def test_scale_gradient_casts_once():
 @pytest.mark.parametrize("method", METHODS)
 def test_no_rows(method):
     with using("linear_cross_entropy", method=method):
-        result = gpu.linear_cross_entropy_gpu(
-            problem_of(torch.empty(0, 16), torch.randn(50, 16), torch.empty(0, dtype=torch.int64))
-        )
+        result = gpu.in_chunks(problem_of(torch.empty(0, 16), torch.randn(50, 16), torch.empty(0, dtype=torch.int64)))
     assert result.dhidden_NH.shape == (0, 16)
     assert result.dweight_VH.eq(0).all()

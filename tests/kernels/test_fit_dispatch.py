@@ -107,10 +107,12 @@ def test_torch_keeps_its_number_of_threads():
 
 def test_bounds_are_reported():
     counts = 256.0 * np.arange(1, 901)
-    flat = np.full((1, 900), 3.0) * np.exp(0.01 * np.random.default_rng(0).standard_normal(900))
-    low = 0.5 + 200.0 * counts[None] ** -0.5  # eps under exp(0.5) = 1.65
-    assert scaling_law_fit(counts, flat).at_bound[0, 2] or np.exp(scaling_law_fit(counts, flat).theta[0, 0]) < 1.0
-    assert scaling_law_fit(counts, low).at_bound[0, 1]
+    inside = 2.5 + 40.0 * counts**-0.4
+    low = 1.2 + 4.0 * counts**-0.15  # eps under exp(0.5) = 1.65
+    steep = 2.5 + 60.0 * counts**-0.9
+    found = scaling_law_fit(counts, np.stack([inside, low, steep]), FitOptions(smooth_window=0))
+    assert found.at_bound[:, 1].tolist() == [False, True, False]
+    assert found.at_bound[:, 2].tolist() == [False, False, True]
 
 
 @pytest.mark.parametrize(
@@ -128,10 +130,18 @@ def test_impossible_arrays_are_refused(counts, losses, message):
         scaling_law_fit(counts, losses)
 
 
-def test_unknown_and_missing_backends_are_refused():
+def test_unknown_backends_are_refused():
     counts, losses = noisy_laws(steps=50)
     with pytest.raises(ValueError, match="unknown fit backend 'cuda'"):
         scaling_law_fit(counts, losses, backend="cuda")
+
+
+def test_without_a_gpu_the_error_says_what_to_do(monkeypatch):
+    torch = pytest.importorskip("torch")
+    monkeypatch.delenv("TRITON_INTERPRET", raising=False)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(RuntimeError, match="backend='numba'"):
+        scaling_law_fit(np.arange(1.0, 60.0), np.ones((1, 59)), backend="triton")
 
 
 @pytest.mark.parametrize(

@@ -13,6 +13,7 @@ from scipy.optimize import minimize
 
 from ado_kernels import scaling_law_fit
 from ado_kernels.fit.problem import FitOptions, objective
+from ado_kernels.fit.search import bin_points
 
 CASES = ("k2_t6k", "pile22_t6k", "pile22_hard_t6k", "k100_t3500")
 BAR = 1e-6
@@ -110,6 +111,32 @@ def test_long_history_is_not_above_many_local_searches():
             start = np.array([log_beta, log_eps, alpha])
             least, _ = minimise(start, points, 1e-3, 0, 300, 1e-9)
             assert found.objective[k] <= least + BAR * (least + 0.001), name
+
+
+@pytest.mark.parametrize(("height", "alpha", "gap"), [(0.5, 1.0, 0.0024), (0.75, 0.8, 0.005), (1.0, 1.0, 0.005)])
+def test_a_law_that_vanished_into_a_constant_is_restarted(height, alpha, gap):
+    """Next to nothing to learn, and a spike of the loss: every start ends at the constant, 1e-3 above the least F."""
+    counts = 256.0 * np.arange(1, 61)
+    spike = height * np.exp(-(((np.arange(60) - 36) / 6.0) ** 2))
+    loss = 3.9 + gap * (counts / counts[15]) ** -alpha + spike
+    data = (np.log(counts), np.log(loss), 1e-3)
+    start = (np.log(0.01) + 0.8 * data[0].mean(), np.log(3.9), 0.8)
+    least = minimize(
+        objective, start, data, "Nelder-Mead", options={"maxiter": 2000, "xatol": 1e-9, "fatol": 1e-13}
+    ).fun
+    found = scaling_law_fit(counts, loss[None], AS_IS, "numba").objective[0]
+    assert found <= least + BAR * (least + 0.001)
+
+
+@pytest.mark.parametrize("backend", ["numba", "torch"])
+def test_a_count_that_never_moves(backend):
+    """A domain that was never drawn keeps its own count: no width to bin, and any constant level fits."""
+    losses = 3.0 * np.exp(0.01 * np.random.default_rng(5).standard_normal((1, 500)))
+    found = scaling_law_fit(np.full((1, 500), 64.0), losses, AS_IS, backend)
+    data = np.full(500, np.log(64.0)), np.log(losses[0]), 1e-3
+    constant = minimize(lambda level: objective((-30.0, level[0], 0.5), *data), [np.log(3.0)], method="Nelder-Mead")
+    assert found.objective[0] <= constant.fun + BAR * (constant.fun + 0.001)
+    assert [value.tolist() for value in bin_points(*data[:2])[::2]] == [[pytest.approx(data[0][0])], [500.0]]
 
 
 PAST = {  # parameter that ends past its kink, the kink, the law that asks for it, and the counts where it shows

@@ -18,6 +18,7 @@ DEADLINE_S = 300
 def test_there_is_one_file_per_operation():
     assert {file.stem.removeprefix("interpreted_") for file in FILES} == {
         "domain_loss",
+        "fit",
         "linear_cross_entropy",
         "rms_norm",
         "rms_norm_rope",

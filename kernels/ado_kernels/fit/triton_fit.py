@@ -1,10 +1,11 @@
-"""The fit on a GPU: three launches (smooth, search, choose), no synchronisation before the K x 4 results come back.
+"""The fit on a GPU: five kernels (smooth, bin, search, refine, choose); nothing waits before the results come back.
 
-One program per domain and start, all in float64: 22 domains are 264 programs. Histories with missing points are
-smoothed on the CPU (the filter runs over the points present, whose number differs by domain). Under
-TRITON_INTERPRET=1 the same kernels run on a CPU, slowly.
+What bounds it is latency, not arithmetic: a search is a chain of some fifty dependent Newton steps. So the chain's
+bulk runs on 96 binned points, by one warp per domain and search without a barrier; only ends that differ are refined on
+all points, side by side. Everything is float64.
 """
 
+import functools
 import os
 
 import numpy as np
@@ -12,7 +13,6 @@ import torch
 import triton
 from torch import Tensor
 
-from ado_kernels.fit.padded import pad_history
 from ado_kernels.fit.problem import (
     ALPHA_HIGH_KINK,
     ALPHA_LOW_KINK,
@@ -22,13 +22,14 @@ from ado_kernels.fit.problem import (
     FitResult,
     as_result,
 )
-from ado_kernels.fit.search import COARSE_TOLERANCE, NUM_BINS, TOLERANCE, WIDTHS
-from ado_kernels.fit.smoothing import filter_weights, window_that_fits
-from ado_kernels.fit.step import FACE_ALPHA_HIGH, FACE_ALPHA_LOW, FACE_LOG_BETA, FACE_LOG_EPS, NO_FACE
-from ado_kernels.fit.triton_kernels import choose_kernel, search_kernel, smooth_kernel
+from ado_kernels.fit.search import NUM_BINS
+from ado_kernels.fit.triton_points import History, Points, bin_kernel, smooth_kernel
+from ado_kernels.fit.triton_search import choose_kernel, coarse_kernel, refine_kernel
 
-BLOCK = 128
-NUM_WARPS = 4
+SMOOTH = {"BLOCK": 128, "num_warps": 4}
+BIN = {"BLOCK": 512, "num_warps": 4}
+COARSE = {"BLOCK": 64, "num_warps": 1}
+REFINE = {"BLOCK": 512, "num_warps": 8}
 
 
 def device() -> str:
@@ -46,67 +47,82 @@ def device() -> str:
 def fit(counts: np.ndarray, loss_KT: np.ndarray, options: FitOptions) -> FitResult:
     """Fits every domain; counts (T,) or (K, T), loss_KT (K, T) float64 with NaN where a point is missing."""
     where = device()
-    usable_KT = np.isfinite(loss_KT) & (loss_KT > 0.0)
-    if usable_KT.all() and loss_KT.shape[1] > options.ignore_steps:
-        x_KM, y_KM, w_KM = _smooth(counts, loss_KT, options, where)
-    else:
-        history = pad_history(counts, loss_KT, options)
-        x_KM, y_KM, w_KM = (torch.from_numpy(value).to(where) for value in (history.x_KM, history.y_KM, history.w_KM))
-    num_domains, num_points = x_KM.shape
-    best_K4 = torch.full((num_domains, 4), torch.nan, dtype=torch.float64, device=where)
-    if num_points:
-        _search(x_KM, y_KM, w_KM, options, best_K4)
-    residual_KM = y_KM - torch.logaddexp(best_K4[:, :1] - best_K4[:, 2:3] * x_KM, best_K4[:, 1:2])
-    residual_KM = torch.where(w_KM > 0.0, residual_KM.abs(), torch.nan)
-    scale_K = residual_KM.nanmedian(dim=1).values if num_points else best_K4[:, 3]
-    rows = torch.cat([best_K4, scale_K[:, None], w_KM.sum(dim=1)[:, None]], dim=1).cpu().numpy()
-    theta_KP = np.where(rows[:, 5:] > 0.0, rows[:, :3], np.nan)
-    return as_result(theta_KP, np.where(rows[:, 5] > 0.0, rows[:, 3], np.nan), rows[:, 4], rows[:, 5].astype(np.int64))
+    counts_there, loss_there = (torch.from_numpy(value).to(where) for value in (counts, loss_KT))
+    row_K6 = fit_on_device(counts_there, loss_there, options).cpu().numpy()
+    return as_result(row_K6[:, :3], row_K6[:, 3], row_K6[:, 4], row_K6[:, 5].astype(np.int64))
 
 
-def _smooth(counts: np.ndarray, loss_KT: np.ndarray, options: FitOptions, where: str) -> tuple[Tensor, ...]:
+def fit_on_device(counts: Tensor, loss_KT: Tensor, options: FitOptions) -> Tensor:
+    """(K, 6) float64 on the device: log_beta, log_eps, alpha, F, median |r|, number of points; NaN without a point.
+
+    counts: (T,) or (K, T) float64, increasing along T; loss_KT: (K, T) float64, NaN, infinite or not positive where a
+    point is missing. Nothing waits for the device and no shape depends on a value: capturable in a CUDA graph.
+    """
     num_domains, num_steps = loss_KT.shape
-    window = window_that_fits(num_steps, options.smooth_window)
-    num_kept = len(range(options.ignore_steps, num_steps, options.every))
-    loss, count, weight = (torch.from_numpy(value).to(where) for value in (loss_KT, counts, filter_weights(window)))
-    x_KM, y_KM, w_KM = (torch.empty(num_domains, num_kept, dtype=torch.float64, device=where) for _ in range(3))
-    smooth_kernel[(num_domains, triton.cdiv(num_kept, BLOCK))](
-        loss, count, weight, x_KM, y_KM, w_KM, num_steps, num_kept, options.ignore_steps, options.every,
-        num_steps if count.ndim == 2 else 0, WINDOW=window, BLOCK=BLOCK, num_warps=NUM_WARPS,
-    )  # fmt: skip
-    return x_KM, y_KM, w_KM
+    num_points = len(range(options.ignore_steps, num_steps, options.every))
+    points = _empty(num_domains, num_points, loss_KT.device)
+    best_K4 = loss_KT.new_full((num_domains, 4), torch.nan)
+    if num_points and num_domains:
+        grid = (num_domains, triton.cdiv(num_points, SMOOTH["BLOCK"]))
+        smooth_kernel[grid](
+            _history(counts, loss_KT), points, options.ignore_steps, options.every, options.smooth_window, **SMOOTH
+        )
+        _search(points, options, best_K4)
+    present_KM = points.w > 0.0
+    num_K = present_KM.sum(dim=1, keepdim=True)
+    best_K4 = torch.where(num_K > 0, best_K4, torch.nan)
+    law_KM = torch.logaddexp(best_K4[:, :1] - best_K4[:, 2:3] * points.x, best_K4[:, 1:2])
+    residual_KM = torch.where(present_KM, (points.y - law_KM).abs(), torch.nan)
+    scale_K1 = residual_KM.nanmedian(dim=1, keepdim=True).values if num_points else best_K4[:, 3:]
+    return torch.cat([best_K4, scale_K1, num_K.double()], dim=1)
 
 
-def _search(x_KM: Tensor, y_KM: Tensor, w_KM: Tensor, options: FitOptions, best_K4: Tensor) -> None:
-    where = x_KM.device
-    num_domains, num_points = x_KM.shape
-    start_SGP, face_S = _starts(options)
-    alphas = [ALPHA_LOW_KINK, ALPHA_HIGH_KINK, *options.grid_alpha]
-    alphas += alphas[:1] * (triton.next_power_of_2(len(alphas)) - len(alphas))
-    stages = [(max(width, options.delta), COARSE_TOLERANCE) for width in WIDTHS] + [(options.delta, TOLERANCE)] * 2
-    x0_K = (x_KM * w_KM).sum(dim=1) / w_KM.sum(dim=1).clamp(min=1.0)
-    num_searches = len(face_S)
-    found = torch.empty(num_domains, num_searches, 4, dtype=torch.float64, device=where)
-    search_kernel[(num_domains * num_searches,)](
-        x_KM, y_KM, w_KM, x0_K,
-        torch.from_numpy(start_SGP).to(where),
-        torch.tensor(face_S, dtype=torch.int32, device=where),
-        torch.tensor(alphas, dtype=torch.float64, device=where),
-        torch.tensor(stages, dtype=torch.float64, device=where),
-        found, num_points, num_searches, max(1, num_points // NUM_BINS),
-        STARTS=start_SGP.shape[1], ALPHAS=len(alphas), BLOCK=BLOCK, num_warps=NUM_WARPS,
-    )  # fmt: skip
-    choose_kernel[(num_domains,)](found, best_K4, num_searches, BLOCK=triton.next_power_of_2(num_searches))
+def _history(counts: Tensor, loss_KT: Tensor) -> History:
+    """The losses that are present, moved together, so that the filter can run over them."""
+    present_KT = torch.isfinite(loss_KT) & (loss_KT > 0.0)
+    rank_KT = torch.where(present_KT, present_KT.cumsum(dim=1), 0)
+    num_domains, num_steps = loss_KT.shape
+    value_KT = loss_KT.new_empty(num_domains, num_steps + 1)  # what is missing lands in the last column
+    value_KT.scatter_(1, torch.where(present_KT, rank_KT - 1, num_steps), loss_KT)
+    count_stride = counts.stride(0) if counts.ndim == 2 else 0
+    return History(value_KT, rank_KT, present_KT.sum(dim=1), counts, count_stride, num_steps)
 
 
-def _starts(options: FitOptions) -> tuple[np.ndarray, list[int]]:
-    """Starts (S, G, 3) of every search, G a power of two (the first one repeated), and the faces they stand on."""
-    grids = (options.grid_log_beta, options.grid_log_eps, options.grid_alpha)
-    kinks = [(FACE_LOG_BETA, 0, LOG_BETA_KINK), (FACE_LOG_EPS, 1, LOG_EPS_KINK)]
-    kinks += [(FACE_ALPHA_HIGH, 2, ALPHA_HIGH_KINK), (FACE_ALPHA_LOW, 2, ALPHA_LOW_KINK)]
-    searches = [(face, [*grids[:p], (kink,), *grids[p + 1 :]]) for face, p, kink in kinks]
-    searches += [(NO_FACE, [*grids[:2], (alpha,)]) for alpha in options.grid_alpha]
-    lists = [np.stack([axis.ravel() for axis in np.meshgrid(*own, indexing="ij")], axis=1) for _, own in searches]
+def _search(points: Points, options: FitOptions, best_K4: Tensor) -> None:
+    """Fills best (K, 4) with theta and F of each domain's least minimum."""
+    num_domains, where = len(best_K4), best_K4.device
+    bins = points
+    if points.size > 2 * NUM_BINS:
+        bins = _empty(num_domains, NUM_BINS, where)
+        bin_kernel[(num_domains, NUM_BINS)](points, bins, **BIN)
+    start_SGP, alpha_A = _starts(options.grid_log_beta, options.grid_log_eps, options.grid_alpha, where)
+    num_searches, num_starts = start_SGP.shape[:2]
+    every = (num_domains, num_searches)
+    lanes = triton.next_power_of_2(num_searches)
+    coarse, refined = best_K4.new_empty(2, *every, best_K4.shape[1])
+    delta = options.delta
+    coarse_kernel[every](bins, start_SGP, coarse, DELTA=delta, STARTS=num_starts, **COARSE)
+    refine_kernel[every](points, coarse, refined, DELTA=delta, SEARCHES=lanes, **REFINE)
+    choose_kernel[(num_domains,)](
+        points, refined, alpha_A, best_K4, num_searches, len(alpha_A), DELTA=delta, SEARCHES=lanes, **REFINE
+    )
+
+
+def _empty(num_domains: int, size: int, where: torch.device) -> Points:
+    x, y, w = torch.empty(3, num_domains, size, dtype=torch.float64, device=where)
+    return Points(x, y, w, size)
+
+
+@functools.lru_cache(maxsize=16)
+def _starts(
+    log_beta: tuple[float, ...], log_eps: tuple[float, ...], alpha: tuple[float, ...], where: torch.device
+) -> tuple[Tensor, Tensor]:
+    """Starts (S, G, P) of every search in search.py's order, G a power of two; and the alphas of a seed."""
+    kink_PF = (LOG_BETA_KINK,), (LOG_EPS_KINK,), (ALPHA_HIGH_KINK,), (ALPHA_LOW_KINK,)
+    searches = [(kink_PF[0], log_eps, alpha), (log_beta, kink_PF[1], alpha)]
+    searches += [(log_beta, log_eps, each) for each in (*kink_PF[2:], *((own,) for own in alpha))]
+    lists = [np.stack([axis.ravel() for axis in np.meshgrid(*own, indexing="ij")], axis=1) for own in searches]
     size = triton.next_power_of_2(max(map(len, lists)))
-    padded = [np.concatenate([own, np.repeat(own[:1], size - len(own), axis=0)]) for own in lists]
-    return np.stack(padded), [face for face, _ in searches]
+    start_SGP = np.stack([np.concatenate([own, np.repeat(own[:1], size - len(own), axis=0)]) for own in lists])
+    seeds = torch.tensor([ALPHA_LOW_KINK, ALPHA_HIGH_KINK, *alpha], dtype=torch.float64)
+    return torch.from_numpy(start_SGP).to(where), seeds.to(where)

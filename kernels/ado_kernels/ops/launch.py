@@ -28,12 +28,14 @@ SAME_BITS = ("rms_norm_backward", "rms_norm_rope_backward")
 
 @dataclass(frozen=True)
 class Launch:
-    """rows: of a tile or chunk; warps: per program; stages: of the software pipeline; programs: of a sum over rows.
+    """rows: of a tile or chunk; block: elements taken at a time; warps: per program; stages: of the software pipeline;
+    programs: of a sum over rows.
 
     method: for linear_cross_entropy, "softmax_pass" or "exponentials" (tensor descriptors: sm_90 and later).
     """
 
     rows: int = 1
+    block: int = 0
     warps: int = 4
     stages: int = 1
     programs: int = 0
@@ -91,7 +93,11 @@ def _check(key: Key, plan: Launch, before: Mapping[Key, Launch]) -> None:
     op, width, architecture = key
     if width and width != size_class(width):
         raise ValueError(f"size class {width} is not a power of two from 64")
-    if plan.warps not in (1, 2, 4, 8, 16, 32) or not 1 <= plan.stages <= 8 or plan.rows < 1 or plan.programs < 0:
+    if (
+        plan.warps not in (1, 2, 4, 8, 16, 32)
+        or not 1 <= plan.stages <= 8
+        or min(plan.rows - 1, plan.block, plan.programs) < 0
+    ):
         raise ValueError(f"{plan} is out of range")
     if (plan.method in METHODS) != (op == "linear_cross_entropy"):
         raise ValueError(f"method {plan.method!r}; linear_cross_entropy knows {METHODS}, other operations none")

@@ -35,6 +35,6 @@ TABLE: dict[tuple[str, int, str], dict[str, Any]] = {
     ("rms_norm_rope_backward", 64, ""): {"rows": 32, "stages": 3, "programs": 528},
     ("rms_norm_rope_backward", 128, ""): {"rows": 16, "stages": 3, "programs": 528},
     ("rms_norm_rope_backward", 256, ""): {"rows": 8, "stages": 3, "programs": 528},
-    ("softmax_gradient", 0, ""): {"warps": 8},
+    ("softmax_gradient", 0, ""): {"block": 8192, "warps": 16},
     ("swiglu", 0, ""): {},
 }

@@ -5,12 +5,11 @@
 Sums are float64 whatever the losses' dtype, counts int64. The result is deterministic on every device: partial sums
 have a layout that depends on the number of tokens alone and are added in a fixed order; no atomics.
 
-An id outside [0, K) is counted nowhere. -1 says so on purpose: a token of no domain. Any other is a mistake: on a CPU
-a warning names the first one; on a GPU, where looking would wait for the device, `counts.sum()` is short of the
-tokens of known domain.
+An id outside [0, K) is counted nowhere. -1 says so on purpose: a token of no domain. Any other is a mistake: a warning
+names one, on a CPU at once, on a GPU at the next call, because looking at once would wait for the device.
 
-Cost: one read of losses and ids. On a GPU every token is compared with every domain (no scatter, no atomics),
-N K additions in float64: under the launch cost for K to 512, tens of microseconds for N = 65,536 and K = 4096.
+Cost: one read of losses and ids. On a GPU every token is compared with every domain (no scatter, no atomics): by count
+of instructions some 17 us for N = 65,536 and K = 512, 130 us for K = 4096, and under a launch for K = 22.
 """
 
 import warnings
@@ -19,6 +18,7 @@ import torch
 
 from ado_kernels.ops.domain_loss.cpu import domain_loss_cpu
 from ado_kernels.ops.numba_math import accumulation_dtype
+from ado_kernels.ops.on_gpu import register_gpu
 
 
 def domain_loss(
@@ -29,7 +29,7 @@ def domain_loss(
     token_losses: any shape with N elements, any floating dtype; NaN makes its own domain's sum NaN, no other.
     domain_ids: integers; one per token, or one per N / B consecutive tokens (a batch's domains); K = num_domains.
     -1: of no domain. The results carry no gradient. Raises ValueError where shapes do not fit, and warns
-    (RuntimeWarning) of other ids outside [0, K) on a CPU.
+    (RuntimeWarning) of other ids outside [0, K).
     """
     check_domains(token_losses.numel(), domain_ids, num_domains)
     return torch.ops.ado_kernels.domain_loss(token_losses.detach(), domain_ids, num_domains)
@@ -83,13 +83,7 @@ def _warn_of_strays(ids_B: torch.Tensor, num_domains: int) -> None:
         )
 
 
-@_domain_loss.register_kernel("cuda")
-def _domain_loss_cuda(
-    token_losses: torch.Tensor, domain_ids: torch.Tensor, num_domains: int
-) -> tuple[torch.Tensor, torch.Tensor]:
-    from ado_kernels.ops.domain_loss.gpu import domain_loss_gpu
-
-    return domain_loss_gpu(token_losses.reshape(-1).contiguous(), domain_ids.reshape(-1).contiguous(), num_domains)
+register_gpu(_domain_loss, "ado_kernels.ops.domain_loss.gpu", "domain_loss_gpu")
 
 
 @_domain_loss.register_fake

@@ -1,9 +1,15 @@
 """Per-domain sums and counts of token losses on a GPU, deterministic and without atomics.
 
-Program (s, j) compares the tokens of slab s with domains [jB, (j+1)B) and keeps float64 sums and integer counts;
+Program (s, j) compares the tokens of slab s with domains [jB, (j + 1) B) and keeps float64 sums and integer counts;
 slabs are then added in a fixed order. The number of slabs depends on the number of tokens alone, so the bits do not
-depend on the GPU.
+depend on the GPU. Place K, behind the last domain, takes every kept token whatever its domain: what a mean loss needs.
+
+An id that is a mistake is written to one word of page-locked memory, which the host reads at the next call: reported
+without waiting for the device, and for nothing where there is none.
 """
+
+import functools
+import warnings
 
 import torch
 import triton
@@ -11,80 +17,127 @@ import triton.language as tl
 
 from ado_kernels.ops.launch import Launch
 
-_BLOCK_N, _BLOCK_K = 128, 16
+_BLOCK_N, _BLOCK_K, _SUM_K = 128, 16, 16
 _SLAB_TOKENS, _MAX_SLABS = 1024, 128
+_NO_STRAY = -1  # an id that is never a mistake
+_Pair = tuple[torch.Tensor, torch.Tensor]
 
 
-def domain_loss_gpu(losses_N: torch.Tensor, ids_B: torch.Tensor, num_domains: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """(K,) float64 sums and (K,) int64 counts; one id per N // B tokens; both inputs contiguous."""
+def domain_loss_gpu(token_losses: torch.Tensor, domain_ids: torch.Tensor, num_domains: int) -> _Pair:
+    """(K,) float64 sums and (K,) int64 counts."""
+    sums_K1, counts_K1 = reduce_by_domain(token_losses, domain_ids, num_domains)
+    return sums_K1[:num_domains], counts_K1[:num_domains]
+
+
+def reduce_by_domain(
+    token_losses: torch.Tensor,
+    domain_ids: torch.Tensor,
+    num_domains: int,
+    targets_N: torch.Tensor | None = None,
+    ignore_index: int = 0,
+) -> _Pair:
+    """(K + 1,) float64 sums and int64 counts, the last of all tokens. Those of target ignore_index are not counted."""
+    losses_N, ids_B = token_losses.reshape(-1).contiguous(), domain_ids.reshape(-1).contiguous()
     num_tokens, device = losses_N.numel(), losses_N.device
+    stray = report_stray(device.type, num_domains)
     num_slabs = min(max(triton.cdiv(num_tokens, _SLAB_TOKENS), 1), _MAX_SLABS)
-    sums_SK = torch.empty(num_slabs, num_domains, dtype=torch.float64, device=device)
-    counts_SK = torch.empty(num_slabs, num_domains, dtype=torch.int64, device=device)
-    slab_tokens = triton.cdiv(triton.cdiv(num_tokens, num_slabs), _BLOCK_N) * _BLOCK_N
-    domain_loss_kernel[(num_slabs, triton.cdiv(num_domains, _BLOCK_K))](
+    sums_SK = torch.empty(num_slabs, num_domains + 1, dtype=torch.float64, device=device)
+    counts_SK = torch.empty(num_slabs, num_domains + 1, dtype=torch.int64, device=device)
+    domain_loss_kernel[(num_slabs, triton.cdiv(num_domains + 1, _BLOCK_K))](
         losses_N,
         ids_B,
+        losses_N if targets_N is None else targets_N,
         sums_SK,
         counts_SK,
+        stray,
         num_tokens,
         num_tokens // max(ids_B.numel(), 1),
-        slab_tokens,
+        triton.cdiv(triton.cdiv(num_tokens, num_slabs), _BLOCK_N) * _BLOCK_N,
         num_domains,
+        ignore_index,
+        HAS_TARGETS=targets_N is not None,
         BLOCK_N=_BLOCK_N,
         BLOCK_K=_BLOCK_K,
         **Launch().options(),
     )
-    sums_K = torch.empty(num_domains, dtype=torch.float64, device=device)
-    counts_K = torch.empty(num_domains, dtype=torch.int64, device=device)
-    sum_slabs_kernel[(triton.cdiv(num_domains, 64),)](
-        sums_SK, counts_SK, sums_K, counts_K, num_slabs, num_domains, BLOCK_K=64, **Launch(warps=2).options()
-    )
-    return sums_K, counts_K
+    sums_K1, counts_K1 = torch.empty_like(sums_SK[0]), torch.empty_like(counts_SK[0])
+    sum_slabs_kernel[(triton.cdiv(num_domains + 1, _SUM_K),)](
+        sums_SK, counts_SK, sums_K1, counts_K1, num_slabs, num_domains + 1,
+        BLOCK_S=_MAX_SLABS, BLOCK_K=_SUM_K, **Launch().options(),
+    )  # fmt: skip
+    return sums_K1, counts_K1
 
 
-@triton.jit
+def report_stray(device_type: str, num_domains: int) -> torch.Tensor:
+    """The word where kernels leave an id that is a mistake; warns (RuntimeWarning) of one left by an earlier call."""
+    word = _stray_word(device_type)
+    stray = int(word)
+    if stray != _NO_STRAY:
+        word.fill_(_NO_STRAY)
+        warnings.warn(
+            f"an earlier call on the GPU had domain ids outside [0, K), among them {stray} (K is {num_domains} now): "
+            "their tokens are counted in no domain; give -1 where that is meant",
+            RuntimeWarning,
+            stacklevel=2,
+        )
+    return word
+
+
+@functools.cache
+def _stray_word(device_type: str) -> torch.Tensor:
+    return torch.full((), _NO_STRAY, dtype=torch.int64, pin_memory=device_type == "cuda")
+
+
+@triton.jit(do_not_specialize=["num_tokens", "slab_tokens", "ignore_index"])
 def domain_loss_kernel(
     losses_ptr,
     ids_ptr,
+    targets_ptr,
     sums_ptr,
     counts_ptr,
+    stray_ptr,
     num_tokens,
     tokens_per_id,
     slab_tokens,
     num_domains,
+    ignore_index,
+    HAS_TARGETS: tl.constexpr,
     BLOCK_N: tl.constexpr,
     BLOCK_K: tl.constexpr,
 ):
     """Program (slab, block of domains): sums and counts of the slab's tokens, to row `slab` of the partial results."""
-    slab = tl.program_id(0).to(tl.int64)
+    slab = tl.program_id(0)
     domains = tl.program_id(1) * BLOCK_K + tl.arange(0, BLOCK_K)
-    sums = tl.zeros((BLOCK_K,), tl.float64)
-    counts = tl.zeros((BLOCK_K,), tl.int64)
+    sums = tl.zeros((BLOCK_N, BLOCK_K), tl.float64)
+    counts = tl.zeros((BLOCK_N, BLOCK_K), tl.int32)
+    strays = tl.full((BLOCK_N,), -1, tl.int64)
     for start in range(0, slab_tokens, BLOCK_N):
         tokens = slab * slab_tokens + start + tl.arange(0, BLOCK_N)
-        mask = tokens < num_tokens
-        losses = tl.load(losses_ptr + tokens, mask, other=0.0).to(tl.float64)
-        ids = tl.load(ids_ptr + tokens // tokens_per_id, mask, other=-1)
-        own = ids[:, None] == domains[None, :]
-        sums += tl.sum(tl.where(own, losses[:, None], 0.0), axis=0)
-        counts += tl.sum(own.to(tl.int64), axis=0)
-    place = slab * num_domains + domains
-    tl.store(sums_ptr + place, sums, domains < num_domains)
-    tl.store(counts_ptr + place, counts, domains < num_domains)
+        kept = tokens < num_tokens
+        if HAS_TARGETS:
+            kept &= tl.load(targets_ptr + tokens, kept, other=0) != ignore_index
+        losses = tl.load(losses_ptr + tokens, kept, other=0.0).to(tl.float64)
+        ids = tl.load(ids_ptr + tokens // tokens_per_id, kept, other=0).to(tl.int64)
+        own = kept[:, None] & ((ids[:, None] == domains[None, :]) | (domains == num_domains)[None, :])
+        sums += tl.where(own, losses[:, None], 0.0)
+        counts += own.to(tl.int32)
+        strays = tl.where(kept & ((ids < -1) | (ids >= num_domains)), ids, strays)
+    highest, lowest = tl.max(strays, axis=0), tl.min(strays, axis=0)
+    if (highest > -1) | (lowest < -1):
+        tl.store(stray_ptr, tl.where(highest > -1, highest, lowest))
+    place = slab.to(tl.int64) * (num_domains + 1) + domains
+    tl.store(sums_ptr + place, tl.sum(sums, axis=0), domains <= num_domains)
+    tl.store(counts_ptr + place, tl.sum(counts.to(tl.int64), axis=0), domains <= num_domains)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["num_slabs"])
 def sum_slabs_kernel(
-    slab_sums_ptr, slab_counts_ptr, sums_ptr, counts_ptr, num_slabs, num_domains, BLOCK_K: tl.constexpr
+    slab_sums_ptr, slab_counts_ptr, sums_ptr, counts_ptr, num_slabs, width, BLOCK_S: tl.constexpr, BLOCK_K: tl.constexpr
 ):
-    """Program (block of domains): adds the slabs' partial results in their order."""
+    """Program (block of domains): adds the slabs' partial results in an order that their number alone decides."""
+    slabs = tl.arange(0, BLOCK_S)
     domains = tl.program_id(0) * BLOCK_K + tl.arange(0, BLOCK_K)
-    mask = domains < num_domains
-    sums = tl.zeros((BLOCK_K,), tl.float64)
-    counts = tl.zeros((BLOCK_K,), tl.int64)
-    for slab in range(num_slabs):
-        sums += tl.load(slab_sums_ptr + slab * num_domains + domains, mask, other=0.0)
-        counts += tl.load(slab_counts_ptr + slab * num_domains + domains, mask, other=0)
-    tl.store(sums_ptr + domains, sums, mask)
-    tl.store(counts_ptr + domains, counts, mask)
+    place = slabs[:, None] * width + domains[None, :]
+    mask = (slabs < num_slabs)[:, None] & (domains < width)[None, :]
+    tl.store(sums_ptr + domains, tl.sum(tl.load(slab_sums_ptr + place, mask, other=0.0), axis=0), domains < width)
+    tl.store(counts_ptr + domains, tl.sum(tl.load(slab_counts_ptr + place, mask, other=0), axis=0), domains < width)

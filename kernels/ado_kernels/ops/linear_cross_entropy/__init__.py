@@ -5,14 +5,14 @@
 
 Logits exist for a few large chunks of rows only, in one reused buffer, and become their own gradient in place; both
 gradients are formed in the forward pass (three matmuls in all, none repeated) and scaled in the backward pass. Few
-large chunks, because each one after the first reads and writes the float32 accumulator of the weight's gradient.
-That accumulator is float32 for every dtype: rounding it to bf16 per chunk is what derails other chunked
+large chunks, because each one after the first reads and writes the float32 sum that is the weight's gradient. Sums are
+float32 for every dtype and rounded once, after scaling: rounding them to bf16 per chunk is what derails other chunked
 implementations (Liger-Kernel issues 512, 827). For GPUs from sm_90 on, the launch table can choose a second method,
 which spares the pass over a chunk's logits (exponentials.py).
 
 Numbers: no host synchronisation on a GPU. All tokens ignored: loss 0, gradients 0. A target outside the vocabulary
 raises on a CPU and makes the loss NaN on a GPU (its gradient rows are 0). Domain ids outside [0, K) are counted
-nowhere, see domain_loss: -1 on purpose; others warn on a CPU, and on a GPU `domain_counts.sum()` is short of them.
+nowhere: -1 on purpose, any other is a mistake that domain_loss warns of, on a GPU at the next call.
 Under autocast, matmul operands take autocast's dtype inside; the weight's gradient keeps the weight's dtype.
 Idea of chunking with gradients in the forward pass: malek, efficient_cross_entropy; Liger-Kernel, arXiv 2410.10989.
 Local tensors only: under FSDP the weight must be unsharded when this is called.
@@ -22,10 +22,9 @@ import torch
 
 from ado_kernels.ops.domain_loss import check_domains, domain_loss, domain_loss_reference
 from ado_kernels.ops.linear_cross_entropy.cpu import linear_cross_entropy_cpu
-from ado_kernels.ops.linear_cross_entropy.problem import Problem, Result
+from ado_kernels.ops.linear_cross_entropy.problem import Outputs, Problem
 from ado_kernels.ops.numba_math import accumulation_dtype
-
-_Outputs = tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]
+from ado_kernels.ops.on_gpu import register_gpu
 
 
 def linear_cross_entropy(
@@ -42,8 +41,8 @@ def linear_cross_entropy(
     hidden: (N, H), weight: (V, H), floating; targets: (N,) int64 in [0, V) or ignore_index; domain_ids: (N,) integers,
     or (b,) with one id per N / b consecutive rows (a sequence), -1: of no domain. loss is float32 (float64 for float64
     input) and differentiable in hidden and weight; sums and counts carry no gradient.
-    Raises ValueError where shapes do not fit, and on a CPU for a target outside the vocabulary; warns there of domain
-    ids outside [-1, K).
+    Raises ValueError where shapes do not fit, and on a CPU for a target outside the vocabulary; warns (RuntimeWarning)
+    of domain ids outside [-1, K).
     """
     _check(hidden, weight, targets)
     check_domains(hidden.shape[0], domain_ids, num_domains)
@@ -114,33 +113,16 @@ def _linear_cross_entropy(
     hidden_grad: bool,
     weight_grad: bool,
     compute_dtype: torch.dtype,
-) -> _Outputs:
+) -> Outputs:
     problem = Problem(hidden, weight, targets, ignore_index, z_loss, hidden_grad, weight_grad, compute_dtype)
-    return _reduce(problem, linear_cross_entropy_cpu(problem), domain_ids, num_domains)
-
-
-@_linear_cross_entropy.register_kernel("cuda")
-def _linear_cross_entropy_cuda(
-    hidden: torch.Tensor, weight: torch.Tensor, targets: torch.Tensor, domain_ids: torch.Tensor, num_domains: int, *rest
-) -> _Outputs:
-    from ado_kernels.ops.linear_cross_entropy.gpu import linear_cross_entropy_gpu
-
-    problem = Problem(hidden, weight, targets, *rest)
-    return _reduce(problem, linear_cross_entropy_gpu(problem), domain_ids, num_domains)
-
-
-def _reduce(problem: Problem, result: Result, domain_ids: torch.Tensor, num_domains: int) -> _Outputs:
-    """Mean loss, per-domain numbers, unscaled gradients and the 1 / kept tokens that scales them."""
-    kept_N = problem.targets_N != problem.ignore_index
-    inverse = 1.0 / kept_N.sum(dtype=torch.float64).clamp(min=1)
-    total = result.losses_N.sum(dtype=torch.float64)
-    if problem.z_loss:
-        total = total + problem.z_loss * result.squares_N.sum(dtype=torch.float64)
-    tokens_per_id = kept_N.numel() // max(domain_ids.numel(), 1)
-    ids_N = domain_ids.flatten()[:, None].expand(-1, tokens_per_id).flatten()
+    result = linear_cross_entropy_cpu(problem)
+    kept_N = targets != ignore_index
+    ids_N = domain_ids.long().flatten().repeat_interleave(kept_N.numel() // max(domain_ids.numel(), 1))
     sums_K, counts_K = domain_loss(result.losses_N, torch.where(kept_N, ids_N, -1), num_domains)
-    loss = (total * inverse).to(accumulation_dtype(problem.compute_dtype))
-    return loss, sums_K, counts_K, result.dhidden_NH, result.dweight_VH, inverse
+    return result.outputs(problem, sums_K, counts_K, result.losses_N.sum(dtype=torch.float64), kept_N.sum())
+
+
+register_gpu(_linear_cross_entropy, "ado_kernels.ops.linear_cross_entropy.gpu", "linear_cross_entropy_gpu")
 
 
 @_linear_cross_entropy.register_fake
@@ -155,15 +137,13 @@ def _linear_cross_entropy_fake(
     hidden_grad: bool,
     weight_grad: bool,
     compute_dtype: torch.dtype,
-) -> _Outputs:
+) -> Outputs:
     wide = accumulation_dtype(compute_dtype)
     return (
         hidden.new_empty((), dtype=wide),
         hidden.new_empty(num_domains, dtype=torch.float64),
         hidden.new_empty(num_domains, dtype=torch.int64),
-        hidden.new_empty(
-            hidden.shape if hidden_grad else 0, dtype=wide if hidden.device.type == "cpu" else compute_dtype
-        ),
+        hidden.new_empty(hidden.shape if hidden_grad else 0, dtype=wide),
         hidden.new_empty(weight.shape if weight_grad else 0, dtype=wide),
         hidden.new_empty((), dtype=torch.float64),
     )
@@ -176,13 +156,7 @@ def _scale_gradient(
     return (gradient * (dloss * inverse).to(gradient.dtype)).to(dtype)
 
 
-@_scale_gradient.register_kernel("cuda")
-def _scale_gradient_cuda(
-    gradient: torch.Tensor, dloss: torch.Tensor, inverse: torch.Tensor, dtype: torch.dtype
-) -> torch.Tensor:
-    from ado_kernels.ops.linear_cross_entropy.gpu import scale_gradient_gpu
-
-    return scale_gradient_gpu(gradient, dloss, inverse, dtype)
+register_gpu(_scale_gradient, "ado_kernels.ops.linear_cross_entropy.gpu", "scale_gradient_gpu")
 
 
 @_scale_gradient.register_fake

@@ -1,7 +1,7 @@
 """linear_cross_entropy on a GPU: few large chunks of rows, each by one of two methods, and the scaling of gradients.
 
-softmax_pass.py: cuBLAS matmuls, and between them one Triton kernel that turns logits into their gradient in place.
-exponentials.py: Triton matmuls whose epilogues and operands carry the softmax, so that no pass over logits is left.
+softmax_pass.py: torch's matmuls, and between them one Triton kernel that turns logits into their gradient in place.
+exponentials.py: the first matmul is Triton's and leaves exponentials behind, so that no pass over logits is left.
 The launch table chooses by width and architecture, and says how many rows a chunk has: 4096 to 5632, a multiple of
 full waves of 128 x 256 tiles, and only 3 to 4 accumulations of the weight's gradient at N = 16,384 where 64 cost 9 ms
 of memory traffic. No value leaves the device and no shape depends on one: capturable in a CUDA graph.
@@ -11,29 +11,40 @@ import torch
 import triton
 import triton.language as tl
 
+from ado_kernels.ops.domain_loss.gpu import reduce_by_domain
 from ado_kernels.ops.launch import Launch, launch
 from ado_kernels.ops.linear_cross_entropy import exponentials, softmax_pass
-from ado_kernels.ops.linear_cross_entropy.problem import Chunk, Problem, Result
+from ado_kernels.ops.linear_cross_entropy.problem import Chunk, Outputs, Problem, Result
 from ado_kernels.ops.numba_math import accumulation_dtype
 
 _ALIGNMENT_BYTES = 16
 _SCALE_BLOCK = 2048
 
 
-def linear_cross_entropy_gpu(problem: Problem) -> Result:
+def linear_cross_entropy_gpu(
+    hidden: torch.Tensor, weight: torch.Tensor, targets: torch.Tensor, domain_ids: torch.Tensor, num_domains: int, *rest
+) -> Outputs:
+    """The operation on a GPU; rest: the fields of Problem that follow `targets`."""
+    problem = Problem(hidden, weight, targets, *rest).cast()
+    result = in_chunks(problem)
+    targets_N, ignored = problem.targets_N, problem.ignore_index
+    sums_K1, counts_K1 = reduce_by_domain(result.losses_N, domain_ids, num_domains, targets_N, ignored)
+    return result.outputs(problem, sums_K1[:-1], counts_K1[:-1], sums_K1[-1], counts_K1[-1])
+
+
+def in_chunks(problem: Problem) -> Result:
     """Per-token losses and the gradients asked for; NaN loss and zero gradient where a target is outside [0, V)."""
-    hidden_NH, weight_VH = problem.hidden_NH.to(problem.compute_dtype), problem.weight_VH.to(problem.compute_dtype)
-    targets_N = problem.targets_N.contiguous()
+    hidden_NH, weight_VH, targets_N = problem.hidden_NH, problem.weight_VH, problem.targets_N
     (num_rows, width), vocabulary, device = hidden_NH.shape, weight_VH.shape[0], hidden_NH.device
     wide = accumulation_dtype(problem.compute_dtype)
     losses_N = torch.empty(num_rows, dtype=wide, device=device)
     squares_N = torch.empty_like(losses_N)
-    dhidden_NH = hidden_NH.new_empty(hidden_NH.shape if problem.hidden_grad else 0)
+    dhidden_NH = hidden_NH.new_empty(hidden_NH.shape if problem.hidden_grad else 0, dtype=wide)
     dweight_VH = hidden_NH.new_empty(weight_VH.shape if problem.weight_grad else 0, dtype=wide)
     if num_rows == 0:
         dweight_VH.zero_()
     plan = launch("linear_cross_entropy", chunk_class(width), device)
-    run_chunk = _method(plan, hidden_NH, weight_VH)
+    run_chunk = _method(plan, problem)
     buffer_CV = _aligned_rows(min(plan.rows, num_rows), vocabulary, hidden_NH)
     for start in range(0, num_rows, plan.rows):
         part = slice(start, min(start + plan.rows, num_rows))
@@ -59,8 +70,8 @@ def chunk_class(width: int) -> int:
     return 1024 if width <= 1024 else 0
 
 
-def _method(plan: Launch, hidden_NH: torch.Tensor, weight_VH: torch.Tensor):
-    use_exponentials = plan.method == "exponentials" and exponentials.can_take(hidden_NH, weight_VH)
+def _method(plan: Launch, problem: Problem):
+    use_exponentials = plan.method == "exponentials" and exponentials.can_take(problem)
     return exponentials.run_chunk if use_exponentials else softmax_pass.run_chunk
 
 
@@ -82,7 +93,7 @@ def scale_gradient_gpu(
     return out
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["size"])
 def scale_gradient_kernel(gradient_ptr, dloss_ptr, inverse_ptr, out_ptr, size, BLOCK: tl.constexpr):
     """out = gradient x dloss x inverse, rounded once."""
     places = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)

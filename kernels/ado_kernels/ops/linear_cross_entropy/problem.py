@@ -1,8 +1,13 @@
 """What goes into and comes out of one device's implementation of linear_cross_entropy."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
+
+from ado_kernels.ops.numba_math import accumulation_dtype
+
+# Mean loss, per-domain sums and counts, unscaled gradients of hidden and weight, and what scales them: 1 / kept tokens.
+Outputs = tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]
 
 
 @dataclass(frozen=True)
@@ -17,6 +22,11 @@ class Problem:
     hidden_grad: bool
     weight_grad: bool
     compute_dtype: torch.dtype
+
+    def cast(self) -> "Problem":
+        """The same with operands in the dtype that is computed in, and contiguous targets."""
+        hidden_NH, weight_VH = self.hidden_NH.to(self.compute_dtype), self.weight_VH.to(self.compute_dtype)
+        return replace(self, hidden_NH=hidden_NH, weight_VH=weight_VH, targets_N=self.targets_N.contiguous())
 
     def options(self) -> tuple[int, float, bool]:
         """ignore_index, z_loss and whether any gradient is needed."""
@@ -35,6 +45,21 @@ class Result:
     squares_N: torch.Tensor
     dhidden_NH: torch.Tensor
     dweight_VH: torch.Tensor
+
+    def outputs(
+        self,
+        problem: Problem,
+        sums_K: torch.Tensor,
+        counts_K: torch.Tensor,
+        total: torch.Tensor,
+        num_kept: torch.Tensor,
+    ) -> Outputs:
+        """What the operation returns; total (): sum of the kept tokens' losses, float64; num_kept (): how many."""
+        inverse = 1.0 / num_kept.clamp(min=1).double()
+        if problem.z_loss:
+            total = total + problem.z_loss * self.squares_N.sum(dtype=torch.float64)
+        loss = (total * inverse).to(accumulation_dtype(problem.compute_dtype))
+        return loss, sums_K, counts_K, self.dhidden_NH, self.dweight_VH, inverse
 
 
 @dataclass(frozen=True)

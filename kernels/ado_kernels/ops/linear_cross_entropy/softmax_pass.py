@@ -1,9 +1,11 @@
 """One chunk by cuBLAS matmuls and one Triton pass over the logits between them.
 
-logits = x W^T (bf16 for bf16 input) into the buffer; a program per row makes loss and gradient in place, reading the
-row twice (the second time from the L2 cache: 132 rows of 100 KB); dx = g W; dW += g^T x into a float32 accumulator
-inside the matmul. The row kernel reads blocks of 4096 with 8 warps; 32,768 with 32 warps, as others do, spills
-registers. It keeps one running maximum per block and partial sums per lane, so an element costs one exp per pass.
+logits = x W^T (bf16 for bf16 input) into the buffer; a program per row makes loss and gradient in place; dx = g W and
+dW += g^T x into float32 sums. The row is read twice, the second time from the L2 cache if all rows in flight fit it:
+with 16 warps two programs fit a multiprocessor, 264 rows of 100 KB on an H200, 27 of its 50 MB; with 8 warps it would
+be four, and more than the cache holds. Blocks of 8192: no spill (32,768 with 32 warps, as others do, spills) and as
+many bytes in flight as four of 4096. One running maximum per block and partial sums per lane, so an element costs one
+exp per pass.
 """
 
 import torch
@@ -11,25 +13,26 @@ import triton
 import triton.language as tl
 
 from ado_kernels.ops.launch import launch
+from ado_kernels.ops.linear_cross_entropy.matmul import matmul_into
 from ado_kernels.ops.linear_cross_entropy.problem import Chunk
-
-_BLOCK_V = 4096
 
 
 def run_chunk(chunk: Chunk) -> None:
     """Fills the chunk's losses, squares and gradients, through logits in the chunk's buffer."""
-    logits_CV = torch.mm(chunk.x_CH, chunk.weight_VH.t(), out=chunk.buffer_CV)
+    logits_CV = chunk.buffer_CV
+    matmul_into(logits_CV, chunk.x_CH, chunk.weight_VH.t())
     softmax_gradient(chunk)
     if chunk.problem.hidden_grad:
-        torch.mm(logits_CV, chunk.weight_VH, out=chunk.dhidden_CH)
+        matmul_into(chunk.dhidden_CH, logits_CV, chunk.weight_VH)
     if chunk.problem.weight_grad:
-        accumulate(chunk.dweight_VH, logits_CV.t(), chunk.x_CH, chunk.first)
+        matmul_into(chunk.dweight_VH, logits_CV.t(), chunk.x_CH, add=not chunk.first)
 
 
 def softmax_gradient(chunk: Chunk) -> None:
     """Losses and squares of the logits in the buffer; the logits become their gradients where one is needed."""
     logits_CV, (num_rows, vocabulary) = chunk.buffer_CV, chunk.buffer_CV.shape
     ignore_index, z_loss, with_grad = chunk.problem.options()
+    plan = launch("softmax_gradient", device=logits_CV.device)
     softmax_gradient_kernel[(num_rows,)](
         logits_CV,
         chunk.targets_C,
@@ -41,22 +44,12 @@ def softmax_gradient(chunk: Chunk) -> None:
         z_loss,
         WITH_GRAD=with_grad,
         ACC=tl.float64 if chunk.losses_C.dtype == torch.float64 else tl.float32,
-        BLOCK_V=min(_BLOCK_V, triton.next_power_of_2(vocabulary)),
-        **launch("softmax_gradient", device=logits_CV.device).options(),
+        BLOCK_V=min(plan.block, triton.next_power_of_2(vocabulary)),
+        **plan.options(),
     )
 
 
-def accumulate(sum_VH: torch.Tensor, g_VC: torch.Tensor, x_CH: torch.Tensor, first: bool) -> None:
-    """sum += g x (sum = g x if `first`), in float32 whatever the operands' dtype."""
-    if g_VC.dtype == sum_VH.dtype:
-        sum_VH.addmm_(g_VC, x_CH, beta=0 if first else 1)
-    elif first:
-        torch.mm(g_VC, x_CH, out_dtype=sum_VH.dtype, out=sum_VH)
-    else:
-        torch.addmm(sum_VH, g_VC, x_CH, out_dtype=sum_VH.dtype, out=sum_VH)
-
-
-@triton.jit
+@triton.jit(do_not_specialize=["ignore_index"])
 def softmax_gradient_kernel(
     logits_ptr,
     targets_ptr,
@@ -99,7 +92,7 @@ def softmax_gradient_kernel(
             for start in range(0, vocabulary, BLOCK_V):
                 columns = start + lanes
                 mask = columns < vocabulary
-                logits = tl.load(row_ptr + columns, mask, other=float("-inf")).to(ACC)
+                logits = tl.load(row_ptr + columns, mask, other=float("-inf"), eviction_policy="evict_first").to(ACC)
                 gradient = tl.exp(logits - highest) * scale - tl.where(columns == target, 1.0, 0.0).to(ACC)
                 tl.store(row_ptr + columns, gradient.to(logits_ptr.dtype.element_ty), mask)
     else:

@@ -12,6 +12,7 @@ call it on the unsharded weight, as module forward does.
 
 import torch
 
+from ado_kernels.ops.on_gpu import register_gpu
 from ado_kernels.ops.rms_norm.cpu import backward_cpu, forward_cpu
 
 _Pair = tuple[torch.Tensor, torch.Tensor]
@@ -80,34 +81,12 @@ def _rms_norm_backward(
     return dx.to(x.dtype), dweight_D if weight is None else dweight_D.to(weight.dtype)
 
 
-@_rms_norm.register_kernel("cuda")
-def _rms_norm_cuda(x: torch.Tensor, weight: torch.Tensor | None, eps: float) -> _Pair:
-    from ado_kernels.ops.rms_norm.gpu import forward_gpu
-
-    y_ND, rstd_N, _ = forward_gpu(_rows(x), None, weight, eps)
-    return y_ND.view(x.shape), rstd_N
-
-
-@_add_rms_norm.register_kernel("cuda")
-def _add_rms_norm_cuda(
-    x: torch.Tensor, residual: torch.Tensor, weight: torch.Tensor | None, eps: float
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    from ado_kernels.ops.rms_norm.gpu import forward_gpu
-
-    y_ND, rstd_N, total_ND = forward_gpu(_rows(x), _rows(residual), weight, eps)
-    assert total_ND is not None
-    return y_ND.view(x.shape), rstd_N, total_ND.view(x.shape)
-
-
-@_rms_norm_backward.register_kernel("cuda")
-def _rms_norm_backward_cuda(
-    dy: torch.Tensor, dtotal: torch.Tensor | None, x: torch.Tensor, weight: torch.Tensor | None, rstd: torch.Tensor
-) -> _Pair:
-    from ado_kernels.ops.rms_norm.gpu import backward_gpu
-
-    dtotal_ND = None if dtotal is None else _rows(dtotal)
-    dx_ND, dweight_D = backward_gpu(_rows(dy), dtotal_ND, _rows(x), weight, rstd)
-    return dx_ND.view(x.shape), dweight_D
+for _operation, _function in (
+    (_rms_norm, "rms_norm_gpu"),
+    (_add_rms_norm, "add_rms_norm_gpu"),
+    (_rms_norm_backward, "rms_norm_backward_gpu"),
+):
+    register_gpu(_operation, "ado_kernels.ops.rms_norm.gpu", _function)
 
 
 @_rms_norm.register_fake

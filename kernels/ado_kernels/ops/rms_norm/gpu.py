@@ -14,20 +14,44 @@ import triton.language as tl
 
 from ado_kernels.ops.launch import Launch, launch, size_class
 from ado_kernels.ops.numba_math import accumulation_dtype
+from ado_kernels.ops.rows import rows_of
 
-_SUM_COLUMNS = 64
+_SUM = {"BLOCK_G": 256, "BLOCK_D": 16}  # a few loads of 16 bytes a thread, and programs enough for every multiprocessor
+_Pair = tuple[torch.Tensor, torch.Tensor]
+
+
+def rms_norm_gpu(x: torch.Tensor, weight: torch.Tensor | None, eps: float) -> _Pair:
+    """y in x's dtype and shape, and 1 / rms of its rows."""
+    y_ND, rstd_N, _ = forward_gpu(x, None, weight, eps)
+    return y_ND.view(x.shape), rstd_N
+
+
+def add_rms_norm_gpu(
+    x: torch.Tensor, residual: torch.Tensor, weight: torch.Tensor | None, eps: float
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """The same of x + residual, and that sum."""
+    y_ND, rstd_N, total_ND = forward_gpu(x, residual, weight, eps)
+    assert total_ND is not None
+    return y_ND.view(x.shape), rstd_N, total_ND.view(x.shape)
+
+
+def rms_norm_backward_gpu(
+    dy: torch.Tensor, dtotal: torch.Tensor | None, x: torch.Tensor, weight: torch.Tensor | None, rstd: torch.Tensor
+) -> _Pair:
+    """Gradients of x (`dtotal` added) and of the weight (empty without one)."""
+    dx_ND, dweight_D = backward_gpu(dy, dtotal, x, weight, rstd)
+    return dx_ND.view(x.shape), dweight_D
 
 
 def forward_gpu(
-    x_ND: torch.Tensor, residual_ND: torch.Tensor | None, weight_D: torch.Tensor | None, eps: float
+    x: torch.Tensor, residual: torch.Tensor | None, weight_D: torch.Tensor | None, eps: float
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:
-    """y (N, D) in x's dtype, 1 / rms (N,) float32, and x + residual (N, D) or None."""
+    """y (N, D) in x's dtype, 1 / rms (N,) float32, and x + residual (N, D) or None, for x (..., D) of N rows."""
+    x_ND, residual_ND = rows_of(x), None if residual is None else rows_of(residual)
     num_rows, width = x_ND.shape
-    x_ND = _unit_stride(x_ND)
     y_ND = torch.empty(x_ND.shape, dtype=x_ND.dtype, device=x_ND.device)
     total_ND = None
     if residual_ND is not None:
-        residual_ND = _unit_stride(residual_ND)
         total_ND = torch.empty_like(y_ND, dtype=torch.promote_types(x_ND.dtype, residual_ND.dtype))
     wide = accumulation_dtype((x_ND if total_ND is None else total_ND).dtype)
     rstd_N = torch.empty(num_rows, dtype=wide, device=x_ND.device)
@@ -56,18 +80,19 @@ def forward_gpu(
 
 
 def backward_gpu(
-    dy_ND: torch.Tensor,
-    dtotal_ND: torch.Tensor | None,
-    x_ND: torch.Tensor,
+    dy: torch.Tensor,
+    dtotal: torch.Tensor | None,
+    x: torch.Tensor,
     weight_D: torch.Tensor | None,
     rstd_N: torch.Tensor,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """dx (N, D) in x's dtype, `dtotal` added, and the weight's gradient in its dtype (empty without a weight)."""
+    dy_ND, x_ND, dtotal_ND = rows_of(dy), rows_of(x), None if dtotal is None else rows_of(dtotal)
     num_rows, width = x_ND.shape
-    dy_ND, x_ND = _unit_stride(dy_ND), _unit_stride(x_ND)
-    dtotal_ND = None if dtotal_ND is None else _unit_stride(dtotal_ND)
     dx_ND = torch.empty(x_ND.shape, dtype=x_ND.dtype, device=x_ND.device)
     plan = launch("rms_norm_backward", width, x_ND.device)
+    # Rows of 64 KiB: more than one in flight overflows the shared memory of sm_80. Stages decide no bits.
+    stages = 1 if x_ND.element_size() * size_class(width) > 32768 else plan.stages
     partial_GD = torch.empty(
         (plan.programs, width) if weight_D is not None else 0, dtype=rstd_N.dtype, device=x_ND.device
     )
@@ -89,7 +114,7 @@ def backward_gpu(
         ACC=_triton_dtype(rstd_N.dtype),
         ROWS=plan.rows,
         BLOCK_D=size_class(width),
-        STAGES=plan.stages,
+        STAGES=stages,
         **plan.options(),
     )
     return dx_ND, partial_GD if weight_D is None else sum_partials(partial_GD, weight_D.dtype)
@@ -99,21 +124,17 @@ def sum_partials(partial_GD: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
     """Sum (D,) of the rows, in an order that depends on their number alone."""
     num_partials, width = partial_GD.shape
     out_D = torch.empty(width, dtype=dtype, device=partial_GD.device)
-    sum_partials_kernel[(triton.cdiv(width, _SUM_COLUMNS),)](
-        partial_GD, out_D, num_partials, width, BLOCK_G=32, BLOCK_D=_SUM_COLUMNS, **Launch().options()
+    sum_partials_kernel[(triton.cdiv(width, _SUM["BLOCK_D"]),)](
+        partial_GD, out_D, num_partials, width, **_SUM, **Launch().options()
     )
     return out_D
-
-
-def _unit_stride(x_ND: torch.Tensor) -> torch.Tensor:
-    return x_ND if x_ND.stride(1) == 1 or x_ND.shape[1] == 1 else x_ND.contiguous()
 
 
 def _triton_dtype(dtype: torch.dtype) -> tl.dtype:
     return tl.float64 if dtype == torch.float64 else tl.float32
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["num_rows"])
 def rms_norm_forward_kernel(
     x_ptr,
     residual_ptr,
@@ -143,16 +164,18 @@ def rms_norm_forward_kernel(
         rounded = (x + tl.load(at_residual, mask, other=0.0).to(ACC)).to(total_ptr.dtype.element_ty)
         tl.store(total_ptr + rows[:, None] * width + columns[None, :], rounded, mask)
         x = rounded.to(ACC)
+    if HAS_WEIGHT:  # before the reduction, which would wait for it
+        weight = tl.load(weight_ptr + columns, in_column, other=0.0).to(ACC)
     mean_square = tl.sum(x * x, axis=1) / tl.cast(width, ACC)
     rstd = 1.0 / tl.sqrt(mean_square + tl.cast(eps, ACC))
     tl.store(rstd_ptr + rows, rstd, in_row)
     y = x * rstd[:, None]
     if HAS_WEIGHT:
-        y *= tl.load(weight_ptr + columns, in_column, other=0.0).to(ACC)[None, :]
+        y *= weight[None, :]
     tl.store(y_ptr + rows[:, None] * width + columns[None, :], y.to(y_ptr.dtype.element_ty), mask)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["num_rows"])
 def rms_norm_backward_kernel(
     dy_ptr,
     dtotal_ptr,
@@ -180,7 +203,7 @@ def rms_norm_backward_kernel(
     weight = tl.full((BLOCK_D,), 1.0, ACC)
     if HAS_WEIGHT:
         weight = tl.load(weight_ptr + columns, in_column, other=0.0).to(ACC)
-    partial = tl.zeros((BLOCK_D,), ACC)
+    partial = tl.zeros((ROWS, BLOCK_D), ACC)
     for tile in tl.range(program, tl.cdiv(num_rows, ROWS), num_programs, num_stages=STAGES):
         rows = tl.cast(tile, tl.int64) * ROWS + tl.arange(0, ROWS)
         in_row = rows < num_rows
@@ -197,9 +220,9 @@ def rms_norm_backward_kernel(
             dx += tl.load(at_dtotal, mask, other=0.0).to(ACC)
         tl.store(dx_ptr + rows[:, None] * width + columns[None, :], dx.to(dx_ptr.dtype.element_ty), mask)
         if HAS_WEIGHT:
-            partial += tl.sum(dy * normed, axis=0)
+            partial += dy * normed
     if HAS_WEIGHT:
-        tl.store(partial_ptr + program.to(tl.int64) * width + columns, partial, in_column)
+        tl.store(partial_ptr + program.to(tl.int64) * width + columns, tl.sum(partial, axis=0), in_column)
 
 
 @triton.jit

@@ -5,13 +5,14 @@
 
 Arithmetic is float32 (float64 for float64 input), rounded once. One after the other, norm and rotation read and write
 queries and keys twice; fused, the forward pass moves 2 elements instead of 4, the backward pass 3 instead of 5. In the
-124M model these bytes are 2 to 3 % of the floor of a training step: `python -m benchmarks.kernels --smoke --only
-rms_norm_rope` prints the count, and on a GPU the times of both ways.
+124M model these bytes are 2 to 3 % of the floor of a training step. That is a count, printed by `python -m
+benchmarks.kernels --smoke --only rms_norm_rope`; on a GPU the same command measures it.
 Sources: arXiv 1910.07467 and 2104.09864, in the half-split layout of GPT-NeoX; QK-norm arXiv 2010.04245.
 """
 
 import torch
 
+from ado_kernels.ops.on_gpu import register_gpu
 from ado_kernels.ops.rms_norm_rope.cpu import backward_cpu, forward_cpu
 
 _Pair = tuple[torch.Tensor, torch.Tensor]
@@ -58,22 +59,8 @@ def _rms_norm_rope_backward(
     return backward_cpu(dy, x, weight, cos, sin, rstd)
 
 
-@_rms_norm_rope.register_kernel("cuda")
-def _rms_norm_rope_cuda(
-    x: torch.Tensor, weight: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor, eps: float
-) -> _Pair:
-    from ado_kernels.ops.rms_norm_rope.gpu import forward_gpu
-
-    return forward_gpu(x, weight, cos, sin, eps)
-
-
-@_rms_norm_rope_backward.register_kernel("cuda")
-def _rms_norm_rope_backward_cuda(
-    dy: torch.Tensor, x: torch.Tensor, weight: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor, rstd: torch.Tensor
-) -> _Pair:
-    from ado_kernels.ops.rms_norm_rope.gpu import backward_gpu
-
-    return backward_gpu(dy, x, weight, cos, sin, rstd)
+register_gpu(_rms_norm_rope, "ado_kernels.ops.rms_norm_rope.gpu", "forward_gpu")
+register_gpu(_rms_norm_rope_backward, "ado_kernels.ops.rms_norm_rope.gpu", "backward_gpu")
 
 
 @_rms_norm_rope.register_fake

@@ -12,6 +12,7 @@ import triton.language as tl
 from ado_kernels.ops.launch import launch
 from ado_kernels.ops.numba_math import accumulation_dtype
 from ado_kernels.ops.rms_norm.gpu import sum_partials
+from ado_kernels.ops.rows import aligned
 
 
 def forward_gpu(
@@ -25,7 +26,7 @@ def forward_gpu(
     plan = launch("rms_norm_rope", width, x.device)
     if num_rows:
         rms_norm_rope_forward_kernel[(triton.cdiv(num_rows, plan.rows),)](
-            x.contiguous(),
+            aligned(x.contiguous()),
             weight_Q.contiguous(),
             cos.contiguous(),
             sin.contiguous(),
@@ -58,8 +59,8 @@ def backward_gpu(
     plan = launch("rms_norm_rope_backward", width, x.device)
     partial_GQ = torch.empty((plan.programs, width), dtype=rstd_N.dtype, device=x.device)
     rms_norm_rope_backward_kernel[(plan.programs,)](
-        dy.contiguous(),
-        x.contiguous(),
+        aligned(dy.contiguous()),
+        aligned(x.contiguous()),
         weight_Q.contiguous(),
         cos.contiguous(),
         sin.contiguous(),
@@ -85,7 +86,9 @@ def _places(rows, in_row, num_heads, num_tokens, width, HALF: tl.constexpr):
     channels = tl.arange(0, HALF)
     half = width // 2
     mask = in_row[:, None] & (channels < half)[None, :]
-    token = rows // num_heads % num_tokens
+    token = (rows.to(tl.int32) // num_heads % num_tokens).to(
+        tl.int64
+    )  # heads x tokens fit 32 bits, their places need not
     return rows[:, None] * width + channels[None, :], token[:, None] * half + channels[None, :], mask
 
 
@@ -94,7 +97,7 @@ def _halves(ptr, places, half, mask, ACC: tl.constexpr):
     return tl.load(ptr + places, mask, other=0.0).to(ACC), tl.load(ptr + half + places, mask, other=0.0).to(ACC)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["num_rows"])
 def rms_norm_rope_forward_kernel(
     x_ptr,
     weight_ptr,
@@ -130,7 +133,7 @@ def rms_norm_rope_forward_kernel(
     tl.store(y_ptr + half + places, (second * cos + first * sin).to(y_ptr.dtype.element_ty), mask)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["num_rows"])
 def rms_norm_rope_backward_kernel(
     dy_ptr,
     x_ptr,
@@ -154,8 +157,8 @@ def rms_norm_rope_backward_kernel(
     half = width // 2
     channels = tl.arange(0, HALF)
     weight_first, weight_second = _halves(weight_ptr, channels, half, channels < half, ACC)
-    partial_first = tl.zeros((HALF,), ACC)
-    partial_second = tl.zeros((HALF,), ACC)
+    partial_first = tl.zeros((ROWS, HALF), ACC)
+    partial_second = tl.zeros((ROWS, HALF), ACC)
     for tile in tl.range(program, tl.cdiv(num_rows, ROWS), tl.num_programs(0), num_stages=STAGES):
         rows = tl.cast(tile, tl.int64) * ROWS + tl.arange(0, ROWS)
         in_row = rows < num_rows
@@ -168,13 +171,13 @@ def rms_norm_rope_backward_kernel(
         first, second = dy_first * cos + dy_second * sin, dy_second * cos - dy_first * sin
         x_first *= rstd
         x_second *= rstd
-        partial_first += tl.sum(first * x_first, axis=0)
-        partial_second += tl.sum(second * x_second, axis=0)
+        partial_first += first * x_first
+        partial_second += second * x_second
         first *= weight_first[None, :]
         second *= weight_second[None, :]
         slope = tl.sum(first * x_first + second * x_second, axis=1)[:, None] / tl.cast(width, ACC)
         tl.store(dx_ptr + places, (rstd * (first - x_first * slope)).to(dx_ptr.dtype.element_ty), mask)
         tl.store(dx_ptr + half + places, (rstd * (second - x_second * slope)).to(dx_ptr.dtype.element_ty), mask)
     at_partial = partial_ptr + program.to(tl.int64) * width + channels
-    tl.store(at_partial, partial_first, channels < half)
-    tl.store(at_partial + half, partial_second, channels < half)
+    tl.store(at_partial, tl.sum(partial_first, axis=0), channels < half)
+    tl.store(at_partial + half, tl.sum(partial_second, axis=0), channels < half)

@@ -8,6 +8,7 @@ Source: Shazeer, "GLU Variants Improve Transformer", arXiv 2002.05202.
 
 import torch
 
+from ado_kernels.ops.on_gpu import register_gpu
 from ado_kernels.ops.swiglu.cpu import backward_cpu, forward_cpu
 
 
@@ -37,20 +38,8 @@ def _swiglu_backward(dout: torch.Tensor, gate: torch.Tensor, up: torch.Tensor) -
     return backward_cpu(dout, gate, up)
 
 
-@_swiglu.register_kernel("cuda")
-def _swiglu_cuda(gate: torch.Tensor, up: torch.Tensor) -> torch.Tensor:
-    from ado_kernels.ops.swiglu.gpu import forward_gpu
-
-    return forward_gpu(gate, up)
-
-
-@_swiglu_backward.register_kernel("cuda")
-def _swiglu_backward_cuda(
-    dout: torch.Tensor, gate: torch.Tensor, up: torch.Tensor
-) -> tuple[torch.Tensor, torch.Tensor]:
-    from ado_kernels.ops.swiglu.gpu import backward_gpu
-
-    return backward_gpu(dout, gate, up)
+register_gpu(_swiglu, "ado_kernels.ops.swiglu.gpu", "forward_gpu")
+register_gpu(_swiglu_backward, "ado_kernels.ops.swiglu.gpu", "backward_gpu")
 
 
 @_swiglu.register_fake

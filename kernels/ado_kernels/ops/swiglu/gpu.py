@@ -9,6 +9,7 @@ import triton
 import triton.language as tl
 
 from ado_kernels.ops.launch import launch
+from ado_kernels.ops.rows import rows_of
 
 _BLOCK = 2048
 
@@ -58,10 +59,10 @@ def backward_gpu(dout: torch.Tensor, gate: torch.Tensor, up: torch.Tensor) -> tu
 def _as_rows(*tensors: torch.Tensor) -> tuple[list[torch.Tensor], int, int]:
     """Two-dimensional views (copies where there is no such view) of unit inner stride, and their common shape."""
     if all(tensor.is_contiguous() for tensor in tensors):
-        return [tensor.view(1, -1) for tensor in tensors], 1, tensors[0].numel()
-    width = tensors[0].shape[-1]
-    rows = [tensor.reshape(-1, width) for tensor in tensors]
-    return [row if row.stride(1) == 1 else row.contiguous() for row in rows], rows[0].shape[0], width
+        rows = [rows_of(tensor.view(1, -1)) for tensor in tensors]
+    else:
+        rows = [rows_of(tensor) for tensor in tensors]
+    return rows, *rows[0].shape
 
 
 def _accumulator(gate: torch.Tensor) -> tl.dtype:
