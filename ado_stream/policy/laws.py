@@ -153,13 +153,13 @@ def fit_scaling_laws(
 def check_backend(backend: str) -> None:
     """Raises ConfigError for a fit backend that is unknown or that this machine lacks.
 
-    Compiles and launches nothing: the backend is asked to fit a history without a usable point. "numba" and "auto" are
-    always there.
+    Compiles and launches nothing: the backend is asked to fit a history of which every step is ignored. "numba" and
+    "auto" are always there.
     """
     if one_of("fit backend", backend, BACKENDS) in ("numba", "auto"):
         return
     try:
-        scaling_law_fit(np.ones(1), np.full((1, 1), np.nan), FitOptions(), backend)
+        scaling_law_fit(np.ones(1), np.ones((1, 1)), FitOptions(ignore_steps=1), backend)
     except (ImportError, RuntimeError) as error:
         raise ConfigError(f"fit backend {backend!r} cannot run here: {error}") from error
 
