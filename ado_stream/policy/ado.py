@@ -22,7 +22,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ado_stream.errors import PolicyError, ResumeError
+from ado_stream.errors import ConfigError, PolicyError, ResumeError
 from ado_stream.policy.base import Bools, Floats, Ints, Policy
 from ado_stream.policy.clip import raise_to_floor, reference_clip
 from ado_stream.policy.config import AdoConfig
@@ -61,6 +61,8 @@ class AdoPolicy(Policy):
         super().__init__(prior)
         self.config = config or AdoConfig()
         self.plan = self.config.plan(self.num_domains, total_steps)
+        if not (fitter is None or callable(fitter)):
+            raise ConfigError(f"ado: fitter is {fitter!r:.60}; expected a function of counts, losses and FitConfig.")
         self._fitter = fitter or _own_fitter(self.config.fit_backend)
         self._history = LossHistory(self.num_domains, own_counts=not self.config.shared_count)
         self._samples = 0.0

@@ -1,7 +1,8 @@
 """The settings of ADO, their defaults, and the reference's.
 
-Source: arXiv 2410.11820 (sections 3 and 4, appendix) and its public implementation at bc3d8d0. The defaults differ from
-the reference in one thing: the floor holds exactly on the final mixture (see `floor_rule`).
+Source: arXiv 2410.11820 (sections 3 and 4, appendix) and its public implementation at bc3d8d0. The defaults differ
+from the reference in two things: the floor holds exactly on the final mixture (see `floor_rule`), and in a short run
+the laws are fitted to more of its steps and never to a handful (see `fit` and `min_points`).
 """
 
 from dataclasses import dataclass

@@ -2,7 +2,8 @@
 
 Floor(policy, 0.005) and the like are policies themselves: same update, mixture, state. Invariant: the bound holds on
 the mixture that the outermost guard gives, from before the first step on; the shares in between keep the proportions
-that the policy gave them. When guards disagree the outer one wins. `guard.policy` is the policy inside.
+that the policy gave them. When guards disagree the outer one wins. `guard.policy` is the policy inside. (The first
+mixture_lag + 1 steps of a training run have the data set's prior: no mixture reaches the draw earlier.)
 """
 
 from abc import abstractmethod

@@ -29,6 +29,7 @@ PRIOR = {"web": 6.0, "code": 4.0}
         ("ado", {"kappa": float("inf")}, "kappa is inf; expected a finite number, 0 or more"),
         ("ado", {"credit_memory": True}, "credit_memory is True; expected a finite number from 0 to 1"),
         ("ado", {"floor": "low"}, "floor is 'low'; expected a finite number, 0 or more"),
+        ("ado", {"fitter": "numba"}, "fitter is 'numba'; expected a function"),
         ("ado", {"credit": 3}, "credit is 3; expected one of history, residual"),
         ("ado", {"fit": 5}, "fit is 5; expected a FitConfig, or a mapping"),
         ("ado", {"fit": {"every": 2.5}}, "every is 2.5; expected a whole number, 1 or more"),
