@@ -88,9 +88,7 @@ class Ceiling(Guard):
 
     def __init__(self, policy: Policy, maximum: float | Weights):
         num = policy.num_domains
-        each = (
-            maximum if isinstance(maximum, (Mapping, Sequence, np.ndarray)) else [number("Ceiling", maximum, 0.0)] * num
-        )
+        each = np.full(num, maximum) if isinstance(maximum, (int, float)) else maximum
         self._maximum_K = values_of(each, policy.names, num, "Ceiling")
         total = self._maximum_K.sum()
         if total < 1.0 - 1e-12:

@@ -140,7 +140,7 @@ def _health(run: Run, colors: dict[str, str]) -> list[str]:
     if health is None:
         return []
     note = (
-        f"{health['refits']} refits, and {health['failed_refits']} that failed. "
+        f"Refits: {health['refits']}; failed: {health['failed_refits']}. "
         "Losses ignored: not finite or not above 0. Laws held: refits without a good law for the domain. At a bound: "
         "parameters that a penalty of the fit holds. Forecast error: observed over forecast loss, less one, of single "
         "steps between the last two refits; its mean and its mean size."

@@ -100,7 +100,7 @@ def test_broken_losses_and_laws(simulate, tmp_path):
     document, _ = check_page(path)
     assert "stopped at step 200 of 500" in document
     assert "0 of 4" in document  # the domain without a law: none of its refits was valid
-    assert "1 refits, and 1 that failed" in document
+    assert "Refits: 1; failed: 1." in document
     assert not re.search(r"\b(nan|inf)\b", re.sub(r'base64,[^"]*', "", document).lower())
 
 
