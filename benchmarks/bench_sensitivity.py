@@ -46,7 +46,7 @@ def variations(steps: int) -> dict[str, dict[str, Mapping[str, Any]]]:
         "grid resolution": {"3 x 3 x 3 starts": {"fit": {"every": every, **coarse}}},
         "grid range": {"alpha to 0.3, beta to e^2": {"fit": {"every": every, **narrow}}},
         "smoothing": {"none": {"fit": {"every": every, "smooth_window": 0}}},
-        "points kept": {"a fifth": {"fit": {"every": 5 * every}}},
+        "points kept": {"a third": {"fit": {"every": 3 * every}}},
         "hold_steps": {f"{interval}": {"hold_steps": interval}},
     }
 

@@ -1,8 +1,8 @@
 """The settings of ADO, their defaults, and the reference's.
 
 Source: arXiv 2410.11820 (sections 3 and 4, appendix) and its public implementation at bc3d8d0. The defaults differ
-from the reference in two things: the floor holds exactly on the final mixture (see `floor_rule`), and in a short run
-the laws are fitted to more of its steps and never to a handful (see `fit` and `min_points`).
+from the reference in two things: the floor holds exactly on the final mixture (see `floor_rule`), and no law is fitted
+to a handful of points (see `min_points`).
 """
 
 from dataclasses import dataclass
@@ -25,8 +25,9 @@ class AdoConfig:
     start_step: first step at which the mixture may leave the prior; None: 5000, at most a tenth of the run.
     interval: steps between refits; None: 1000, at most a fiftieth of the run.
     ignore_steps: first steps that the fit leaves out; None: 1000, at most a tenth of the run.
-    min_points: no refit is made from fewer points than this, for a law of one to three points is noise; None: 8, at
-        most a quarter of the run's steps; 1 where the length is unknown, so that a schedule set by hand is kept.
+    min_points: no refit is made from fewer points than this; None: 8, at most a quarter of the run's steps; 1 where the
+        length is unknown, so that a schedule set by hand is kept. A law of three points is noise, and so is one of
+        eight steps in a row: with the thinning below, a short run's first law comes after a third of it.
     hold_steps: the mixture changes only at multiples of this many steps.
     credit: "history" h^s (paper and reference), or "residual" h^s clamp(1 + kappa (lbar - L) / (L - eps), 1/2, 2).
     credit_power: s. credit_memory: g1, of h and of lbar. mixture_memory: g2, the weight of the newest preference.
@@ -34,8 +35,8 @@ class AdoConfig:
     floor: least share of any domain; None: 0.01, at most half of 1/K.
     floor_rule: "exact": water-filling on the final mixture; "reference": its clip, on the preference (MATH section 4).
     shared_count: the law's n counts the samples of all domains (True) or of the domain alone (False).
-    fit: how laws are fitted; its ignore_steps is replaced by the one here. None: FitConfig(), but of a run shorter than
-        10,000 steps more than every 10th step is kept: every (steps / 1000)th, all of them under 2,000.
+    fit: how laws are fitted; its ignore_steps is replaced by the one here. None: FitConfig(), which keeps every 10th
+        step, but of a run under 300 steps every (steps / 30)th.
     fit_backend: where the default fitter runs: "numba", "triton", "torch" or "auto" (see fit_scaling_laws). "auto" may
         choose the GPU that trains, whose queue a refit would then wait for.
     """
@@ -84,7 +85,7 @@ class AdoConfig:
             ignore_steps=whole("ado: ignore_steps", _default(self.ignore_steps, 1000, total_steps, 10)),
             min_points=whole("ado: min_points", self._min_points(total_steps), 1),
             floor=check_floor(min(0.01, 0.5 / num_domains) if self.floor is None else self.floor, num_domains),
-            fit=self.fit or FitConfig(every=10 if total_steps is None else max(1, min(10, total_steps // 1000))),
+            fit=self.fit or FitConfig(every=10 if total_steps is None else max(1, min(10, total_steps // 30))),
         )
         if total_steps is not None:
             self._check_acts(plan, total_steps)

@@ -170,11 +170,25 @@ def test_by_default_a_short_run_fits_eight_points_or_a_quarter_of_its_steps(tota
     assert len(points) > total_steps / (3 * policy.plan.interval), "most of the planned refits are made"
 
 
+@pytest.mark.parametrize("total_steps", [60, 100, 150, 300])
+def test_a_short_runs_first_law_is_fitted_to_a_stretch_of_it(total_steps, loss_stream, quick_fit):
+    """Its points are spread: eight steps in a row say nothing of a slope, however many points they are."""
+    spans = []
+
+    def fitter(counts, losses, config):
+        spans.append(counts[config.kept][-1] / counts[config.kept][0])
+        return quick_fit(counts, losses, config)
+
+    _run(ado.AdoPolicy(PRIOR, None, fitter, total_steps=total_steps), *_stream(loss_stream, total_steps))
+    assert spans[0] > 2.5
+
+
 @pytest.mark.parametrize(
     ("settings", "total_steps", "every"),
     [
-        ({}, 300, 1),
-        ({}, 3500, 3),
+        ({}, 20, 1),
+        ({}, 100, 3),
+        ({}, 300, 10),
         ({}, 60_000, 10),
         ({}, None, 10),
         ({"fit": ado.FitConfig()}, 300, 10),
