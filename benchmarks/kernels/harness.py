@@ -1,10 +1,15 @@
-"""Timing, ceilings, guards and records: what every section of the kernel benchmark uses.
+"""Timing, guards and records: what every section of the kernel benchmark uses.
 
-On a GPU a call is timed by events, median of 20 after 5, with the L2 cache flushed before each by writing 1 GB: long
-enough (a third of a millisecond) that the host has enqueued the whole call before the device reaches it, so that
-host overhead does not count. On a CPU: wall seconds of the call.
+On a GPU there are two clocks, each with the L2 cache emptied before every call by reading: a flush that writes would
+leave lines whose write-back is charged to the call.
+ms: events around single calls, median of 20. The flush before takes a quarter of a millisecond, in which the host
+enqueues the call; but what the call wrote last (up to a cache's worth) may still be in the cache when it ends.
+graph_ms, of calls under a millisecond: replays of a CUDA graph of ten flushed calls, less those of the flushes alone.
+No host takes part, and every write is paid for, by the next flush. Where there is one, it is what shares and ratios
+are made of. On a CPU: ms, wall time.
 """
 
+import functools
 import gc
 import json
 import signal
@@ -17,23 +22,49 @@ from typing import Any
 import torch
 
 COMPILE_BUDGET_S = 25
+EVENT_FLUSH_BYTES = 1 << 30
+GRAPH_BELOW_MS = 1.0
+GRAPH_CALLS = 10
+CLOCK_READS = 100  # 30 ms of reading before a case: clocks fall while the host compiles
 Call = Callable[[], Any]
+Builder = Callable[[], Call]
+
+
+@dataclass(frozen=True)
+class Work:
+    """What a call must do at least: bytes through memory (each input read once, each output written once), FLOP.
+
+    own_floor_ms: of its matmuls at the rates that these shapes reach, where that was measured.
+    """
+
+    num_bytes: float = 0.0
+    num_flops: float = 0.0
+    own_floor_ms: float | None = None
 
 
 @dataclass
 class Bench:
-    """The device, the time left, the measured ceilings and the records so far."""
+    """The device, the time left, the measured ceilings, the records so far and what went wrong with our own code.
+
+    backend: of torch.compile. own_flop_per_s: of linear_cross_entropy's matmuls, by name and width (ceilings.py).
+    """
 
     device: torch.device
     smoke: bool
     deadline: float
+    backend: Any = "inductor"
     records: list[dict] = field(default_factory=list)
+    failed: list[str] = field(default_factory=list)
     copy_bytes_per_s: float = float("nan")
     matmul_flop_per_s: float = float("nan")
+    own_flop_per_s: dict[tuple[str, int], float] = field(default_factory=dict)
 
     @property
     def on_gpu(self) -> bool:
         return self.device.type == "cuda"
+
+    def out_of_time(self) -> bool:
+        return time.monotonic() > self.deadline
 
     def emit(self, section: str, case: str, **values: Any) -> None:
         """Prints one record at once and keeps it."""
@@ -41,28 +72,117 @@ class Bench:
         self.records.append(record)
         print(json.dumps(record), flush=True)
 
-    def out_of_time(self) -> bool:
-        return time.monotonic() > self.deadline
+    def find(self, section: str, case: str, implementation: str = "ours") -> dict:
+        """The record of an implementation; empty if there is none."""
+        wanted = {"section": section, "case": case, "implementation": implementation}
+        return next((record for record in self.records if wanted.items() <= record.items()), {})
+
+    def compiled(self, function: Callable) -> Callable:
+        """`function` through torch.compile for static shapes, as if nothing had been compiled before.
+
+        Dynamo keeps its cache by code object: without the reset a second shape would be compiled symbolically, and a
+        ninth not at all.
+        """
+        torch._dynamo.reset()
+        return torch.compile(function, fullgraph=True, dynamic=False, backend=self.backend)
+
+    def floor_ms(self, work: Work) -> float:
+        """The least milliseconds at the measured ceilings."""
+        return 1e3 * max(work.num_bytes / self.copy_bytes_per_s, work.num_flops / self.matmul_flop_per_s)
+
+    def compare(
+        self,
+        section: str,
+        case: str,
+        builders: dict[str, Builder],
+        work: Work,
+        examine: Callable[[Any], dict] | None = None,
+    ) -> None:
+        """Times every implementation of one case, "ours" first (or taken from an earlier record).
+
+        A baseline may be absent or fail in any way: its record says how. What is called "ours..." may not.
+        examine: of the call's result, more fields; "wrong": True among them says that the result is not right.
+        """
+        ours = self.find(section, case)
+        for name, build in builders.items():
+            own = name.startswith("ours")
+            if self.out_of_time():
+                self.emit(section, case, implementation=name, skipped="out of time")
+                continue
+            try:
+                record = self._measure(build, work, examine)
+            except Exception as error:  # noqa: BLE001
+                absent = isinstance(error, ModuleNotFoundError) and not own
+                values = {"skipped" if absent else "failed": f"{type(error).__name__}: {error}"[:300]}
+                self.emit(section, case, implementation=name, **values)
+                self._note(own, section, case, name)
+                continue
+            ours = record if name == "ours" else ours
+            self.emit(section, case, implementation=name, **record, **_against(record, ours))
+            self._note(own and record.get("wrong", False), section, case, name)
+
+    def _note(self, wrong: bool, *what: str) -> None:
+        if wrong:
+            self.failed.append(", ".join(what))
+
+    def _measure(self, build: Builder, work: Work, examine: Callable[[Any], dict] | None) -> dict:
+        with Alarm(COMPILE_BUDGET_S):
+            call = build()
+            result = call()
+            self.synchronize()
+        record: dict[str, Any] = {"ms": self.time_ms(call)}
+        if self.on_gpu and record["ms"] < GRAPH_BELOW_MS:
+            record |= self.graph_ms(call)
+        seconds, floor_ms = judged_ms(record) / 1e3, self.floor_ms(work)
+        record |= {"floor_ms": floor_ms, "share_of_floor": floor_ms / judged_ms(record)}
+        if work.own_floor_ms:
+            record["share_of_own_floor"] = work.own_floor_ms / judged_ms(record)
+        if work.num_bytes:
+            record["gb_per_s"] = work.num_bytes / seconds / 1e9
+        if work.num_flops:
+            record |= {"tflop_per_s": work.num_flops / seconds / 1e12, "peak_bytes": self.peak_bytes(call)}
+        return record | (examine(result) if examine else {})
+
+    def synchronize(self) -> None:
+        if self.on_gpu:
+            torch.cuda.synchronize()
 
     def time_ms(self, call: Call) -> float:
         """Median milliseconds of one call."""
-        repeats, warmup = (2, 1) if self.smoke else (20, 5)
-        return self._time_gpu_ms(call, repeats, warmup) if self.on_gpu else _time_cpu_ms(call, repeats)
+        return self._time_gpu_ms(call) if self.on_gpu else _time_cpu_ms(call, repeats=2 if self.smoke else 20)
 
-    def _time_gpu_ms(self, call: Call, repeats: int, warmup: int) -> float:
-        flush = torch.empty(1 << 28, dtype=torch.float32, device=self.device)
-        for _ in range(warmup):
+    def graph_ms(self, call: Call) -> dict:
+        """{"graph_ms": milliseconds of a call by replays}, or why it cannot be captured."""
+        num_bytes = 4 * torch.cuda.get_device_properties(self.device).L2_cache_size
+
+        def flushed() -> None:
+            self._read(num_bytes)
             call()
-        pairs = []
-        for _ in range(repeats):
-            start, stop = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-            flush.zero_()
-            start.record()
-            call()
-            stop.record()
-            pairs.append((start, stop))
-        torch.cuda.synchronize()
-        return statistics.median(start.elapsed_time(stop) for start, stop in pairs)
+
+        try:
+            with_call_ms = self._replay_ms(flushed)
+        except RuntimeError as error:
+            return {"not_capturable": str(error)[:200]}
+        return {"graph_ms": (with_call_ms - self._replay_ms(lambda: self._read(num_bytes))) / GRAPH_CALLS}
+
+    def captured(self, call: Call) -> tuple[Any, Call]:
+        """What `call` returned as it was recorded in a CUDA graph, and what fills it anew.
+
+        The graph is recorded on the current stream, which must not be the default one: a backward pass runs on the
+        stream of its forward pass. On a CPU, calling again stands in for the replay.
+        """
+        if not self.on_gpu:
+            outputs = call()
+
+            def again() -> None:
+                for output, new in zip(outputs, call(), strict=True):
+                    output.copy_(new)
+
+            return outputs, again
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph, stream=torch.cuda.current_stream()):
+            outputs = call()
+        return outputs, graph.replay
 
     def peak_bytes(self, call: Call) -> int | None:
         """Most device memory that one call adds; None on a CPU (bench_linear_cross_entropy.py measures that)."""
@@ -76,42 +196,58 @@ class Bench:
         torch.cuda.synchronize()
         return torch.cuda.max_memory_allocated() - before
 
-    def compare(
-        self, section: str, case: str, builders: dict[str, Callable[[], Call]], floor_ms: float, **more
-    ) -> None:
-        """Times every implementation of one case; ours is the one named "ours" and comes first."""
-        ours_ms = None
-        for name, build in builders.items():
-            if self.out_of_time():
-                self.emit(section, case, implementation=name, skipped="out of time")
-                continue
-            try:
-                with Alarm(COMPILE_BUDGET_S):
-                    call = build()
-                    call()
-                milliseconds = self.time_ms(call)
-                peak = self.peak_bytes(call)
-            except Exception as error:  # noqa: BLE001 - a baseline may fail in any way; the record says how
-                self.emit(section, case, implementation=name, failed=f"{type(error).__name__}: {error}"[:300])
-                continue
-            ours_ms = milliseconds if name == "ours" else ours_ms
-            self.emit(
-                section,
-                case,
-                implementation=name,
-                ms=milliseconds,
-                floor_ms=floor_ms,
-                share_of_floor=floor_ms / milliseconds,
-                times_ours=None if ours_ms is None else milliseconds / ours_ms,
-                peak_bytes=peak,
-                **more,
-            )
+    @functools.cached_property
+    def _flush(self) -> torch.Tensor:
+        return torch.ones(EVENT_FLUSH_BYTES // 4, device=self.device)
 
-    def bytes_floor_ms(self, num_bytes: float) -> float:
-        return num_bytes / self.copy_bytes_per_s * 1e3
+    def _read(self, num_bytes: int = EVENT_FLUSH_BYTES) -> None:
+        self._flush[: num_bytes // 4].sum()
 
-    def flops_floor_ms(self, num_flops: float) -> float:
-        return num_flops / self.matmul_flop_per_s * 1e3
+    def _time_gpu_ms(self, call: Call) -> float:
+        for _ in range(CLOCK_READS):
+            self._read()
+        for _ in range(1 if self.smoke else 5):
+            call()
+        return self._events_ms(call, self._read)
+
+    def _replay_ms(self, call: Call) -> float:
+        """Milliseconds of GRAPH_CALLS calls in one graph."""
+
+        def calls() -> None:
+            for _ in range(GRAPH_CALLS):
+                call()
+
+        _, replay = self.captured(calls)
+        replay()
+        return self._events_ms(replay, lambda: None)
+
+    def _events_ms(self, call: Call, before: Call) -> float:
+        pairs = []
+        for _ in range(2 if self.smoke else 20):
+            start, stop = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+            before()
+            start.record()
+            call()
+            stop.record()
+            pairs.append((start, stop))
+        torch.cuda.synchronize()
+        return statistics.median(start.elapsed_time(stop) for start, stop in pairs)
+
+
+def judged_ms(record: dict) -> float:
+    """The milliseconds that a record is judged by."""
+    return record.get("graph_ms", record["ms"])
+
+
+def _against(record: dict, ours: dict) -> dict:
+    """Time over ours, both by the same clock; and our peak memory over this one's."""
+    if "ms" not in ours:
+        return {}
+    clock = "graph_ms" if "graph_ms" in record and "graph_ms" in ours else "ms"
+    ratios = {"times_ours": record[clock] / ours[clock]}
+    if record.get("peak_bytes"):
+        ratios["our_peak_frac"] = ours["peak_bytes"] / record["peak_bytes"]
+    return ratios
 
 
 def _time_cpu_ms(call: Call, repeats: int) -> float:
@@ -131,37 +267,12 @@ class Alarm:
         self.seconds = seconds
 
     def __enter__(self) -> None:
-        signal.signal(signal.SIGALRM, self._raise)
-        signal.alarm(self.seconds)
+        self._handler = signal.signal(signal.SIGALRM, self._raise)
+        self._timer = signal.setitimer(signal.ITIMER_REAL, self.seconds)
 
     def __exit__(self, *_: object) -> None:
-        signal.alarm(0)
+        signal.setitimer(signal.ITIMER_REAL, *self._timer)
+        signal.signal(signal.SIGALRM, self._handler)
 
     def _raise(self, *_: object) -> None:
         raise TimeoutError(f"not ready after {self.seconds} s")
-
-
-def measure_ceilings(bench: Bench) -> None:
-    """The denominators: bytes per second of a copy, and FLOP per second of the matmuls that matter."""
-    size = 1 << (24 if bench.smoke else 29)
-    source = torch.ones(size, dtype=torch.bfloat16, device=bench.device)
-    target = torch.empty_like(source)
-    seconds = bench.time_ms(lambda: target.copy_(source)) / 1e3
-    bench.copy_bytes_per_s = 2 * source.nbytes / seconds
-    bench.emit("device", "copy", gb_per_s=bench.copy_bytes_per_s / 1e9)
-    dtype = torch.bfloat16 if bench.on_gpu else torch.float32
-    square = 512 if bench.smoke else 8192
-    shapes = [("square", square, square, square)]
-    if bench.on_gpu:
-        for width in (768, 2048):
-            for rows in (4096, 5632):
-                shapes += [(f"logits H={width}", rows, width, 50304), (f"dX H={width}", rows, 50304, width)]
-            shapes.append((f"dW H={width}", 50304, 4096, width))
-    for name, m, k, n in shapes:
-        a, b = (torch.randn(shape, device=bench.device).to(dtype) for shape in ((m, k), (k, n)))
-        wide = {"out_dtype": torch.float32} if name.startswith("dW") else {}
-        seconds = bench.time_ms(lambda a=a, b=b, wide=wide: torch.mm(a, b, **wide)) / 1e3
-        rate = 2 * m * n * k / seconds
-        if name == "square":
-            bench.matmul_flop_per_s = rate
-        bench.emit("device", f"matmul {name} {m}x{k}x{n}", tflop_per_s=rate / 1e12, dtype=str(dtype))

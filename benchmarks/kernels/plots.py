@@ -1,23 +1,26 @@
-"""Pictures of one run: for every section with times, bars of time over floor by implementation."""
+"""Pictures of one run: for every operation, bars of time over floor, by case and implementation."""
 
 from collections import defaultdict
 from pathlib import Path
 
 
 def draw(records: list[dict], stem: Path) -> list[Path]:
-    """Writes STEM-SECTION.png for each section that compares implementations; returns the paths."""
+    """Writes STEM-OPERATION.png of the cases with more than one implementation; returns the paths."""
     import matplotlib
 
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
-    sections: dict[str, dict[str, dict[str, float]]] = defaultdict(lambda: defaultdict(dict))
+    by_case: dict[tuple[str, str], dict[str, float]] = defaultdict(dict)
     for record in records:
         if "share_of_floor" in record:
-            by_case = sections[record["section"]][record["case"]]
-            by_case[record["implementation"]] = 1 / record["share_of_floor"]
+            by_case[record["section"], record["case"]][record["implementation"]] = 1 / record["share_of_floor"]
+    operations: dict[str, dict[str, dict[str, float]]] = defaultdict(dict)
+    for (section, name), times in by_case.items():
+        if len(times) > 1:
+            operations[section.split()[0].strip(",")][f"{section} {name}"] = times
     paths = []
-    for section, cases in sections.items():
+    for operation, cases in operations.items():
         names = list(dict.fromkeys(name for case in cases.values() for name in case))
         figure, axes = pyplot.subplots(figsize=(9, 1.2 + 0.25 * len(cases) * len(names)))
         height = 0.8 / len(names)
@@ -28,10 +31,10 @@ def draw(records: list[dict], stem: Path) -> list[Path]:
         axes.invert_yaxis()
         axes.axvline(1.0, color="black", linewidth=0.8)
         axes.set_xlabel("time over the floor of this device (1 = as fast as its memory or matrix units allow)")
-        axes.set_title(section)
+        axes.set_title(operation)
         axes.legend(fontsize="small")
         figure.tight_layout()
-        path = stem.with_name(f"{stem.name}-{section.replace(' ', '-').replace(',', '')}.png")
+        path = stem.with_name(f"{stem.name}-{operation}.png")
         figure.savefig(path, dpi=120)
         pyplot.close(figure)
         paths.append(path)

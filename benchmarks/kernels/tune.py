@@ -2,11 +2,12 @@
 
     python -m benchmarks.kernels --tune
 
-A row is written where a candidate beats the present entry by more than the noise of timing; what decides the bits of
-a sum over rows is no candidate (launch.SAME_BITS). Kernels inside a larger operation are chosen before it, and stay
-so while it is tuned.
+A row is written where a candidate beats the present entry by more than the noise of timing, or where that cannot run
+here; what decides the bits of a sum over rows is no candidate (launch.SAME_BITS), nor is what the launcher refuses on
+this architecture. Kernels inside a larger operation are chosen before it, and stay so while it is tuned.
 """
 
+import math
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
@@ -19,11 +20,13 @@ import torch
 
 from ado_kernels import linear_cross_entropy, rms_norm, rms_norm_rope, swiglu
 from ado_kernels.ops import launch_table
-from ado_kernels.ops.launch import METHODS, Key, architecture_of, read_table, using
-from benchmarks.kernels.harness import Bench, Call
+from ado_kernels.ops.launch import Key, architecture_of, read_table, using
+from benchmarks.kernels.harness import Alarm, Bench, Call
+from benchmarks.kernels.linear_cross_entropy_baselines import methods
 
 GAIN = 0.02  # a smaller one is noise
 VOCABULARY = 50304
+COMPILE_BUDGET_S = 60  # of one candidate
 TABLE_PATH = Path(launch_table.__file__)
 Fields = dict[str, Any]
 STAGES: tuple[Fields, ...] = tuple({"stages": stages} for stages in (1, 2, 3, 4))
@@ -64,25 +67,37 @@ def choose_all(bench: Bench, every: Iterator[Space]) -> dict[tuple[str, int], Fi
 
 
 def _choose(bench: Bench, space: Space) -> Fields:
-    """The fastest candidate; none if the entry as it is comes within `GAIN` of it."""
-    call = space.build()
+    """The fastest candidate; none if the entry as it is comes within `GAIN` of it, or if nothing runs."""
     with using("linear_cross_entropy", **(space.within or {})):
-        as_it_is_ms = bench.time_ms(call)
-        milliseconds = [_time_ms(bench, call, space.op, fields) for fields in space.candidates]
-    best_ms = min(milliseconds)
+        as_it_is_ms, *milliseconds = [_time_ms(bench, space, fields) for fields in ({}, *space.candidates)]
+    best_ms = min(milliseconds, default=math.inf)
     fields = space.candidates[milliseconds.index(best_ms)] if best_ms < (1 - GAIN) * as_it_is_ms else {}
     bench.emit(
-        "tune", f"{space.op} {space.key}", ms=as_it_is_ms, best_ms=best_ms, chosen=fields, candidates_ms=milliseconds
+        "tune",
+        f"{space.op} {space.key}",
+        ms=_finite(as_it_is_ms),
+        best_ms=_finite(best_ms),
+        chosen=fields,
+        candidates_ms=[_finite(each) for each in milliseconds],
     )
     return fields
 
 
-def _time_ms(bench: Bench, call: Call, op: str, fields: Fields) -> float:
-    with using(op, **fields):
+def _time_ms(bench: Bench, space: Space, fields: Fields) -> float:
+    """Infinite where it cannot run: too much shared memory for this card, for example."""
+    with using(space.op, **fields):
         try:
+            with Alarm(COMPILE_BUDGET_S):
+                call = space.build()
+                call()
             return bench.time_ms(call)
-        except Exception:  # noqa: BLE001 - too much shared memory for this card, for example: no candidate
-            return float("inf")
+        except Exception:  # noqa: BLE001
+            return math.inf
+
+
+def _finite(milliseconds: float) -> float | None:
+    """None for infinite, which JSON does not know."""
+    return milliseconds if math.isfinite(milliseconds) else None
 
 
 def spaces(device: torch.device) -> Iterator[Space]:
@@ -105,9 +120,12 @@ def _cross_entropy_spaces(device: torch.device) -> Iterator[Space]:
             return lambda: torch.autograd.grad(linear_cross_entropy(*leaves, targets, ids, 1)[0], leaves)
 
         if width == 2048:
-            yield Space("softmax_gradient", 0, _each(warps=(4, 8, 16)), train, {"method": "softmax_pass"})
-            yield Space("exponentials", 0, _each(stages=(2, 3, 4)), train, {"method": "exponentials"})
-        yield Space("linear_cross_entropy", key, _each(rows=(2048, 4096, 5632, 8192, 16384), method=METHODS), train)
+            by_row = _each(block=(2048, 4096, 8192), warps=(4, 8, 16))
+            yield Space("softmax_gradient", 0, by_row, train, {"method": "softmax_pass"})
+            if "exponentials" in methods(device):
+                yield Space("exponentials", 0, _each(stages=(2, 3, 4)), train, {"method": "exponentials"})
+        sizes = (2048, 4096, 5632, 8192, 16384)
+        yield Space("linear_cross_entropy", key, _each(rows=sizes, method=methods(device)), train)
 
 
 def _rope_spaces(device: torch.device) -> Iterator[Space]:

@@ -1,4 +1,6 @@
-"""What the kernel tests share: outputs that start as NaN, so that an element no kernel wrote shows; rows far apart."""
+"""What the kernel tests share: outputs that start as NaN between guards, so that an element that no kernel wrote shows,
+and one that none should have written; rows far apart.
+"""
 
 import mmap
 
@@ -11,19 +13,42 @@ def _seed():
     torch.manual_seed(0)
 
 
+class Guards:
+    """Allocations filled with NaN (integers: their least value), with as much again before and behind them."""
+
+    SIZE = 4096  # elements: what runs past an end runs into them first
+
+    def __init__(self):
+        self._held = []
+
+    def around(self, allocate):
+        """`allocate`, but filled and guarded."""
+
+        def allocate_guarded(*args, **kwargs):
+            tensor = allocate(*args, **kwargs)
+            poison = float("nan") if tensor.is_floating_point() else torch.iinfo(tensor.dtype).min
+            span = tensor.untyped_storage().nbytes() // tensor.element_size()
+            memory = torch.full((span + 2 * self.SIZE,), poison, dtype=tensor.dtype, device=tensor.device)
+            self._held.append((memory, poison))
+            return tensor.set_(memory.untyped_storage(), self.SIZE, tensor.shape, tensor.stride())
+
+        return allocate_guarded
+
+    def check(self):
+        """Raises AssertionError where a guard was written to."""
+        for memory, poison in self._held:
+            for guard in (memory[: self.SIZE], memory[-self.SIZE :]):
+                assert bool((guard.isnan() if poison != poison else guard == poison).all()), "written out of bounds"
+
+
 @pytest.fixture
 def poisoned(monkeypatch):
-    """Makes torch.empty and its relatives return NaN (integers: their least value) until the test ends."""
-
-    def poison(allocate):
-        def allocate_poisoned(*args, **kwargs):
-            tensor = allocate(*args, **kwargs)
-            return tensor.fill_(float("nan") if tensor.is_floating_point() else torch.iinfo(tensor.dtype).min)
-
-        return allocate_poisoned
-
+    """Makes torch.empty and its relatives guarded allocations until the test ends, and checks the guards then."""
+    guards = Guards()
     for owner, name in ((torch, "empty"), (torch, "empty_like"), (torch.Tensor, "new_empty")):
-        monkeypatch.setattr(owner, name, poison(getattr(owner, name)))
+        monkeypatch.setattr(owner, name, guards.around(getattr(owner, name)))
+    yield
+    guards.check()
 
 
 @pytest.fixture

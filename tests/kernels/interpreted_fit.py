@@ -17,7 +17,7 @@ from ado_kernels.fit import triton_fit
 from ado_kernels.fit.problem import ALPHA_HIGH_KINK, LOG_EPS_KINK, FitOptions, objective
 from ado_kernels.fit.search import NUM_BINS, bin_points
 from ado_kernels.fit.smoothing import prepare
-from ado_kernels.fit.triton_points import Points, bin_kernel, newton_sums, smooth_kernel
+from ado_kernels.fit.triton_points import Points, bin_kernel, newton_sums
 from ado_kernels.fit.triton_step import model_step
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*encountered in:RuntimeWarning")  # lanes that are not used overflow
@@ -33,13 +33,10 @@ def history(num_domains, num_steps, seed=0):
 
 
 def smoothed(counts, losses_KT, options):
-    num_domains, num_steps = losses_KT.shape
-    size = len(range(options.ignore_steps, num_steps, options.every))
-    points = triton_fit._empty(num_domains, size, torch.device("cpu"))
+    size = len(range(options.ignore_steps, losses_KT.shape[1], options.every))
+    points = triton_fit._empty(len(losses_KT), size, torch.device("cpu"))
     past = triton_fit._history(torch.from_numpy(counts), torch.from_numpy(losses_KT))
-    smooth_kernel[(num_domains, triton.cdiv(size, 16))](
-        past, points, options.ignore_steps, options.every, options.smooth_window, BLOCK=16
-    )
+    triton_fit._smooth(past, points, options)
     return points
 
 

@@ -1,15 +1,30 @@
-"""The kernel benchmark keeps to its time and to its word: nothing starts when time is up, every record is printed."""
+"""The kernel benchmark keeps its word: in time, every record printed, static baselines, and wrong results fail it."""
 
 import json
 import time
+from contextlib import contextmanager
 
+import numba
+import numpy as np
 import pytest
 import torch
 
 import benchmarks.common
 import benchmarks.kernels.__main__ as kernels
-from benchmarks.kernels.harness import Alarm, Bench
-from benchmarks.kernels.rope import H200_RATES, step_share
+from ado_kernels import rms_norm, swiglu
+from benchmarks.kernels import bars, ceilings, checks, harness, passes, rms_norm_rope, summary
+from benchmarks.kernels import fit as fit_section
+from benchmarks.kernels import linear_cross_entropy as loss_section
+from benchmarks.kernels import rms_norm as norm_section
+from benchmarks.kernels import swiglu as glu_section
+from benchmarks.kernels.harness import Alarm, Bench, Work
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture
+def bench():
+    return Bench(CPU, smoke=True, deadline=time.monotonic() + 60)
 
 
 def records(capsys):
@@ -17,28 +32,89 @@ def records(capsys):
     return [json.loads(line) for line in lines if line.startswith('{"section"')]
 
 
-def test_nothing_starts_when_time_is_up(monkeypatch, tmp_path, capsys):
+def run_main(monkeypatch, tmp_path, *arguments):
     monkeypatch.setattr(benchmarks.common, "RESULTS", tmp_path)
     monkeypatch.setattr(kernels, "RESULTS", tmp_path)
-    monkeypatch.setattr("sys.argv", ["kernels", "--smoke", "--budget-s", "-1"])
-    assert kernels.main() == 0
+    monkeypatch.setattr("sys.argv", ["kernels", "--smoke", *arguments])
+    return kernels.main()
+
+
+def test_nothing_starts_when_time_is_up(monkeypatch, tmp_path, capsys):
+    assert run_main(monkeypatch, tmp_path, "--budget-s", "-1") == 0
     printed = records(capsys)
-    assert {record["section"] for record in printed} == set(kernels.SECTIONS)
+    assert [record["section"] for record in printed] == [name for name, _ in kernels.SECTIONS]
     assert all(record["skipped"] == "out of time" for record in printed)
     (written,) = tmp_path.glob("*.json")
     assert json.loads(written.read_text())["records"] == printed
 
 
-def test_a_case_out_of_time_or_failing_is_recorded_and_the_next_one_runs(capsys):
-    bench = Bench(torch.device("cpu"), smoke=True, deadline=time.monotonic() + 60)
-    builders = {"ours": lambda: lambda: None, "absent": lambda: __import__("no_such_package")}
-    bench.compare("section", "case", builders, floor_ms=1.0)
-    ours, absent = records(capsys)
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")  # raised inside Dynamo
+def test_a_smoke_run_is_complete_and_right(monkeypatch, tmp_path, capsys):
+    """Every section runs; of baselines only those that are not installed are missing; picture and file are there."""
+    assert run_main(monkeypatch, tmp_path) == 0
+    *lines, total = capsys.readouterr().out.splitlines()
+    printed = [json.loads(line) for line in lines if line.startswith('{"section"')]
+    assert [record for record in printed if "failed" in record] == []
+    skipped = {record["skipped"] for record in printed if "skipped" in record} - {"needs a CUDA GPU"}
+    assert all(text.startswith("ModuleNotFoundError") for text in skipped)
+    assert [record for record in printed if "share_of_own_floor" in record]
+    assert total.endswith("bars met, 0 missed, 55 not measured")
+    assert "kernels-cpu" in next(tmp_path.glob("*-rms_norm.png")).name
+    (written,) = tmp_path.glob("*.json")
+    assert json.loads(written.read_text())["records"] == printed
+
+
+def test_what_fails_is_the_exit_code_and_stands_in_the_file_and_the_table(monkeypatch, tmp_path, capsys):
+    def broken(bench):
+        raise RuntimeError("no such kernel")
+
+    def wrong(bench):
+        bench.failed.append("rms_norm is off")
+
+    def fine(bench):
+        bench.emit("swiglu", "ran all the same")
+
+    monkeypatch.setattr(kernels, "SECTIONS", (("device", broken), ("checks", wrong), ("swiglu", fine)))
+    assert run_main(monkeypatch, tmp_path) == 1
+    output = capsys.readouterr().out
+    assert "ran all the same" in output
+    assert output.endswith("FAILED: device: the section broke\nFAILED: rms_norm is off\n")
+    (written,) = tmp_path.glob("*.json")
+    assert json.loads(written.read_text())["failed"] == ["device: the section broke", "rms_norm is off"]
+
+
+def test_a_baseline_may_be_absent_or_fail_ours_may_not(bench, capsys):
+    def fails():
+        raise RuntimeError("illegal memory access")
+
+    builders = {"ours": lambda: lambda: None, "absent": lambda: __import__("no_such_package"), "fails": fails}
+    bench.compare("section", "case", builders, Work(num_bytes=1.0))
+    ours, absent, failing = records(capsys)
     assert ours["times_ours"] == 1.0
-    assert absent["failed"].startswith("ModuleNotFoundError")
+    assert absent["skipped"].startswith("ModuleNotFoundError")
+    assert failing["failed"] == "RuntimeError: illegal memory access"
+    assert bench.failed == []
+    bench.compare("section", "other", {"ours": fails}, Work(num_bytes=1.0))
+    bench.compare("section", "wrong", {"ours": lambda: lambda: None}, Work(), lambda result: {"wrong": True})
+    assert bench.failed == ["section, other, ours", "section, wrong, ours"]
     bench.deadline = 0.0
-    bench.compare("section", "case", builders, floor_ms=1.0)
-    assert [record["skipped"] for record in records(capsys)] == ["out of time"] * 2
+    records(capsys)
+    bench.compare("section", "case", builders, Work(num_bytes=1.0))
+    assert [record["skipped"] for record in records(capsys)] == ["out of time"] * 3
+
+
+def test_a_baseline_timed_later_is_compared_with_the_earlier_time_of_ours(bench, monkeypatch):
+    monkeypatch.setattr(Bench, "time_ms", lambda self, call: call())
+    bench.copy_bytes_per_s = 1.0
+    bench.compare("section", "case", {"ours": lambda: lambda: 2.0}, Work(num_bytes=1.0))
+    bench.compare("section", "case", {"later": lambda: lambda: 5.0}, Work(num_bytes=1.0))
+    assert bench.find("section", "case", "later")["times_ours"] == 2.5
+    bench.matmul_flop_per_s = 1e3
+    bench.compare("section", "floors", {"ours": lambda: lambda: 4.0}, Work(num_flops=1.0, own_floor_ms=2.0))
+    record = bench.find("section", "floors")
+    assert (record["floor_ms"], record["share_of_floor"], record["share_of_own_floor"]) == (1.0, 0.25, 0.5)
+    assert record["tflop_per_s"] == pytest.approx(1.0 / 4e-3 / 1e12)
 
 
 def test_a_compilation_that_takes_too_long_is_cut():
@@ -48,9 +124,274 @@ def test_a_compilation_that_takes_too_long_is_cut():
     assert time.monotonic() - start < 10
 
 
+def test_on_a_gpu_the_cache_is_read_full_before_every_timed_call(monkeypatch):
+    done = []
+
+    class Event:
+        def __init__(self, enable_timing):
+            assert enable_timing
+
+        def record(self):
+            done.append("event")
+
+        def elapsed_time(self, stop):
+            return 0.25
+
+    monkeypatch.setattr(torch.cuda, "Event", Event)
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda: done.append("wait"))
+    monkeypatch.setattr(Bench, "_read", lambda self: done.append("read"))
+    bench = Bench(torch.device("cuda"), smoke=False, deadline=0.0)
+    assert bench.time_ms(lambda: done.append("call")) == 0.25
+    assert done == ["read"] * 100 + ["call"] * 5 + ["read", "event", "call", "event"] * 20 + ["wait"]
+
+
+def test_a_graph_is_recorded_on_the_current_stream_and_replayed_ten_calls_at_a_time(monkeypatch):
+    done = []
+
+    @contextmanager
+    def graph(graph, stream):
+        assert stream == "side"
+        done.append("record")
+        yield
+
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda: "side")
+    monkeypatch.setattr(torch.cuda, "graph", graph)
+    monkeypatch.setattr(torch.cuda, "CUDAGraph", lambda: type("Graph", (), {"replay": lambda: done.append("replay")}))
+    monkeypatch.setattr(Bench, "_events_ms", lambda self, call, before: (before(), call(), 4.0)[-1])
+    bench = Bench(torch.device("cuda"), smoke=False, deadline=0.0)
+    assert bench._replay_ms(lambda: done.append("call")) == 4.0
+    assert done == ["record"] + ["call"] * 10 + ["replay"] * 2
+
+
+def test_replays_are_timed_without_the_flush_and_failing_to_capture_is_said(bench, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: type("L2", (), {"L2_cache_size": 1 << 20}))
+    monkeypatch.setattr(Bench, "_read", lambda self, num_bytes: reads.append(num_bytes))
+    spent = {1: 0.4, 2: 0.7}  # milliseconds of ten flushes, and of ten flushed calls
+    reads = []
+
+    def replay_ms(self, call):
+        reads.clear()
+        call()
+        return spent[len(reads)]
+
+    monkeypatch.setattr(Bench, "_replay_ms", replay_ms)
+    assert bench.graph_ms(lambda: reads.append("call"))["graph_ms"] == pytest.approx(0.03)
+    assert reads == [4 << 20]
+
+    def synchronises():
+        raise RuntimeError("operation not permitted when stream is capturing")
+
+    assert bench.graph_ms(synchronises) == {"not_capturable": "operation not permitted when stream is capturing"}
+    slow, fast = {"ms": 3.0, "graph_ms": 2.0}, {"ms": 2.0, "graph_ms": 0.5}
+    assert harness.judged_ms(slow) == 2.0
+    assert harness._against(slow, fast) == {"times_ours": 4.0}
+    assert harness._against({"ms": 3.0}, fast) == {"times_ours": 1.5}
+
+
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")  # raised inside Dynamo
+def test_every_compiled_case_has_static_shapes(monkeypatch):
+    """On the meta device, at full size, with a backend that keeps what Dynamo gives it."""
+    graphs = []
+
+    def backend(module, inputs):
+        held = [node.meta["example_value"] for node in module.graph.nodes if node.op == "placeholder"]
+        graphs.append([tuple(value.shape) if isinstance(value, torch.Tensor) else value for value in held])
+        return module.forward
+
+    monkeypatch.setattr(Bench, "time_ms", lambda self, call: 1.0)
+    monkeypatch.setattr(loss_section, "reference", lambda *_: None)
+    monkeypatch.setattr(loss_section, "examined", lambda *_: {})
+    bench = Bench(torch.device("meta"), smoke=False, deadline=float("inf"), backend=backend)
+    for run in (norm_section.run_bars, norm_section.run_rest, glu_section.run_bars, glu_section.run_rest):
+        run(bench)
+    for run in (rms_norm_rope.run_rms_norm_rope, loss_section.run_bars, loss_section.run_rest):
+        run(bench)
+    cases = [record for record in bench.records if "compile" in record.get("implementation", "")]
+    assert len(cases) > 40
+    assert [record for record in cases if "ms" not in record] == []
+    assert all(isinstance(size, int) for graph in graphs for shape in graph for size in shape)
+    assert {(16384, 2048), (16384, 8192), (16384, 2 * 5632), (8192, 14336), (50304, 768)} <= {
+        shape for graph in graphs for shape in graph
+    }
+
+
+def test_a_twentieth_shape_is_compiled_like_the_first():
+    """Dynamo gives up on a function after eight compilations unless it is made to forget."""
+    bench = Bench(CPU, smoke=True, deadline=0.0, backend="eager")
+    for width in range(1, 21):
+        assert bench.compiled(lambda x: x + 1.0)(torch.zeros(width)).shape == (width,)
+
+
+def test_every_pass_gets_inputs_of_its_own_and_a_fused_input_one_gradient(bench):
+    inputs = torch.randn(3, 8)
+    before = inputs.clone()
+    operation = passes.Operation("swiglu", "fused", (inputs,), (torch.ones(3, 4),), 1.0, 1.0)
+    make = glu_section.implementations(bench, fused=True)["ours"]
+    (both,) = operation.builder(make, "forward+backward")()()
+    (again,) = operation.builder(make, "backward")()()
+    expected = torch.autograd.grad(swiglu(*(leaf := before.requires_grad_()).chunk(2, -1)).sum(), leaf)[0]
+    assert torch.equal(both, expected)
+    assert torch.equal(again, expected)
+
+    def overwrites(x):
+        x.detach().zero_()
+        return x * 1.0
+
+    operation = passes.Operation("swiglu", "in place", (inputs,), (torch.ones(3, 8),), 1.0, 1.0)
+    operation.builder(lambda: overwrites, "backward")()()
+    assert torch.equal(inputs, before)
+
+
+def test_ceilings_are_of_the_operands_as_they_lie(bench, monkeypatch):
+    calls = []
+    monkeypatch.setattr(torch, "mm", lambda a, b, **more: calls.append((a.shape, b.shape, a.stride(), b.stride())))
+    ceilings.own_rates(bench, rows=4, width=8, vocabulary=16, dtype=torch.float32)
+    assert list(dict.fromkeys(calls)) == [
+        ((4, 8), (8, 16), (8, 1), (1, 8)),  # x W^T
+        ((4, 16), (16, 8), (16, 1), (8, 1)),  # g W
+        ((16, 4), (4, 8), (1, 16), (8, 1)),  # g^T x
+    ]
+    bench.own_flop_per_s = {("logits", 8): 1e3, ("dX", 8): 2e3, ("dW", 8): 4e3}
+    assert ceilings.own_floor_ms(bench, ceilings.TRAINING, 1e3, 8) == pytest.approx(1e3 + 500 + 250)
+    assert ceilings.own_floor_ms(bench, ceilings.FORWARD, 1e3, 64) is None
+
+
+def test_the_checks_pass(bench):
+    checks.run_checks(bench)
+    assert bench.failed == []
+    assert {record["case"].split()[-1] for record in bench.records} == {"float32", "bfloat16"}
+
+
+class Broken(torch.autograd.Function):
+    """linear_cross_entropy's weight gradient, wrong by half wherever a word is no target."""
+
+    @staticmethod
+    def forward(ctx, weight):
+        return weight.clone()
+
+    @staticmethod
+    def backward(ctx, dweight):
+        dweight = dweight.clone()
+        dweight[len(dweight) // 2 :] *= 0.5
+        return dweight
+
+
+def slightly_off(gate, up):
+    return swiglu(gate, up) * 1.02
+
+
+def different_every_time(x, weight, *others):
+    y = rms_norm(x, weight, *others)
+    return y if others else y * (1.0 + 1e-6 * torch.rand(()))
+
+
+def half_a_softmax(hidden, weight, *others):
+    return LOSS(hidden, Broken.apply(weight), *others)
+
+
+LOSS = checks.linear_cross_entropy
+BREAKS = {
+    "swiglu": (slightly_off, "out is off"),
+    "rms_norm": (different_every_time, "bits differ between runs"),
+    "linear_cross_entropy": (half_a_softmax, "dweight of other words is off by 5.0e-01"),
+}
+
+
+@pytest.mark.parametrize("name", BREAKS)
+def test_a_broken_operation_fails_the_checks(bench, monkeypatch, name):
+    function, message = BREAKS[name]
+    monkeypatch.setattr(checks, name, function)
+    checks.run_checks(bench)
+    assert [what for what in bench.failed if name in what and message in what]
+    assert [name in record["case"] for record in bench.records if record["wrong"]] == [True] * len(bench.failed)
+
+
+def test_an_operation_that_cannot_be_captured_fails_the_checks_and_the_others_are_checked(bench, monkeypatch):
+    def refuse(self, call):
+        if len(bench.records) == 0:
+            raise RuntimeError("operation not permitted when stream is capturing")
+        return captured(self, call)
+
+    captured = Bench.captured
+    monkeypatch.setattr(Bench, "captured", refuse)
+    checks.run_checks(bench)
+    (failed,) = bench.failed
+    assert failed.endswith("rms_norm float32: RuntimeError: operation not permitted when stream is capturing")
+    assert len(bench.records) == 12
+
+
+def test_a_graph_that_replays_old_values_fails_the_checks(bench, monkeypatch):
+    monkeypatch.setattr(Bench, "captured", lambda self, call: (call(), lambda: None))
+    checks.run_checks(bench)
+    assert len(bench.failed) == len(bench.records)
+    assert all("of a graph's replay is off" in what for what in bench.failed)
+
+
+def test_a_loss_is_examined_against_plain_float64(bench):
+    """The oracle, made a few rows at a time, is autograd's; a loss of which a part is missing is said to be wrong."""
+    inputs = loss_section.draw(bench, loss_section.Shape(300, 8000, 16))
+    expected = loss_section.reference(bench, inputs)
+    wide = [tensor.detach().double().requires_grad_() for tensor in (inputs.hidden, inputs.weight)]
+    plain = torch.nn.functional.cross_entropy(wide[0] @ wide[1].t(), inputs.targets)
+    for ours, known in zip(expected, (plain, *torch.autograd.grad(plain, wide)), strict=True):
+        torch.testing.assert_close(ours, known.detach(), rtol=1e-12, atol=1e-15)
+    loss, dhidden, dweight = expected
+    assert not loss_section.examined(expected, expected, inputs.targets)["wrong"]
+    elsewhere = torch.ones(8000, dtype=torch.bool)
+    elsewhere[inputs.targets] = False
+    without_softmax = torch.where(elsewhere[:, None], 0.0, dweight)
+    assert loss_section.norm_error(without_softmax, dweight) < loss_section.GRADIENT_TOLERANCE  # one norm cannot tell
+    for broken in ((loss + 0.01, dhidden, dweight), (loss, dhidden * 1.03, dweight), (loss, dhidden, without_softmax)):
+        assert loss_section.examined(broken, expected, inputs.targets)["wrong"]
+
+
+def test_fits_are_compared_where_f_is_negative_and_judged(bench):
+    def result(*objective):
+        return type("Result", (), {"objective": np.array(objective)})
+
+    np.testing.assert_allclose(fit_section.above(result(-0.0009, 0.1), result(-0.0008, 0.1)), [-0.5, 0.0])
+    np.testing.assert_allclose(fit_section.above(result(-0.0007, 0.1), result(-0.0008, 0.1)), [0.5, 0.0])
+    within = np.zeros(100)
+    within[3] = 1.0
+    fit_section.judge(bench, "K=100", within)
+    assert bench.failed == []
+    within[4] = np.nan
+    fit_section.judge(bench, "K=100", within)
+    assert bench.failed == ["fit, K=100: Triton's F is within 1e-06 of Numba's in 98.0% of domains"]
+
+
+def test_the_fit_on_one_thread_leaves_the_number_as_it_was():
+    before = numba.config.NUMBA_NUM_THREADS
+    with fit_section.one_thread():
+        assert numba.config.NUMBA_NUM_THREADS == 1
+    assert before == numba.config.NUMBA_NUM_THREADS
+
+
+def test_bars_are_judged_and_the_table_shows_them():
+    known = {(bar.section, bar.case) for bar in bars.BARS}
+    assert len(bars.BARS) == 14 + 3 * 8 + 2 * 2 + 5 * 2 + 1 + 2
+    assert ("add_rms_norm backward", "16384x4096 bfloat16") in known
+    case = {"section": "rms_norm forward", "case": "16384x2048 bfloat16"}
+    ours = {**case, "implementation": "ours", "ms": 0.05, "graph_ms": 0.033, "share_of_floor": 0.95, "times_ours": 1.0}
+    liger = {**case, "implementation": "Liger", "ms": 0.05, "share_of_floor": 0.9, "times_ours": 0.97}
+    cost = {"section": "cost of domains", "case": bars.LOSS_768, "implementation": "ours", "ms": 0.03}
+    cost["share_of_linear_cross_entropy"] = 0.004
+    judged = bars.verdicts([ours, liger, cost])
+    verdict = {(v["section"], v["implementation"], v["field"]): v["met"] for v in judged if v["met"] is not None}
+    assert verdict == {
+        ("rms_norm forward", "ours", "share_of_floor"): True,
+        ("rms_norm forward", "Liger", "times_ours"): False,
+        ("cost of domains", "ours", "share_of_linear_cross_entropy"): True,
+    }
+    _, norm, domains, total = summary.table([ours, liger, cost], judged, []).splitlines()
+    assert " ".join(norm.split()) == "rms_norm forward 16384x2048 bfloat16 33.0 us 0.95 0.90 yes Liger 0.97(0.98 !)"
+    assert domains.endswith("share of linear cross entropy 0.00(0.01)")
+    assert total == f"2 bars met, 1 missed, {len(judged) - 3} not measured"
+
+
 def test_the_count_behind_fusing_norm_and_rope():
     """By hand, 124M: 2 x 4 x 768 elements of 2 bytes in 12 layers; matmuls 855 MFLOP and 1.07 MB a token."""
-    share = step_share(*H200_RATES)
+    share = rms_norm_rope.step_share(*rms_norm_rope.H200_RATES)
     assert share["saved_bytes_per_token"] == 8 * 768 * 2 * 12
     floor_s = 854_779_392 / 790e12 + 12 * 2 * (18 * 768 + 16 * 768 + 8 * 2048) / 4.3e12
     assert abs(share["share_of_floor_frac"] - 147_456 / 4.3e12 / floor_s) < 1e-6

@@ -140,3 +140,9 @@ def test_sums_cannot_be_differentiated():
     _, sums, _ = linear_cross_entropy(leaf(6, 16), leaf(50, 16), TARGETS, IDS, 4)
     with pytest.raises(RuntimeError, match="does not require grad"):
         sums.sum().backward()
+
+
+def test_shapes_on_the_meta_device():
+    hidden, weight = torch.empty(6, 16, device="meta"), torch.empty(50, 16, device="meta")
+    loss, sums, counts = linear_cross_entropy(hidden, weight, TARGETS.to("meta"), IDS.to("meta"), 4)
+    assert (loss.shape, sums.shape, counts.shape) == ((), (4,), (4,))

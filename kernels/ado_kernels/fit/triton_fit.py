@@ -63,11 +63,9 @@ def fit_on_device(counts: Tensor, loss_KT: Tensor, options: FitOptions) -> Tenso
     points = _empty(num_domains, num_points, loss_KT.device)
     best_K4 = loss_KT.new_full((num_domains, 4), torch.nan)
     if num_points and num_domains:
-        grid = (num_domains, triton.cdiv(num_points, SMOOTH["BLOCK"]))
-        smooth_kernel[grid](
-            _history(counts, loss_KT), points, options.ignore_steps, options.every, options.smooth_window, **SMOOTH
-        )
-        _search(points, options, best_K4)
+        with torch.cuda.device_of(loss_KT):  # a launch goes to the current device
+            _smooth(_history(counts, loss_KT), points, options)
+            _search(points, options, best_K4)
     present_KM = points.w > 0.0
     num_K = present_KM.sum(dim=1, keepdim=True)
     best_K4 = torch.where(num_K > 0, best_K4, torch.nan)
@@ -86,6 +84,11 @@ def _history(counts: Tensor, loss_KT: Tensor) -> History:
     value_KT.scatter_(1, torch.where(present_KT, rank_KT - 1, num_steps), loss_KT)
     count_stride = counts.stride(0) if counts.ndim == 2 else 0
     return History(value_KT, rank_KT, present_KT.sum(dim=1), counts, count_stride, num_steps)
+
+
+def _smooth(history: History, points: Points, options: FitOptions) -> None:
+    grid = (points.x.shape[0], triton.cdiv(points.size, SMOOTH["BLOCK"]))
+    smooth_kernel[grid](history, points, options.ignore_steps, options.every, options.smooth_window, **SMOOTH)
 
 
 def _search(points: Points, options: FitOptions, best_K4: Tensor) -> None:

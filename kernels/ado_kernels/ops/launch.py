@@ -113,6 +113,15 @@ def _check(key: Key, plan: Launch, before: Mapping[Key, Launch]) -> None:
 
 
 @functools.cache
+def shared_bytes_of(device: torch.device) -> int:
+    """Shared memory that one program may use."""
+    if device.type != "cuda":
+        return 1 << 30  # the interpreter's: no limit
+    properties: Any = torch.cuda.get_device_properties(device)
+    return properties.shared_memory_per_block if torch.version.hip else properties.shared_memory_per_block_optin
+
+
+@functools.cache
 def architecture_of(device: torch.device | None) -> str:
     """Key of the device's architecture, as "sm_90" or "gfx942"; empty where there is no GPU."""
     if device is None or device.type != "cuda":

@@ -23,7 +23,7 @@ TABLE: dict[tuple[str, int, str], dict[str, Any]] = {
     ("rms_norm_backward", 128, ""): {"rows": 16, "stages": 3, "programs": 528},
     ("rms_norm_backward", 256, ""): {"rows": 8, "stages": 3, "programs": 528},
     ("rms_norm_backward", 512, ""): {"rows": 4, "stages": 3, "programs": 528},
-    ("rms_norm_backward", 1024, ""): {"rows": 2, "stages": 3, "programs": 528},
+    ("rms_norm_backward", 1024, ""): {"stages": 3, "programs": 528},
     ("rms_norm_backward", 2048, ""): {"stages": 3, "programs": 528},
     ("rms_norm_backward", 4096, ""): {"warps": 8, "stages": 3, "programs": 264},
     ("rms_norm_backward", 8192, ""): {"warps": 16, "stages": 2, "programs": 132},

@@ -32,7 +32,7 @@ from ado_kernels.ops.linear_cross_entropy.problem import Chunk, Problem
 TILE = {"LONG": 128, "WIDE": 256, "DEEP": 64}
 CEILING = 80.0  # nats: 256 words at e^80 still sum in float32
 _MOST_Z_LOSS = 1e-3  # 1 + 2 z lse must stay clear of 0: here down to a log-partition function of -500
-_LEVEL_BLOCK, _GLUE_ELEMENTS = 512, 4096
+LEVEL_BLOCK, _GLUE_ELEMENTS = 512, 4096
 
 
 def can_take(problem: Problem) -> bool:
@@ -68,7 +68,7 @@ def _odds(chunk: Chunk) -> torch.Tensor:
     sums_TC = chunk.losses_C.new_empty(grid[1], num_rows)
     target_logit_kernel[(num_rows,)](
         chunk.x_CH, chunk.weight_VH, chunk.targets_C, level_C, width, vocabulary, ignore_index,
-        BLOCK=_LEVEL_BLOCK, **Launch().options(),
+        BLOCK=LEVEL_BLOCK, **Launch(warps=2).options(),
     )  # fmt: skip
     exponentials_kernel[(grid[0] * grid[1],)](
         _descriptor(chunk.x_CH, "LONG", "DEEP"),

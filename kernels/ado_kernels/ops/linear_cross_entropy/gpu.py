@@ -93,7 +93,7 @@ def scale_gradient_gpu(
     return out
 
 
-@triton.jit(do_not_specialize=["size"])
+@triton.jit
 def scale_gradient_kernel(gradient_ptr, dloss_ptr, inverse_ptr, out_ptr, size, BLOCK: tl.constexpr):
     """out = gradient x dloss x inverse, rounded once."""
     places = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)

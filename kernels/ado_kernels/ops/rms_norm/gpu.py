@@ -12,11 +12,11 @@ import torch
 import triton
 import triton.language as tl
 
-from ado_kernels.ops.launch import Launch, launch, size_class
+from ado_kernels.ops.launch import Launch, launch, shared_bytes_of, size_class
 from ado_kernels.ops.numba_math import accumulation_dtype
 from ado_kernels.ops.rows import rows_of
 
-_SUM = {"BLOCK_G": 256, "BLOCK_D": 16}  # a few loads of 16 bytes a thread, and programs enough for every multiprocessor
+SUM = {"BLOCK_G": 256, "BLOCK_D": 16}  # a few loads of 16 bytes a thread, and programs enough for every multiprocessor
 _Pair = tuple[torch.Tensor, torch.Tensor]
 
 
@@ -91,11 +91,10 @@ def backward_gpu(
     num_rows, width = x_ND.shape
     dx_ND = torch.empty(x_ND.shape, dtype=x_ND.dtype, device=x_ND.device)
     plan = launch("rms_norm_backward", width, x_ND.device)
-    # Rows of 64 KiB: more than one in flight overflows the shared memory of sm_80. Stages decide no bits.
-    stages = 1 if x_ND.element_size() * size_class(width) > 32768 else plan.stages
     partial_GD = torch.empty(
         (plan.programs, width) if weight_D is not None else 0, dtype=rstd_N.dtype, device=x_ND.device
     )
+    tile_bytes = (2 + (dtotal_ND is not None)) * plan.rows * size_class(width) * x_ND.element_size()
     rms_norm_backward_kernel[(plan.programs,)](
         dy_ND,
         dy_ND if dtotal_ND is None else dtotal_ND,
@@ -114,18 +113,23 @@ def backward_gpu(
         ACC=_triton_dtype(rstd_N.dtype),
         ROWS=plan.rows,
         BLOCK_D=size_class(width),
-        STAGES=stages,
+        STAGES=stages_of(plan, tile_bytes, shared_bytes_of(x_ND.device)),
         **plan.options(),
     )
     return dx_ND, partial_GD if weight_D is None else sum_partials(partial_GD, weight_D.dtype)
+
+
+def stages_of(plan: Launch, tile_bytes: int, shared_bytes: int) -> int:
+    """The plan's stages if the tiles in flight fit the shared memory, else 1. Stages decide no bits."""
+    return plan.stages if (plan.stages - 1) * tile_bytes <= shared_bytes else 1
 
 
 def sum_partials(partial_GD: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
     """Sum (D,) of the rows, in an order that depends on their number alone."""
     num_partials, width = partial_GD.shape
     out_D = torch.empty(width, dtype=dtype, device=partial_GD.device)
-    sum_partials_kernel[(triton.cdiv(width, _SUM["BLOCK_D"]),)](
-        partial_GD, out_D, num_partials, width, **_SUM, **Launch().options()
+    sum_partials_kernel[(triton.cdiv(width, SUM["BLOCK_D"]),)](
+        partial_GD, out_D, num_partials, width, **SUM, **Launch().options()
     )
     return out_D
 

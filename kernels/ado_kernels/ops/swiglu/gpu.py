@@ -11,7 +11,7 @@ import triton.language as tl
 from ado_kernels.ops.launch import launch
 from ado_kernels.ops.rows import rows_of
 
-_BLOCK = 2048
+BLOCK = 2048
 
 
 def forward_gpu(gate: torch.Tensor, up: torch.Tensor) -> torch.Tensor:
@@ -19,7 +19,7 @@ def forward_gpu(gate: torch.Tensor, up: torch.Tensor) -> torch.Tensor:
     out = torch.empty(gate.shape, dtype=gate.dtype, device=gate.device)
     (gate_NF, up_NF), num_rows, width = _as_rows(gate, up)
     if out.numel():
-        swiglu_forward_kernel[(num_rows * triton.cdiv(width, _BLOCK),)](
+        swiglu_forward_kernel[(num_rows * triton.cdiv(width, BLOCK),)](
             gate_NF,
             up_NF,
             out,
@@ -27,7 +27,7 @@ def forward_gpu(gate: torch.Tensor, up: torch.Tensor) -> torch.Tensor:
             up_NF.stride(0),
             width,
             ACC=_accumulator(gate),
-            BLOCK=_BLOCK,
+            BLOCK=BLOCK,
             **launch("swiglu", device=gate.device).options(),
         )
     return out
@@ -39,7 +39,7 @@ def backward_gpu(dout: torch.Tensor, gate: torch.Tensor, up: torch.Tensor) -> tu
     dup = torch.empty_like(dgate)
     (dout_NF, gate_NF, up_NF), num_rows, width = _as_rows(dout, gate, up)
     if dgate.numel():
-        swiglu_backward_kernel[(num_rows * triton.cdiv(width, _BLOCK),)](
+        swiglu_backward_kernel[(num_rows * triton.cdiv(width, BLOCK),)](
             dout_NF,
             gate_NF,
             up_NF,
@@ -50,7 +50,7 @@ def backward_gpu(dout: torch.Tensor, gate: torch.Tensor, up: torch.Tensor) -> tu
             up_NF.stride(0),
             width,
             ACC=_accumulator(gate),
-            BLOCK=_BLOCK,
+            BLOCK=BLOCK,
             **launch("swiglu", device=gate.device).options(),
         )
     return dgate, dup

@@ -11,39 +11,43 @@ from ado_kernels import rms_norm, rms_norm_rope
 from ado_kernels.ops.rms_norm_rope import rms_norm_rope_reference
 from ado_model import PRESETS
 from benchmarks.kernels.harness import Bench
+from benchmarks.kernels.passes import Function, Make, Operation
 
 # An H200 (measured, for the count where no GPU is at hand): bytes/s of a copy, FLOP/s of bf16 matmuls.
 H200_RATES = (4.3e12, 790e12)
 BYTES = 2  # of a bf16 number
+SHAPE, SMOKE_SHAPE = (16, 1024, 12, 64), (2, 64, 2, 64)
 
 
 def run_rms_norm_rope(bench: Bench) -> None:
-    """The count for the 124M model, then forward and backward of one layer's queries: fused, apart, compiled."""
+    """The count for the 124M model, then one layer's queries: fused, apart, compiled."""
     rates = (bench.copy_bytes_per_s, bench.matmul_flop_per_s) if bench.on_gpu else H200_RATES
     bench.emit("rms_norm_rope", "124M, share of the step's floor", **step_share(*rates))
-    shape = (2, 64, 2, 64) if bench.smoke else (16, 1024, 12, 64)
+    shape = SMOKE_SHAPE if bench.smoke else SHAPE
     x, dy = (torch.randn(shape, device=bench.device).bfloat16() for _ in range(2))
     weight = torch.ones(shape[-1], device=bench.device)
     angle = torch.rand(shape[1], shape[-1] // 2, device=bench.device)
-    cos, sin = angle.cos(), angle.sin()
-    functions = {
-        "ours": lambda x, w: rms_norm_rope(x, w, cos, sin),
-        "norm, then rope": lambda x, w: _rotate(rms_norm(x, w), cos, sin),
-        "norm, then compiled rope": lambda x, w: _compiled_rotate(rms_norm(x, w), cos, sin),
-        "torch eager": lambda x, w: rms_norm_rope_reference(x, w, cos, sin),
-        "torch.compile": torch.compile(lambda x, w: rms_norm_rope_reference(x, w, cos, sin), fullgraph=True),
-    }
     case = "x".join(map(str, shape))
-    forward = {name: lambda f=f: lambda: f(x, weight) for name, f in functions.items()}
-    bench.compare("rms_norm_rope forward", case, forward, bench.bytes_floor_ms(2 * x.nbytes))
+    operation = Operation("rms_norm_rope", case, (x, weight), (dy,), 2 * x.nbytes, 3 * x.nbytes)
+    operation.compare(bench, implementations(bench, angle.cos(), angle.sin()))
 
-    def backward(function):
-        leaves = [tensor.clone().requires_grad_() for tensor in (x, weight)]
-        y = function(*leaves)
-        return lambda: torch.autograd.grad(y, leaves, dy, retain_graph=True)
 
-    builders = {name: lambda f=f: backward(f) for name, f in functions.items()}
-    bench.compare("rms_norm_rope backward", case, builders, bench.bytes_floor_ms(3 * x.nbytes))
+def implementations(bench: Bench, cos: torch.Tensor, sin: torch.Tensor) -> dict[str, Make]:
+    """Implementations of y(x, weight) for these angles."""
+
+    def reference(x, weight):
+        return rms_norm_rope_reference(x, weight, cos, sin)
+
+    def norm_then(rotate: Function) -> Function:
+        return lambda x, weight: rotate(rms_norm(x, weight), cos, sin)
+
+    return {
+        "ours": lambda: lambda x, weight: rms_norm_rope(x, weight, cos, sin),
+        "norm, then rope": lambda: norm_then(_rotate),
+        "norm, then compiled rope": lambda: norm_then(bench.compiled(_rotate)),
+        "torch.compile": lambda: bench.compiled(reference),
+        "torch eager": lambda: reference,
+    }
 
 
 def step_share(bytes_per_s: float, flop_per_s: float) -> dict[str, float]:
@@ -62,6 +66,3 @@ def _rotate(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tens
     first, second = x.float().chunk(2, dim=-1)
     cos, sin = cos[:, None], sin[:, None]
     return torch.cat((first * cos - second * sin, second * cos + first * sin), dim=-1).to(x.dtype)
-
-
-_compiled_rotate = torch.compile(_rotate, fullgraph=True)

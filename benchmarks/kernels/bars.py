@@ -1,0 +1,70 @@
+"""The bars of the kernels as data, and which of them a run met.
+
+A bar is a limit on one field of one implementation's record: our share of the floor, another's time over ours, our
+peak memory over another's. Others may be faster than ours only as far as a bar below 1 says. Floors are those of the
+card that ran (ceilings.py); the shares were set for an H200 at 4.3 TB/s and 790 TFLOP/s.
+"""
+
+from dataclasses import asdict, dataclass
+
+from benchmarks.kernels.linear_cross_entropy import BAR_SHAPES
+
+
+@dataclass(frozen=True)
+class Bar:
+    """`field` of this implementation's record is at least `limit`, or at most."""
+
+    section: str
+    case: str
+    implementation: str
+    field: str
+    limit: float
+    at_most: bool = False
+
+
+NORM_2048, NORM_4096, GLU = "16384x2048 bfloat16", "16384x4096 bfloat16", "16384x5632 separate"
+LOSS_768, LOSS_2048 = map(str, BAR_SHAPES)
+FORWARD = {"Liger": 0.98, "torch.compile": 1.0, "quack": 0.97}
+BACKWARD = {"Liger": 1.3, "torch.compile": 1.3, "quack": 0.93}
+ADD_FORWARD = {"Liger": 1.0, "torch.compile": 1.0, "quack": 0.95}
+ADD_BACKWARD = {"Liger": 1.3, "torch.compile": 1.0, "quack": 0.95}
+GLU_PASS = {"Liger": 1.0, "torch.compile": 0.99}
+LOSS = {"torch.compile": 1.0, "CCE": 1.3, "quack": 0.9}
+_CASES: tuple[tuple[str, str, float, dict[str, float]], ...] = (
+    # section, case, our share of the floor, the least time of others over ours
+    ("rms_norm forward", NORM_2048, 0.90, FORWARD),
+    ("rms_norm backward", NORM_2048, 0.80, BACKWARD),
+    ("rms_norm forward", NORM_4096, 0.92, FORWARD),
+    ("rms_norm backward", NORM_4096, 0.82, BACKWARD | {"Liger": 1.15}),
+    ("add_rms_norm forward", NORM_2048, 62.4 / 68, ADD_FORWARD),
+    ("add_rms_norm backward", NORM_2048, 62.4 / 75, ADD_BACKWARD),
+    ("add_rms_norm forward", NORM_4096, 124.9 / 136, ADD_FORWARD),
+    ("add_rms_norm backward", NORM_4096, 124.9 / 147, ADD_BACKWARD),
+    ("swiglu forward", GLU, 0.93, GLU_PASS),
+    ("swiglu backward", GLU, 0.93, GLU_PASS),
+    ("linear_cross_entropy", LOSS_768, 0.65, LOSS | {"Liger": 2.0, "F.linear_cross_entropy": 1.5}),
+    ("linear_cross_entropy", LOSS_2048, 0.76, LOSS | {"Liger": 1.3, "F.linear_cross_entropy": 1.2}),
+    ("linear_cross_entropy, loss only", LOSS_768, 0.65, {}),
+    ("linear_cross_entropy, loss only", LOSS_2048, 0.75, {}),
+)
+BARS = (
+    *(Bar(section, case, "ours", "share_of_floor", share) for section, case, share, _ in _CASES),
+    *(
+        Bar(section, case, name, "times_ours", least)
+        for section, case, _, others in _CASES
+        for name, least in others.items()
+    ),
+    Bar("linear_cross_entropy", LOSS_768, "torch.compile", "our_peak_frac", 1 / 3, at_most=True),
+    *(Bar("cost of domains", c, "ours", "share_of_linear_cross_entropy", 0.01, True) for c in (LOSS_768, LOSS_2048)),
+)
+
+
+def verdicts(records: list[dict]) -> list[dict]:
+    """Every bar with the value that the run measured and whether it was met; both None where it was not measured."""
+    by_name = {(r["section"], r["case"], r["implementation"]): r for r in records if "implementation" in r}
+    judged = []
+    for bar in BARS:
+        value = by_name.get((bar.section, bar.case, bar.implementation), {}).get(bar.field)
+        met = None if value is None else bool(value <= bar.limit if bar.at_most else value >= bar.limit)
+        judged.append({**asdict(bar), "value": value, "met": met})
+    return judged

@@ -1,0 +1,107 @@
+"""The scaling-law fit: from NumPy to NumPy by Triton and by Numba with all threads and with one; on the device alone.
+
+"ours" is Triton on a GPU and Numba without one. Laws with 1 % noise. F is compared relative to F + 0.001, because F
+holds the constant -0.001 and may be negative.
+"""
+
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+import numba
+import numpy as np
+import torch
+
+from ado_kernels import scaling_law_fit
+from ado_kernels.fit.problem import FitOptions, FitResult
+from benchmarks.kernels.harness import Bench, judged_ms
+
+SIZES = tuple((num_domains, num_steps) for num_steps in (6000, 600, 60000) for num_domains in (22, 1, 128, 1000))
+REPEAT_BELOW_S = 0.5
+BAR, LEAST_SHARE = 1e-6, 0.99  # of F + 0.001, and of domains: as tests/kernels/test_fit_minimum.py
+
+
+def run_fit(bench: Bench) -> None:
+    """Milliseconds of every way, and Triton's F against Numba's: out of the bars is a failure."""
+    backend = "triton" if bench.on_gpu else "numba"
+    for each in {backend, "numba"}:
+        fit_by(each, *history(2, 300))()  # compiles
+    for num_domains, num_steps in ((2, 300),) if bench.smoke else SIZES:
+        case = f"K={num_domains} T={num_steps}"
+        if bench.out_of_time():
+            bench.emit("fit", case, skipped="out of time")
+            continue
+        counts_T, loss_KT = history(num_domains, num_steps)
+        ours = _timed(bench, case, "ours", fit_by(backend, counts_T, loss_KT))
+        if bench.on_gpu:
+            _device_only(bench, case, counts_T, loss_KT)
+            judge(bench, case, above(ours, _timed(bench, case, "Numba", fit_by("numba", counts_T, loss_KT))))
+        with one_thread():
+            _timed(bench, case, "Numba, one thread", fit_by("numba", counts_T, loss_KT))
+
+
+def fit_by(backend: str, counts_T: np.ndarray, loss_KT: np.ndarray) -> Callable[[], FitResult]:
+    """The fit as a call."""
+    return lambda: scaling_law_fit(counts_T, loss_KT, backend=backend)
+
+
+def history(num_domains: int, num_steps: int) -> tuple[np.ndarray, np.ndarray]:
+    """Counts (T,) and losses (K, T)."""
+    generator = np.random.default_rng(0)
+    counts_T = np.arange(1, num_steps + 1) * 256.0
+    loss_KT = 2.0 + 3.0 * counts_T ** -generator.uniform(0.1, 0.5, (num_domains, 1))
+    return counts_T, loss_KT * np.exp(0.01 * generator.standard_normal(loss_KT.shape))
+
+
+def above(one: FitResult, other: FitResult) -> np.ndarray:
+    """(K,) by how much F of `one` exceeds that of `other`, relative to F + 0.001; NaN where one of them failed."""
+    return (one.objective - other.objective) / (other.objective + 0.001)
+
+
+def judge(bench: Bench, case: str, above_K: np.ndarray) -> None:
+    """Records how Triton's F compares; too few domains within the bar fail the run."""
+    share = float(np.mean(above_K <= BAR))
+    bench.emit("fit", f"{case} F", worst_above_numba=float(np.max(above_K)), within_bar_frac=share, bar=BAR)
+    if share < LEAST_SHARE:
+        bench.failed.append(f"fit, {case}: Triton's F is within {BAR} of Numba's in {share:.1%} of domains")
+
+
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """Runs the body with Numba's fit on one thread."""
+    threads = numba.config.NUMBA_NUM_THREADS
+    numba.config.NUMBA_NUM_THREADS = 1
+    try:
+        yield
+    finally:
+        numba.config.NUMBA_NUM_THREADS = threads
+
+
+def _timed(bench: Bench, case: str, name: str, call: Callable[[], FitResult]) -> FitResult:
+    """What the call returned; its median wall time of three is recorded, of one where that is long."""
+    seconds: list[float] = []
+    while not seconds or (len(seconds) < 3 and seconds[0] < REPEAT_BELOW_S):
+        start = time.perf_counter()
+        found = call()
+        seconds.append(time.perf_counter() - start)
+    _emit(bench, case, name, {"ms": float(np.median(seconds)) * 1e3}, len(found.objective))
+    return found
+
+
+def _device_only(bench: Bench, case: str, counts_T: np.ndarray, loss_KT: np.ndarray) -> None:
+    """From tensors on the device to tensors on the device, by events and by a graph's replay."""
+    from ado_kernels.fit.triton_fit import fit_on_device
+
+    counts, losses = torch.from_numpy(counts_T).to(bench.device), torch.from_numpy(loss_KT).to(bench.device)
+
+    def call() -> torch.Tensor:
+        return fit_on_device(counts, losses, FitOptions())
+
+    _emit(bench, case, "on the device alone", {"ms": bench.time_ms(call), **bench.graph_ms(call)}, len(loss_KT))
+
+
+def _emit(bench: Bench, case: str, name: str, times: dict, num_domains: int) -> None:
+    ours = times if name == "ours" else bench.find("fit", case)
+    ratio = judged_ms(times) / judged_ms(ours)
+    per_domain = judged_ms(times) / num_domains
+    bench.emit("fit", case, implementation=name, **times, times_ours=ratio, ms_per_domain=per_domain)

@@ -1,0 +1,58 @@
+"""Where the GPU tests run, and how they compare. On a GPU: every shape, on it. Without one: a few small shapes on the
+CPU's operations, so that the tests themselves are known to work before a GPU sees them.
+"""
+
+import pytest
+import torch
+
+from ado_kernels.ops.launch import METHODS
+
+ON_GPU = torch.cuda.is_available()
+DEVICE = "cuda" if ON_GPU else "cpu"
+# Of linear_cross_entropy: "exponentials" needs tensor descriptors, hence sm_90.
+METHODS_HERE = METHODS if ON_GPU and torch.cuda.get_device_capability() >= (9, 0) else METHODS[:1]
+gpu_only = pytest.mark.skipif(not ON_GPU, reason="needs a CUDA GPU")
+# Half a unit of the last place, with room for a tie; float32 sums over a row in lanes stay below 1e-5.
+ROUNDING = {torch.float32: 1e-5, torch.float16: 2**-10.5, torch.bfloat16: 2**-7.5}
+
+
+def each(name, every, few):
+    """Parametrises: with `every` on a GPU, with `few` without."""
+    return pytest.mark.parametrize(name, every if ON_GPU else few)
+
+
+def draw(*shape, dtype=torch.float32):
+    return torch.randn(*shape, device=DEVICE).to(dtype)
+
+
+def run(function, inputs, leaves, seeds=None):
+    """Outputs, then gradients of the first `leaves` inputs."""
+    inputs = [tensor.detach().requires_grad_(i < leaves) for i, tensor in enumerate(inputs)]
+    outputs = function(*inputs)
+    outputs = list(outputs) if isinstance(outputs, tuple) else [outputs]
+    differentiable = [output for output in outputs if output.requires_grad]
+    seeds = [seed.to(out.dtype) for seed, out in zip(seeds or [], differentiable, strict=False)] or None
+    return [*outputs, *torch.autograd.grad(differentiable, inputs[:leaves], seeds)] if leaves else outputs
+
+
+def wide(inputs):
+    """The same rounded numbers in float64."""
+    return [tensor.double() if tensor.is_floating_point() else tensor for tensor in inputs]
+
+
+def assert_close(ours, expected, tolerance, noise=1e-5):
+    """Each entry within `tolerance` of itself, or `noise` of the largest: what sums leave where terms cancel."""
+    for one, other in zip(ours, expected, strict=True):
+        scale = other.detach().double().abs().max().item() if other.numel() else 0.0
+        torch.testing.assert_close(
+            one.detach().double(), other.detach().double(), rtol=tolerance, atol=noise * scale, equal_nan=True
+        )
+
+
+def assert_rows_close(ours, expected, whole, row):
+    """|ours - expected| within `whole` of |expected| over all rows, within `row` in each; rows of zeros exactly."""
+    ours, expected = ours.double(), expected.double()
+    errors, norms = (ours - expected).norm(dim=1), expected.norm(dim=1)
+    assert errors[norms == 0].eq(0).all(), "a row that must be zero is not"
+    assert errors.norm() <= whole * norms.norm(), f"off by {errors.norm() / norms.norm():.1e}"
+    assert (errors <= row * norms).all(), f"a row is off by {(errors / norms.clamp(min=1e-300)).max():.1e}"

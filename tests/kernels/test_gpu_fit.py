@@ -1,0 +1,123 @@
+"""The fit on a real GPU reaches the minima that the CPU's does: golden records, hard histories, a CUDA graph.
+
+Bars: those of test_fit_minimum.py, and F written out in float64 within 1e-12. Without a GPU the same tests run on the
+CPU's fit, on less.
+"""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+
+from ado_kernels import scaling_law_fit
+from ado_kernels.fit.problem import FitOptions, objective
+from ado_kernels.fit.smoothing import prepare
+from tests.kernels.devices import ON_GPU, each, gpu_only
+from tests.kernels.test_fit_minimum import AS_IS, BAR, CASES, PAST, filled, histories
+
+pytestmark = [pytest.mark.gpu] if ON_GPU else []
+BACKEND = "triton" if ON_GPU else "numba"
+
+
+def assert_objective_is_written_out(found, counts_T, loss_KT, options):
+    """F at the parameters, in plain NumPy: both sum the same thousands of terms in float64."""
+    kept = np.log(counts_T[options.ignore_steps :: options.every])
+    smooth_KM = prepare(loss_KT, options)
+    for k in range(len(loss_KT)):
+        plain = objective(found.theta[k], kept, np.log(smooth_KM[k]), options.delta)
+        assert found.objective[k] == pytest.approx(plain, abs=1e-12)
+
+
+@each("case", CASES, CASES[:1])
+def test_golden_minima(shared, case):
+    record = np.load(shared / "golden" / f"{case}.npz")
+    known = np.load(shared / "golden" / "objective" / f"{case}.npz")
+    meta = json.loads(str(record["meta"]))
+    loss_TK = filled(record["loss"], record["counts"])
+    counts_T = meta["B"] * np.arange(1, len(loss_TK) + 1.0)
+    options = FitOptions(ignore_steps=meta["ignore_steps"])
+    above_best, above_reference = [], []
+    for refit, step in enumerate(record["refit_step"]):
+        if record["refit_points"][refit] < 50:
+            continue
+        history = counts_T[: step + 1], np.ascontiguousarray(loss_TK[: step + 1].T)
+        found = scaling_law_fit(*history, options, BACKEND)
+        assert (found.num_points == record["refit_points"][refit]).all()
+        assert_objective_is_written_out(found, *history, options)
+        for above, name in ((above_best, "objective_best"), (above_reference, "objective_reference")):
+            above.append((found.objective - known[name][refit]) / (known[name][refit] + 0.001))
+    assert np.mean(np.concatenate(above_best) <= BAR) >= 0.99
+    assert np.concatenate(above_reference).max() <= BAR
+
+
+@each("num_points", [60, 240, 3000, 30000], [60])
+@pytest.mark.parametrize("options", [AS_IS, FitOptions()], ids=["as they are", "smoothed"])
+def test_hard_histories_are_not_above_the_cpu(num_points, options):
+    """Flat, rising, spiky, heavy-tailed, bent, with a bump."""
+    counts_T, loss_KT, names = histories(num_points)
+    found, cpu = (scaling_law_fit(counts_T, loss_KT, options, backend) for backend in (BACKEND, "numba"))
+    assert_objective_is_written_out(found, counts_T, loss_KT, options)
+    assert (found.num_points == cpu.num_points).all()
+    for k, name in enumerate(names):
+        assert found.objective[k] <= cpu.objective[k] + BAR * (cpu.objective[k] + 0.001), name
+    # The GPU takes the lower of the two middle residuals of an even number, NumPy their mean.
+    np.testing.assert_allclose(found.residual_scale, cpu.residual_scale, rtol=0.2)
+
+
+@pytest.mark.parametrize("case", PAST)
+def test_minima_past_a_kink(case):
+    """A wide Huber loss lets the data push through a penalty."""
+    parameter, kink, law, ends = PAST[case]
+    counts_T = np.geomspace(*ends, 1500)
+    noise_T = 1.0 + 1e-3 * np.random.default_rng(4).standard_normal(1500)
+    loss_T = np.exp(np.logaddexp(law[0] - law[2] * np.log(counts_T), law[1])) * noise_T
+    options = FitOptions(smooth_window=0, every=1, delta=0.3)
+    found, cpu = (scaling_law_fit(counts_T, loss_T[None], options, backend) for backend in (BACKEND, "numba"))
+    assert found.objective[0] <= cpu.objective[0] + BAR * (cpu.objective[0] + 0.001)
+    assert abs(found.theta[0, parameter] - kink) > 0.01
+    assert found.at_bound[0, parameter]
+
+
+def test_missing_points_late_domains_and_domains_without_any():
+    counts_T, loss_KT, _ = histories(600)
+    loss_KT[0, 5:40] = np.nan
+    loss_KT[1, :500] = np.nan
+    loss_KT[2] = np.nan
+    loss_KT[3, ::7] = [np.inf, -1.0, 0.0] * 28 + [np.inf, -1.0]
+    found, cpu = (scaling_law_fit(counts_T, loss_KT, FitOptions(), backend) for backend in (BACKEND, "numba"))
+    assert (found.num_points == cpu.num_points).all()
+    assert found.valid.tolist() == cpu.valid.tolist() == [True, True, False] + [True] * 5
+    kept = cpu.valid
+    assert (found.objective[kept] <= cpu.objective[kept] + BAR * (cpu.objective[kept] + 0.001)).all()
+
+
+@gpu_only
+def test_a_cuda_graph_fits_new_losses():
+    """Nothing waits for the device: recorded on one history, replayed on another, the same numbers as at once."""
+    from ado_kernels.fit.triton_fit import fit_on_device
+
+    counts_T, loss_KT, _ = histories(600)
+    counts, held, fresh = (torch.from_numpy(value).cuda() for value in (counts_T, loss_KT, loss_KT[::-1].copy()))
+    options = FitOptions()
+    expected = fit_on_device(counts, fresh, options)
+    graph = torch.cuda.CUDAGraph()
+    fit_on_device(counts, held, options)
+    torch.cuda.synchronize()
+    with torch.cuda.graph(graph):
+        captured = fit_on_device(counts, held, options)
+    held.copy_(fresh)
+    graph.replay()
+    torch.cuda.synchronize()
+    assert torch.equal(captured, expected)
+
+
+@gpu_only
+@pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two CUDA GPUs")
+def test_tensors_of_another_device_than_the_current_one():
+    from ado_kernels.fit.triton_fit import fit_on_device
+
+    arrays = [torch.from_numpy(value) for value in histories(600)[:2]]
+    one, other = (fit_on_device(*(array.to(f"cuda:{i}") for array in arrays), FitOptions()) for i in (1, 0))
+    assert one.device.index == 1
+    assert torch.equal(one.cpu(), other.cpu())
