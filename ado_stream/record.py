@@ -4,19 +4,22 @@ It is the only thing that training and reporting share. Schema version 1; every 
 in the order of the run line's "domains"; null stands for NaN (a domain absent from the batch). Units: nats, seconds,
 tokens, samples.
 
-    run    version, run_id, created, domains [K], prior [K], policy, policy_options, global_batch_size, seq_len,
-           canonical_nodes, mixture_lag, steps, seed, model {preset, parameters}, tokenizer, vocab_size, world_size,
-           device, versions {package: version}, corpus {path, fingerprint, domains {name: {tokens, samples, bytes}}}
+    run    version, run_id, created, domains [K], prior [K], policy, policy_options, floor (least share that the
+           policy and its guards promise; 0: none), global_batch_size, seq_len, canonical_nodes, mixture_lag, steps,
+           seed, model {preset, parameters}, tokenizer, vocab_size, world_size, device, versions {package: version},
+           corpus {path, fingerprint, domains {name: {tokens, samples, bytes}}}
     step   step, loss (mean over the batch's tokens), domain_loss [K], domain_tokens [K], samples [K] (of the global
            batch), mixture [K] (in force at this step), lr, grad_norm, tokens_per_s,
            time_s {data, forward_backward, optimizer, policy, checkpoint, total}
     fit    step, n (samples drawn so far, all domains; a list [K] when domains count their own), log_beta [K],
-           log_eps [K], alpha [K], objective [K], valid [K]
+           log_eps [K], alpha [K], objective [K], valid [K] (false: the law is an earlier refit's, null: there is none),
+           at_bound [K][3] (log_beta, log_eps, alpha), residual_scale [K] (median |log loss - log law|), num_points [K]
+    health step (of a refit, failed ones too), health {} (the policy's health() after it)
     eval   step, split, loss (mean over tokens), domain_loss [K], domain_tokens [K], domain_bytes [K] or null
     event  step, name (resume, checkpoint, skip, stop, done, ...), detail {}
 
-A resumed run drops the step, fit, eval and event lines from its first step on, then appends; so a record never holds
-a step twice. Files with a torn last line (power cut) are read up to it.
+A resumed run drops the step, fit, health, eval and event lines from its first step on, then appends; so a record never
+holds a step twice. Files with a torn last line (power cut) are read up to it.
 """
 
 import json
@@ -30,7 +33,7 @@ from ado_stream.errors import DataError, NotFound
 
 VERSION = 1
 FILE_NAME = "record.jsonl"
-KINDS = ("run", "step", "fit", "eval", "event")
+KINDS = ("run", "step", "fit", "health", "eval", "event")
 
 
 def _plain(value: Any) -> Any:

@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from ado_stream.cli.options import picture_path
 from ado_stream.errors import ConfigError, DataError
 from ado_stream.policy.laws import FitConfig, ScalingLawFit, fit_scaling_laws, prepare_history
 
@@ -41,16 +42,22 @@ def run(args: argparse.Namespace) -> None:
     """Fits every domain of the file, prints a table or JSON, draws if asked to."""
     if args.batch_size < 1:
         raise ConfigError(f"--batch-size must be 1 or more, got {args.batch_size}")
+    plot = picture_path(args.plot) if args.plot else None
     names, samples_T, losses_KT = read_losses(args.losses, args.batch_size)
     config = FitConfig(smooth_window=args.smooth_window, ignore_steps=args.ignore_steps, every=args.every)
+    if args.ignore_steps >= len(samples_T):
+        raise ConfigError(
+            f"--ignore-steps {args.ignore_steps} leaves none of the {len(samples_T)} rows of {args.losses} to fit; "
+            f"expected at most {len(samples_T) - 1}."
+        )
     fit = fit_scaling_laws(samples_T, losses_KT, config, args.backend)
     rows = law_rows(names, fit, 2.0 * samples_T[-1])
     if args.json:
         print(json.dumps({"predicted_at_samples": 2.0 * samples_T[-1], "domains": rows}, allow_nan=False))
     else:
         print_laws(rows)
-    if args.plot:
-        draw_laws(args.plot, names, samples_T[config.kept], prepare_history(losses_KT, config), fit)
+    if plot:
+        draw_laws(plot, names, samples_T[config.kept], prepare_history(losses_KT, config), fit)
 
 
 def read_losses(path: Path, batch_size: int = 1) -> tuple[list[str], np.ndarray, np.ndarray]:
@@ -103,6 +110,7 @@ def law_rows(names: list[str], fit: ScalingLawFit, samples: float) -> list[dict[
             "beta": known(np.exp(fit.log_beta[k])),
             "alpha": known(fit.alpha[k]),
             "objective": known(fit.objective[k]),
+            "residual_scale": known(fit.residual_scale[k]),
             "at_bound": [bound for bound, at in zip(BOUNDS, fit.at_bound[k], strict=True) if at],
             "points": int(fit.num_points[k]),
             "predicted_loss": known(predicted_K[k]),
@@ -112,15 +120,15 @@ def law_rows(names: list[str], fit: ScalingLawFit, samples: float) -> list[dict[
 
 
 def print_laws(rows: list[dict[str, Any]]) -> None:
-    """The laws L(n) = eps + beta n^-alpha as a table; n in samples."""
+    """The laws L(n) = eps + beta n^-alpha as a table; n in samples, residual the median |log loss - log law|."""
     from rich.console import Console
     from rich.table import Table
 
     table = Table("domain", box=None)
-    for title in ("eps", "beta", "alpha", "objective", "points", "at bound", "loss at 2x data"):
+    for title in ("eps", "beta", "alpha", "objective", "residual", "points", "at bound", "loss at 2x data"):
         table.add_column(title, justify="right")
     for row in rows:
-        numbers = [row[key] for key in ("eps", "beta", "alpha", "objective")]
+        numbers = [row[key] for key in ("eps", "beta", "alpha", "objective", "residual_scale")]
         cells = ["-" if value is None else f"{value:.4g}" for value in numbers]
         loss = row["predicted_loss"]
         cells += [f"{row['points']:,}", ", ".join(row["at_bound"]) or "no", "-" if loss is None else f"{loss:.4f}"]
@@ -133,8 +141,6 @@ def draw_laws(path: Path, names: list[str], samples_M: np.ndarray, losses_KM: np
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    if not path.parent.is_dir():
-        raise ConfigError(f"--plot {path}: the folder {path.parent} does not exist")
     num_columns = min(4, math.ceil(math.sqrt(len(names))))
     num_rows = math.ceil(len(names) / num_columns)
     figure = Figure(figsize=(3.4 * num_columns + 0.6, 2.5 * num_rows + 0.6), layout="constrained")

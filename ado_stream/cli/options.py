@@ -1,5 +1,7 @@
-"""Options of a policy as the command line gives them: K=V words to typed values."""
+"""Options that several verbs share, checked before anything is computed: a policy's K=V words, a picture's path."""
 
+import os
+from pathlib import Path
 from typing import Any
 
 from ado_stream.errors import ConfigError
@@ -19,3 +21,13 @@ def plain_options(words: list[str]) -> dict[str, Any]:
         raise ConfigError(f"--option {words}: not KEY=VALUE in YAML ({' '.join(str(error).split())}).") from None
     assert isinstance(options, dict)
     return {str(key): value for key, value in options.items()}
+
+
+def picture_path(path: str | Path) -> Path:
+    """The path of --plot FILE. Raises ConfigError when the folder cannot be written, or its ending is no picture's."""
+    path = Path(path)
+    if not path.parent.is_dir() or not os.access(path.parent, os.W_OK):
+        raise ConfigError(f"--plot {path}: the folder {path.parent} does not exist or cannot be written.")
+    if path.is_dir() or path.suffix not in (".png", ".pdf", ".svg"):
+        raise ConfigError(f"--plot {path}: expected a file that ends in .png, .pdf or .svg.")
+    return path

@@ -1,17 +1,23 @@
 """The mixture that another policy would have chosen, given the losses that a run recorded.
 
-An open loop: the losses stay those of the recorded mixture.
+An open loop: the losses stay those of the recorded mixture. The run's own policy starts from its recorded options,
+which --option changes one by one, and keeps its guards; any other has the options given, and no guards.
 """
 
 import argparse
 import json
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from ado_stream.cli.options import plain_options
-from ado_stream.policy.registry import make_policy
+from ado_stream.cli.options import picture_path, plain_options
+from ado_stream.errors import ConfigError
+from ado_stream.policy.base import Policy
+from ado_stream.policy.registry import RunFacts, make_run_policy
 from ado_stream.policy.replay import check_complete, replay
+
+if TYPE_CHECKING:
+    from ado_stream.report.data import Run
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -27,19 +33,22 @@ def run(args: argparse.Namespace) -> int:
     """Feeds the record to the policy; prints a table or JSON, draws when asked."""
     from ado_stream.report.data import load_runs
 
-    (recorded,) = load_runs([args.run])
+    plot = picture_path(args.plot) if args.plot else None
+    recorded, *others = load_runs([args.run])
+    if others:
+        raise ConfigError(f"{args.run} holds {1 + len(others)} runs; name one of them, such as {recorded.path}.")
     check_complete(recorded.step_S, str(recorded.path))
-    options = plain_options(args.option)
-    if args.policy == "ado":
-        options.setdefault("total_steps", recorded.planned_steps)
-    policy = make_policy(args.policy, dict(zip(recorded.domains, recorded.prior_K.tolist(), strict=True)), **options)
-    lag = recorded.about.get("mixture_lag", 0)
-    mixture_SK = replay(policy, recorded.domain_loss_SK, recorded.samples_SK, lag)
+    options = dict(recorded.about.get("policy_options") or {}) if args.policy == recorded.about.get("policy") else {}
+    guards = options.pop("guards", [])
+    options |= plain_options(args.option)
+    policy, lag = _policy(recorded, args.policy, options, guards), recorded.about.get("mixture_lag", 0)
+    mixture_SK = replay(policy, recorded.domain_loss_SK, recorded.samples_SK, lag, recorded.mixture_SK[0])
     drawn_K = recorded.samples_SK.sum(axis=0) / recorded.samples_SK.sum()
     summary = {
         "run": str(recorded.path),
         "policy": args.policy,
         "options": options,
+        "guards": guards,
         "steps": len(mixture_SK),
         "domains": list(recorded.domains),
         "drawn": drawn_K.tolist(),
@@ -51,14 +60,24 @@ def run(args: argparse.Namespace) -> int:
         print(json.dumps({**summary, "mixture": mixture_SK.tolist()}))
     else:
         _print(summary, recorded)
-    if args.plot:
-        _draw(recorded, replace(recorded, label=f"{args.policy} on {recorded.label}", mixture_SK=mixture_SK), args.plot)
+    if plot:
+        _draw(recorded, replace(recorded, label=f"{args.policy} on {recorded.label}", mixture_SK=mixture_SK), plot)
         if not args.json:
-            print(f"drawn: {args.plot}")
+            print(f"drawn: {plot}")
     return 0
 
 
-def _print(summary: dict[str, Any], recorded: Any) -> None:
+def _policy(recorded: "Run", name: str, options: dict[str, Any], guards: list[dict[str, Any]]) -> Policy:
+    """The policy as training would have made it in the recorded run."""
+    about = recorded.about
+    corpus = (about.get("corpus") or {}).get("domains") or {}
+    sizes = {domain: size["samples"] for domain, size in corpus.items()}
+    prior = dict(zip(recorded.domains, recorded.prior_K.tolist(), strict=True))
+    run = RunFacts(recorded.planned_steps, about.get("global_batch_size"), about.get("mixture_lag", 0), sizes or None)
+    return make_run_policy(name, prior, options, guards, run)
+
+
+def _print(summary: dict[str, Any], recorded: "Run") -> None:
     print(
         f"{summary['steps']:,} steps of {recorded.label} (policy {recorded.about.get('policy')}), "
         f"replayed with {summary['policy']}; shares in %\n"
@@ -69,11 +88,11 @@ def _print(summary: dict[str, Any], recorded: Any) -> None:
         print(f"{name[:24]:<24}{100 * prior:9.2f}{100 * drawn:9.2f}{100 * mean:9.2f}{100 * end:12.2f}")
 
 
-def _draw(recorded: Any, replayed: Any, path: str) -> None:
+def _draw(recorded: "Run", replayed: "Run", path: Path) -> None:
     from ado_stream.report.mixture import draw_mixture
     from ado_stream.report.style import colors_of, styled
 
     with styled():
         plot = draw_mixture([recorded, replayed], colors_of(recorded.domains))
         assert plot is not None, "every step has a mixture"
-        plot.figure.savefig(Path(path))
+        plot.figure.savefig(path)

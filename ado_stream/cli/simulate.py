@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from ado_stream.cli.options import plain_options
+from ado_stream.cli.options import picture_path, plain_options
 from ado_stream.errors import ConfigError, NotFound
 from ado_stream.policy.simulate import Outcome, Spec, read_spec, simulate
 from ado_stream.policy.worlds import default_spec
@@ -31,6 +31,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Simulates every policy, prints a table or JSON, draws."""
+    plot = picture_path(args.plot or "simulate.png") if args.plot or not args.json else None
     spec = read_spec(_given(args))
     outcomes = {label: simulate(spec, spec.make(label)) for label in spec.policies}
     summary = summarise(spec, outcomes)
@@ -38,9 +39,8 @@ def run(args: argparse.Namespace) -> int:
         print(json.dumps(summary, indent=1))
     else:
         _print(spec, summary)
-    plot = args.plot or (None if args.json else "simulate.png")
     if plot:
-        _draw(spec, outcomes, Path(plot))
+        _draw(spec, outcomes, plot)
         if not args.json:
             print(f"drawn: {plot}")
     return 0

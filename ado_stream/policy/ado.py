@@ -16,22 +16,24 @@ average. Source: arXiv 2410.11820 and its public implementation at bc3d8d0; the 
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from ado_stream.errors import PolicyError, ResumeError
+from ado_stream.errors import ConfigError, PolicyError, ResumeError
 from ado_stream.policy.base import Bools, Floats, Ints, Policy
 from ado_stream.policy.clip import raise_to_floor, reference_clip
 from ado_stream.policy.config import AdoConfig
 from ado_stream.policy.history import LossHistory
-from ado_stream.policy.laws import FitConfig, ScalingLawFit, fit_scaling_laws
+from ado_stream.policy.laws import FitConfig, ScalingLawFit, check_backend, fit_scaling_laws
 from ado_stream.policy.weights import Weights
 
 Fitter = Callable[[Floats, Floats, FitConfig], ScalingLawFit]
 
 _LAW = ("log_beta", "log_eps", "alpha")
+_OF_FIT = (*_LAW, "objective", "residual_scale", "num_points")  # kept together when a law is held
 _LEAST_GAP = 1e-3  # nats; below it a residual is not measured in units of the gap
 _log = logging.getLogger(__name__)
 
@@ -41,7 +43,9 @@ class AdoPolicy(Policy):
 
     prior: (K,) weights or {name: weight}. config: see AdoConfig. fitter(counts, losses, config) -> ScalingLawFit:
     counts (M,) or (K, M) samples so far, losses (K, M) nats; default `fit_scaling_laws`. total_steps: the run's length,
-    which caps the default schedule. Raises ConfigError for settings that cannot work.
+    which caps the default schedule. Raises ConfigError for settings that cannot work and a fit backend that is not
+    there; whatever a fitter raises later is logged and counted, and the laws are kept. `fit` then holds laws with
+    `valid` False: those of an earlier refit.
     """
 
     kind = "ado"
@@ -57,7 +61,9 @@ class AdoPolicy(Policy):
         super().__init__(prior)
         self.config = config or AdoConfig()
         self.plan = self.config.plan(self.num_domains, total_steps)
-        self._fitter = fitter or fit_scaling_laws
+        if not (fitter is None or callable(fitter)):
+            raise ConfigError(f"ado: fitter is {fitter!r:.60}; expected a function of counts, losses and FitConfig.")
+        self._fitter = fitter or _own_fitter(self.config.fit_backend)
         self._history = LossHistory(self.num_domains, own_counts=not self.config.shared_count)
         self._samples = 0.0
         self._num_refits = 0
@@ -65,6 +71,11 @@ class AdoPolicy(Policy):
         self._start_K = self._floored(self.prior_K)
         self._mixture_K = self._start_K
         self._use_laws()
+
+    @property
+    def floor(self) -> float:
+        """The floor in force, where it is exact."""
+        return self.plan.floor if self.config.floor_rule == "exact" else 0.0
 
     def health(self) -> dict[str, Any]:
         """Adds to the base's: refits, failed refits, laws held per domain because its fit failed, which parameters
@@ -98,8 +109,8 @@ class AdoPolicy(Policy):
             "average": self.prior_K.copy(),
             "samples": zero_K.copy(),
             "observed": absent_K.copy(),
-            **{name: absent_K.copy() for name in _LAW},
-            "objective": absent_K.copy(),
+            **{name: absent_K.copy() for name in _OF_FIT},
+            "num_points": np.zeros(self.num_domains, dtype=np.int64),
             "valid": np.zeros(self.num_domains, dtype=bool),
             "held": np.zeros(self.num_domains, dtype=np.int64),
             "error_sum": zero_K.copy(),
@@ -122,17 +133,19 @@ class AdoPolicy(Policy):
         self._history.record(samples, loss_K, count_K, seen_K)
         if self.step < self.plan.start_step:
             return self._start_K
-        due = self.step % self.plan.interval == 0
-        if due:
-            self._refit()
+        gap_K, predicted_K = self._forecast(samples)
+        self._judge(loss_K, seen_K, predicted_K)  # before a refit, which knows this step's losses
+        if self.step % self.plan.interval == 0 and self._refit():
+            gap_K, predicted_K = self._forecast(samples)
         if self._no_law:
             return self._start_K
-        gap_K = np.exp(memory["log_beta"] - memory["alpha"] * np.log(samples))
-        predicted_K = gap_K + self._eps_K
-        if not due:  # at a refit this step's losses are in the fit already: no forecast to judge
-            self._judge(loss_K, seen_K, predicted_K)
         mixture_K = self._mix(self._preference(gap_K, predicted_K, samples))
         return mixture_K if self.step % config.hold_steps == 0 else self._mixture_K
+
+    def _forecast(self, samples: float | Floats) -> tuple[Floats, Floats]:
+        """L(n) - eps and L(n) of the laws in force; NaN where there is none."""
+        gap_K = np.exp(self.memory["log_beta"] - self.memory["alpha"] * np.log(samples))
+        return gap_K, gap_K + self._eps_K
 
     def _preference(self, gap_K: Floats, predicted_K: Floats, samples: float | Floats) -> Floats:
         """rho: speed x prior x credit over its sum. A number of samples shared by all cancels and is left out."""
@@ -177,32 +190,35 @@ class AdoPolicy(Policy):
 
     # Laws ------------------------------------------------------------------------------------------------------
 
-    def _refit(self) -> None:
-        """New laws where the fit is good; the others keep theirs, counted."""
+    def _refit(self) -> bool:
+        """Whether there are new laws: where the fit is good; the other domains keep theirs, counted."""
+        memory, history, plan = self.memory, self._history, self.plan
+        ignored_rows = -(-plan.ignore_steps // history.stride)
+        if len(range(ignored_rows, history.rows, plan.fit.every)) < plan.min_points:
+            return False
         self._close_interval()
-        counts, loss_KM = self._history.points()
-        ignored_rows = -(-self.plan.ignore_steps // self._history.stride)
-        if self._history.rows <= ignored_rows:
-            return
+        self.attempt_step = self.step
         try:
-            fit = self._fitter(counts, loss_KM, replace(self.config.fit, ignore_steps=ignored_rows))
-        except (PolicyError, ArithmeticError, ValueError, RuntimeError) as error:
+            fit = self._fitter(*history.points(), replace(plan.fit, ignore_steps=ignored_rows))
+            if fit.alpha.shape != self.prior_K.shape:
+                raise PolicyError(f"the fitter gave laws of {fit.alpha.size} domains, not {self.num_domains}")
+        except Exception as error:  # threads, compilers and drivers raise types of their own, and none may end a run
             _log.warning("step %d: the fit failed (%s: %s); all laws are kept", self.step, type(error).__name__, error)
             self._num_failed += 1
-            self.memory["held"] += 1
-            return
-        found_KP = np.stack([np.asarray(getattr(fit, name), dtype=np.float64) for name in _LAW], axis=1)
-        good_K = np.asarray(fit.valid, dtype=bool) & np.isfinite(found_KP).all(axis=1)
-        self.memory["objective"], self.memory["valid"] = np.array(fit.objective), good_K
-        for index, name in enumerate(_LAW):
-            self.memory[name] = np.where(good_K, found_KP[:, index], self.memory[name])
-        self.memory["held"] += ~good_K
+            memory["held"] += 1
+            return False
+        good_K = fit.valid & np.isfinite([fit.log_beta, fit.log_eps, fit.alpha]).all(axis=0)
+        for name in _OF_FIT:
+            memory[name] = np.where(good_K, getattr(fit, name), memory[name])
+        memory["valid"] = good_K
+        memory["held"] += ~good_K
         if not good_K.all():
             bad = [label for label, good in zip(self.labels, good_K, strict=True) if not good]
             _log.warning("step %d: no good fit for %s; the last law is kept", self.step, ", ".join(bad))
         self.fit_step = self.step
         self._num_refits += 1
         self._use_laws()
+        return True
 
     def _use_laws(self) -> None:
         """What follows from the laws in `memory`, computed once per refit or load."""
@@ -213,10 +229,12 @@ class AdoPolicy(Policy):
         self._eps_K = np.exp(memory["log_eps"])
         self._max_alpha_K = np.maximum(memory["alpha"], self.config.min_alpha)
         if self.fit_step is not None:
-            self.fit = ScalingLawFit(**{name: memory[name] for name in (*_LAW, "objective", "valid")})
+            self.fit = ScalingLawFit(**{name: memory[name] for name in (*_OF_FIT, "valid")})
 
     def _judge(self, loss_K: Floats, seen_K: Bools, predicted_K: Floats) -> None:
         """Adds observed / predicted - 1 of this step to the interval's sums."""
+        if self._no_law:
+            return
         judged_K = seen_K if self._all_laws else seen_K & self._has_law_K
         error_K = np.where(judged_K, loss_K / predicted_K - 1.0, 0.0)
         self.memory["error_sum"] += error_K
@@ -239,22 +257,29 @@ class AdoPolicy(Policy):
             "num_refits": self._num_refits,
             "num_failed": self._num_failed,
             "fit_step": self.fit_step,
+            "attempt_step": self.attempt_step,
             "history": self._history.state_dict(),
         }
 
     def _load_extra(self, saved: Mapping[str, Any], source_K: Ints, names: Sequence[str] | None) -> None:
         try:
-            samples, fit_step = float(saved["samples"]), saved["fit_step"]
+            samples, fit_step, attempt_step = float(saved["samples"]), saved["fit_step"], saved["attempt_step"]
             num_refits, num_failed, history = int(saved["num_refits"]), int(saved["num_failed"]), saved["history"]
         except (TypeError, KeyError, ValueError) as error:
             raise ResumeError(f"policy state: a number is missing or wrong ({error}).") from None
         self._history.load_state_dict(history, source_K)
-        self._samples, self._num_refits, self._num_failed, self.fit_step = samples, num_refits, num_failed, fit_step
+        self._samples, self._num_refits, self._num_failed = samples, num_refits, num_failed
+        self.fit_step, self.attempt_step = fit_step, attempt_step
 
     def _after_load(self, same_domains: bool) -> None:
         self._use_laws()
         if not same_domains:
             self._mixture_K = self._floored(self._mixture_K)
+
+
+def _own_fitter(backend: str) -> Fitter:
+    check_backend(backend)
+    return partial(fit_scaling_laws, backend=backend)
 
 
 def _or_none(value: float) -> float | None:

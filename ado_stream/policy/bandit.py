@@ -4,8 +4,9 @@
     paper: R_i <- 0.9 R_i + 0.1 l_i / p_i for sampled i,      p_i = (1 - K e_t) softmax(e_{t-1} R)_i + e_t
     code:  R_i <- 0.9 R_i + 0.1 exp(l_i),                     p_i = (1 - K e_t) R_i / sum R + e_t
 
-p_i is the mixture this policy gave last. Invariant: every share is at least e_t. The code form's R overflows for losses
-above 709 nats, so its logarithm is kept; the paper form's exponents are shifted by their maximum.
+p_i is the mixture that the batch was drawn with: what this policy gave `mixture_lag` steps before its last one (of what
+a guard around it changed it knows nothing). Invariant: every share is at least e_t. The code form's R overflows for
+losses above 709 nats, so its logarithm is kept; the paper form's exponents are shifted by their maximum.
 """
 
 import math
@@ -14,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from ado_stream.policy.base import Bools, Floats, Policy
+from ado_stream.policy.checks import whole
 from ado_stream.policy.weights import Weights
 
 _KEEP = 0.9
@@ -35,20 +37,35 @@ class _Bandit(Policy):
 
 
 class Odm(_Bandit):
-    """ODM as the paper states it: EXP3 with importance-weighted, averaged rewards."""
+    """ODM as the paper states it: EXP3 with importance-weighted, averaged rewards.
+
+    mixture_lag: steps that a mixture takes from here to the draw; training fills it in.
+    """
 
     kind = "odm"
 
+    def __init__(self, prior: Weights, mixture_lag: int = 0):
+        self.shares = tuple(f"given{age}" for age in range(whole("odm: mixture_lag", mixture_lag), -1, -1))
+        super().__init__(prior)
+
     def _initial(self) -> dict[str, Any]:
-        return {**super()._initial(), "reward": np.zeros(self.num_domains)}
+        uniform_K = np.full(self.num_domains, 1.0 / self.num_domains)
+        return {
+            **super()._initial(),
+            "reward": np.zeros(self.num_domains),
+            **{name: uniform_K.copy() for name in self.shares},  # the mixtures on their way to the draw, oldest first
+        }
 
     def _next_mixture(self, loss_K: Floats, count_K: Floats, seen_K: Bools) -> Floats:
-        reward_K = self.memory["reward"]
-        newest_K = _KEEP * reward_K + (1.0 - _KEEP) * loss_K / self._mixture_K
-        np.copyto(reward_K, newest_K, where=seen_K)
-        exponent_K = self._explore(self.step + 1) * reward_K
+        memory = self.memory
+        newest_K = _KEEP * memory["reward"] + (1.0 - _KEEP) * loss_K / memory[self.shares[0]]
+        np.copyto(memory["reward"], newest_K, where=seen_K)
+        exponent_K = self._explore(self.step + 1) * memory["reward"]
         exploited_K = np.exp(exponent_K - exponent_K.max())
-        return self._mixed(exploited_K / exploited_K.sum(), self._explore(self.step + 2))
+        mixture_K = self._mixed(exploited_K / exploited_K.sum(), self._explore(self.step + 2))
+        on_their_way = [memory[name] for name in self.shares[1:]] + [mixture_K]
+        memory.update(zip(self.shares, on_their_way, strict=True))
+        return mixture_K
 
 
 class OdmCode(_Bandit):

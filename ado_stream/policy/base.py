@@ -31,9 +31,10 @@ class Policy(ABC):
     """
 
     kind: ClassVar[str]
-    shares: ClassVar[tuple[str, ...]] = ()  # arrays of `memory` that sum to 1
+    shares: tuple[str, ...] = ()  # arrays of `memory` that sum to 1
     fit: Any = None  # the last ScalingLawFit, for policies that fit laws
     fit_step: int | None = None  # the step of the last refit
+    attempt_step: int | None = None  # the same, refits that failed included
 
     def __init__(self, prior: Weights):
         self.names = names_of(prior)
@@ -45,6 +46,11 @@ class Policy(ABC):
         self.step = 0
         self.memory = self._initial()
         self._mixture_K = self.prior_K
+
+    @property
+    def floor(self) -> float:
+        """The least share that every domain has in every mixture; 0 where nothing is promised."""
+        return 0.0
 
     @property
     def mixture(self) -> Floats:

@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ado_stream.errors import ConfigError
+from ado_stream.policy.checks import number
 
 Shares = NDArray[np.float64]
 
@@ -23,13 +24,12 @@ def reference_clip(share_K: Shares, floor: float) -> Shares:
 
 def check_floor(floor: float, num_domains: int, what: str = "floor") -> float:
     """`floor` when that many domains can all have it; else ConfigError with the greatest that works."""
-    if not floor >= 0.0:
-        raise ConfigError(f"{what}: {floor:g} is below 0 or not a number; give 0 or more.")
+    floor = number(what, floor, 0.0)
     if floor * num_domains > 1.0 + 1e-12:
         scale = 10 ** (len(str(num_domains)) + 1)
         at_most = scale // num_domains / scale
         raise ConfigError(f"{what}: {floor:g} x {num_domains} = {floor * num_domains:g} > 1; at most {at_most:g}.")
-    return float(floor)
+    return floor
 
 
 def raise_to_floor(share_K: Shares, floor: float) -> Shares:

@@ -11,8 +11,8 @@ from typing import Any
 
 import numpy as np
 
-from ado_stream.errors import ConfigError
 from ado_stream.policy.base import Bools, Floats, Policy
+from ado_stream.policy.checks import number, positive
 from ado_stream.policy.weights import Weights, values_of
 
 
@@ -26,10 +26,8 @@ class DoReMi(Policy):
 
     def __init__(self, prior: Weights, reference_losses: Weights, eta: float = 1.0, smoothing: float = 1e-3):
         super().__init__(prior)
-        if not (eta > 0 and 0.0 <= smoothing <= 1.0):
-            raise ConfigError(f"doremi: eta {eta} must be above 0, smoothing {smoothing} from 0 to 1.")
+        self._eta, self._smoothing = positive("doremi: eta", eta), number("doremi: smoothing", smoothing, 0.0, 1.0)
         self._reference_K = values_of(reference_losses, self.names, self.num_domains, "doremi reference_losses")
-        self._eta, self._smoothing = eta, smoothing
         self._mixture_K = np.full(self.num_domains, 1.0 / self.num_domains)
 
     def _initial(self) -> dict[str, Any]:

@@ -2,7 +2,8 @@
 
 Floor(policy, 0.005) and the like are policies themselves: same update, mixture, state. Invariant: the bound holds on
 the mixture that the outermost guard gives, from before the first step on; the shares in between keep the proportions
-that the policy gave them. When guards disagree the outer one wins. `guard.policy` is the policy inside.
+that the policy gave them. When guards disagree the outer one wins. `guard.policy` is the policy inside. (The first
+mixture_lag + 1 steps of a training run have the data set's prior: no mixture reaches the draw earlier.)
 """
 
 from abc import abstractmethod
@@ -11,8 +12,9 @@ from typing import Any
 
 import numpy as np
 
-from ado_stream.errors import ConfigError
+from ado_stream.errors import ConfigError, ResumeError
 from ado_stream.policy.base import Bools, Floats, Ints, Policy
+from ado_stream.policy.checks import number, positive, whole
 from ado_stream.policy.clip import check_floor, lower_to_ceiling, raise_to_floor
 from ado_stream.policy.weights import Weights, values_of
 
@@ -44,7 +46,8 @@ class Guard(Policy):
         return self._bounded(mixture_K)
 
     def _adopt_fit(self) -> None:
-        self.fit, self.fit_step = self.policy.fit, self.policy.fit_step
+        inner = self.policy
+        self.fit, self.fit_step, self.attempt_step = inner.fit, inner.fit_step, inner.attempt_step
 
     def _extra_state(self) -> dict[str, Any]:
         return {"inner": self.policy.state_dict()}
@@ -54,8 +57,7 @@ class Guard(Policy):
 
     def _after_load(self, same_domains: bool) -> None:
         self._adopt_fit()
-        if not same_domains:
-            self._mixture_K = self._bounded(self._mixture_K)
+        self._mixture_K = self._bounded(self.policy.mixture)  # the bound may be another than the saved run's
 
 
 class Floor(Guard):
@@ -66,6 +68,11 @@ class Floor(Guard):
     def __init__(self, policy: Policy, minimum: float):
         self._minimum = check_floor(minimum, policy.num_domains, "Floor")
         super().__init__(policy)
+
+    @property
+    def floor(self) -> float:
+        """The greater of this floor and one inside."""
+        return max(self._minimum, self.policy.floor)
 
     def _bounded(self, mixture_K: Floats) -> Floats:
         return raise_to_floor(mixture_K, self._minimum)
@@ -90,6 +97,11 @@ class Ceiling(Guard):
             )
         super().__init__(policy)
 
+    @property
+    def floor(self) -> float:
+        """The floor inside, unless a ceiling lies below it: what is cut off is given to the others."""
+        return min(self.policy.floor, float(self._maximum_K.min()))
+
     def _bounded(self, mixture_K: Floats) -> Floats:
         return lower_to_ceiling(mixture_K, self._maximum_K)
 
@@ -105,15 +117,15 @@ class Pin(Guard):
 
     def __init__(self, policy: Policy, shares: Mapping[str | int, float]):
         where = {label: index for index, label in enumerate(policy.labels)}
+        if not isinstance(shares, Mapping):
+            raise ConfigError(f"Pin: shares are {shares!r:.80}; expected {{domain: share}}.")
         unknown = [label for label in shares if str(label) not in where]
         if unknown:
             raise ConfigError(f"Pin: no domain {unknown[0]!r}; the domains are: {', '.join(policy.labels)}.")
-        bad = [label for label, share in shares.items() if not 0.0 <= share <= 1.0]
-        total = sum(shares.values())
-        if bad or total > 1.0 + 1e-12 or (len(shares) == policy.num_domains and total < 1.0 - 1e-12):
+        total = sum(number(f"Pin: share of {label!r}", share, 0.0, 1.0) for label, share in shares.items())
+        if total > 1.0 + 1e-12 or (len(shares) == policy.num_domains and total < 1.0 - 1e-12):
             raise ConfigError(
-                f"Pin: shares {dict(shares)} sum to {total:g}; each must be from 0 to 1, their sum at most 1 "
-                "(exactly 1 when every domain is pinned)."
+                f"Pin: shares {dict(shares)} sum to {total:g}; expected at most 1 (1 when every domain is pinned)."
             )
         self._pinned_K = np.array([label in {str(name) for name in shares} for label in policy.labels])
         self._share_K = np.zeros(policy.num_domains)
@@ -130,19 +142,28 @@ class Pin(Guard):
 
 
 class Freeze(Guard):
-    """The mixture stays as it is after `from_step` steps; the policy inside goes on learning."""
+    """From step `from_step` on the mixture stays that step's; the policy inside goes on learning.
+
+    mixture_lag: what is said after step s is drawn at step s + 1 + mixture_lag; training fills it in.
+    """
 
     kind = "freeze"
 
-    def __init__(self, policy: Policy, from_step: int = 0):
-        if from_step < 0:
-            raise ConfigError(f"Freeze: from_step is {from_step}; expected 0 or more.")
-        self._from_step = from_step
+    def __init__(self, policy: Policy, from_step: int = 0, mixture_lag: int = 0):
+        self._last_said = whole("Freeze: from_step", from_step) - whole("Freeze: mixture_lag", mixture_lag)
         super().__init__(policy)
+
+    @property
+    def floor(self) -> float:
+        """The floor inside."""
+        return self.policy.floor
 
     def _next_mixture(self, loss_K: Floats, count_K: Floats, seen_K: Bools) -> Floats:
         mixture_K = super()._next_mixture(loss_K, count_K, seen_K)
-        return self._mixture_K if self.step >= self._from_step else mixture_K
+        return self._mixture_K if self.step >= self._last_said else mixture_K
+
+    def _after_load(self, same_domains: bool) -> None:
+        self._adopt_fit()  # the mixture is the frozen one
 
     def _bounded(self, mixture_K: Floats) -> Floats:
         return mixture_K
@@ -165,11 +186,13 @@ class RepetitionGuard(Guard):
 
     def __init__(self, policy: Policy, sizes: Weights, total_samples: int, max_epochs: float = 4.0):
         size_K = values_of(sizes, policy.names, policy.num_domains, "RepetitionGuard sizes")
+        total_samples = whole("RepetitionGuard: total_samples", total_samples, 1)
+        max_epochs = positive("RepetitionGuard: max_epochs", max_epochs)
         have = size_K.sum()
         if max_epochs * have < total_samples:
             raise ConfigError(
                 f"RepetitionGuard: {max_epochs:g} epochs of {have:g} samples, but the run draws {total_samples}.\n"
-                f"  Allow at least {total_samples / have:.4g} epochs, or run shorter."
+                f"  Allow at least {total_samples / max(have, 1e-9):.4g} epochs, or run shorter."
             )
         self._allowed_K = max_epochs * size_K
         self._total_samples = total_samples
@@ -195,5 +218,9 @@ class RepetitionGuard(Guard):
         return {**super()._extra_state(), "drawn": self._drawn}
 
     def _load_extra(self, saved: Mapping[str, Any], source_K: Ints, names: Sequence[str] | None) -> None:
+        try:
+            drawn = float(saved["drawn"])
+        except (TypeError, KeyError, ValueError):
+            raise ResumeError("policy state: 'drawn' of the repetition guard is missing or no number.") from None
         super()._load_extra(saved, source_K, names)
-        self._drawn = float(saved["drawn"])
+        self._drawn = drawn

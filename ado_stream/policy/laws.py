@@ -12,8 +12,10 @@ from dataclasses import dataclass, fields
 import numpy as np
 
 from ado_kernels import scaling_law_fit
+from ado_kernels.fit.dispatch import BACKENDS
 from ado_kernels.fit.problem import FitOptions, at_kink
 from ado_stream.errors import ConfigError, PolicyError
+from ado_stream.policy.checks import number, one_of, whole
 
 
 @dataclass(frozen=True)
@@ -21,6 +23,15 @@ class FitConfig(FitOptions):
     __doc__ = (FitOptions.__doc__ or "").replace("Raises ValueError", "Raises ConfigError")
 
     def __post_init__(self) -> None:
+        for name, least in (("smooth_window", 0), ("ignore_steps", 0), ("every", 1)):
+            whole(f"FitConfig: {name}", getattr(self, name), least)
+        number("FitConfig: delta", self.delta)
+        for name in ("grid_log_beta", "grid_log_eps", "grid_alpha"):
+            grid = getattr(self, name)
+            if isinstance(grid, str) or not np.iterable(grid):
+                raise ConfigError(f"FitConfig: {name} is {grid!r:.60}; expected a list of numbers.")
+            for start in grid:
+                number(f"FitConfig: {name}", start)
         try:
             super().__post_init__()
         except ValueError as error:
@@ -113,16 +124,19 @@ def fit_scaling_laws(
         history that is so already). NaN, infinite or not positive: the point is missing and is skipped.
     backend: "auto", "numba" (CPU), "triton" (CUDA GPU, or anywhere under TRITON_INTERPRET=1), "torch" (plain float64).
     A domain without a usable point or finite minimum comes back with valid False and NaN parameters; the others stand.
-    Raises PolicyError for impossible arrays, ConfigError for a backend that is unknown or that this machine lacks.
+    Raises PolicyError for impossible arrays, ConfigError for a backend that is unknown or that this machine lacks; a
+    device that fails in mid-fit raises its own error.
     Source: arXiv 2410.11820; the minimum is that of its 512-start grid search or a lower one.
     """
+    one_of("fit_scaling_laws: backend", backend, BACKENDS)
     config = config or FitConfig()
     try:
         result = scaling_law_fit(counts, losses, config, backend)
     except ValueError as error:
         raise PolicyError(f"fit_scaling_laws: {error}") from error
-    except RuntimeError as error:
-        raise ConfigError(f"fit_scaling_laws: {error}") from error
+    except (ImportError, RuntimeError):
+        check_backend(backend)
+        raise
     log_beta, log_eps, alpha = result.theta.T
     return ScalingLawFit(
         log_beta,
@@ -134,6 +148,20 @@ def fit_scaling_laws(
         residual_scale=result.residual_scale,
         num_points=result.num_points,
     )
+
+
+def check_backend(backend: str) -> None:
+    """Raises ConfigError for a fit backend that is unknown or that this machine lacks.
+
+    Compiles and launches nothing: the backend is asked to fit a history of which every step is ignored. "numba" and
+    "auto" are always there.
+    """
+    if one_of("fit backend", backend, BACKENDS) in ("numba", "auto"):
+        return
+    try:
+        scaling_law_fit(np.ones(1), np.ones((1, 1)), FitOptions(ignore_steps=1), backend)
+    except (ImportError, RuntimeError) as error:
+        raise ConfigError(f"fit backend {backend!r} cannot run here: {error}") from error
 
 
 def prepare_history(losses_KT: np.ndarray, config: FitConfig | None = None) -> np.ndarray:

@@ -5,8 +5,8 @@ Invariant: an unknown name or option is refused with what would have worked, bef
 
 import difflib
 import inspect
-from collections.abc import Iterable
-from dataclasses import fields, replace
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
 from ado_stream.errors import ConfigError
@@ -25,6 +25,50 @@ POLICIES: dict[str, type[Policy]] = {
     for policy in (Natural, Uniform, Fixed, Temperature, UniMax, Schedule, AdoPolicy, Odm, OdmCode, DoReMi)
 }
 GUARDS: dict[str, type[Guard]] = {guard.kind: guard for guard in (Floor, Ceiling, Pin, Freeze, RepetitionGuard)}
+
+
+@dataclass(frozen=True)
+class RunFacts:
+    """What only the run knows and options may need; None where nobody said.
+
+    steps, mixture_lag: in steps. global_batch_size: samples. sizes: {domain: samples of one epoch}.
+    """
+
+    steps: int | None
+    global_batch_size: int | None
+    mixture_lag: int = 0
+    sizes: Mapping[str, float] | None = None
+
+    def options_of(self, name: str) -> dict[str, Any]:
+        """The options of the policy or guard `name` that follow from these facts."""
+        total_samples = self.steps and self.global_batch_size and self.steps * self.global_batch_size
+        known: dict[str, dict[str, Any]] = {
+            "ado": {"total_steps": self.steps},
+            "temperature": {"sizes": self.sizes},
+            "unimax": {"sizes": self.sizes, "budget": total_samples},
+            "schedule": {"mixture_lag": self.mixture_lag},
+            "odm": {"mixture_lag": self.mixture_lag},
+            "freeze": {"mixture_lag": self.mixture_lag},
+            "repetition": {"sizes": self.sizes, "total_samples": total_samples},
+        }
+        return {key: value for key, value in known.get(name, {}).items() if value is not None}
+
+
+def make_run_policy(
+    name: str, prior: Weights, options: Mapping[str, Any], guards: Iterable[Mapping[str, Any]], run: RunFacts
+) -> Policy:
+    """The policy of a run: `name` with `options` inside `guards`; what is not given and the run knows is filled in.
+
+    guards: [{name: floor, minimum: 0.01}, ...], the innermost first. Raises ConfigError as `make_policy`.
+    """
+    policy = make_policy(name, prior, **{**run.options_of(name), **options})
+    for given in guards:
+        guard = given.get("name") if isinstance(given, Mapping) else None
+        if not isinstance(guard, str):
+            raise ConfigError(f"guards: {given!r:.80}; each guard needs a name, as in {{name: floor, minimum: 0.01}}.")
+        own = {key: value for key, value in given.items() if key != "name"}
+        policy = make_guard(guard, policy, **{**run.options_of(guard), **own})
+    return policy
 
 
 def make_policy(name: str, prior: Weights, **options: Any) -> Policy:

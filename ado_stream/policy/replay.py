@@ -1,8 +1,8 @@
 """What another policy would have said to the losses that a run recorded.
 
 An open loop: the recorded losses come from what the recorded mixture drew, whatever the other policy would have drawn.
-So early differences are to be trusted more than late ones. Invariant: a run's own policy, replayed with its options
-and lag, gives the mixtures that the run recorded.
+So early differences are to be trusted more than late ones. Invariant: a run's own policy, replayed with its options,
+guards, lag and the facts of the run (registry.RunFacts), gives the mixtures that the run recorded.
 """
 
 import numpy as np
@@ -12,14 +12,14 @@ from ado_stream.errors import DataError
 from ado_stream.policy.base import Floats, Policy
 
 
-def replay(policy: Policy, loss_SK: Floats, samples_SK: Floats, mixture_lag: int) -> Floats:
+def replay(policy: Policy, loss_SK: Floats, samples_SK: Floats, mixture_lag: int, first_K: Floats) -> Floats:
     """(S, K) mixtures that would have been in force at each recorded step.
 
     loss_SK: mean losses in nats, NaN where absent; samples_SK: samples drawn; one row a step from step 0 on. The
-    mixture of step s is what the policy said after step s - 1 - mixture_lag, before that its first one.
+    mixture of step s is what the policy said after step s - 1 - mixture_lag; steps 0 to mixture_lag have `first_K`
+    (K,), what a run draws before its policy has spoken.
     """
     said_SK = np.empty_like(loss_SK)
-    first_K = policy.mixture
     for step, (loss_K, count_K) in enumerate(zip(loss_SK, samples_SK, strict=True)):
         said_SK[step] = policy.update(loss_K, count_K)
     early = min(mixture_lag + 1, len(said_SK))

@@ -20,7 +20,8 @@ from numpy.typing import NDArray
 
 from ado_stream.errors import ConfigError
 from ado_stream.policy.base import Policy
-from ado_stream.policy.registry import make_policy
+from ado_stream.policy.checks import whole
+from ado_stream.policy.registry import RunFacts, make_run_policy
 from ado_stream.policy.world import World, read_world
 
 Floats = NDArray[np.float64]
@@ -44,10 +45,11 @@ class Spec:
     policies: Mapping[str, tuple[str, Mapping[str, Any]]] = field(default_factory=dict)
 
     def make(self, label: str) -> Policy:
-        """A fresh policy for this world; "ado" learns the run's length, which caps its schedule."""
+        """A fresh policy for this world, told the run's length, batch size and lag."""
         name, options = self.policies[label]
-        length = {"total_steps": self.steps} if name == "ado" else {}
-        return make_policy(name, dict(zip(self.world.names, self.world.prior_K, strict=True)), **length, **options)
+        prior = dict(zip(self.world.names, self.world.prior_K.tolist(), strict=True))
+        run = RunFacts(self.steps, self.global_batch_size, self.mixture_lag)
+        return make_run_policy(name, prior, options, (), run)
 
 
 @dataclass(frozen=True)
@@ -73,7 +75,7 @@ def read_spec(given: Mapping[str, Any]) -> Spec:
             hint = f"; did you mean {close[0]!r}?" if close else f"; the keys are {', '.join(_KEYS)}."
             raise ConfigError(f"spec: unknown {key!r}{hint}")
     numbers = {
-        name: _whole(given.get(name, default), name, least)
+        name: whole(f"spec: {name}", given.get(name, default), least)
         for name, default, least in (
             ("steps", 20_000, 1),
             ("global_batch_size", 256, 1),
@@ -130,12 +132,11 @@ def _policies(given: Any) -> dict[str, tuple[str, dict[str, Any]]]:
         raise ConfigError(f"policies: {given!r:.60}; give {{label: options}}, for example {{ado: {{}}}}.")
     found = {}
     for label, options in given.items():
-        options = dict(options or {})
+        options = {} if options is None else options
+        if not isinstance(options, Mapping):
+            raise ConfigError(
+                f"policies: {label!r} is {options!r:.60}; expected options, as in {{ado: {{floor: 0.01}}}}."
+            )
+        options = dict(options)
         found[str(label)] = (str(options.pop("policy", label)), options)
     return found
-
-
-def _whole(value: Any, name: str, least: int) -> int:
-    if not isinstance(value, int) or value < least:
-        raise ConfigError(f"spec: {name} is {value!r}; expected a whole number, {least} or more.")
-    return value

@@ -12,6 +12,7 @@ import numpy as np
 
 from ado_stream.errors import ConfigError
 from ado_stream.policy.base import Bools, Floats, Policy
+from ado_stream.policy.checks import number, one_of, positive, whole
 from ado_stream.policy.tables import TABLES
 from ado_stream.policy.weights import Weights, shares_of, values_of
 
@@ -80,9 +81,7 @@ class Temperature(StaticPolicy):
     kind = "temperature"
 
     def __init__(self, prior: Weights, tau: float, sizes: Weights | None = None):
-        if not tau > 0:
-            raise ConfigError(f"temperature: tau is {tau}; expected a number above 0 (1: natural, large: uniform).")
-        self._tau, self._sizes = tau, prior if sizes is None else sizes
+        self._tau, self._sizes = positive("temperature: tau", tau), prior if sizes is None else sizes
         super().__init__(prior)
 
     def _given(self) -> Floats:
@@ -94,20 +93,27 @@ class Temperature(StaticPolicy):
 class UniMax(StaticPolicy):
     """As uniform as the data allows: no domain is planned for more than `max_epochs` passes over a budget.
 
-    sizes: tokens (or samples) per domain; default the prior. budget: what the run will draw, in the same unit.
+    sizes: tokens (or samples) per domain; default the prior, unless that sums to 1: shares are no sizes. budget: what
+    the run will draw, in the same unit.
     """
 
     kind = "unimax"
 
     def __init__(self, prior: Weights, budget: float, max_epochs: float = 4.0, sizes: Weights | None = None):
-        if not (budget > 0 and max_epochs > 0):
-            raise ConfigError(f"unimax: budget {budget} and max_epochs {max_epochs} must be above 0.")
-        self._budget, self._max_epochs, self._sizes = budget, max_epochs, prior if sizes is None else sizes
+        self._budget, self._max_epochs = positive("unimax: budget", budget), positive("unimax: max_epochs", max_epochs)
+        self._sizes = prior if sizes is None else sizes
         super().__init__(prior)
+        if sizes is None and self._size_K.sum() <= 1.0 + 1e-6:
+            raise ConfigError(
+                "unimax: option 'sizes' is missing; the prior sums to 1, so it holds shares.\n"
+                "  Give the tokens or samples of every domain, in the unit of the budget."
+            )
 
     def _given(self) -> Floats:
-        size_K = values_of(self._sizes, self.names, self.num_domains, "unimax sizes")
-        return unimax(size_K, self._budget, self._max_epochs)
+        self._size_K = values_of(self._sizes, self.names, self.num_domains, "unimax sizes")
+        if not self._size_K.any():
+            raise ConfigError(f"unimax sizes: all {self.num_domains} are 0; at least one domain must hold data.")
+        return unimax(self._size_K, self._budget, self._max_epochs)
 
 
 def unimax(size_K: Floats, budget: float, max_epochs: float) -> Floats:
@@ -128,18 +134,23 @@ class Schedule(Policy):
 
     knots: [(step, weights), ...] with rising steps; weights (K,) or {name: weight}. interpolation: "linear" between
     knots, or "constant" (each holds until the next). Before the first and after the last knot the nearest holds.
+    mixture_lag: what the policy says after step s is the mixture of step s + 1 + mixture_lag; training fills it in, and
+    every step after the first mixture_lag has its own mixture. Those take that of step 0, or whatever the data set has.
     """
 
     kind = "schedule"
 
-    def __init__(self, prior: Weights, knots: Sequence[Sequence[Any]], interpolation: str = "linear"):
+    def __init__(
+        self, prior: Weights, knots: Sequence[Sequence[Any]], interpolation: str = "linear", mixture_lag: int = 0
+    ):
         super().__init__(prior)
-        if interpolation not in ("linear", "constant"):
-            raise ConfigError(f"schedule: interpolation {interpolation!r}; expected linear or constant.")
-        steps = [knot[0] for knot in knots]
+        self._linear = one_of("schedule: interpolation", interpolation, ("linear", "constant")) == "linear"
+        self._lag = whole("schedule: mixture_lag", mixture_lag)
+        if not isinstance(knots, Sequence) or not all(isinstance(knot, Sequence) and len(knot) == 2 for knot in knots):
+            raise ConfigError(f"schedule: knots are {knots!r:.80}; expected [[step, weights], ...].")
+        steps = [number("schedule: step of a knot", knot[0]) for knot in knots]
         if not steps or any(late <= early for early, late in zip(steps, steps[1:], strict=False)):
             raise ConfigError(f"schedule: knots need rising steps, got {steps}.")
-        self._linear = interpolation == "linear"
         self._step_M = np.array(steps, dtype=np.float64)
         self._share_MK = np.stack(
             [shares_of(weights, self.names, self.num_domains, f"schedule, step {step}") for step, weights in knots]
@@ -147,10 +158,10 @@ class Schedule(Policy):
         self._mixture_K = self._at(0)
 
     def _next_mixture(self, loss_K: Floats, count_K: Floats, seen_K: Bools) -> Floats:
-        return self._at(self.step + 1)
+        return self._at(self.step + 1 + self._lag)
 
     def _after_load(self, same_domains: bool) -> None:
-        self._mixture_K = self._at(self.step)
+        self._mixture_K = self._at(self.step + self._lag if self.step else 0)
 
     def _at(self, step: int) -> Floats:
         """The mixture of step `step`; convex combinations of shares sum to 1 up to rounding."""

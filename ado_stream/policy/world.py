@@ -8,7 +8,8 @@ A broken law continues with exponent alpha' past `break` samples. What a step sh
 Source of the broken form: arXiv 2210.14891, with a sharp break.
 """
 
-from collections.abc import Mapping
+import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -16,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ado_stream.errors import ConfigError
+from ado_stream.policy.checks import number, positive, whole
 from ado_stream.policy.weights import list_of, shares_of
 
 Floats = NDArray[np.float64]
@@ -73,10 +75,10 @@ def read_world(spec: Mapping[str, Any], seed: int) -> World:
 
     Raises ConfigError naming the domain and key at fault.
     """
-    noise = float(spec.get("noise", 0.0))
+    noise = number("spec: noise", spec.get("noise", 0.0), 0.0)
     domains = spec.get("domains")
-    if isinstance(domains, int) and domains > 0:
-        domains = random_domains(domains, seed)
+    if isinstance(domains, int):
+        domains = random_domains(whole("spec: domains", domains, 1), seed)
     if not isinstance(domains, Mapping) or not domains:
         raise ConfigError("domains: give {name: {prior, eps, beta, alpha}}, or how many random ones to make.")
     for name, law in domains.items():
@@ -96,7 +98,7 @@ def read_world(spec: Mapping[str, Any], seed: int) -> World:
         log_break_K=np.log(_column(laws, "break_samples", np.inf)),
         break_alpha_K=np.array([law.get("break_alpha", law["alpha"]) for law in laws], dtype=np.float64),
         transfer=_transfer(spec.get("transfer", 0.0), names),
-        bumps=tuple(_bump(bump) for bump in spec.get("bumps", ())),
+        bumps=_bumps(spec.get("bumps", ())),
     )
 
 
@@ -134,9 +136,11 @@ def _check_domain(name: Any, law: Any) -> None:
             )
             + f"; the keys are {list_of(sorted(_DOMAIN_KEYS), most=99)}."
         )
-    for key in ("eps", "beta", "break_samples"):
-        if not law.get(key, 1.0) > 0:
-            raise ConfigError(f"domains: {name!r} has {key} {law[key]}; expected a number above 0.")
+    for key, value in law.items():
+        if key in ("eps", "beta", "break_samples"):
+            positive(f"domains: {key} of {name!r}", value)
+        else:
+            number(f"domains: {key} of {name!r}", value, -math.inf if "alpha" in key else 0.0)
 
 
 def _column(laws: list[Mapping[str, float]], key: str, default: float | None = None) -> Floats:
@@ -145,20 +149,31 @@ def _column(laws: list[Mapping[str, float]], key: str, default: float | None = N
 
 def _transfer(given: Any, names: list[str]) -> float | Floats:
     """One number, or {learner: {teacher: weight}} as a (K, K) matrix."""
-    if isinstance(given, (int, float)):
-        return float(given)
+    if not isinstance(given, Mapping):
+        return number("transfer", given, 0.0)
     where = {name: index for index, name in enumerate(names)}
     matrix_KK = np.zeros((len(names), len(names)))
     for learner, teachers in given.items():
+        if not isinstance(teachers, Mapping):
+            raise ConfigError(f"transfer: {learner!r} is {teachers!r:.60}; expected {{teacher: weight}}.")
         for teacher, weight in teachers.items():
             unknown = [name for name in (learner, teacher) if name not in where]
             if unknown:
                 raise ConfigError(f"transfer: no domain {unknown[0]!r}; the domains are {list_of(names)}.")
-            matrix_KK[where[learner], where[teacher]] = weight
+            matrix_KK[where[learner], where[teacher]] = number(f"transfer: {learner!r} of {teacher!r}", weight, 0.0)
     return matrix_KK
 
 
-def _bump(given: Any) -> tuple[float, float, float]:
-    if not isinstance(given, Mapping) or set(given) != _BUMP_KEYS or not given["decay_steps"] > 0:
-        raise ConfigError(f"bumps: {given!r:.80}; each needs step, height (nats) and decay_steps above 0.")
-    return float(given["step"]), float(given["height"]), float(given["decay_steps"])
+def _bumps(given: Any) -> tuple[tuple[float, float, float], ...]:
+    if not isinstance(given, Sequence) or not all(
+        isinstance(bump, Mapping) and set(bump) == _BUMP_KEYS for bump in given
+    ):
+        raise ConfigError(f"bumps: {given!r:.80}; expected a list of {{step, height (nats), decay_steps}}.")
+    return tuple(
+        (
+            number("bumps: step", bump["step"]),
+            number("bumps: height", bump["height"]),
+            positive("bumps: decay_steps", bump["decay_steps"]),
+        )
+        for bump in given
+    )

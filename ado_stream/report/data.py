@@ -23,7 +23,10 @@ PARTS = ("data", "forward_backward", "optimizer", "policy", "checkpoint")
 
 @dataclass(frozen=True)
 class Law:
-    """The laws of one refit: L(n) = exp(e) + exp(a) n^-alpha, per domain; NaN where no law was valid."""
+    """The laws after one refit: L(n) = exp(e) + exp(a) n^-alpha, per domain; NaN where there was none yet.
+
+    valid_K: whether this refit gave the domain its law; else it is held from an earlier one.
+    """
 
     step: int
     n_K: np.ndarray
@@ -33,10 +36,12 @@ class Law:
     objective_K: np.ndarray
     valid_K: np.ndarray
 
+    def known(self, domain: int) -> bool:
+        """Whether `domain` has a law, of this refit or held."""
+        return bool(np.isfinite([self.log_beta_K[domain], self.log_eps_K[domain], self.alpha_K[domain]]).all())
+
     def predict(self, domain: int, n: np.ndarray) -> np.ndarray:
-        """Loss of `domain` in nats per token after `n` samples; NaN where n <= 0 or the law is not valid."""
-        if not self.valid_K[domain]:
-            return np.full(np.shape(n), math.nan)
+        """Loss of `domain` in nats per token after `n` samples; NaN where n <= 0 or there is no law."""
         with np.errstate(invalid="ignore", divide="ignore", over="ignore"):
             power = self.log_beta_K[domain] - self.alpha_K[domain] * np.log(n)
             return np.exp(np.logaddexp(power, self.log_eps_K[domain]))
@@ -75,6 +80,7 @@ class Run:
     tokens_per_s_S: np.ndarray
     time_s: dict[str, np.ndarray]
     laws: tuple[Law, ...]
+    health: dict[str, Any] | None  # of the policy after its last refit
     evaluations: tuple[Evaluation, ...]
     events: tuple[dict[str, Any], ...]
 
@@ -163,6 +169,7 @@ def _load(directory: Path, label: str) -> Run:
         tokens_per_s_S=np.array(column(steps, "tokens_per_s"), dtype=np.float64),
         time_s={part: _times(steps, part) for part in (*PARTS, "total")},
         laws=tuple(_law(line, num_domains) for line in lines["fit"]),
+        health=lines["health"][-1]["health"] if lines["health"] else None,
         evaluations=tuple(_evaluation(line, num_domains) for line in lines["eval"]),
         events=tuple(lines["event"]),
     )
@@ -185,8 +192,6 @@ def _times(lines: list[dict[str, Any]], part: str) -> np.ndarray:
 
 def _law(line: dict[str, Any], num_domains: int) -> Law:
     rows = {key: _row(line.get(key), num_domains) for key in ("n", "log_beta", "log_eps", "alpha", "objective")}
-    finite_K = np.isfinite(rows["log_beta"]) & np.isfinite(rows["log_eps"]) & np.isfinite(rows["alpha"])
-    said_K = np.array(line.get("valid") or [True] * num_domains, dtype=bool)
     return Law(
         step=line["step"],
         n_K=rows["n"],
@@ -194,7 +199,7 @@ def _law(line: dict[str, Any], num_domains: int) -> Law:
         log_eps_K=rows["log_eps"],
         alpha_K=rows["alpha"],
         objective_K=rows["objective"],
-        valid_K=finite_K & said_K,
+        valid_K=np.array(line.get("valid") or [True] * num_domains, dtype=bool),
     )
 
 

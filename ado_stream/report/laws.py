@@ -1,7 +1,7 @@
 """Forecasts against what came: the law that a refit made from the first part of a run, judged on the rest.
 
-Errors are of window means, (mean forecast / mean observed - 1), so that the noise of single batches does not count as
-a wrong forecast; positive: the law foresaw a higher loss than came.
+Errors are of window means, (mean observed / mean forecast - 1), so that the noise of single batches does not count as
+a wrong forecast; positive: a higher loss came than the law foresaw. The sign is that of the policy's health().
 """
 
 import math
@@ -37,16 +37,14 @@ def judged_law(run: Run) -> Law | None:
 
 
 def forecast_error(run: Run, law: Law, domain: int, until_step: int | None = None) -> float:
-    """Mean forecast over mean observed loss, less one, on the recorded steps in (law.step, until_step]; NaN if none."""
+    """Mean observed loss over mean forecast, less one, on the recorded steps in (law.step, until_step]; NaN if none."""
     later = run.step_S > law.step
     if until_step is not None:
         later &= run.step_S <= until_step
     observed = run.domain_loss_SK[later, domain]
     forecast = law.predict(domain, run.counts_SK[later, domain])
     both = np.isfinite(observed) & np.isfinite(forecast)
-    if not both.any() or observed[both].mean() == 0:
-        return math.nan
-    return float(forecast[both].mean() / observed[both].mean() - 1)
+    return float(observed[both].mean() / forecast[both].mean() - 1) if both.any() else math.nan
 
 
 def next_interval_error(run: Run, domain: int) -> float:
@@ -80,8 +78,9 @@ def draw_laws(run: Run, colors: dict[str, str]) -> Plot | None:
         f"laws-{run.label.replace('/', '-')}",
         f"Loss per domain, law and forecast: {run.label}",
         f"Dots: observed training loss. Dark line: the law fitted at step {law.step:,} from what lies left of the "
-        "vertical line, dashed where it is a forecast; the percentage is by how much the forecast's mean missed the "
-        f"mean of the later losses. Coloured line: the last law of the run.{part}",
+        "vertical line, dashed where it is a forecast; the percentage is by how much the mean of the later losses lies "
+        "above the forecast's (held: that refit found no good law and an earlier one stayed). Coloured line: the last "
+        f"law of the run.{part}",
         figure,
     )
 
@@ -101,9 +100,8 @@ def _panel(axes: Axes, run: Run, law: Law, index: int, color: str) -> None:
     _limits(axes, step_S, [observed_S, forecast_S])
     error = forecast_error(run, law, index)
     axes.set_title(shorten(run.domains[index], 20), color=text_color(color), fontsize=9.5, pad=5)
-    text = (
-        "no law" if not law.valid_K[index] else "" if math.isnan(error) else f"forecast {signed(100 * error, '.1f')} %"
-    )
+    kept = "forecast" if law.valid_K[index] else "held law"
+    text = "no law" if not law.known(index) else "" if math.isnan(error) else f"{kept} {signed(100 * error, '.1f')} %"
     axes.text(0.97, 0.93, text, transform=axes.transAxes, ha="right", va="top", fontsize=8.5, color=INK, bbox=BACKING)
     thousands(axes.xaxis)
     axes.locator_params(axis="x", nbins=4)

@@ -18,7 +18,7 @@ from ado_stream.report.mixture import draw_mixture, moves
 from ado_stream.report.progress import draw_progress
 from ado_stream.report.selection import draw_selection
 from ado_stream.report.style import Plot, colors_of, styled
-from ado_stream.report.tables import domain_table, fact_table, law_table
+from ado_stream.report.tables import domain_table, fact_table, health_table, law_table
 from ado_stream.report.throughput import draw_throughput
 from ado_stream.report.validation import OVERALL, draw_validation, loss_by_name
 from ado_stream.report.verdict import LEVEL_NATS, caveats, compare
@@ -38,7 +38,8 @@ def write_report(run_dirs: Sequence[str | os.PathLike[str]], out_dir: str | os.P
     title = _title(runs)
     body = [*_opening(runs, title), _domains(runs, colors)]
     body += [markup.picture(plot.title, plot.caption, png) for plot, png in pictures]
-    body += [*_laws(runs, colors), _facts(runs), _reproduce(runs)]
+    body += [*_laws(runs, colors), *(part for run in runs for part in _health(run, colors))]
+    body += [_facts(runs), _reproduce(runs)]
     document = markup.page(f"ado-stream: {title}", body)
     out = Path(out_dir)
     try:
@@ -121,9 +122,9 @@ def _domains(runs: list[Run], colors: dict[str, str]) -> str:
 
 def _laws(runs: list[Run], colors: dict[str, str]) -> list[str]:
     note = (
-        "L(n) = ε + β n^−α after n samples; the last valid law of each domain. Half-way: mean of that forecast over "
-        "mean of the later losses, less one. Next-interval miss: the same up to the following refit, the median of "
-        "its size over refits."
+        "L(n) = ε + β n^−α after n samples; the last law of each domain. Half-way: mean of the later losses over the "
+        "mean of that forecast, less one. Next-interval miss: the same up to the following refit, the median of its "
+        "size over refits. Refits: those that gave the domain a law; else it kept the one before."
     )
     return [
         markup.section(
@@ -132,6 +133,20 @@ def _laws(runs: list[Run], colors: dict[str, str]) -> list[str]:
         for run in runs
         if run.laws
     ]
+
+
+def _health(run: Run, colors: dict[str, str]) -> list[str]:
+    health = run.health
+    if health is None:
+        return []
+    note = (
+        f"Refits: {health['refits']}; failed: {health['failed_refits']}. "
+        "Losses ignored: not finite or not above 0. Laws held: refits without a good law for the domain. At a bound: "
+        "parameters that a penalty of the fit holds. Forecast error: observed over forecast loss, less one, of single "
+        "steps between the last two refits; its mean and its mean size."
+    )
+    table = markup.table(*health_table(health, colors))
+    return [markup.section(f"Policy health: {run.label}", markup.paragraph(note, "soft"), table)]
 
 
 def _facts(runs: list[Run]) -> str:

@@ -30,9 +30,7 @@ def worst_gap_K(run: Run) -> np.ndarray:
 
 def floor_of(run: Run) -> float:
     """The least share that the run's policy promises to each domain; NaN when it promises none."""
-    options = run.about.get("policy_options") or {}
-    value = options.get("floor")
-    return float(value) if isinstance(value, (int, float)) else math.nan
+    return float(run.about.get("floor") or math.nan)
 
 
 def draw_selection(run: Run, colors: dict[str, str]) -> Plot | None:

@@ -48,7 +48,7 @@ def domain_table(runs: list[Run], colors: dict[str, str], sizes: bool = True) ->
 
 
 def law_table(run: Run, colors: dict[str, str]) -> tuple[list[str], list[Row]]:
-    """(header, rows): the last valid law of every domain, and how the forecasts fared."""
+    """(header, rows): the last law of every domain, and how the forecasts fared."""
     header = [
         "domain",
         "floor ε (nats)",
@@ -62,8 +62,8 @@ def law_table(run: Run, colors: dict[str, str]) -> tuple[list[str], list[Row]]:
     half = judged_law(run)
     rows: list[Row] = []
     for index, name in enumerate(run.domains):
-        valid = [law for law in run.laws if law.valid_K[index]]
-        law = valid[-1] if valid else None
+        known = [law for law in run.laws if law.known(index)]
+        law = known[-1] if known else None
         now = float(law.predict(index, run.counts_SK[-1:, index])[0]) if law and len(run.counts_SK) else None
         rows.append(
             [
@@ -74,7 +74,28 @@ def law_table(run: Run, colors: dict[str, str]) -> tuple[list[str], list[Row]]:
                 number(now, ".3f"),
                 signed(100 * forecast_error(run, half, index) if half else math.nan, ".1f") + " %",
                 number(100 * next_interval_error(run, index), ".1f") + " %",
-                f"{len(valid)} of {len(run.laws)}",
+                f"{sum(law.valid_K[index] for law in known)} of {len(run.laws)}",
+            ]
+        )
+    return header, rows
+
+
+def health_table(health: dict[str, Any], colors: dict[str, str]) -> tuple[list[str], list[Row]]:
+    """(header, rows): what the policy counted for every domain, and its forecast errors over the last interval."""
+    header = ["domain", "losses ignored", "laws held", "at a bound", "forecast error", "its size"]
+    rows: list[Row] = []
+    for name, ignored in health["ignored_losses"].items():
+        error = {
+            key: math.nan if value is None else 100 * value for key, value in health["forecast_error"][name].items()
+        }
+        rows.append(
+            [
+                Cell(name, swatch=colors[name]),
+                f"{ignored:,}",
+                f"{health['held_laws'][name]:,}",
+                ", ".join(health["at_bound"].get(name, ())) or DASH,
+                signed(error["mean"], ".2f") + " %",
+                number(error["mean_abs"], ".2f") + " %",
             ]
         )
     return header, rows

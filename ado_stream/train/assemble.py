@@ -6,16 +6,14 @@ Invariant: settings that cannot work together raise ConfigError here, before the
 import dataclasses
 import math
 import re
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
 from ado_model import PRESETS, ModelConfig
 from ado_stream.corpus import Corpus, open_corpus
 from ado_stream.errors import ConfigError
 from ado_stream.loader import AdaptiveLoader
+from ado_stream.policy import registry
 from ado_stream.policy.base import Policy
-from ado_stream.policy.registry import make_guard, make_policy
 from ado_stream.stream.dataset import AdaptiveStreamingDataset
 from ado_stream.train.config import TrainConfig
 from ado_stream.train.distributed import World
@@ -131,23 +129,16 @@ def make_dataset(config: TrainConfig, corpus: Corpus, world: World) -> AdaptiveS
 
 
 def make_run_policy(config: TrainConfig, dataset: AdaptiveStreamingDataset) -> Policy:
-    """The config's policy inside its guards. Sizes and the run's length, where an option needs them, are filled in."""
+    """The config's policy inside its guards. What options need to know of the run is filled in."""
     prior = dict(zip(dataset.names, dataset.prior_K.tolist(), strict=True))
-    sizes = dict(zip(dataset.names, dataset.num_samples_K.tolist(), strict=True))
-    total_samples = config.train.steps * config.data.global_batch_size
-    known: dict[str, dict[str, Any]] = {
-        "ado": {"total_steps": config.train.steps},
-        "temperature": {"sizes": sizes},
-        "unimax": {"sizes": sizes, "budget": total_samples},
-        "repetition": {"sizes": sizes, "total_samples": total_samples},
-    }
-    name = config.policy.name
-    policy = make_policy(name, prior, **{**known.get(name, {}), **config.policy.options})
-    for given in config.policy.guards:
-        guard = _guard_name(given)
-        own = {key: value for key, value in given.items() if key != "name"}
-        policy = make_guard(guard, policy, **{**known.get(guard, {}), **own})
-    return policy
+    facts = registry.RunFacts(
+        steps=config.train.steps,
+        global_batch_size=config.data.global_batch_size,
+        mixture_lag=config.data.mixture_lag,
+        sizes=dict(zip(dataset.names, dataset.num_samples_K.tolist(), strict=True)),
+    )
+    section = config.policy
+    return registry.make_run_policy(section.name, prior, section.options, section.guards, facts)
 
 
 def parse_bytes(text: str | None) -> int | None:
@@ -158,9 +149,3 @@ def parse_bytes(text: str | None) -> int | None:
     if match is None or match[2] not in _UNITS:
         raise ConfigError(f"'data.cache_limit' is {text!r}; give bytes, or a text such as 50gb.")
     return int(float(match[1]) * _UNITS[match[2]])
-
-
-def _guard_name(given: Mapping[str, Any]) -> str:
-    if not isinstance(given.get("name"), str):
-        raise ConfigError(f"'policy.guards' holds {dict(given)}; each guard needs a name, as in {{name: floor, ...}}.")
-    return given["name"]

@@ -33,6 +33,7 @@ def run_line(
             **config.policy.options,
             **({"guards": config.policy.guards} if config.policy.guards else {}),
         },
+        "floor": loader.policy.floor,
         "global_batch_size": config.data.global_batch_size,
         "seq_len": dataset.seq_len,
         "canonical_nodes": config.data.canonical_nodes,
@@ -67,6 +68,9 @@ def fit_line(policy: Policy, drawn_K: np.ndarray) -> dict[str, Any]:
         "alpha": fit.alpha,
         "objective": fit.objective,
         "valid": fit.valid,
+        "at_bound": fit.at_bound,
+        "residual_scale": fit.residual_scale,
+        "num_points": fit.num_points,
     }
 
 

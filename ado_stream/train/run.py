@@ -88,7 +88,7 @@ class Training:
         self._run_id = uuid.uuid4().hex[:12]
         self._finished = self._saved = 0  # steps
         self._drawn_K = np.zeros(len(self._names), np.int64)  # samples
-        self._fit_step: int | None = None
+        self._attempt_step: int | None = None  # of the last refit in the record
         self._save_s = 0.0
 
     def start(self, resume: str) -> None:
@@ -226,7 +226,7 @@ class Training:
         self._run_id = str(facts["run_id"]) if beginning.goes_on else self._run_id
         self._loader.load_state_dict(facts["loader"])
         load_training(directory, self._world, TrainingState(self._parallel.model, self._optimizer, {}))
-        self._fit_step = self._loader.policy.fit_step
+        self._attempt_step = self._loader.policy.attempt_step
         self._drawn_K = np.array([facts["drawn"].get(name, 0) for name in self._names], np.int64)
 
     def _make_ready(self, beginning: Beginning) -> None:
@@ -257,11 +257,14 @@ class Training:
         return Validator(open_split(self._config, "val"), self._names, limit, self._world, self._parts.micro_rows)
 
     def _note_fit(self) -> None:
-        """Writes the policy's law once after each refit."""
+        """Writes the policy's health once after each refit, and its laws unless the refit failed."""
         policy = self._loader.policy
-        if policy.fit is None or policy.fit_step is None or policy.fit_step == self._fit_step:
+        if policy.attempt_step == self._attempt_step:
             return
-        self._fit_step = policy.fit_step
+        self._attempt_step = policy.attempt_step
+        self._write("health", step=policy.attempt_step, health=policy.health())
+        if policy.fit_step != policy.attempt_step:
+            return
         later = range(policy.fit_step + 1, self._finished)
         drawn_K = self._drawn_K - sum(self._loader.dataset.sample_counts(step) for step in later)
         self._write("fit", **fit_line(policy, drawn_K))

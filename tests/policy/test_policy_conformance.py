@@ -19,12 +19,27 @@ def _sizes(names):
 
 
 def _policies(make_ado):
-    """{case: maker of a policy from a prior}; options by domain are mappings, so the order of domains is free."""
+    """{case: maker of a policy from a prior}, bare and guarded."""
+    guarded = {
+        "floor": lambda prior: Floor(make_ado(prior), 0.08),
+        "ceiling": lambda prior: Ceiling(make_ado(prior), 0.3),
+        "pin": lambda prior: Pin(make_ado(prior), {"math": 0.2, "wiki": 0.1}),
+        "freeze": lambda prior: Freeze(make_ado(prior), from_step=30),
+        "repetition": lambda prior: RepetitionGuard(make_ado(prior), _sizes(prior), STEPS * BATCH, max_epochs=2.0),
+        "all guards": lambda prior: Floor(
+            Ceiling(Pin(Freeze(ado.make_policy("odm", prior), 200), {"code": 0.2}), 0.5), 0.01
+        ),
+    }
+    return {**_bare(make_ado), **guarded}
+
+
+def _bare(make_ado):
+    """Every kind of policy; options by domain are mappings, so the order of domains is free."""
     weights = {"web": 1, "code": 2, "books": 3, "wiki": 4, "math": 0}
     knots = [(0, weights), (40, dict.fromkeys(NAMES, 1.0))]
     reference = dict.fromkeys(NAMES, 2.5)
     ado_reference = {"floor": 0.01, "floor_rule": "reference"}
-    makers = {
+    return {
         "natural": lambda prior: ado.make_policy("natural", prior),
         "uniform": lambda prior: ado.make_policy("uniform", prior),
         "fixed": lambda prior: ado.make_policy("fixed", prior, weights=weights),
@@ -38,23 +53,23 @@ def _policies(make_ado):
         "ado own counts": lambda prior: make_ado(prior, shared_count=False),
         "ado hold": lambda prior: make_ado(prior, hold_steps=10),
         "odm": lambda prior: ado.make_policy("odm", prior),
+        "odm late": lambda prior: ado.make_policy("odm", prior, mixture_lag=5),
         "odm-code": lambda prior: ado.make_policy("odm-code", prior),
         "doremi": lambda prior: ado.make_policy("doremi", prior, reference_losses=reference, eta=0.05),
     }
-    guarded = {
-        "floor": lambda prior: Floor(make_ado(prior), 0.08),
-        "ceiling": lambda prior: Ceiling(make_ado(prior), 0.3),
-        "pin": lambda prior: Pin(make_ado(prior), {"math": 0.2, "wiki": 0.1}),
-        "freeze": lambda prior: Freeze(make_ado(prior), from_step=30),
-        "repetition": lambda prior: RepetitionGuard(make_ado(prior), _sizes(prior), STEPS * BATCH, max_epochs=2.0),
-        "all guards": lambda prior: Floor(
-            Ceiling(Pin(Freeze(ado.make_policy("odm", prior), 200), {"code": 0.2}), 0.5), 0.01
-        ),
-    }
-    return {**makers, **guarded}
 
 
 CASES = list(_policies(None))
+GUARDS = {  # around any policy, and what then holds for its mixtures
+    "floor": (lambda policy: Floor(policy, 0.08), lambda mixture_TK: mixture_TK.min() >= 0.08),
+    "ceiling": (lambda policy: Ceiling(policy, 0.3), lambda mixture_TK: mixture_TK.max() <= 0.3),
+    "pin": (lambda policy: Pin(policy, {"math": 0.2}), lambda mixture_TK: (mixture_TK[:, 4] == 0.2).all()),
+    "freeze": (lambda policy: Freeze(policy, 30), lambda mixture_TK: np.ptp(mixture_TK[30:], axis=0).max() == 0.0),
+    "repetition": (  # 40 samples twice in 60 steps of 64
+        lambda policy: RepetitionGuard(policy, _sizes(NAMES), 60 * BATCH, max_epochs=2.0),
+        lambda mixture_TK: mixture_TK[0, 4] <= 80 / (60 * BATCH),
+    ),
+}
 
 
 @pytest.fixture
@@ -74,7 +89,7 @@ def test_the_mixture_is_always_a_distribution(maker, loss_stream):
     mixture_TK = np.vstack([policy.mixture, _run(policy, loss_TK, count_TK)])
     assert mixture_TK.dtype == np.float64
     assert np.isfinite(mixture_TK).all()
-    assert (mixture_TK >= 0).all()
+    assert (mixture_TK >= policy.floor).all()
     # each step's K additions round to 1e-16; averages carry the rounding of the steps before, shrinking as 1/t
     np.testing.assert_allclose(mixture_TK.sum(axis=1), 1.0, atol=1e-13)
     np.testing.assert_array_equal(policy.mixture, mixture_TK[-1])
@@ -99,6 +114,26 @@ def test_a_state_saved_at_any_step_gives_the_same_mixtures_to_the_bit(maker, sto
     )
     assert second.health() == first.health()
     assert second.state_dict() == first.state_dict()
+
+
+@pytest.mark.parametrize("guard", GUARDS)
+@pytest.mark.parametrize("inside", list(_bare(None)))
+def test_every_guard_holds_around_every_policy_and_over_a_resume(guard, inside, loss_stream, make_ado):
+    wrap, holds = GUARDS[guard]
+    loss_TK, count_TK = loss_stream(len(NAMES), 60)
+    policy, resumed = (wrap(_bare(make_ado)[inside](PRIOR)) for _ in range(2))
+    mixture_TK = np.vstack([policy.mixture, _run(policy, loss_TK[:45], count_TK[:45])])
+    resumed.load_state_dict(json.loads(json.dumps(policy.state_dict(), allow_nan=False)))
+    np.testing.assert_array_equal(resumed.mixture, mixture_TK[-1])
+    later_TK = _run(policy, loss_TK[45:], count_TK[45:])
+    np.testing.assert_array_equal(_run(resumed, loss_TK[45:], count_TK[45:]), later_TK)
+    mixture_TK = np.vstack([mixture_TK, later_TK])
+    assert holds(mixture_TK)
+    assert (mixture_TK >= policy.floor).all()
+    np.testing.assert_allclose(mixture_TK.sum(axis=1), 1.0, atol=1e-13)
+    alone = _bare(make_ado)[inside](PRIOR)
+    _run(alone, loss_TK, count_TK)
+    np.testing.assert_array_equal(policy.policy.mixture, alone.mixture)  # the policy inside goes on as if alone
 
 
 @pytest.mark.parametrize("maker", CASES, indirect=True)

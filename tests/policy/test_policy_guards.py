@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 
 import ado_stream as ado
 from ado_stream.policy.simulate import systematic_counts
+from ado_stream.policy.state import seal
 
 PRIOR = {"web": 0.7, "code": 0.2, "math": 0.1}
 ABSENT = np.full(3, np.nan)
@@ -48,6 +49,48 @@ def test_freeze_keeps_the_mixture_while_the_policy_inside_goes_on():
     expected = [inside.update([2.0, 3.0, 4.0], [30, 20, 14]) for _ in range(6)]
     np.testing.assert_array_equal(said, [*expected[:3], *[expected[2]] * 3])
     np.testing.assert_array_equal(freeze.policy.mixture, expected[-1])
+
+
+@pytest.mark.parametrize("lag", [0, 3, 8])
+def test_the_frozen_mixture_is_the_one_drawn_at_the_step_named(lag):
+    freeze = ado.Freeze(ado.make_policy("odm", PRIOR), from_step=20, mixture_lag=lag)
+    said = [freeze.mixture] * (lag + 1) + [freeze.update([2.0, 3.0, 4.0], [30, 20, 14]) for _ in range(30)]
+    assert not np.array_equal(said[20], said[19])
+    assert all(np.array_equal(later, said[20]) for later in said[20:])
+
+
+@pytest.mark.parametrize(
+    ("saved", "now"),
+    [
+        (lambda policy: ado.Floor(policy, 0.05), lambda policy: ado.Floor(policy, 0.2)),
+        (lambda policy: ado.Ceiling(policy, 0.9), lambda policy: ado.Ceiling(policy, 0.4)),
+        (lambda policy: ado.Pin(policy, {"math": 0.5}), lambda policy: ado.Pin(policy, {"math": 0.1})),
+    ],
+)
+def test_a_changed_bound_holds_at_once_after_a_resume(saved, now):
+    before, after = saved(ado.make_policy("natural", PRIOR)), now(ado.make_policy("natural", PRIOR))
+    before.update(ABSENT, [1, 1, 1])
+    expected_K = after.mixture
+    after.load_state_dict(before.state_dict())
+    np.testing.assert_array_equal(after.mixture, expected_K)
+    assert not np.array_equal(after.mixture, before.mixture)
+
+
+def test_a_repetition_guard_checks_its_state_before_it_changes_anything():
+    def make():
+        return ado.RepetitionGuard(ado.make_policy("odm", PRIOR), [500, 500, 500], 1000)
+
+    before, policy = make(), make()
+    for _ in range(3):
+        before.update([2.0, 3.0, 4.0], [30, 20, 14])
+    state = {key: value for key, value in before.state_dict().items() if key not in ("version", "crc32")}
+    for damage in ({}, {"drawn": None}, {"drawn": "many"}):
+        damaged = {**{key: value for key, value in state.items() if key != "drawn"}, **damage}
+        with pytest.raises(ado.ResumeError, match="'drawn'"):
+            policy.load_state_dict(seal(damaged))
+        assert (policy.step, policy.policy.step) == (0, 0)
+    policy.load_state_dict(seal(state))
+    assert (policy.step, policy.policy.step) == (3, 3)
 
 
 @pytest.mark.parametrize("lag", [0, 8])

@@ -34,11 +34,41 @@ def test_unimax_fills_the_smallest_first():
     np.testing.assert_allclose(unimax(np.array([60.0, 30.0, 10.0]), 1e9, 2.0), [0.6, 0.3, 0.1], rtol=1e-14)
 
 
-def test_the_published_doremi_table_covers_the_pile_and_sums_to_one():
-    assert len(PILE_DOREMI) == 22
-    assert sum(PILE_DOREMI.values()) == pytest.approx(1.0, abs=2e-4)  # 22 figures rounded to 4 digits
+@pytest.mark.parametrize(
+    ("prior", "options", "says"),
+    [
+        ([0.5, 0.3, 0.2], {}, "'sizes' is missing"),
+        (dict(zip(PRIOR, [0.5, 0.3, 0.2], strict=True)), {}, "'sizes' is missing"),
+        ([0.5, 0.3, 0.2], {"sizes": [0, 0, 0]}, "all 3 are 0"),
+        ([60, 30, 10], {"sizes": [0.0, 0.0, 0.0]}, "all 3 are 0"),
+    ],
+)
+def test_unimax_needs_sizes_not_shares(prior, options, says):
+    """Shares against a budget in tokens would be all used up at once, which means natural and says nothing."""
+    with pytest.raises(ado.ConfigError, match=says):
+        ado.make_policy("unimax", prior, budget=90.0, **options)
+
+
+def test_unimax_with_shares_as_prior_and_sizes_given():
+    policy = ado.make_policy("unimax", [0.6, 0.3, 0.1], budget=90, max_epochs=1, sizes=[60, 30, 10])
+    np.testing.assert_allclose(policy.mixture, np.array([50, 30, 10]) / 90, rtol=1e-14)
+
+
+def test_the_published_doremi_table_is_the_papers():
+    """Read off table 1 of arXiv 2305.10429, column DoReMi (280M), row by row in the order it has there."""
+    printed = {
+        "Pile-CC": "0.6057", "YoutubeSubtitles": "0.0502", "PhilPapers": "0.0274", "HackerNews": "0.0134",
+        "Enron Emails": "0.0070", "EuroParl": "0.0062", "Ubuntu IRC": "0.0093", "BookCorpus2": "0.0061",
+        "NIH ExPorter": "0.0063", "OpenSubtitles": "0.0047", "Gutenberg (PG-19)": "0.0072", "DM Mathematics": "0.0018",
+        "Wikipedia (en)": "0.0699", "USPTO Backgrounds": "0.0036", "PubMed Abstracts": "0.0113",
+        "PubMed Central": "0.0046", "FreeLaw": "0.0043", "StackExchange": "0.0153", "Github": "0.0179",
+        "ArXiv": "0.0036", "Books3": "0.0224", "OpenWebText2": "0.1019",
+    }  # fmt: skip
+    assert {name: f"{share:.4f}" for name, share in PILE_DOREMI.items()} == printed
     policy = ado.make_policy("fixed", dict.fromkeys(PILE_DOREMI, 1.0), weights="doremi-pile")
-    assert policy.mixture[list(PILE_DOREMI).index("Pile-CC")] == pytest.approx(0.6057, abs=1e-4)
+    total = sum(map(float, printed.values()))
+    assert total == pytest.approx(1.0, abs=2e-4)  # 22 figures rounded to 4 digits
+    np.testing.assert_allclose(policy.mixture, np.array(list(PILE_DOREMI.values())) / total, rtol=1e-14)
 
 
 @pytest.mark.parametrize(("interpolation", "halfway"), [("linear", [0.5, 0.5, 0.0]), ("constant", [1.0, 0.0, 0.0])])
@@ -52,6 +82,19 @@ def test_a_schedule_gives_each_step_its_mixture(interpolation, halfway):
     np.testing.assert_array_equal(said[30], [0, 1, 0])
 
 
+@pytest.mark.parametrize("lag", [0, 1, 6])
+def test_a_schedule_told_of_the_lag_draws_every_later_step_with_its_own_mixture(lag):
+    weights = np.linspace([1, 0, 0], [0, 1, 1], 41)
+    policy = ado.make_policy("schedule", PRIOR, knots=list(enumerate(weights.tolist())), mixture_lag=lag)
+    drawn = [policy.mixture] * (lag + 1) + [policy.update([2.0, 2.0, 2.0], [1, 1, 1]) for _ in range(30)]
+    share_TK = weights / weights.sum(axis=1, keepdims=True)
+    # the knots are the steps: no interpolation, but a convex combination rounds
+    np.testing.assert_allclose(drawn, share_TK[[0] * (lag + 1) + list(range(lag + 1, lag + 31))], atol=1e-15)
+    again = ado.make_policy("schedule", PRIOR, knots=list(enumerate(weights.tolist())), mixture_lag=lag)
+    again.load_state_dict(policy.state_dict())
+    np.testing.assert_array_equal(again.mixture, drawn[-1])
+
+
 def _losses(steps):
     generator = np.random.default_rng(3)
     count_TK = generator.multinomial(4, [0.6, 0.3, 0.1], size=steps)
@@ -62,19 +105,22 @@ def _explore(t, num=3):
     return min(1 / num, math.sqrt(math.log(num) / (num * t)))
 
 
-@pytest.mark.parametrize("form", ["odm", "odm-code"])
-def test_odm_is_its_formula(form):
-    policy, reward, p = ado.make_policy(form, PRIOR), [0.0] * 3, [1 / 3] * 3
+@pytest.mark.parametrize(("form", "lag"), [("odm", 0), ("odm", 1), ("odm", 8), ("odm-code", 0)])
+def test_odm_is_its_formula(form, lag):
+    """Losses are divided by the share that their own batch was drawn with, given lag + 1 updates ago."""
+    policy, reward = ado.make_policy(form, PRIOR, **({"mixture_lag": lag} if lag else {})), [0.0] * 3
+    said = [[1 / 3] * 3] * (lag + 1)
     loss_TK, count_TK = _losses(200)
     for t, (losses, counts) in enumerate(zip(loss_TK, count_TK, strict=True), 1):
+        p = said[t - 1]
         for i in range(3):
             if counts[i]:
                 reward[i] = 0.9 * reward[i] + 0.1 * (losses[i] / p[i] if form == "odm" else math.exp(losses[i]))
         weight = [math.exp(_explore(t) * r) if form == "odm" else r for r in reward]
         e = _explore(t + 1)
-        p = [(1 - 3 * e) * w / sum(weight) + e for w in weight]
+        said.append([(1 - 3 * e) * w / sum(weight) + e for w in weight])
         # plain and shifted exponents round apart by 1e-15; rewards of the paper form feed the mixture back
-        np.testing.assert_allclose(policy.update(losses, counts), p, rtol=1e-9)
+        np.testing.assert_allclose(policy.update(losses, counts), said[-1], rtol=1e-9)
 
 
 @pytest.mark.parametrize("form", ["odm", "odm-code"])

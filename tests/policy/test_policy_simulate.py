@@ -127,7 +127,7 @@ def test_what_is_learnt_faster_is_drawn_more():
             {"domains": {"a": {"prior": 1, "eps": 1, "betta": 2, "alpha": 0.1}}},
             "'a' has unknown 'betta' and lacks 'beta'",
         ),
-        ({"domains": {"a": {"prior": 1, "eps": 1, "beta": -2, "alpha": 0.1}}}, "'a' has beta -2"),
+        ({"domains": {"a": {"prior": 1, "eps": 1, "beta": -2, "alpha": 0.1}}}, "beta of 'a' is -2"),
         ({"domains": 0}, "domains"),
         ({"domains": DOMAINS, "transfer": {"a": {"c": 1}}}, "no domain 'c'"),
         ({"domains": DOMAINS, "bumps": [{"step": 3}]}, "decay_steps"),
@@ -147,7 +147,7 @@ def test_replay_of_a_runs_own_policy_gives_its_mixtures(loss_stream, make_ado):
     ]
     in_force = np.array([said[max(0, step - 3)] for step in range(60)])
     np.testing.assert_array_equal(
-        replay(make_ado(np.ones(4)), loss_TK, count_TK.astype(float), mixture_lag=3), in_force
+        replay(make_ado(np.ones(4)), loss_TK, count_TK.astype(float), 3, first_K=in_force[0]), in_force
     )
 
 

@@ -13,7 +13,7 @@ def write_simulated(
 ):
     """Writes RUN/record.jsonl whose losses follow known laws L = eps + beta n^-alpha exactly, but for seeded noise.
 
-    With `broken`, a stretch of losses is null and one domain never has a law.
+    With `broken`, a stretch of losses is null, one domain never has a law, and every second refit fails for all.
     """
     rng = np.random.default_rng(seed)
     num = len(names)
@@ -26,8 +26,8 @@ def write_simulated(
     record = RunRecord(run_dir)
     record.write(
         "run", version=1, run_id=f"sim-{policy}", created="2026-01-02T03:04:05Z", domains=list(names), prior=prior,
-        policy=policy, policy_options={"floor": 0.005} if policy == "ado" else {}, global_batch_size=batch,
-        seq_len=256, canonical_nodes=1, mixture_lag=8, steps=planned or steps, seed=seed,
+        policy=policy, policy_options={}, floor=0.005 if policy == "ado" else 0, global_batch_size=batch, seq_len=256,
+        canonical_nodes=1, mixture_lag=8, steps=planned or steps, seed=seed,
         model={"preset": "nano", "parameters": 1310720}, tokenizer="bpe:4096", vocab_size=4096, world_size=1,
         device="cpu", versions={"torch": "2.9.0", "numpy": "2.1.3"},
         corpus={"path": "corpus", "fingerprint": "0123456789abcdef", "domains": dict(zip(names, sizes, strict=True))},
@@ -54,10 +54,20 @@ def write_simulated(
             log_eps = np.log(eps)
             if broken:
                 valid[0], log_eps[0] = False, np.nan
-            record.write(
-                "fit", step=step, n=batch * (step + 1), log_beta=np.log(beta), log_eps=log_eps, alpha=alpha,
-                objective=np.full(num, 0.01), valid=valid,
-            )  # fmt: skip
+            failed = broken and step // refit_every % 2 == 1
+            health = {
+                "policy": policy, "step": step + 1, "ignored_losses": dict.fromkeys(names, 0), "refits": 1,
+                "failed_refits": int(failed), "held_laws": dict.fromkeys(names, int(failed)),
+                "at_bound": {names[-1]: ["alpha"]},
+                "forecast_error": dict.fromkeys(names, {"mean": -0.0123, "mean_abs": None if failed else 0.0456}),
+            }  # fmt: skip
+            record.write("health", step=step, health=health)
+            if not failed:
+                record.write(
+                    "fit", step=step, n=batch * (step + 1), log_beta=np.log(beta), log_eps=log_eps, alpha=alpha,
+                    objective=np.full(num, 0.01), valid=valid, at_bound=np.zeros((num, 3), dtype=bool),
+                    residual_scale=np.full(num, 0.003), num_points=np.full(num, step + 1),
+                )  # fmt: skip
         if step == steps - 1 or step % 100 == 99:
             tokens = np.round(2e5 * prior)
             domain_loss = law * (1.02 - (0.03 if policy == "ado" else 0.0) * np.sign(target - prior))

@@ -9,8 +9,9 @@ from ado_stream.errors import ConfigError, DataError, NotFound
 from ado_stream.record import RunRecord
 from ado_stream.report.data import load_runs
 from ado_stream.report.laws import draw_laws, forecast_error, judged_law, next_interval_error
-from ado_stream.report.selection import drawn_and_asked, worst_gap_K
-from ado_stream.report.style import colors_of
+from ado_stream.report.selection import draw_selection, drawn_and_asked, floor_of, worst_gap_K
+from ado_stream.report.style import colors_of, styled
+from ado_stream.report.tables import DASH, law_table
 from ado_stream.report.validation import baseline_of
 
 NAMES = ["code", "prose", "tables"]
@@ -73,7 +74,7 @@ def test_forecast_error_is_the_bias_put_in(simulate, tmp_path):
         law.log_beta_K[k] += np.log(1.1)
         law.log_eps_K[k] += np.log(1.1)
     biased = [forecast_error(run, law, k) for k in range(3)]
-    np.testing.assert_allclose(biased, 1.1 * (np.array(true) + 1) - 1, atol=1e-12)
+    np.testing.assert_allclose(biased, (np.array(true) + 1) / 1.1 - 1, atol=1e-12)
 
 
 def test_next_interval_error_uses_only_the_next_interval(simulate, tmp_path):
@@ -85,8 +86,36 @@ def test_next_interval_error_uses_only_the_next_interval(simulate, tmp_path):
         foreseen = (
             np.exp(law.log_eps_K[0]) + np.exp(law.log_beta_K[0]) * (32.0 * (run.step_S[rows] + 1)) ** -law.alpha_K[0]
         )
-        expected.append(abs(foreseen.mean() / run.domain_loss_SK[rows, 0].mean() - 1))
+        expected.append(abs(run.domain_loss_SK[rows, 0].mean() / foreseen.mean() - 1))
     assert next_interval_error(run, 0) == pytest.approx(np.median(expected), abs=1e-12)
+
+
+def test_a_held_law_is_shown_and_no_law_is_said_to_be_none(tmp_path):
+    """A refit that fails for a domain leaves its older law in the record; one that never had any has nulls."""
+    steps = [{"step": step, "domain_loss": [2.0] * 3, "samples": [5, 3, 2]} for step in range(9)]
+    law = {"n": 40, "log_beta": [0, 0, None], "log_eps": [0.6, 0.6, None], "alpha": [0.3, 0.3, None]}
+    (run,) = load_runs([write(tmp_path / "r", steps, [{"step": 4, **law, "valid": [True, False, False]}])])
+    np.testing.assert_array_equal(run.laws[0].predict(1, np.array([50.0])), run.laws[0].predict(0, np.array([50.0])))
+    with styled():
+        panels = draw_laws(run, colors_of(NAMES)).figure.axes
+    texts = [panel.texts[-1].get_text() for panel in panels[:3]]
+    miss = 2.0 / run.laws[0].predict(0, run.counts_SK[5:, 0]).mean() - 1
+    error = f"−{-100 * miss:.1f} %"
+    assert texts == [f"forecast {error}", f"held law {error}", "no law"]
+    _, rows = law_table(run, colors_of(NAMES))
+    assert [row[1] for row in rows] == ["1.822", "1.822", DASH]
+    assert [row[-1] for row in rows] == ["1 of 1", "0 of 1", "0 of 1"]
+
+
+def test_the_floor_drawn_is_the_one_that_was_in_force(simulate, tmp_path):
+    """Whatever the options say: the default floor stands in none of them."""
+    runs = load_runs([simulate(tmp_path / policy, NAMES, policy=policy, steps=20) for policy in ("ado", "natural")])
+    assert [floor_of(run) for run in runs] == [0.005, pytest.approx(np.nan, nan_ok=True)]
+    with styled():
+        texts = [
+            [text.get_text() for text in draw_selection(run, colors_of(NAMES)).figure.axes[0].texts] for run in runs
+        ]
+    assert texts == [["floor 0.5 %"], []]
 
 
 def test_worst_gap_is_the_largest_of_any_step(tmp_path):

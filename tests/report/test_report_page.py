@@ -71,6 +71,10 @@ def test_two_runs_side_by_side(simulate, tmp_path, num):
     assert {file.stem for file in path.parent.glob("*.png")} == expected
     assert "ado against natural" in document
     assert "ends lower than natural on" in document
+    assert "Policy health: ado" in document
+    assert "Policy health: natural" not in document
+    assert "−1.23 %" in document
+    assert "4.56 %" in document
     assert all(name in document for name in names_of(num))
     assert len(document) < 4e6
     assert not list(path.parent.glob("*.tmp"))
@@ -95,7 +99,8 @@ def test_broken_losses_and_laws(simulate, tmp_path):
     path = page.write_report([simulate(tmp_path / "ado", SEVEN, steps=200, broken=True, planned=500)], tmp_path)
     document, _ = check_page(path)
     assert "stopped at step 200 of 500" in document
-    assert "0 of 8" in document  # the domain without a law: none of its refits was valid
+    assert "0 of 4" in document  # the domain without a law: none of its refits was valid
+    assert "Refits: 1; failed: 1." in document
     assert not re.search(r"\b(nan|inf)\b", re.sub(r'base64,[^"]*', "", document).lower())
 
 

@@ -1,0 +1,96 @@
+"""A run records what its policy did, and the policy of the record, replayed, does it again."""
+
+import json
+
+import numpy as np
+import pytest
+
+from ado_stream.cli.main import main
+from ado_stream.policy import laws
+from ado_stream.record import read_run
+from ado_stream.train.config import load_config
+from ado_stream.train.run import run_training
+from tests.train import losses_on_ranks
+
+EASY = {"min_points": 1, "start_step": 2, "ignore_steps": 0, "interval": 2}
+
+
+@pytest.mark.parametrize(
+    ("policy", "mean_options"),
+    [
+        ({"name": "temperature", "options": {"tau": 3.0}}, ["tau=1.0"]),
+        ({"name": "unimax", "options": {"max_epochs": 0.1}}, ["max_epochs=0.2"]),
+        ({"name": "odm", "options": {}}, ["mixture_lag=0"]),
+        ({"name": "schedule", "options": {"knots": [[0, [1, 1, 1]], [12, [1, 2, 9]]]}}, ["mixture_lag=0"]),
+        (
+            {
+                "name": "ado",
+                "options": {**EASY, "fit": {"every": 1}},
+                "guards": [
+                    {"name": "floor", "minimum": 0.2},
+                    {"name": "freeze", "from_step": 9},
+                    {"name": "repetition", "max_epochs": 0.4},
+                ],
+            },
+            ["floor=0.3"],
+        ),
+    ],
+    ids=lambda value: value["name"] if isinstance(value, dict) else "",
+)
+def test_a_runs_own_policy_replayed_gives_its_mixtures_to_the_bit(settings, policy, mean_options, capsys):
+    """Sizes, budget, lag and guards included; one option changed gives others, so that equality says something."""
+    run_training(load_config({**settings, "policy": policy}))
+    recorded = [line["mixture"] for line in read_run(settings["run_dir"])[1]["step"]]
+    replay = ["replay", settings["run_dir"], "--policy", policy["name"], "--json"]
+    for more, same in (([], True), (["--option", *mean_options], False)):
+        capsys.readouterr()
+        assert main([*replay, *more]) == 0
+        found = json.loads(capsys.readouterr().out)
+        assert np.array_equal(found["mixture"], recorded) == same
+
+
+def test_a_refit_that_fails_leaves_a_health_line_and_no_law(settings, monkeypatch):
+    kernel, calls = laws.scaling_law_fit, []
+
+    def fails_once(*arguments):
+        calls.append(None)
+        if len(calls) == 2:
+            raise RuntimeError("can't start new thread")
+        return kernel(*arguments)
+
+    monkeypatch.setattr(laws, "scaling_law_fit", fails_once)
+    guards = [{"name": "floor", "minimum": 0.05}]
+    run_training(load_config({**settings, "policy": {"name": "ado", "options": EASY, "guards": guards}}))
+    run, lines = read_run(settings["run_dir"])
+    assert run["floor"] == 0.05
+    assert [line["step"] for line in lines["health"]] == [2, 4, 6, 8, 10]
+    assert [line["health"]["failed_refits"] for line in lines["health"]] == [0, 1, 1, 1, 1]
+    assert [line["step"] for line in lines["fit"]] == [2, 6, 8, 10]
+    assert {len(line["health"]["held_laws"]) for line in lines["health"]} == {3}
+    for fit in lines["fit"]:
+        assert fit["num_points"] == [fit["step"] + 1] * 3  # every step of so short a run, none of them ignored
+        assert all(scale is not None for scale in fit["residual_scale"])
+        assert np.shape(fit["at_bound"]) == (3, 3)
+
+
+def test_health_goes_on_over_a_resume(settings):
+    """The step after the checkpoint has no refit: what was written of the one before is not written again."""
+    config = load_config({**settings, "policy": {"name": "ado", "options": {**EASY, "interval": 3}}})
+    run_training(config)
+    whole = read_run(settings["run_dir"])[1]["health"]
+    assert [line["step"] for line in whole] == [3, 6, 9]
+    run_training(config, resume=f"{settings['run_dir']}/checkpoints/step_00000008")
+    assert read_run(settings["run_dir"])[1]["health"] == whole
+
+
+def test_losses_told_by_ranks_in_any_order_give_every_rank_the_same_mixture_to_the_bit(ranks, tiny_corpus):
+    """Sums that round. Two addends have one sum in either order, so two ranks may exchange what they tell; of four the
+    order counts in the last bits, which rank 0 then decides for all."""
+    by_order = []
+    for num_ranks, order in ((2, [0, 1, 2, 3]), (2, [2, 3, 0, 1]), (4, [3, 1, 0, 2])):
+        mixtures = ranks(num_ranks, losses_on_ranks.main, str(tiny_corpus), order)
+        assert len(mixtures) == num_ranks
+        assert all(one == mixtures[0] for one in mixtures)
+        assert len(set(mixtures[0])) > 20, "a mixture that stands still agrees with itself"
+        by_order.append(mixtures[0])
+    assert by_order[0] == by_order[1]
