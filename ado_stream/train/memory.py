@@ -85,4 +85,4 @@ def _loss(model: ModelConfig, device: torch.device, dtype: torch.dtype, num_rows
         return logits + _FLOAT32_BYTES * (weight + num_rows * model.width)
     logits = min(num_rows, _GPU_LOGITS_ROWS) * model.vocab_size * dtype.itemsize
     copy = 0 if dtype == torch.float32 else dtype.itemsize * weight
-    return logits + copy + _FLOAT32_BYTES * weight + dtype.itemsize * num_rows * model.width
+    return logits + copy + _FLOAT32_BYTES * (weight + num_rows * model.width)

@@ -83,6 +83,13 @@ def test_order_of_domains_and_own_counts_do_not_matter():
         assert np.array_equal(getattr(own, field), getattr(found, field))
 
 
+def test_a_history_kept_step_by_step_is_the_same():
+    counts, losses = noisy_laws(steps=1100)  # over two blocks, the last one cut
+    found, turned = (scaling_law_fit(counts, each) for each in (losses, np.asfortranarray(losses)))
+    for one, other in zip(found, turned, strict=True):
+        assert np.array_equal(one, other)
+
+
 def test_same_bits_with_any_number_of_threads(monkeypatch):
     counts, losses = noisy_laws(num_domains=9)
     results = []
