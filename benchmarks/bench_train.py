@@ -55,7 +55,11 @@ CASES = {
         Case("124M", "cuda", rows=32, num_tokens=1024, vocabulary=50304, bars=(0.5, 0.001)),
         Case("1.3B", "cuda", rows=8, num_tokens=1024, vocabulary=50304, pairs=8, steps=6, bars=(0.55, 0.001)),
     ],
-    "cpu": [Case("nano", "cpu", rows=8, num_tokens=256, vocabulary=4096, steps=2, matmul_size=1024)],
+    "cpu": [
+        Case(
+            "nano", "cpu", rows=8, num_tokens=256, vocabulary=4096, pairs=200, steps=2, seconds=120.0, matmul_size=1024
+        )
+    ],
 }
 
 
