@@ -1,4 +1,7 @@
-"""`python -m benchmarks` lists the benchmarks; with names it runs those, with --all all, each in its own process."""
+"""`python -m benchmarks` lists the benchmarks; with names it runs those, with --all all, each in its own process.
+
+Options that are not its own go to what is run: `python -m benchmarks sensitivity --steps 60000`.
+"""
 
 import argparse
 import ast
@@ -29,14 +32,18 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
     parser.add_argument("names", nargs="*", metavar="NAME", help=", ".join(found))
     parser.add_argument("--all", action="store_true", help="run every one")
-    args = parser.parse_args()
+    args, options = parser.parse_known_args()
     names = list(found) if args.all else args.names
     if unknown := [name for name in names if name not in found]:
         parser.error(f"no benchmark {', '.join(unknown)}; there are {', '.join(found)}")
+    if options and not names:
+        parser.error(f"{' '.join(options)}: for which benchmark?")
     if not names:
         width = max(map(len, found))
         print("\n".join(f"{name:<{width}}  {purpose(module)}" for name, module in found.items()))
-    failed = [name for name in names if subprocess.run([sys.executable, "-m", found[name]], check=False).returncode]
+    failed = [
+        name for name in names if subprocess.run([sys.executable, "-m", found[name], *options], check=False).returncode
+    ]
     if failed:
         print(f"failed: {', '.join(failed)}", file=sys.stderr)
     return int(bool(failed))

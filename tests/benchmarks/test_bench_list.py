@@ -24,15 +24,18 @@ def test_every_benchmark_is_listed_with_its_question(monkeypatch, capsys):
 def test_those_named_run_and_a_failure_is_told(monkeypatch, capsys):
     class Done:
         def __init__(self, command, check):
-            ran.append(command[-1])
-            self.returncode = int("fit" in command[-1])
+            ran.append(command[2:])
+            self.returncode = int("fit" in command[2])
 
-    ran: list[str] = []
+    ran: list[list[str]] = []
     monkeypatch.setattr(benchmarks.subprocess, "run", Done)
     monkeypatch.setattr("sys.argv", ["benchmarks", "kernels", "fit", "train"])
     assert benchmarks.main() == 1
-    assert ran == ["benchmarks.kernels", "benchmarks.bench_fit", "benchmarks.bench_train"]
+    assert ran == [["benchmarks.kernels"], ["benchmarks.bench_fit"], ["benchmarks.bench_train"]]
     assert "failed: fit" in capsys.readouterr().err
+    monkeypatch.setattr("sys.argv", ["benchmarks", "train", "--device", "cpu"])
+    assert benchmarks.main() == 0
+    assert ran[-1] == ["benchmarks.bench_train", "--device", "cpu"]
     monkeypatch.setattr("sys.argv", ["benchmarks", "fitt"])
     with pytest.raises(SystemExit):
         benchmarks.main()
