@@ -20,7 +20,10 @@ from ado_stream.policy.checks import number, one_of, whole
 
 @dataclass(frozen=True)
 class FitConfig(FitOptions):
-    __doc__ = (FitOptions.__doc__ or "").replace("Raises ValueError", "Raises ConfigError")
+    """How histories are prepared and where the search starts: ado_kernels' FitOptions, which see for every field.
+
+    Raises ConfigError where a value cannot work.
+    """
 
     def __post_init__(self) -> None:
         for name, least in (("smooth_window", 0), ("ignore_steps", 0), ("every", 1)):

@@ -4,8 +4,6 @@ Bars: those of test_fit_minimum.py, and F written out in float64 within 1e-12. W
 CPU's fit, on less.
 """
 
-import json
-
 import numpy as np
 import pytest
 import torch
@@ -14,7 +12,7 @@ from ado_kernels import scaling_law_fit
 from ado_kernels.fit.problem import FitOptions, objective
 from ado_kernels.fit.smoothing import prepare
 from tests.kernels.devices import ON_GPU, each, gpu_only
-from tests.kernels.test_fit_minimum import AS_IS, BAR, CASES, PAST, filled, histories
+from tests.kernels.test_fit_minimum import AS_IS, BAR, CASES, PAST, assert_golden, golden_fits, histories
 
 pytestmark = [pytest.mark.gpu] if ON_GPU else []
 BACKEND = "triton" if ON_GPU else "numba"
@@ -31,24 +29,10 @@ def assert_objective_is_written_out(found, counts_T, loss_KT, options):
 
 @each("case", CASES, CASES[:1])
 def test_golden_minima(shared, case):
-    record = np.load(shared / "golden" / f"{case}.npz")
-    known = np.load(shared / "golden" / "objective" / f"{case}.npz")
-    meta = json.loads(str(record["meta"]))
-    loss_TK = filled(record["loss"], record["counts"])
-    counts_T = meta["B"] * np.arange(1, len(loss_TK) + 1.0)
-    options = FitOptions(ignore_steps=meta["ignore_steps"])
-    above_best, above_reference = [], []
-    for refit, step in enumerate(record["refit_step"]):
-        if record["refit_points"][refit] < 50:
-            continue
-        history = counts_T[: step + 1], np.ascontiguousarray(loss_TK[: step + 1].T)
-        found = scaling_law_fit(*history, options, BACKEND)
-        assert (found.num_points == record["refit_points"][refit]).all()
-        assert_objective_is_written_out(found, *history, options)
-        for above, name in ((above_best, "objective_best"), (above_reference, "objective_reference")):
-            above.append((found.objective - known[name][refit]) / (known[name][refit] + 0.001))
-    assert np.mean(np.concatenate(above_best) <= BAR) >= 0.99
-    assert np.concatenate(above_reference).max() <= BAR
+    fits = list(golden_fits(shared, case, BACKEND))
+    assert_golden(fits)
+    for found, counts_T, loss_KT, options, *_ in fits:
+        assert_objective_is_written_out(found, counts_T, loss_KT, options)
 
 
 @each("num_points", [60, 240, 3000, 30000], [60])

@@ -127,17 +127,9 @@ register_gpu(_linear_cross_entropy, "ado_kernels.ops.linear_cross_entropy.gpu", 
 
 @_linear_cross_entropy.register_fake
 def _linear_cross_entropy_fake(
-    hidden: torch.Tensor,
-    weight: torch.Tensor,
-    targets: torch.Tensor,
-    domain_ids: torch.Tensor,
-    num_domains: int,
-    ignore_index: int,
-    z_loss: float,
-    hidden_grad: bool,
-    weight_grad: bool,
-    compute_dtype: torch.dtype,
+    hidden: torch.Tensor, weight: torch.Tensor, targets: torch.Tensor, domain_ids: torch.Tensor, num_domains: int, *rest
 ) -> Outputs:
+    *_, hidden_grad, weight_grad, compute_dtype = rest
     wide = accumulation_dtype(compute_dtype)
     return (
         hidden.new_empty((), dtype=wide),
