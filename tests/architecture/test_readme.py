@@ -76,3 +76,11 @@ def test_every_command_that_is_shown_parses():
 
 def test_it_is_short():
     assert README.count("\n") <= 250
+
+
+def test_every_benchmark_that_is_named_exists():
+    from benchmarks.__main__ import modules
+
+    named = set(re.findall(r"python -m benchmarks (\w+)", README))
+    assert named
+    assert named <= modules().keys()

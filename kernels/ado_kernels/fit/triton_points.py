@@ -105,13 +105,14 @@ def bin_kernel(points, bins, BLOCK: tl.constexpr):
     domain = tl.program_id(0).to(tl.int64)
     which = tl.program_id(1)
     own = of_domain(points, domain)
-    low, high = wide(float("inf")), wide(float("-inf"))
+    nothing = tl.zeros([BLOCK], tl.float64)
+    lows, highs = nothing + float("inf"), nothing + float("-inf")
     for first in range(0, own.size, BLOCK):
         x, _, w = load(own, first + tl.arange(0, BLOCK))
-        low = tl.minimum(low, tl.min(tl.where(w > 0.0, x, float("inf"))))
-        high = tl.maximum(high, tl.max(tl.where(w > 0.0, x, float("-inf"))))
+        lows = tl.where(w > 0.0, tl.minimum(lows, x), lows)
+        highs = tl.where(w > 0.0, tl.maximum(highs, x), highs)
+    low, high = tl.min(lows), tl.max(highs)
     scale = tl.where(high > low, NUM_BINS / (high - low), 0.0)
-    nothing = tl.zeros([BLOCK], tl.float64)
     sum_x, sum_y, number = nothing, nothing, nothing
     for first in range(0, own.size, BLOCK):
         x, y, w = load(own, first + tl.arange(0, BLOCK))
