@@ -21,6 +21,8 @@ from unittest import mock
 import numpy as np
 
 from ado_kernels import scaling_law_fit
+from ado_kernels.fit import search
+from ado_kernels.fit.descent import minimise
 from ado_kernels.fit.problem import (
     ALPHA_HIGH_KINK,
     ALPHA_LOW_KINK,
@@ -67,6 +69,34 @@ def fits(num_domains: int, backend: str, repeats: int) -> dict[str, Any]:
     if backend == "triton":
         found["device_s"] = on_device_s(counts_T, losses_KT, repeats=20)
     return found
+
+
+def newton_steps(num_domains: int) -> dict[str, Any]:
+    """How long the search's chains are: passes over the bins of every coarse search, over all points of every end
+    that differs; and how many of those a domain has. What bounds the fit on a GPU (kernels/predictions.md)."""
+    counts_T, losses_KT = history(num_domains)
+    x_M = np.log(counts_T[OPTIONS.ignore_steps :: OPTIONS.every])
+    grid = search.Grid(
+        *map(np.asarray, (OPTIONS.grid_log_beta, OPTIONS.grid_log_eps, OPTIONS.grid_alpha)), OPTIONS.delta
+    )
+    coarse, full, ends = [], [], []
+    for y_M in np.log(prepare(losses_KT, OPTIONS)):
+        bins, values = search.bin_points(x_M, y_M), []
+        for start in range(1, search.NUM_FACES + grid.alpha.size):
+            theta_P, passes = np.empty(3), 0
+            face = search._best_start(grid, start, bins, theta_P)
+            for width in search.WIDTHS:
+                how = max(width, grid.delta), face, np.int64(search.COARSE_PASSES), search.COARSE_TOLERANCE
+                value, more = minimise(theta_P, bins, *how)
+                passes += more
+            coarse.append(passes)
+            if all(abs(value - other) >= search.SAME * (value + ALPHA_LOW_KINK) for other in values):
+                how = grid.delta, np.int64(search.NO_FACE), np.int64(search.FULL_PASSES), search.TOLERANCE
+                full.append(minimise(theta_P, (x_M, y_M, np.ones(x_M.size)), *how)[1])
+                values.append(value)
+        ends.append(len(values))
+    found = {"coarse passes": coarse, "passes over all points": full, "ends of a domain": ends}
+    return {name: {"mean": statistics.mean(counts), "most": max(counts)} for name, counts in found.items()}
 
 
 def policys(counts_T: np.ndarray, losses_KT: np.ndarray) -> tuple[np.ndarray, np.ndarray, FitOptions]:
@@ -199,14 +229,22 @@ def main() -> None:
     args = parser.parse_args()
     timed = [fits(22, args.backend, repeats=7), fits(1000, args.backend, repeats=3)]
     low = lowness(args.backend)
-    scipys = None
+    chains, scipys = newton_steps(22), None
     if args.backend == "numba":
         with mock.patch.dict(os.environ, ONE_THREAD):
             scipys = in_own_process(against_scipy)
     held = bars(args.backend, timed, low)
     write_result(
         "fit" if args.backend == "numba" else f"fit_{args.backend}",
-        {"steps": STEPS, "backend": args.backend, "fits": timed, "golden": low, "scipy": scipys, "bars": held},
+        {
+            "steps": STEPS,
+            "backend": args.backend,
+            "fits": timed,
+            "search": chains,
+            "golden": low,
+            "scipy": scipys,
+            "bars": held,
+        },
     )
     for bar in held:
         print(f"{'pass' if bar['pass'] else 'FAIL'}  {bar['what']}: {bar['measured']:.4g} (bar {bar['bar']:g})")
