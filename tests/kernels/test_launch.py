@@ -8,6 +8,7 @@ import torch
 
 from ado_kernels.ops import launch_table
 from ado_kernels.ops.launch import Launch, entry, launch, read_table, using
+from ado_kernels.ops.linear_cross_entropy.gpu import chunk_class
 from benchmarks.kernels import tune
 from benchmarks.kernels.harness import Bench
 
@@ -28,6 +29,13 @@ def test_widths_are_rounded_up_and_the_widest_is_named():
     assert launch("rms_norm", 4097) == entry("rms_norm", 8192)
     with pytest.raises(ValueError, match="no launch entry for width 32768; the widest is 16384"):
         launch("rms_norm", 16385)
+
+
+@pytest.mark.parametrize("width", [768, 2048])
+def test_few_large_chunks_of_logits(width):
+    """3 or 4 at 16,384 rows: each after the first reads and writes the float32 gradient of the weight once more."""
+    rows = entry("linear_cross_entropy", chunk_class(width)).rows
+    assert -(-16384 // rows) in (3, 4)
 
 
 def test_changes_end_with_the_body():
