@@ -15,6 +15,7 @@ import hashlib
 import os
 import subprocess
 import sys
+import threading
 from contextlib import suppress
 from pathlib import Path
 
@@ -71,6 +72,11 @@ def compile_apart(group: str) -> None:
             )
             if done.returncode == 0:
                 stamp.touch()
+
+
+def compile_behind(group: str) -> None:
+    """Starts `compile_apart` in a thread, so that the kernels are there when they are first asked for."""
+    threading.Thread(target=compile_apart, args=(group,), daemon=True).start()
 
 
 def _digest(package: Path) -> str:
