@@ -10,13 +10,15 @@ tokens, samples.
            corpus {path, fingerprint, domains {name: {tokens, samples, bytes}}}
     step   step, loss (mean over the batch's tokens), domain_loss [K], domain_tokens [K], samples [K] (of the global
            batch), mixture [K] (in force at this step), lr, grad_norm, tokens_per_s,
-           time_s {data, forward_backward, optimizer, policy, checkpoint, total}
+           time_s {data, forward_backward, optimizer, policy, checkpoint, total} (on a GPU forward_backward and
+           optimizer are the device's seconds, the others the host's, beside them; total: to the next step's start,
+           and what a save before the step held it up)
     fit    step, n (samples drawn so far, all domains; a list [K] when domains count their own), log_beta [K],
            log_eps [K], alpha [K], objective [K], valid [K] (false: the law is an earlier refit's, null: there is none),
            at_bound [K][3] (log_beta, log_eps, alpha), residual_scale [K] (median |log loss - log law|), num_points [K]
     health step (of a refit, failed ones too), health {} (the policy's health() after it)
     eval   step, split, loss (mean over tokens), domain_loss [K], domain_tokens [K], domain_bytes [K] or null
-    event  step, name (resume, checkpoint, skip, stop, done, ...), detail {}
+    event  step, name (resume, checkpoint {directory, seconds}, skip, stop, done, ...), detail {}
 
 A resumed run drops the step, fit, health, eval and event lines from its first step on, then appends; so a record never
 holds a step twice. Files with a torn last line (power cut) are read up to it.
