@@ -1,15 +1,18 @@
 """What a policy does to a model: validation losses on real text, policy against policy, seed by seed.
 
-    python -m benchmarks learning --corpus corpus --out runs/learning --steps 2000 --seeds 1 2
+    python -m benchmarks learning --corpus corpus --out runs/learning --policies natural ado ado:credit_power=0
 
 Trains one model per policy and seed on a prepared corpus (`ado-stream prepare`), everything else alike, and compares
 with the natural mixture: by corpus size and as a mean of domains, every domain, and each seed beside the other, which
-is the noise. Runs go on where they were stopped; `ado-stream report RUN...` draws them.
+is the noise. Options of a policy follow its name. Runs go on where they were stopped; `ado-stream report RUN...` draws
+them.
 """
 
 import argparse
 from pathlib import Path
 from typing import Any
+
+import yaml
 
 from ado_stream.report.data import load_runs
 from ado_stream.report.validation import OVERALL, loss_by_name
@@ -22,18 +25,23 @@ BASELINE = "natural"
 
 def config_of(args: argparse.Namespace, policy: str, seed: int) -> dict[str, Any]:
     """A run's config; the runs differ in policy and seed alone."""
+    name, _, options = policy.partition(":")
     return {
         "corpus": args.corpus,
         "run_dir": str(args.out / f"{policy}-{seed}"),
         "seed": seed,
         "model": {"preset": args.preset},
         "data": {"global_batch_size": args.batch_size},
-        "policy": {"name": policy},
+        "policy": {"name": name, "options": {key: yaml.safe_load(value) for key, value in _pairs(options)}},
         "train": {"steps": args.steps, "micro_batch_size": args.micro_batch_size},
         "checkpoint": {"every_steps": max(args.steps // 10, 1), "keep": 1},
         "evaluate": {"every_steps": max(args.steps // 10, 1), "max_samples_per_domain": args.val_samples},
         "log": {"every_steps": max(args.steps // 40, 1)},
     }
+
+
+def _pairs(options: str) -> list[list[str]]:
+    return [pair.split("=", 1) for pair in options.split(",") if pair]
 
 
 def outcome(run_dir: Path) -> dict[str, Any]:
