@@ -85,7 +85,7 @@ def _bench(smoke: bool, deadline: float) -> Bench:
 
 
 def _report(bench: Bench) -> None:
-    """Writes the records, the bars' verdicts and pictures; prints the table last."""
+    """Writes the records and the bars' verdicts, prints the table, then draws: a picture that fails costs no figure."""
     card = torch.cuda.get_device_name().replace(" ", "-") if bench.on_gpu else "cpu"
     name = f"kernels-{card}-{datetime.now(UTC):%Y-%m-%d}{'-smoke' if bench.smoke else ''}"
     note = "Smoke run: proves the script; its figures mean nothing." if bench.smoke else ""
@@ -94,9 +94,9 @@ def _report(bench: Bench) -> None:
     judged = bars.verdicts(bench.records)
     payload = {"device": bench.device.type, "note": note.strip(), "failed": bench.failed, "bars": judged}
     write_result(name, payload | {"records": bench.records})
+    print(summary.table(bench.records, judged, bench.failed), flush=True)
     for path in plots.draw(bench.records, RESULTS / name):
         print(f"written to {path}", file=sys.stderr)
-    print(summary.table(bench.records, judged, bench.failed), flush=True)
 
 
 if __name__ == "__main__":
