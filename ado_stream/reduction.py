@@ -35,9 +35,8 @@ class LossReduction:
         value_2K = self._stacked(step, loss_sums, token_counts)
         if not reduced:
             value_2K = self._over_ranks(value_2K)
-        later = value_2K.is_cuda
-        self._waiting.append((step, _to_host_later(value_2K) if later else value_2K.numpy))
-        return self._ready(keep=1 if later else 0)
+        self._waiting.append((step, to_host_later(value_2K)))
+        return self._ready(keep=1 if value_2K.is_cuda else 0)
 
     def drain(self) -> list[Told]:
         """Every step that is still on its way; waits for it."""
@@ -106,16 +105,18 @@ class LossReduction:
         return self._group
 
 
-def _to_host_later(value_2K: torch.Tensor) -> Callable[[], np.ndarray]:
-    """Starts a copy; what is returned waits for it."""
-    host_2K = torch.empty(value_2K.shape, dtype=torch.float64, pin_memory=True)
-    host_2K.copy_(value_2K, non_blocking=True)
+def to_host_later(value: torch.Tensor) -> Callable[[], np.ndarray]:
+    """Starts a copy of a tensor to the host; what is returned waits for it. On the host already: no copy."""
+    if not value.is_cuda:
+        return value.numpy
+    host = torch.empty(value.shape, dtype=value.dtype, pin_memory=True)
+    host.copy_(value, non_blocking=True)
     copied = torch.cuda.Event()
     copied.record()
 
     def read() -> np.ndarray:
         copied.synchronize()
-        return host_2K.numpy()
+        return host.numpy()
 
     return read
 

@@ -6,7 +6,7 @@ rank 0 writes. Speed on the console is of training alone: without start-up, the 
 """
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -15,6 +15,7 @@ import torch
 
 from ado_stream.errors import AdoStreamError
 from ado_stream.record import RunRecord
+from ado_stream.reduction import to_host_later
 from ado_stream.train.clock import StepClock
 from ado_stream.train.distributed import World
 from ado_stream.train.step import StepOutcome
@@ -42,6 +43,9 @@ class StepFacts:
     clock: StepClock
 
 
+Held = tuple[StepFacts, Callable[[], np.ndarray]]  # a launched step, and what waits for its numbers
+
+
 @dataclass(frozen=True)
 class LogOptions:
     """Console distance, when a run of bad steps ends, and what turns samples into tokens and epochs."""
@@ -66,7 +70,7 @@ class StepLog:
         num_skipped: int = 0,
     ):
         self._world, self._record, self._sinks, self._options = world, record, sinks, options
-        self._held: tuple[StepFacts, torch.Tensor, Any] | None = None
+        self._held: Held | None = None
         self._started_up = False
         self._console_tokens = self._console_s = 0.0
         self._mixture_K: np.ndarray | None = None
@@ -82,12 +86,7 @@ class StepLog:
                 outcome.finite.double().reshape(1),
             ]
         )
-        event = None
-        if packed.is_cuda:
-            packed = packed.to("cpu", non_blocking=True)
-            event = torch.cuda.Event()
-            event.record()
-        before, self._held = self._held, (facts, packed, event)
+        before, self._held = self._held, (facts, to_host_later(packed))
         self._write(before, facts.clock.started)
 
     def flush(self) -> None:
@@ -95,16 +94,14 @@ class StepLog:
         before, self._held = self._held, None
         self._write(before, None)
 
-    def _write(self, held: tuple[StepFacts, torch.Tensor, Any] | None, ended: float | None) -> None:
+    def _write(self, held: Held | None, ended: float | None) -> None:
         """ended: the start of the next step; None: as soon as the device is through."""
         if held is None:
             return
-        facts, packed, event = held
-        if event is not None:
-            event.synchronize()
+        facts, read = held
+        values = read()
         ended = time.perf_counter() if ended is None else ended
         num_domains = len(self._options.names)
-        values = packed.numpy()
         sums_K, counts_K = values[:num_domains], values[num_domains : 2 * num_domains]
         grad_norm, finite = float(values[-2]), bool(values[-1])
         with np.errstate(invalid="ignore", divide="ignore"):
