@@ -117,7 +117,12 @@ class HuggingFaceTokenizer(Tokenizer):
     def save(self, folder: str | os.PathLike[str]) -> str:
         folder = Path(folder)
         self._tokenizer.save(str(folder / FILE_NAME), pretty=False)
-        config = {"tokenizer_class": "PreTrainedTokenizerFast", "eos_token": self._end_token, "name": self.name}
+        config = {
+            "tokenizer_class": "PreTrainedTokenizerFast",
+            "model_input_names": ["input_ids", "attention_mask"],  # else token_type_ids too, which no decoder takes
+            "eos_token": self._end_token,
+            "name": self.name,
+        }
         (folder / CONFIG_NAME).write_text(json.dumps(config, indent=1) + "\n")
         return FILE_NAME
 

@@ -35,14 +35,16 @@ def test_train_then_eval(config_file: Path, settings: dict, capsys):
 
 
 def test_an_exported_run_is_loaded_by_transformers(config_file: Path, settings: dict, tmp_path: Path):
-    """The same logits as of the model that the checkpoint holds, and the tokenizer of its corpus."""
+    """The same logits as of the model that the checkpoint holds; the tokenizer of its corpus gives what it takes."""
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     assert main(["train", str(config_file), "train.steps=3"]) == 0
     assert main(["export", settings["run_dir"], "--out", str(tmp_path / "exported")]) == 0
     loaded = AutoModelForCausalLM.from_pretrained(tmp_path / "exported").eval()
-    tokens = AutoTokenizer.from_pretrained(tmp_path / "exported")("w1 w2 w30", return_tensors="pt")["input_ids"]
+    encoded = AutoTokenizer.from_pretrained(tmp_path / "exported")("w1 w2 w30", return_tensors="pt")
+    tokens = encoded["input_ids"]
     assert tokens.tolist() == [list(b"w1 w2 w30")]
+    assert loaded.generate(**encoded, max_new_tokens=2).shape == (1, 11)
     with torch.no_grad():
         expected, found = open_run(settings["run_dir"]).model(tokens), loaded(tokens).logits
     torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)  # float32, some dozen terms of order one
