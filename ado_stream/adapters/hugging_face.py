@@ -42,6 +42,8 @@ class AdaptiveTrainer(Trainer):
         super().__init__(*arguments, **options)
         if self.args.gradient_accumulation_steps != 1 or self.args.max_steps < 1:
             raise ConfigError("AdaptiveTrainer needs gradient_accumulation_steps=1 and max_steps of at least 1.")
+        if self.is_deepspeed_enabled:  # Trainer resumes it without `_load_from_checkpoint`: the loader would start anew
+            raise ConfigError("AdaptiveTrainer cannot resume under DeepSpeed; use DDP or FSDP.")
         self.args.ignore_data_skip = True  # the loader knows where it stands, and must not be read ahead to there again
         self._loader, self._num_domains = loader, len(loader.dataset.names)
 

@@ -9,6 +9,7 @@ from torch.utils.data import DataLoader
 
 from ado_model import ModelConfig, Transformer
 from ado_stream.corpus import open_corpus
+from ado_stream.errors import ConfigError
 from ado_stream.loader import AdaptiveLoader
 from ado_stream.policy.registry import make_policy
 from ado_stream.stream.dataset import AdaptiveStreamingDataset
@@ -140,6 +141,19 @@ def test_hugging_face_evaluates_with_a_domain_or_labels_or_both(small_trainer, w
             expected = small_trainer.model(**asked, **({} if with_domain else {"attention_mask": mask})).loss
         assert found["eval_loss"] == pytest.approx(expected.item(), rel=1e-6)  # float32
     assert small_trainer._loader.policy.step == 0  # evaluation teaches the policy nothing
+
+
+def test_hugging_face_under_deepspeed_is_refused(loader, small_trainer):
+    """Trainer loads a checkpoint of DeepSpeed by another way, on which the loader would silently begin anew."""
+    from ado_stream.adapters.hugging_face import AdaptiveTrainer
+
+    class UnderDeepSpeed(AdaptiveTrainer):
+        def create_accelerator_and_postprocess(self):
+            super().create_accelerator_and_postprocess()
+            self.is_deepspeed_enabled = True
+
+    with pytest.raises(ConfigError, match="AdaptiveTrainer cannot resume under DeepSpeed; use DDP or FSDP"):
+        UnderDeepSpeed(small_trainer.model, small_trainer.args, loader=loader)
 
 
 def test_hugging_face_gives_the_outputs_that_are_asked_for(small_trainer):
