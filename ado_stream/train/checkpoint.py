@@ -21,6 +21,7 @@ import torch.distributed.checkpoint as dcp
 from torch import Tensor, nn
 from torch.distributed.checkpoint import HuggingFaceStorageReader, HuggingFaceStorageWriter
 from torch.distributed.checkpoint.api import CheckpointException
+from torch.distributed.checkpoint.staging import DefaultStager, StagingOptions
 
 from ado_stream.errors import CheckpointError
 from ado_stream.train import commit
@@ -41,7 +42,9 @@ class TrainingState:
     def tensors(self) -> dict[str, Tensor]:
         """Every tensor by name; AdamW's moments are made where there are none yet."""
         found = {"rng.cpu": torch.get_rng_state(), **model_tensors(self.model)}
+        optimized = {parameter for group in self.optimizer.param_groups for parameter in group["params"]}
         for name, parameter in self.model.named_parameters():
+            assert parameter in optimized, f"{name} is gathered, not this rank's part of it"  # its moments would be new
             moments = self.optimizer.state[parameter]
             if not moments:
                 moments["step"] = torch.zeros((), dtype=torch.float32, device=parameter.device)
@@ -85,17 +88,22 @@ class Checkpointer:
         alone = self._world.size == 1
         tensors = state.tensors()
         if self._asynchronous:
-            future: Any = dcp.async_save(tensors, storage_writer=writer, process_group=self._group, no_dist=alone)
-            self._pending = _Background(directory, lambda: self._finish(directory, future.result, committed))
+            tensors = _copied_to_host(tensors)
+
+        def write() -> None:
+            dcp.save(tensors, storage_writer=writer, process_group=self._group, no_dist=alone)
+
+        if self._asynchronous:
+            self._pending = _Background(directory, self._world, lambda: self._finish(directory, write, committed))
         else:
-            self._finish(directory, lambda: dcp.save(tensors, storage_writer=writer, no_dist=alone), committed)
+            self._finish(directory, write, committed)
         return directory
 
     def wait(self) -> None:
         """Returns when nothing is being saved. Raises CheckpointError of a save in the background."""
         pending, self._pending = self._pending, None
         if pending is not None:
-            pending.join(self._world.timeout_s)
+            pending.join()
 
     def _begin(self, directory: Path, facts: dict[str, Any]) -> None:
         try:
@@ -163,24 +171,36 @@ def _load(directory: Path, tensors: dict[str, Tensor], alone: bool) -> None:
 class _Background:
     """A save in a thread; `join` raises its exception, and CheckpointError when it does not end."""
 
-    def __init__(self, directory: Path, call: Callable[[], None]):
+    def __init__(self, directory: Path, world: World, call: Callable[[], None]):
         self._error: BaseException | None = None
-        self._directory, self._call = directory, call
+        self._directory, self._world, self._call = directory, world, call
         self._thread = threading.Thread(target=self._run, name="checkpoint", daemon=True)
         self._thread.start()
 
     def _run(self) -> None:
         try:
+            if self._world.device.type == "cuda":
+                torch.cuda.set_device(self._world.device)  # a thread begins on device 0, which is another rank's
             self._call()
         except BaseException as error:  # raised again by join
             self._error = error
 
-    def join(self, timeout_s: float) -> None:
+    def join(self) -> None:
+        timeout_s = self._world.timeout_s
         self._thread.join(timeout_s)
         if self._thread.is_alive():
             raise CheckpointError(f"{self._directory}: still not saved after {timeout_s:.0f} s of waiting for it.")
         if self._error is not None:
             raise self._error
+
+
+def _copied_to_host(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """A copy that training does not change; shards stay shards of the same whole."""
+    stager = DefaultStager(StagingOptions(False, False, False, False))  # plain memory, copied before it returns
+    copied = stager.stage(tensors)
+    stager.close()
+    assert isinstance(copied, dict)
+    return copied
 
 
 def _silence_the_warning_of_one_process() -> None:

@@ -6,6 +6,7 @@ are multiplied in bfloat16 where asked; parameters, gradients' sums and the opti
 
 import contextlib
 import inspect
+import warnings
 from collections.abc import Iterator
 from typing import Any
 
@@ -32,6 +33,7 @@ class ParallelModel:
         self.model = model.to(world.device)
         self.model.recompute_blocks = options.activation_checkpointing
         if options.compile:
+            torch._dynamo.config.optimize_ddp = False  # a block is a unit already; DDP's buckets would cut its graph
             for block in self.model.layers:
                 block.compile()
         if world.size == 1:
@@ -44,18 +46,22 @@ class ParallelModel:
     def loss(self, tokens_BT: Tensor, targets_BT: Tensor, domain_ids_B: Tensor, num_domains: int):
         """(mean loss of this rank's rows, per-domain sums (K,), per-domain counts (K,)); see `Transformer.loss`."""
         with torch.autocast(self.world.device.type, self.dtype, enabled=self.dtype != torch.float32):
-            return self._shared(tokens_BT, targets_BT, domain_ids_B, num_domains)
+            found = self._shared(tokens_BT, targets_BT, domain_ids_B, num_domains)
+        if isinstance(self.model, FSDPModule) and not torch.is_grad_enabled():
+            self.model.reshard()  # what a backward pass does else; until then its parameters are not the optimizer's
+        return found
 
     @contextlib.contextmanager
     def accumulating(self, last: bool) -> Iterator[None]:
-        """Ranks exchange gradients only in the backward of the `last` micro-batch of a step."""
+        """With DDP ranks exchange gradients only in the backward of the `last` micro-batch of a step.
+
+        With FSDP in every one: to wait would keep the whole model's gradients on each rank.
+        """
         if isinstance(self._shared, DistributedDataParallel) and not last:
             with self._shared.no_sync():
                 yield
-            return
-        if isinstance(self.model, FSDPModule):
-            self.model.set_requires_gradient_sync(last)
-        yield
+        else:
+            yield
 
 
 class _Loss(nn.Module):
@@ -87,6 +93,8 @@ def _by_ddp(model: Transformer, world: World) -> nn.Module:
 def _by_fsdp(model: Transformer, world: World, dtype: torch.dtype) -> nn.Module:
     """Each block is one unit that is gathered for its own computation; the embedding and the last norm another."""
     mesh = init_device_mesh(world.device.type, (world.size,))
+    # What a block returns goes into operations that write nothing in place.
+    warnings.filterwarnings("ignore", message="FSDP2-wrapped module .* returned a view", category=UserWarning)
     policy = MixedPrecisionPolicy(param_dtype=dtype, reduce_dtype=torch.float32, cast_forward_inputs=False)
     for block in model.layers:
         fully_shard(block, mesh=mesh, mp_policy=policy)

@@ -3,6 +3,7 @@
 import json
 import pickle
 import shutil
+import threading
 from pathlib import Path
 
 import pytest
@@ -42,6 +43,29 @@ def saved(tmp_path: Path) -> Path:
 def tensors_file(directory: Path) -> Path:
     (path,) = directory.glob("*.safetensors")
     return path
+
+
+def test_an_asynchronous_save_returns_before_anything_is_written(tmp_path: Path, monkeypatch):
+    may_write, write = threading.Event(), checkpoint.dcp.save
+    monkeypatch.setattr(checkpoint.dcp, "save", lambda *args, **options: may_write.wait(60) and write(*args, **options))
+    saver = Checkpointer(tmp_path, ALONE, keep=2, asynchronous=True)
+    directory = saver.save(1, fresh(1))
+    assert commit.fault_of(directory) is not None
+    may_write.set()
+    saver.wait()
+    assert commit.fault_of(directory) is None
+
+
+def test_a_save_in_the_background_computes_on_its_ranks_device(tmp_path: Path, monkeypatch):
+    """A thread begins on device 0, where every rank would take memory. Its device is a stand-in here."""
+    chosen = []
+    monkeypatch.setattr(torch.cuda, "set_device", lambda device: chosen.append((device, threading.current_thread())))
+    saver = Checkpointer(tmp_path, World(0, 1, torch.device("cuda", 3)), keep=2, asynchronous=True)
+    saver.save(1, fresh(1))
+    saver.wait()
+    ((device, thread),) = chosen
+    assert device == torch.device("cuda", 3)
+    assert thread is not threading.main_thread()
 
 
 @pytest.mark.parametrize("asynchronous", [False, True])

@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 import torch.distributed as dist
+from safetensors.torch import load_file
 
 from ado_stream.errors import CheckpointError, ConfigError
 from ado_stream.record import read_run
@@ -69,15 +70,26 @@ def test_a_rank_that_fails_does_not_wait_for_the_others(forked: Forked, tmp_path
     assert float((tmp_path / "met.1").read_text()) < timeout_s / 2
 
 
-def test_ranks_leave_a_validation_together(forked: Forked, settings: dict, tmp_path: Path):
-    """The answer to "shall we stop" comes a pass after the question: at most two passes of twelve after the signal."""
+@pytest.mark.parametrize("strategy", ["ddp", "fsdp"])
+def test_ranks_leave_a_validation_together(forked: Forked, settings: dict, tmp_path: Path, strategy: str):
+    """The answer to "shall we stop" comes a pass after the question: at most two passes of twelve after the signal.
+
+    What is then saved is the state of the steps before.
+    """
     settings["evaluate"]["max_samples_per_domain"] = 32
+    settings["train"]["strategy"] = strategy
+    settings["checkpoint"]["every_steps"] = 0
     forked.run(leaving_on_ranks.stop_in_validation, settings, str(tmp_path), num_ranks=2)
     met = {(tmp_path / f"met.{rank}").read_text() for rank in (0, 1)}
     assert len(met) == 1
     passes, step, stopped = met.pop().split()
     assert int(passes) <= 3
     assert (step, stopped) == ("4", "True")
+    directory = commit.directory_of(Path(settings["run_dir"]) / "checkpoints", 4)
+    saved = {name: each for path in directory.glob("*.safetensors") for name, each in load_file(path).items()}
+    updates = {name: each.item() for name, each in saved.items() if name.startswith("optimizer.step.")}
+    assert updates
+    assert set(updates.values()) == {4.0}
 
 
 def test_a_callers_group_must_be_able_to_send_from_the_host(monkeypatch):
