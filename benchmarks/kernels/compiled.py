@@ -137,7 +137,7 @@ def _aligned(case: Case, name: str, types: dict[str, Any]) -> list[tuple[int, ..
     if isinstance(type_, tuple):
         return [(place, i) for i, part in enumerate(type_) if part.startswith("*")]
     whole = type_.startswith("*") or name.endswith("stride") or name in ("width", "vocabulary", "size")
-    return [(place,)] if whole and name not in (case.kernel.do_not_specialize or ()) else []
+    return [(place,)] if whole and name not in (*case.odd, *(case.kernel.do_not_specialize or ())) else []
 
 
 def _default_type(name: str, dtype: str) -> str:

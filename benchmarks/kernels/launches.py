@@ -30,6 +30,7 @@ class Case:
 
     types: of arguments other than pointers to `dtype` and 32-bit integers; a named tuple where the argument is one.
     wide_loads, wide_stores: accesses of 128 bits that must be there; narrow: how many of 16 bits may be.
+    odd: arguments that 16 need not divide.
     """
 
     kernel: Any
@@ -42,6 +43,7 @@ class Case:
     stack_bytes: int = 0
     dtype: str = "bf16"
     narrow: int = 0
+    odd: tuple[str, ...] = ()
 
     @property
     def by_descriptor(self) -> bool:
@@ -113,7 +115,7 @@ def rope_backward(width: int, architecture: str) -> Case:
     return Case(kernel, constants, plan, 160, types, wide_loads=6, wide_stores=2)
 
 
-def softmax_gradient(with_grad: bool, architecture: str) -> Case:
+def softmax_gradient(with_grad: bool, architecture: str, odd: tuple[str, ...] = ()) -> Case:
     """The pass over a chunk's logits."""
     plan = entry("softmax_gradient", 0, architecture)
     return Case(
@@ -125,6 +127,7 @@ def softmax_gradient(with_grad: bool, architecture: str) -> Case:
         wide_loads=1 + with_grad,
         wide_stores=2 * with_grad,
         narrow=1,  # the target's logit
+        odd=odd,
     )
 
 
@@ -206,6 +209,7 @@ def cases(architecture: str) -> dict[str, Case]:
         "swiglu": Case(swiglu.swiglu_forward_kernel, swiglu_constants, swiglu_plan, 64, {}, 4, 2),
         "swiglu_backward": Case(swiglu.swiglu_backward_kernel, swiglu_constants, swiglu_plan, 80, {}, 6, 4),
         **{f"softmax_gradient {grad}": softmax_gradient(grad, architecture) for grad in (False, True)},
+        "softmax_gradient True, any vocabulary": softmax_gradient(True, architecture, odd=("vocabulary",)),
         **{f"exponentials {grad}": exponentials_matmul(grad, architecture) for grad in (False, True)},
         **{f"glue {grad}": glue(grad) for grad in (False, True)},
         "target_logit": Case(

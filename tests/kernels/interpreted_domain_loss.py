@@ -6,7 +6,7 @@ Tolerance: float64 sums of at most 3,000 terms in another order: 3,000 units of 
 import pytest
 import torch
 
-from ado_kernels.ops.domain_loss import domain_loss_reference
+from ado_kernels.ops.domain_loss import domain_loss_reference, gpu
 from ado_kernels.ops.domain_loss.gpu import domain_loss_gpu, reduce_by_domain, report_stray
 
 pytestmark = pytest.mark.usefixtures("poisoned")
@@ -55,6 +55,15 @@ def test_the_last_place_counts_every_kept_token(num_domains):
     torch.testing.assert_close(sums[:-1], expected_sums, rtol=1e-12, atol=0)
     torch.testing.assert_close(sums[-1], losses[kept].double().sum(), rtol=1e-12, atol=0)
     assert counts.tolist() == [*expected_counts.tolist(), int(kept.sum())]
+
+
+@pytest.mark.parametrize("mode", [torch.inference_mode, lambda: torch.device("meta")])
+def test_what_the_first_caller_was_in_does_not_outlive_it(mode):
+    """Of an evaluation, or of a model that is being built; the word that mistakes are left in is made but once."""
+    gpu._stray_word.cache_clear()
+    with mode():
+        report_stray("cpu", 5)
+    test_a_mistaken_id_is_named_at_the_next_call(5, "5")
 
 
 @pytest.mark.parametrize(("mistake", "named"), [(5, "5"), (-3, "-3"), (1 << 40, str(1 << 40))])

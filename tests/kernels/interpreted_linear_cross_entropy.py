@@ -58,14 +58,19 @@ def oracle(logits, targets, z_loss):
     return losses.detach(), squares.detach(), logits.grad
 
 
-def softmax_gradient(logits, targets, z_loss=0.0, grads=True):
-    """Losses and squares of given logits; turns those into their gradients in place."""
+def softmax_gradient(logits, targets, z_loss=0.0, grads=True, place=lambda buffer: buffer):
+    """Losses and squares of given logits; turns those into their gradients. Padding holds NaN; `place` moves it all."""
     problem = problem_of(logits, logits, targets, z_loss, (grads, grads))
     wide = torch.float64 if logits.dtype == torch.float64 else torch.float32
     losses, squares = torch.empty(len(targets), dtype=wide), torch.empty(len(targets), dtype=wide)
+    whole = gpu._aligned_rows(*logits.shape, logits)._base
+    buffer = place(whole.fill_(float("nan")))[:, : logits.shape[1]]
+    buffer.copy_(logits)
     softmax_pass.softmax_gradient(
-        Chunk(problem, logits, logits, targets, logits, losses, squares, logits, logits, first=True)
+        Chunk(problem, logits, logits, targets, buffer, losses, squares, logits, logits, first=True)
     )
+    with torch.no_grad():
+        logits.copy_(buffer)
     return losses, squares
 
 
@@ -96,11 +101,11 @@ def test_loss_only_leaves_the_logits():
 
 
 def test_rows_of_logits_beyond_32_bit_offsets(far_apart):
-    near, targets = torch.randn(4, 70).half(), torch.randint(0, 70, (4,))
-    far = far_apart(near)
-    losses, far_losses = softmax_gradient(near, targets)[0], softmax_gradient(far, targets)[0]
-    assert torch.equal(losses, far_losses)
-    assert torch.equal(near, far)
+    logits, targets = torch.randn(4, 70).half(), torch.randint(0, 70, (4,))
+    far_logits = logits.clone()
+    losses = softmax_gradient(logits, targets)[0]
+    assert torch.equal(softmax_gradient(far_logits, targets, place=far_apart)[0], losses)
+    assert torch.equal(far_logits, logits)
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -216,6 +221,7 @@ def test_a_target_outside_the_vocabulary_is_nan_with_zero_gradient(method, bad):
 def test_a_vocabulary_without_alignment_has_padded_rows():
     buffer = gpu._aligned_rows(3, 1001, torch.empty(0, dtype=torch.float16))
     assert (buffer.shape, buffer.stride()) == ((3, 1001), (1008, 1))
+    assert gpu._aligned_rows(3, 1009, buffer).stride() == (1024, 1)
 
 
 def test_what_descriptors_can_take():
@@ -224,6 +230,7 @@ def test_what_descriptors_can_take():
     aligned, moved = memory[start:][:800].view(50, 16), memory[start + 1 :][:800].view(50, 16)
     assert can_take(problem_of(aligned, aligned, None, 1e-4))
     assert not can_take(problem_of(aligned, aligned, None, 1e-2))
+    assert not can_take(problem_of(aligned, aligned, None, -1e-4))
     narrow = aligned.view(-1)[:600].view(50, 12)
     for other in (moved, aligned.float(), aligned.half(), narrow, aligned.t().contiguous().t()):
         assert not can_take(problem_of(aligned, other, None))

@@ -9,7 +9,7 @@ import torch
 
 from ado_kernels.ops.launch import using
 from ado_kernels.ops.rms_norm import rms_norm_reference
-from ado_kernels.ops.rms_norm.gpu import backward_gpu, forward_gpu
+from ado_kernels.ops.rms_norm.gpu import backward_gpu, forward_gpu, sum_partials
 
 EPS = 1e-6
 RELATIVE = {torch.float64: 1e-13, torch.float32: 2e-6, torch.float16: 2**-10, torch.bfloat16: 2**-7}
@@ -81,6 +81,12 @@ def test_more_row_tiles_than_programs():
     assert_close(dx, base.grad, torch.float32)
     # A sum of 200 terms in float32, each rounding 2^-24 of the largest partial sum.
     torch.testing.assert_close(dweight.double(), wide_weight.grad, rtol=0, atol=2e-6 * wide_weight.grad.abs().max())
+
+
+def test_more_partials_than_are_added_at_once():
+    """As many as in training; every other test here has five."""
+    partial = draw(600, 33, dtype=torch.float32)
+    assert_close(sum_partials(partial, torch.float32), partial.double().sum(dim=0), torch.float32)
 
 
 def test_rows_beyond_32_bit_offsets(far_apart):

@@ -145,6 +145,25 @@ def test_swiglu_of_a_fused_projection(dtype, width):
 
 
 @gpu_only
+def test_rms_norm_rope_beyond_int32():
+    """The last rows of 2^25 and some equal those rows alone, forward and backward."""
+    num_rows, width = 2**25 + 64, 64
+    if torch.cuda.mem_get_info()[0] < 9 * num_rows * width:
+        pytest.skip("needs 20 GB of free memory")
+    x = torch.empty(1, num_rows, 1, width, device="cuda", dtype=torch.bfloat16).normal_()
+    weight, angle = draw(width), torch.linspace(0, 3, 32, device="cuda")
+    found = []
+    for part in (x, x[:, -64:].clone()):
+        tables = angle.expand(part.shape[1], 32)
+        leaf = part.requires_grad_()
+        y = rms_norm_rope(leaf, weight, tables.cos(), tables.sin())
+        y.backward(leaf.detach())
+        found.append((y.detach()[:, -64:].clone(), leaf.grad[:, -64:].clone()))
+        del y, tables
+    assert all(torch.equal(*pair) for pair in zip(*found, strict=True))
+
+
+@gpu_only
 def test_swiglu_beyond_int32():
     size = 2**31 + 4096
     if torch.cuda.mem_get_info()[0] < 7 * size:

@@ -60,6 +60,37 @@ def by(monkeypatch):
     return use
 
 
+@gpu_only
+@pytest.mark.parametrize("method", METHODS_HERE)
+def test_a_chunk_beyond_int32(method, by):
+    """131,072 words and 16,640 rows at once: the last rows' gradients equal those of these rows alone."""
+    num_rows, vocabulary = 16_640, 131_072
+    if torch.cuda.mem_get_info()[0] < 8 * num_rows * vocabulary:
+        pytest.skip("needs 18 GB of free memory")
+    hidden, weight = draw(num_rows, 64), draw(vocabulary, 64)
+    targets = torch.randint(0, vocabulary, (num_rows,), device=DEVICE)
+    gradients = []
+    for rows in (slice(None), slice(-256, None)):
+        leaf = hidden[rows].clone().requires_grad_()
+        with by(method), using("linear_cross_entropy", rows=num_rows):
+            loss, *_ = linear_cross_entropy(leaf, weight, targets[rows], torch.zeros_like(targets[rows]), 1)
+        (loss * len(leaf)).backward()
+        gradients.append(leaf.grad[-256:])
+    assert_rows_close(*gradients, WHOLE, ROW)
+
+
+@gpu_only
+def test_scale_gradient_beyond_int32():
+    from ado_kernels.ops.linear_cross_entropy.gpu import scale_gradient_gpu
+
+    size = 2**31 + 4096
+    if torch.cuda.mem_get_info()[0] < 7 * size:
+        pytest.skip("needs 15 GB of free memory")
+    gradient = torch.ones(size, device="cuda")
+    three, quarter = torch.tensor(3.0, device="cuda"), torch.tensor(0.25, device="cuda", dtype=torch.float64)
+    assert scale_gradient_gpu(gradient, three, quarter, torch.bfloat16)[-4096:].eq(0.75).all()
+
+
 def inputs_of(num_rows, vocabulary, width, ignored_frac=0.3, dtype=torch.bfloat16):
     """hidden, weight, targets; the words of the upper half are never a target."""
     hidden, weight = draw(num_rows, width, dtype=dtype), (draw(vocabulary, width) * 0.05).to(dtype)

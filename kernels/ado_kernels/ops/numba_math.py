@@ -4,8 +4,7 @@ LLVM turns a loop over `math.exp` into one library call per element; the polynom
 AVX code: 0.3 ns instead of 5 ns per element. Row loops run on as many threads as torch would use, and no result
 depends on that number: every parallel index owns its outputs, and partial sums have a fixed layout.
 
-Kernels are compiled once and cached beside their file (`cache=True`, seconds saved at every start). Numba notices a
-change of the kernel's own file only: after editing `exp` here, touch the files that use it.
+Kernels are compiled once and cached beside their file (`cache=True`, seconds saved at every start; machine_code.py).
 
 Source of the polynomial: S. Moshier, Cephes `expf` (minimax of degree 5 on [-ln 2 / 2, ln 2 / 2], 2 ulp).
 """

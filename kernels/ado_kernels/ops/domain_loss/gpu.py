@@ -85,7 +85,8 @@ def report_stray(device_type: str, num_domains: int) -> torch.Tensor:
 
 @functools.cache
 def _stray_word(device_type: str) -> torch.Tensor:
-    return torch.full((), _NO_STRAY, dtype=torch.int64, pin_memory=device_type == "cuda")
+    with torch.inference_mode(False):  # it outlives the first caller's modes, a default device among them
+        return torch.full((), _NO_STRAY, dtype=torch.int64, device="cpu", pin_memory=device_type == "cuda")
 
 
 @triton.jit(do_not_specialize=["num_tokens", "slab_tokens", "ignore_index"])

@@ -37,7 +37,7 @@ LEVEL_BLOCK, _GLUE_ELEMENTS = 512, 4096
 
 def can_take(problem: Problem) -> bool:
     """bfloat16, rows at multiples of 16 bytes for tensor descriptors, and a z_loss that divides nothing by zero."""
-    return problem.z_loss <= _MOST_Z_LOSS and all(
+    return 0 <= problem.z_loss <= _MOST_Z_LOSS and all(
         tensor.dtype == torch.bfloat16
         and tensor.is_contiguous()
         and tensor.shape[1] % 8 == 0

@@ -17,7 +17,6 @@ from ado_kernels.ops.linear_cross_entropy import exponentials, softmax_pass
 from ado_kernels.ops.linear_cross_entropy.problem import Chunk, Outputs, Problem, Result
 from ado_kernels.ops.numba_math import accumulation_dtype
 
-_ALIGNMENT_BYTES = 16
 _SCALE_BLOCK = 2048
 
 
@@ -76,9 +75,9 @@ def _method(plan: Launch, problem: Problem):
 
 
 def _aligned_rows(num_rows: int, vocabulary: int, like: torch.Tensor) -> torch.Tensor:
-    """An empty (C, V) whose rows start at multiples of 16 bytes: matmuls and descriptors need it whatever V is."""
-    elements = _ALIGNMENT_BYTES // like.element_size()
-    return like.new_empty(num_rows, triton.cdiv(vocabulary, elements) * elements)[:, :vocabulary]
+    """An empty (C, V) with rows of whole PADDINGs: matmuls and descriptors need 16 bytes, whatever V is."""
+    padding = softmax_pass.PADDING.value
+    return like.new_empty(num_rows, triton.cdiv(vocabulary, padding) * padding)[:, :vocabulary]
 
 
 def scale_gradient_gpu(

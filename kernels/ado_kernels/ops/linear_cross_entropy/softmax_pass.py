@@ -5,7 +5,8 @@ dW += g^T x into float32 sums. The row is read twice, the second time from the L
 with 16 warps two programs fit a multiprocessor, 264 rows of 100 KB on an H200, 27 of its 50 MB; with 8 warps it would
 be four, and more than the cache holds. Blocks of 8192: no spill (32,768 with 32 warps, as others do, spills) and as
 many bytes in flight as four of 4096. One running maximum per block and partial sums per lane, so an element costs one
-exp per pass.
+exp per pass. Rows are padded to PADDING columns that are read and written like the rest, so that a vocabulary of any
+size (GPT-2's 50,257) is accessed 128 bits at a time.
 """
 
 import torch
@@ -15,6 +16,8 @@ import triton.language as tl
 from ado_kernels.ops.launch import launch
 from ado_kernels.ops.linear_cross_entropy.matmul import matmul_into
 from ado_kernels.ops.linear_cross_entropy.problem import Chunk
+
+PADDING = tl.constexpr(16)  # columns: Triton keeps an access whole only where it knows that 16 divides the bound
 
 
 def run_chunk(chunk: Chunk) -> None:
@@ -29,7 +32,10 @@ def run_chunk(chunk: Chunk) -> None:
 
 
 def softmax_gradient(chunk: Chunk) -> None:
-    """Losses and squares of the logits in the buffer; the logits become their gradients where one is needed."""
+    """Losses and squares of the logits in the buffer; the logits become their gradients where one is needed.
+
+    The buffer's rows must lie in memory of the vocabulary rounded up to PADDING, whatever stands there.
+    """
     logits_CV, (num_rows, vocabulary) = chunk.buffer_CV, chunk.buffer_CV.shape
     ignore_index, z_loss, with_grad = chunk.problem.options()
     plan = launch("softmax_gradient", device=logits_CV.device)
@@ -67,6 +73,7 @@ def softmax_gradient_kernel(
     row = tl.program_id(0).to(tl.int64)
     row_ptr = logits_ptr + row * row_stride
     lanes = tl.arange(0, BLOCK_V)
+    padded = tl.cdiv(vocabulary, PADDING) * PADDING
     target = tl.load(targets_ptr + row)
     ignored = target == ignore_index
     in_range = (target >= 0) & (target < vocabulary)
@@ -76,8 +83,9 @@ def softmax_gradient_kernel(
         highest = tl.cast(float("-inf"), ACC)
         sums = tl.zeros((BLOCK_V,), ACC)
         for start in range(0, vocabulary, BLOCK_V):
-            mask = start + lanes < vocabulary
-            logits = tl.load(row_ptr + start + lanes, mask, other=float("-inf")).to(ACC)
+            columns = start + lanes
+            logits = tl.load(row_ptr + columns, columns < padded).to(ACC)
+            logits = tl.where(columns < vocabulary, logits, float("-inf"))
             raised = tl.maximum(highest, tl.max(logits, axis=0))
             sums = sums * tl.exp(highest - raised) + tl.exp(logits - raised)
             highest = raised
@@ -91,10 +99,9 @@ def softmax_gradient_kernel(
             scale = (1.0 + 2.0 * tl.cast(z_loss, ACC) * log_partition) / total
             for start in range(0, vocabulary, BLOCK_V):
                 columns = start + lanes
-                mask = columns < vocabulary
-                logits = tl.load(row_ptr + columns, mask, other=float("-inf"), eviction_policy="evict_first").to(ACC)
+                logits = tl.load(row_ptr + columns, columns < padded, eviction_policy="evict_first").to(ACC)
                 gradient = tl.exp(logits - highest) * scale - tl.where(columns == target, 1.0, 0.0).to(ACC)
-                tl.store(row_ptr + columns, gradient.to(logits_ptr.dtype.element_ty), mask)
+                tl.store(row_ptr + columns, gradient.to(logits_ptr.dtype.element_ty), columns < padded)
     else:
         nothing = tl.where(ignored, 0.0, float("nan")).to(ACC)
         tl.store(losses_ptr + row, nothing)
@@ -102,4 +109,4 @@ def softmax_gradient_kernel(
         if WITH_GRAD:
             zeros = tl.zeros((BLOCK_V,), logits_ptr.dtype.element_ty)
             for start in range(0, vocabulary, BLOCK_V):
-                tl.store(row_ptr + start + lanes, zeros, start + lanes < vocabulary)
+                tl.store(row_ptr + start + lanes, zeros, start + lanes < padded)

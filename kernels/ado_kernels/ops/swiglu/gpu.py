@@ -1,7 +1,8 @@
 """SwiGLU on a GPU: Triton kernels over blocks of 2048 elements, 128-bit accesses, offsets in 64 bits.
 
 Contiguous tensors are one long row, without idle lanes; the two halves of a fused projection are rows with a stride.
-A program never spans rows, so the only index division is of the program's number.
+A program never spans rows, so the only index division is of the program's number. Halves whose width 16 does not
+divide are right but slower: Triton then accesses 16 bits at a time.
 """
 
 import torch
