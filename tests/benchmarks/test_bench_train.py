@@ -32,7 +32,16 @@ def test_a_case_is_measured_from_end_to_end():
     low, high = found["ado_share_of_loop"]["interval_95"]
     assert low <= found["ado_share_of_loop"]["median"] <= high
     assert found["ado_share_of_refits"] > 0
-    assert found["ado_share"] == found["ado_share_of_loop"]["median"] + found["ado_share_of_refits"]
+    assert found["ado_share_of_sums"] > 0
+    apart = found["ado_share_of_sums"] + found["ado_share_of_refits"]
+    assert found["ado_share"] == pytest.approx(found["ado_share_of_loop"]["median"] + apart)
+    assert found["ado_share_interval_95"] == pytest.approx([low + apart, high + apart])
+
+
+def test_a_bar_is_met_by_the_whole_interval():
+    assert bench_train.verdict([-0.001, 0.0009], 0.001) == "met"
+    assert bench_train.verdict([0.0011, 0.002], 0.001) == "missed"
+    assert bench_train.verdict([0.0, 0.002], 0.001).startswith("not resolved")
 
 
 @pytest.fixture

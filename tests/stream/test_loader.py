@@ -1,5 +1,6 @@
 """The loader: losses in, mixtures out, at the stated delay; exact over resumes and ranks."""
 
+import contextlib
 import hashlib
 import itertools
 import json
@@ -14,8 +15,10 @@ import pytest
 import torch
 
 import ado_stream as ado
+from ado_stream import reduction as reduction_module
 from ado_stream.reduction import LossReduction
 from ado_stream.stream import pipeline
+from ado_stream.stream.device import DeviceCopies
 from tests.stream.helpers import ledger
 
 
@@ -129,6 +132,66 @@ def test_numbers_that_are_reduced_already_are_taken_as_they_are():
     assert (step, sum_K.tolist(), count_K.tolist()) == (0, [2.0, 3.0], [1.0, 1.0])
     ((step, sum_K, count_K),) = reduction.push(1, sums, counts, reduced=True)
     assert (step, sum_K.tolist(), count_K.tolist()) == (1, [4.0, 6.0], [2.0, 2.0])
+
+
+class OnGpu(torch.Tensor):
+    """A tensor that says it is on a GPU."""
+
+    is_cuda = True
+
+
+def test_what_a_gpu_computes_is_read_one_step_later(monkeypatch):
+    """Reading a step's numbers at once would wait for the device in every step."""
+    read = []
+
+    def to_host_later(value):
+        return lambda: read.append(value) or value.as_subclass(torch.Tensor).numpy()
+
+    monkeypatch.setattr(reduction_module, "to_host_later", to_host_later)
+    reduction = LossReduction(1, replication=1, timeout_s=1.0)
+    ones = torch.ones(1, dtype=torch.float64).as_subclass(OnGpu)
+    assert reduction.push(0, ones, ones, reduced=True) == []
+    assert read == []
+    ((step, sum_K, _),) = reduction.push(1, 2 * ones, ones, reduced=True)
+    assert (step, sum_K.tolist(), len(read)) == (0, [1.0], 1)
+    ((step, sum_K, _),) = reduction.drain()
+    assert (step, sum_K.tolist()) == (1, [2.0])
+
+
+def test_a_batch_is_used_only_once_its_copy_is_there(monkeypatch):
+    """Streams and tensors are stand-ins that write down what is asked of them."""
+    said = []
+
+    class Stream:
+        def __init__(self, name):
+            self.name = name
+
+        def wait_stream(self, other):
+            said.append(f"{self.name} waits for {other.name}")
+
+    class Value:
+        def to(self, device, non_blocking):
+            said.append(f"copied on {running[-1]}, non_blocking={non_blocking}")
+            return self
+
+        def record_stream(self, stream):
+            said.append(f"held for {stream.name}")
+
+    @contextlib.contextmanager
+    def on(stream):
+        running.append(stream.name)
+        yield
+        running.pop()
+
+    running = ["compute"]
+    monkeypatch.setattr(torch.cuda, "Stream", lambda device: Stream("copies"))
+    monkeypatch.setattr(torch.cuda, "stream", on)
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda device: Stream("compute"))
+    copies = DeviceCopies(torch.device("cuda"), pinned=True)
+    batch = copies.begin({"tokens": Value(), "domain": Value(), "step": 3})
+    assert said == ["copied on copies, non_blocking=True"] * 2
+    copies.end(batch)
+    assert said[2:] == ["compute waits for copies", "held for compute", "held for compute"]
 
 
 @pytest.mark.parametrize("prefetch", [0, 2])
