@@ -70,7 +70,7 @@ class RunRecord:
             self._append(line.encode() + b"\n")
 
     def _append(self, line: bytes) -> None:
-        """Writes `line`, in parts if the system takes no more at once; if it takes no more at all, removes the parts."""
+        """Writes `line`, in parts if the system takes no more at once; takes the parts back if it takes no more."""
         begin = self._file.seek(0, os.SEEK_END)
         try:
             while line:
