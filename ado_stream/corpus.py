@@ -29,6 +29,10 @@ class Corpus:
     def __iter__(self) -> Iterator[Any]:
         return iter((self.domains, self.tokenizer, self.seq_len))
 
+    def has(self, split: str) -> bool:
+        """Whether any domain has samples in `split`."""
+        return any(domain["splits"].get(split, {}).get("samples", 0) for domain in self.manifest["domains"].values())
+
 
 def open_corpus(
     url: str | os.PathLike[str], split: str = "train", cache_dir: str | os.PathLike[str] | None = None

@@ -24,14 +24,16 @@ A resumed run drops the step, fit, health, eval and event lines from its first s
 holds a step twice. Files with a torn last line (power cut) are read up to it.
 """
 
+import contextlib
 import json
 import math
 import os
+import threading
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from ado_stream.errors import DataError, NotFound
+from ado_stream.errors import DataError, NotFound, StorageError
 
 VERSION = 1
 FILE_NAME = "record.jsonl"
@@ -52,18 +54,31 @@ def _plain(value: Any) -> Any:
 
 
 class RunRecord:
-    """Appends lines to RUN/record.jsonl; each line reaches the operating system whole (one write)."""
+    """Appends lines to RUN/record.jsonl, from any thread; a line reaches the operating system whole or not at all."""
 
     def __init__(self, run_dir: str | os.PathLike[str]):
         self.path = Path(run_dir) / FILE_NAME
         self.path.parent.mkdir(parents=True, exist_ok=True)
         self._file = open(self.path, "ab", buffering=0)  # noqa: SIM115 - lives as long as the run
+        self._lock = threading.Lock()
 
     def write(self, kind: str, **fields: Any) -> None:
-        """Appends one line of `kind`; NumPy arrays become lists, NaN becomes null."""
+        """Appends one line of `kind`; NumPy arrays become lists, NaN becomes null. Raises StorageError: disk full."""
         assert kind in KINDS, kind
         line = json.dumps({"kind": kind, **_plain(fields)}, separators=(",", ":"), allow_nan=False)
-        self._file.write(line.encode() + b"\n")
+        with self._lock:
+            self._append(line.encode() + b"\n")
+
+    def _append(self, line: bytes) -> None:
+        """Writes `line`, in parts if the system takes no more at once; takes the parts back if it takes no more."""
+        begin = self._file.seek(0, os.SEEK_END)
+        try:
+            while line:
+                line = line[self._file.write(line) :]
+        except OSError as error:
+            with contextlib.suppress(OSError):  # a disk that fails altogether: the first failure is the one to tell
+                self._file.truncate(begin)
+            raise StorageError(f"{self.path}: a line cannot be written: {error.strerror}.") from error
 
     def close(self) -> None:
         """Closes the file; further writes are errors."""

@@ -2,9 +2,13 @@
 
 import argparse
 import json
+import os
+import re
 import tempfile
 from pathlib import Path
 from typing import Any
+
+from ado_stream.errors import ConfigError
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -24,16 +28,36 @@ def run(args: argparse.Namespace) -> None:
     from ado_stream.train.host import let_idle_threads_sleep
 
     let_idle_threads_sleep()
+    _check(args)
     from ado_stream.evaluate.trained import open_run
 
     trained = open_run(args.run)
-    found: dict[str, Any] = {"step": trained.step, "validation": _validate(trained, args)}
+    found: dict[str, Any] = {"step": trained.step}
+    if not args.tasks or args.corpus or trained.open_corpus("train").has("val"):  # tasks need no validation text
+        found["validation"] = _validate(trained, args)
     if args.tasks:
         found["tasks"] = _tasks(trained, args)
+    if os.environ.get("RANK", "0") != "0":
+        return
     if args.json:
         print(json.dumps(found))
     else:
         _print(found)
+
+
+def _check(args: argparse.Namespace) -> None:
+    """Raises ConfigError for an option that cannot work, before anything is opened."""
+    import torch
+
+    for option, value in (("--max-samples", args.max_samples), ("--batch-size", args.batch_size)):
+        if value is not None and value < 1:
+            raise ConfigError(f"{option} must be 1 or more, got {value}")
+    if args.task_dir is not None and not Path(args.task_dir).is_dir():
+        raise ConfigError(f"--task-dir {args.task_dir}: no such folder.")
+    if not re.fullmatch(r"auto|cpu|cuda(:\d+)?", args.device):
+        raise ConfigError(f"--device is {args.device!r}; give auto, cpu, cuda or cuda:N.")
+    if args.device.startswith("cuda") and not torch.cuda.is_available():
+        raise ConfigError(f"--device is {args.device!r}, but torch {torch.__version__} sees no GPU; use --device cpu.")
 
 
 def _validate(trained: Any, args: argparse.Namespace) -> dict[str, Any]:
@@ -71,14 +95,19 @@ def _tasks(trained: Any, args: argparse.Namespace) -> dict[str, Any]:
 
 
 def _print(found: dict[str, Any]) -> None:
-    validation = found["validation"]
-    print(f"step {found['step']}\n{'domain':<24} {'tokens':>10} {'nats/token':>11} {'bits/byte':>10}")
+    print(f"step {found['step']}")
+    if "validation" in found:
+        _print_validation(found["validation"])
+    for task, metrics in found.get("tasks", {}).items():
+        for metric, value in metrics.items():
+            if isinstance(value, float):
+                print(f"{task:<24} {metric:<24} {value:.4f}")
+
+
+def _print_validation(validation: dict[str, Any]) -> None:
+    print(f"{'domain':<24} {'tokens':>10} {'nats/token':>11} {'bits/byte':>10}")
     for name, each in validation["domains"].items():
         print(f"{name:<24} {each['tokens']:>10,} {each['loss']:>11.4f} {each['bits_per_byte']:>10.4f}")
     print(
         f"{'all tokens':<35} {validation['loss']:>11.4f}\n{'mean of domains':<35} {validation['domain_average']:>11.4f}"
     )
-    for task, metrics in found.get("tasks", {}).items():
-        for metric, value in metrics.items():
-            if isinstance(value, float):
-                print(f"{task:<24} {metric:<24} {value:.4f}")

@@ -8,7 +8,7 @@ import os
 from collections.abc import Sequence
 from typing import Any
 
-from ado_stream.errors import ConfigError
+from ado_stream.errors import ConfigError, StorageError
 
 USUAL = ("hellaswag", "winogrande", "piqa", "arc_easy", "logiqa2", "sciq", "lambada_openai")
 
@@ -22,7 +22,10 @@ def evaluate_tasks(
 ) -> dict[str, dict[str, Any]]:
     """{task: {metric: value}} of the exported model in `model_dir`; batch_size: sequences at once.
 
-    Raises ConfigError when the harness is not installed, or for a task that it does not know.
+    Under torchrun all ranks call; rank 0 has the result, the others an empty one.
+
+    Raises ConfigError when the harness is not installed, or for a task that it does not know; StorageError when it
+    cannot get at a task's questions.
     """
     try:
         import lm_eval
@@ -33,12 +36,18 @@ def evaluate_tasks(
     unknown = [name for name in tasks if not manager.match_tasks([name])]
     if unknown:
         raise ConfigError(f"no task {unknown[0]!r}; the usual set is {', '.join(USUAL)}.")
-    found = lm_eval.simple_evaluate(
-        model="hf",
-        model_args=f"pretrained={os.fspath(model_dir)}",
-        tasks=list(tasks),
-        task_manager=manager,
-        device=device,
-        batch_size=batch_size,
-    )
-    return dict(found["results"])
+    try:
+        found = lm_eval.simple_evaluate(
+            model="hf",
+            model_args=f"pretrained={os.fspath(model_dir)}",
+            tasks=list(tasks),
+            task_manager=manager,
+            device=device,
+            batch_size=batch_size,
+        )
+    except OSError as error:  # what its libraries raise for a hub that cannot be reached, too
+        raise StorageError(
+            f"tasks {', '.join(tasks)}: {str(error).partition(chr(10))[0]}.\n"
+            "  Their questions come from the Hugging Face hub; without a network, give task files by --task-dir."
+        ) from error
+    return {} if found is None else dict(found["results"])

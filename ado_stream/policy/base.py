@@ -111,7 +111,7 @@ class Policy(ABC):
         if saved.get("policy") != self.kind:
             raise ResumeError(
                 f"policy state: saved by policy {saved.get('policy')!r}, but this run has {self.kind!r}.\n"
-                "  Resume with the policy of the saved run, or start the policy anew."
+                "  Give the run the policy that it was saved with, or begin the run anew: `train ... --resume none`."
             )
         source_K = self._source_of(saved, names)
         memory = self._carried_memory(saved, source_K)

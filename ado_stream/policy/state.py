@@ -64,7 +64,7 @@ def unseal(state: Any) -> dict[str, Any]:
     if found != state["crc32"]:
         raise ResumeError(
             f"policy state: damaged, checksum {found:08x} but {state['crc32']!r} was saved.\n"
-            "  Load it from an older checkpoint, or start the policy anew."
+            "  Resume from an older checkpoint, or begin the run anew: `train ... --resume none`."
         )
     return content
 

@@ -11,7 +11,7 @@ import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, get_origin
 
 import yaml
 from omegaconf import OmegaConf
@@ -154,6 +154,7 @@ ABOVE_0 = {  # and what else may be given
     "train.grad_clip": ", or null for no limit",
     "train.collective_timeout_s": "",
 }
+_CONTAINERS = {list: "a list: [VALUE, ...]", dict: "a mapping: {KEY: VALUE, ...}"}
 
 
 def load_config(source: str | os.PathLike[str] | Mapping[str, Any], overrides: Sequence[str] = ()) -> TrainConfig:
@@ -188,6 +189,8 @@ def _read(source: str | os.PathLike[str] | Mapping[str, Any]) -> dict[str, Any]:
         loaded = OmegaConf.load(Path(source))
     except FileNotFoundError:
         raise NotFound(f"{source}: no such config file.") from None
+    except OSError as error:
+        raise ConfigError(f"{source}: not a config file: {error.strerror or error}.") from None
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise ConfigError(f"{source}: not YAML: {' '.join(str(error).split())}") from None
     values = OmegaConf.to_container(loaded)
@@ -213,7 +216,7 @@ def _known_keys(section: type, prefix: str) -> list[str]:
 
 
 def _refuse_unknown(values: Any, section: type, prefix: str) -> None:
-    """Raises ConfigError for the first key of `values` that `section` does not have."""
+    """Raises ConfigError for the first key of `values` that `section` does not have, or has as a list or a mapping."""
     types = {each.name: each.type for each in dataclasses.fields(section)}
     if not isinstance(values, dict):
         raise ConfigError(f"'{prefix.rstrip('.')}' is a section with the keys {', '.join(types)}; got {values!r}.")
@@ -225,6 +228,9 @@ def _refuse_unknown(values: Any, section: type, prefix: str) -> None:
             raise ConfigError(f"unknown '{name}'{hint}")
         if dataclasses.is_dataclass(types[key]):
             _refuse_unknown(value, types[key], f"{prefix}{key}.")  # type: ignore[arg-type]
+        container = get_origin(types[key])
+        if container in _CONTAINERS and value is not None and not isinstance(value, container):
+            raise ConfigError(f"'{prefix}{key}' is {value!r}; give {_CONTAINERS[container]}.")
 
 
 def _check(config: TrainConfig) -> None:

@@ -44,7 +44,7 @@ def find_beginning(run_dir: Path, resume: str) -> Beginning:
         return Beginning()
     checkpoints = run_dir / CHECKPOINTS
     if resume != "auto":
-        directory = Path(resume)
+        directory = _named(resume)
         facts = load_facts(directory)
         own = directory.resolve().is_relative_to(run_dir.resolve())
         place = commit.directory_of(checkpoints, int(facts["finished_steps"]))
@@ -57,6 +57,21 @@ def find_beginning(run_dir: Path, resume: str) -> Beginning:
             f"{checkpoints}: no checkpoint can be trusted: {'; '.join(passed_over)}.\n  Start anew with --resume none."
         )
     return Beginning(passed_over=tuple(passed_over), goes_on=True)
+
+
+def _named(resume: str) -> Path:
+    """The checkpoint directory at the path `resume`. Raises CheckpointError for a path that cannot be one."""
+    directory = Path(resume)
+    if not directory.is_dir():
+        raise CheckpointError(
+            f"{directory}: no such directory. Name a checkpoint, such as RUN/{CHECKPOINTS}/step_00000300, or auto."
+        )
+    inside = commit.newest_first(directory / CHECKPOINTS) or commit.newest_first(directory)
+    if inside:
+        raise CheckpointError(f"{directory}: not a checkpoint; it holds some. Name one of them, such as {inside[0]}.")
+    if not (directory / commit.MARKER).exists():
+        commit.step_of(directory)  # raises for a name that no save gives
+    return directory
 
 
 def make_ready(run_dir: Path, beginning: Beginning) -> None:

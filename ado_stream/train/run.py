@@ -21,7 +21,7 @@ import torch
 
 from ado_kernels.machine_code import compile_behind
 from ado_model import Transformer
-from ado_stream.errors import ResumeError
+from ado_stream.errors import ResumeError, StorageError
 from ado_stream.evaluate.validation import Validator
 from ado_stream.record import RunRecord
 from ado_stream.train import commit
@@ -57,7 +57,7 @@ def run_training(config: TrainConfig, resume: str | os.PathLike[str] = "auto") -
     resume: "auto" goes on from the newest complete checkpoint of the run directory, or starts anew when there is none;
     "none" starts anew; a path names a checkpoint directory, of this run or of another one. What an earlier run left
     beyond that is renamed, not removed. Call on every rank, under torchrun or alone. Raises ConfigError, ResumeError,
-    CheckpointError, DataError.
+    CheckpointError, DataError, StorageError.
     """
     with join_world(config.train.device, config.train.collective_timeout_s) as world:
         if world.device.type == "cpu":
@@ -233,8 +233,11 @@ class Training:
         self._drawn_K = np.array([facts["drawn"].get(name, 0) for name in self._names], np.int64)
 
     def _make_ready(self, beginning: Beginning) -> None:
-        make_ready(self._run_dir, beginning)
-        save_config(self._config, self._run_dir / CONFIG_FILE)
+        try:
+            make_ready(self._run_dir, beginning)
+            save_config(self._config, self._run_dir / CONFIG_FILE)
+        except OSError as error:
+            raise StorageError(f"'run_dir' is {self._run_dir}: no run can be kept there: {error.strerror}.") from error
 
     def _open_log(self, num_skipped: int) -> StepLog:
         options = self._config.log
@@ -253,8 +256,7 @@ class Training:
         return StepLog(self._world, self._record, self._sinks, log_options, num_skipped)
 
     def _make_validator(self) -> Validator | None:
-        splits = [domain["splits"] for domain in self._parts.corpus.manifest["domains"].values()]
-        if not any(split.get("val", {}).get("samples") for split in splits):
+        if not self._parts.corpus.has("val"):
             return None
         limit = self._config.evaluate.max_samples_per_domain
         return Validator(open_split(self._config, "val"), self._names, limit, self._world, self._parts.micro_rows)

@@ -9,7 +9,7 @@ import torch
 
 import ado_stream as ado
 from ado_model import ModelConfig, Transformer
-from ado_stream.errors import ConfigError
+from ado_stream.errors import ConfigError, StorageError
 from ado_stream.evaluate.tasks import USUAL, evaluate_tasks
 from ado_stream.prepare.tokenizer import load_tokenizer
 
@@ -90,3 +90,17 @@ def test_the_usual_tasks_are_the_harness_own():
 def test_an_unknown_task_is_named(model: Transformer, tmp_path: Path):
     with pytest.raises(ConfigError, match="no task 'hellaswagg'; the usual set is hellaswag, winogrande"):
         evaluate_tasks(tmp_path, ["hellaswagg"])
+
+
+def test_questions_that_cannot_be_had_are_said_in_one_line(model: Transformer, questions: list[dict], tmp_path: Path):
+    """A hub that cannot be reached ends in an OSError just so."""
+    exported = ado.export_hugging_face(model, tmp_path / "exported", load_tokenizer("bytes"))
+    (tmp_path / "tasks" / "test.jsonl").unlink()
+    with pytest.raises(StorageError, match=r"^tasks which_word: .*test\.jsonl.*\n  Their questions come from"):
+        evaluate_tasks(exported, ["which_word"], str(tmp_path / "tasks"))
+
+
+def test_a_rank_without_a_result_has_an_empty_one(monkeypatch, tmp_path: Path):
+    """The harness returns None on all ranks but the first."""
+    monkeypatch.setattr("lm_eval.simple_evaluate", lambda **_: None)
+    assert evaluate_tasks(tmp_path, ["sciq"]) == {}

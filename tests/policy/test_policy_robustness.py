@@ -225,6 +225,11 @@ def test_what_is_no_state_is_refused(not_a_state, make_ado):
         make_ado(PRIOR).load_state_dict(not_a_state)
 
 
+def test_a_state_of_another_policy_says_what_to_do(state):
+    with pytest.raises(ado.ResumeError, match="saved by policy 'ado', but this run has 'odm'.*\\n.*--resume none"):
+        ado.make_policy("odm", PRIOR).load_state_dict(state)
+
+
 def test_other_domains_are_named(state, make_ado):
     renamed = {("blogs" if name == "mail" else name): share for name, share in PRIOR.items()}
     with pytest.raises(ado.ResumeError, match="new blogs; gone mail"):

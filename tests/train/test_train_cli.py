@@ -11,6 +11,7 @@ from ado_stream.cli import eval as eval_verb
 from ado_stream.cli.main import main
 from ado_stream.evaluate import tasks
 from ado_stream.evaluate.trained import open_run
+from tests.train.forked import finish
 
 
 @pytest.fixture
@@ -32,6 +33,24 @@ def test_train_then_eval(config_file: Path, settings: dict, capsys):
     assert set(found["validation"]["domains"]) == {"easy", "medium", "hard"}
     assert main(["eval", settings["run_dir"], "--max-samples", "2", "--device", "cpu"]) == 0
     assert "mean of domains" in capsys.readouterr().out
+
+
+def print_losses(run_dir: str) -> None:
+    """`ado-stream eval` on a rank."""
+    assert main(["eval", run_dir, "--max-samples", "2", "--json", "--device", "cpu"]) == 0
+
+
+def test_of_several_ranks_one_prints(config_file: Path, settings: dict, forked, capsys):
+    assert main(["train", str(config_file), "train.steps=3"]) == 0
+    capsys.readouterr()
+    print_losses(settings["run_dir"])
+    alone = json.loads(capsys.readouterr().out)
+    printed = []
+    for rank in forked.start_ranks(2, print_losses, settings["run_dir"]):
+        finish(rank)
+        printed.append(rank.log.read_text())
+    assert json.loads(printed[0])["validation"]["loss"] == pytest.approx(alone["validation"]["loss"])
+    assert printed[1] == ""
 
 
 def test_an_exported_run_is_loaded_by_transformers(config_file: Path, settings: dict, tmp_path: Path):
@@ -97,6 +116,26 @@ def test_tasks_run_where_the_model_would(config_file: Path, settings: dict, monk
     assert asked == [(["sciq"], None, "cuda:0", 16), (["sciq"], None, "cpu", 8)]
 
 
+def test_tasks_need_no_validation_text(config_file: Path, settings: dict, tmp_path: Path, monkeypatch, capsys):
+    """Losses do, and so does a corpus that is named for them."""
+    text, corpus = tmp_path / "text.jsonl", str(tmp_path / "without")
+    text.write_text("".join(json.dumps({"text": f"the {word} and the other {word} " * 40}) + "\n" for word in "abcdef"))
+    assert (
+        main(["prepare", str(text), "--tokenizer", "bytes", "--seq-len", "32", "--workers", "1", "--out", corpus]) == 0
+    )
+    assert main(["train", str(config_file), f"corpus={corpus}", "train.steps=3"]) == 0
+    monkeypatch.setattr(tasks, "evaluate_tasks", lambda *arguments: {"sciq": {"acc,none": 0.25}})
+    capsys.readouterr()
+    evaluate = ["eval", settings["run_dir"], "--device", "cpu"]
+    assert main([*evaluate, "--tasks", "sciq", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out) == {"step": 3, "tasks": {"sciq": {"acc,none": 0.25}}}
+    assert main([*evaluate, "--tasks", "sciq"]) == 0
+    assert capsys.readouterr().out.split() == ["step", "3", "sciq", "acc,none", "0.2500"]
+    for refused in (evaluate, [*evaluate, "--tasks", "sciq", "--corpus", corpus]):
+        assert main(refused) == 1
+        assert f"{corpus}: no sample in split 'val'" in capsys.readouterr().err
+
+
 def test_options_may_stand_before_overrides(config_file: Path, settings: dict, capsys):
     assert main(["train", str(config_file), "--resume", "none", "train.steps=3", "--debug", "log.every_steps=1"]) == 0
     assert "done: step 3" in capsys.readouterr().out
@@ -128,11 +167,23 @@ def test_dry_run_prints_the_plan_and_writes_nothing(config_file: Path, settings:
         (["train", "absent.yaml"], "NotFound: absent.yaml: no such config file."),
         (["train", "{config}", "train.leraning_rate=1"], "did you mean 'train.learning_rate'?"),
         (["train", "{config}", "--resume", "step_00000009"], "CheckpointError: step_00000009"),
+        (["train", "."], "ConfigError: .: not a config file: Is a directory."),
+        (["eval", "run", "--max-samples", "0"], "ConfigError: --max-samples must be 1 or more, got 0"),
+        (["eval", "run", "--batch-size", "0"], "ConfigError: --batch-size must be 1 or more, got 0"),
+        (
+            ["eval", "run", "--tasks", "sciq", "--task-dir", "nowhere"],
+            "ConfigError: --task-dir nowhere: no such folder.",
+        ),
+        (["eval", "run", "--device", "foo"], "ConfigError: --device is 'foo'; give auto, cpu, cuda or cuda:N."),
+        (["eval", "run", "--device", "cuda:0"], "ConfigError: --device is 'cuda:0', but torch"),
         (["eval", "nowhere"], "NotFound: nowhere: no config.yaml here"),
         (["export", "nowhere", "--out", "x"], "NotFound: nowhere"),
     ],
 )
-def test_mistakes_give_one_message_and_exit_code_1(config_file: Path, arguments: list[str], message: str, capsys):
+def test_mistakes_give_one_message_and_exit_code_1(
+    config_file: Path, arguments: list[str], message: str, monkeypatch, capsys
+):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     assert main([each.format(config=config_file) for each in arguments]) == 1
     error = capsys.readouterr().err
     assert message in error

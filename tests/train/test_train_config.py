@@ -43,6 +43,9 @@ def test_null_takes_the_limit_off_the_gradient():
         ("train.steps=0", "'train.steps' is 0; it must be at least 1."),
         ("train.strategy=zero", "'train.strategy' is 'zero'; choose one of ddp, fsdp."),
         ("train.betas=[0.9]", "'train.betas' is [0.9]; give two numbers from 0 to below 1."),
+        ("train.betas=0.9", "'train.betas' is 0.9; give a list: [VALUE, ...]."),
+        ("policy.prior=[1]", "'policy.prior' is [1]; give a mapping: {KEY: VALUE, ...}."),
+        ("policy.guards={name: floor}", "'policy.guards' is {'name': 'floor'}; give a list: [VALUE, ...]."),
         ("train.learning_rate=0", "'train.learning_rate' is 0.0; give a number above 0, or null for 0.46 / width."),
         ("train.learning_rate=.nan", "'train.learning_rate' is nan; give a number above 0"),
         ("train.grad_clip=0", "'train.grad_clip' is 0.0; give a number above 0, or null for no limit."),
@@ -65,9 +68,14 @@ def test_corpus_and_run_dir_have_no_default():
         load_config({"run_dir": "r"})
 
 
-def test_a_missing_file_and_broken_yaml(tmp_path: Path):
+def test_a_missing_file_a_folder_and_broken_yaml(tmp_path: Path):
     with pytest.raises(NotFound, match="no such config file"):
         load_config(tmp_path / "absent.yaml")
+    with pytest.raises(ConfigError, match="not a config file: Is a directory"):
+        load_config(tmp_path)
+    (tmp_path / "number.yaml").write_text("3\n")
+    with pytest.raises(ConfigError, match="not a config file: Invalid loaded object type: int"):
+        load_config(tmp_path / "number.yaml")
     (tmp_path / "broken.yaml").write_text("train: [")
     with pytest.raises(ConfigError, match="not YAML"):
         load_config(tmp_path / "broken.yaml")

@@ -10,12 +10,13 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from ado_stream.errors import AdoStreamError, CheckpointError, ConfigError, ResumeError
+from ado_stream.errors import AdoStreamError, CheckpointError, ConfigError, ResumeError, StorageError
 from ado_stream.record import read_run
 from ado_stream.train import commit
 from ado_stream.train import run as run_module
 from ado_stream.train.config import load_config
 from ado_stream.train.parallel import ParallelModel
+from ado_stream.train.resume import find_beginning
 from ado_stream.train.run import run_training
 from ado_stream.train.step import TrainStep
 
@@ -246,8 +247,34 @@ def test_another_model_or_corpus_is_refused(settings: dict):
 
 
 def test_an_explicit_checkpoint_must_be_sound(settings: dict, tmp_path: Path):
-    with pytest.raises(CheckpointError, match="COMMIT.json is missing"):
-        run_training(load_config(settings), resume=tmp_path / "step_00000003")
+    torn = tmp_path / "step_00000003"
+    torn.mkdir()
+    with pytest.raises(CheckpointError, match="COMMIT.json is missing; its save was not finished"):
+        run_training(load_config(settings), resume=torn)
+
+
+def test_what_resume_names_must_be_a_checkpoint(settings: dict, tmp_path: Path):
+    """Not the place of one: which of its checkpoints is meant is for the user to say."""
+    folders = {
+        "absent": "no such directory. Name a checkpoint, such as RUN/checkpoints/step_00000300, or auto.",
+        "run": f"not a checkpoint; it holds some. Name one of them, such as {tmp_path}/run/checkpoints/step_00000008.",
+        "run/checkpoints": f"not a checkpoint; it holds some. Name one of them, such as {tmp_path}/run/checkpoints/",
+        "empty": "not a checkpoint directory; expected a name such as step_00000300.",
+    }
+    for name in ("run/checkpoints/step_00000004", "run/checkpoints/step_00000008", "empty"):
+        (tmp_path / name).mkdir(parents=True)
+    for name, message in folders.items():
+        with pytest.raises(CheckpointError) as caught:
+            find_beginning(tmp_path / "new", str(tmp_path / name))
+        assert str(caught.value).startswith(f"{tmp_path / name}: {message}")
+
+
+def test_a_run_directory_that_cannot_be_is_named(settings: dict, tmp_path: Path):
+    (tmp_path / "file").touch()
+    for place, why in {"file": "File exists", "file/run": "Not a directory"}.items():
+        with pytest.raises(StorageError) as caught:
+            run_training(load_config(changed(settings, run_dir=str(tmp_path / place))))
+        assert str(caught.value) == f"'run_dir' is {tmp_path / place}: no run can be kept there: {why}."
 
 
 @pytest.mark.parametrize(
