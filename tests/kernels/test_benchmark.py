@@ -12,7 +12,7 @@ import torch
 import benchmarks.common
 import benchmarks.kernels.__main__ as kernels
 from ado_kernels import rms_norm, swiglu
-from benchmarks.kernels import bars, ceilings, checks, harness, passes, rms_norm_rope, summary
+from benchmarks.kernels import bars, ceilings, checks, harness, overhead, passes, rms_norm_rope, summary
 from benchmarks.kernels import fit as fit_section
 from benchmarks.kernels import linear_cross_entropy as loss_section
 from benchmarks.kernels import rms_norm as norm_section
@@ -387,6 +387,24 @@ def test_bars_are_judged_and_the_table_shows_them():
     assert " ".join(norm.split()) == "rms_norm forward 16384x2048 bfloat16 33.0 us 0.95 0.90 yes Liger 0.97(0.98 !)"
     assert domains.endswith("share of linear cross entropy 0.00(0.01)")
     assert total == f"2 bars met, 1 missed, {len(judged) - 3} not measured"
+
+
+@pytest.mark.parametrize("breaks", [False, True])
+def test_a_model_that_is_not_one_graph_fails_the_run(bench, monkeypatch, breaks):
+    """The break stands first, with no operation of a graph before it: torch._dynamo.explain may not count it."""
+
+    class Model(torch.nn.Module):
+        def loss(self, *_):
+            if breaks:
+                torch._dynamo.graph_break()
+            return (torch.ones(1),)
+
+    monkeypatch.setattr(overhead, "Transformer", lambda config: Model())
+    overhead._one_graph(bench)
+    (record,) = bench.records
+    assert record["fullgraph"] != breaks
+    assert ("failed" in record) == breaks
+    assert bench.failed == ["torch.compile, loss of a 2-layer model: not one graph"] * breaks
 
 
 def test_the_count_behind_fusing_norm_and_rope():
