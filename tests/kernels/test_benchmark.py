@@ -1,7 +1,9 @@
 """The kernel benchmark keeps its word: in time, every record printed, static baselines, and wrong results fail it."""
 
 import json
+import sys
 import time
+import types
 from contextlib import contextmanager
 
 import numba
@@ -233,13 +235,46 @@ def test_every_pass_gets_inputs_of_its_own_and_a_fused_input_one_gradient(bench)
     assert torch.equal(both, expected)
     assert torch.equal(again, expected)
 
-    def overwrites(x):
-        x.detach().zero_()
-        return x * 1.0
 
-    operation = passes.Operation("swiglu", "in place", (inputs,), (torch.ones(3, 8),), 1.0, 1.0)
-    operation.builder(lambda: overwrites, "backward")()()
+class Overwrites(torch.autograd.Function):
+    """Writes over its input, as Liger's SwiGLU does, and over dy, as its RMSNorm does."""
+
+    @staticmethod
+    def forward(ctx, x):
+        x.detach().zero_()
+        return x.detach() * 1.0
+
+    @staticmethod
+    def backward(ctx, dy):
+        return dy.zero_()
+
+
+@pytest.mark.parametrize("which", ["forward", "backward", "forward+backward"])
+def test_what_one_implementation_overwrites_the_next_one_finds_as_it_was(which):
+    inputs, grads = torch.randn(3, 8), torch.ones(3, 8)
+    before = inputs.clone()
+    operation = passes.Operation("swiglu", "in place", (inputs,), (grads,), 1.0, 1.0)
+    operation.builder(lambda: Overwrites.apply, which)()()
     assert torch.equal(inputs, before)
+    assert torch.equal(grads, torch.ones(3, 8))
+
+
+def test_liger_is_timed_as_it_is_by_default(monkeypatch):
+    """Only what names the operation is passed: 0.8.5 with in_place=False fills dx with zeros before it writes it."""
+    given = []
+
+    def module(name, attribute):
+        function = type("Function", (), {"apply": staticmethod(lambda *arguments: given.append(arguments))})
+        monkeypatch.setitem(sys.modules, name, types.SimpleNamespace(**{attribute: function}))
+
+    for package in ("liger_kernel", "liger_kernel.ops"):
+        monkeypatch.setitem(sys.modules, package, types.SimpleNamespace())
+    module("liger_kernel.ops.rms_norm", "LigerRMSNormFunction")
+    module("liger_kernel.ops.fused_add_rms_norm", "LigerFusedAddRMSNormFunction")
+    bench = Bench(CPU, smoke=True, deadline=0.0)
+    norm_section.norms(bench, 8)["Liger"]()("x", "weight")
+    norm_section.add_norms(bench, 8)["Liger"]()("x", "residual", "weight")
+    assert given == [("x", "weight", 1e-6), ("x", "residual", "weight", 1e-6)]
 
 
 def test_ceilings_are_of_the_operands_as_they_lie(bench, monkeypatch):
