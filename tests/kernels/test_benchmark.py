@@ -1,6 +1,7 @@
 """The kernel benchmark keeps its word: in time, every record printed, static baselines, and wrong results fail it."""
 
 import json
+import math
 import time
 
 import numba
@@ -12,9 +13,10 @@ import benchmarks.common
 import benchmarks.kernels.__main__ as kernels
 from ado_kernels import rms_norm, swiglu
 from benchmarks.kernels import bars, checks, overhead, rms_norm_rope, summary
+from benchmarks.kernels import domain_loss as domain_section
 from benchmarks.kernels import fit as fit_section
 from benchmarks.kernels import linear_cross_entropy as loss_section
-from benchmarks.kernels.harness import Bench
+from benchmarks.kernels.harness import Bench, Work
 
 CPU = torch.device("cpu")
 
@@ -79,6 +81,35 @@ def test_what_fails_is_the_exit_code_and_stands_in_the_file_and_the_table(monkey
     assert output.endswith("FAILED: device: the section broke\nFAILED: rms_norm is off\n")
     (written,) = tmp_path.glob("*.json")
     assert json.loads(written.read_text())["failed"] == ["device: the section broke", "rms_norm is off"]
+
+
+def test_without_a_ceiling_there_is_no_share_and_a_bar_on_it_is_not_measured(bench):
+    assert bench.floor_ms(Work(num_bytes=1.0)) is None
+    bench.copy_bytes_per_s = 1e3
+    assert bench.floor_ms(Work(num_bytes=1.0)) == 1.0
+    assert bench.floor_ms(Work(num_bytes=1.0, num_flops=1.0)) is None
+    bench.compare("linear_cross_entropy", bars.LOSS_768, {"ours": lambda: lambda: None}, Work(num_flops=1.0))
+    assert "share_of_floor" not in bench.records[-1]
+    nan = {"section": "rms_norm forward", "case": bars.NORM_2048, "implementation": "ours", "share_of_floor": math.nan}
+    absent = {"section": "swiglu forward", "case": bars.GLU, "implementation": "Liger", "skipped": "no such module"}
+    judged = bars.verdicts([*bench.records, nan, absent])
+    assert {(bar["value"], bar["met"]) for bar in judged} == {(None, None)}
+    assert [bar["reason"] for bar in judged if bar["reason"]] == ["no such module"]
+    *_, total, reason = summary.table(bench.records, judged, []).splitlines()
+    assert total == f"0 bars met, 0 missed, {len(judged)} not measured"
+    assert reason == "not measured, 1: no such module"
+
+
+def test_the_cost_of_domains_says_which_case_it_lacks(bench, monkeypatch):
+    def refuses(*_):
+        raise RuntimeError("no such kernel")
+
+    monkeypatch.setattr(domain_section, "domain_loss", refuses)
+    domain_section.run_cost(bench)
+    record = bench.records[-1]
+    assert (record["section"], record["implementation"]) == ("cost of domains", "ours")
+    assert record["skipped"] == "domain_loss N=512 K=22: RuntimeError: no such kernel"
+    assert bench.failed == ["domain_loss, N=512 K=22, ours"]
 
 
 def test_the_checks_pass(bench):
