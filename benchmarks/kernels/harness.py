@@ -36,6 +36,10 @@ Call = Callable[[], Any]
 Builder = Callable[[], Call]
 
 
+class Absent(Exception):
+    """A baseline that the installed version of its package does not have."""
+
+
 @dataclass(frozen=True)
 class Work:
     """What a call must do at least: bytes through memory (each input read once, each output written once), FLOP.
@@ -123,7 +127,7 @@ class Bench:
             try:
                 record = self._measure(build, work, examine)
             except Exception as error:  # noqa: BLE001
-                absent = isinstance(error, ModuleNotFoundError) and not own
+                absent = isinstance(error, (ModuleNotFoundError, Absent)) and not own
                 values = {"skipped" if absent else "failed": f"{type(error).__name__}: {error}"[:300]}
                 self.emit(section, case, implementation=name, **values)
                 self._note(own, section, case, name)

@@ -1,8 +1,11 @@
 """What the kernels are compared with: given the same, as it is by default, static, and allowed to be absent."""
 
+import enum
+import re
 import sys
 import time
 import types
+from contextlib import nullcontext
 
 import pytest
 import torch
@@ -12,7 +15,8 @@ from benchmarks.kernels import linear_cross_entropy as loss_section
 from benchmarks.kernels import passes, rms_norm_rope
 from benchmarks.kernels import rms_norm as norm_section
 from benchmarks.kernels import swiglu as glu_section
-from benchmarks.kernels.harness import Bench, Work
+from benchmarks.kernels.harness import Absent, Bench, Work
+from benchmarks.kernels.linear_cross_entropy_baselines import implementations
 
 CPU = torch.device("cpu")
 
@@ -26,19 +30,25 @@ def test_a_baseline_may_be_absent_or_fail_ours_may_not(bench):
     def fails():
         raise RuntimeError("illegal memory access")
 
-    builders = {"ours": lambda: lambda: None, "absent": lambda: __import__("no_such_package"), "fails": fails}
+    def lacks():
+        raise Absent("this torch has no such function")
+
+    builders = {"ours": lambda: lambda: None, "absent": lambda: __import__("no_such_package"), "lacks": lacks}
+    builders["fails"] = fails
     bench.compare("section", "case", builders, Work(num_bytes=1.0))
-    ours, absent, failing = bench.records
+    ours, absent, lacking, failing = bench.records
     assert ours["times_ours"] == 1.0
     assert absent["skipped"].startswith("ModuleNotFoundError")
+    assert lacking["skipped"] == "Absent: this torch has no such function"
     assert failing["failed"] == "RuntimeError: illegal memory access"
     assert bench.failed == []
+    bench.compare("section", "mine", {"ours": lacks}, Work(num_bytes=1.0))
     bench.compare("section", "other", {"ours": fails}, Work(num_bytes=1.0))
     bench.compare("section", "wrong", {"ours": lambda: lambda: None}, Work(), lambda result: {"wrong": True})
-    assert bench.failed == ["section, other, ours", "section, wrong, ours"]
+    assert bench.failed == ["section, mine, ours", "section, other, ours", "section, wrong, ours"]
     bench.deadline = 0.0
     bench.compare("section", "case", builders, Work(num_bytes=1.0))
-    assert [record["skipped"] for record in bench.records[-3:]] == ["out of time"] * 3
+    assert [record["skipped"] for record in bench.records[-4:]] == ["out of time"] * 4
 
 
 def test_a_baseline_timed_later_is_compared_with_the_earlier_time_of_ours(bench, monkeypatch):
@@ -139,3 +149,25 @@ def test_liger_is_timed_as_it_is_by_default(monkeypatch):
     norm_section.norms(bench, 8)["Liger"]()("x", "weight")
     norm_section.add_norms(bench, 8)["Liger"]()("x", "residual", "weight")
     assert given == [("x", "weight", 1e-6), ("x", "residual", "weight", 1e-6)]
+
+
+def test_torch_before_2_13_lacks_its_own_fused_loss(bench, monkeypatch):
+    """Absent, so that the bars on it are not measured; it has not failed."""
+    monkeypatch.delattr(torch.nn, "LinearCrossEntropyOptions", raising=False)
+    makes = implementations(bench)
+    for name in ("F.linear_cross_entropy", "F.linear_cross_entropy by 4096"):
+        with pytest.raises(Absent, match=f"torch {re.escape(torch.__version__)} has no F.linear_cross_entropy"):
+            makes[name]()
+
+
+@pytest.mark.parametrize(("known", "absent"), [({"CCE", "TORCH_COMPILE"}, True), ({"CCE", "CCE_KAHAN_FULL_C"}, False)])
+def test_a_preset_that_this_cut_cross_entropy_does_not_know_is_absent(bench, monkeypatch, known, absent):
+    """25.1.1, the one on PyPI, knows only the first two."""
+    package = types.ModuleType("cut_cross_entropy")
+    package.LinearCrossEntropyImpl = enum.Enum("LinearCrossEntropyImpl", sorted(known))
+    package.linear_cross_entropy = lambda *_, impl: impl
+    monkeypatch.setitem(sys.modules, "cut_cross_entropy", package)
+    makes = implementations(bench)
+    assert makes["CCE"]()(0, 0, 0, 0) == "cce"
+    with pytest.raises(Absent, match="no cce_kahan_full_c") if absent else nullcontext():
+        assert makes["CCE, cce_kahan_full_c"]()(0, 0, 0, 0) == "cce_kahan_full_c"
