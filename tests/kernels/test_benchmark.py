@@ -1,7 +1,9 @@
 """The kernel benchmark keeps its word: in time, every record printed, static baselines, and wrong results fail it."""
 
+import importlib.util
 import json
 import math
+import sys
 import time
 
 import numba
@@ -59,7 +61,8 @@ def test_a_smoke_run_is_complete_and_right(monkeypatch, tmp_path, capsys):
     assert all(text.startswith(("ModuleNotFoundError", "Absent")) for text in skipped)
     assert [record for record in printed if "share_of_own_floor" in record]
     assert total.endswith("bars met, 0 missed, 55 not measured")
-    assert "kernels-cpu" in next(tmp_path.glob("*-rms_norm.png")).name
+    pictures = [path.name for path in tmp_path.glob("kernels-cpu-*-rms_norm.png")]
+    assert len(pictures) == (importlib.util.find_spec("matplotlib") is not None)
     (written,) = tmp_path.glob("*.json")
     assert json.loads(written.read_text())["records"] == printed
 
@@ -81,6 +84,16 @@ def test_what_fails_is_the_exit_code_and_stands_in_the_file_and_the_table(monkey
     assert output.endswith("FAILED: device: the section broke\nFAILED: rms_norm is off\n")
     (written,) = tmp_path.glob("*.json")
     assert json.loads(written.read_text())["failed"] == ["device: the section broke", "rms_norm is off"]
+
+
+def test_a_picture_that_fails_costs_neither_a_figure_nor_the_exit_code(monkeypatch, tmp_path, capsys):
+    monkeypatch.setattr(kernels, "SECTIONS", (("swiglu", lambda bench: bench.emit("swiglu", "ran")),))
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    assert run_main(monkeypatch, tmp_path) == 0
+    printed = capsys.readouterr()
+    assert printed.err.splitlines()[-1].startswith("not drawn: ModuleNotFoundError")
+    assert printed.out.endswith("not measured\n")
+    assert len([*tmp_path.glob("*.json")]) == 1
 
 
 def test_without_a_ceiling_there_is_no_share_and_a_bar_on_it_is_not_measured(bench):
