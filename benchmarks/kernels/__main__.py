@@ -95,8 +95,11 @@ def _report(bench: Bench) -> None:
     payload = {"device": bench.device.type, "note": note.strip(), "failed": bench.failed, "bars": judged}
     write_result(name, payload | {"records": bench.records})
     print(summary.table(bench.records, judged, bench.failed), flush=True)
-    for path in plots.draw(bench.records, RESULTS / name):
-        print(f"written to {path}", file=sys.stderr)
+    try:
+        for path in plots.draw(bench.records, RESULTS / name):
+            print(f"written to {path}", file=sys.stderr)
+    except Exception as error:  # noqa: BLE001 - matplotlib is absent, say: no reason for another exit code
+        print(f"not drawn: {type(error).__name__}: {error}", file=sys.stderr)
 
 
 if __name__ == "__main__":

@@ -97,7 +97,7 @@ def _device_only(bench: Bench, case: str, counts_T: np.ndarray, loss_KT: np.ndar
     def call() -> torch.Tensor:
         return fit_on_device(counts, losses, FitOptions())
 
-    _emit(bench, case, "on the device alone", {"ms": bench.time_ms(call), **bench.graph_ms(call)}, len(loss_KT))
+    _emit(bench, case, "on the device alone", bench.times(call), len(loss_KT))
 
 
 def _emit(bench: Bench, case: str, name: str, times: dict, num_domains: int) -> None:

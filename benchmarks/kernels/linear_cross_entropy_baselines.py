@@ -1,7 +1,7 @@
 """Implementations of the mean loss of (hidden, weight, targets, domain ids): ours and others'.
 
-Each is imported or compiled when it is made. The calls are those of Liger-Kernel ead96b61, quack c8ec317 and
-ml-cross-entropy d42911f.
+Each is imported or compiled when it is made; what the installed version lacks is absent. The calls are those of
+Liger-Kernel ead96b61, quack c8ec317 and ml-cross-entropy d42911f.
 """
 
 from collections.abc import Callable
@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from ado_kernels import linear_cross_entropy
 from ado_kernels.ops.launch import METHODS, architecture_of, read_table, using
 from ado_kernels.ops.linear_cross_entropy.problem import Problem
-from benchmarks.kernels.harness import Bench
+from benchmarks.kernels.harness import Absent, Bench
 
 NUM_DOMAINS = 22
 Function = Callable[..., torch.Tensor]
@@ -72,6 +72,8 @@ def _eager(hidden, weight, targets, _):
 
 
 def _torch_fused(rows: int | None) -> Function:
+    if not hasattr(torch.nn, "LinearCrossEntropyOptions"):
+        raise Absent(f"torch {torch.__version__} has no F.linear_cross_entropy with options (2.13 does)")
     options = torch.nn.LinearCrossEntropyOptions(batch_chunk_size=rows)
     return lambda hidden, weight, targets, _: F.linear_cross_entropy(hidden, weight, targets, options=options)
 
@@ -84,8 +86,11 @@ def _liger(accumulate: torch.dtype | None) -> Function:
 
 
 def _cce(preset: str) -> Function:
+    from cut_cross_entropy import LinearCrossEntropyImpl
     from cut_cross_entropy import linear_cross_entropy as cut_cross_entropy
 
+    if preset.upper() not in LinearCrossEntropyImpl.__members__:
+        raise Absent(f"this cut_cross_entropy has no {preset} (25.1.1, PyPI's, does not)")
     return lambda hidden, weight, targets, _: cut_cross_entropy(hidden, weight, targets, impl=preset)
 
 

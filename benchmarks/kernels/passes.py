@@ -40,13 +40,15 @@ class Operation:
 
         def build() -> Callable[[], Any]:
             function = make()
-            # Copies: Liger's SwiGLU writes gradients over what it was given, which the next implementation reads.
+            # Copies: Liger writes gradients over what it was given (SwiGLU over its inputs, RMSNorm over dy), which the
+            # next implementation reads. Its own repeated calls then read what it wrote: no matter for their time.
             leaves = [tensor.clone().requires_grad_() for tensor in self.inputs]
+            grads = tuple(tensor.clone() for tensor in self.grads)
             if which == "forward":
                 return lambda: function(*leaves)
             if which == "backward":
                 outputs = function(*leaves)
-                return lambda: torch.autograd.grad(outputs, leaves, self.grads, retain_graph=True)
-            return lambda: torch.autograd.grad(function(*leaves), leaves, self.grads)
+                return lambda: torch.autograd.grad(outputs, leaves, grads, retain_graph=True)
+            return lambda: torch.autograd.grad(function(*leaves), leaves, grads)
 
         return build

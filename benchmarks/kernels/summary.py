@@ -1,6 +1,6 @@
 """The table that a person reads after the JSON lines: one line a case, bars and ratios in it."""
 
-from collections import defaultdict
+from collections import Counter, defaultdict
 
 from benchmarks.kernels.harness import judged_ms
 
@@ -10,7 +10,8 @@ _MARKS = {True: "yes", False: "NO", None: "-"}
 def table(records: list[dict], judged: list[dict], failed: list[str]) -> str:
     """Case, our time, its share of the floor, the bar, whether it is met, then others' times over ours.
 
-    A ratio that has a bar shows it in brackets; "!" marks a bar that is missed. What failed stands last.
+    A ratio that has a bar shows it in brackets; "!" marks a bar that is missed. Below: why bars were not
+    measured, where the run knows, and last what failed.
     """
     bars: dict[tuple[str, str], dict[tuple[str, str], dict]] = defaultdict(dict)
     for bar in judged:
@@ -25,6 +26,8 @@ def table(records: list[dict], judged: list[dict], failed: list[str]) -> str:
             lines.append(_line(" ".join(key), by_name, bars[key]))
     met = [bar["met"] for bar in judged]
     lines.append(f"{met.count(True)} bars met, {met.count(False)} missed, {met.count(None)} not measured")
+    reasons = Counter(bar["reason"].splitlines()[0] for bar in judged if bar["reason"])
+    lines += [f"not measured, {count}: {reason}" for reason, count in reasons.items()]
     return "\n".join([*lines, *(f"FAILED: {what}" for what in failed)])
 
 

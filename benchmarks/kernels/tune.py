@@ -4,7 +4,8 @@
 
 A row is written where a candidate beats the present entry by more than the noise of timing, or where that cannot run
 here; what decides the bits of a sum over rows is no candidate (launch.SAME_BITS), nor is what the launcher refuses on
-this architecture. Kernels inside a larger operation are chosen before it, and stay so while it is tuned.
+this architecture. Time alone decides: of linear_cross_entropy's rows per chunk, weigh the memory that they take before
+the row is kept (predictions.md). Kernels inside a larger operation are chosen before it, and stay so while it is tuned.
 """
 
 import math
@@ -22,6 +23,7 @@ from ado_kernels import linear_cross_entropy, rms_norm, rms_norm_rope, swiglu
 from ado_kernels.ops import launch_table
 from ado_kernels.ops.launch import Key, architecture_of, read_table, using
 from benchmarks.kernels.harness import Alarm, Bench, Call
+from benchmarks.kernels.linear_cross_entropy import CHUNK_ROWS
 from benchmarks.kernels.linear_cross_entropy_baselines import methods
 
 GAIN = 0.02  # a smaller one is noise
@@ -124,8 +126,7 @@ def _cross_entropy_spaces(device: torch.device) -> Iterator[Space]:
             yield Space("softmax_gradient", 0, by_row, train, {"method": "softmax_pass"})
             if "exponentials" in methods(device):
                 yield Space("exponentials", 0, _each(stages=(2, 3, 4)), train, {"method": "exponentials"})
-        sizes = (2048, 4096, 5632, 8192, 16384)
-        yield Space("linear_cross_entropy", key, _each(rows=sizes, method=methods(device)), train)
+        yield Space("linear_cross_entropy", key, _each(rows=CHUNK_ROWS, method=methods(device)), train)
 
 
 def _rope_spaces(device: torch.device) -> Iterator[Space]:
