@@ -12,8 +12,10 @@ import pytest
 from scipy.optimize import minimize
 
 from ado_kernels import scaling_law_fit
+from ado_kernels.fit.points import NUM_SUMS, newton_sums
 from ado_kernels.fit.problem import FitOptions, objective
 from ado_kernels.fit.search import bin_points
+from ado_kernels.fit.step import NO_FACE, gain_of_one
 
 CASES = ("k2_t6k", "pile22_t6k", "pile22_hard_t6k", "k100_t3500")
 BAR = 1e-6
@@ -123,6 +125,21 @@ def test_long_history_is_not_above_many_local_searches():
             start = np.array([log_beta, log_eps, alpha])
             least, _ = minimise(start, points, 1e-3, 0, 300, 1e-9)
             assert found.objective[k] <= least + BAR * (least + 0.001), name
+
+
+@pytest.mark.parametrize(("num_points", "seed"), [(60, 7), (150, 69), (300, 10), (300, 83)])
+@pytest.mark.parametrize("backend", ["numba", "torch"])
+def test_a_model_that_sees_no_gain_is_not_the_end(num_points, seed, backend):
+    """Flat losses on which the model's least piece overshoots far from a minimum: a shorter step still gains."""
+    counts, losses, names = histories(num_points, seed)
+    flat = losses[names.index("flat")]
+    found = scaling_law_fit(counts, flat[None], AS_IS, backend)
+    scipys = least_by_scipy(np.log(counts), np.log(flat))
+    assert found.objective[0] <= scipys + BAR * (scipys + 0.001)
+    sums = np.empty(NUM_SUMS)
+    points = (np.log(counts), np.log(flat), np.ones(num_points))
+    newton_sums(found.theta[0], points, AS_IS.delta, sums)
+    assert gain_of_one(found.theta[0], sums, NO_FACE) <= BAR * (found.objective[0] + 0.001)
 
 
 @pytest.mark.parametrize(("height", "alpha", "gap"), [(0.5, 1.0, 0.0024), (0.75, 0.8, 0.005), (1.0, 1.0, 0.005)])

@@ -207,6 +207,31 @@ def _solve_piece(state, alpha_state, model, d, new_P):
 
 
 @njit(cache=True, nogil=True)
+def _pull_left(slope, left, right):
+    """What is left of a slope to which the penalty adds `left` on the one side and `right` on the other."""
+    return max(slope + left, 0.0) + min(slope + right, 0.0)
+
+
+@njit(cache=True, nogil=True, error_model="numpy")
+def gain_of_one(theta_P, sums, face):
+    """The most that F can fall, by the majorising matrix, when one parameter moves alone: 0 where F is stationary."""
+    log_beta, log_eps, alpha = theta_P
+    beta = _pull_left(sums[1], 1.0 * (log_beta > LOG_BETA_KINK), 1.0 * (log_beta >= LOG_BETA_KINK))
+    eps = _pull_left(-sums[2], 1.0 * (log_eps < LOG_EPS_KINK), 1.0 * (log_eps <= LOG_EPS_KINK))  # of -log_eps
+    left = 1.0 * (alpha > ALPHA_HIGH_KINK) - 1.0 * (alpha <= ALPHA_LOW_KINK)
+    right = 1.0 * (alpha >= ALPHA_HIGH_KINK) - 1.0 * (alpha < ALPHA_LOW_KINK)
+    slope = _pull_left(sums[3], left, right)
+    best = 0.0
+    if face != FACE_LOG_BETA:
+        best = beta * beta / (sums[4] + sums[10] + TINY)
+    if face != FACE_LOG_EPS:
+        best = max(best, eps * eps / (sums[7] + sums[13] + TINY))
+    if face not in (FACE_ALPHA_LOW, FACE_ALPHA_HIGH):
+        best = max(best, slope * slope / (sums[9] + sums[15] + TINY))
+    return 0.5 * best
+
+
+@njit(cache=True, nogil=True)
 def _inside(theta_P):
     between = ALPHA_LOW_KINK < theta_P[2] < ALPHA_HIGH_KINK
     return between and theta_P[0] < LOG_BETA_KINK and theta_P[1] > LOG_EPS_KINK

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ado_kernels.fit.descent import MAX_DAMPING
+from ado_kernels.fit.descent import LEAST_RAISED, MAX_DAMPING, NEGLIGIBLE, RAISE
 from ado_kernels.fit.padded import Padded, pad_history
 from ado_kernels.fit.problem import (
     ALPHA_HIGH_KINK,
@@ -33,7 +33,7 @@ from ado_kernels.fit.search import (
     WIDTHS,
 )
 from ado_kernels.fit.step import FACE_ALPHA_HIGH, FACE_ALPHA_LOW, FACE_LOG_BETA, FACE_LOG_EPS, NO_FACE
-from ado_kernels.fit.torch_step import model_step, penalty
+from ado_kernels.fit.torch_step import gain_of_one, model_step, penalty
 
 _ELEMENTS = 1 << 21  # searches times points that advance together
 
@@ -118,9 +118,9 @@ class Searches:
         for _ in range(max_passes - 1):
             new_NP, change_N = model_step(theta_NP, sums, self.x0_N[active], damping_N, face_N[active])
             goal_N = tolerance * (f_N + ALPHA_LOW_KINK)
-            worth_N = -change_N > 0.01 * goal_N
-            bends_N = (theta_NP[:, 0] > LOG_BETA_KINK) | (theta_NP[:, 1] < LOG_EPS_KINK)
-            go_N = (worth_N | bends_N) & (damping_N < MAX_DAMPING) & (small_N < 2)
+            worth_N = -change_N > NEGLIGIBLE * goal_N
+            alone_N = gain_of_one(theta_NP, sums, face_N[active]) > NEGLIGIBLE * goal_N
+            go_N = (worth_N | alone_N) & (damping_N < MAX_DAMPING) & (small_N < 2)
             self.theta_NP[active], self.f_N[active] = theta_NP, f_N
             if not go_N.any():
                 return
@@ -134,7 +134,7 @@ class Searches:
             ratio_N = gain_N / -change_N
             small_N = torch.where(better_N, torch.where((gain_N < goal_N) & (ratio_N > 0.25), small_N + 1, 0), small_N)
             factor_N = torch.where(ratio_N > 0.75, 0.1, torch.where(ratio_N < 0.25, 4.0, 1.0))
-            damping_N = torch.where(better_N, damping_N * factor_N, damping_N.clamp(min=1e-4) * 8.0)
+            damping_N = torch.where(better_N, damping_N * factor_N, damping_N.clamp(min=LEAST_RAISED) * RAISE)
             theta_NP = torch.where(better_N[:, None], new_NP, theta_NP)
             sums = [torch.where(better_N, after, before) for after, before in zip(trial, sums, strict=True)]
             f_N = torch.where(better_N, f_N - gain_N, f_N)

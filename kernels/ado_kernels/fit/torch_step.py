@@ -61,6 +61,29 @@ def penalty(theta_P: tuple[Tensor, ...]) -> Tensor:
     return high - alpha.clamp(max=ALPHA_LOW_KINK) - (log_eps - LOG_EPS_KINK).clamp(max=0)
 
 
+def gain_of_one(theta_NP: Tensor, sums: list[Tensor], face_N: Tensor) -> Tensor:
+    """step.gain_of_one for N searches."""
+    log_beta, log_eps, alpha = theta_NP.unbind(dim=1)
+    beta = _pull_left(sums[1], log_beta > LOG_BETA_KINK, log_beta >= LOG_BETA_KINK)
+    eps = _pull_left(-sums[2], log_eps < LOG_EPS_KINK, log_eps <= LOG_EPS_KINK)
+    left = 1.0 * (alpha > ALPHA_HIGH_KINK) - 1.0 * (alpha <= ALPHA_LOW_KINK)
+    right = 1.0 * (alpha >= ALPHA_HIGH_KINK) - 1.0 * (alpha < ALPHA_LOW_KINK)
+    slope = _pull_left(sums[3], left, right)
+    gain_NP = torch.stack(
+        [
+            (face_N != FACE_LOG_BETA) * beta.square() / (sums[4] + sums[10] + TINY),
+            (face_N != FACE_LOG_EPS) * eps.square() / (sums[7] + sums[13] + TINY),
+            (face_N != FACE_ALPHA_LOW) * (face_N != FACE_ALPHA_HIGH) * slope.square() / (sums[9] + sums[15] + TINY),
+        ],
+        dim=1,
+    )
+    return 0.5 * gain_NP.amax(dim=1)
+
+
+def _pull_left(slope: Tensor, left: Tensor, right: Tensor) -> Tensor:
+    return (slope + left).clamp(min=0) + (slope + right).clamp(max=0)
+
+
 def model_step(theta_NP: Tensor, sums: list[Tensor], x0_N: Tensor, damping_N: Tensor, face_N: Tensor):
     """(new_NP, change_N): the model's minimum and the change of F it predicts; sums: 16 of (N,), as newton_sums."""
     pieces = Pieces.on(theta_NP.device)

@@ -10,7 +10,7 @@ import triton.language as tl
 
 from ado_kernels.fit import descent, search
 from ado_kernels.fit.triton_points import huber, load, mean_x, newton_sums, odds, of_domain, wide
-from ado_kernels.fit.triton_step import LOW_KINK, bends, model_step, on_face, penalty, pick
+from ado_kernels.fit.triton_step import LOW_KINK, gain_of_one, model_step, on_face, penalty, pick
 
 NUM_KINKS = tl.constexpr(search.NUM_FACES - 1)
 FIRST_WIDTH, SECOND_WIDTH = tl.constexpr(search.WIDTHS[0]), tl.constexpr(search.WIDTHS[1])
@@ -23,6 +23,9 @@ SAME = tl.constexpr(search.SAME)
 VANISHED = tl.constexpr(search.VANISHED)
 SEED = tl.constexpr(search.SEED)
 MAX_DAMPING = tl.constexpr(descent.MAX_DAMPING)
+LEAST_RAISED = tl.constexpr(descent.LEAST_RAISED)
+RAISE = tl.constexpr(descent.RAISE)
+NEGLIGIBLE = tl.constexpr(descent.NEGLIGIBLE)
 INFINITY = tl.constexpr(float("inf"))
 AT_ONCE = tl.constexpr(4)  # bins that the starts are judged on at a time: enough independent work for one warp
 END = tl.constexpr(4)  # numbers of a search's end: theta, F
@@ -96,10 +99,11 @@ def _minimise(points, theta, how, BLOCK: tl.constexpr):
     while going == 1:
         new, change = model_step(theta, sums, x0, damping, face)
         goal = tolerance * (f + LOW_KINK)
-        worth = -change > 0.01 * goal
+        worth = -change > goal * NEGLIGIBLE
         within = (damping < MAX_DAMPING) & (small < 2) & (passes < max_passes)
-        going = (within & (worth | bends(theta))).to(tl.int32)
-        damped = tl.maximum(damping, wide(1e-4)) * 8.0
+        alone = gain_of_one(theta, sums, face) > goal * NEGLIGIBLE
+        going = (within & (worth | alone)).to(tl.int32)
+        damped = tl.maximum(damping, wide(LEAST_RAISED)) * RAISE
         if within & worth:
             trial = newton_sums(points, new, delta, BLOCK)
             passes += 1

@@ -51,9 +51,25 @@ def on_face(theta, face):
 
 
 @triton.jit
-def bends(theta):
-    """descent.bends: whether a penalty pulls along a curve of the step's coordinates."""
-    return (theta[0] > BETA_KINK) | (theta[1] < EPS_KINK)
+def gain_of_one(theta, sums, face):
+    """The most that F can fall, by the majorising matrix, when one parameter moves alone."""
+    beta = _pull_left(sums[1], theta[0] > BETA_KINK, theta[0] >= BETA_KINK)
+    eps = _pull_left(-sums[2], theta[1] < EPS_KINK, theta[1] <= EPS_KINK)
+    low, high = theta[2] <= LOW_KINK, theta[2] >= HIGH_KINK
+    left = (theta[2] > HIGH_KINK).to(tl.float64) - low.to(tl.float64)
+    right = high.to(tl.float64) - (theta[2] < LOW_KINK).to(tl.float64)
+    slope = _pull_left(sums[3], left, right)
+    of_beta = tl.where(face == ON_BETA, wide(0.0), beta * beta / (sums[4] + sums[10] + TINY))
+    of_eps = tl.where(face == ON_EPS, wide(0.0), eps * eps / (sums[7] + sums[13] + TINY))
+    of_alpha = slope * slope / (sums[9] + sums[15] + TINY)
+    of_alpha = tl.where((face == ON_LOW) | (face == ON_HIGH), wide(0.0), of_alpha)
+    return tl.maximum(tl.maximum(of_beta, of_eps), of_alpha) * 0.5
+
+
+@triton.jit
+def _pull_left(slope, left, right):
+    above, below = slope + left.to(tl.float64), slope + right.to(tl.float64)
+    return tl.maximum(above, wide(0.0)) + tl.minimum(below, wide(0.0))
 
 
 @triton.jit
