@@ -25,7 +25,8 @@ from benchmarks.kernels.linear_cross_entropy_baselines import (
     ours,
 )
 
-CHUNK_ROWS = (2816, 3328, 4096, 5632, 8192)  # to 3760: a third of torch.compile's memory at width 768 (predictions.md)
+# Up to 3760: a third of torch.compile's memory at width 768 (predictions.md).
+CHUNK_ROWS = (2048, 2816, 3328, 4096, 5632, 8192, 16384)
 REFERENCE_ROWS = 2048
 # Of a gradient's norm. bf16 logits of 4 to 8 are off by 2^-6 / sqrt(12) = 0.45 % rms, and so is each softmax entry;
 # of 8 to 16, as a trained model's, twice that; three roundings of gradients add 0.2 % each. (Rounding so on a CPU gives
