@@ -75,6 +75,8 @@ def main() -> None:
     for seed in args.seeds:
         for policy in args.policies:
             run = run_training(load_config(config_of(args, policy, seed)))
+            if run.stopped:
+                return
             found[run.run_dir.name] = outcome(run.run_dir)
             settings = {key: str(value) for key, value in vars(args).items() if key not in ("corpus", "out")}
             write_result("learning", {"settings": settings, "runs": found, "against": against(found)})
