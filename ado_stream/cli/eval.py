@@ -3,7 +3,6 @@
 import argparse
 import json
 import os
-import re
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -47,17 +46,14 @@ def run(args: argparse.Namespace) -> None:
 
 def _check(args: argparse.Namespace) -> None:
     """Raises ConfigError for an option that cannot work, before anything is opened."""
-    import torch
+    from ado_stream.train.distributed import pick_device
 
     for option, value in (("--max-samples", args.max_samples), ("--batch-size", args.batch_size)):
         if value is not None and value < 1:
             raise ConfigError(f"{option} must be 1 or more, got {value}")
     if args.task_dir is not None and not Path(args.task_dir).is_dir():
         raise ConfigError(f"--task-dir {args.task_dir}: no such folder.")
-    if not re.fullmatch(r"auto|cpu|cuda(:\d+)?", args.device):
-        raise ConfigError(f"--device is {args.device!r}; give auto, cpu, cuda or cuda:N.")
-    if args.device.startswith("cuda") and not torch.cuda.is_available():
-        raise ConfigError(f"--device is {args.device!r}, but torch {torch.__version__} sees no GPU; use --device cpu.")
+    pick_device(args.device)
 
 
 def _validate(trained: Any, args: argparse.Namespace) -> dict[str, Any]:

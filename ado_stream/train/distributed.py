@@ -8,6 +8,7 @@ can read its stale port; torchrun's restart count as a prefix keeps them apart.
 import contextlib
 import ctypes
 import os
+import re
 import signal
 import sys
 from collections.abc import Iterator
@@ -115,21 +116,19 @@ def pick_device(device: str) -> torch.device:
     local_rank = int(os.environ.get("LOCAL_RANK", 0))
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
-    try:
-        picked = torch.device(device)
-    except RuntimeError:
-        raise ConfigError(f"'train.device' is {device!r}; use auto, cpu, cuda or cuda:N.") from None
-    if picked.type != "cuda":
+    if not re.fullmatch(r"cpu|cuda(:\d+)?", device):
+        raise ConfigError(f"device {device!r}: use auto, cpu, cuda or cuda:N.")
+    picked = torch.device(device)
+    if picked.type == "cpu":
         return picked
     if not torch.cuda.is_available():
         raise ConfigError(
-            f"'train.device' is {device!r}, but torch {torch.__version__} sees no GPU. Use train.device=cpu, or see "
-            f"`ado-stream doctor`."
+            f"device {device!r}: torch {torch.__version__} sees no GPU. Use cpu, or see `ado-stream doctor`."
         )
     picked = torch.device("cuda", local_rank if picked.index is None else picked.index)
     if picked.index >= torch.cuda.device_count():
         raise ConfigError(
-            f"'train.device' is {device!r}: local rank {local_rank} needs GPU {picked.index}, this machine has "
+            f"device {device!r}: local rank {local_rank} needs GPU {picked.index}, this machine has "
             f"{torch.cuda.device_count()}. Start at most that many ranks on it."
         )
     torch.cuda.set_device(picked)

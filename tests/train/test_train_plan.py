@@ -39,7 +39,7 @@ def test_plan_counts_tokens_epochs_and_repeats(settings: dict):
     ("overrides", "message"),
     [
         (["policy.options.start_step=100"], "start"),
-        (["train.device=cuda"], "'train.device' is 'cuda', but torch"),
+        (["train.device=cuda"], "device 'cuda': torch"),
         (["data.prefetch=4"], "mixture_lag 2 is less than prefetch 4"),
         (["log.tensorboard=true"], "'log.tensorboard' needs the package tensorboard"),
         (["log.wandb=true"], "'log.wandb' needs the package wandb"),

@@ -286,7 +286,7 @@ def test_a_run_directory_that_cannot_be_is_named(settings: dict, tmp_path: Path)
         ({"policy": {"prior": {"easy": 1.0}}}, "differ in: hard, medium"),
         ({"policy": {"guards": [{"value": 1}]}}, "each guard needs a name"),
         ({"data": {"cache_limit": "much"}}, "'data.cache_limit' is 'much'; give bytes"),
-        ({"train": {"device": "warp"}}, "'train.device' is 'warp'"),
+        ({"train": {"device": "warp"}}, "device 'warp': use auto"),
     ],
 )
 def test_settings_that_cannot_work(settings: dict, section: dict, message: str):
