@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from ado_stream.cli.options import picture_path
+from ado_stream.cli.table import table_text
 from ado_stream.errors import ConfigError, DataError
 from ado_stream.policy.laws import FitConfig, ScalingLawFit, fit_scaling_laws, prepare_history
 
@@ -121,19 +122,15 @@ def law_rows(names: list[str], fit: ScalingLawFit, samples: float) -> list[dict[
 
 def print_laws(rows: list[dict[str, Any]]) -> None:
     """The laws L(n) = eps + beta n^-alpha as a table; n in samples, residual the median |log loss - log law|."""
-    from rich.console import Console
-    from rich.table import Table
-
-    table = Table("domain", box=None)
-    for title in ("eps", "beta", "alpha", "objective", "residual", "points", "at bound", "loss at 2x data"):
-        table.add_column(title, justify="right")
+    header = ("domain", "eps", "beta", "alpha", "objective", "residual", "points", "at bound", "loss at 2x data")
+    table = []
     for row in rows:
         numbers = [row[key] for key in ("eps", "beta", "alpha", "objective", "residual_scale")]
         cells = ["-" if value is None else f"{value:.4g}" for value in numbers]
         loss = row["predicted_loss"]
         cells += [f"{row['points']:,}", ", ".join(row["at_bound"]) or "no", "-" if loss is None else f"{loss:.4f}"]
-        table.add_row(row["domain"], *cells)
-    Console().print(table)
+        table.append([row["domain"], *cells])
+    print(table_text(header, table))
 
 
 def draw_laws(path: Path, names: list[str], samples_M: np.ndarray, losses_KM: np.ndarray, fit: ScalingLawFit) -> None:

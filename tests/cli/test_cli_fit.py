@@ -42,6 +42,22 @@ def test_table_and_picture(losses_csv, capsys, tmp_path):
     assert picture.read_bytes().startswith(b"\x89PNG")
 
 
+@pytest.mark.parametrize("columns", ["20", "80"])
+def test_the_table_is_whole_at_any_width_whatever_a_domain_is_called(columns, losses_csv, capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", columns)
+    text = losses_csv.read_text()
+    losses_csv.write_text(text.replace("step,web,code", "step,[/web],[bold]a long name of a domain", 1))
+    assert main(["fit", str(losses_csv), "--json"]) == 0
+    laws = json.loads(capsys.readouterr().out)["domains"]
+    assert main(["fit", str(losses_csv)]) == 0
+    _, *lines = capsys.readouterr().out.splitlines()
+    for line, law in zip(lines, laws, strict=True):
+        assert line.startswith(law["domain"])
+        numbers = [law[key] for key in ("eps", "beta", "alpha", "objective", "residual_scale")]
+        expected = [*(f"{value:.4g}" for value in numbers), str(law["points"]), ", ".join(law["at_bound"]) or "no"]
+        assert line.removeprefix(law["domain"]).split() == [*expected, f"{law['predicted_loss']:.4f}"]
+
+
 def test_samples_are_read_as_they_are(tmp_path):
     path = tmp_path / "losses.csv"
     path.write_text("web,samples\n3.5,100\n,200\n")
