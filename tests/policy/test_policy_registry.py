@@ -83,6 +83,36 @@ def test_priors_that_are_none_are_refused(prior, says):
         ado.make_policy("ado", prior)
 
 
+YEARS = {2023: 3, 2024: 1}
+
+
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [
+        ("natural", {}),
+        ("temperature", {"tau": 1.0}),
+        ("temperature", {"tau": 1.0, "sizes": YEARS}),
+        ("fixed", {"weights": YEARS}),
+        ("fixed", {"weights": {"2024": 1, 2023: 3}}),
+        ("schedule", {"knots": [(0, YEARS)]}),
+    ],
+)
+def test_domains_may_be_called_by_whole_numbers(name, options):
+    """YAML reads `2023:` as a number; the data set's domain is "2023"."""
+    for prior in (YEARS, {"2023": 3, "2024": 1}):
+        policy = ado.make_policy(name, prior, **options)
+        assert policy.names == ["2023", "2024"]
+        assert policy.mixture.tolist() == [0.75, 0.25]
+    assert ado.Ceiling(policy, {2023: 0.6, 2024: 1}).mixture.tolist() == pytest.approx([0.6, 0.4])
+
+
+def test_a_domain_given_as_number_and_as_text_is_refused():
+    with pytest.raises(ado.ConfigError, match="weights: domain '2023' is given twice"):
+        ado.make_policy("fixed", YEARS, weights={2023: 3, 2024: 1, "2023": 5})
+    with pytest.raises(ado.ConfigError, match="prior: domain '7' is given twice"):
+        ado.make_policy("natural", {7: 3, "7": 5})
+
+
 def test_guards_by_name():
     guard = make_guard("floor", ado.make_policy("natural", PRIOR), minimum=0.3)
     assert guard.mixture.tolist() == [0.7, 0.3]

@@ -34,6 +34,17 @@ def test_losses_follow_laws_breaks_and_transfer():
     assert world.loss(np.zeros(2))[0] == world.cap  # an untrained model knows no more than the vocabulary's size
 
 
+def test_domains_called_by_numbers_teach_each_other():
+    domains = dict(zip((1, 2), DOMAINS.values(), strict=True))
+    named, numbered = (
+        read_world({"domains": each, "transfer": transfer}, seed=0)
+        for each, transfer in ((DOMAINS, {"a": {"b": 0.5}}), (domains, {1: {2: 0.5}}))
+    )
+    assert numbered.names == ["1", "2"]
+    own_K = np.array([500.0, 4000.0])
+    np.testing.assert_array_equal(numbered.loss(own_K), named.loss(own_K))
+
+
 def test_bumps_rise_at_their_step_and_decay():
     world = read_world({"domains": DOMAINS, "bumps": [{"step": 10, "height": 0.4, "decay_steps": 5}]}, seed=0)
     bump_T = world.bump(40)
