@@ -106,7 +106,7 @@ def simulate(spec: Spec, policy: Policy) -> Outcome:
         loss_K = world.loss(own_K)
         if step % every == 0:
             kept.append((step, mixture_K, loss_K))
-        with np.errstate(divide="ignore"):  # a domain without samples shows no loss at all
+        with np.errstate(divide="ignore", invalid="ignore"):  # a domain without samples shows no loss at all
             shown_K = loss_K + bump_T[step] + noise_CK[row] / np.sqrt(count_K)
         shown_K[count_K == 0.0] = np.nan
         own_K += count_K
