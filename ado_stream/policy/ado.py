@@ -43,9 +43,10 @@ class AdoPolicy(Policy):
 
     prior: (K,) weights or {name: weight}. config: see AdoConfig. fitter(counts, losses, config) -> ScalingLawFit:
     counts (M,) or (K, M) samples so far, losses (K, M) nats; default `fit_scaling_laws`. total_steps: the run's length,
-    which caps the default schedule. Raises ConfigError for settings that cannot work and a fit backend that is not
-    there; whatever a fitter raises later is logged and counted, and the laws are kept. `fit` then holds laws with
-    `valid` False: those of an earlier refit.
+    which caps the default schedule. mixture_lag: steps that a mixture takes from here to the draw; training fills it
+    in. Raises ConfigError for settings that cannot work, such as a first law that no batch would be drawn by, and a fit
+    backend that is not there; whatever a fitter raises later is logged and counted, and the laws are kept. `fit` then
+    holds laws with `valid` False: those of an earlier refit.
     """
 
     kind = "ado"
@@ -57,10 +58,11 @@ class AdoPolicy(Policy):
         config: AdoConfig | None = None,
         fitter: Fitter | None = None,
         total_steps: int | None = None,
+        mixture_lag: int = 0,
     ):
         super().__init__(prior)
         self.config = config or AdoConfig()
-        self.plan = self.config.plan(self.num_domains, total_steps)
+        self.plan = self.config.plan(self.num_domains, total_steps, mixture_lag)
         if not (fitter is None or callable(fitter)):
             raise ConfigError(f"ado: fitter is {fitter!r:.60}; expected a function of counts, losses and FitConfig.")
         self._fitter = fitter or _own_fitter(self.config.fit_backend)
