@@ -153,6 +153,20 @@ def test_every_row_of_the_sensitivity_table_changes_something(steps):
     assert len(plans) == 26
 
 
+@pytest.mark.parametrize("steps", [300, 6000, 60_000])
+def test_a_row_that_moves_two_ends_of_the_schedule_names_both(steps):
+    plan = bench_sensitivity.AdoConfig().plan(22, steps)
+    rows = bench_sensitivity.variations(steps)
+    named = 0
+    for setting, other in (("start_step", "ignore_steps"), ("ignore_steps", "start_step")):
+        for value, options in rows[setting].items():
+            moves_both = options[other] != getattr(plan, other)
+            assert (f"{other} {options[other]} too" in value) == moves_both
+            assert value.startswith(f"{options[setting]} steps")
+            named += moves_both
+    assert named == (0 if steps == 60_000 else 2)
+
+
 def test_another_seed_is_the_floor_under_what_moved(monkeypatch):
     law = {"prior": 1, "eps": 2.0, "beta": 20.0, "alpha": 0.3}
     domains = {"a": law, "b": {**law, "beta": 40.0}, "c": {**law, "prior": 3}}
