@@ -10,7 +10,9 @@ Before start_step, and as long as no fit exists, pi = mu (floored as always).
 
 Invariants: the cost of a step does not depend on t, apart from the refits; a loss that is not finite never enters; a
 domain whose fit fails keeps its last law, and one that never had a law is taken to learn as fast as the others on
-average. Source: arXiv 2410.11820 and its public implementation at bc3d8d0; the residual credit is this project's.
+average. A loss that is flat or rises is no failed fit: the penalties bound its law, whose gap to eps is next to none,
+so the new law stands and says that nothing is learnt there. Source: arXiv 2410.11820 and its public implementation at
+bc3d8d0; the residual credit is this project's.
 """
 
 import logging
