@@ -61,6 +61,8 @@ def make_run_policy(
 
     guards: [{name: floor, minimum: 0.01}, ...], the innermost first. Raises ConfigError as `make_policy`.
     """
+    if isinstance(guards, str | Mapping) or not isinstance(guards, Iterable):
+        raise ConfigError(f"guards: {guards!r:.80}; expected a list, as in [{{name: floor, minimum: 0.01}}].")
     policy = make_policy(name, prior, **{**run.options_of(name), **options})
     for given in guards:
         guard = given.get("name") if isinstance(given, Mapping) else None

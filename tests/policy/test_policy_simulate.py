@@ -46,6 +46,18 @@ def test_domains_called_by_numbers_teach_each_other():
     np.testing.assert_array_equal(numbered.loss(own_K), named.loss(own_K))
 
 
+def test_policies_of_a_spec_may_have_guards():
+    """Freeze is told the lag by the run: what is drawn at step 20 is drawn from then on."""
+    guards = [{"name": "pin", "shares": {"b": 0.4}}, {"name": "freeze", "from_step": 20}]
+    policies = {"pinned": {"policy": "natural", "guards": guards[:1]}, "odm": {"guards": guards[1:]}, "free": {}}
+    spec = _spec(policies={**policies, "free": {"policy": "odm"}}, mixture_lag=5)
+    mixture_SK = {label: simulate(spec, spec.make(label)).mixture_SK for label in policies}
+    np.testing.assert_allclose(mixture_SK["pinned"], np.tile([0.6, 0.4], (301, 1)), rtol=1e-12)
+    np.testing.assert_array_equal(mixture_SK["odm"][:21], mixture_SK["free"][:21])
+    np.testing.assert_array_equal(mixture_SK["odm"][20:], np.tile(mixture_SK["free"][20], (281, 1)))
+    assert not np.array_equal(mixture_SK["free"][19], mixture_SK["free"][20])
+
+
 def test_bumps_rise_at_their_step_and_decay():
     world = read_world({"domains": DOMAINS, "bumps": [{"step": 10, "height": 0.4, "decay_steps": 5}]}, seed=0)
     bump_T = world.bump(40)
