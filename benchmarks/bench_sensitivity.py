@@ -24,18 +24,31 @@ _OTHER = 1000  # added to a seed to get another
 def variations(steps: int) -> dict[str, dict[str, Mapping[str, Any]]]:
     """{setting: {value as text: options of ADO}}, the schedule as multiples of the default's for so many steps.
 
-    The fit never sees a step before ignore_steps, so it moves with a start before it, and the start with it beyond.
+    The fit never sees a step before ignore_steps, so it moves with a start before it, and the start with it beyond: the
+    value then names both.
     """
     plan = AdoConfig().plan(num_domains=22, total_steps=steps)
     start, interval, ignore, every = plan.start_step, plan.interval, plan.ignore_steps, plan.fit.every
-    starts = {n: {"start_step": n, "ignore_steps": min(n, ignore)} for n in (start // 4, start * 3)}
-    ignored = {n: {"start_step": max(n, start), "ignore_steps": n} for n in (0, ignore // 4, ignore * 2)}
+    starts = {
+        f"{n} steps" + (f", ignore_steps {n} too" if n < ignore else ""): {
+            "start_step": n,
+            "ignore_steps": min(n, ignore),
+        }
+        for n in (start // 4, start * 3)
+    }
+    ignored = {
+        f"{n} steps" + (f", start_step {n} too" if n > start else ""): {
+            "start_step": max(n, start),
+            "ignore_steps": n,
+        }
+        for n in (0, ignore // 4, ignore * 2)
+    }
     coarse = {"grid_log_beta": (-2.0, 1.5, 5.0), "grid_log_eps": (-2.0, 0.0, 1.5), "grid_alpha": (0.1, 0.35, 0.7)}
     narrow = {"grid_alpha": (0.0, 0.1, 0.2, 0.3), "grid_log_beta": (-2.0, 0.0, 2.0)}
     return {
         "interval": {f"{n} steps": {"interval": n} for n in (max(1, interval // 4), interval * 4)},
-        "start_step": {f"{n} steps": options for n, options in starts.items()},
-        "ignore_steps": {f"{n} steps": options for n, options in ignored.items()},
+        "start_step": starts,
+        "ignore_steps": ignored,
         "s (credit_power)": {str(s): {"credit_power": s} for s in (0.0, 0.25, 1.0)},
         "g1 (credit_memory)": {str(g): {"credit_memory": g} for g in (0.0, 0.99)},
         "g2 (mixture_memory)": {str(g): {"mixture_memory": g} for g in (0.01, 0.5, 1.0)},
@@ -88,10 +101,10 @@ def main() -> None:
     args = parser.parse_args()
     rows = table(args.steps, range(args.seeds), variations(args.steps))
     print(f"{args.steps} steps, {args.seeds} seeds; differences to the defaults\n")
-    print(f"{'setting':<22}{'value':<28}{'loss by prior':>14}{'unweighted':>12}{'mixture moved':>15}")
+    print(f"{'setting':<22}{'value':<32}{'loss by prior':>14}{'unweighted':>12}{'mixture moved':>15}")
     for row in rows:
         print(
-            f"{row['setting']:<22}{row['value']:<28}{row['by_prior']:>+12.2f}e-3{row['unweighted']:>+10.2f}e-3"
+            f"{row['setting']:<22}{row['value']:<32}{row['by_prior']:>+12.2f}e-3{row['unweighted']:>+10.2f}e-3"
             f"{row['moved']:>13.1f} %"
         )
     write_result("sensitivity", {"steps": args.steps, "seeds": args.seeds, "unit": "1e-3 nats; %", "rows": rows})

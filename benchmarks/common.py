@@ -74,6 +74,12 @@ def write_result(name: str, payload: dict[str, Any]) -> Path:
     return path
 
 
+def print_bars(bars: Sequence[dict[str, Any]]) -> None:
+    """A line per bar {what, measured, bar, pass}."""
+    for bar in bars:
+        print(f"{'pass' if bar['pass'] else 'FAIL'}  {bar['what']}: {bar['measured']:.4g} (bar {bar['bar']:g})")
+
+
 def _processor() -> str:
     for line in Path("/proc/cpuinfo").read_text().splitlines():
         if line.startswith("model name"):

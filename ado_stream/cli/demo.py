@@ -10,6 +10,8 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from ado_stream.cli.table import table_text
+
 if TYPE_CHECKING:
     from rich.console import Console
 
@@ -34,7 +36,7 @@ def run(args: argparse.Namespace) -> int:
     from ado_stream.demo.plan import DemoPlan
     from ado_stream.train.host import let_idle_threads_sleep
 
-    console = Console(stderr=args.json, highlight=False)
+    console = Console(stderr=args.json, highlight=False, markup=False)
     plan = DemoPlan.of(args.seed, args.quick, args.steps)
     console.print(f"ado-stream demo: all of it stays in {args.out}, nothing is downloaded")
     let_idle_threads_sleep()
@@ -56,23 +58,23 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _show_text(console: "Console", text: "list[DomainText]") -> None:
-    from rich.table import Table
-
-    table = Table(box=None, pad_edge=False, padding=(0, 2), title_justify="left")
-    for name in ("domain", "files", "documents", "MB", "share"):
-        table.add_column(name, justify="left" if name == "domain" else "right")
     total_bytes = sum(domain.bytes for domain in text)
-    for domain in text:
-        share = f"{100 * domain.bytes / total_bytes:.1f} %"
-        table.add_row(domain.name, f"{domain.files:,}", f"{domain.documents:,}", f"{domain.bytes / 1e6:.2f}", share)
-    table.add_row("all", *(f"{sum(values):,}" for values in zip(*((d.files, d.documents) for d in text), strict=True)),
-                  f"{total_bytes / 1e6:.2f}", "", style="bold")  # fmt: skip
-    console.print(table)
+    rows = [
+        [
+            domain.name,
+            f"{domain.files:,}",
+            f"{domain.documents:,}",
+            f"{domain.bytes / 1e6:.2f}",
+            f"{100 * domain.bytes / total_bytes:.1f} %",
+        ]
+        for domain in text
+    ]
+    files, documents = sum(domain.files for domain in text), sum(domain.documents for domain in text)
+    rows.append(["all", f"{files:,}", f"{documents:,}", f"{total_bytes / 1e6:.2f}", ""])
+    console.print(table_text(("domain", "files", "documents", "MB", "share"), rows), soft_wrap=True)
 
 
 def _show_result(console: "Console", result: "DemoResult") -> None:
-    from rich.table import Table
-
     from ado_stream.report.data import load_runs
     from ado_stream.report.markup import Cell
     from ado_stream.report.style import colors_of
@@ -81,13 +83,9 @@ def _show_result(console: "Console", result: "DemoResult") -> None:
 
     runs = load_runs(result.run_dirs)
     header, rows = domain_table(runs, colors_of(runs[0].domains), sizes=False)
-    table = Table(box=None, pad_edge=False, padding=(0, 2), header_style="bold")
-    for number, name in enumerate(header):
-        table.add_column(name, justify="right" if number else "left", no_wrap=number == 0)
-    for row in rows:
-        table.add_row(*(cell.text if isinstance(cell, Cell) else cell for cell in row))
+    cells = [[cell.text if isinstance(cell, Cell) else cell for cell in row] for row in rows]
     console.print()
-    console.print(table)
+    console.print(table_text(header, cells), soft_wrap=True)
     console.print()
     for comparison in compare(runs):
         console.print(comparison.headline(), style="bold")

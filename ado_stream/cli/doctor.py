@@ -235,6 +235,7 @@ def _size(num_bytes: float) -> str:
 
 def _show(findings: list[Finding]) -> None:
     from rich.console import Console
+    from rich.markup import escape
     from rich.table import Table
 
     colors = {OK: "green", WARN: "yellow", FAIL: "red", INFO: "dim"}
@@ -245,7 +246,7 @@ def _show(findings: list[Finding]) -> None:
             area = finding.area
             table.add_row(f"[bold]{area}[/bold]")
         color = colors[finding.status]
-        table.add_row(f"  {finding.name}", f"[{color}]{finding.status}[/{color}]", finding.value)
+        table.add_row(f"  {escape(finding.name)}", f"[{color}]{finding.status}[/{color}]", escape(finding.value))
         if finding.advice:
-            table.add_row("", "", f"[dim]{finding.advice}[/dim]")
+            table.add_row("", "", f"[dim]{escape(finding.advice)}[/dim]")
     Console(highlight=False).print(table)

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from ado_stream.cli.options import picture_path
+from ado_stream.cli.table import table_text
 from ado_stream.errors import ConfigError, DataError
 from ado_stream.policy.laws import FitConfig, ScalingLawFit, fit_scaling_laws, prepare_history
 
@@ -67,10 +68,12 @@ def read_losses(path: Path, batch_size: int = 1) -> tuple[list[str], np.ndarray,
     """
     try:
         with path.open(newline="", encoding="utf-8-sig") as file:
-            lines = [[cell.strip() for cell in line] for line in csv.reader(file) if any(cell.strip() for cell in line)]
+            reader = csv.reader(file)
+            stripped = ((reader.line_num, [cell.strip() for cell in line]) for line in reader)
+            lines = [(number, cells) for number, cells in stripped if any(cells)]
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise DataError(f"{path}: cannot be read as CSV: {error}") from error
-    header = lines[0] if lines else []
+    header = lines[0][1] if lines else []
     axis = next((name for name in AXES if name in header), None)
     names = [name for name in header if name not in AXES]
     if axis is None or not names or len(lines) < 2 or len(set(header)) != len(header):
@@ -79,21 +82,21 @@ def read_losses(path: Path, batch_size: int = 1) -> tuple[list[str], np.ndarray,
             "  Expected a column `samples` or `step`, one column of losses per domain under its name, and rows."
         )
     table = np.empty((len(lines) - 1, len(header)))
-    for number, line in enumerate(lines[1:]):
-        if len(line) != len(header):
-            raise DataError(f"{path}: row {number + 1} has {len(line)} cells, the header has {len(header)}")
-        table[number] = [_number(cell, path, number + 1) for cell in line]
+    for row, (number, cells) in zip(table, lines[1:], strict=True):
+        if len(cells) != len(header):
+            raise DataError(f"{path}: line {number} has {len(cells)} cells, the header has {len(header)}")
+        row[:] = [_number(cell, path, number) for cell in cells]
     samples_T = table[:, header.index(axis)]
     if axis == "step":
         samples_T = (samples_T + 1.0) * batch_size
     return names, samples_T, table[:, [header.index(name) for name in names]].T.copy()
 
 
-def _number(cell: str, path: Path, row: int) -> float:
+def _number(cell: str, path: Path, line: int) -> float:
     try:
         return float(cell) if cell else math.nan
     except ValueError as error:
-        raise DataError(f"{path}: row {row}: {cell!r} is not a number; leave a missing loss empty") from error
+        raise DataError(f"{path}: line {line}: {cell!r} is not a number; leave a missing loss empty") from error
 
 
 def law_rows(names: list[str], fit: ScalingLawFit, samples: float) -> list[dict[str, Any]]:
@@ -121,42 +124,46 @@ def law_rows(names: list[str], fit: ScalingLawFit, samples: float) -> list[dict[
 
 def print_laws(rows: list[dict[str, Any]]) -> None:
     """The laws L(n) = eps + beta n^-alpha as a table; n in samples, residual the median |log loss - log law|."""
-    from rich.console import Console
-    from rich.table import Table
-
-    table = Table("domain", box=None)
-    for title in ("eps", "beta", "alpha", "objective", "residual", "points", "at bound", "loss at 2x data"):
-        table.add_column(title, justify="right")
+    header = ("domain", "eps", "beta", "alpha", "objective", "residual", "points", "at bound", "loss at 2x data")
+    table = []
     for row in rows:
         numbers = [row[key] for key in ("eps", "beta", "alpha", "objective", "residual_scale")]
         cells = ["-" if value is None else f"{value:.4g}" for value in numbers]
         loss = row["predicted_loss"]
         cells += [f"{row['points']:,}", ", ".join(row["at_bound"]) or "no", "-" if loss is None else f"{loss:.4f}"]
-        table.add_row(row["domain"], *cells)
-    Console().print(table)
+        table.append([row["domain"], *cells])
+    print(table_text(header, table))
 
 
 def draw_laws(path: Path, names: list[str], samples_M: np.ndarray, losses_KM: np.ndarray, fit: ScalingLawFit) -> None:
-    """Writes a PNG: the points that were fitted, the laws through them and on to twice the data."""
+    """Writes a picture: the points that were fitted, the laws through them and on to twice the data.
+
+    A panel for each of the first domains, as many as a report has; a line above says of how many.
+    """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    num_columns = min(4, math.ceil(math.sqrt(len(names))))
-    num_rows = math.ceil(len(names) / num_columns)
+    from ado_stream.report.laws import MAX_PANELS
+
+    shown = names[:MAX_PANELS]
+    num_columns = min(4, math.ceil(math.sqrt(len(shown))))
+    num_rows = math.ceil(len(shown) / num_columns)
     figure = Figure(figsize=(3.4 * num_columns + 0.6, 2.5 * num_rows + 0.6), layout="constrained")
     FigureCanvasAgg(figure)
     axes = np.atleast_1d(figure.subplots(num_rows, num_columns, squeeze=False)).ravel()
     curve_N = np.geomspace(samples_M[0], 2.0 * samples_M[-1], 200)
     law_KN = fit.predict(curve_N)
-    for k, name in enumerate(names):
+    for k, name in enumerate(shown):
         axes[k].plot(samples_M, losses_KM[k], ".", markersize=2.5, color="0.55", label="smoothed loss")
         axes[k].plot(curve_N, law_KN[k], color="C0", linewidth=1.6, label="law")
         axes[k].axvline(samples_M[-1], color="0.8", linewidth=0.8, linestyle=":")
         axes[k].set_xscale("log")
         axes[k].set_title(name, fontsize=10)
         axes[k].tick_params(labelsize=8)
-    for unused in axes[len(names) :]:
+    for unused in axes[len(shown) :]:
         unused.set_visible(False)
+    if len(shown) < len(names):
+        figure.suptitle(f"The first {len(shown)} of {len(names):,} domains", fontsize=10)
     axes[0].legend(fontsize=8, frameon=False)
     figure.supxlabel("samples", fontsize=10)
     figure.supylabel("loss, nats per token", fontsize=10)

@@ -4,6 +4,7 @@ import argparse
 import json
 from typing import Any
 
+from ado_stream.cli.table import table_text
 from ado_stream.corpus import load_manifest
 
 
@@ -24,35 +25,29 @@ def run(args: argparse.Namespace) -> None:
 
 def print_sizes(manifest: dict[str, Any]) -> None:
     """A table of the corpus' domains, largest first, and a line about all of it."""
-    from rich.console import Console
-    from rich.table import Table
-
-    table = Table("domain", box=None)
-    for title in ("documents", "MB", "train tokens", "train samples", "share", "val samples"):
-        table.add_column(title, justify="right")
     train_tokens = {name: domain["splits"]["train"]["tokens"] for name, domain in manifest["domains"].items()}
     total_tokens = sum(train_tokens.values())
+    rows = []
     for name in sorted(train_tokens, key=lambda name: -train_tokens[name]):
         domain = manifest["domains"][name]
-        table.add_row(
-            name,
-            f"{domain['documents']:,}",
-            f"{domain['bytes'] / 1e6:,.2f}",
-            f"{train_tokens[name]:,}",
-            f"{domain['splits']['train']['samples']:,}",
-            f"{train_tokens[name] / total_tokens:.2%}",
-            f"{domain['splits'].get('val', {}).get('samples', 0):,}",
+        rows.append(
+            [
+                name,
+                f"{domain['documents']:,}",
+                f"{domain['bytes'] / 1e6:,.2f}",
+                f"{train_tokens[name]:,}",
+                f"{domain['splits']['train']['samples']:,}",
+                f"{train_tokens[name] / total_tokens:.2%}",
+                f"{domain['splits'].get('val', {}).get('samples', 0):,}",
+            ]
         )
-    console = Console()
-    console.print(table)
+    print(table_text(("domain", "documents", "MB", "train tokens", "train samples", "share", "val samples"), rows))
     documents = sum(domain["documents"] for domain in manifest["domains"].values())
     text_bytes = sum(domain["bytes"] for domain in manifest["domains"].values())
-    console.print(
+    print(
         f"{len(train_tokens)} domains, {documents:,} documents, {text_bytes / 1e6:,.1f} MB of text, "
         f"{total_tokens:,} training tokens; tokenizer {manifest['tokenizer']}, vocabulary {manifest['vocab_size']:,}, "
-        f"samples of {manifest['seq_len'] + 1} tokens",
-        highlight=False,
-        soft_wrap=True,
+        f"samples of {manifest['seq_len'] + 1} tokens"
     )
     for reason, count in manifest.get("refused", {}).items():
-        console.print(f"left out: {count:,} x {reason}", highlight=False)
+        print(f"left out: {count:,} x {reason}")

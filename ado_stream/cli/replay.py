@@ -1,7 +1,8 @@
 """The mixture that another policy would have chosen, given the losses that a run recorded.
 
-An open loop: the losses stay those of the recorded mixture. The run's own policy starts from its recorded options,
-which --option changes one by one, and keeps its guards; any other has the options given, and no guards.
+An open loop: the losses stay those of the recorded mixture. The run's own policy starts from its recorded options and
+guards, which --option changes one by one; any other has what is given. Guards are given as an option too:
+--option 'guards=[{name: floor, minimum: 0.01}]'.
 """
 
 import argparse
@@ -39,8 +40,8 @@ def run(args: argparse.Namespace) -> int:
         raise ConfigError(f"{args.run} holds {1 + len(others)} runs; name one of them, such as {recorded.path}.")
     check_complete(recorded.step_S, str(recorded.path))
     options = dict(recorded.about.get("policy_options") or {}) if args.policy == recorded.about.get("policy") else {}
-    guards = options.pop("guards", [])
     options |= plain_options(args.option)
+    guards = options.pop("guards", [])
     policy, lag = _policy(recorded, args.policy, options, guards), recorded.about.get("mixture_lag", 0)
     mixture_SK = replay(policy, recorded.domain_loss_SK, recorded.samples_SK, lag, recorded.mixture_SK[0])
     drawn_K = recorded.samples_SK.sum(axis=0) / recorded.samples_SK.sum()

@@ -47,17 +47,18 @@ def run(args: argparse.Namespace) -> int:
 
 
 def summarise(spec: Spec, outcomes: dict[str, Outcome]) -> dict[str, Any]:
-    """The outcomes in numbers: final true losses (nats per token) and shares, and steps to the first policy's loss."""
+    """The outcomes in numbers: final true losses (nats per token) and shares, and steps to the first policy's loss:
+    the first from which on the loss by prior stays at or under what the first policy ends with; None: it ends above."""
     prior_K, names = spec.world.prior_K, spec.world.names
     target = next(iter(outcomes.values())).mean_loss(prior_K)[-1]
     policies = {}
     for label, outcome in outcomes.items():
         mean_S = outcome.mean_loss(prior_K)
-        reached = np.flatnonzero(mean_S <= target)
+        under_S = outcome.step_S[1 + np.flatnonzero(mean_S > target).max(initial=-1) :]
         policies[label] = {
             "loss_by_prior": float(mean_S[-1]),
             "loss_uniform": float(outcome.loss_SK[-1].mean()),
-            "steps_to_first": int(outcome.step_S[reached[0]]) if len(reached) else None,
+            "steps_to_first": int(under_S[0]) if len(under_S) else None,
             "loss": dict(zip(names, outcome.loss_SK[-1].tolist(), strict=True)),
             "mixture": dict(zip(names, outcome.mixture_SK[-1].tolist(), strict=True)),
             "samples": dict(zip(names, outcome.samples_K.astype(int).tolist(), strict=True)),

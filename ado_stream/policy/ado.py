@@ -10,7 +10,9 @@ Before start_step, and as long as no fit exists, pi = mu (floored as always).
 
 Invariants: the cost of a step does not depend on t, apart from the refits; a loss that is not finite never enters; a
 domain whose fit fails keeps its last law, and one that never had a law is taken to learn as fast as the others on
-average. Source: arXiv 2410.11820 and its public implementation at bc3d8d0; the residual credit is this project's.
+average. A loss that is flat or rises is no failed fit: the penalties bound its law, whose gap to eps is next to none,
+so the new law stands and says that nothing is learnt there. Source: arXiv 2410.11820 and its public implementation at
+bc3d8d0; the residual credit is this project's.
 """
 
 import logging
@@ -43,9 +45,10 @@ class AdoPolicy(Policy):
 
     prior: (K,) weights or {name: weight}. config: see AdoConfig. fitter(counts, losses, config) -> ScalingLawFit:
     counts (M,) or (K, M) samples so far, losses (K, M) nats; default `fit_scaling_laws`. total_steps: the run's length,
-    which caps the default schedule. Raises ConfigError for settings that cannot work and a fit backend that is not
-    there; whatever a fitter raises later is logged and counted, and the laws are kept. `fit` then holds laws with
-    `valid` False: those of an earlier refit.
+    which caps the default schedule. mixture_lag: steps that a mixture takes from here to the draw; training fills it
+    in. Raises ConfigError for settings that cannot work, such as a first law that no batch would be drawn by, and a fit
+    backend that is not there; whatever a fitter raises later is logged and counted, and the laws are kept. `fit` then
+    holds laws with `valid` False: those of an earlier refit.
     """
 
     kind = "ado"
@@ -57,10 +60,11 @@ class AdoPolicy(Policy):
         config: AdoConfig | None = None,
         fitter: Fitter | None = None,
         total_steps: int | None = None,
+        mixture_lag: int = 0,
     ):
         super().__init__(prior)
         self.config = config or AdoConfig()
-        self.plan = self.config.plan(self.num_domains, total_steps)
+        self.plan = self.config.plan(self.num_domains, total_steps, mixture_lag)
         if not (fitter is None or callable(fitter)):
             raise ConfigError(f"ado: fitter is {fitter!r:.60}; expected a function of counts, losses and FitConfig.")
         self._fitter = fitter or _own_fitter(self.config.fit_backend)

@@ -71,11 +71,13 @@ class AdoConfig:
             fit=FitConfig(),
         )
 
-    def plan(self, num_domains: int, total_steps: int | None = None) -> "AdoPlan":
+    def plan(self, num_domains: int, total_steps: int | None = None, mixture_lag: int = 0) -> "AdoPlan":
         """The numbers in force for that many domains and steps (None: unknown), after all settings were checked.
 
-        Raises ConfigError for values that cannot work, among them a first refit after the last step.
+        mixture_lag: what is said after step s is drawn at step s + 1 + mixture_lag. Raises ConfigError for values that
+        cannot work, among them a first refit whose mixture comes after the last step.
         """
+        whole("ado: mixture_lag", mixture_lag)
         if total_steps is not None:
             whole("ado: total_steps", total_steps, 1)
         self._check()
@@ -88,7 +90,7 @@ class AdoConfig:
             fit=self.fit or FitConfig(every=10 if total_steps is None else max(1, min(10, total_steps // 30))),
         )
         if total_steps is not None:
-            self._check_acts(plan, total_steps)
+            self._check_acts(plan, total_steps, mixture_lag)
         return plan
 
     def _check(self) -> None:
@@ -109,15 +111,18 @@ class AdoConfig:
             return 1
         return _default(self.min_points, 8, total_steps, 4, least=1)
 
-    def _check_acts(self, plan: "AdoPlan", total_steps: int) -> None:
+    def _check_acts(self, plan: "AdoPlan", total_steps: int, mixture_lag: int) -> None:
         enough = plan.ignore_steps + (plan.min_points - 1) * plan.fit.every
         first_refit = _next_multiple(max(plan.start_step, enough), plan.interval)
-        if _next_multiple(first_refit, self.hold_steps) >= total_steps:
+        drawn_at = _next_multiple(first_refit, self.hold_steps) + 1 + mixture_lag
+        if drawn_at >= total_steps:
             raise ConfigError(
                 f"ado would never act: start_step {plan.start_step}, interval {plan.interval}, hold_steps "
                 f"{self.hold_steps}, ignore_steps {plan.ignore_steps} and min_points {plan.min_points} (one in "
-                f"{plan.fit.every} steps) put the first refit at step {first_refit}; the last is {total_steps - 1}.\n"
-                "  Lower them, or leave them out for defaults that the length of the run caps."
+                f"{plan.fit.every} steps) put the first refit at step {first_refit}, which with mixture_lag "
+                f"{mixture_lag} is drawn at step {drawn_at}; the last is {total_steps - 1}.\n"
+                "  Lower them, leave them out for defaults that the length of the run caps, or try a run as short as "
+                "this with policy natural."
             )
 
 

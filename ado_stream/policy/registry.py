@@ -43,7 +43,7 @@ class RunFacts:
         """The options of the policy or guard `name` that follow from these facts."""
         total_samples = self.steps and self.global_batch_size and self.steps * self.global_batch_size
         known: dict[str, dict[str, Any]] = {
-            "ado": {"total_steps": self.steps},
+            "ado": {"total_steps": self.steps, "mixture_lag": self.mixture_lag},
             "temperature": {"sizes": self.sizes},
             "unimax": {"sizes": self.sizes, "budget": total_samples},
             "schedule": {"mixture_lag": self.mixture_lag},
@@ -61,6 +61,8 @@ def make_run_policy(
 
     guards: [{name: floor, minimum: 0.01}, ...], the innermost first. Raises ConfigError as `make_policy`.
     """
+    if isinstance(guards, str | Mapping) or not isinstance(guards, Iterable):
+        raise ConfigError(f"guards: {guards!r:.80}; expected a list, as in [{{name: floor, minimum: 0.01}}].")
     policy = make_policy(name, prior, **{**run.options_of(name), **options})
     for given in guards:
         guard = given.get("name") if isinstance(given, Mapping) else None
@@ -75,7 +77,7 @@ def make_policy(name: str, prior: Weights, **options: Any) -> Policy:
     """The policy called `name`: natural uniform fixed temperature unimax schedule ado odm odm-code doremi.
 
     prior: (K,) weights or {name: weight}. options: the policy's own (see its class); those of "ado" are the fields of
-    AdoConfig, with `fit` also as a mapping, plus preset ("default" or "reference"), total_steps and fitter.
+    AdoConfig, with `fit` also as a mapping, plus preset ("default" or "reference"), total_steps, mixture_lag, fitter.
     Raises ConfigError for a name or option that does not exist, and for values that cannot work.
     """
     if name not in POLICIES:
@@ -96,7 +98,7 @@ def make_guard(name: str, policy: Policy, **options: Any) -> Guard:
 
 
 def _make_ado(prior: Weights, options: dict[str, Any]) -> AdoPolicy:
-    own = {"preset", "total_steps", "fitter"}
+    own = {"preset", "total_steps", "mixture_lag", "fitter"}
     settings = {key: value for key, value in options.items() if key not in own}
     _refuse_unknown("ado", settings, [field.name for field in fields(AdoConfig)] + sorted(own))
     if isinstance(settings.get("fit"), dict):
@@ -107,7 +109,7 @@ def _make_ado(prior: Weights, options: dict[str, Any]) -> AdoPolicy:
         raise ConfigError(f"ado: preset {preset!r}; expected default or reference.")
     config = replace(AdoConfig.reference() if preset == "reference" else AdoConfig(), **settings)
     fitter: Fitter | None = options.get("fitter")
-    return AdoPolicy(prior, config, fitter, total_steps=options.get("total_steps"))
+    return AdoPolicy(prior, config, fitter, options.get("total_steps"), options.get("mixture_lag", 0))
 
 
 def _build(name: str, maker: type[Any], first: Any, options: dict[str, Any]) -> Any:

@@ -5,7 +5,7 @@ A spec (YAML, all keys but `domains` optional):
     domains: {name: {prior, eps, beta, alpha, noise, break_samples, break_alpha}}, or a number of random ones
     transfer: 0.1, or {learner: {teacher: weight}}      noise: nats of one sample's loss, for all domains
     bumps: [{step, height, decay_steps}]
-    policies: {label: {policy: name (default the label), ...its options}}
+    policies: {label: {policy: name (default the label), guards: [{name: floor, minimum: 0.01}], ...its options}}
 Invariant: the outcome depends on the spec alone; policies are compared under the same noise. The law itself: world.py.
 """
 
@@ -35,7 +35,7 @@ _KEYS = (
 
 @dataclass(frozen=True)
 class Spec:
-    """A world, how long to run in it, and the policies to try: {label: (name, options)}."""
+    """A world, how long to run in it, and the policies to try: {label: (name, options, guards among them)}."""
 
     world: World
     steps: int
@@ -47,9 +47,10 @@ class Spec:
     def make(self, label: str) -> Policy:
         """A fresh policy for this world, told the run's length, batch size and lag."""
         name, options = self.policies[label]
+        own = {key: value for key, value in options.items() if key != "guards"}
         prior = dict(zip(self.world.names, self.world.prior_K.tolist(), strict=True))
         run = RunFacts(self.steps, self.global_batch_size, self.mixture_lag)
-        return make_run_policy(name, prior, options, (), run)
+        return make_run_policy(name, prior, own, options.get("guards", ()), run)
 
 
 @dataclass(frozen=True)
@@ -106,7 +107,7 @@ def simulate(spec: Spec, policy: Policy) -> Outcome:
         loss_K = world.loss(own_K)
         if step % every == 0:
             kept.append((step, mixture_K, loss_K))
-        with np.errstate(divide="ignore"):  # a domain without samples shows no loss at all
+        with np.errstate(divide="ignore", invalid="ignore"):  # a domain without samples shows no loss at all
             shown_K = loss_K + bump_T[step] + noise_CK[row] / np.sqrt(count_K)
         shown_K[count_K == 0.0] = np.nan
         own_K += count_K

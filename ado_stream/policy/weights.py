@@ -5,19 +5,33 @@ finite, not negative and sums to 1, or a ConfigError named the domain at fault.
 """
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ado_stream.errors import ConfigError
 
+Value = TypeVar("Value")
 Weights = Mapping[str, float] | Sequence[float] | NDArray[Any]
 
 
 def names_of(weights: Weights) -> list[str] | None:
     """The domains' names in order, or None when `weights` is a bare sequence."""
     return [str(name) for name in weights] if isinstance(weights, Mapping) else None
+
+
+def by_name(given: Mapping[Any, Value], what: str) -> dict[str, Value]:
+    """The mapping with its names as text: YAML reads a domain called 2023 as a number.
+
+    Raises ConfigError for a domain given as both.
+    """
+    named = {str(name): value for name, value in given.items()}
+    if len(named) != len(given):
+        names = [str(name) for name in given]
+        twice = next(name for name in named if names.count(name) > 1)
+        raise ConfigError(f"{what}: domain {twice!r} is given twice, as a number and as text.")
+    return named
 
 
 def labels_of(names: Sequence[str] | None, num_domains: int) -> list[str]:
@@ -61,9 +75,10 @@ def shares_of(weights: Weights, names: Sequence[str] | None, num_domains: int, w
     return value_K / total
 
 
-def _in_order(weights: Mapping[str, float], labels: list[str], what: str) -> list[float]:
+def _in_order(weights: Mapping[Any, float], labels: list[str], what: str) -> list[float]:
+    weights = by_name(weights, what)
     missing = [label for label in labels if label not in weights]
-    unknown = [str(name) for name in weights if name not in labels]
+    unknown = [name for name in weights if name not in labels]
     if missing or unknown:
         parts = [f"missing {list_of(missing)}"] if missing else []
         parts += [f"unknown {list_of(unknown)}"] if unknown else []

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from ado_stream.errors import ConfigError
 from ado_stream.policy.checks import number, positive, whole
-from ado_stream.policy.weights import list_of, shares_of
+from ado_stream.policy.weights import by_name, list_of, shares_of
 
 Floats = NDArray[np.float64]
 
@@ -153,10 +153,10 @@ def _transfer(given: Any, names: list[str]) -> float | Floats:
         return number("transfer", given, 0.0)
     where = {name: index for index, name in enumerate(names)}
     matrix_KK = np.zeros((len(names), len(names)))
-    for learner, teachers in given.items():
+    for learner, teachers in by_name(given, "transfer").items():
         if not isinstance(teachers, Mapping):
             raise ConfigError(f"transfer: {learner!r} is {teachers!r:.60}; expected {{teacher: weight}}.")
-        for teacher, weight in teachers.items():
+        for teacher, weight in by_name(teachers, f"transfer: {learner!r}").items():
             unknown = [name for name in (learner, teacher) if name not in where]
             if unknown:
                 raise ConfigError(f"transfer: no domain {unknown[0]!r}; the domains are {list_of(names)}.")

@@ -18,6 +18,7 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from ado_stream.errors import ConfigError, NotFound
+from ado_stream.policy.weights import by_name
 
 
 @dataclass
@@ -164,9 +165,8 @@ def load_config(source: str | os.PathLike[str] | Mapping[str, Any], overrides: S
     `corpus` or `run_dir`.
     """
     try:
-        given = OmegaConf.merge(
-            OmegaConf.create(_read(source)), OmegaConf.from_dotlist(list(map(_assignment, overrides)))
-        )
+        dotted = OmegaConf.to_container(OmegaConf.from_dotlist(list(map(_assignment, overrides))))
+        given = OmegaConf.merge(*(OmegaConf.create(_with_names(values)) for values in (_read(source), dotted)))
         _refuse_unknown(OmegaConf.to_container(given), TrainConfig, "")
         merged = OmegaConf.merge(OmegaConf.structured(TrainConfig), given)
         config = OmegaConf.to_object(merged)
@@ -197,6 +197,15 @@ def _read(source: str | os.PathLike[str] | Mapping[str, Any]) -> dict[str, Any]:
     if not isinstance(values, dict):
         raise ConfigError(f"{source}: expected sections such as 'train:', got a list.")
     return {str(key): value for key, value in values.items()}
+
+
+def _with_names(values: Any) -> Any:
+    """The values, with text for the domains of `policy.prior` that YAML takes for numbers."""
+    policy = values.get("policy")
+    prior = policy.get("prior") if isinstance(policy, Mapping) else None
+    if not isinstance(policy, Mapping) or not isinstance(prior, Mapping):
+        return values
+    return {**values, "policy": {**policy, "prior": by_name(prior, "'policy.prior'")}}
 
 
 def _assignment(text: str) -> str:

@@ -1,10 +1,15 @@
 """`ado-stream demo` from end to end: whole, repeatable, and going on where it was."""
 
 import json
+from pathlib import Path
 
 import pytest
+from rich.console import Console
 
+from ado_stream.cli.demo import _show_text
 from ado_stream.cli.main import main
+from ado_stream.demo.text import DomainText
+from ado_stream.errors import ConfigError
 from ado_stream.record import read_run
 
 
@@ -22,6 +27,21 @@ def demo(tmp_path_factory):
     out = tmp_path_factory.mktemp("demo") / "first"
     assert main(["demo", "--quick", "--steps", "20", "--out", str(out)]) == 0
     return out
+
+
+def test_a_folder_that_looks_like_markup_is_shown_as_it_is(monkeypatch, capsys):
+    def stopped(*_):
+        raise ConfigError("stopped")
+
+    monkeypatch.setattr("ado_kernels.machine_code.compile_behind", lambda group: None)
+    monkeypatch.setattr("ado_stream.demo.run.run_demo", stopped)
+    assert main(["demo", "--out", "[/a]"]) == 1
+    assert "stays in [/a]" in capsys.readouterr().out
+
+
+def test_the_table_of_the_text_is_whole_in_a_narrow_window(capsys):
+    _show_text(Console(width=20, markup=False), [DomainText("a long name of a domain", Path(), 1234, 5, 3_000_000)])
+    assert "a long name of a domain  1,234          5  3.00  100.0 %" in capsys.readouterr().out
 
 
 @pytest.mark.slow

@@ -67,6 +67,12 @@ def test_broken_numba_is_a_finding_not_a_crash(capsys, monkeypatch):
     assert "no compiler today" in findings["numba"]["value"]
 
 
+def test_a_path_that_looks_like_markup_is_shown_as_it_is(capsys):
+    doctor._show([doctor.Finding("stores", "[/a]", doctor.FAIL, "[bold]", "try [/b]")])
+    printed = capsys.readouterr().out
+    assert all(text in printed for text in ("[/a]", "[bold]", "try [/b]"))
+
+
 def test_url_without_a_corpus_fails(capsys, tmp_path):
     code, findings, _ = findings_of(capsys, "--url", str(tmp_path))
     assert code == 1

@@ -4,6 +4,7 @@ import json
 
 import numpy as np
 import pytest
+from matplotlib.figure import Figure
 
 from ado_stream.cli.fit import read_losses
 from ado_stream.cli.main import main
@@ -42,6 +43,57 @@ def test_table_and_picture(losses_csv, capsys, tmp_path):
     assert picture.read_bytes().startswith(b"\x89PNG")
 
 
+@pytest.fixture
+def figures(monkeypatch):
+    """The figures that are saved, instead of files."""
+    saved = []
+    monkeypatch.setattr(Figure, "savefig", lambda figure, path, **_: saved.append(figure))
+    return saved
+
+
+def test_the_picture_has_the_fitted_points_and_the_law_at_their_samples(losses_csv, figures, capsys):
+    options = ["--batch-size", "64", "--ignore-steps", "20", "--every", "5", "--smooth-window", "0"]
+    assert main(["fit", str(losses_csv), *options, "--json", "--plot", "laws.png"]) == 0
+    web = json.loads(capsys.readouterr().out)["domains"][0]
+    _, samples_T, losses_KT = read_losses(losses_csv, 64)
+    points, law, end = figures[0].axes[0].lines
+    np.testing.assert_array_equal(points.get_xdata(), samples_T[20::5])
+    np.testing.assert_allclose(points.get_ydata(), losses_KT[0, 20::5], rtol=1e-15)
+    curve_N = law.get_xdata()
+    np.testing.assert_allclose(curve_N[[0, -1]], [64 * 21, 2 * 64 * 296], rtol=1e-12)  # rows 20 to 295 were fitted
+    np.testing.assert_allclose(law.get_ydata(), web["eps"] + web["beta"] * curve_N ** -web["alpha"], rtol=1e-12)
+    assert set(end.get_xdata()) == {64 * 296}
+    assert figures[0].axes[0].get_xscale() == "log"
+
+
+@pytest.mark.parametrize(("num_domains", "panels", "note"), [(24, 24, None), (25, 24, "The first 24 of 25 domains")])
+def test_a_picture_has_no_more_panels_than_a_report(num_domains, panels, note, tmp_path, figures):
+    path = tmp_path / "many.csv"
+    header = ",".join(["samples", *(f"d{index}" for index in range(num_domains))])
+    rows = [",".join([str(64 * t), *[f"{2 + t**-0.3:.4f}"] * num_domains]) for t in range(1, 31)]
+    path.write_text("\n".join([header, *rows]))
+    assert main(["fit", str(path), "--plot", str(tmp_path / "laws.png")]) == 0
+    shown = [axes.get_title() for axes in figures[0].axes if axes.get_visible()]
+    assert shown == [f"d{index}" for index in range(panels)]
+    assert (figures[0].get_suptitle() or None) == note
+
+
+@pytest.mark.parametrize("columns", ["20", "80"])
+def test_the_table_is_whole_at_any_width_whatever_a_domain_is_called(columns, losses_csv, capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", columns)
+    text = losses_csv.read_text()
+    losses_csv.write_text(text.replace("step,web,code", "step,[/web],[bold]a long name of a domain", 1))
+    assert main(["fit", str(losses_csv), "--json"]) == 0
+    laws = json.loads(capsys.readouterr().out)["domains"]
+    assert main(["fit", str(losses_csv)]) == 0
+    _, *lines = capsys.readouterr().out.splitlines()
+    for line, law in zip(lines, laws, strict=True):
+        assert line.startswith(law["domain"])
+        numbers = [law[key] for key in ("eps", "beta", "alpha", "objective", "residual_scale")]
+        expected = [*(f"{value:.4g}" for value in numbers), str(law["points"]), ", ".join(law["at_bound"]) or "no"]
+        assert line.removeprefix(law["domain"]).split() == [*expected, f"{law['predicted_loss']:.4f}"]
+
+
 def test_samples_are_read_as_they_are(tmp_path):
     path = tmp_path / "losses.csv"
     path.write_text("web,samples\n3.5,100\n,200\n")
@@ -58,8 +110,10 @@ def test_samples_are_read_as_they_are(tmp_path):
         ("", "Expected a column"),
         ("web,code\n1,2\n", "Expected a column"),
         ("step,web\n", "0 rows"),
-        ("step,web\n0,3.0,1\n", "row 1 has 3 cells"),
-        ("step,web\n0,3.0\n1,abc\n", "row 2: 'abc' is not a number"),
+        ("step,web\n0,3.0,1\n", "line 2 has 3 cells"),
+        ("step,web\n0,3.0\n1,abc\n", "line 3: 'abc' is not a number"),
+        ("\nstep,web\n\n , \n0,3.0\n\n1,abc\n", "line 7: 'abc' is not a number"),
+        ('step,"web\nof\nyears"\n0,3.0\n1\n', "line 5 has 1 cells"),
     ],
 )
 def test_bad_files_are_named(tmp_path, capsys, text, message):

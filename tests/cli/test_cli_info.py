@@ -4,6 +4,7 @@ import json
 
 import pytest
 
+from ado_stream.cli.info import print_sizes
 from ado_stream.cli.main import main
 
 
@@ -26,6 +27,20 @@ def test_the_table_has_every_domain_largest_first(corpus, capsys):
         ["small", "1", "0.00", "300", "3", "30.00%", "0"],
     ]
     assert "2 domains, 2 documents" in lines[-1]
+
+
+def test_names_that_look_like_markup_and_narrow_windows_lose_nothing(corpus, capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "20")
+    manifest = json.loads((corpus / "corpus.json").read_bytes())
+    domains = manifest["domains"]
+    manifest["domains"] = {"[/large]": domains["large"], "[bold]": domains["small"]}
+    manifest["refused"] = {"[/a] reason": 3}
+    capsys.readouterr()
+    print_sizes(manifest)
+    _, large, small, _, refused = capsys.readouterr().out.splitlines()
+    assert large.split() == ["[/large]", "1", "0.00", "700", "7", "70.00%", "0"]
+    assert small.split() == ["[bold]", "1", "0.00", "300", "3", "30.00%", "0"]
+    assert refused == "left out: 3 x [/a] reason"
 
 
 def test_json_is_corpus_json(corpus, capsys):

@@ -50,6 +50,22 @@ def test_another_policy_is_tabled_and_drawn(run_dir, tmp_path, capsys):
     assert picture.read_bytes().startswith(b"\x89PNG")
 
 
+def test_guards_are_an_option_of_any_policy(run_dir, capsys):
+    path, mixture_TK = run_dir
+    option = "guards=[{name: ceiling, maximum: 0.4}]"
+    for policy, options in (("natural", {}), ("ado", OPTIONS)):
+        words = [word for key, value in options.items() for word in ("--option", f"{key}={value}")]
+        assert main(["replay", str(path), "--policy", policy, *words, "--option", option, "--json"]) == 0
+        found = json.loads(capsys.readouterr().out)
+        assert found["guards"] == [{"name": "ceiling", "maximum": 0.4}]
+        assert found["options"] == options
+        later_TK = np.array(found["mixture"])[LAG + 1 :]
+        assert mixture_TK[LAG + 1 :].max() > 0.41
+        assert later_TK.max() == pytest.approx(0.4, rel=1e-12)
+    assert main(["replay", str(path), "--policy", "natural", "--option", "guards=floor"]) == 1
+    assert "guards: 'floor'; expected a list" in capsys.readouterr().err
+
+
 def test_a_directory_without_a_record_is_named(tmp_path, capsys):
     assert main(["replay", str(tmp_path), "--policy", "odm"]) == 1
     assert "NotFound" in capsys.readouterr().err

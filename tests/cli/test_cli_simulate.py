@@ -2,9 +2,14 @@
 
 import json
 
+import numpy as np
 import pytest
 
 from ado_stream.cli.main import main
+from ado_stream.cli.simulate import summarise
+from ado_stream.policy.simulate import Outcome, read_spec
+from ado_stream.report import style
+from ado_stream.report.style import new_figure
 
 SPEC = """
 steps: 400
@@ -52,6 +57,96 @@ def test_the_built_in_world_needs_no_file(tmp_path, monkeypatch, capsys):
     assert main(["simulate", "--steps", "200"]) == 0
     assert "22 domains" in capsys.readouterr().out
     assert (tmp_path / "simulate.png").exists()
+
+
+BY_HAND = """
+steps: 4
+global_batch_size: 4
+mixture_lag: 0
+domains:
+  a: {prior: 3, eps: 1, beta: 4, alpha: 1}
+  b: {prior: 1, eps: 2, beta: 8, alpha: 1}
+policies:
+  first: {policy: fixed, weights: {a: 1, b: 3}}
+  natural:
+  uniform:
+  half: {policy: fixed, weights: {a: 0, b: 1}}
+"""
+DRAWN = {"first": (1, 3), "natural": (3, 1), "uniform": (2, 2), "half": (0, 4)}  # samples of a and b in each batch
+
+
+def _by_hand(label, step):
+    """Losses of a and b, 1 + 4 / n and 2 + 8 / n, and their mean by the prior."""
+    a, b = (eps + 4 * eps / (1 + step * drawn) for eps, drawn in zip((1, 2), DRAWN[label], strict=True))
+    return a, b, 0.75 * a + 0.25 * b
+
+
+@pytest.fixture
+def by_hand(tmp_path):
+    path = tmp_path / "by_hand.yaml"
+    path.write_text(BY_HAND)
+    return path
+
+
+def test_every_number_of_a_world_computed_by_hand(by_hand, capsys):
+    """By prior, after 2, 3 and 4 steps: natural 2.345, 2.05, 1.881; uniform 2.25, 1.964, 1.806; first ends at 2.004."""
+    assert main(["simulate", str(by_hand), "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert (found["steps"], found["global_batch_size"], found["domains"]) == (4, 4, 2)
+    assert list(found["policies"]) == list(DRAWN)
+    reached = {label: policy["steps_to_first"] for label, policy in found["policies"].items()}
+    assert reached == {"first": 4, "natural": 4, "uniform": 3, "half": None}
+    for label, policy in found["policies"].items():
+        a, b, mean = _by_hand(label, 4)
+        assert policy["loss_by_prior"] == pytest.approx(mean, rel=1e-12)
+        assert policy["loss_uniform"] == pytest.approx((a + b) / 2, rel=1e-12)
+        assert policy["loss"] == pytest.approx({"a": a, "b": b}, rel=1e-12)
+        assert policy["mixture"] == pytest.approx(dict(zip("ab", (n / 4 for n in DRAWN[label]), strict=True)))
+        assert policy["samples"] == dict(zip("ab", (4 * n for n in DRAWN[label]), strict=True))
+        assert policy["health"]["step"] == 4
+
+
+def test_the_table_and_the_curves_of_a_world_computed_by_hand(by_hand, tmp_path, capsys, monkeypatch):
+    figures = []
+
+    def kept(*arguments):
+        figures.append(new_figure(*arguments))
+        return figures[0]
+
+    monkeypatch.setattr(style, "new_figure", kept)
+    assert main(["simulate", str(by_hand), "--plot", str(tmp_path / "out.png")]) == 0
+    rows = {row.split()[0]: row.split()[1:] for row in capsys.readouterr().out.splitlines() if row}
+    for label, reached in (("first", ["4"]), ("natural", ["4"]), ("uniform", ["3"]), ("half", ["not", "reached"])):
+        a, b, mean = _by_hand(label, 4)
+        assert rows[label] == [f"{mean:.4f}", f"{(a + b) / 2:.4f}", *reached]
+    for index, name in enumerate("ab"):
+        cells = [(f"{_by_hand(label, 4)[index]:.4f}", f"{25 * DRAWN[label][index]:.2f}%") for label in DRAWN]
+        assert rows[name] == [("75.00%", "25.00%")[index], *(cell for pair in cells for cell in pair)]
+    loss, ahead = figures[0].subfigs[0].axes
+    for label, curve, difference in zip(DRAWN, loss.lines, ahead.lines, strict=True):
+        mean_S = np.array([_by_hand(label, step)[2] for step in (1, 2, 3, 4)])
+        first_S = np.array([_by_hand("first", step)[2] for step in (1, 2, 3, 4)])
+        assert curve.get_label() == difference.get_label() == label
+        assert curve.get_xdata().tolist() == difference.get_xdata().tolist() == [1, 2, 3, 4]
+        assert curve.get_ydata() == pytest.approx(mean_S, rel=1e-12)
+        assert difference.get_ydata() == pytest.approx(mean_S - first_S, abs=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("losses", "reached"),
+    [((9, 3, 2, 2), 4), ((9, 1, 3, 2), 6), ((9, 1, 1, 3), None), ((2, 2, 2, 2), 0), ((9, 9, 9, 2), 6)],
+)
+def test_a_loss_is_reached_where_it_stays(losses, reached):
+    """A loss that falls under the first policy's and rises again has reached nothing yet."""
+    spec = read_spec({"steps": 6, "domains": {"a": {"prior": 1, "eps": 1, "beta": 1, "alpha": 1}}})
+    step_S, mixture_SK, policy = np.array([0, 2, 4, 6]), np.ones((4, 1)), spec.make("natural")
+
+    def ends(losses):
+        return Outcome(step_S, mixture_SK, np.array(losses, dtype=float)[:, None], np.ones(1), policy)
+
+    found = summarise(spec, {"first": ends((9, 8, 7, 2)), "other": ends(losses)})
+    assert found["policies"]["first"]["steps_to_first"] == 6
+    assert found["policies"]["other"]["steps_to_first"] == reached
 
 
 @pytest.mark.parametrize(

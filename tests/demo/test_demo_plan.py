@@ -31,6 +31,7 @@ def test_runs_differ_in_the_policy_alone_and_ado_acts(tmp_path, quick, steps):
     natural = plan.train_settings("natural", tmp_path / "corpus", tmp_path / "run")
     assert {key for key in ado if ado[key] != natural[key]} == {"policy"}
     config = load_config(ado)
-    # refused by the policy if it could not act before the last step
-    policy = make_policy("ado", [0.1] * 10, **config.policy.options, total_steps=config.train.steps)
+    # refused by the policy if no step were drawn by one of its laws
+    run = {"total_steps": config.train.steps, "mixture_lag": config.data.mixture_lag}
+    policy = make_policy("ado", [0.1] * 10, **config.policy.options, **run)
     assert policy.mixture.sum() == pytest.approx(1)

@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import numba
 import numpy as np
@@ -10,6 +11,7 @@ import pytest
 from scipy.signal import savgol_filter
 
 from ado_kernels import scaling_law_fit
+from ado_kernels.fit import dispatch
 from ado_kernels.fit.problem import FitOptions
 from ado_kernels.fit.smoothing import prepare
 
@@ -110,6 +112,60 @@ def test_torch_keeps_its_number_of_threads():
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path), "OMP_NUM_THREADS": "1"}
     environment["NUMBA_NUM_THREADS"] = str(max(2, numba.config.NUMBA_NUM_THREADS))
     subprocess.run([sys.executable, "-c", code], check=True, env=environment, timeout=120)
+
+
+@pytest.mark.parametrize(
+    ("has_gpu", "num_domains", "steps", "chosen"),
+    [
+        (True, 5, 31, "triton"),  # points of steps 1, 11, 21: 5 x 3 = 15
+        (True, 5, 22, "triton"),
+        (True, 5, 21, "numba"),
+        (True, 4, 31, "numba"),
+        (False, 5, 31, "numba"),
+    ],
+)
+def test_auto_takes_a_gpu_where_there_is_one_and_enough_to_do(has_gpu, num_domains, steps, chosen, monkeypatch):
+    torch, loaded = pytest.importorskip("torch"), []
+
+    def load(name):
+        loaded.append(name)
+        return SimpleNamespace(fit=lambda *_: "fitted")
+
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: has_gpu)
+    monkeypatch.setattr(dispatch, "GPU_POINTS", 15)
+    monkeypatch.setattr(dispatch.importlib, "import_module", load)
+    counts, losses = noisy_laws(num_domains, steps)
+    assert scaling_law_fit(counts, losses, FitOptions(ignore_steps=1)) == "fitted"
+    assert loaded == [f"ado_kernels.fit.{chosen}_fit"]
+
+
+def test_auto_is_numba_where_torch_is_not_loaded(monkeypatch):
+    monkeypatch.setitem(sys.modules, "torch", None)
+    monkeypatch.setattr(dispatch, "GPU_POINTS", 1)
+    assert dispatch._automatic(np.ones((3, 100)), FitOptions()) == "numba"
+
+
+@pytest.mark.parametrize("together", [1, 2, 5])
+def test_torch_fits_the_domains_of_every_chunk(together, monkeypatch):
+    """Five domains in chunks of one, of two with a rest, and at once; the empty one is skipped in its chunk."""
+    torch_fit = pytest.importorskip("ado_kernels.fit.torch_fit")
+    counts, losses = noisy_laws(steps=120)
+    losses[3] = np.nan
+    at_once, chunks, fit_domains = scaling_law_fit(counts, losses, backend="torch"), [], torch_fit._fit_domains
+
+    def spied(history, options):
+        chunks.append(len(history.x0_K))
+        return fit_domains(history, options)
+
+    searches, points = torch_fit.NUM_FACES - 1 + len(FitOptions().grid_alpha), 12
+    monkeypatch.setattr(torch_fit, "_ELEMENTS", together * searches * points)
+    monkeypatch.setattr(torch_fit, "_fit_domains", spied)
+    found = scaling_law_fit(counts, losses, backend="torch")
+    assert chunks == {1: [1, 1, 1, 1], 2: [2, 1, 1], 5: [4]}[together]
+    assert found.valid.tolist() == [True, True, True, False, True]
+    # domains are searched on their own: what stands beside one cannot change it beyond rounding
+    np.testing.assert_allclose(found.theta, at_once.theta, rtol=1e-6)
+    np.testing.assert_allclose(found.objective, at_once.objective, rtol=1e-9)
 
 
 def test_bounds_are_reported():

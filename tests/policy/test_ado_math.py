@@ -21,13 +21,15 @@ def _floor_by_bisection(share, floor):
     return [max(floor, high * p) for p in share]
 
 
-def _written_out(loss_TK, count_TK, start, interval, floor, residual):
+def _written_out(loss_TK, count_TK, start, interval, floor, residual, shared):
     """The mixtures of MATH section 4 with plain loops; the law is LAW from the first refit on."""
     h, pibar, lbar, samples, mixtures = list(PRIOR), list(PRIOR), [None] * K, 0.0, []
+    own = [0.0] * K
     fitted = False
     for t, (losses, counts) in enumerate(zip(loss_TK, count_TK, strict=True)):
         total = float(sum(counts))
         samples += total
+        own = [own[k] + counts[k] for k in range(K)]
         h = [0.9 * h[k] + 0.1 * counts[k] / total for k in range(K)]
         for k in range(K):
             if counts[k]:
@@ -39,12 +41,13 @@ def _written_out(loss_TK, count_TK, start, interval, floor, residual):
         rho = []
         for k in range(K):
             beta, eps, alpha = math.exp(LAW.log_beta[k]), math.exp(LAW.log_eps[k]), LAW.alpha[k]
-            predicted = eps + beta * samples**-alpha
+            n = samples if shared else max(own[k], 1.0)
+            predicted = eps + beta * n**-alpha
             credit = h[k] ** 0.5
             if residual and lbar[k] is not None:
                 factor = 1.0 + (lbar[k] - predicted) / max(predicted - eps, 1e-3)
                 credit *= min(max(factor, 0.5), 2.0)
-            rho.append(max(alpha, 0.05) * (predicted - eps) / samples * PRIOR[k] * credit)
+            rho.append(max(alpha, 0.05) * (predicted - eps) / n * PRIOR[k] * credit)
         rho = [value / sum(rho) for value in rho]
         mixtures.append(_floor_by_bisection([0.1 * rho[k] + 0.9 * pibar[k] for k in range(K)], floor))
         pibar = [rho[k] / (t + 1) + (1 - 1 / (t + 1)) * pibar[k] for k in range(K)]
@@ -53,11 +56,13 @@ def _written_out(loss_TK, count_TK, start, interval, floor, residual):
 
 @pytest.mark.parametrize("credit", ["history", "residual"])
 @pytest.mark.parametrize("floor", [0.0, 0.01, 0.2])
-def test_the_default_preset_is_the_mathematics(floor, credit, loss_stream, make_ado):
+@pytest.mark.parametrize("shared", [True, False], ids=["shared count", "own counts"])
+def test_the_default_preset_is_the_mathematics(shared, floor, credit, loss_stream, make_ado):
     loss_TK, count_TK = loss_stream(K, 300)
-    policy = make_ado(PRIOR, lambda *_: LAW, start_step=13, interval=10, floor=floor, credit=credit)
+    settings = {"start_step": 13, "interval": 10, "floor": floor, "credit": credit, "shared_count": shared}
+    policy = make_ado(PRIOR, lambda *_: LAW, **settings)
     mixture_TK = [policy.update(loss_K, count_K) for loss_K, count_K in zip(loss_TK, count_TK, strict=True)]
-    expected_TK = _written_out(loss_TK, count_TK, 13, 10, floor, credit == "residual")
+    expected_TK = _written_out(loss_TK, count_TK, 13, 10, floor, credit == "residual", shared)
     # float64 rounding in another order of operations; bisection ends within 1e-15 of s
     np.testing.assert_allclose(mixture_TK, expected_TK, rtol=1e-11)
 
@@ -185,3 +190,38 @@ def test_own_counts_give_each_domain_its_own_n(loss_stream, make_ado, quick_fit)
     expected_KT = np.maximum(np.cumsum(count_TK, axis=0), 1).T[:, : seen[-1].shape[1]]
     np.testing.assert_array_equal(seen[-1], expected_KT)
     assert np.isfinite(mixture_K).all()
+
+
+def _preference(make_ado, prior, gap_K):
+    """rho after a step under laws with these gaps (NaN: no law) and exponents of 0.3, credit left out."""
+    num = len(prior)
+    law = ado.ScalingLawFit(np.log(gap_K) + 0.3 * math.log(16.0 * num), np.zeros(num), np.full(num, 0.3))
+    settings = {"start_step": 0, "credit_power": 0.0, "floor": 0.0, "mixture_memory": 1.0}
+    return make_ado(prior, lambda *_: law, **settings).update(np.full(num, 2.0), np.full(num, 16))
+
+
+def test_a_domain_without_a_law_is_as_fast_as_the_others_weighted_by_the_prior(make_ado):
+    """Gaps 0.5 and 0.1 with priors 0.2 and 0.6: 0.2 for the third, where the plain mean would be 0.3."""
+    mixture_K = _preference(make_ado, [0.2, 0.6, 0.2], [0.5, 0.1, np.nan])
+    np.testing.assert_allclose(mixture_K, np.array([0.1, 0.06, 0.04]) / 0.2, rtol=1e-12)
+
+
+def test_laws_of_domains_that_the_prior_leaves_out_still_have_a_mean(make_ado):
+    np.testing.assert_allclose(_preference(make_ado, [0.0, 1.0], [0.5, np.nan]), [0.0, 1.0], rtol=1e-12)
+
+
+@pytest.mark.parametrize("log_beta", [-800.0, 800.0], ids=["all speeds 0", "speeds beyond float64"])
+def test_speeds_that_cannot_be_compared_leave_the_prior(log_beta, make_ado):
+    law = ado.ScalingLawFit(np.full(K, log_beta), np.zeros(K), np.full(K, 0.3))
+    policy = make_ado(PRIOR, lambda *_: law, start_step=0, floor=0.0, mixture_memory=1.0)
+    with np.errstate(over="ignore"):
+        mixture_K = policy.update(np.full(K, 2.0), np.full(K, 16))
+    np.testing.assert_array_equal(mixture_K, policy.prior_K)
+
+
+def test_the_floor_holds_at_once_after_the_domains_changed(make_ado):
+    """The newcomer's share of the prior is under the floor, and no step has raised it yet."""
+    before, after = make_ado({"a": 1, "b": 1}, floor=0.1), make_ado({"a": 50, "b": 49, "c": 1}, floor=0.1)
+    before.update([2.0, 2.0], [32, 32])
+    after.load_state_dict(before.state_dict(), names=["a", "b", "c"])
+    np.testing.assert_allclose(after.mixture, [0.45, 0.45, 0.1], rtol=1e-12)

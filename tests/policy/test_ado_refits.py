@@ -5,6 +5,7 @@ import pytest
 
 import ado_stream as ado
 from ado_stream.policy import laws
+from ado_stream.policy.simulate import read_spec, simulate
 
 PRIOR = {"web": 5.0, "code": 3.0, "math": 2.0}
 K = len(PRIOR)
@@ -217,8 +218,36 @@ def test_the_reference_keeps_its_thinning_and_fits_a_single_point(quick_fit, los
     ],
 )
 def test_a_run_whose_last_refit_lacks_points_is_refused(settings):
-    with pytest.raises(ado.ConfigError, match="would never act.*first refit at step 1[0-9][0-9]; the last is 99"):
+    with pytest.raises(ado.ConfigError, match="would never act.*first refit at step 1[0-9][0-9], .*; the last is 99"):
         ado.AdoPolicy(PRIOR, ado.AdoConfig(**settings), total_steps=100)
+
+
+@pytest.mark.parametrize(
+    ("settings", "lag", "drawn_at"),
+    [
+        ({"start_step": 290, "interval": 1, "ignore_steps": 0}, 8, 299),
+        ({"start_step": 291, "interval": 1, "ignore_steps": 0}, 8, 300),
+        ({"start_step": 298, "interval": 1, "ignore_steps": 0}, 0, 299),
+        ({"start_step": 299, "interval": 1, "ignore_steps": 0}, 0, 300),
+        ({"start_step": 0, "interval": 1, "ignore_steps": 0, "min_points": 1, "hold_steps": 145}, 153, 154),
+        ({"start_step": 1, "interval": 1, "ignore_steps": 0, "min_points": 1, "hold_steps": 145}, 153, 299),
+        ({"start_step": 1, "interval": 1, "ignore_steps": 0, "min_points": 1, "hold_steps": 145}, 154, 300),
+        ({}, 1000, 1103),
+    ],
+)
+def test_a_run_that_ends_before_a_law_is_drawn_by_is_refused(settings, lag, drawn_at):
+    """What is said after step s is drawn at s + 1 + lag; the last of 300 steps is 299. The closed loop agrees."""
+    spec = {"steps": 300, "mixture_lag": lag, "domains": 3, "policies": {"ado": settings, "natural": {}}}
+    if drawn_at > 299:
+        with pytest.raises(
+            ado.ConfigError, match=f"would never act.*with mixture_lag {lag} is drawn at step {drawn_at}"
+        ):
+            read_spec(spec).make("ado")
+        return
+    spec = read_spec(spec)
+    own, natural = (simulate(spec, spec.make(label)).mixture_SK for label in ("ado", "natural"))
+    moved = np.flatnonzero(np.abs(own - natural)[:300].max(axis=1) > 1e-6)
+    assert moved[0] == drawn_at
 
 
 # Forecasts ----------------------------------------------------------------------------------------------------------

@@ -30,6 +30,16 @@ def test_floor_and_ceiling_bound_what_the_policy_says():
     np.testing.assert_allclose(ceiling.update(ABSENT, [1, 1, 1]), [0.4, 0.4, 0.2], rtol=1e-15)
 
 
+def test_the_floor_of_a_guard_is_the_one_that_its_mixture_keeps():
+    def floored(minimum):
+        return ado.Floor(ado.make_policy("natural", PRIOR), minimum)
+
+    assert ado.Floor(floored(0.1), 0.05).floor == ado.Floor(floored(0.05), 0.1).floor == 0.1
+    below = ado.Ceiling(floored(0.2), {"web": 1.0, "code": 1.0, "math": 0.05})
+    assert below.mixture.min() == below.floor == 0.05
+    assert ado.Ceiling(floored(0.2), 0.5).floor == ado.Freeze(floored(0.2)).floor == 0.2
+
+
 def test_pinned_domains_have_their_share_and_the_others_keep_their_ratio():
     pin = ado.Pin(ado.make_policy("natural", PRIOR), {"math": 0.4})
     np.testing.assert_allclose(pin.mixture, [0.6 * 7 / 9, 0.6 * 2 / 9, 0.4], rtol=1e-15)

@@ -6,7 +6,7 @@ import sys
 import pytest
 
 import ado_stream as ado
-from ado_stream.policy.registry import GUARDS, POLICIES, make_guard
+from ado_stream.policy.registry import GUARDS, POLICIES, RunFacts, make_guard, make_run_policy
 
 PRIOR = {"web": 3.0, "code": 1.0}
 
@@ -81,6 +81,59 @@ def test_wrong_names_options_and_weights_are_refused(name, options, says):
 def test_priors_that_are_none_are_refused(prior, says):
     with pytest.raises(ado.ConfigError, match=says):
         ado.make_policy("ado", prior)
+
+
+YEARS = {2023: 3, 2024: 1}
+
+
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [
+        ("natural", {}),
+        ("temperature", {"tau": 1.0}),
+        ("temperature", {"tau": 1.0, "sizes": YEARS}),
+        ("fixed", {"weights": YEARS}),
+        ("fixed", {"weights": {"2024": 1, 2023: 3}}),
+        ("schedule", {"knots": [(0, YEARS)]}),
+    ],
+)
+def test_domains_may_be_called_by_whole_numbers(name, options):
+    """YAML reads `2023:` as a number; the data set's domain is "2023"."""
+    for prior in (YEARS, {"2023": 3, "2024": 1}):
+        policy = ado.make_policy(name, prior, **options)
+        assert policy.names == ["2023", "2024"]
+        assert policy.mixture.tolist() == [0.75, 0.25]
+    assert ado.Ceiling(policy, {2023: 0.6, 2024: 1}).mixture.tolist() == pytest.approx([0.6, 0.4])
+
+
+def test_a_domain_given_as_number_and_as_text_is_refused():
+    with pytest.raises(ado.ConfigError, match="weights: domain '2023' is given twice"):
+        ado.make_policy("fixed", YEARS, weights={2023: 3, 2024: 1, "2023": 5})
+    with pytest.raises(ado.ConfigError, match="prior: domain '7' is given twice"):
+        ado.make_policy("natural", {7: 3, "7": 5})
+
+
+def test_a_run_tells_policies_and_guards_what_they_need_to_know():
+    run = RunFacts(steps=100, global_batch_size=8, mixture_lag=3, sizes={"web": 50, "code": 7})
+    told = {name: run.options_of(name) for name in (*POLICIES, *GUARDS)}
+    assert {name: options for name, options in told.items() if options} == {
+        "ado": {"total_steps": 100, "mixture_lag": 3},
+        "temperature": {"sizes": {"web": 50, "code": 7}},
+        "unimax": {"sizes": {"web": 50, "code": 7}, "budget": 800},
+        "schedule": {"mixture_lag": 3},
+        "odm": {"mixture_lag": 3},
+        "freeze": {"mixture_lag": 3},
+        "repetition": {"sizes": {"web": 50, "code": 7}, "total_samples": 800},
+    }
+    unknown = RunFacts(steps=None, global_batch_size=8)
+    assert unknown.options_of("unimax") == {}
+    assert unknown.options_of("ado") == {"mixture_lag": 0}
+
+
+@pytest.mark.parametrize("guards", ["floor", {"name": "floor"}, 5, ["floor"], [{"minimum": 0.1}]])
+def test_guards_of_a_run_are_a_list_of_named_ones(guards):
+    with pytest.raises(ado.ConfigError, match="guards: .*name: floor, minimum: 0.01"):
+        make_run_policy("natural", PRIOR, {}, guards, RunFacts(10, 8))
 
 
 def test_guards_by_name():

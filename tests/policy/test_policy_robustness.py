@@ -149,6 +149,10 @@ def test_flat_and_rising_losses_are_no_error(shape, loss_stream):
     assert np.isfinite(mixture_TK).all()
     assert (mixture_TK >= FLOOR).all()
     assert mixture_TK[-1, 1] < PRIOR["code"] / 100  # nothing is learnt there
+    # the law that says so is a good one: it replaces the last and is not counted as held
+    assert policy.health()["held_laws"] == dict.fromkeys(NAMES, 0)
+    assert policy.fit.valid.all()
+    assert policy.fit.slope(64.0 * 400)[1] < 1e-9 * policy.fit.slope(64.0 * 400).max()
 
 
 # A3: absence -----------------------------------------------------------------------------------------------------

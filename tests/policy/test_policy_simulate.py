@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 import ado_stream as ado
 from ado_stream.policy.replay import check_complete, replay
 from ado_stream.policy.simulate import read_spec, simulate, systematic_counts
+from ado_stream.policy.static import Fixed
 from ado_stream.policy.world import read_world
 from ado_stream.policy.worlds import default_spec
 
@@ -34,28 +35,75 @@ def test_losses_follow_laws_breaks_and_transfer():
     assert world.loss(np.zeros(2))[0] == world.cap  # an untrained model knows no more than the vocabulary's size
 
 
+def test_domains_called_by_numbers_teach_each_other():
+    domains = dict(zip((1, 2), DOMAINS.values(), strict=True))
+    named, numbered = (
+        read_world({"domains": each, "transfer": transfer}, seed=0)
+        for each, transfer in ((DOMAINS, {"a": {"b": 0.5}}), (domains, {1: {2: 0.5}}))
+    )
+    assert numbered.names == ["1", "2"]
+    own_K = np.array([500.0, 4000.0])
+    np.testing.assert_array_equal(numbered.loss(own_K), named.loss(own_K))
+
+
+def test_policies_of_a_spec_may_have_guards():
+    """Freeze is told the lag by the run: what is drawn at step 20 is drawn from then on."""
+    guards = [{"name": "pin", "shares": {"b": 0.4}}, {"name": "freeze", "from_step": 20}]
+    policies = {"pinned": {"policy": "natural", "guards": guards[:1]}, "odm": {"guards": guards[1:]}, "free": {}}
+    spec = _spec(policies={**policies, "free": {"policy": "odm"}}, mixture_lag=5)
+    mixture_SK = {label: simulate(spec, spec.make(label)).mixture_SK for label in policies}
+    np.testing.assert_allclose(mixture_SK["pinned"], np.tile([0.6, 0.4], (301, 1)), rtol=1e-12)
+    np.testing.assert_array_equal(mixture_SK["odm"][:21], mixture_SK["free"][:21])
+    np.testing.assert_array_equal(mixture_SK["odm"][20:], np.tile(mixture_SK["free"][20], (281, 1)))
+    assert not np.array_equal(mixture_SK["free"][19], mixture_SK["free"][20])
+
+
 def test_bumps_rise_at_their_step_and_decay():
     world = read_world({"domains": DOMAINS, "bumps": [{"step": 10, "height": 0.4, "decay_steps": 5}]}, seed=0)
     bump_T = world.bump(40)
     np.testing.assert_allclose(bump_T[[9, 10, 15, 30]], [0.0, 0.4, 0.4 / math.e, 0.4 * math.exp(-4)], rtol=1e-12)
 
 
+class Listener(Fixed):
+    """Remembers the losses and counts that it is told."""
+
+    def __init__(self, prior, weights):
+        super().__init__(prior, weights)
+        self.heard, self.counts = [], []
+
+    def update(self, mean_losses, sample_counts):
+        self.heard.append(mean_losses.copy())
+        self.counts.append(sample_counts.tolist())
+        return super().update(mean_losses, sample_counts)
+
+
+@pytest.mark.parametrize("noise", [0.0, 1e-9])
+def test_a_policy_hears_the_true_loss_and_the_bump_of_what_was_drawn(noise):
+    """Laws 1 + 4 / n and 2 + 8 / n, batches of (0, 4) samples, a bump of 0.5 at step 2 that falls to 1/e in a step."""
+    domains = {
+        "a": {"prior": 3, "eps": 1, "beta": 4, "alpha": 1},
+        "b": {"prior": 1, "eps": 2, "beta": 8, "alpha": 1},
+    }
+    bumps = [{"step": 2, "height": 0.5, "decay_steps": 1}]
+    spec = read_spec({"steps": 4, "global_batch_size": 4, "domains": domains, "bumps": bumps, "noise": noise})
+    listener = Listener({"a": 3, "b": 1}, {"a": 0, "b": 1})
+    outcome = simulate(spec, listener)
+    true_T = 2 + 8 / np.array([1, 5, 9, 13, 17])
+    shown_T = true_T[:4] + [0, 0, 0.5, 0.5 / math.e]
+    assert listener.counts == [[0, 4]] * 4
+    # without noise the two differ by rounding alone; with it by a few deviations of 1e-9 / 2
+    np.testing.assert_allclose(listener.heard, np.column_stack([np.full(4, np.nan), shown_T]), atol=1e-8)
+    np.testing.assert_allclose(outcome.loss_SK, np.column_stack([np.full(5, 5.0), true_T]), rtol=1e-12)
+    assert outcome.step_S.tolist() == [0, 1, 2, 3, 4]
+    assert outcome.samples_K.tolist() == [0, 16]
+
+
 def test_noise_shrinks_with_the_samples_drawn():
     """The same world with 16 times the batch: a quarter of the noise around the same kind of law."""
-
-    class Listener(type(ado.make_policy("uniform", [1, 1]))):
-        def __init__(self, prior):
-            super().__init__(prior)
-            self.heard = []
-
-        def update(self, mean_losses, sample_counts):
-            self.heard.append(mean_losses.copy())
-            return super().update(mean_losses, sample_counts)
-
     flat = {name: {"prior": 1, "eps": 2.0, "beta": 1e-9, "alpha": 0.3} for name in "ab"}
     spread = []
     for batch in (64, 1024):
-        listener = Listener({"a": 1, "b": 1})
+        listener = Listener({"a": 1, "b": 1}, {"a": 1, "b": 1})
         spec = read_spec({"steps": 4000, "global_batch_size": batch, "domains": flat, "noise": 0.2})
         simulate(spec, listener)
         spread.append(np.std(listener.heard))

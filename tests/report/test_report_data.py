@@ -11,7 +11,7 @@ from ado_stream.report.data import load_runs
 from ado_stream.report.laws import draw_laws, forecast_error, judged_law, next_interval_error
 from ado_stream.report.selection import draw_selection, drawn_and_asked, floor_of, worst_gap_K
 from ado_stream.report.style import colors_of, styled
-from ado_stream.report.tables import DASH, law_table
+from ado_stream.report.tables import DASH, health_table, law_table
 from ado_stream.report.validation import baseline_of
 
 NAMES = ["code", "prose", "tables"]
@@ -105,6 +105,26 @@ def test_a_held_law_is_shown_and_no_law_is_said_to_be_none(tmp_path):
     _, rows = law_table(run, colors_of(NAMES))
     assert [row[1] for row in rows] == ["1.822", "1.822", DASH]
     assert [row[-1] for row in rows] == ["1 of 1", "0 of 1", "0 of 1"]
+
+
+def test_the_counters_of_every_domain_stand_in_their_columns():
+    health = {
+        "ignored_losses": {"code": 1200, "prose": 0, "tables": 3},
+        "held_laws": {"code": 0, "prose": 4500, "tables": 6},
+        "at_bound": {"prose": ["alpha", "log_eps"]},
+        "forecast_error": {
+            "code": {"mean": -0.0123, "mean_abs": 0.0456},
+            "prose": {"mean": 0.5, "mean_abs": None},
+            "tables": {"mean": None, "mean_abs": None},
+        },
+    }
+    header, rows = health_table(health, colors_of(NAMES))
+    assert header == ["domain", "losses ignored", "laws held", "at a bound", "forecast error", "its size"]
+    assert [[row[0].text, *row[1:]] for row in rows] == [
+        ["code", "1,200", "0", DASH, "−1.23 %", "4.56 %"],
+        ["prose", "0", "4,500", "alpha, log_eps", "+50.00 %", f"{DASH} %"],
+        ["tables", "3", "6", DASH, f"{DASH} %", f"{DASH} %"],
+    ]
 
 
 def test_the_floor_drawn_is_the_one_that_was_in_force(simulate, tmp_path):

@@ -41,7 +41,7 @@ def print_losses(run_dir: str) -> None:
 
 
 def test_of_several_ranks_one_prints(config_file: Path, settings: dict, forked, capsys):
-    assert main(["train", str(config_file), "train.steps=3"]) == 0
+    assert main(["train", str(config_file), "train.steps=6"]) == 0
     capsys.readouterr()
     print_losses(settings["run_dir"])
     alone = json.loads(capsys.readouterr().out)
@@ -57,7 +57,7 @@ def test_an_exported_run_is_loaded_by_transformers(config_file: Path, settings: 
     """The same logits as of the model that the checkpoint holds; the tokenizer of its corpus gives what it takes."""
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    assert main(["train", str(config_file), "train.steps=3"]) == 0
+    assert main(["train", str(config_file), "train.steps=6"]) == 0
     assert main(["export", settings["run_dir"], "--out", str(tmp_path / "exported")]) == 0
     loaded = AutoModelForCausalLM.from_pretrained(tmp_path / "exported").eval()
     encoded = AutoTokenizer.from_pretrained(tmp_path / "exported")("w1 w2 w30", return_tensors="pt")
@@ -73,7 +73,7 @@ def test_eval_takes_another_corpus_with_the_same_tokenizer(
     config_file: Path, settings: dict, tmp_path: Path, shared: Path, capsys
 ):
     """Validation of real text in The Pile's format, of other domains than the run's."""
-    assert main(["train", str(config_file), "train.steps=3"]) == 0
+    assert main(["train", str(config_file), "train.steps=6"]) == 0
     source, other = str(shared / "corpus" / "val.jsonl.zst"), str(tmp_path / "other")
     options = ["--val", source, "--domain-key", "meta.pile_set_name", "--tokenizer", "bytes", "--seq-len", "32"]
     assert main(["prepare", source, *options, "--workers", "1", "--out", other]) == 0
@@ -89,7 +89,7 @@ def test_eval_takes_another_corpus_with_the_same_tokenizer(
 
 def test_another_tokenizer_is_refused(config_file: Path, settings: dict, tmp_path: Path, capsys):
     """Its vocabulary is small enough for the model, so that only wrong losses would show."""
-    assert main(["train", str(config_file), "train.steps=3"]) == 0
+    assert main(["train", str(config_file), "train.steps=6"]) == 0
     text, other = tmp_path / "text.jsonl", str(tmp_path / "other")
     text.write_text("".join(json.dumps({"text": f"the {word} and the other {word} " * 40}) + "\n" for word in "abcdef"))
     options = ["--val", str(text), "--tokenizer", "bpe:270", "--seq-len", "32", "--workers", "1"]
@@ -104,7 +104,7 @@ def test_another_tokenizer_is_refused(config_file: Path, settings: dict, tmp_pat
 
 def test_tasks_run_where_the_model_would(config_file: Path, settings: dict, monkeypatch, capsys):
     """On the first GPU if there is one; the harness and the GPU are stood in for."""
-    assert main(["train", str(config_file), "train.steps=3"]) == 0
+    assert main(["train", str(config_file), "train.steps=6"]) == 0
     asked = []
     monkeypatch.setattr(tasks, "evaluate_tasks", lambda *arguments: asked.append(arguments[1:]) or {})
     monkeypatch.setattr(eval_verb, "_validate", lambda trained, args: {"loss": 0, "domain_average": 0, "domains": {}})
@@ -123,22 +123,22 @@ def test_tasks_need_no_validation_text(config_file: Path, settings: dict, tmp_pa
     assert (
         main(["prepare", str(text), "--tokenizer", "bytes", "--seq-len", "32", "--workers", "1", "--out", corpus]) == 0
     )
-    assert main(["train", str(config_file), f"corpus={corpus}", "train.steps=3"]) == 0
+    assert main(["train", str(config_file), f"corpus={corpus}", "train.steps=6"]) == 0
     monkeypatch.setattr(tasks, "evaluate_tasks", lambda *arguments: {"sciq": {"acc,none": 0.25}})
     capsys.readouterr()
     evaluate = ["eval", settings["run_dir"], "--device", "cpu"]
     assert main([*evaluate, "--tasks", "sciq", "--json"]) == 0
-    assert json.loads(capsys.readouterr().out) == {"step": 3, "tasks": {"sciq": {"acc,none": 0.25}}}
+    assert json.loads(capsys.readouterr().out) == {"step": 6, "tasks": {"sciq": {"acc,none": 0.25}}}
     assert main([*evaluate, "--tasks", "sciq"]) == 0
-    assert capsys.readouterr().out.split() == ["step", "3", "sciq", "acc,none", "0.2500"]
+    assert capsys.readouterr().out.split() == ["step", "6", "sciq", "acc,none", "0.2500"]
     for refused in (evaluate, [*evaluate, "--tasks", "sciq", "--corpus", corpus]):
         assert main(refused) == 1
         assert f"{corpus}: no sample in split 'val'" in capsys.readouterr().err
 
 
 def test_options_may_stand_before_overrides(config_file: Path, settings: dict, capsys):
-    assert main(["train", str(config_file), "--resume", "none", "train.steps=3", "--debug", "log.every_steps=1"]) == 0
-    assert "done: step 3" in capsys.readouterr().out
+    assert main(["train", str(config_file), "--resume", "none", "train.steps=6", "--debug", "log.every_steps=1"]) == 0
+    assert "done: step 6" in capsys.readouterr().out
 
 
 def test_a_dry_run_on_several_ranks_prints_once(config_file: Path, monkeypatch, capsys):

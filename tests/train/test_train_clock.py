@@ -152,7 +152,7 @@ def test_waiting_for_the_device_is_not_the_policys_time(settings: dict, monkeypa
     monkeypatch.setattr(TrainStep, "update", update)
     monkeypatch.setattr(StepLog, "push", waits(push))
     monkeypatch.setattr(AdaptiveLoader, "observe", waits(observe))
-    settings["train"]["steps"] = 4
+    settings["train"]["steps"] = 6
     run_training(load_config(settings))
     for line in read_run(settings["run_dir"])[1]["step"]:
         assert line["time_s"]["total"] > wait_s

@@ -20,6 +20,14 @@ def test_a_file_and_overrides(tmp_path: Path):
     assert config.policy.prior == {"code": 2.0}
 
 
+def test_domains_of_the_prior_may_be_called_by_numbers(tmp_path: Path):
+    path = tmp_path / "run.yaml"
+    path.write_text("corpus: /c\nrun_dir: /r\npolicy: {prior: {2023: 2, web: 1}}\n")
+    assert load_config(path).policy.prior == {"2023": 2.0, "web": 1.0}
+    assert load_config(path, ["policy.prior.2023=5"]).policy.prior == {"2023": 5.0, "web": 1.0}
+    assert load_config(LEAST, ["policy.prior={2023: 3}"]).policy.prior == {"2023": 3.0}
+
+
 def test_a_saved_config_reads_back_equal(tmp_path: Path):
     overrides = ["train.betas=[0.8,0.9]", "train.grad_clip=null", "policy.guards=[{name: floor, value: 0.01}]"]
     config = load_config(LEAST, overrides)

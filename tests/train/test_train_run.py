@@ -239,7 +239,7 @@ def test_a_nan_is_skipped_counted_and_kept_from_the_policy(settings: dict, monke
 
 
 def test_another_model_or_corpus_is_refused(settings: dict):
-    run_training(load_config(changed(settings, train={"steps": 4})))
+    run_training(load_config(changed(settings, train={"steps": 6})))
     with pytest.raises(ResumeError, match="context_length 32 there, 64 here"):
         run_training(load_config(changed(settings, model={"context_length": 64})))
     with pytest.raises(ResumeError, match="seed"):
