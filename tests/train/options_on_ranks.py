@@ -5,11 +5,9 @@ from collections import Counter
 from pathlib import Path
 
 import torch
-import torch.distributed as dist
-from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import allreduce_hook
 from torch.distributed.fsdp import FSDPModule
-from torch.distributed.tensor.debug import CommDebugMode
 from torch.nn.parallel import DistributedDataParallel
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from ado_model import ModelConfig, Transformer
 from ado_stream.train.checkpoint import TrainingState
@@ -33,23 +31,24 @@ def main(changes: dict, out: str) -> None:
         projection.register_forward_hook(lambda module, inputs, output: seen.update(blocks=1))
         projection.register_forward_hook(lambda module, inputs, output: seen.update({f"computed {output.dtype}": 1}))
         projection.register_forward_hook(lambda module, *_: seen.update({f"weight {module.weight.dtype}": 1}))
-        _count_reductions_of_ddp(parallel, seen)
-        with CommDebugMode() as communication:
+        if isinstance(parallel._shared, DistributedDataParallel):
+            exchanges = lambda *_: seen.update(exchanges=parallel._shared.require_backward_grad_sync)  # noqa: E731
+            projection.register_forward_hook(exchanges)
+        with _CountReduceScatters(seen):
             step.forward_backward(torch.randint(97, (NUM_MICRO, 17)), torch.zeros(NUM_MICRO, dtype=torch.int64))
-        for operation, count in communication.get_comm_counts().items():
-            seen["reduce scatters"] += count if "reduce_scatter" in str(operation) else 0
         seen["units"] = sum(isinstance(module, FSDPModule) for module in parallel.model.modules())
         if world.is_main:
             Path(out).write_text(json.dumps(seen))
 
 
-def _count_reductions_of_ddp(parallel: ParallelModel, seen: Counter[str]) -> None:
-    def counted(state: None, bucket: dist.GradBucket) -> torch.futures.Future[torch.Tensor]:
-        seen.update(buckets=1)
-        return allreduce_hook(state, bucket)
+class _CountReduceScatters(TorchDispatchMode):
+    def __init__(self, seen: Counter[str]):
+        super().__init__()
+        self._seen = seen
 
-    if isinstance(parallel._shared, DistributedDataParallel):
-        parallel._shared.register_comm_hook(None, counted)
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        self._seen["reduce scatters"] += "reduce_scatter" in str(function)
+        return function(*args, **(kwargs or {}))
 
 
 def state_after_validation(out: str) -> None:
