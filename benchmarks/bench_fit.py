@@ -12,7 +12,7 @@ import argparse
 import json
 import os
 import statistics
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -180,29 +180,14 @@ def against_scipy(num_starts: int = SCIPY_STARTS, steps: int = STEPS) -> dict[st
 def lowness(backend: str) -> dict[str, Any] | None:
     """How far the fits of the golden records' histories end above the best known minimum and above the reference's end,
     relative to F + 0.001; None without the records.
-
-    Refits of fewer than 50 points are left out: any law through one point is as good.
     """
     if not GOLDEN.is_dir():
         return None
     above_best, above_reference = [], []
     for path in sorted(GOLDEN.glob("*.npz")):
-        record, known = np.load(path), np.load(GOLDEN / "objective" / path.name)
-        meta = json.loads(str(record["meta"]))
-        losses_TK = filled(record["loss"], record["counts"])
-        counts_T = meta["B"] * np.arange(1, len(losses_TK) + 1.0)
-        options = FitOptions(ignore_steps=meta["ignore_steps"])
-        for step, points, best_K, reference_K in zip(
-            record["refit_step"],
-            record["refit_points"],
-            known["objective_best"],
-            known["objective_reference"],
-            strict=True,
-        ):
-            if points >= 50:
-                found = scaling_law_fit(counts_T[: step + 1], losses_TK[: step + 1].T, options, backend)
-                above_best.append((found.objective - best_K) / (best_K + 0.001))
-                above_reference.append((found.objective - reference_K) / (reference_K + 0.001))
+        for found, *_, best_K, reference_K in golden_fits(path, backend):
+            above_best.append((found.objective - best_K) / (best_K + 0.001))
+            above_reference.append((found.objective - reference_K) / (reference_K + 0.001))
     above_N, above_reference_N = np.concatenate(above_best), np.concatenate(above_reference)
     return {
         "fits": above_N.size,
@@ -210,6 +195,25 @@ def lowness(backend: str) -> dict[str, Any] | None:
         "within_1e-6_frac": (above_N <= 1e-6).mean(),
         "worst_above_reference": above_reference_N[np.isfinite(above_reference_N)].max(),  # else it was not computed
     }
+
+
+def golden_fits(path: Path, backend: str) -> Iterator[tuple[Any, ...]]:
+    """(our fit, counts, losses, options, points, F's best known, the reference's own) of each refit of a record.
+
+    Refits of fewer than 50 points are left out: any law through one point is as good.
+    """
+    record, known = np.load(path), np.load(path.parent / "objective" / path.name)
+    meta = json.loads(str(record["meta"]))
+    losses_TK = filled(record["loss"], record["counts"])
+    counts_T = meta["B"] * np.arange(1, len(losses_TK) + 1.0)
+    options = FitOptions(ignore_steps=meta["ignore_steps"])
+    refits = zip(
+        record["refit_step"], record["refit_points"], known["objective_best"], known["objective_reference"], strict=True
+    )
+    for step, points, best_K, reference_K in refits:
+        if points >= 50:
+            history = counts_T[: step + 1], np.ascontiguousarray(losses_TK[: step + 1].T)
+            yield scaling_law_fit(*history, options, backend), *history, options, points, best_K, reference_K
 
 
 def filled(loss_TK: np.ndarray, count_TK: np.ndarray) -> np.ndarray:

@@ -83,20 +83,15 @@ class Checkpointer:
         self.wait()
         directory = commit.directory_of(self._directory, step)
         on_main(self._world, self._begin, directory, state.facts)
-        writer = HuggingFaceStorageWriter(str(directory), save_distributed=True)
-        _silence_the_warning_of_one_process()
-        alone = self._world.size == 1
-        tensors = state.tensors()
-        if self._asynchronous:
-            tensors = _copied_to_host(tensors)
+        tensors = _copied_to_host(state.tensors()) if self._asynchronous else state.tensors()
 
-        def write() -> None:
-            dcp.save(tensors, storage_writer=writer, process_group=self._group, no_dist=alone)
+        def finish() -> None:
+            self._finish(directory, tensors, committed)
 
         if self._asynchronous:
-            self._pending = _Background(directory, self._world, lambda: self._finish(directory, write, committed))
+            self._pending = _Background(directory, self._world, finish)
         else:
-            self._finish(directory, write, committed)
+            finish()
         return directory
 
     def wait(self) -> None:
@@ -112,10 +107,12 @@ class Checkpointer:
         except OSError as error:
             raise _not_saved(directory, error) from error
 
-    def _finish(self, directory: Path, write: Callable[[], Any], committed: Callable[[], None]) -> None:
-        """Writes, which returns when every rank's files are there; then rank 0 commits while the others wait for it."""
+    def _finish(self, directory: Path, tensors: dict[str, Tensor], committed: Callable[[], None]) -> None:
+        """Writes until every rank's files are there; then rank 0 commits while the others wait for it."""
+        writer = HuggingFaceStorageWriter(str(directory), save_distributed=True)
+        _silence_the_warning_of_one_process()
         try:
-            write()
+            dcp.save(tensors, storage_writer=writer, process_group=self._group, no_dist=self._world.size == 1)
             on_main(self._world, self._commit, directory, group=self._group)
         except (CheckpointException, OSError) as error:  # the first is a BaseException
             if self._world.is_main:

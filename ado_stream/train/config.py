@@ -202,10 +202,9 @@ def _read(source: str | os.PathLike[str] | Mapping[str, Any]) -> dict[str, Any]:
 def _with_names(values: Any) -> Any:
     """The values, with text for the domains of `policy.prior` that YAML takes for numbers."""
     policy = values.get("policy")
-    prior = policy.get("prior") if isinstance(policy, Mapping) else None
-    if not isinstance(policy, Mapping) or not isinstance(prior, Mapping):
+    if not (isinstance(policy, Mapping) and isinstance(policy.get("prior"), Mapping)):
         return values
-    return {**values, "policy": {**policy, "prior": by_name(prior, "'policy.prior'")}}
+    return {**values, "policy": {**policy, "prior": by_name(policy["prior"], "'policy.prior'")}}
 
 
 def _assignment(text: str) -> str:

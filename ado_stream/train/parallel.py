@@ -7,7 +7,6 @@ are multiplied in bfloat16 where asked; parameters, gradients' sums and the opti
 import contextlib
 import inspect
 import warnings
-from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -51,17 +50,14 @@ class ParallelModel:
             self.model.reshard()  # what a backward pass does else; until then its parameters are not the optimizer's
         return found
 
-    @contextlib.contextmanager
-    def accumulating(self, last: bool) -> Iterator[None]:
+    def accumulating(self, last: bool) -> contextlib.AbstractContextManager[None]:
         """With DDP ranks exchange gradients only in the backward of the `last` micro-batch of a step.
 
         With FSDP in every one: to wait would keep the whole model's gradients on each rank.
         """
         if isinstance(self._shared, DistributedDataParallel) and not last:
-            with self._shared.no_sync():
-                yield
-        else:
-            yield
+            return self._shared.no_sync()
+        return contextlib.nullcontext()
 
 
 class _Loss(nn.Module):

@@ -98,12 +98,11 @@ class Bench:
 
     def floor_ms(self, work: Work) -> float | None:
         """The least milliseconds at the measured ceilings; None where one that it takes was not measured."""
-        least_ms = 0.0
-        for amount, rate in ((work.num_bytes, self.copy_bytes_per_s), (work.num_flops, self.matmul_flop_per_s)):
-            if amount and rate is None:
-                return None
-            least_ms = max(least_ms, 1e3 * amount / rate) if rate else least_ms
-        return least_ms
+        ceilings = ((work.num_bytes, self.copy_bytes_per_s), (work.num_flops, self.matmul_flop_per_s))
+        taken = [(amount, rate) for amount, rate in ceilings if amount]
+        if any(rate is None for _, rate in taken):
+            return None
+        return 1e3 * max((amount / rate for amount, rate in taken), default=0.0)
 
     def compare(
         self,

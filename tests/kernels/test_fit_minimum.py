@@ -5,7 +5,6 @@ is the oracle it may stop short of the minimum, so the fit must never be above i
 """
 
 import itertools
-import json
 
 import numpy as np
 import pytest
@@ -16,37 +15,18 @@ from ado_kernels.fit.points import NUM_SUMS, newton_sums
 from ado_kernels.fit.problem import FitOptions, objective
 from ado_kernels.fit.search import bin_points
 from ado_kernels.fit.step import NO_FACE, gain_of_one
+from benchmarks import bench_fit
 
 CASES = ("k2_t6k", "pile22_t6k", "pile22_hard_t6k", "k100_t3500")
 BAR = 1e-6
 AS_IS = FitOptions(smooth_window=0, every=1)
 
 
-def filled(loss_TK, count_TK):
-    """The record's losses as the reference fed them: a missing one repeats the last, at first the batch's mean."""
-    loss_TK = loss_TK.astype(np.float64)
-    first_K = count_TK[0].astype(np.float64)
-    loss_TK[0] = np.where(np.isnan(loss_TK[0]), np.nansum(loss_TK[0] * first_K) / first_K.sum(), loss_TK[0])
-    for t in range(1, len(loss_TK)):
-        loss_TK[t] = np.where(np.isnan(loss_TK[t]), loss_TK[t - 1], loss_TK[t])
-    return loss_TK
-
-
 def golden_fits(shared, case, backend):
     """(the fit, counts, losses, options, F's best known and the reference's own) of refits of 50 points or more."""
-    record = np.load(shared / "golden" / f"{case}.npz")
-    known = np.load(shared / "golden" / "objective" / f"{case}.npz")
-    meta = json.loads(str(record["meta"]))
-    loss_TK = filled(record["loss"], record["counts"])
-    counts_T = meta["B"] * np.arange(1, len(loss_TK) + 1.0)
-    options = FitOptions(ignore_steps=meta["ignore_steps"])
-    for refit, step in enumerate(record["refit_step"]):
-        if record["refit_points"][refit] < 50:
-            continue
-        history = counts_T[: step + 1], np.ascontiguousarray(loss_TK[: step + 1].T)
-        found = scaling_law_fit(*history, options, backend)
-        assert (found.num_points == record["refit_points"][refit]).all()
-        yield found, *history, options, known["objective_best"][refit], known["objective_reference"][refit]
+    for found, *history, points, best, reference in bench_fit.golden_fits(shared / "golden" / f"{case}.npz", backend):
+        assert (found.num_points == points).all()
+        yield found, *history, best, reference
 
 
 def assert_golden(fits):

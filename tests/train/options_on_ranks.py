@@ -27,13 +27,13 @@ def main(changes: dict, out: str) -> None:
     with join_world("cpu", 60) as world:
         parallel = ParallelModel(Transformer(CONFIG), world, options)
         step = TrainStep(parallel, make_optimizer(parallel.model, options), options, 1)
-        projection = parallel.model.layers[0].mlp.gate_proj
-        projection.register_forward_hook(lambda module, inputs, output: seen.update(blocks=1))
-        projection.register_forward_hook(lambda module, inputs, output: seen.update({f"computed {output.dtype}": 1}))
-        projection.register_forward_hook(lambda module, *_: seen.update({f"weight {module.weight.dtype}": 1}))
-        if isinstance(parallel._shared, DistributedDataParallel):
-            exchanges = lambda *_: seen.update(exchanges=parallel._shared.require_backward_grad_sync)  # noqa: E731
-            projection.register_forward_hook(exchanges)
+
+        def look(module, inputs, output):
+            seen.update(["blocks", f"computed {output.dtype}", f"weight {module.weight.dtype}"])
+            if isinstance(parallel._shared, DistributedDataParallel):
+                seen["exchanges"] += parallel._shared.require_backward_grad_sync
+
+        parallel.model.layers[0].mlp.gate_proj.register_forward_hook(look)
         with _CountReduceScatters(seen):
             step.forward_backward(torch.randint(97, (NUM_MICRO, 17)), torch.zeros(NUM_MICRO, dtype=torch.int64))
         seen["units"] = sum(isinstance(module, FSDPModule) for module in parallel.model.modules())

@@ -3,11 +3,12 @@
 import pytest
 import torch
 
+from ado_model import Transformer
 from ado_stream.train.config import TrainSection
 from ado_stream.train.distributed import World
 from ado_stream.train.parallel import ParallelModel
 from tests.train import options_on_ranks
-from tests.train.options_on_ranks import CONFIG, NUM_MICRO, Transformer
+from tests.train.options_on_ranks import CONFIG, NUM_MICRO
 
 
 @pytest.mark.parametrize("num_ranks", [1, 2])
@@ -44,7 +45,8 @@ def test_validation_leaves_fsdps_state_as_it_was(ranks):
     assert ranks(2, options_on_ranks.state_after_validation) == [True]
 
 
-def test_compiled_blocks_are_not_cut_by_ddp():
+def test_compiled_blocks_are_not_cut_by_ddp(monkeypatch):
     """DDP's buckets would end a graph inside a block."""
+    monkeypatch.setattr(torch._dynamo.config, "optimize_ddp", True)
     ParallelModel(Transformer(CONFIG), World(0, 1, torch.device("cpu")), TrainSection(compile=True))
     assert torch._dynamo.config.optimize_ddp is False
