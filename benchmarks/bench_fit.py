@@ -12,7 +12,7 @@ import argparse
 import json
 import os
 import statistics
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -33,7 +33,7 @@ from ado_kernels.fit.problem import (
 )
 from ado_kernels.fit.smoothing import prepare
 from ado_stream.policy.history import LossHistory
-from benchmarks.common import in_own_process, median_s, print_bars, write_result
+from benchmarks.common import bar, in_own_process, median_s, print_bars, write_result
 
 STEPS = 60_000
 OPTIONS = FitOptions(ignore_steps=1000)
@@ -229,15 +229,14 @@ def filled(loss_TK: np.ndarray, count_TK: np.ndarray) -> np.ndarray:
 def bars(backend: str, timed: list[dict[str, Any]], low: dict[str, Any] | None) -> list[dict]:
     """Every bar with what was measured, and whether it holds."""
     key = "device_s" if backend == "triton" else "host_s"
-    checks: list[tuple[str, float, float, Callable[[float, float], bool]]] = [
-        (f"seconds, {fit['domains']} domains ({key})", fit[key], BARS_S[backend][fit["domains"]], float.__le__)
-        for fit in timed
+    held = [
+        bar(f"seconds, {fit['domains']} domains ({key})", fit[key], BARS_S[backend][fit["domains"]]) for fit in timed
     ]
     if low is not None:
-        checks.append(("golden fits within 1e-6 of the best F", float(low["within_1e-6_frac"]), 0.99, float.__ge__))
-        worst = float(low["worst_above_reference"])
-        checks.append(("golden fits: most above the reference's own F", worst, 1e-6, float.__le__))
-    return [{"what": w, "measured": m, "bar": b, "pass": holds(m, b)} for w, m, b, holds in checks]
+        within, worst = float(low["within_1e-6_frac"]), float(low["worst_above_reference"])
+        held.append(bar("golden fits within 1e-6 of the best F", within, 0.99, at_least=True))
+        held.append(bar("golden fits: most above the reference's own F", worst, 1e-6))
+    return held
 
 
 def main() -> None:

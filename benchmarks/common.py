@@ -74,6 +74,16 @@ def write_result(name: str, payload: dict[str, Any]) -> Path:
     return path
 
 
+def bar(what: str, measured: float, limit: float, at_least: bool = False) -> dict[str, Any]:
+    """One bar and whether it holds: at most the limit, or at least."""
+    return {
+        "what": what,
+        "measured": measured,
+        "bar": limit,
+        "pass": bool(measured >= limit if at_least else measured <= limit),
+    }
+
+
 def print_bars(bars: Sequence[dict[str, Any]]) -> None:
     """A line per bar {what, measured, bar, pass}."""
     for bar in bars:
