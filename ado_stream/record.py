@@ -33,6 +33,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+from ado_stream.durable import write_durably
 from ado_stream.errors import DataError, NotFound, StorageError
 
 VERSION = 1
@@ -100,13 +101,7 @@ def rewind(run_dir: str | os.PathLike[str], step: int) -> None:
     if not path.exists():
         return
     kept = [line for line in read_lines(path) if line["kind"] == "run" or line["step"] < step]
-    temporary = path.with_suffix(".tmp")
-    with open(temporary, "wb") as file:
-        for line in kept:
-            file.write(json.dumps(line, separators=(",", ":")).encode() + b"\n")
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(temporary, path)
+    write_durably(path, "".join(json.dumps(line, separators=(",", ":")) + "\n" for line in kept))
 
 
 def read_lines(path: str | os.PathLike[str]) -> list[dict[str, Any]]:

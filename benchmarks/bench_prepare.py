@@ -103,8 +103,8 @@ def _encoders(folder: Path, options: Sequence[str]) -> dict[str, Any]:
     """MB/s of one process on the same documents: ours, the library's, and their ratio; the ids must be equal."""
     from tokenizers import Tokenizer as Library
 
-    from ado_stream.prepare.reading import CorpusReader
-    from ado_stream.prepare.tokenizer import load_tokenizer
+    from ado_stream.corpus.check import CorpusReader
+    from ado_stream.corpus.tokenizer import load_tokenizer
 
     os.environ["TOKENIZERS_PARALLELISM"] = "false"
     reader = CorpusReader(folder / "bytes")

@@ -118,7 +118,7 @@ def run_fetch(cache: Path) -> dict[str, float]:
     """Every shard through NodeCache: from the store, then found on disk by a next run, then as hits."""
     from ado_stream.storage.cache import NodeCache
     from ado_stream.stream.domain import Domain
-    from ado_stream.stream.shards import open_indexes
+    from ado_stream.stream.shard_table import open_indexes
 
     domains = [Domain(f"d{n}", remote=f"s3://{BUCKET}/d{n}", local=str(cache / f"d{n}")) for n in range(DOMAINS)]
     specs = [index.spec(s) for index in open_indexes(domains, "tokens", None) for s in range(index.samples_S.size)]

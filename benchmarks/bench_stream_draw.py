@@ -11,9 +11,8 @@ import numpy as np
 
 from ado_stream.stream.draw import Draw, Settings, draw_step
 from ado_stream.stream.index import MdsIndex
-from ado_stream.stream.order import DomainOrder
+from ado_stream.stream.order import DomainOrder, UpcomingIds
 from ado_stream.stream.state import from_state, to_state
-from ado_stream.stream.upcoming import UpcomingIds
 from benchmarks.common import median_s, write_result
 
 

@@ -1,9 +1,13 @@
-"""Fixtures that several rooms share."""
+"""Fixtures that several rooms share: the checkout, the data beside it, a small corpus in The Pile's format."""
 
+import hashlib
+import json
 import os
+import random
 from pathlib import Path
 
 import pytest
+import zstandard
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -24,3 +28,56 @@ def shared() -> Path:
     if not path.is_dir():
         pytest.skip("no ../shared beside the checkout")
     return path
+
+
+DOMAINS = {"Books": 9, "Wikipedia (en)": 5, "Code": 3}
+
+
+def make_documents(num_documents: int, seed: int) -> list[dict]:
+    """Documents of all domains, mixed, 1 to 400 words each."""
+    draw = random.Random(seed)
+    words = ["ä", "the", "of", "zürich", "12", "\n", "東京", "return", "(x)", "…"]
+    documents = []
+    for _ in range(num_documents):
+        domain = draw.choices(list(DOMAINS), list(DOMAINS.values()))[0]
+        text = " ".join(draw.choices(words, k=draw.randint(1, 400))) + f" {draw.random()}"
+        documents.append({"text": text, "meta": {"pile_set_name": domain}})
+    return documents
+
+
+def _write_jsonl(path: Path, documents: list[dict]) -> Path:
+    """One JSON object a line; compressed when the name says so."""
+    data = b"".join(json.dumps(document).encode() + b"\n" for document in documents)
+    path.write_bytes(zstandard.compress(data) if path.suffix == ".zst" else data)
+    return path
+
+
+@pytest.fixture(scope="session")
+def pile(tmp_path_factory):
+    """(files, documents in their order)"""
+    folder = tmp_path_factory.mktemp("pile")
+    documents = make_documents(600, seed=1)
+    names = ["0.jsonl.zst", "1.jsonl", "2.jsonl.zst"]
+    files = [_write_jsonl(folder / name, documents[n * 200 : (n + 1) * 200]) for n, name in enumerate(names)]
+    return [str(file) for file in files], documents
+
+
+@pytest.fixture(scope="session")
+def write_jsonl():
+    """A function: writes documents to a path and returns the path."""
+    return _write_jsonl
+
+
+@pytest.fixture(scope="session")
+def tree_hashes():
+    """A function: {relative path: sha256} of all files below a folder."""
+
+    def hashes(folder) -> dict[str, str]:
+        folder = Path(folder)
+        return {
+            str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest()
+            for path in sorted(folder.rglob("*"))
+            if path.is_file()
+        }
+
+    return hashes

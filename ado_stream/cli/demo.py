@@ -10,7 +10,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ado_stream.cli.table import table_text
+from ado_stream.cli.options import table_text
 
 if TYPE_CHECKING:
     from rich.console import Console

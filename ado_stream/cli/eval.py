@@ -57,9 +57,9 @@ def _check(args: argparse.Namespace) -> None:
 
 
 def _validate(trained: Any, args: argparse.Namespace) -> dict[str, Any]:
-    from ado_stream.evaluate.validation import Validator
     from ado_stream.train.distributed import join_world
     from ado_stream.train.host import keep_freed_memory
+    from ado_stream.train.validation import Validator
 
     corpus = trained.open_corpus("val", args.corpus)
     names = [domain.name for domain in corpus.domains]

@@ -13,8 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from ado_stream.cli.options import picture_path
-from ado_stream.cli.table import table_text
+from ado_stream.cli.options import picture_path, table_text
 from ado_stream.errors import ConfigError, DataError
 from ado_stream.policy.laws import FitConfig, ScalingLawFit, fit_scaling_laws, prepare_history
 

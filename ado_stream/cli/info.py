@@ -4,7 +4,7 @@ import argparse
 import json
 from typing import Any
 
-from ado_stream.cli.table import table_text
+from ado_stream.cli.options import table_text
 from ado_stream.corpus import load_manifest
 
 

@@ -9,10 +9,10 @@ import sys
 from collections.abc import Callable
 from typing import Any
 
+from ado_stream.corpus import manifest as manifests
+from ado_stream.corpus.check import CorpusReader
+from ado_stream.corpus.mds import HASH
 from ado_stream.errors import AdoStreamError
-from ado_stream.prepare import manifest as manifests
-from ado_stream.prepare.mds import HASH
-from ado_stream.prepare.reading import CorpusReader
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

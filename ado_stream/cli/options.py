@@ -1,6 +1,7 @@
 """Options that several verbs share, checked before anything is computed: a policy's K=V words, a picture's path."""
 
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -31,3 +32,13 @@ def picture_path(path: str | Path) -> Path:
     if path.is_dir() or path.suffix not in (".png", ".pdf", ".svg"):
         raise ConfigError(f"--plot {path}: expected a file that ends in .png, .pdf or .svg.")
     return path
+
+
+def table_text(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """The lines of a table without a last line break: first column to the left, the others to the right."""
+    lines = [header, *rows]
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    return "\n".join(
+        "  ".join([first.ljust(widths[0]), *(cell.rjust(width) for cell, width in zip(rest, widths[1:], strict=True))])
+        for first, *rest in lines
+    )

@@ -14,9 +14,9 @@ from typing import Any
 import numpy as np
 
 from ado_stream.corpus import Corpus, open_corpus
+from ado_stream.corpus.check import CorpusReader
+from ado_stream.corpus.manifest import SPLITS
 from ado_stream.errors import ConfigError
-from ado_stream.prepare.manifest import SPLITS
-from ado_stream.prepare.reading import CorpusReader
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

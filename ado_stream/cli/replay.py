@@ -15,7 +15,7 @@ from ado_stream.cli.options import picture_path, plain_options
 from ado_stream.errors import ConfigError
 from ado_stream.policy.base import Policy
 from ado_stream.policy.registry import RunFacts, make_run_policy
-from ado_stream.policy.replay import check_complete, replay
+from ado_stream.simulate.replay import check_complete, replay
 
 if TYPE_CHECKING:
     from ado_stream.report.data import Run
@@ -90,7 +90,7 @@ def _print(summary: dict[str, Any], recorded: "Run") -> None:
 
 
 def _draw(recorded: "Run", replayed: "Run", path: Path) -> None:
-    from ado_stream.report.mixture import draw_mixture
+    from ado_stream.report.mixture_plot import draw_mixture
     from ado_stream.report.style import colors_of, styled
 
     with styled():

@@ -1,6 +1,6 @@
 """What a policy would do: a closed loop on synthetic laws, from a spec or a built-in world of 22 domains.
 
-Keys of a spec: ado_stream/policy/simulate.py.
+Keys of a spec: ado_stream/simulate/loop.py.
 """
 
 import argparse
@@ -12,8 +12,8 @@ import numpy as np
 
 from ado_stream.cli.options import picture_path, plain_options
 from ado_stream.errors import ConfigError, NotFound
-from ado_stream.policy.simulate import Outcome, Spec, read_spec, simulate
-from ado_stream.policy.worlds import default_spec
+from ado_stream.simulate.default_spec import default_spec
+from ado_stream.simulate.loop import Outcome, Spec, read_spec, simulate
 
 MAX_ROWS = 40  # domains in the printed table
 
@@ -25,6 +25,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--option", action="append", default=[], metavar="K=V", help="option of the --policy given")
     parser.add_argument("--steps", type=int, help="steps instead of the spec's")
     parser.add_argument("--seed", type=int, help="seed instead of the spec's")
+    parser.add_argument(
+        "--controlled", action="store_true", help="domains alike but for one thing: ADO against its formulas"
+    )
     parser.add_argument("--plot", metavar="FILE.png", help="where to draw (default simulate.png; with --json: nowhere)")
     parser.add_argument("--json", action="store_true", help="print the outcome as JSON")
 
@@ -32,6 +35,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Simulates every policy, prints a table or JSON, draws."""
     plot = picture_path(args.plot or "simulate.png") if args.plot or not args.json else None
+    if args.controlled:
+        return _controlled(args, plot)
     spec = read_spec(_given(args))
     outcomes = {label: simulate(spec, spec.make(label)) for label in spec.policies}
     summary = summarise(spec, outcomes)
@@ -41,6 +46,36 @@ def run(args: argparse.Namespace) -> int:
         _print(spec, summary)
     if plot:
         _draw(spec, outcomes, plot)
+        if not args.json:
+            print(f"drawn: {plot}")
+    return 0
+
+
+def _controlled(args: argparse.Namespace, plot: Path | None) -> int:
+    """Runs the controlled experiments, prints their shares or JSON, draws."""
+    from ado_stream.simulate.controlled import experiments
+
+    if args.spec or args.policy or args.steps or args.seed is not None:
+        raise ConfigError("--controlled has domains, a policy and steps of its own; give it only --plot or --json.")
+    found = experiments()
+    if args.json:
+        fields = [{"title": each.title, "varied": each.axis} for each in found]
+        columns = [{"value": each.value_X, "share": each.given_X, "expected": each.expected_X} for each in found]
+        arrays = [{key: value_X.tolist() for key, value_X in column.items()} for column in columns]
+        print(json.dumps([{**field, **array} for field, array in zip(fields, arrays, strict=True)], indent=1))
+    else:
+        width = max(len(each.title) for each in found)
+        print(f"{'experiment':<{width}}  {'share from':>10}  {'to':>8}  {'off the formula by at most':>26}")
+        for each in found:
+            off = float(np.abs(each.given_X - each.expected_X).max())
+            low, high = each.given_X.min(), each.given_X.max()
+            print(f"{each.title:<{width}}  {low:>10.2%}  {high:>8.2%}  {off:>26.1e}")
+    if plot:
+        from ado_stream.report.style import styled
+        from ado_stream.simulate.controlled_plot import draw_controlled
+
+        with styled():
+            draw_controlled().figure.savefig(plot)
         if not args.json:
             print(f"drawn: {plot}")
     return 0

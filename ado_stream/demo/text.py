@@ -14,6 +14,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from ado_stream.demo.sources import Source, find_sources, help_topics
+from ado_stream.durable import write_durably
 from ado_stream.errors import DataError
 
 # Sizes differ on purpose, as do difficulties: a policy has something to choose.
@@ -88,9 +89,7 @@ def read_summary(out_dir: Path) -> list[DomainText] | None:
 
 def _write_summary(out_dir: Path, written: list[DomainText]) -> None:
     entries = [{**asdict(domain), "path": domain.path.name} for domain in written]
-    temporary = out_dir / f"{SUMMARY}.tmp"
-    temporary.write_text(json.dumps(entries, indent=1) + "\n")
-    os.replace(temporary, out_dir / SUMMARY)
+    write_durably(out_dir / SUMMARY, json.dumps(entries, indent=1) + "\n")
 
 
 def _texts(domain: str, sources: list[Source], limit_bytes: int, seen: set[bytes]) -> Iterator[tuple[str, str]]:

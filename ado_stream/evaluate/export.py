@@ -10,8 +10,8 @@ import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ado_stream.corpus.tokenizer import BYTES, HuggingFaceTokenizer, Tokenizer
 from ado_stream.errors import ConfigError, StorageError
-from ado_stream.prepare.tokenizer import BYTES, HuggingFaceTokenizer, Tokenizer
 
 if TYPE_CHECKING:
     from torch import Tensor

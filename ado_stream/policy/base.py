@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from ado_stream.errors import ConfigError, PolicyError, ResumeError
-from ado_stream.policy import state as coding
+from ado_stream.policy import codec as coding
 from ado_stream.policy.weights import Weights, labels_of, names_of, shares_of
 
 Floats = NDArray[np.float64]

@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ado_stream.errors import ResumeError
-from ado_stream.policy import state as coding
+from ado_stream.policy import codec as coding
 
 MAX_ROWS = 65_536
 MAX_LOSSES = 64 * MAX_ROWS  # 32 MiB; as many sample counts again where each domain has its own

@@ -4,8 +4,8 @@ import os
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from ado_stream.corpus.tokenizer import BYTES, bpe_vocabulary
 from ado_stream.errors import ConfigError
-from ado_stream.prepare.tokenizer import BYTES, bpe_vocabulary
 
 _MIN_SHARD_BYTES = 1 << 12
 _MAX_SHARD_BYTES = 1 << 31  # offsets inside a shard are uint32

@@ -10,9 +10,9 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, Protocol
 
+from ado_stream.corpus.manifest import FILE_NAME
+from ado_stream.durable import write_durably
 from ado_stream.errors import ConfigError, NotFound, StorageError
-from ado_stream.prepare.files import write_whole
-from ado_stream.prepare.manifest import FILE_NAME
 from ado_stream.storage.download import download
 
 _UPLOAD_ATTEMPTS = 5
@@ -65,7 +65,7 @@ class LocalTarget:
     def complete(self, manifest: bytes) -> None:
         for path in sorted(self._staging.iterdir()):
             os.replace(path, self._folder / path.name)
-        write_whole(self._folder / FILE_NAME, manifest)
+        write_durably(self._folder / FILE_NAME, manifest)
 
     def manifest(self) -> bytes | None:
         path = self._folder / FILE_NAME
@@ -100,7 +100,7 @@ class RemoteTarget:
         self.local_path(name).unlink(missing_ok=True)
 
     def complete(self, manifest: bytes) -> None:
-        write_whole(self.local_path(FILE_NAME), manifest)
+        write_durably(self.local_path(FILE_NAME), manifest)
         self.publish(FILE_NAME)
 
     def manifest(self) -> bytes | None:

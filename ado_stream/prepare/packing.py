@@ -14,10 +14,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from ado_stream.corpus.manifest import folder_of
+from ado_stream.corpus.mds import COMPRESSION, HASH, INDEX_NAME, ShardFormat, encode_index, shard_name
+from ado_stream.durable import write_durably
 from ado_stream.errors import ConfigError
-from ado_stream.prepare.files import write_whole
-from ado_stream.prepare.mds import COMPRESSION, HASH, INDEX_NAME, ShardFormat, encode_index, shard_name
-from ado_stream.prepare.naming import folder_of
 from ado_stream.prepare.output import Target
 from ado_stream.prepare.pool import WorkerPool, result_of
 from ado_stream.prepare.spool import Spool, SpoolState
@@ -79,7 +79,7 @@ class Packer:
             "refused": dict(self.refused),
             "spools": [[*key, spool.snapshot()] for key, spool in self._spools.items()],
         }
-        write_whole(self._work / JOURNAL_NAME, json.dumps(state).encode())
+        write_durably(self._work / JOURNAL_NAME, json.dumps(state).encode())
         for key, spool in self._spools.items():
             for path in spool.folder.iterdir():
                 if int(path.name) < spool.state.shard and self._done_path(key, int(path.name)).exists():
@@ -148,7 +148,7 @@ class Packer:
     def _publish(self, key: tuple[str, str], shard: int, name: str, entry: "Future[dict[str, Any]]") -> None:
         done = json.dumps(result_of(entry)).encode()
         self._target.publish(name)
-        write_whole(self._done_path(key, shard), done)
+        write_durably(self._done_path(key, shard), done)
 
     def _write_index(self, key: tuple[str, str]) -> PackedSplit:
         spool, state = self._spools[key], self._spools[key].state
@@ -157,7 +157,7 @@ class Packer:
         entries = [json.loads(self._done_path(key, shard).read_bytes()) for shard in range(num_shards)]
         if entries:
             name = f"{folder_of(key[0])}/{key[1]}/{INDEX_NAME}"
-            write_whole(self._target.local_path(name), encode_index(entries))
+            write_durably(self._target.local_path(name), encode_index(entries))
             self._target.publish(name)
         return PackedSplit(
             documents=state.documents,

@@ -13,12 +13,13 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
+from ado_stream.corpus import manifest as manifests
+from ado_stream.corpus.manifest import folder_of
+from ado_stream.corpus.mds import ShardFormat
+from ado_stream.corpus.tokenizer import BYTES, CONFIG_NAME, Tokenizer, bpe_vocabulary, load_tokenizer, train_tokenizer
+from ado_stream.durable import write_durably
 from ado_stream.errors import ConfigError
-from ado_stream.prepare import manifest as manifests
 from ado_stream.prepare.config import PrepareConfig
-from ado_stream.prepare.files import write_whole
-from ado_stream.prepare.mds import ShardFormat
-from ado_stream.prepare.naming import folder_of
 from ado_stream.prepare.output import Target
 from ado_stream.prepare.packing import PackedSplit, Packer
 from ado_stream.prepare.pool import WorkerPool, result_of
@@ -26,7 +27,6 @@ from ado_stream.prepare.progress import Progress
 from ado_stream.prepare.readers import Fields, Piece, Refusals, cut_pieces
 from ado_stream.prepare.sample import Sample
 from ado_stream.prepare.source import SourceFile, find_sources
-from ado_stream.prepare.tokenizer import BYTES, CONFIG_NAME, Tokenizer, bpe_vocabulary, load_tokenizer, train_tokenizer
 from ado_stream.prepare.worker import Worker, WorkerSetup
 from ado_stream.prepare.workspace import begin_or_resume, clear, disk_errors, is_complete, locked, places_of, plan_of
 
@@ -78,7 +78,7 @@ class _Run:
         """Tokenizer, shards, corpus.json, in this order."""
         manifest = self.work / _MANIFEST_NAME
         if not manifest.exists():
-            write_whole(manifest, manifests.encode_manifest(self._build()))
+            write_durably(manifest, manifests.encode_manifest(self._build()))
         self.target.complete(manifest.read_bytes())
 
     def _build(self) -> dict[str, Any]:
@@ -105,7 +105,7 @@ class _Run:
             tokenizer = train_tokenizer(texts, self.config.tokenizer)
         folder.mkdir(parents=True, exist_ok=True)
         tokenizer.save(folder)
-        write_whole(folder / "complete", b"")
+        write_durably(folder / "complete", b"")
         return tokenizer
 
     def _sample(self, budget_bytes: int, pool: WorkerPool, progress: Progress) -> list[str]:

@@ -10,8 +10,8 @@ import os
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from ado_stream.corpus.mds import ShardFormat
 from ado_stream.errors import ResumeError
-from ado_stream.prepare.mds import ShardFormat
 
 
 @dataclass

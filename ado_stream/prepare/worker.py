@@ -13,10 +13,10 @@ from typing import Any
 import numpy as np
 import xxhash
 
-from ado_stream.prepare.mds import ShardFormat, compress_shard, encode_shard, shard_entry
+from ado_stream.corpus.mds import ShardFormat, compress_shard, encode_shard, shard_entry
+from ado_stream.corpus.tokenizer import Tokenizer, load_tokenizer
 from ado_stream.prepare.readers import Document, Fields, Piece, Refusals, read_documents
 from ado_stream.prepare.sample import Sample, priority
-from ado_stream.prepare.tokenizer import Tokenizer, load_tokenizer
 
 _HASH_RANGE = 1 << 64
 

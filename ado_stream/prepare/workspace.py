@@ -15,10 +15,10 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
+from ado_stream.corpus import manifest as manifests
+from ado_stream.durable import write_durably
 from ado_stream.errors import AccessDenied, ConfigError, StorageError
-from ado_stream.prepare import manifest as manifests
 from ado_stream.prepare.config import PrepareConfig
-from ado_stream.prepare.files import write_whole
 from ado_stream.prepare.output import LocalTarget, RemoteTarget, Target
 from ado_stream.prepare.packing import JOURNAL_NAME
 from ado_stream.prepare.source import SourceFile
@@ -78,7 +78,7 @@ def begin_or_resume(work: Path, target: Target, plan: str) -> None:
         )
     clear(work)
     target.check_writable()
-    write_whole(path, plan.encode())
+    write_durably(path, plan.encode())
 
 
 def clear(work: Path) -> None:

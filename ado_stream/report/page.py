@@ -9,12 +9,12 @@ import shlex
 from collections.abc import Sequence
 from pathlib import Path
 
+from ado_stream.durable import write_durably
 from ado_stream.errors import StorageError
 from ado_stream.report import markup
-from ado_stream.report.controlled import draw_controlled
 from ado_stream.report.data import Run, load_runs
 from ado_stream.report.laws import draw_laws
-from ado_stream.report.mixture import draw_mixture, moves
+from ado_stream.report.mixture_plot import draw_mixture, moves
 from ado_stream.report.progress import draw_progress
 from ado_stream.report.selection import draw_selection
 from ado_stream.report.style import Plot, colors_of, styled
@@ -45,8 +45,8 @@ def write_report(run_dirs: Sequence[str | os.PathLike[str]], out_dir: str | os.P
     try:
         out.mkdir(parents=True, exist_ok=True)
         for plot, png in pictures:
-            _write(out / f"{plot.name}.png", png)
-        _write(out / FILE_NAME, document.encode())
+            write_durably(out / f"{plot.name}.png", png)
+        write_durably(out / FILE_NAME, document.encode())
     except OSError as error:
         raise StorageError(f"{error.filename or out}: cannot write the report ({error.strerror}).") from error
     return out / FILE_NAME
@@ -69,7 +69,6 @@ def _plots(runs: list[Run], colors: dict[str, str]) -> list[Plot]:
         *(draw_selection(run, colors) for run in (adaptive or runs[:1])),
         draw_progress(runs),
         draw_throughput(runs),
-        draw_controlled() if any(run.about.get("policy") == "ado" for run in runs) else None,
     ]
     return [plot for plot in plots if plot is not None]
 
@@ -78,12 +77,6 @@ def _png(plot: Plot) -> bytes:
     buffer = io.BytesIO()
     plot.figure.savefig(buffer, format="png")
     return buffer.getvalue()
-
-
-def _write(path: Path, content: bytes) -> None:
-    temporary = path.with_name(path.name + ".tmp")
-    temporary.write_bytes(content)
-    os.replace(temporary, path)
 
 
 def _opening(runs: list[Run], title: str) -> list[str]:

@@ -9,7 +9,7 @@ import numpy as np
 from ado_stream.report.data import Run
 from ado_stream.report.laws import forecast_error, judged_law, next_interval_error
 from ado_stream.report.markup import Cell
-from ado_stream.report.mixture import moves
+from ado_stream.report.mixture_plot import moves
 from ado_stream.report.style import compact, signed
 from ado_stream.report.throughput import median_tokens_per_s
 from ado_stream.report.validation import OVERALL, baseline_of, loss_by_name

@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+from ado_stream.durable import sync_folder
 from ado_stream.errors import StorageError
 from ado_stream.storage.retry import Patience
 from ado_stream.storage.verify import ContentError, Verifier
@@ -113,7 +114,7 @@ class CompleteFile:
         with disk_errors(self.destination):
             os.fsync(self._file.fileno())
             os.replace(self.temporary, self.destination)
-            _sync_folder(self.destination.parent)
+            sync_folder(self.destination.parent)
 
 
 def quarantine(path: Path) -> None:
@@ -183,11 +184,3 @@ def _try_flock(descriptor: int) -> bool:
     except BlockingIOError:
         return False
     return True
-
-
-def _sync_folder(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

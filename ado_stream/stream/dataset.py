@@ -18,16 +18,15 @@ from ado_stream.errors import ConfigError
 from ado_stream.storage.cache import NodeCache
 from ado_stream.storage.retry import RetryPolicy
 from ado_stream.stream import state as stream_state
+from ado_stream.stream.board import MixtureBoard
 from ado_stream.stream.device import DeviceCopies
 from ado_stream.stream.domain import as_domains
 from ado_stream.stream.draw import SAMPLINGS, Draw, Settings, advance, draw_step
 from ado_stream.stream.lookahead import LookaheadLimits
-from ado_stream.stream.mixture import MixtureBoard
-from ado_stream.stream.order import make_order
+from ado_stream.stream.order import UpcomingIds, make_order
 from ado_stream.stream.pipeline import Batch, Pipeline, PipelineOptions, Source
-from ado_stream.stream.shards import Shards, open_indexes
-from ado_stream.stream.upcoming import UpcomingIds
-from ado_stream.stream.world import world_of
+from ado_stream.stream.shard_table import Shards, open_indexes
+from ado_stream.stream.slots import world_of
 
 _AUDIT_STEPS = 64
 _LOOKAHEAD_STEPS = 64

@@ -12,7 +12,7 @@ import numpy as np
 
 from ado_stream.errors import ConfigError
 from ado_stream.stream import compiled
-from ado_stream.stream.randomness import key_of
+from ado_stream.stream.order import key_of
 
 SAMPLINGS = ("systematic", "multinomial")
 

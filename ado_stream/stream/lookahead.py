@@ -21,7 +21,7 @@ from ado_stream.errors import StorageError
 from ado_stream.storage.spec import Fetched
 from ado_stream.stream import compiled
 from ado_stream.stream.order import DomainOrder, StreamingOrder
-from ado_stream.stream.shards import Shards
+from ado_stream.stream.shard_table import Shards
 from ado_stream.stream.statistics import Statistics
 
 _NOW = -1.0

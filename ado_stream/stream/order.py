@@ -12,14 +12,16 @@ A domain with fewer samples than lanes shares them out: lane c holds the one sam
 Invariant: within a lane, positions [e n, (e + 1) n) visit each of its n samples exactly once, for every epoch e.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TypeVar
 
 import numpy as np
+import xxhash
 
 from ado_stream.errors import ConfigError
-from ado_stream.stream.compiled import group_pieces, ids_of_epoch
-from ado_stream.stream.randomness import key_of, permutation
+from ado_stream.stream import compiled
+from ado_stream.stream.compiled import group_pieces, ids_of_epoch, words
 
 BLOCK_SAMPLES = 1 << 17
 T = TypeVar("T")
@@ -158,3 +160,46 @@ def make_order(
     if shuffle == "blocks":
         return DomainOrder(name, samples_S, seed, num_lanes)
     return StreamingOrder(name, samples_S, seed, num_lanes, shuffle)
+
+
+_MIN_RUN, _MAX_RUN = 16, 256
+
+
+class UpcomingIds:
+    """The ids that `orders` give, for slots of the lanes in `lanes`; lane_slots: slots of a lane in a step."""
+
+    def __init__(self, orders: Sequence[DomainOrder | StreamingOrder], lanes: range, lane_slots: int):
+        self._orders, self._lanes = orders, lanes
+        groups = len(orders) * len(lanes)
+        self._begin_G = np.zeros(groups, np.int64)  # the position that a group's run begins with
+        self._end_G = np.zeros(groups, np.int64)
+        self._id_GR = np.empty((groups, min(max(lane_slots, _MIN_RUN), _MAX_RUN)), np.int64)
+
+    def at(self, domain_N: np.ndarray, lane_N: np.ndarray, position_N: np.ndarray) -> np.ndarray:
+        """(N,) int64: the sample id within its domain at each position of (domain, lane)."""
+        group_N = domain_N * np.int64(len(self._lanes)) + (lane_N - self._lanes.start)
+        id_N = np.empty(group_N.size, np.int64)
+        done = 0
+        while True:
+            done = compiled.look_up(group_N, position_N, self._begin_G, self._end_G, self._id_GR, done, id_N)
+            if done == id_N.size:
+                return id_N
+            self._compute(int(group_N[done]), int(position_N[done]))
+
+    def _compute(self, group: int, position: int) -> None:
+        domain, column = divmod(group, len(self._lanes))
+        order, lane = self._orders[domain], self._lanes[column]
+        run = min(self._id_GR.shape[1], max(_MIN_RUN, order.share(lane)))  # few epochs of a small domain at once
+        self._id_GR[group, :run] = order.ids(lane, position, run)
+        self._begin_G[group], self._end_G[group] = position, position + run
+
+
+def key_of(*parts: int | str) -> np.uint64:
+    """One 64-bit key from integers and strings, by xxh64 of their unambiguous text; order matters."""
+    text = "\x1f".join([f"{type(part).__name__}:{part}" for part in parts])
+    return np.uint64(xxhash.xxh64_intdigest(text.encode()))
+
+
+def permutation(size: int, key: np.uint64) -> np.ndarray:
+    """A permutation of [0, size), int64: the order of keyed hashes."""
+    return np.argsort(words(key, size), kind="stable")

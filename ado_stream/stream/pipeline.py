@@ -16,13 +16,12 @@ from queue import Empty, SimpleQueue
 import numpy as np
 
 from ado_stream.errors import StorageError
+from ado_stream.stream.board import MixtureBoard
 from ado_stream.stream.draw import Draw, Settings, draw_step
 from ado_stream.stream.lookahead import Lookahead, LookaheadLimits
-from ado_stream.stream.mixture import MixtureBoard
-from ado_stream.stream.order import DomainOrder, StreamingOrder
-from ado_stream.stream.shards import Shards
+from ado_stream.stream.order import DomainOrder, StreamingOrder, UpcomingIds
+from ado_stream.stream.shard_table import Shards
 from ado_stream.stream.statistics import Statistics
-from ado_stream.stream.upcoming import UpcomingIds
 
 _JOIN_S = 30
 _GLANCE_S = 0.2  # between looks at what may have failed

@@ -17,8 +17,8 @@ from ado_stream.policy.base import Policy
 from ado_stream.stream.dataset import AdaptiveStreamingDataset
 from ado_stream.train.config import TrainConfig
 from ado_stream.train.distributed import World
-from ado_stream.train.schedule import Schedule
 from ado_stream.train.sinks import require_packages
+from ado_stream.train.step import Schedule
 
 _VOCAB_MULTIPLE = 64  # matrix units want it
 _RATE_TIMES_WIDTH = 0.46

@@ -23,6 +23,7 @@ from torch.distributed.checkpoint import HuggingFaceStorageReader, HuggingFaceSt
 from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.staging import DefaultStager, StagingOptions
 
+from ado_stream.durable import write_durably
 from ado_stream.errors import CheckpointError
 from ado_stream.train import commit
 from ado_stream.train.distributed import World, on_main
@@ -103,7 +104,7 @@ class Checkpointer:
     def _begin(self, directory: Path, facts: dict[str, Any]) -> None:
         try:
             commit.make_fresh(directory)
-            commit.write_durably(directory / STATE_FILE, json.dumps(facts))
+            write_durably(directory / STATE_FILE, json.dumps(facts))
         except OSError as error:
             raise _not_saved(directory, error) from error
 

@@ -7,7 +7,6 @@ does not match, is torn and is never loaded. Nothing here unpickles.
 
 import itertools
 import json
-import os
 import re
 import shutil
 from concurrent.futures import ThreadPoolExecutor
@@ -15,6 +14,7 @@ from pathlib import Path
 
 import xxhash
 
+from ado_stream.durable import sync_folder, write_durably
 from ado_stream.errors import CheckpointError
 
 MARKER = "COMMIT.json"
@@ -61,18 +61,7 @@ def commit(directory: Path) -> None:
         path.name: {"bytes": path.stat().st_size, "xxh64": digest} for path, digest in zip(paths, hashes, strict=True)
     }
     write_durably(directory / MARKER, json.dumps({"version": VERSION, "files": files}, indent=1))
-    _sync_directory(directory.parent)
-
-
-def write_durably(path: Path, text: str) -> None:
-    """`path` with `text`, complete or not there at all, also after a power cut."""
-    temporary = path.with_name(path.name + ".tmp")
-    with open(temporary, "w") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(temporary, path)
-    _sync_directory(path.parent)
+    sync_folder(directory.parent)
 
 
 def fault_of(directory: Path) -> str | None:
@@ -149,11 +138,3 @@ def _file_fault(path: Path, num_bytes: int, expected: str) -> str | None:
         return f"{path.name} has {found_bytes} bytes, {num_bytes} were saved"
     found = _hash(path)
     return None if found == expected else f"{path.name} has xxh64 {found}, {expected} was saved"
-
-
-def _sync_directory(directory: Path) -> None:
-    descriptor = os.open(directory, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

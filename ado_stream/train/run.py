@@ -22,7 +22,6 @@ import torch
 from ado_kernels.machine_code import compile_behind
 from ado_model import Transformer
 from ado_stream.errors import ResumeError, StorageError
-from ado_stream.evaluate.validation import Validator
 from ado_stream.record import RunRecord
 from ado_stream.train import commit
 from ado_stream.train.assemble import assemble, open_split
@@ -38,6 +37,7 @@ from ado_stream.train.sinks import make_sinks
 from ado_stream.train.step import TrainStep, make_optimizer
 from ado_stream.train.steplog import LogOptions, Sink, StepFacts, StepLog
 from ado_stream.train.stop import StopRequest
+from ado_stream.train.validation import Validator
 
 CONFIG_FILE = "config.yaml"
 

@@ -5,6 +5,7 @@ moments nor, through its counts, the policy; and nothing here waits for the devi
 AdamW (arXiv 1711.05101) skips on the device by its `found_inf` flag, as torch's GradScaler has it do.
 """
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -102,3 +103,20 @@ class TrainStep:
         self._optimizer.step()
         self._optimizer.zero_grad(set_to_none=True)
         return StepOutcome(totals_2K[0], totals_2K[1], grad_norm, finite)
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """Peak rate, warm-up steps, total steps, and the last step's rate as a fraction of the peak."""
+
+    peak: float
+    warmup_steps: int
+    steps: int
+    min_frac: float
+
+    def __call__(self, step: int) -> float:
+        """The learning rate of step 0, 1, ..., steps - 1."""
+        if step < self.warmup_steps:
+            return self.peak * (step + 1) / self.warmup_steps
+        progress = (step - self.warmup_steps) / max(self.steps - 1 - self.warmup_steps, 1)
+        return self.peak * (self.min_frac + (1 - self.min_frac) * 0.5 * (1 + math.cos(math.pi * min(progress, 1.0))))

@@ -7,9 +7,9 @@ import pytest
 
 from ado_stream.cli.main import main
 from ado_stream.cli.simulate import summarise
-from ado_stream.policy.simulate import Outcome, read_spec
 from ado_stream.report import style
 from ado_stream.report.style import new_figure
+from ado_stream.simulate.loop import Outcome, read_spec
 
 SPEC = """
 steps: 400

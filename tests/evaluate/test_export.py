@@ -8,8 +8,8 @@ import torch
 
 import ado_stream as ado
 from ado_model import ModelConfig, Transformer
+from ado_stream.corpus.tokenizer import load_tokenizer, train_tokenizer
 from ado_stream.errors import ConfigError
-from ado_stream.prepare.tokenizer import load_tokenizer, train_tokenizer
 
 CONFIG = ModelConfig(num_layers=2, width=32, num_heads=2, vocab_size=320, context_length=64)
 TEXTS = [f"the {word} is {word * 2}; and so on, {number}" for number, word in enumerate(("cat", "dog", "ox") * 40)]

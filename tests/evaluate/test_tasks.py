@@ -9,9 +9,9 @@ import torch
 
 import ado_stream as ado
 from ado_model import ModelConfig, Transformer
+from ado_stream.corpus.tokenizer import load_tokenizer
 from ado_stream.errors import ConfigError, StorageError
 from ado_stream.evaluate.tasks import USUAL, evaluate_tasks
-from ado_stream.prepare.tokenizer import load_tokenizer
 
 pytest.importorskip("lm_eval")
 # The harness', its data sets' and its metrics' own.

@@ -16,7 +16,7 @@ import zstandard
 
 import ado_stream as ado
 from ado_stream.errors import AdoStreamError, ConfigError, IndexInvalid, ShardCorrupt
-from ado_stream.stream.reader import SampleReader
+from ado_stream.stream.sample_reader import SampleReader
 from tests.stream.helpers import write_domain
 
 pytestmark = pytest.mark.fault

@@ -5,7 +5,7 @@ import pytest
 
 import ado_stream as ado
 from ado_stream.policy import laws
-from ado_stream.policy.simulate import read_spec, simulate
+from ado_stream.simulate.loop import read_spec, simulate
 
 PRIOR = {"web": 5.0, "code": 3.0, "math": 2.0}
 K = len(PRIOR)

@@ -7,8 +7,8 @@ import pytest
 
 import ado_stream as ado
 from ado_stream.policy.history import MAX_LOSSES, MAX_ROWS, MIN_ROWS, LossHistory, capacity_of
-from ado_stream.policy.simulate import read_spec, simulate
-from ado_stream.policy.worlds import default_spec
+from ado_stream.simulate.default_spec import default_spec
+from ado_stream.simulate.loop import read_spec, simulate
 
 K = 3
 

@@ -12,10 +12,10 @@ import pytest
 import xxhash
 
 import ado_stream as ado
+from ado_stream.corpus.check import CorpusReader
 from ado_stream.errors import AccessDenied, ConfigError, DataError, NotFound, StorageError
 from ado_stream.prepare import lines, readers, run
 from ado_stream.prepare.config import PrepareConfig
-from ado_stream.prepare.reading import CorpusReader
 from ado_stream.prepare.run import prepare
 
 SEQ_LEN = 64

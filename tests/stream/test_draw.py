@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from ado_stream.errors import ConfigError
 from ado_stream.stream.compiled import uniform
 from ado_stream.stream.draw import advance, draw_domains
-from ado_stream.stream.randomness import key_of
+from ado_stream.stream.order import key_of
 
 weights = st.lists(st.floats(0, 1), min_size=1, max_size=30).filter(lambda w: sum(w) > 1e-6)
 

@@ -12,8 +12,7 @@ from scipy.stats import chi2
 
 from ado_stream.errors import ConfigError
 from ado_stream.stream.compiled import permute
-from ado_stream.stream.order import DomainOrder, make_order
-from ado_stream.stream.randomness import key_of
+from ado_stream.stream.order import DomainOrder, key_of, make_order
 
 sizes = st.lists(st.integers(0, 40), min_size=1, max_size=12).filter(lambda sizes: sum(sizes) > 0)
 

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 import ado_stream as ado
-from ado_stream.stream.reader import SampleReader
+from ado_stream.stream.sample_reader import SampleReader
 
 ENCODINGS = {
     "ndarray:uint16:33": np.uint16,

@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 import torch
 
-from ado_stream.evaluate.validation import Validator
 from ado_stream.loader import AdaptiveLoader
 from ado_stream.record import RunRecord, read_run
 from ado_stream.train import clock as clock_module
@@ -20,6 +19,7 @@ from ado_stream.train.distributed import World
 from ado_stream.train.run import run_training
 from ado_stream.train.step import StepOutcome, TrainStep
 from ado_stream.train.steplog import LogOptions, StepFacts, StepLog, largest_moves
+from ado_stream.train.validation import Validator
 
 CPU, GPU = torch.device("cpu"), torch.device("cuda")
 ALONE = World(0, 1, CPU)

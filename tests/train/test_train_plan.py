@@ -9,12 +9,11 @@ from torch.autograd.graph import saved_tensors_hooks
 
 from ado_model import PRESETS, ModelConfig, Transformer
 from ado_stream.errors import ConfigError
-from ado_stream.train import memory as memory_module
+from ado_stream.train import plan as memory_module
 from ado_stream.train.assemble import assemble, make_schedule, parse_bytes
 from ado_stream.train.config import TrainSection, load_config
 from ado_stream.train.distributed import World, expected_world
-from ado_stream.train.memory import estimate_memory
-from ado_stream.train.plan import plan_run, plan_text
+from ado_stream.train.plan import estimate_memory, plan_run, plan_text
 from ado_stream.train.run import run_training
 
 CPU, GPU = torch.device("cpu"), torch.device("cuda")

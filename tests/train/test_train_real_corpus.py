@@ -8,7 +8,7 @@ import pytest
 from ado_stream.cli.main import main
 from ado_stream.corpus import open_corpus
 from ado_stream.record import read_run
-from ado_stream.stream.reader import SampleReader
+from ado_stream.stream.sample_reader import SampleReader
 
 CONFIG = """
 corpus: {corpus}

@@ -17,8 +17,7 @@ from ado_stream.stream.dataset import AdaptiveStreamingDataset
 from ado_stream.train.config import TrainSection
 from ado_stream.train.distributed import World
 from ado_stream.train.parallel import ParallelModel
-from ado_stream.train.schedule import Schedule
-from ado_stream.train.step import TrainStep, make_optimizer
+from ado_stream.train.step import Schedule, TrainStep, make_optimizer
 from tests.train import steps_on_ranks
 
 POISONED = {"loss": 5, "gradient": 9}  # the steps at which the last rank's is NaN

@@ -10,9 +10,9 @@ import torch.nn.functional as F
 
 from ado_model import ModelConfig, Transformer
 from ado_stream.corpus import open_corpus
-from ado_stream.evaluate.validation import Validator
-from ado_stream.stream.reader import SampleReader
+from ado_stream.stream.sample_reader import SampleReader
 from ado_stream.train.distributed import World
+from ado_stream.train.validation import Validator
 
 CPU = torch.device("cpu")
 NAMES = ["hard", "easy", "medium", "absent"]
@@ -49,7 +49,7 @@ def test_ranks_share_the_samples_without_overlap(tiny_corpus, model, monkeypatch
     """Parts of all ranks add up to the whole, each rank in as many forward passes as the others, all of one shape."""
     corpus = open_corpus(tiny_corpus, "val")
     whole = Validator(corpus, NAMES, 7, World(0, 1, CPU), batch_rows=2)(model.loss)
-    monkeypatch.setattr("ado_stream.evaluate.validation.sum_over_ranks", lambda world, tensor: tensor)
+    monkeypatch.setattr("ado_stream.train.validation.sum_over_ranks", lambda world, tensor: tensor)
     parts, passes, shapes = [], [], set()
     for rank in range(4):
         calls = []
@@ -71,7 +71,7 @@ def test_ranks_share_the_samples_without_overlap(tiny_corpus, model, monkeypatch
 
 
 def test_means_over_tokens_and_over_domains_differ():
-    from ado_stream.evaluate.validation import Validation
+    from ado_stream.train.validation import Validation
 
     found = Validation(np.array([1.0, 3.0, np.nan]), np.array([30, 10, 0]), np.array([60, 10, 0]))
     assert found.loss == pytest.approx(1.5)

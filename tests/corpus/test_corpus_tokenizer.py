@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 from tokenizers import Tokenizer as Library
 from tokenizers import models, normalizers, pre_tokenizers
 
+from ado_stream.corpus.tokenizer import ByteTokenizer, load_tokenizer, train_tokenizer
 from ado_stream.errors import ConfigError, DataError
-from ado_stream.prepare.tokenizer import ByteTokenizer, load_tokenizer, train_tokenizer
 
 TEXTS = [
     "The quick brown fox, it's said, jumps over 13 lazy dogs and 2024 more. " * 3,
@@ -82,7 +82,7 @@ def test_our_bpe_encoder_equals_the_library_on_any_text(bpe, library, text):
 
 
 def test_a_long_text_and_a_full_memo_change_nothing(bpe, monkeypatch):
-    from ado_stream.prepare import bpe as module
+    from ado_stream.corpus import bpe as module
 
     expected = bpe.encode(TEXTS[1] * 20)
     monkeypatch.setattr(module, "_LIST_CHARACTERS", 10)

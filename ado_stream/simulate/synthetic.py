@@ -71,7 +71,7 @@ class World:
 
 
 def read_world(spec: Mapping[str, Any], seed: int) -> World:
-    """The world that a spec's `domains`, `transfer`, `noise` and `bumps` describe (see simulate.py).
+    """The world that a spec's `domains`, `transfer`, `noise` and `bumps` describe (see loop.py).
 
     Raises ConfigError naming the domain and key at fault.
     """

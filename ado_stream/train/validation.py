@@ -14,8 +14,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ado_stream.corpus import Corpus
-from ado_stream.prepare.tokenizer import Tokenizer
-from ado_stream.stream.reader import SampleReader
+from ado_stream.corpus.tokenizer import Tokenizer
+from ado_stream.stream.sample_reader import SampleReader
 from ado_stream.train.distributed import World, sum_over_ranks
 
 LossFunction = Callable[[Tensor, Tensor, Tensor, int], tuple[Tensor, Tensor, Tensor]]

@@ -86,7 +86,7 @@ class HuggingFaceTokenizer(Tokenizer):
     """Any tokenizer of the tokenizers library; `end_token` must be in its vocabulary."""
 
     def __init__(self, tokenizer: "HuggingFace", end_token: str, name: str):
-        from ado_stream.prepare.bpe import BpeEncoder, is_own
+        from ado_stream.corpus.bpe import BpeEncoder, is_own
 
         end_id = tokenizer.token_to_id(end_token)
         if end_id is None:
@@ -139,7 +139,7 @@ def bpe_vocabulary(spec: str) -> int | None:
 
 def train_tokenizer(texts: Iterable[str], spec: str) -> Tokenizer:
     """The tokenizer of a "bpe:N" spec, trained on `texts`. Raises DataError when the texts give fewer than N ids."""
-    from ado_stream.prepare.bpe import END_TOKEN, train_bpe
+    from ado_stream.corpus.bpe import END_TOKEN, train_bpe
 
     size = bpe_vocabulary(spec)
     assert size is not None

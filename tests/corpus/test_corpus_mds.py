@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import zstandard
 
-from ado_stream.prepare.mds import ShardFormat, compress_shard, decode_shard, encode_index, encode_shard, shard_entry
+from ado_stream.corpus.mds import ShardFormat, compress_shard, decode_shard, encode_index, encode_shard, shard_entry
 
 SIZE_LIMIT = 1 << 13
 STREAMING_LEAKS = pytest.mark.filterwarnings(  # files it opens and leaves to the garbage collector

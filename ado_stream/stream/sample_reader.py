@@ -4,7 +4,7 @@ import numpy as np
 
 from ado_stream.storage.cache import NodeCache
 from ado_stream.stream.domain import Domain
-from ado_stream.stream.shards import Shards, open_indexes
+from ado_stream.stream.shard_table import Shards, open_indexes
 
 
 class SampleReader:

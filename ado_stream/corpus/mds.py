@@ -1,7 +1,7 @@
 """The MDS shard format (version 2) for one column of fixed-size token samples.
 
 Written directly, because importing mosaicml-streaming costs every worker process seconds (bench_prepare prints how
-many); `tests/prepare/test_mds.py` holds every byte against streaming's own MDSWriter. A shard is
+many); `tests/corpus/test_corpus_mds.py` holds every byte against streaming's own MDSWriter. A shard is
 
     uint32 number of samples | uint32 offset of each sample, and of the end | JSON of the columns | the samples
 

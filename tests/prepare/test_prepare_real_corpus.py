@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 import zstandard
 
+from ado_stream.corpus.check import CorpusReader
 from ado_stream.prepare.config import PrepareConfig
-from ado_stream.prepare.reading import CorpusReader
 from ado_stream.prepare.run import prepare
 
 SHARED = Path(__file__).parents[2] / ".." / "shared" / "corpus"

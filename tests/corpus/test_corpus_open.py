@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 
 import ado_stream as ado
+from ado_stream.corpus import manifest as manifests
+from ado_stream.corpus.check import CorpusReader
 from ado_stream.errors import ConfigError, DataError, IndexInvalid, NotFound, ShardCorrupt, StorageError
-from ado_stream.prepare import manifest as manifests
 from ado_stream.prepare.config import PrepareConfig
-from ado_stream.prepare.reading import CorpusReader
 from ado_stream.prepare.run import prepare
 
 

@@ -10,9 +10,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from ado_stream.corpus import manifest as manifests
+from ado_stream.corpus.tokenizer import BYTES, CONFIG_NAME, Tokenizer, load_tokenizer
 from ado_stream.errors import ConfigError, NotFound
-from ado_stream.prepare import manifest as manifests
-from ado_stream.prepare.tokenizer import BYTES, CONFIG_NAME, Tokenizer, load_tokenizer
 from ado_stream.storage.download import download
 from ado_stream.stream.domain import Domain
 

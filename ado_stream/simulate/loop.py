@@ -6,7 +6,7 @@ A spec (YAML, all keys but `domains` optional):
     transfer: 0.1, or {learner: {teacher: weight}}      noise: nats of one sample's loss, for all domains
     bumps: [{step, height, decay_steps}]
     policies: {label: {policy: name (default the label), guards: [{name: floor, minimum: 0.01}], ...its options}}
-Invariant: the outcome depends on the spec alone; policies are compared under the same noise. The law itself: world.py.
+Invariant: the outcome depends on the spec alone; policies are compared under the same noise. The laws: synthetic.py.
 """
 
 import difflib
@@ -22,7 +22,7 @@ from ado_stream.errors import ConfigError
 from ado_stream.policy.base import Policy
 from ado_stream.policy.checks import whole
 from ado_stream.policy.registry import RunFacts, make_run_policy
-from ado_stream.policy.world import World, read_world
+from ado_stream.simulate.synthetic import World, read_world
 
 Floats = NDArray[np.float64]
 

@@ -19,7 +19,7 @@ from ado_stream.storage.retry import RetryPolicy
 from ado_stream.stream.domain import Domain
 from ado_stream.stream.gather import gather, locate
 from ado_stream.stream.index import MdsIndex, parse_index
-from ado_stream.stream.shard import ShardView
+from ado_stream.stream.shard_view import ShardView
 
 INDEX = "index.json"
 

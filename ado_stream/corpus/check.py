@@ -14,10 +14,10 @@ from typing import Any
 import numpy as np
 import zstandard
 
-from ado_stream.corpus import load_manifest
+from ado_stream.corpus import manifest as manifests
+from ado_stream.corpus.mds import HASH, INDEX_NAME, ShardFormat, decode_shard, digest
+from ado_stream.corpus.open import load_manifest
 from ado_stream.errors import DataError, IndexInvalid, NotFound, ShardCorrupt
-from ado_stream.prepare import manifest as manifests
-from ado_stream.prepare.mds import HASH, INDEX_NAME, ShardFormat, decode_shard, digest
 from ado_stream.storage.download import download
 
 
