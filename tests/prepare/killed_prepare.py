@@ -13,7 +13,8 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
-from ado_stream.prepare import bpe, lines, packing, readers
+from ado_stream.corpus import bpe
+from ado_stream.prepare import lines, packing, readers
 from ado_stream.prepare.config import PrepareConfig
 from ado_stream.prepare.run import prepare
 from ado_stream.prepare.spool import Spool

@@ -345,12 +345,12 @@ def test_closing_while_shards_are_awaited_is_prompt(corpus, monkeypatch, caplog)
 
 
 def test_an_error_behind_reaches_the_consumer_as_itself_within_a_second(corpus, monkeypatch):
-    from ado_stream.stream import pipeline, shards
+    from ado_stream.stream import pipeline, shard_table
 
     class Odd(Exception):
         pass
 
-    for module, name in ((pipeline, "draw_step"), (shards, "gather"), (shards.NodeCache, "fetch")):
+    for module, name in ((pipeline, "draw_step"), (shard_table, "gather"), (shard_table.NodeCache, "fetch")):
         dataset = make(corpus)
         with monkeypatch.context() as patch:
 

@@ -9,7 +9,7 @@ from torch.autograd.graph import saved_tensors_hooks
 
 from ado_model import PRESETS, ModelConfig, Transformer
 from ado_stream.errors import ConfigError
-from ado_stream.train import plan as memory_module
+from ado_stream.train import plan as plan_module
 from ado_stream.train.assemble import assemble, make_schedule, parse_bytes
 from ado_stream.train.config import TrainSection, load_config
 from ado_stream.train.distributed import World, expected_world
@@ -80,7 +80,7 @@ def test_more_ranks_than_gpus_are_refused(monkeypatch):
 
 def test_memory_of_124m_is_what_a_hand_counts(monkeypatch):
     """8 rows of 1024 tokens, N = 8192; bfloat16 on a GPU. D 768, MLP 2048, L 12, V 50304; 5632 rows of logits."""
-    monkeypatch.setattr(memory_module, "_GPU_LOGITS_ROWS", 5632)
+    monkeypatch.setattr(plan_module, "_GPU_LOGITS_ROWS", 5632)
     model = PRESETS["124M"]
     plain = estimate_memory(model, TrainSection(), GPU, rows=8, num_tokens=1024, num_ranks=1)
     assert plain.state == 16 * 123_588_864
