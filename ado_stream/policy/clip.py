@@ -69,3 +69,18 @@ def lower_to_ceiling(share_K: Shares, ceiling_K: float | Shares) -> Shares:
         if still_high_K.sum() == high_K.sum():
             return np.where(high_K, ceiling_K, lowered_K)
         high_K = still_high_K
+
+
+def raise_to_floors(share_K: Shares, floor_K: Shares) -> Shares:
+    """p_k >= d_k, what is lacking taken from the others in proportion, repeated until none is below its floor.
+
+    `share_K` itself when nothing is below. Needs sum d <= 1.
+    """
+    low_K = share_K < floor_K
+    while low_K.any():
+        raised_K = np.where(low_K, floor_K, share_K * ((1.0 - floor_K[low_K].sum()) / share_K[~low_K].sum()))
+        still_low_K = low_K | (raised_K < floor_K)
+        if still_low_K.sum() == low_K.sum():
+            return raised_K
+        low_K = still_low_K
+    return share_K

@@ -18,11 +18,12 @@ from ado_stream.policy.doremi import DoReMi
 from ado_stream.policy.guards import Ceiling, Floor, Freeze, Guard, Pin, RepetitionGuard
 from ado_stream.policy.laws import FitConfig
 from ado_stream.policy.static import Fixed, Natural, Schedule, Temperature, Uniform, UniMax
+from ado_stream.policy.target import TargetPolicy
 from ado_stream.policy.weights import Weights
 
 POLICIES: dict[str, type[Policy]] = {
     policy.kind: policy
-    for policy in (Natural, Uniform, Fixed, Temperature, UniMax, Schedule, AdoPolicy, Odm, OdmCode, DoReMi)
+    for policy in (Natural, Uniform, Fixed, Temperature, UniMax, Schedule, TargetPolicy, AdoPolicy, Odm, OdmCode, DoReMi)
 }
 GUARDS: dict[str, type[Guard]] = {guard.kind: guard for guard in (Floor, Ceiling, Pin, Freeze, RepetitionGuard)}
 
@@ -44,6 +45,7 @@ class RunFacts:
         total_samples = self.steps and self.global_batch_size and self.steps * self.global_batch_size
         known: dict[str, dict[str, Any]] = {
             "ado": {"total_steps": self.steps, "mixture_lag": self.mixture_lag},
+            "target": {"sizes": self.sizes, "total_samples": total_samples, "total_steps": self.steps},
             "temperature": {"sizes": self.sizes},
             "unimax": {"sizes": self.sizes, "budget": total_samples},
             "schedule": {"mixture_lag": self.mixture_lag},

@@ -1,0 +1,97 @@
+"""Mean losses of blocks of steps, over each domain's own samples: what laws are fitted to, in bounded memory.
+
+A block sums the losses and samples of some steps in a row. Once 64 blocks are full, neighbours are merged in pairs and
+blocks become twice as long; so a run of any length, known or not, is held as 32 to 64 blocks of equal length, and a
+step costs the same at any time. Sums stay exact sums: merging loses resolution, no loss.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ado_stream.errors import ResumeError
+from ado_stream.policy import codec
+
+Floats = NDArray[np.float64]
+
+MAX_BLOCKS = 64
+_SUMS = ("loss", "samples", "place")
+
+
+class BlockHistory:
+    """Blocks of K domains, oldest first; the newest may be unfinished.
+
+    num_steps: steps so far. first_step: of a block is block x `length`.
+    """
+
+    def __init__(self, num_domains: int):
+        self.length = 1  # steps a block
+        self.num_steps = 0
+        self._loss_MK = np.zeros((MAX_BLOCKS, num_domains))  # sum of loss x samples
+        self._samples_MK = np.zeros((MAX_BLOCKS, num_domains))  # samples with a valid loss
+        self._place_MK = np.zeros((MAX_BLOCKS, num_domains))  # sum of (own samples so far) x samples
+
+    @property
+    def num_blocks(self) -> int:
+        """Finished blocks."""
+        return self.num_steps // self.length
+
+    def record(self, own_K: Floats, loss_K: Floats, count_K: Floats, seen_K: NDArray[np.bool_]) -> None:
+        """Adds one step: its losses, valid where `seen_K`, its samples, and each domain's own samples before it."""
+        block = self.num_steps // self.length
+        if block == MAX_BLOCKS:
+            self._merge()
+            block //= 2
+        samples_K = np.where(seen_K, count_K, 0.0)
+        self._samples_MK[block] += samples_K
+        self._loss_MK[block] += np.where(seen_K, loss_K, 0.0) * samples_K
+        self._place_MK[block] += (own_K + 0.5 * count_K) * samples_K
+        self.num_steps += 1
+
+    def points(self, first_step: int) -> tuple[Floats, Floats, Floats]:
+        """(own samples, mean losses, samples), each (K, M): of the finished blocks that begin at `first_step` or later.
+
+        Own samples are those at the block's middle. Where a domain was absent, samples are 0 and the others NaN.
+        """
+        chosen = slice(-(-first_step // self.length), self.num_blocks)
+        samples_KM = self._samples_MK[chosen].T
+        with np.errstate(invalid="ignore"):  # 0 / 0 of absent domains
+            return self._place_MK[chosen].T / samples_KM, self._loss_MK[chosen].T / samples_KM, samples_KM
+
+    def state_dict(self) -> dict[str, Any]:
+        """The blocks as JSON values."""
+        used = slice(0, -(-self.num_steps // self.length))
+        sums = zip(_SUMS, (self._loss_MK, self._samples_MK, self._place_MK), strict=True)
+        return {
+            "length": self.length,
+            "num_steps": self.num_steps,
+            **{name: codec.pack(sum_MK[used]) for name, sum_MK in sums},
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any], source_K: NDArray[np.int64]) -> None:
+        """Takes over the saved blocks; `source_K` says where each domain stood in them, -1 for a new one (no samples).
+
+        Raises ResumeError for anything but blocks of such a shape.
+        """
+        try:
+            length, num_steps = int(state["length"]), int(state["num_steps"])
+            sums = [codec.unpack(state[name], f"blocks' {name}") for name in _SUMS]
+        except (TypeError, KeyError, ValueError):
+            raise ResumeError("policy state: the blocks of losses cannot be read.") from None
+        used = -(-num_steps // length) if length > 0 else -1
+        if not 0 <= used <= MAX_BLOCKS or num_steps < 0:
+            raise ResumeError(f"policy state: {num_steps} steps in blocks of {length} are more than {MAX_BLOCKS}.")
+        for sum_MK, own_MK in zip(sums, (self._loss_MK, self._samples_MK, self._place_MK), strict=True):
+            if sum_MK.ndim != 2 or len(sum_MK) != used or sum_MK.shape[1] <= source_K.max(initial=0):
+                raise ResumeError(f"policy state: blocks of shape {sum_MK.shape}, expected ({used}, domains).")
+            own_MK[:] = 0.0
+            own_MK[:used] = np.where(source_K >= 0, sum_MK[:, source_K], 0.0)
+        self.length, self.num_steps = length, num_steps
+
+    def _merge(self) -> None:
+        for sum_MK in (self._loss_MK, self._samples_MK, self._place_MK):
+            sum_MK[: MAX_BLOCKS // 2] = sum_MK[::2] + sum_MK[1::2]
+            sum_MK[MAX_BLOCKS // 2 :] = 0.0
+        self.length *= 2
