@@ -23,7 +23,19 @@ from ado_stream.policy.weights import Weights
 
 POLICIES: dict[str, type[Policy]] = {
     policy.kind: policy
-    for policy in (Natural, Uniform, Fixed, Temperature, UniMax, Schedule, TargetPolicy, AdoPolicy, Odm, OdmCode, DoReMi)
+    for policy in (
+        Natural,
+        Uniform,
+        Fixed,
+        Temperature,
+        UniMax,
+        Schedule,
+        TargetPolicy,
+        AdoPolicy,
+        Odm,
+        OdmCode,
+        DoReMi,
+    )
 }
 GUARDS: dict[str, type[Guard]] = {guard.kind: guard for guard in (Floor, Ceiling, Pin, Freeze, RepetitionGuard)}
 

@@ -36,7 +36,7 @@ from numpy.typing import NDArray
 
 from ado_stream.errors import ConfigError, ResumeError
 from ado_stream.policy.base import Bools, Floats, Ints, Policy
-from ado_stream.policy.blocks import BlockHistory
+from ado_stream.policy.blocks import BlockHistory, BlockPoints
 from ado_stream.policy.checks import number, positive, whole
 from ado_stream.policy.clip import check_floor, lower_to_ceiling, raise_to_floors
 from ado_stream.policy.elasticity import fit_elasticities
@@ -47,6 +47,8 @@ _REPEAT_DECAY_EPOCHS = 15.0  # arXiv 2305.16264, section 5: the half-life consta
 _SAMPLE_SD, _BLOCK_SD = 0.5, 0.02  # nats: of one sample's loss about its domain's mean; of what all samples share
 _LEAST_BLOCKS = 4  # with fewer the three numbers of a law are not known at all
 _FORGET = 4  # laws are fitted to the last three quarters of the steps so far
+_LEAST_DRAWN = 0.5  # of its target share, for a block to count for a domain
+_TINY, _LEAST_LOG = 1e-12, -100.0
 _SETTLED = 1e-3  # |g| below it is 0, so that a domain that is cut no longer has exactly its share again
 _REFIT_FRAC, _REFIT_STEPS = 20, 1000
 _LAW = ("alpha", "log_beta", "log_eps")
@@ -149,6 +151,8 @@ class TargetPolicy(Policy):
             "samples": np.zeros(self.num_domains),
             "log_factor": np.zeros(self.num_domains),
             "moved_since": np.full(self.num_domains, -1, dtype=np.int64),
+            "laws_from": np.zeros(self.num_domains, dtype=np.int64),
+            "pull": np.zeros(self.num_domains),
             "elasticity": unknown_K.copy(),
             "elasticity_sd": unknown_K.copy(),
             **{name: unknown_K.copy() for name in _LAW},
@@ -169,31 +173,46 @@ class TargetPolicy(Policy):
 
     def _refit(self) -> None:
         memory = self.memory
-        first_step = max(self._ignore_steps, self.step // _FORGET)
-        own_KM, loss_KM, samples_KM = self._blocks.points(first_step)
-        if own_KM.shape[1] < _LEAST_BLOCKS:
+        points = self._blocks.points(max(self._ignore_steps, self.step // _FORGET))
+        found, lawful_K = self._fit(points)
+        if not lawful_K.any():
             return
-        now_K1 = np.maximum(memory["samples"], 1.0)[:, None]
-        has_KM = samples_KM > 0.0
-        log_ratio_KM = np.where(has_KM, np.log(np.where(has_KM, own_KM, 1.0) / now_K1), 0.0)
-        variance_KM = _SAMPLE_SD**2 / np.where(has_KM, samples_KM, 1.0) + _BLOCK_SD**2
-        found = fit_elasticities(
-            log_ratio_KM, np.where(has_KM, loss_KM, 0.0), np.where(has_KM, 1.0 / variance_KM, 0.0)
-        )
-        repeat_K = np.exp(-np.maximum(self._epochs() - 1.0, 0.0) / _REPEAT_DECAY_EPOCHS)
-        memory["elasticity"], memory["elasticity_sd"] = repeat_K * found.mean_K, repeat_K * found.sd_K
-        memory["alpha"] = found.alpha_K
-        memory["log_beta"] = np.log(np.maximum(found.beta_K, 1e-12)) + found.alpha_K * np.log(now_K1[:, 0])
-        memory["log_eps"] = np.log(np.maximum(found.eps_K, 1e-12))
-        self._middle = middle_elasticity(memory["elasticity"], self.target_K)
         self._num_refits += 1
         self.fit_step = self.attempt_step = self.step
+        for name, value_K in found.items():
+            memory[name] = np.where(lawful_K, value_K, memory[name])
+        self._middle = middle_elasticity(memory["elasticity"][lawful_K], self.target_K[lawful_K])
+        memory["pull"] = np.where(lawful_K, self._pull(), memory["pull"])
+        self._restore(points)
         self._use_laws()
         old_K = memory["log_factor"]
-        new_K = self._damping * self._pull() + (1.0 - self._damping) * old_K
+        new_K = self._damping * memory["pull"] + (1.0 - self._damping) * old_K
         memory["log_factor"] = np.where(np.abs(new_K) < _SETTLED, 0.0, new_K)
-        moved_K = memory["log_factor"] != 0.0
-        memory["moved_since"] = np.where(moved_K, np.where(old_K != 0.0, memory["moved_since"], self.step), -1)
+        began_K = (old_K == 0.0) & (memory["log_factor"] != 0.0)
+        memory["moved_since"] = np.where(began_K, self.step, memory["moved_since"])
+
+    def _fit(self, points: BlockPoints) -> tuple[dict[str, Floats], Bools]:
+        """What `memory` holds of each domain's law, and where there are blocks enough for one, and new ones.
+
+        A block counts for a domain that was drawn at half its target share or more. What a model shows of a domain that
+        it is hardly given any more is forgetting, and then the quick way back: neither says what there is to learn.
+        """
+        drawn_KM = points.samples_KM >= _LEAST_DRAWN * self.target_K[:, None] * points.total_M
+        counts_KM = drawn_KM & (points.samples_KM > 0.0) & (points.step_M >= self.memory["laws_from"][:, None])
+        own_KM, loss_KM = np.where(counts_KM, points.own_KM, 1.0), np.where(counts_KM, points.loss_KM, 0.0)
+        now_K1 = np.maximum(self.memory["samples"], 1.0)[:, None]
+        variance_KM = _SAMPLE_SD**2 / np.where(counts_KM, points.samples_KM, 1.0) + _BLOCK_SD**2
+        found = fit_elasticities(np.log(own_KM / now_K1), loss_KM, np.where(counts_KM, 1.0 / variance_KM, 0.0))
+        repeat_K = np.exp(-np.maximum(self._epochs() - 1.0, 0.0) / _REPEAT_DECAY_EPOCHS)
+        laws = {
+            "elasticity": repeat_K * found.mean_K,
+            "elasticity_sd": repeat_K * found.sd_K,
+            "alpha": found.alpha_K,
+            "log_beta": np.log(np.maximum(found.beta_K, _TINY)) + found.alpha_K * np.log(now_K1[:, 0]),
+            "log_eps": np.log(np.maximum(found.eps_K, _TINY)),
+        }
+        is_new_K = counts_KM[:, -2:].any(axis=1)  # the middle moves on: what is old must not be held against it
+        return laws, is_new_K & (np.count_nonzero(counts_KM, axis=1) >= _LEAST_BLOCKS)
 
     def _pull(self) -> Floats:
         """f: how far the log of each share is drawn from its target; 0 inside the dead zone."""
@@ -205,7 +224,31 @@ class TargetPolicy(Policy):
             low_K = np.log(np.maximum(e_K - margin_K, 0.0) / self._middle)
         slower_K = np.minimum(0.0, high_K + self._log_zone)
         faster_K = np.maximum(0.0, low_K - self._log_zone)
-        return self._strength * np.maximum(slower_K + faster_K, -1e3)  # e = 0: to the floor
+        return self._strength * np.maximum(slower_K + faster_K, _LEAST_LOG)  # e = 0: to the floor
+
+    def _restore(self, points: BlockPoints) -> None:
+        """Gives back its share to a domain that was cut and learns all the same, from what the others teach.
+
+        That is: whose loss fell, since the cut, by 1 / d of what the others' fell, or more. Its law starts anew.
+        """
+        memory = self.memory
+        cut_K = memory["pull"] < 0.0
+        weight_K1 = np.where(cut_K, 0.0, self.target_K)[:, None]
+        for domain in np.flatnonzero(cut_K & (memory["log_factor"] < 0.0)):
+            since_M = points.step_M >= memory["moved_since"][domain]
+            if np.count_nonzero(since_M) < 2 * _LEAST_BLOCKS:
+                continue
+            early_M, late_M = np.flatnonzero(since_M)[:_LEAST_BLOCKS], np.flatnonzero(since_M)[-_LEAST_BLOCKS:]
+            own, others = (
+                _mean_loss(points, weight_1, early_M) - _mean_loss(points, weight_1, late_M)
+                for weight_1 in (np.eye(self.num_domains)[domain][:, None], weight_K1)
+            )
+            samples = points.samples_KM[domain][late_M].sum()
+            noise = 2.0 * np.sqrt(2.0 * _SAMPLE_SD**2 / max(samples, 1.0))
+            if own - noise > others / np.exp(self._log_zone) > 0.0:
+                memory["pull"][domain] = 0.0
+                memory["laws_from"][domain] = self.step
+                memory["elasticity"][domain] = memory["elasticity_sd"][domain] = np.nan
 
     def _epochs(self) -> Floats:
         if self._size_K is None:
@@ -270,6 +313,16 @@ def middle_elasticity(elasticity_K: Floats, target_K: Floats) -> float:
     if not gained_K[-1] > 0.0:
         return float("nan")
     return float(elasticity_K[order_K[np.searchsorted(gained_K, 0.5 * gained_K[-1])]])
+
+
+def _mean_loss(points: BlockPoints, weight_K1: Floats, chosen_M: NDArray[np.int64]) -> float:
+    """The domains' losses over some blocks, each block's samples pooled, averaged with `weight_K1`; NaN if none."""
+    samples_KM = points.samples_KM[:, chosen_M]
+    total_K1 = samples_KM.sum(axis=1, keepdims=True)
+    weight_K1 = np.where(total_K1 > 0.0, weight_K1, 0.0)
+    loss_K1 = (np.nan_to_num(points.loss_KM[:, chosen_M]) * samples_KM).sum(axis=1, keepdims=True)
+    total = weight_K1.sum()
+    return float((weight_K1 * loss_K1 / np.maximum(total_K1, 1.0)).sum() / total) if total > 0.0 else float("nan")
 
 
 def _capped(value: int | None, default: int, total_steps: int | None, divisor: int) -> Any:
