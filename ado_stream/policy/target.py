@@ -9,7 +9,7 @@ m the middle elasticity,
     f = s (min(0, r_high + log d) + max(0, r_low - log d))        0 unless it is surely d times slower or faster
     g <- a f + (1 - a) g;   p = w exp(g) / sum(w exp(g))
 
-d = 2, z = 1, s = 3, a = 1/2. A domain that surely learns less than half as fast as the middle, because its text cannot
+d = 2, z = 2, s = 4, a = 1/2. A domain that surely learns less than half as fast as the middle, because its text cannot
 be learnt (hashes, base64, noise) or is learnt already, gives way; one that surely learns more than twice as fast gains.
 Everything else keeps exactly its share: estimates of elasticity are off by some ten percent for any finite run, and a
 policy that followed them all would pay for that noise on clean text (docs/policies.md has the figures).
@@ -17,8 +17,8 @@ policy that followed them all would pay for that noise on clean text (docs/polic
 m is the elasticity at the middle of what is gained: domains sorted by e, the one at which half of sum w e is reached.
 Text that cannot be learnt has no weight in it, so half of all domains may be such text and m is still that of the rest.
 
-Why s = 3 and not the stationary point p ~ w e (s = 1, no zone): w counts the useless text as wanted, which nobody means
-who does not know of it. At 2^-1.5 of m both rules agree; below, this one takes more away, down to the floor.
+Why s = 4 and not the stationary point p ~ w e (s = 1, no zone): w counts the useless text as wanted, which nobody means
+who does not know of it. At 2^-4/3 of m both rules agree; below, this one takes more away, down to the floor.
 
 Training loss on text seen before says nothing about what there is to learn. Where the domains' sizes are known, laws
 are fitted to first-epoch losses only, and e is discounted by exp(-(epochs - 1) / 15), the decay of a repeated sample's
@@ -47,7 +47,7 @@ _REPEAT_DECAY_EPOCHS = 15.0  # arXiv 2305.16264, section 5: the half-life consta
 _SAMPLE_SD, _BLOCK_SD = 0.5, 0.02  # nats: of one sample's loss about its domain's mean; of what all samples share
 _LEAST_BLOCKS = 4  # with fewer the three numbers of a law are not known at all
 _FORGET = 4  # laws are fitted to the last three quarters of the steps so far
-_LEAST_DRAWN = 0.5  # of its target share, for a block to count for a domain
+_LEAST_DRAWN = 0.2  # of its target share, for a block to count for a domain
 _TINY, _LEAST_LOG = 1e-12, -100.0
 _SETTLED = 1e-3  # |g| below it is 0, so that a domain that is cut no longer has exactly its share again
 _REFIT_FRAC, _REFIT_STEPS = 20, 1000
@@ -59,7 +59,7 @@ class TargetPolicy(Policy):
 
     weights: "size" (the prior), "uniform", or (K,) or {name: weight}. dead_zone: d, how many times slower or faster
     than the middle a domain must learn to be touched. confidence: z, standard deviations. strength: s. damping: a.
-    floor: least share of a domain whose target share is above it; None: 0.01, at most half of 1/K.
+    floor: least share of a domain whose target share is above it; None: 0.002, at most a tenth of 1/K.
     ignore_steps: first steps that laws leave out; None: 1000, at most a tenth of the run. start_step: first step that
     may move the mixture; None: 2000, at most an eighth of the run.
     sizes: samples of one epoch, (K,) or {name: samples}; None: nothing is known to repeat. total_samples: of the run.
@@ -74,8 +74,8 @@ class TargetPolicy(Policy):
         prior: Weights,
         weights: Weights | str = "size",
         dead_zone: float = 2.0,
-        confidence: float = 1.0,
-        strength: float = 3.0,
+        confidence: float = 2.0,
+        strength: float = 4.0,
         damping: float = 0.5,
         floor: float | None = None,
         ignore_steps: int | None = None,
@@ -95,7 +95,7 @@ class TargetPolicy(Policy):
         self._strength = number("target: strength", strength, 0.0)
         self._damping = number("target: damping", damping, 0.0, 1.0)
         num = self.num_domains
-        least = check_floor(min(0.01, 0.5 / num) if floor is None else floor, num, "target: floor")
+        least = check_floor(min(0.002, 0.1 / num) if floor is None else floor, num, "target: floor")
         self._floor_K = np.minimum(least, self.target_K)
         if total_steps is not None:
             whole("target: total_steps", total_steps, 1)
@@ -186,7 +186,10 @@ class TargetPolicy(Policy):
         self._restore(points)
         self._use_laws()
         old_K = memory["log_factor"]
-        new_K = self._damping * memory["pull"] + (1.0 - self._damping) * old_K
+        # Below this share nothing more is learnt of a domain; what was known when it came there goes on to draw it down.
+        sinks_K = ~lawful_K & (old_K < np.log(_LEAST_DRAWN)) & (memory["pull"] < 0.0)
+        kept_K = np.where(sinks_K, 1.0, 1.0 - self._damping) * old_K
+        new_K = np.maximum(self._damping * memory["pull"] + kept_K, _LEAST_LOG)
         memory["log_factor"] = np.where(np.abs(new_K) < _SETTLED, 0.0, new_K)
         began_K = (old_K == 0.0) & (memory["log_factor"] != 0.0)
         memory["moved_since"] = np.where(began_K, self.step, memory["moved_since"])
@@ -194,7 +197,7 @@ class TargetPolicy(Policy):
     def _fit(self, points: BlockPoints) -> tuple[dict[str, Floats], Bools]:
         """What `memory` holds of each domain's law, and where there are blocks enough for one, and new ones.
 
-        A block counts for a domain that was drawn at half its target share or more. What a model shows of a domain that
+        A block counts for a domain that was drawn at a fifth of its target share or more. What a model shows of a domain that
         it is hardly given any more is forgetting, and then the quick way back: neither says what there is to learn.
         """
         drawn_KM = points.samples_KM >= _LEAST_DRAWN * self.target_K[:, None] * points.total_M
