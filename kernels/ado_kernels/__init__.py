@@ -17,7 +17,7 @@ _HOME = {
     "swiglu": "ado_kernels.ops.swiglu",
     "linear_cross_entropy": "ado_kernels.ops.linear_cross_entropy",
     "domain_loss": "ado_kernels.ops.domain_loss",
-    "scaling_law_fit": "ado_kernels.fit.dispatch",
+    "scaling_law_fit": "ado_kernels.fit.fit_dispatch",
 }
 
 __all__ = list(_HOME)

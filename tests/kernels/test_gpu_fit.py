@@ -9,8 +9,8 @@ import pytest
 import torch
 
 from ado_kernels import scaling_law_fit
-from ado_kernels.fit.problem import FitOptions, objective
-from ado_kernels.fit.smoothing import prepare
+from ado_kernels.fit.numba_smoothing import prepare_losses
+from ado_kernels.fit.objective import FitOptions, objective
 from tests.kernels.devices import ON_GPU, each, gpu_only
 from tests.kernels.test_fit_minimum import AS_IS, BAR, CASES, PAST, assert_golden, golden_fits, histories
 
@@ -21,7 +21,7 @@ BACKEND = "triton" if ON_GPU else "numba"
 def assert_objective_is_written_out(found, counts_T, loss_KT, options):
     """F at the parameters, in plain NumPy: both sum the same thousands of terms in float64."""
     kept = np.log(counts_T[options.ignore_steps :: options.every])
-    smooth_KM = prepare(loss_KT, options)
+    smooth_KM = prepare_losses(loss_KT, options)
     for k in range(len(loss_KT)):
         plain = objective(found.theta[k], kept, np.log(smooth_KM[k]), options.delta)
         assert found.objective[k] == pytest.approx(plain, abs=1e-12)

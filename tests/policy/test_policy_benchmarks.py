@@ -5,7 +5,7 @@ import json
 import numpy as np
 import pytest
 
-from ado_kernels.fit.problem import FitOptions, objective
+from ado_kernels.fit.objective import FitOptions, objective
 from ado_stream.policy.simulate import Outcome, read_spec
 from ado_stream.policy.worlds import default_spec
 from benchmarks import bench_fit, bench_policy, bench_sensitivity, common

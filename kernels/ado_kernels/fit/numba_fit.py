@@ -1,4 +1,4 @@
-"""The fit on a CPU: one nogil Numba function per domain, domains handed out to threads.
+"""The fit on a CPU: nogil Numba functions that fit one domain, on as many threads as Numba is set to.
 
 Plain threads and not Numba's own parallel loops: those share one pool per process, which aborts when two Python threads
 fit at the same time (workqueue) or after a fork (OpenMP). Even asking Numba for its number of threads would start that
@@ -13,9 +13,9 @@ from collections.abc import Iterator
 import numpy as np
 from numba import config, njit
 
-from ado_kernels.fit.problem import FitOptions, FitResult, as_result
-from ado_kernels.fit.search import Grid, search
-from ado_kernels.fit.smoothing import filter_weights, present_points, smooth_kept, window_that_fits
+from ado_kernels.fit.numba_search import Grid, search
+from ado_kernels.fit.numba_smoothing import filter_weights, present_points, smooth_kept, window_that_fits
+from ado_kernels.fit.objective import FitOptions, FitResult, as_result
 from ado_kernels.machine_code import compile_apart
 
 

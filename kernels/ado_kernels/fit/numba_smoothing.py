@@ -10,7 +10,7 @@ import functools
 import numpy as np
 from numba import njit
 
-from ado_kernels.fit.problem import FitOptions
+from ado_kernels.fit.objective import FitOptions
 
 DEGREE = 3
 
@@ -70,7 +70,7 @@ def smooth_kept(step, value, weight_WW, ignore_steps, every):
     return kept[:size], smooth[:size]
 
 
-def prepare(loss_KT: np.ndarray, options: FitOptions) -> np.ndarray:
+def prepare_losses(loss_KT: np.ndarray, options: FitOptions) -> np.ndarray:
     """(K, M) smoothed losses at the steps that `options` keeps, NaN where a kept step is missing."""
     num_kept = len(range(options.ignore_steps, loss_KT.shape[1], options.every))
     prepared_KM = np.full((loss_KT.shape[0], num_kept), np.nan)
