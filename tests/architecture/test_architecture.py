@@ -110,7 +110,7 @@ def test_compiled_code_that_is_cached_calls_nothing_compiled_elsewhere(path):
     Unless the package throws its machine code away when any of its files changed.
     """
     root = next(package for package in PACKAGES if path.is_relative_to(package))
-    if "drop_if_stale(" in (root / "__init__.py").read_text():
+    if "clear_stale_cache(" in (root / "__init__.py").read_text():
         return
     tree = ast.parse(path.read_text())
     cached = [node for node in tree.body if isinstance(node, ast.FunctionDef) and _is_cached(node)]

@@ -9,7 +9,7 @@ a shorter step would gain. The search ends where no parameter alone has a slope 
 import numpy as np
 from numba import njit
 
-from ado_kernels.fit.numba_points import newton_sums
+from ado_kernels.fit.numba_points import Points, newton_sums
 from ado_kernels.fit.numba_step import copy_into, model_step, penalty_value, single_parameter_gain
 from ado_kernels.fit.objective import ALPHA_HIGH_KINK, ALPHA_LOW_KINK, LOG_BETA_KINK, LOG_EPS_KINK
 from ado_kernels.fit.step_algebra import (
@@ -27,7 +27,7 @@ NEGLIGIBLE = 0.01  # share of the least gain that counts: a predicted gain below
 
 
 @njit(cache=True, nogil=True)
-def put_on_face(theta_P, face):
+def put_on_face(theta_P: np.ndarray, face: int | np.int64) -> None:
     """Moves one parameter of theta_P onto its kink."""
     if face == FACE_LOG_BETA:
         theta_P[0] = LOG_BETA_KINK
@@ -40,7 +40,14 @@ def put_on_face(theta_P, face):
 
 
 @njit(cache=True, nogil=True, error_model="numpy")
-def minimise(theta_P, points, delta, face, max_passes, tolerance):
+def minimise(
+    theta_P: np.ndarray,
+    points: Points,
+    delta: float,
+    face: int | np.int64,
+    max_passes: int | np.int64,
+    tolerance: float,
+) -> tuple[float, int]:
     """Moves theta_P to a local minimum of F, on `face` if one is given; returns (F, passes over the points).
 
     Stops when two accurately predicted steps in a row gain under `tolerance` relative to F + 0.001, or when neither the

@@ -16,11 +16,11 @@ from numba import config, njit
 from ado_kernels.fit.numba_search import Grid, search
 from ado_kernels.fit.numba_smoothing import filter_weights, present_points, smooth_kept, window_that_fits
 from ado_kernels.fit.objective import FitOptions, FitResult, as_result
-from ado_kernels.machine_code import compile_apart
+from ado_kernels.numba_cache import ensure_compiled
 
 
 @njit(cache=True, nogil=True)
-def _log_points(count_T, step_M, loss_M):
+def _log_points(count_T: np.ndarray, step_M: np.ndarray, loss_M: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """log n and log loss at the kept steps whose smoothed loss is positive."""
     x = np.empty(step_M.size)
     y = np.empty(step_M.size)
@@ -50,7 +50,7 @@ def _fit_domain(
 
 def fit(counts: np.ndarray, loss_KT: np.ndarray, options: FitOptions) -> FitResult:
     """Fits every domain; counts (T,) or (K, T) float64, loss_KT (K, T) float64 with NaN where a point is missing."""
-    compile_apart("fit")
+    ensure_compiled("fit")
     num_domains = loss_KT.shape[0]
     grid = Grid(
         np.asarray(options.grid_log_beta),

@@ -27,6 +27,8 @@ from ado_kernels.fit.step_algebra import (
     OUTER_EE,
 )
 
+Points = tuple[np.ndarray, np.ndarray, np.ndarray]  # x = log n, y = log loss, w = weight, each (M,) float64
+
 _LOG2_E = 1.4426950408889634
 # ln 2 in two parts (Cody and Waite): k times the high part is exact for |k| < 2^11, so x - k ln 2 keeps all its digits.
 _LN2_HIGH = 6.93147180369123816490e-01
@@ -43,7 +45,7 @@ _FAST_SUMS = {"reassoc", "contract", "nsz", "arcp"}
 
 
 @njit(cache=True, nogil=True, fastmath={"contract"}, error_model="numpy")
-def fast_exp(x):
+def fast_exp(x: float) -> float:
     """exp(x), x clamped to [-700, 700], by a degree 10 polynomial on [-ln2/2, ln2/2]."""
     x = min(max(x, -700.0), 700.0)
     shifted = x * _LOG2_E + _ROUNDER  # k = the integer nearest x / ln 2, in the low bits
@@ -62,11 +64,11 @@ def fast_exp(x):
     p = p * r + 1.0
     # 2^k: k + 1023 in the exponent's bits. The clamp keeps it a normal number.
     scale_bits = (np.float64(shifted).view(np.int64) + np.int64(1023)) << np.int64(52)
-    return p * np.int64(scale_bits).view(np.float64)
+    return p * np.int64(scale_bits).view(np.float64)  # type: ignore[return-value]  # a float to Numba
 
 
 @njit(cache=True, nogil=True, fastmath={"contract"}, error_model="numpy")
-def fast_log(s):
+def fast_log(s: float) -> float:
     """log(s) for s >= 1, by the series of atanh((m - 1) / (m + 1)) with m in [sqrt(1/2), sqrt(2))."""
     bits = np.float64(s).view(np.uint64)
     k = (bits - _SQRT_HALF_BITS) >> _MANTISSA  # s = m 2^k; unsigned, which is why s >= 1
@@ -83,12 +85,12 @@ def fast_log(s):
     p = p * z + 2.0 / 5
     p = p * z + 2.0 / 3
     p = p * z + 2.0
-    return exponent * _LN2 + w * p
+    return exponent * _LN2 + w * p  # type: ignore[return-value]
 
 
 @njit(cache=True, nogil=True, fastmath=_FAST_SUMS, error_model="numpy")
-def huber_sum(theta_P, points, delta):
-    """sum_t w_t rho(y_t - m_t); points: x = log n, y = log loss, w = weight, each (M,) float64."""
+def huber_sum(theta_P: np.ndarray, points: Points, delta: float) -> float:
+    """sum_t w_t rho(y_t - m_t)."""
     x_M, y_M, weight_M = points
     log_eps = theta_P[1]
     gap = theta_P[0] - log_eps
@@ -102,7 +104,7 @@ def huber_sum(theta_P, points, delta):
 
 
 @njit(cache=True, nogil=True, fastmath=_FAST_SUMS, error_model="numpy")
-def newton_sums(theta_P, points, delta, out):
+def newton_sums(theta_P: np.ndarray, points: Points, delta: float, out: np.ndarray) -> None:
     """Writes what a step needs into out (NUM_SUMS,), in the slots of step_algebra.py: loss, gradient, two matrices."""
     x_M, y_M, weight_M = points
     log_eps = theta_P[1]

@@ -37,27 +37,30 @@ from ado_kernels.fit.step_algebra import (
     VANISHING,
 )
 
+Vector = tuple[float, float, float]
+Matrix = tuple[float, float, float, float, float, float]  # entries 00, 01, 02, 11, 12, 22 of a symmetric 3 x 3 matrix
+Law = tuple[float, float, float, float, float]  # eps, v, v with log_beta on its kink, alpha kept off 0, x0
+# theta (P,), its law, the gradient of the sums, the damped matrix in the piece's coordinates, their jacobian (2, 3)
+Model = tuple[np.ndarray, Law, Vector, Matrix, np.ndarray]
+
 
 @njit(cache=True, nogil=True)
-def copy_into(target, source):
+def copy_into(target: np.ndarray, source: np.ndarray) -> None:
     """target[:] = source without a check of shapes, whose error message alone costs Numba seconds to compile."""
     for i in range(target.size):
         target[i] = source[i]
 
 
 @njit(cache=True, nogil=True)
-def penalty_value(log_beta, log_eps, alpha):
+def penalty_value(log_beta: float, log_eps: float, alpha: float) -> float:
     """The four penalty terms of F."""
     high = max(alpha - ALPHA_HIGH_KINK, 0.0) + max(log_beta - LOG_BETA_KINK, 0.0)
     return high - min(alpha, ALPHA_LOW_KINK) - min(log_eps - LOG_EPS_KINK, 0.0)
 
 
 @njit(cache=True, nogil=True, error_model="numpy")
-def solve_held(a, g, held, d):
-    """Minimises g.d + d'A d / 2 over the coordinates not held, in place; held ones keep d. False: A not positive.
-
-    a: the six entries 00, 01, 02, 11, 12, 22 of A; g, held: three each.
-    """
+def solve_held(a: Matrix, g: Vector, held: tuple[bool, bool, bool], d: np.ndarray) -> bool:
+    """Minimises g.d + d'A d / 2 over the coordinates not held, in place; held ones keep d. False: A not positive."""
     # A held coordinate's row and column become the identity's; what they contributed moves to the right-hand side.
     a00, a01, a02, a11, a12, a22 = a
     r0, r1, r2 = -g[0], -g[1], -g[2]
@@ -89,7 +92,7 @@ def solve_held(a, g, held, d):
 
 
 @njit(cache=True, nogil=True, error_model="numpy")
-def _tangent(state, law, jacobian):
+def _tangent(state: tuple[int, int], law: Law, jacobian: np.ndarray) -> None:
     """Writes d(log_beta, log_eps) / d(coordinates) of the piece into jacobian (2, 3); the last coordinate is alpha."""
     beta_state, eps_state = state
     eps, v, v_held, alpha, x0 = law
@@ -111,7 +114,7 @@ def _tangent(state, law, jacobian):
 
 
 @njit(cache=True, nogil=True, error_model="numpy")
-def _retract(state, theta_P, law, d, new_P):
+def _retract(state: tuple[int, int], theta_P: np.ndarray, law: Law, d: np.ndarray, new_P: np.ndarray) -> None:
     """Writes the parameters at displacement d into new_P (its alpha is set already).
 
     The coordinates are linear in the model but not in the law: v may change by SHRINK at most and eps fall to a tenth.
@@ -141,7 +144,7 @@ def _retract(state, theta_P, law, d, new_P):
 
 
 @njit(cache=True, nogil=True)
-def _transform_matrix(jacobian, h):
+def _transform_matrix(jacobian: np.ndarray, h: Matrix) -> Matrix:
     """The six entries of J' H J + TINY, J being the jacobian's two rows and (0, 0, 1)."""
     a0, a1, a2 = jacobian[0]
     e0, e1, e2 = jacobian[1]
@@ -161,7 +164,7 @@ def _transform_matrix(jacobian, h):
 
 
 @njit(cache=True, nogil=True)
-def _face_allows(beta_state, eps_state, face):
+def _face_allows(beta_state: int, eps_state: int, face: int | np.int64) -> bool:
     """Whether a search confined to `face` may use pieces of these two states."""
     if face == FACE_LOG_BETA:
         return beta_state == HELD
@@ -169,7 +172,7 @@ def _face_allows(beta_state, eps_state, face):
 
 
 @njit(cache=True, nogil=True)
-def _face_allows_alpha(beta_state, alpha_state, face):
+def _face_allows_alpha(beta_state: int, alpha_state: int, face: int | np.int64) -> bool:
     """Whether it may use this state of alpha; a vanishing law keeps its alpha, hence one piece."""
     if beta_state == VANISHING:
         return alpha_state == FREE
@@ -179,7 +182,7 @@ def _face_allows_alpha(beta_state, alpha_state, face):
 
 
 @njit(cache=True, nogil=True)
-def _transform_gradient(jacobian, g):
+def _transform_gradient(jacobian: np.ndarray, g: Vector) -> Vector:
     """J' g in the piece's coordinates."""
     return (
         jacobian[0, 0] * g[0] + jacobian[1, 0] * g[1],
@@ -189,7 +192,7 @@ def _transform_gradient(jacobian, g):
 
 
 @njit(cache=True, nogil=True, error_model="numpy")
-def _solve_piece(state, alpha_state, model, d, new_P):
+def _solve_piece(state: tuple[int, int], alpha_state: int, model: Model, d: np.ndarray, new_P: np.ndarray) -> float:
     """Writes the piece's solution into new_P; returns the model's smooth part plus the penalty there (inf: none)."""
     theta_P, law, gradient, a, jacobian = model
     beta_state, eps_state = state
@@ -225,13 +228,13 @@ def _solve_piece(state, alpha_state, model, d, new_P):
 
 
 @njit(cache=True, nogil=True)
-def _one_sided_slope(slope, left, right):
+def _one_sided_slope(slope: float, left: float, right: float) -> float:
     """The slope along which F falls, where the penalty adds `left` below the parameter and `right` above it; else 0."""
     return max(slope + left, 0.0) + min(slope + right, 0.0)
 
 
 @njit(cache=True, nogil=True, error_model="numpy")
-def single_parameter_gain(theta_P, sums, face):
+def single_parameter_gain(theta_P: np.ndarray, sums: np.ndarray, face: int | np.int64) -> float:
     """The largest fall of F that the majorising matrix promises when one parameter moves alone; 0: F is stationary."""
     log_beta, log_eps, alpha = theta_P
     beta = _one_sided_slope(sums[GRAD_B], 1.0 * (log_beta > LOG_BETA_KINK), 1.0 * (log_beta >= LOG_BETA_KINK))
@@ -251,13 +254,15 @@ def single_parameter_gain(theta_P, sums, face):
 
 
 @njit(cache=True, nogil=True)
-def _between_kinks(theta_P):
+def _between_kinks(theta_P: np.ndarray) -> bool:
     between = ALPHA_LOW_KINK < theta_P[2] < ALPHA_HIGH_KINK
     return between and theta_P[0] < LOG_BETA_KINK and theta_P[1] > LOG_EPS_KINK
 
 
 @njit(cache=True, nogil=True, error_model="numpy")
-def model_step(theta_P, sums, x0, damping, face, new_P):
+def model_step(
+    theta_P: np.ndarray, sums: np.ndarray, x0: float, damping: float, face: int | np.int64, new_P: np.ndarray
+) -> float:
     """Writes the model's minimum into new_P and returns the change the model predicts there (inf: none found).
 
     sums: from `newton_sums`. damping: weight of the outer points' matrix; above 1 the inner one grows with it.

@@ -17,8 +17,8 @@ import warnings
 import torch
 
 from ado_kernels.ops.domain_loss.cpu import domain_loss_cpu
-from ado_kernels.ops.numba_math import accumulation_dtype
-from ado_kernels.ops.on_gpu import register_gpu
+from ado_kernels.ops.gpu_dispatch import register_gpu
+from ado_kernels.ops.operands import accumulation_dtype
 
 
 def domain_loss(
@@ -68,11 +68,11 @@ def _domain_loss(
     ids_B = domain_ids if domain_ids.dtype == torch.int32 else domain_ids.long()
     sums_K, counts_K = domain_loss_cpu(losses_N, ids_B.reshape(-1).contiguous(), num_domains)
     if int(counts_K.sum()) < losses_N.numel():
-        _warn_of_strays(ids_B, num_domains)
+        _warn_of_invalid_ids(ids_B, num_domains)
     return sums_K, counts_K
 
 
-def _warn_of_strays(ids_B: torch.Tensor, num_domains: int) -> None:
+def _warn_of_invalid_ids(ids_B: torch.Tensor, num_domains: int) -> None:
     strays = ids_B[(ids_B < -1) | (ids_B >= num_domains)]
     if strays.numel():
         warnings.warn(

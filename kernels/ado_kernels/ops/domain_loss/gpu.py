@@ -19,7 +19,7 @@ from ado_kernels.ops.launch import Launch
 
 _BLOCK_N, _BLOCK_K, _SUM_K = 128, 16, 16
 _SLAB_TOKENS, _MAX_SLABS = 1024, 128
-_NO_STRAY = -1  # an id that is never a mistake
+_NO_INVALID_ID = -1  # an id that is never a mistake
 _Pair = tuple[torch.Tensor, torch.Tensor]
 
 
@@ -39,7 +39,7 @@ def reduce_by_domain(
     """(K + 1,) float64 sums and int64 counts, the last of all tokens. Those of target ignore_index are not counted."""
     losses_N, ids_B = token_losses.reshape(-1).contiguous(), domain_ids.reshape(-1).contiguous()
     num_tokens, device = losses_N.numel(), losses_N.device
-    stray = report_stray(device.type, num_domains)
+    stray = warn_of_invalid_id(device.type, num_domains)
     num_slabs = min(max(triton.cdiv(num_tokens, _SLAB_TOKENS), 1), _MAX_SLABS)
     sums_SK = torch.empty(num_slabs, num_domains + 1, dtype=torch.float64, device=device)
     counts_SK = torch.empty(num_slabs, num_domains + 1, dtype=torch.int64, device=device)
@@ -68,12 +68,12 @@ def reduce_by_domain(
     return sums_K1, counts_K1
 
 
-def report_stray(device_type: str, num_domains: int) -> torch.Tensor:
+def warn_of_invalid_id(device_type: str, num_domains: int) -> torch.Tensor:
     """The word where kernels leave an id that is a mistake; warns (RuntimeWarning) of one left by an earlier call."""
-    word = _stray_word(device_type)
+    word = _invalid_id_word(device_type)
     stray = int(word)
-    if stray != _NO_STRAY:
-        word.fill_(_NO_STRAY)
+    if stray != _NO_INVALID_ID:
+        word.fill_(_NO_INVALID_ID)
         warnings.warn(
             f"an earlier call on the GPU had domain ids outside [0, K), among them {stray} (K is {num_domains} now): "
             "their tokens are counted in no domain; give -1 where that is meant",
@@ -84,9 +84,9 @@ def report_stray(device_type: str, num_domains: int) -> torch.Tensor:
 
 
 @functools.cache
-def _stray_word(device_type: str) -> torch.Tensor:
+def _invalid_id_word(device_type: str) -> torch.Tensor:
     with torch.inference_mode(False):  # it outlives the first caller's modes, a default device among them
-        return torch.full((), _NO_STRAY, dtype=torch.int64, device="cpu", pin_memory=device_type == "cuda")
+        return torch.full((), _NO_INVALID_ID, dtype=torch.int64, device="cpu", pin_memory=device_type == "cuda")
 
 
 @triton.jit(do_not_specialize=["num_tokens", "slab_tokens", "ignore_index"])
@@ -96,7 +96,7 @@ def domain_loss_kernel(
     targets_ptr,
     sums_ptr,
     counts_ptr,
-    stray_ptr,
+    invalid_id_ptr,
     num_tokens,
     tokens_per_id,
     slab_tokens,
@@ -125,7 +125,7 @@ def domain_loss_kernel(
         strays = tl.where(kept & ((ids < -1) | (ids >= num_domains)), ids, strays)
     highest, lowest = tl.max(strays, axis=0), tl.min(strays, axis=0)
     if (highest > -1) | (lowest < -1):
-        tl.store(stray_ptr, tl.where(highest > -1, highest, lowest))
+        tl.store(invalid_id_ptr, tl.where(highest > -1, highest, lowest))
     place = slab.to(tl.int64) * (num_domains + 1) + domains
     tl.store(sums_ptr + place, tl.sum(sums, axis=0), domains <= num_domains)
     tl.store(counts_ptr + place, tl.sum(counts.to(tl.int64), axis=0), domains <= num_domains)

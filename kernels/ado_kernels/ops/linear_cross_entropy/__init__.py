@@ -18,13 +18,15 @@ Idea of chunking with gradients in the forward pass: malek, efficient_cross_entr
 Local tensors only: under FSDP the weight must be unsharded when this is called.
 """
 
+from typing import Any
+
 import torch
 
 from ado_kernels.ops.domain_loss import check_domains, domain_loss, domain_loss_reference
+from ado_kernels.ops.gpu_dispatch import register_gpu
 from ado_kernels.ops.linear_cross_entropy.cpu import linear_cross_entropy_cpu
 from ado_kernels.ops.linear_cross_entropy.problem import Outputs, Problem
-from ado_kernels.ops.numba_math import accumulation_dtype
-from ado_kernels.ops.on_gpu import register_gpu
+from ado_kernels.ops.operands import accumulation_dtype
 
 
 def linear_cross_entropy(
@@ -127,7 +129,12 @@ register_gpu(_linear_cross_entropy, "ado_kernels.ops.linear_cross_entropy.gpu", 
 
 @_linear_cross_entropy.register_fake
 def _linear_cross_entropy_fake(
-    hidden: torch.Tensor, weight: torch.Tensor, targets: torch.Tensor, domain_ids: torch.Tensor, num_domains: int, *rest
+    hidden: torch.Tensor,
+    weight: torch.Tensor,
+    targets: torch.Tensor,
+    domain_ids: torch.Tensor,
+    num_domains: int,
+    *rest: Any,
 ) -> Outputs:
     *_, hidden_grad, weight_grad, compute_dtype = rest
     wide = accumulation_dtype(compute_dtype)
@@ -158,7 +165,7 @@ def _scale_gradient_fake(
     return gradient.new_empty(gradient.shape, dtype=dtype)
 
 
-def _save(ctx, inputs, output) -> None:
+def _save(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
     hidden, weight = inputs[:2]
     _, sums_K, counts_K, dhidden_NH, dweight_VH, inverse = output
     ctx.set_materialize_grads(False)
@@ -168,8 +175,8 @@ def _save(ctx, inputs, output) -> None:
     ctx.wanted = inputs[7:9]
 
 
-def _backward(ctx, dloss, *_):
-    gradients = [None, None]
+def _backward(ctx: Any, dloss: torch.Tensor | None, *_: None) -> tuple[torch.Tensor | None, ...]:
+    gradients: list[torch.Tensor | None] = [None, None]
     if dloss is not None:
         *unscaled, inverse = ctx.saved_tensors
         for i in range(2):

@@ -25,14 +25,13 @@ import triton.language as tl
 from triton.tools.tensor_descriptor import TensorDescriptor
 
 from ado_kernels.ops.launch import Launch, launch
-from ado_kernels.ops.linear_cross_entropy.matmul import matmul_into
-from ado_kernels.ops.linear_cross_entropy.problem import Chunk, Problem
+from ado_kernels.ops.linear_cross_entropy.problem import Chunk, Problem, matmul_into
 
 # Tiles of E are LONG x WIDE; the inner dimension is taken DEEP at a time. No spill: tests/kernels/test_ahead_of_time.py
 TILE = {"LONG": 128, "WIDE": 256, "DEEP": 64}
 CEILING = 80.0  # nats: 256 words at e^80 still sum in float32
 _MOST_Z_LOSS = 1e-3  # 1 + 2 z lse must stay clear of 0: here down to a log-partition function of -500
-LEVEL_BLOCK, _GLUE_ELEMENTS = 512, 4096
+TARGET_LOGIT_BLOCK, _COMBINE_ELEMENTS = 512, 4096
 
 
 def can_take(problem: Problem) -> bool:
@@ -68,7 +67,7 @@ def _odds(chunk: Chunk) -> torch.Tensor:
     sums_TC = chunk.losses_C.new_empty(grid[1], num_rows)
     target_logit_kernel[(num_rows,)](
         chunk.x_CH, chunk.weight_VH, chunk.targets_C, level_C, width, vocabulary, ignore_index,
-        BLOCK=LEVEL_BLOCK, **Launch(warps=2).options(),
+        BLOCK=TARGET_LOGIT_BLOCK, **Launch(warps=2).options(),
     )  # fmt: skip
     exponentials_kernel[(grid[0] * grid[1],)](
         _descriptor(chunk.x_CH, "LONG", "DEEP"),
@@ -87,8 +86,8 @@ def _odds(chunk: Chunk) -> torch.Tensor:
         **plan.options(),
     )
     tiles = triton.next_power_of_2(grid[1])
-    rows = max(_GLUE_ELEMENTS // tiles, 1)
-    glue_kernel[(triton.cdiv(num_rows, rows),)](
+    rows = max(_COMBINE_ELEMENTS // tiles, 1)
+    combine_tiles_kernel[(triton.cdiv(num_rows, rows),)](
         sums_TC,
         level_C,
         chunk.targets_C,
@@ -171,7 +170,7 @@ def exponentials_kernel(
 
 
 @triton.jit(do_not_specialize=["num_rows", "num_tiles", "ignore_index"])
-def glue_kernel(
+def combine_tiles_kernel(
     sums_ptr,
     level_ptr,
     targets_ptr,

@@ -7,6 +7,9 @@ full waves of 128 x 256 tiles, and only 3 to 4 accumulations of the weight's gra
 of memory traffic. No value leaves the device and no shape depends on one: capturable in a CUDA graph.
 """
 
+from collections.abc import Callable
+from typing import Any
+
 import torch
 import triton
 import triton.language as tl
@@ -15,13 +18,18 @@ from ado_kernels.ops.domain_loss.gpu import reduce_by_domain
 from ado_kernels.ops.launch import Launch, launch
 from ado_kernels.ops.linear_cross_entropy import exponentials, softmax_pass
 from ado_kernels.ops.linear_cross_entropy.problem import Chunk, Outputs, Problem, Result
-from ado_kernels.ops.numba_math import accumulation_dtype
+from ado_kernels.ops.operands import accumulation_dtype
 
 _SCALE_BLOCK = 2048
 
 
 def linear_cross_entropy_gpu(
-    hidden: torch.Tensor, weight: torch.Tensor, targets: torch.Tensor, domain_ids: torch.Tensor, num_domains: int, *rest
+    hidden: torch.Tensor,
+    weight: torch.Tensor,
+    targets: torch.Tensor,
+    domain_ids: torch.Tensor,
+    num_domains: int,
+    *rest: Any,
 ) -> Outputs:
     """The operation on a GPU; rest: the fields of Problem that follow `targets`."""
     problem = Problem(hidden, weight, targets, *rest).cast()
@@ -69,7 +77,7 @@ def chunk_class(width: int) -> int:
     return 1024 if width <= 1024 else 0
 
 
-def _method(plan: Launch, problem: Problem):
+def _method(plan: Launch, problem: Problem) -> Callable[[Chunk], None]:
     use_exponentials = plan.method == "exponentials" and exponentials.can_take(problem)
     return exponentials.run_chunk if use_exponentials else softmax_pass.run_chunk
 

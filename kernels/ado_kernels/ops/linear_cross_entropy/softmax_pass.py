@@ -9,13 +9,12 @@ exp per pass. Rows are padded to PADDING columns that are read and written like 
 size (GPT-2's 50,257) is accessed 128 bits at a time.
 """
 
-import torch
 import triton
 import triton.language as tl
 
 from ado_kernels.ops.launch import launch
-from ado_kernels.ops.linear_cross_entropy.matmul import matmul_into
-from ado_kernels.ops.linear_cross_entropy.problem import Chunk
+from ado_kernels.ops.linear_cross_entropy.problem import Chunk, matmul_into
+from ado_kernels.ops.triton_operands import triton_accumulator
 
 PADDING = tl.constexpr(16)  # columns: Triton keeps an access whole only where it knows that 16 divides the bound
 
@@ -49,7 +48,7 @@ def softmax_gradient(chunk: Chunk) -> None:
         ignore_index,
         z_loss,
         WITH_GRAD=with_grad,
-        ACC=tl.float64 if chunk.losses_C.dtype == torch.float64 else tl.float32,
+        ACC=triton_accumulator(chunk.losses_C.dtype),
         BLOCK_V=min(plan.block, triton.next_power_of_2(vocabulary)),
         **plan.options(),
     )

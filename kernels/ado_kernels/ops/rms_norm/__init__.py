@@ -10,14 +10,26 @@ Source: Zhang, Sennrich, "Root Mean Square Layer Normalization", arXiv 1910.0746
 call it on the unsharded weight, as module forward does.
 """
 
+from typing import Any, overload
+
 import torch
 
-from ado_kernels.ops.on_gpu import register_gpu
+from ado_kernels.ops.gpu_dispatch import register_gpu
 from ado_kernels.ops.rms_norm.cpu import backward_cpu, forward_cpu
 
 _Pair = tuple[torch.Tensor, torch.Tensor]
 
 
+@overload
+def rms_norm(
+    x: torch.Tensor, weight: torch.Tensor | None = ..., eps: float = ..., residual: None = ...
+) -> torch.Tensor: ...
+@overload
+def rms_norm(x: torch.Tensor, weight: torch.Tensor | None, eps: float, residual: torch.Tensor) -> _Pair: ...
+@overload
+def rms_norm(
+    x: torch.Tensor, weight: torch.Tensor | None = ..., eps: float = ..., *, residual: torch.Tensor
+) -> _Pair: ...
 def rms_norm(
     x: torch.Tensor, weight: torch.Tensor | None = None, eps: float = 1e-6, residual: torch.Tensor | None = None
 ) -> torch.Tensor | _Pair:
@@ -114,14 +126,14 @@ def _rstd_fake(x: torch.Tensor) -> torch.Tensor:
     return x.new_empty(x.shape[:-1].numel(), dtype=dtype)
 
 
-def _save(ctx, inputs, output) -> None:
+def _save(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
     x, weight, _ = inputs
     ctx.set_materialize_grads(False)
     ctx.mark_non_differentiable(output[1])
     ctx.save_for_backward(x, weight, output[1])
 
 
-def _backward(ctx, dy, _drstd):
+def _backward(ctx: Any, dy: torch.Tensor | None, _drstd: None) -> tuple[torch.Tensor | None, ...]:
     if dy is None:
         return None, None, None
     x, weight, rstd = ctx.saved_tensors
@@ -129,7 +141,7 @@ def _backward(ctx, dy, _drstd):
     return dx, None if weight is None else dweight, None
 
 
-def _save_add(ctx, inputs, output) -> None:
+def _save_add(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
     x, residual, weight, _ = inputs
     _, rstd, total = output
     ctx.set_materialize_grads(False)
@@ -138,7 +150,9 @@ def _save_add(ctx, inputs, output) -> None:
     ctx.dtypes = x.dtype, residual.dtype
 
 
-def _backward_add(ctx, dy, _drstd, dtotal):
+def _backward_add(
+    ctx: Any, dy: torch.Tensor | None, _drstd: None, dtotal: torch.Tensor | None
+) -> tuple[torch.Tensor | None, ...]:
     total, weight, rstd = ctx.saved_tensors
     dweight = None
     if dy is not None:

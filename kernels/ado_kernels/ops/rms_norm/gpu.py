@@ -13,9 +13,9 @@ import torch
 import triton
 import triton.language as tl
 
-from ado_kernels.ops.launch import Launch, launch, shared_bytes_of, size_class
-from ado_kernels.ops.numba_math import accumulation_dtype
-from ado_kernels.ops.rows import rows_of
+from ado_kernels.ops.launch import Launch, launch, shared_memory_bytes, size_class
+from ado_kernels.ops.operands import accumulation_dtype
+from ado_kernels.ops.triton_operands import as_rows, triton_accumulator
 
 SUM = {"BLOCK_G": 256, "BLOCK_D": 16}  # a few loads of 16 bytes a thread, and programs enough for every multiprocessor
 _Pair = tuple[torch.Tensor, torch.Tensor]
@@ -48,7 +48,7 @@ def forward_gpu(
     x: torch.Tensor, residual: torch.Tensor | None, weight_D: torch.Tensor | None, eps: float
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:
     """y (N, D) in x's dtype, 1 / rms (N,) float32, and x + residual (N, D) or None, for x (..., D) of N rows."""
-    x_ND, residual_ND = rows_of(x), None if residual is None else rows_of(residual)
+    x_ND, residual_ND = as_rows(x), None if residual is None else as_rows(residual)
     num_rows, width = x_ND.shape
     y_ND = torch.empty(x_ND.shape, dtype=x_ND.dtype, device=x_ND.device)
     total_ND = None
@@ -72,7 +72,7 @@ def forward_gpu(
             eps,
             HAS_WEIGHT=weight_D is not None,
             HAS_RESIDUAL=residual_ND is not None,
-            ACC=_triton_dtype(wide),
+            ACC=triton_accumulator(wide),
             ROWS=plan.rows,
             BLOCK_D=size_class(width),
             **plan.options(),
@@ -88,7 +88,7 @@ def backward_gpu(
     rstd_N: torch.Tensor,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """dx (N, D) in x's dtype, `dtotal` added, and the weight's gradient in its dtype (empty without a weight)."""
-    dy_ND, x_ND, dtotal_ND = rows_of(dy), rows_of(x), None if dtotal is None else rows_of(dtotal)
+    dy_ND, x_ND, dtotal_ND = as_rows(dy), as_rows(x), None if dtotal is None else as_rows(dtotal)
     num_rows, width = x_ND.shape
     dx_ND = torch.empty(x_ND.shape, dtype=x_ND.dtype, device=x_ND.device)
     plan = launch("rms_norm_backward", width, x_ND.device)
@@ -111,16 +111,16 @@ def backward_gpu(
         width,
         HAS_WEIGHT=weight_D is not None,
         HAS_DTOTAL=dtotal_ND is not None,
-        ACC=_triton_dtype(rstd_N.dtype),
+        ACC=triton_accumulator(rstd_N.dtype),
         ROWS=plan.rows,
         BLOCK_D=size_class(width),
-        STAGES=stages_of(plan, tile_bytes, shared_bytes_of(x_ND.device)),
+        STAGES=pipeline_stages(plan, tile_bytes, shared_memory_bytes(x_ND.device)),
         **plan.options(),
     )
     return dx_ND, partial_GD if weight_D is None else sum_partials(partial_GD, weight_D.dtype)
 
 
-def stages_of(plan: Launch, tile_bytes: int, shared_bytes: int) -> int:
+def pipeline_stages(plan: Launch, tile_bytes: int, shared_bytes: int) -> int:
     """The plan's stages if the tiles in flight fit the shared memory, else 1. Stages decide no bits."""
     return plan.stages if (plan.stages - 1) * tile_bytes <= shared_bytes else 1
 
@@ -133,10 +133,6 @@ def sum_partials(partial_GD: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
         partial_GD, out_D, num_partials, width, **SUM, **Launch().options()
     )
     return out_D
-
-
-def _triton_dtype(dtype: torch.dtype) -> tl.dtype:
-    return tl.float64 if dtype == torch.float64 else tl.float32
 
 
 @triton.jit(do_not_specialize=["num_rows"])

@@ -10,9 +10,11 @@ benchmarks.kernels --smoke --only rms_norm_rope`; on a GPU the same command meas
 Sources: arXiv 1910.07467 and 2104.09864, in the half-split layout of GPT-NeoX; QK-norm arXiv 2010.04245.
 """
 
+from typing import Any
+
 import torch
 
-from ado_kernels.ops.on_gpu import register_gpu
+from ado_kernels.ops.gpu_dispatch import register_gpu
 from ado_kernels.ops.rms_norm_rope.cpu import backward_cpu, forward_cpu
 
 _Pair = tuple[torch.Tensor, torch.Tensor]
@@ -78,13 +80,13 @@ def _rms_norm_rope_backward_fake(
     return x.new_empty(x.shape), weight.new_empty(weight.shape)
 
 
-def _save(ctx, inputs, output) -> None:
+def _save(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
     ctx.set_materialize_grads(False)
     ctx.mark_non_differentiable(output[1])
     ctx.save_for_backward(*inputs[:4], output[1])
 
 
-def _backward(ctx, dy, _drstd):
+def _backward(ctx: Any, dy: torch.Tensor | None, _drstd: None) -> tuple[torch.Tensor | None, ...]:
     if dy is None:
         return None, None, None, None, None
     dx, dweight = torch.ops.ado_kernels.rms_norm_rope_backward(dy, *ctx.saved_tensors)

@@ -10,9 +10,9 @@ import triton
 import triton.language as tl
 
 from ado_kernels.ops.launch import launch
-from ado_kernels.ops.numba_math import accumulation_dtype
+from ado_kernels.ops.operands import accumulation_dtype
 from ado_kernels.ops.rms_norm.gpu import sum_partials
-from ado_kernels.ops.rows import aligned
+from ado_kernels.ops.triton_operands import aligned, triton_accumulator
 
 
 def forward_gpu(
@@ -37,7 +37,7 @@ def forward_gpu(
             num_tokens,
             width,
             eps,
-            ACC=tl.float64 if wide == torch.float64 else tl.float32,
+            ACC=triton_accumulator(wide),
             ROWS=plan.rows,
             HALF=triton.next_power_of_2(width // 2),
             **plan.options(),
@@ -71,7 +71,7 @@ def backward_gpu(
         num_heads,
         max(num_tokens, 1),
         width,
-        ACC=tl.float64 if rstd_N.dtype == torch.float64 else tl.float32,
+        ACC=triton_accumulator(rstd_N.dtype),
         ROWS=plan.rows,
         HALF=triton.next_power_of_2(width // 2),
         STAGES=plan.stages,

@@ -10,7 +10,7 @@ import triton
 import triton.language as tl
 
 from ado_kernels.ops.launch import launch
-from ado_kernels.ops.rows import rows_of
+from ado_kernels.ops.triton_operands import as_rows, triton_accumulator
 
 BLOCK = 2048
 
@@ -27,7 +27,7 @@ def forward_gpu(gate: torch.Tensor, up: torch.Tensor) -> torch.Tensor:
             gate_NF.stride(0),
             up_NF.stride(0),
             width,
-            ACC=_accumulator(gate),
+            ACC=triton_accumulator(gate.dtype),
             BLOCK=BLOCK,
             **launch("swiglu", device=gate.device).options(),
         )
@@ -50,7 +50,7 @@ def backward_gpu(dout: torch.Tensor, gate: torch.Tensor, up: torch.Tensor) -> tu
             gate_NF.stride(0),
             up_NF.stride(0),
             width,
-            ACC=_accumulator(gate),
+            ACC=triton_accumulator(gate.dtype),
             BLOCK=BLOCK,
             **launch("swiglu", device=gate.device).options(),
         )
@@ -60,14 +60,10 @@ def backward_gpu(dout: torch.Tensor, gate: torch.Tensor, up: torch.Tensor) -> tu
 def _as_rows(*tensors: torch.Tensor) -> tuple[list[torch.Tensor], int, int]:
     """Two-dimensional views (copies where there is no such view) of unit inner stride, and their common shape."""
     if all(tensor.is_contiguous() for tensor in tensors):
-        rows = [rows_of(tensor.view(1, -1)) for tensor in tensors]
+        rows = [as_rows(tensor.view(1, -1)) for tensor in tensors]
     else:
-        rows = [rows_of(tensor) for tensor in tensors]
+        rows = [as_rows(tensor) for tensor in tensors]
     return rows, *rows[0].shape
-
-
-def _accumulator(gate: torch.Tensor) -> tl.dtype:
-    return tl.float64 if gate.dtype == torch.float64 else tl.float32
 
 
 @triton.jit
