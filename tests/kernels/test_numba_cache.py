@@ -1,11 +1,14 @@
 """Machine code on disk: gone when a source changed, and the only one that anybody computes with."""
 
 import os
+import shutil
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
+from ado_kernels import numba_cache
 from ado_kernels.numba_cache import clear_stale_cache
 
 
@@ -94,3 +97,42 @@ def output_of(script, **environment):
     everything = {**os.environ, **environment, "PYTHONPATH": os.pathsep.join(sys.path)}
     command = [sys.executable, "-c", script]
     return subprocess.run(command, env=everything, capture_output=True, text=True, check=True).stdout
+
+
+UNWRITABLE = """
+import logging, os
+logging.basicConfig(format="%(message)s")
+import ado_kernels, numpy as np
+assert ado_kernels.scaling_law_fit(np.arange(1.0, 60.0), np.ones((1, 59))).valid.all()
+print(os.environ["NUMBA_CACHE_DIR"], os.environ["TRITON_CACHE_DIR"])
+"""
+
+
+@pytest.mark.slow
+def test_without_any_writable_folder_a_private_temporary_one_is_used(tmp_path):
+    """A file stands where each package's __pycache__ would be made, and the home folder is no folder."""
+    package = tmp_path / "ado_kernels"
+    shutil.copytree(Path(numba_cache.__file__).parent, package, ignore=shutil.ignore_patterns("__pycache__"))
+    for folder in {path.parent for path in package.rglob("*.py")}:
+        (folder / "__pycache__").touch()
+    temporary = tmp_path / "temporary"
+    temporary.mkdir()
+    environment = {key: value for key, value in os.environ.items() if not key.startswith(("NUMBA_", "TRITON_", "XDG_"))}
+    environment |= {"HOME": os.devnull, "TMPDIR": str(temporary), "PYTHONDONTWRITEBYTECODE": "1"}
+    environment["PYTHONPATH"] = os.pathsep.join([str(tmp_path), *sys.path])
+    run = subprocess.run([sys.executable, "-c", UNWRITABLE], env=environment, capture_output=True, text=True)
+    assert run.returncode == 0, run.stderr
+    assert run.stderr.count("no writable folder") == 1
+    (folder,) = temporary.glob("ado-kernels-*")
+    assert run.stdout.split() == [str(folder / "numba"), str(folder / "triton")]
+    assert folder.stat().st_mode & 0o777 == 0o700
+    assert list(folder.rglob("*.nbi"))
+
+
+def test_a_temporary_folder_that_others_may_write_is_not_used(tmp_path, monkeypatch):
+    """What Numba loads from its cache is executed."""
+    monkeypatch.setattr(numba_cache.tempfile, "gettempdir", lambda: str(tmp_path))
+    own = numba_cache._private_temporary_folder(tmp_path)
+    assert numba_cache._private_temporary_folder(tmp_path) == own
+    own.chmod(0o777)
+    assert numba_cache._private_temporary_folder(tmp_path) != own

@@ -100,7 +100,7 @@ def _check(key: Key, plan: Launch, before: Mapping[Key, Launch]) -> None:
     ):
         raise ValueError(f"{plan} is out of range")
     if (plan.method in METHODS) != (op == "linear_cross_entropy"):
-        raise ValueError(f"method {plan.method!r}; linear_cross_entropy knows {METHODS}, other operations none")
+        raise ValueError(f"method {plan.method!r}; linear_cross_entropy has {METHODS}, other operations none")
     if plan.method == "exponentials" and not (architecture.startswith("sm_") and int(architecture[3:]) >= 90):
         raise ValueError("method 'exponentials' needs tensor descriptors: sm_90 or later")
     common = before.get((op, width, ""))

@@ -15,7 +15,7 @@ def check_operands(
 ) -> None:
     """Raises ValueError unless all tensors lie on one device and have dtypes of their kind; None is passed over."""
     first = ""
-    for tensors, dtypes, kind in ((floating, FLOATING, "floating"), (integer or {}, INTEGER, "integer")):
+    for tensors, dtypes, kind in ((floating, FLOATING, "floating-point"), (integer or {}, INTEGER, "integers")):
         for name, tensor in tensors.items():
             if tensor is None:
                 continue

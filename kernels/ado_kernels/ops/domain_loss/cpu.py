@@ -21,7 +21,7 @@ def domain_loss_cpu(losses_N: torch.Tensor, ids_B: torch.Tensor, num_domains: in
     """(K,) float64 sums, (K,) int64 counts; `losses_N` float32 or float64, `ids_B` one id per N // B tokens."""
     num_tokens, num_ids = losses_N.numel(), ids_B.numel()
     num_slabs = min(max(num_tokens // _SLAB_TOKENS, 1), _MAX_SLABS)
-    # Behind the last domain is a place for tokens of none.
+    # One more column, behind the last domain, for tokens of none.
     sums_SK1, counts_SK1 = np.zeros((num_slabs, num_domains + 1)), np.zeros((num_slabs, num_domains + 1), np.int32)
     if num_tokens:
         set_loop_threads(num_tokens)

@@ -35,7 +35,7 @@ def linear_cross_entropy_cpu(problem: Problem) -> Result:
         part = slice(start, min(start + rows, num_rows))
         x_CH = hidden_NH[part]
         logits_CV = buffer[: x_CH.shape[0] * vocabulary].view(-1, vocabulary)
-        torch.mm(x_CH, weight_VH.t(), out=logits_CV)
+        torch.mm(x_CH, weight_VH.t(), out=logits_CV)  # the buffer holds logits, then exponentials, then gradients
         set_loop_threads(logits_CV.numel())
         _softmax_rows(
             array(logits_CV), array(targets_N[part]), problem.options(), array(losses_N[part]), array(squares_N[part])
@@ -89,11 +89,12 @@ def _softmax_rows(
         for v in range(vocabulary):
             highest = max(highest, row_V[v])
         at_target = row_V[target]
-        total = scalar(0)
+        total = scalar(0)  # in the logits' dtype: float64 would halve the width of the vectors
         for v in range(vocabulary):
             power = exp(row_V[v] - highest)
             row_V[v] = power
             total += power
+        # As differences from the highest logit: log-partition minus target would cancel for large logits.
         log_total = math.log(np.float64(total))
         log_partition = np.float64(highest) + log_total
         losses_C[n] = log_total - (np.float64(at_target) - np.float64(highest))

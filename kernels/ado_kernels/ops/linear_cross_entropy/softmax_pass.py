@@ -79,6 +79,8 @@ def softmax_gradient_kernel(
     usable = in_range & (ignored == 0)
     if usable:
         at_target = tl.load(row_ptr + target).to(ACC)
+        # Online softmax: sums are relative to the highest logit so far and rescaled when it rises. A block has at least
+        # one real column, so the maximum is finite after the first and -inf - -inf does not occur.
         highest = tl.cast(float("-inf"), ACC)
         sums = tl.zeros((BLOCK_V,), ACC)
         for start in range(0, vocabulary, BLOCK_V):
@@ -94,17 +96,19 @@ def softmax_gradient_kernel(
         tl.store(losses_ptr + row, log_total - (at_target - highest))
         tl.store(squares_ptr + row, log_partition * log_partition)
         if WITH_GRAD:
-            tl.debug_barrier()  # every warp has read the target's logit before any overwrites it
+            tl.debug_barrier()  # every warp must have read the target's logit before one overwrites it
             scale = (1.0 + 2.0 * tl.cast(z_loss, ACC) * log_partition) / total
             for start in range(0, vocabulary, BLOCK_V):
                 columns = start + lanes
                 logits = tl.load(row_ptr + columns, columns < padded, eviction_policy="evict_first").to(ACC)
+                # The one-hot is subtracted before the only rounding.
                 gradient = tl.exp(logits - highest) * scale - tl.where(columns == target, 1.0, 0.0).to(ACC)
                 tl.store(row_ptr + columns, gradient.to(logits_ptr.dtype.element_ty), columns < padded)
     else:
-        nothing = tl.where(ignored, 0.0, float("nan")).to(ACC)
-        tl.store(losses_ptr + row, nothing)
-        tl.store(squares_ptr + row, nothing)
+        # The device cannot raise for a target outside the vocabulary: the loss is NaN, the gradient row 0.
+        missing = tl.where(ignored, 0.0, float("nan")).to(ACC)
+        tl.store(losses_ptr + row, missing)
+        tl.store(squares_ptr + row, missing)
         if WITH_GRAD:
             zeros = tl.zeros((BLOCK_V,), logits_ptr.dtype.element_ty)
             for start in range(0, vocabulary, BLOCK_V):

@@ -71,7 +71,7 @@ def _backward(
     num_rows, width = x_ND.shape
     num_slabs = partial_SD.shape[0]
     scalar = x_ND.dtype.type
-    for s in prange(num_slabs):
+    for s in prange(num_slabs):  # a slab owns its partial sums: no atomics, and no order that threads decide
         partial_D = partial_SD[s]
         for n in range(s * num_rows // num_slabs, (s + 1) * num_rows // num_slabs):
             rstd = rstd_N[n]

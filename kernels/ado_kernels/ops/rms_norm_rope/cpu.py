@@ -4,6 +4,8 @@ A row is one head of one token. The weight's gradient is summed in fixed slabs o
 for any number of threads.
 """
 
+import math
+
 import numpy as np
 import torch
 from numba import njit, prange
@@ -21,7 +23,7 @@ def forward_cpu(
     """y in x's dtype and shape (B, T, H, Q), and 1 / rms (N,) of its N = B T H rows in the accumulation dtype."""
     dtype = accumulation_dtype(x.dtype)
     y = torch.empty(x.shape, dtype=dtype)
-    rstd_N = torch.empty(x.shape[:-1].numel(), dtype=dtype)
+    rstd_N = torch.empty(math.prod(x.shape[:-1]), dtype=dtype)
     set_loop_threads(x.numel())
     _forward(_rows(x, dtype), _constants(weight_Q, cos, sin, dtype), x.shape[2], eps, _rows(y, dtype), array(rstd_N))
     return y.to(x.dtype), rstd_N
@@ -62,7 +64,7 @@ def _forward(
     num_tokens, half = cos.shape
     scalar = x_NQ.dtype.type
     for n in prange(num_rows):
-        t = n // num_heads % num_tokens
+        t = n // num_heads % num_tokens  # rows run over batch, token, head
         squares = scalar(0)
         for q in range(width):
             squares += x_NQ[n, q] * x_NQ[n, q]

@@ -11,11 +11,13 @@ from typing import Any
 import torch
 
 from ado_kernels.ops.gpu_dispatch import register_gpu
+from ado_kernels.ops.operands import check_operands
 from ado_kernels.ops.swiglu.cpu import backward_cpu, forward_cpu
 
 
 def swiglu(gate: torch.Tensor, up: torch.Tensor) -> torch.Tensor:
-    """silu(gate) * up: same shape and dtype as both; differentiable in both. Raises ValueError where they differ."""
+    """silu(gate) * up, of the shape and dtype of both; differentiable once in both. ValueError where they differ."""
+    check_operands("swiglu", {"gate": gate, "up": up})
     if gate.shape != up.shape or gate.dtype != up.dtype:
         raise ValueError(
             f"gate and up must agree in shape and dtype, got {tuple(gate.shape)} {gate.dtype} "

@@ -1,8 +1,8 @@
 """SwiGLU on a GPU: Triton kernels over blocks of 2048 elements, 128-bit accesses, offsets in 64 bits.
 
 Contiguous tensors are one long row, without idle lanes; the two halves of a fused projection are rows with a stride.
-A program never spans rows, so the only index division is of the program's number. Halves whose width 16 does not
-divide are right but slower: Triton then accesses 16 bits at a time.
+A program never spans rows, so the only division of an index is that of the program's number. Halves whose width is no
+multiple of 16 are right but slower: Triton then accesses 16 bits at a time.
 """
 
 import torch
@@ -67,10 +67,10 @@ def _as_rows(*tensors: torch.Tensor) -> tuple[list[torch.Tensor], int, int]:
 
 
 @triton.jit
-def _position(width, BLOCK: tl.constexpr):
-    """This program's row, its columns, and which of them exist."""
-    blocks = tl.cdiv(width, BLOCK)
-    program = tl.program_id(0)
+def _position(program, width, BLOCK: tl.constexpr):
+    """The row and the columns of a program, and the mask of the columns that exist."""
+    # Not tl.cdiv: width + BLOCK - 1 wraps in 32 bits for widths within BLOCK of 2^31.
+    blocks = width // BLOCK + (width % BLOCK != 0)
     columns = (program % blocks).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
     return (program // blocks).to(tl.int64), columns, columns < width
 
@@ -80,7 +80,7 @@ def swiglu_forward_kernel(
     gate_ptr, up_ptr, out_ptr, gate_stride, up_stride, width, ACC: tl.constexpr, BLOCK: tl.constexpr
 ):
     """out = silu(gate) * up, one block of one row."""
-    row, columns, mask = _position(width, BLOCK)
+    row, columns, mask = _position(tl.program_id(0), width, BLOCK)
     gate = tl.load(gate_ptr + row * gate_stride + columns, mask, other=0.0).to(ACC)
     up = tl.load(up_ptr + row * up_stride + columns, mask, other=0.0).to(ACC)
     out = gate / (1.0 + tl.exp(-gate)) * up
@@ -102,11 +102,11 @@ def swiglu_backward_kernel(
     BLOCK: tl.constexpr,
 ):
     """Gradients of gate and up, one block of one row; silu is computed again."""
-    row, columns, mask = _position(width, BLOCK)
+    row, columns, mask = _position(tl.program_id(0), width, BLOCK)
     dout = tl.load(dout_ptr + row * dout_stride + columns, mask, other=0.0).to(ACC)
     gate = tl.load(gate_ptr + row * gate_stride + columns, mask, other=0.0).to(ACC)
     up = tl.load(up_ptr + row * up_stride + columns, mask, other=0.0).to(ACC)
-    sigmoid = 1.0 / (1.0 + tl.exp(-gate))
+    sigmoid = 1.0 / (1.0 + tl.exp(-gate))  # exp overflows to infinity, sigmoid to its limit 0
     silu = gate * sigmoid
     dgate = dout * up * (sigmoid + silu * (1.0 - sigmoid))
     tl.store(dgate_ptr + row * width + columns, dgate.to(dgate_ptr.dtype.element_ty), mask)
