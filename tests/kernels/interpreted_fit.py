@@ -18,7 +18,7 @@ from ado_kernels.fit.objective import ALPHA_HIGH_KINK, LOG_EPS_KINK, FitOptions,
 from ado_kernels.fit.step_algebra import NUM_SUMS
 from ado_kernels.fit.triton_points import Points, bin_kernel, newton_sums
 from ado_kernels.fit.triton_step import model_step
-from tests.kernels.test_fit_minimum import PAST
+from tests.kernels.test_fit_minimum import PAST, pushed_past
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*encountered in:RuntimeWarning")  # lanes that are not used overflow
 DELTA = 1e-3
@@ -168,10 +168,8 @@ def test_minima_on_kinks_are_exactly_there():
 @pytest.mark.parametrize("case", PAST)
 def test_minima_past_a_kink(case):
     """A wide Huber loss lets the data push a parameter through its penalty."""
-    parameter, kink, law, ends = PAST[case]
-    counts_T = np.geomspace(*ends, 40)
-    noise_T = 1.0 + 1e-3 * np.random.default_rng(4).standard_normal(40)
-    loss_T = np.exp(np.logaddexp(law[0] - law[2] * np.log(counts_T), law[1])) * noise_T
+    parameter, kink, *_ = PAST[case]
+    counts_T, loss_T = pushed_past(case, 40)
     ours = fitted(counts_T, loss_T[None], FitOptions(smooth_window=0, every=1, delta=0.3, **FEW))
     assert abs(ours.theta[0, parameter] - kink) > 0.01
     assert ours.at_bound[0, parameter]

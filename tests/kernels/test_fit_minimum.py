@@ -155,14 +155,20 @@ PAST = {  # parameter that ends past its kink, the kink, the law that asks for i
 }
 
 
+def pushed_past(case, num_points):
+    """Counts (T,) and losses (T,) of the law of PAST[case], with noise."""
+    _, _, law, ends = PAST[case]
+    counts = np.geomspace(*ends, num_points)
+    noise = 1.0 + 1e-3 * np.random.default_rng(4).standard_normal(num_points)
+    return counts, np.exp(np.logaddexp(law[0] - law[2] * np.log(counts), law[1])) * noise
+
+
 @pytest.mark.parametrize("case", PAST)
 @pytest.mark.parametrize("num_points", [150, 1500])
 def test_penalties_pull_where_the_data_push_through_them(case, num_points):
     """A wide Huber loss lets the data win: the least F lies past the kink, short of the law by the penalty's slope."""
-    parameter, kink, law, ends = PAST[case]
-    counts = np.geomspace(*ends, num_points)
-    noise = 1.0 + 1e-3 * np.random.default_rng(4).standard_normal(num_points)
-    loss = np.exp(np.logaddexp(law[0] - law[2] * np.log(counts), law[1])) * noise
+    parameter, kink, law, _ = PAST[case]
+    counts, loss = pushed_past(case, num_points)
     options = FitOptions(smooth_window=0, every=1, delta=0.3)
     found = scaling_law_fit(counts, loss[None], options, "numba")
     data = (np.log(counts), np.log(loss), options.delta)

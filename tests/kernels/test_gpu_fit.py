@@ -12,7 +12,7 @@ from ado_kernels import scaling_law_fit
 from ado_kernels.fit.numba_smoothing import prepare_losses
 from ado_kernels.fit.objective import FitOptions, objective
 from tests.kernels.devices import ON_GPU, each, gpu_only
-from tests.kernels.test_fit_minimum import AS_IS, BAR, CASES, PAST, assert_golden, golden_fits, histories
+from tests.kernels.test_fit_minimum import AS_IS, BAR, CASES, PAST, assert_golden, golden_fits, histories, pushed_past
 
 pytestmark = [pytest.mark.gpu] if ON_GPU else []
 BACKEND = "triton" if ON_GPU else "numba"
@@ -52,10 +52,8 @@ def test_hard_histories_are_not_above_the_cpu(num_points, options):
 @pytest.mark.parametrize("case", PAST)
 def test_minima_past_a_kink(case):
     """A wide Huber loss lets the data push through a penalty."""
-    parameter, kink, law, ends = PAST[case]
-    counts_T = np.geomspace(*ends, 1500)
-    noise_T = 1.0 + 1e-3 * np.random.default_rng(4).standard_normal(1500)
-    loss_T = np.exp(np.logaddexp(law[0] - law[2] * np.log(counts_T), law[1])) * noise_T
+    parameter, kink, *_ = PAST[case]
+    counts_T, loss_T = pushed_past(case, 1500)
     options = FitOptions(smooth_window=0, every=1, delta=0.3)
     found, cpu = (scaling_law_fit(counts_T, loss_T[None], options, backend) for backend in (BACKEND, "numba"))
     assert found.objective[0] <= cpu.objective[0] + BAR * (cpu.objective[0] + 0.001)
