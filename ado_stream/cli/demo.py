@@ -32,7 +32,7 @@ def run(args: argparse.Namespace) -> int:
     """Runs the demo; ends with the comparison as a table and the report's path."""
     from rich.console import Console
 
-    from ado_kernels.machine_code import compile_behind
+    from ado_kernels.numba_cache import compile_in_background
     from ado_stream.demo.plan import DemoPlan
     from ado_stream.train.host import let_idle_threads_sleep
 
@@ -41,7 +41,7 @@ def run(args: argparse.Namespace) -> int:
     console.print(f"ado-stream demo: all of it stays in {args.out}, nothing is downloaded")
     let_idle_threads_sleep()
     for group in ("ops", "fit"):  # on a new machine that takes about as long as a quick demo's training
-        compile_behind(group)
+        compile_in_background(group)
     # with --json, standard output is for the answer alone: what the stages print goes beside it
     shown = contextlib.redirect_stdout(sys.stderr) if args.json else contextlib.nullcontext()
     with shown:

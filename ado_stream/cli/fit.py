@@ -33,7 +33,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--ignore-steps", type=int, default=default.ignore_steps, help="rows dropped from the front")
     parser.add_argument("--every", type=int, default=default.every, help="fit every n-th row after smoothing")
-    parser.add_argument("--backend", default="auto", help="auto, numba, torch or triton")
+    parser.add_argument("--backend", default="auto", help="auto, numba or triton")
     parser.add_argument("--json", action="store_true", help="print the laws as JSON")
     parser.add_argument("--plot", metavar="FILE.png", type=Path, help="draw the fitted points and the laws")
 

@@ -8,7 +8,7 @@ to a handful of points (see `min_points`).
 from dataclasses import dataclass
 from typing import Any
 
-from ado_kernels.fit.dispatch import BACKENDS
+from ado_kernels.fit.fit_dispatch import BACKENDS
 from ado_stream.errors import ConfigError
 from ado_stream.policy.checks import flag, number, one_of, whole
 from ado_stream.policy.clip import check_floor
@@ -37,7 +37,7 @@ class AdoConfig:
     shared_count: the law's n counts the samples of all domains (True) or of the domain alone (False).
     fit: how laws are fitted; its ignore_steps is replaced by the one here. None: FitConfig(), which keeps every 10th
         step, but of a run under 300 steps every (steps / 30)th.
-    fit_backend: where the default fitter runs: "numba", "triton", "torch" or "auto" (see fit_scaling_laws). "auto" may
+    fit_backend: where the default fitter runs: "numba", "triton" or "auto" (see fit_scaling_laws). "auto" may
         choose the GPU that trains, whose queue a refit would then wait for.
     """
 

@@ -3,7 +3,7 @@
     L(n) = eps + beta n^(-alpha)                 nats per token after n samples
     -dL/dn = alpha (L(n) - eps) / n              learning speed, nats per token and sample
 
-The fit minimises F of `ado_kernels.fit.problem` (Huber loss of log L plus four penalties) for every domain on its own.
+The fit minimises F of `ado_kernels.fit.objective` (Huber loss of log L plus four penalties) for each domain alone.
 Source: "Adaptive Data Optimization" (arXiv 2410.11820), sections 3.1 and appendix. NumPy in and out; needs no torch.
 """
 
@@ -12,8 +12,8 @@ from dataclasses import dataclass, fields
 import numpy as np
 
 from ado_kernels import scaling_law_fit
-from ado_kernels.fit.dispatch import BACKENDS
-from ado_kernels.fit.problem import FitOptions, at_kink
+from ado_kernels.fit.fit_dispatch import BACKENDS
+from ado_kernels.fit.objective import FitOptions, at_kink
 from ado_stream.errors import ConfigError, PolicyError
 from ado_stream.policy.checks import number, one_of, whole
 
@@ -125,7 +125,7 @@ def fit_scaling_laws(
     counts: (T,) shared or (K, T) own cumulative samples, above 0, not decreasing along time.
     losses: (K, T) nats per token, one per step; smoothed and thinned here as `config` says (`config.prepared()` for a
         history that is so already). NaN, infinite or not positive: the point is missing and is skipped.
-    backend: "auto", "numba" (CPU), "triton" (CUDA GPU, or anywhere under TRITON_INTERPRET=1), "torch" (plain float64).
+    backend: "auto", "numba" (CPU), "triton" (CUDA GPU, or anywhere under TRITON_INTERPRET=1).
     A domain without a usable point or finite minimum comes back with valid False and NaN parameters; the others stand.
     Raises PolicyError for impossible arrays, ConfigError for a backend that is unknown or that this machine lacks; a
     device that fails in mid-fit raises its own error.
@@ -176,9 +176,9 @@ def prepare_history(losses_KT: np.ndarray, config: FitConfig | None = None) -> n
     Smoothing comes BEFORE thinning: a history that was thinned first must be fitted with smooth_window=0.
     Raises PolicyError where losses_KT is not two-dimensional.
     """
-    from ado_kernels.fit.smoothing import prepare
+    from ado_kernels.fit.numba_smoothing import prepare_losses
 
     losses_KT = np.asarray(losses_KT, dtype=np.float64)
     if losses_KT.ndim != 2:
         raise PolicyError(f"prepare_history: losses must have shape (K, T), got {losses_KT.shape}")
-    return prepare(losses_KT, config or FitConfig())
+    return prepare_losses(losses_KT, config or FitConfig())

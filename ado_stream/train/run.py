@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from ado_kernels.machine_code import compile_behind
+from ado_kernels.numba_cache import compile_in_background
 from ado_model import Transformer
 from ado_stream.errors import ResumeError, StorageError
 from ado_stream.record import RunRecord
@@ -63,7 +63,7 @@ def run_training(config: TrainConfig, resume: str | os.PathLike[str] = "auto") -
         if world.device.type == "cpu":
             keep_freed_memory()
         if world.is_main:
-            compile_behind("fit")  # seconds, once a machine; the first refit would have every rank wait for it
+            compile_in_background("fit")  # seconds, once a machine; the first refit would have every rank wait for it
         with Training(config, world) as training, told_at_once(world):
             training.start(os.fspath(resume))
             with StopRequest(world) as stop:

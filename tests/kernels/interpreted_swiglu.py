@@ -6,9 +6,11 @@ unit of 2^-7; the absolute part covers gradients that cancel near the zero of si
 
 import pytest
 import torch
+import triton
+import triton.language as tl
 
 from ado_kernels.ops.swiglu import swiglu_reference
-from ado_kernels.ops.swiglu.gpu import backward_gpu, forward_gpu
+from ado_kernels.ops.swiglu.gpu import BLOCK, _position, backward_gpu, forward_gpu
 
 RELATIVE = {torch.float64: 1e-13, torch.float32: 1e-6, torch.float16: 2**-10, torch.bfloat16: 2**-7}
 pytestmark = pytest.mark.usefixtures("poisoned")
@@ -56,3 +58,19 @@ def test_rows_beyond_32_bit_offsets(far_apart):
 def test_nothing():
     assert forward_gpu(torch.empty(0, 8), torch.empty(0, 8)).shape == (0, 8)
     assert backward_gpu(*[torch.empty(0, 8)] * 3)[0].shape == (0, 8)
+
+
+@triton.jit
+def _position_of(program_ptr, width, out_ptr, BLOCK: tl.constexpr):
+    row, columns, mask = _position(tl.load(program_ptr), width, BLOCK)
+    tl.store(out_ptr, row)
+    tl.store(out_ptr + 1, tl.min(columns))
+    tl.store(out_ptr + 2, tl.sum(mask.to(tl.int64)))
+
+
+def test_the_last_block_of_a_row_of_nearly_2_to_the_31():
+    """The number of a row's blocks is computed in 32 bits, where width + BLOCK - 1 is negative."""
+    width, out = 2**31 - 5, torch.full((3,), -1, dtype=torch.int64)
+    last = width // BLOCK
+    _position_of[(1,)](torch.tensor([last], dtype=torch.int32), width, out, BLOCK=BLOCK)
+    assert out.tolist() == [0, last * BLOCK, BLOCK - 5]

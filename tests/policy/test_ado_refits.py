@@ -81,7 +81,7 @@ def test_a_fitter_of_other_domains_fails_like_any_other(loss_stream):
 # The backend --------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("asked", [None, "numba", "torch", "auto"])
+@pytest.mark.parametrize("asked", [None, "numba", "triton", "auto"])
 def test_the_backend_is_the_configured_one_whatever_is_imported(asked, loss_stream, monkeypatch):
     kernel, used = laws.scaling_law_fit, []
 
@@ -98,7 +98,7 @@ def test_the_backend_is_the_configured_one_whatever_is_imported(asked, loss_stre
 
 def test_a_backend_that_is_unknown_or_missing_is_refused_at_construction(monkeypatch):
     torch = pytest.importorskip("torch")
-    with pytest.raises(ado.ConfigError, match="fit_backend is 'cuda'; expected one of auto, numba, triton, torch"):
+    with pytest.raises(ado.ConfigError, match="fit_backend is 'cuda'; expected one of auto, numba, triton"):
         ado.AdoPolicy(PRIOR, ado.AdoConfig(fit_backend="cuda"))
     monkeypatch.delenv("TRITON_INTERPRET", raising=False)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)

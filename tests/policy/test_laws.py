@@ -90,7 +90,7 @@ def test_errors_are_typed():
         ado.ScalingLawFit([1.0], [1.0], [0.3], valid=[True, False])
     with pytest.raises(ado.PolicyError, match="counts must have shape"):
         ado.fit_scaling_laws(counts[1:], losses)
-    with pytest.raises(ado.ConfigError, match="one of auto, numba, triton, torch"):
+    with pytest.raises(ado.ConfigError, match="one of auto, numba, triton"):
         ado.fit_scaling_laws(counts, losses, backend="cuda")
     with pytest.raises(ado.PolicyError, match="above 0"):
         ado.ScalingLawFit([1.0], [1.0], [0.3]).predict(0.0)

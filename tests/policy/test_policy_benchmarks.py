@@ -7,9 +7,9 @@ import pytest
 from scipy.optimize import minimize
 
 from ado_kernels import scaling_law_fit
-from ado_kernels.fit.problem import FitOptions, objective
-from ado_kernels.fit.search import TOLERANCE
-from ado_kernels.fit.smoothing import prepare
+from ado_kernels.fit.numba_search import TOLERANCE
+from ado_kernels.fit.numba_smoothing import prepare
+from ado_kernels.fit.objective import FitOptions, objective
 from ado_stream.simulate.default_spec import default_spec
 from ado_stream.simulate.loop import Outcome, read_spec
 from benchmarks import bench_fit, bench_policy, bench_sensitivity, common

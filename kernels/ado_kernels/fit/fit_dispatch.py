@@ -1,8 +1,8 @@
 """`scaling_law_fit`: checks the arrays, picks the backend, NumPy in and out. Importable without torch.
 
-backend "numba" (CPU threads), "triton" (a CUDA GPU, or any machine under TRITON_INTERPRET=1), "torch" (plain float64
-PyTorch, CPU). All of them minimise the F of problem.py and reach the same minima. "auto" is numba, unless torch is
-loaded, sees a CUDA GPU and domains times kept points reach GPU_POINTS: then triton.
+backend "numba" (CPU threads) or "triton" (a CUDA GPU, or any machine under TRITON_INTERPRET=1). Both minimise the F of
+objective.py and reach the same minima. "auto" is numba, unless torch is loaded, sees a CUDA GPU and domains times kept
+points reach GPU_POINTS: then triton.
 """
 
 import importlib
@@ -10,11 +10,11 @@ import sys
 
 import numpy as np
 
-from ado_kernels.fit.problem import FitOptions, FitResult
+from ado_kernels.fit.objective import FitOptions, FitResult
 
-BACKENDS = ("auto", "numba", "triton", "torch")
+BACKENDS = ("auto", "numba", "triton")
 GPU_POINTS = 500_000  # domains times kept points from which "auto" takes a GPU
-_TURNED_STEPS = 512
+_BLOCK_STEPS = 512  # 22 domains x 512 float64 fit the second-level cache
 
 
 def scaling_law_fit(
@@ -27,36 +27,36 @@ def scaling_law_fit(
     Raises ValueError for impossible arrays or an unknown backend, RuntimeError for a backend this machine lacks.
     """
     options = options or FitOptions()
-    losses, counts = _in_rows(losses), _in_rows(counts)
-    _check(counts, losses)
+    losses, counts = _as_rows(losses), _as_rows(counts)
+    _check_arrays(counts, losses)
     if backend not in BACKENDS:
         raise ValueError(f"unknown fit backend {backend!r}; the backends are: {', '.join(BACKENDS)}")
     if backend == "auto":
-        backend = _automatic(losses, options)
+        backend = _choose_backend(losses, options)
     return importlib.import_module(f"ado_kernels.fit.{backend}_fit").fit(counts, losses, options)
 
 
-def _in_rows(value: np.ndarray) -> np.ndarray:
-    """float64, a domain's steps side by side. A history that was kept step by step is turned in blocks that the caches
-    hold: a fifth of the time of one copy."""
+def _as_rows(value: np.ndarray) -> np.ndarray:
+    """float64 with a domain's steps adjacent. A history stored step by step is transposed in blocks that fit in cache:
+    a fifth of the time of one copy."""
     value = np.asarray(value, dtype=np.float64)
     if value.flags.c_contiguous or value.ndim != 2:
         return np.ascontiguousarray(value)
     rows = np.empty(value.shape)
-    for start in range(0, value.shape[1], _TURNED_STEPS):
-        block = slice(start, start + _TURNED_STEPS)
+    for start in range(0, value.shape[1], _BLOCK_STEPS):
+        block = slice(start, start + _BLOCK_STEPS)
         rows[:, block] = value[:, block]
     return rows
 
 
-def _automatic(losses: np.ndarray, options: FitOptions) -> str:
-    """The GPU only where torch already runs on one and the fit is large enough to outweigh the copies."""
+def _choose_backend(losses: np.ndarray, options: FitOptions) -> str:
+    """The GPU where torch is already loaded, sees one, and the fit is large enough to outweigh the copies."""
     torch = sys.modules.get("torch")
     large = losses.shape[0] * len(range(options.ignore_steps, losses.shape[1], options.every)) >= GPU_POINTS
     return "triton" if large and torch is not None and torch.cuda.is_available() else "numba"
 
 
-def _check(counts: np.ndarray, losses: np.ndarray) -> None:
+def _check_arrays(counts: np.ndarray, losses: np.ndarray) -> None:
     if losses.ndim != 2:
         raise ValueError(f"losses must have shape (K, T), got {losses.shape}")
     if counts.shape not in (losses.shape, losses.shape[1:]):

@@ -10,7 +10,7 @@ import functools
 import numpy as np
 from numba import njit
 
-from ado_kernels.fit.problem import FitOptions
+from ado_kernels.fit.objective import FitOptions
 
 DEGREE = 3
 
@@ -30,7 +30,7 @@ def filter_weights(window: int) -> np.ndarray:
 
 
 @njit(cache=True, nogil=True, fastmath={"reassoc", "contract", "nsz"}, error_model="numpy")
-def _dot(weight_W, value_T, start):
+def _dot(weight_W: np.ndarray, value_T: np.ndarray, start: int) -> float:
     total = 0.0
     for i in range(weight_W.size):
         total += weight_W[i] * value_T[start + i]
@@ -38,7 +38,7 @@ def _dot(weight_W, value_T, start):
 
 
 @njit(cache=True, nogil=True)
-def present_points(count_T, loss_T):
+def present_points(count_T: np.ndarray, loss_T: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Steps (P,) int64 and losses (P,) of the usable points: finite, positive loss and positive count."""
     step = np.empty(loss_T.size, np.int64)
     value = np.empty(loss_T.size)
@@ -52,7 +52,9 @@ def present_points(count_T, loss_T):
 
 
 @njit(cache=True, nogil=True)
-def smooth_kept(step, value, weight_WW, ignore_steps, every):
+def smooth_kept(
+    step: np.ndarray, value: np.ndarray, weight_WW: np.ndarray, ignore_steps: int, every: int
+) -> tuple[np.ndarray, np.ndarray]:
     """Kept steps (M,) and their smoothed losses (M,): step >= ignore_steps, (step - ignore_steps) % every == 0."""
     window = weight_WW.shape[0]
     half = window // 2
@@ -70,7 +72,7 @@ def smooth_kept(step, value, weight_WW, ignore_steps, every):
     return kept[:size], smooth[:size]
 
 
-def prepare(loss_KT: np.ndarray, options: FitOptions) -> np.ndarray:
+def prepare_losses(loss_KT: np.ndarray, options: FitOptions) -> np.ndarray:
     """(K, M) smoothed losses at the steps that `options` keeps, NaN where a kept step is missing."""
     num_kept = len(range(options.ignore_steps, loss_KT.shape[1], options.every))
     prepared_KM = np.full((loss_KT.shape[0], num_kept), np.nan)

@@ -1,7 +1,8 @@
-"""Compiles the Numba kernels of a group into the cache on disk: `python -m ado_kernels.compile ops` or `fit`.
+"""Compiles the Numba kernels of a group into the cache on disk: `python -m ado_kernels.compile_numba ops` or `fit`.
 
-Each kernel is called once with every combination of types that the operations pass to it; machine_code.py says why in a
-process of its own.
+Each kernel is called once with every combination of types that the operations pass to it; numba_cache.py explains why a
+process of its own does it. Numba compiles per combination of dtype, layout and contiguity: a combination missing here
+is compiled where it is first used.
 """
 
 import sys

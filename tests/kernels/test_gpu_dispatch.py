@@ -6,7 +6,7 @@ from types import SimpleNamespace
 
 import torch
 
-from ado_kernels.ops.on_gpu import register_gpu
+from ado_kernels.ops.gpu_dispatch import register_gpu
 
 
 def test_the_call_runs_with_the_tensors_device_current(monkeypatch):

@@ -1,19 +1,22 @@
 """Machine code on disk: gone when a source changed, and the only one that anybody computes with."""
 
 import os
+import shutil
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
-from ado_kernels.machine_code import drop_if_stale
+from ado_kernels import numba_cache
+from ado_kernels.numba_cache import clear_stale_cache
 
 
 def test_machine_code_lives_as_long_as_its_sources(tmp_path):
     (tmp_path / "a.py").write_text("x = 1\n")
     (tmp_path / "part" / "__pycache__").mkdir(parents=True)
     (tmp_path / "part" / "b.py").write_text("y = 1\n")
-    drop_if_stale(tmp_path)
+    clear_stale_cache(tmp_path)
     cache = tmp_path / "__pycache__"
     compiled = [cache / "a.f-1.py311.nbi", tmp_path / "part" / "__pycache__" / "b.f-1.py311.1.nbc"]
 
@@ -22,14 +25,14 @@ def test_machine_code_lives_as_long_as_its_sources(tmp_path):
             path.write_bytes(b"machine code")
 
     compile_all()
-    drop_if_stale(tmp_path)
+    clear_stale_cache(tmp_path)
     assert all(path.exists() for path in compiled)
     (tmp_path / "part" / "b.py").write_text("y = 2\n")  # a.f calls something in b
-    drop_if_stale(tmp_path)
+    clear_stale_cache(tmp_path)
     assert not any(path.exists() for path in compiled)
     compile_all()
     (tmp_path / "c.py").write_text("")
-    drop_if_stale(tmp_path)
+    clear_stale_cache(tmp_path)
     assert not any(path.exists() for path in compiled)
     assert sorted(path.name for path in cache.iterdir()) == ["sources.sha1"]
 
@@ -94,3 +97,42 @@ def output_of(script, **environment):
     everything = {**os.environ, **environment, "PYTHONPATH": os.pathsep.join(sys.path)}
     command = [sys.executable, "-c", script]
     return subprocess.run(command, env=everything, capture_output=True, text=True, check=True).stdout
+
+
+UNWRITABLE = """
+import logging, os
+logging.basicConfig(format="%(message)s")
+import ado_kernels, numpy as np
+assert ado_kernels.scaling_law_fit(np.arange(1.0, 60.0), np.ones((1, 59))).valid.all()
+print(os.environ["NUMBA_CACHE_DIR"], os.environ["TRITON_CACHE_DIR"])
+"""
+
+
+@pytest.mark.slow
+def test_without_any_writable_folder_a_private_temporary_one_is_used(tmp_path):
+    """A file stands where each package's __pycache__ would be made, and the home folder is no folder."""
+    package = tmp_path / "ado_kernels"
+    shutil.copytree(Path(numba_cache.__file__).parent, package, ignore=shutil.ignore_patterns("__pycache__"))
+    for folder in {path.parent for path in package.rglob("*.py")}:
+        (folder / "__pycache__").touch()
+    temporary = tmp_path / "temporary"
+    temporary.mkdir()
+    environment = {key: value for key, value in os.environ.items() if not key.startswith(("NUMBA_", "TRITON_", "XDG_"))}
+    environment |= {"HOME": os.devnull, "TMPDIR": str(temporary), "PYTHONDONTWRITEBYTECODE": "1"}
+    environment["PYTHONPATH"] = os.pathsep.join([str(tmp_path), *sys.path])
+    run = subprocess.run([sys.executable, "-c", UNWRITABLE], env=environment, capture_output=True, text=True)
+    assert run.returncode == 0, run.stderr
+    assert run.stderr.count("no writable folder") == 1
+    (folder,) = temporary.glob("ado-kernels-*")
+    assert run.stdout.split() == [str(folder / "numba"), str(folder / "triton")]
+    assert folder.stat().st_mode & 0o777 == 0o700
+    assert list(folder.rglob("*.nbi"))
+
+
+def test_a_temporary_folder_that_others_may_write_is_not_used(tmp_path, monkeypatch):
+    """What Numba loads from its cache is executed."""
+    monkeypatch.setattr(numba_cache.tempfile, "gettempdir", lambda: str(tmp_path))
+    own = numba_cache._private_temporary_folder(tmp_path)
+    assert numba_cache._private_temporary_folder(tmp_path) == own
+    own.chmod(0o777)
+    assert numba_cache._private_temporary_folder(tmp_path) != own
