@@ -22,3 +22,17 @@ def stored(dtype: torch.dtype, num_terms: int) -> float:
     """As `rounding`, for what is computed in float32 (float64 stays) and rounded once to `dtype`."""
     wide = torch.float64 if dtype == torch.float64 else torch.float32
     return rounding(num_terms, wide) + (0.0 if dtype == wide else UNIT[dtype])
+
+
+@torch.no_grad()
+def perturb(model: torch.nn.Module, size: float, seed: int = 0) -> None:
+    """Moves every parameter by `size` of itself, up or down at random.
+
+    What a computation in products of rounded sums returns is what the exact one returns for parameters that lie within
+    the bound of one such sum (backward errors). So results of parameters perturbed by that bound span what rounding may
+    do at the end of a long computation, whatever that amplifies.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    for parameter in model.parameters():
+        sign = torch.randint(2, parameter.shape, generator=generator).mul(2).sub(1)
+        parameter.mul_(1.0 + size * sign.to(parameter))
