@@ -103,6 +103,7 @@ def test_c4_a_downloader_killed_at_random_points_leaves_a_good_cache(proxy, shar
         assert unfinished(folder) == []
 
 
+@pytest.mark.deadline
 def test_c4_a_peer_that_waits_goes_on_when_the_downloader_is_killed(proxy, shards, tmp_path, start_jobs):
     proxy.rules = [Rule("stall", times=1)]
     (job,) = start_jobs(tmp_path, shards[:1])
@@ -182,6 +183,7 @@ def test_c5_two_jobs_that_evict_each_other_read_the_right_bytes(proxy, shards, t
     assert ledger(jobs[1]) == reference(backwards, rounds=5)
 
 
+@pytest.mark.deadline
 def test_closing_ends_a_download_and_a_wait_at_once(proxy, shards, tmp_path):
     proxy.rules = [Rule("trickle")]
     stop = threading.Event()

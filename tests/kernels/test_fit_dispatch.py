@@ -27,12 +27,14 @@ def noisy_laws(num_domains=5, steps=900, seed=1):
 
 @pytest.mark.parametrize(("steps", "window"), [(900, 101), (101, 101), (100, 99), (60, 59), (7, 7), (6, 5)])
 def test_smoothing_equals_scipy(steps, window):
-    """Both are a least-squares cubic per window: 1e-12 is its conditioning in float64."""
+    """Both are a least-squares cubic per window, scipy's by a factorisation that loses the condition of its powers."""
+    powers = np.arange(window, dtype=float)[:, None] - window // 2
+    lost = np.linalg.cond(powers ** np.arange(4)) * np.finfo(float).eps
     _, losses = noisy_laws(steps=steps)
     expected = savgol_filter(losses, window, 3, axis=1, mode="interp")
-    assert np.allclose(prepare_losses(losses, FitOptions(every=1)), expected, rtol=1e-12)
+    assert np.allclose(prepare_losses(losses, FitOptions(every=1)), expected, rtol=lost, atol=0)
     thinned = prepare_losses(losses, FitOptions(ignore_steps=5, every=10))
-    assert np.allclose(thinned, expected[:, 5::10], rtol=1e-12)
+    assert np.allclose(thinned, expected[:, 5::10], rtol=lost, atol=0)
 
 
 def test_under_five_steps_nothing_is_smoothed():
@@ -48,7 +50,7 @@ def test_missing_points_are_skipped_not_spread():
     holes[2, missing] = [np.nan, np.inf, -np.inf, 0.0, -1.0, np.nan]
     smooth = prepare_losses(holes, FitOptions(every=1))
     assert np.array_equal(np.isnan(smooth[2]), missing)
-    assert np.allclose(smooth[2, ~missing], savgol_filter(losses[2, ~missing], 101, 3), rtol=1e-12)
+    assert np.allclose(smooth[2, ~missing], savgol_filter(losses[2, ~missing], 101, 3), rtol=2e-11, atol=0)  # as above
     whole, found = scaling_law_fit(counts, losses), scaling_law_fit(counts, holes)
     assert found.valid.all()
     assert found.num_points[2] == (~missing[::10]).sum()

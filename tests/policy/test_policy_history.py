@@ -84,18 +84,17 @@ def test_a_history_loaded_where_fewer_rows_are_kept_goes_on_as_if_it_had_kept_so
 
 
 def test_thinning_early_moves_the_mixture_about_as_much_as_another_seed(monkeypatch):
-    """The rows left to a thousand domains: half the sum of |difference of shares| at the end of a closed loop.
-
-    Measured for seeds 17 to 19: 0.4, 1.1 and 0.6 % by thinning, 0.7 % between seeds.
-    """
+    """The rows left to a thousand domains: no more than twice as far as the two seeds lie apart, in half the sum of
+    |difference of shares| at the end of a closed loop."""
     mixtures = []
-    for rows in (MAX_ROWS, capacity_of(1000)):
+    for seed, rows in ((17, MAX_ROWS), (18, MAX_ROWS), (17, capacity_of(1000))):
         monkeypatch.setattr("ado_stream.policy.history.capacity_of", lambda num_domains, rows=rows: rows)
-        spec = read_spec({**default_spec(16_000), "policies": {"ado": {}}})
+        spec = read_spec({**default_spec(16_000), "seed": seed, "policies": {"ado": {}}})
         policy = spec.make("ado")
         mixtures.append(simulate(spec, policy).mixture_SK[-1])
         assert policy._history.stride == (1 if rows == MAX_ROWS else 4)
-    assert 0.5 * np.abs(mixtures[0] - mixtures[1]).sum() < 0.01
+    whole, other_seed, thinned = mixtures
+    assert 0 < np.abs(thinned - whole).sum() <= 2 * np.abs(other_seed - whole).sum()
 
 
 def test_a_history_of_own_counts_does_not_load_into_one_of_shared_counts():

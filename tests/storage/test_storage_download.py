@@ -155,6 +155,7 @@ def test_a_downloader_that_writes_nothing_is_tried_again(foreign, tmp_path):
     assert len(calls) == 3
 
 
+@pytest.mark.deadline
 def test_a_downloader_that_hangs_meets_the_deadline_and_stop(foreign, tmp_path):
     released = threading.Event()
     foreign(lambda path: released.wait(30))

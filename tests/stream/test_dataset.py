@@ -325,6 +325,7 @@ def test_nothing_is_left_behind(corpus):
     assert set(os.listdir("/dev/shm")) == memory
 
 
+@pytest.mark.deadline
 def test_closing_while_shards_are_awaited_is_prompt(corpus, monkeypatch, caplog):
     from ado_stream.storage.cache import NodeCache
 
@@ -344,6 +345,7 @@ def test_closing_while_shards_are_awaited_is_prompt(corpus, monkeypatch, caplog)
     assert not caplog.records
 
 
+@pytest.mark.deadline
 def test_an_error_behind_reaches_the_consumer_as_itself_within_a_second(corpus, monkeypatch):
     from ado_stream.stream import pipeline, shard_table
 
