@@ -14,8 +14,8 @@ from typing import Any
 
 import yaml
 
-from ado_stream.report.data import load_runs
-from ado_stream.report.validation import OVERALL, loss_by_name
+from ado_stream.report.run_data import load_runs
+from ado_stream.report.validation_plot import OVERALL, loss_by_name
 from ado_stream.train.config import load_config
 from ado_stream.train.run import run_training
 from benchmarks.common import write_result

@@ -13,9 +13,9 @@ from typing import Any
 
 import numpy as np
 
-from ado_stream.policy.config import AdoConfig
+from ado_stream.policy.ado_config import AdoConfig
+from ado_stream.simulate.closed_loop import Outcome, read_spec, simulate
 from ado_stream.simulate.default_spec import default_spec
-from ado_stream.simulate.loop import Outcome, read_spec, simulate
 from benchmarks.common import write_result
 
 _OTHER = 1000  # added to a seed to get another

@@ -75,10 +75,10 @@ def _show_text(console: "Console", text: "list[DomainText]") -> None:
 
 
 def _show_result(console: "Console", result: "DemoResult") -> None:
-    from ado_stream.report.data import load_runs
-    from ado_stream.report.markup import Cell
-    from ado_stream.report.style import colors_of
-    from ado_stream.report.tables import domain_table
+    from ado_stream.report.plot_style import colors_of
+    from ado_stream.report.report_html import Cell
+    from ado_stream.report.report_tables import domain_table
+    from ado_stream.report.run_data import load_runs
     from ado_stream.report.verdict import caveats, compare
 
     runs = load_runs(result.run_dirs)

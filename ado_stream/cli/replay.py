@@ -13,12 +13,12 @@ from typing import TYPE_CHECKING, Any
 
 from ado_stream.cli.options import picture_path, plain_options
 from ado_stream.errors import ConfigError
-from ado_stream.policy.base import Policy
-from ado_stream.policy.registry import RunFacts, make_run_policy
+from ado_stream.policy.base_policy import Policy
+from ado_stream.policy.policy_registry import RunFacts, make_run_policy
 from ado_stream.simulate.replay import check_complete, replay
 
 if TYPE_CHECKING:
-    from ado_stream.report.data import Run
+    from ado_stream.report.run_data import Run
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -32,7 +32,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Feeds the record to the policy; prints a table or JSON, draws when asked."""
-    from ado_stream.report.data import load_runs
+    from ado_stream.report.run_data import load_runs
 
     plot = picture_path(args.plot) if args.plot else None
     recorded, *others = load_runs([args.run])
@@ -91,7 +91,7 @@ def _print(summary: dict[str, Any], recorded: "Run") -> None:
 
 def _draw(recorded: "Run", replayed: "Run", path: Path) -> None:
     from ado_stream.report.mixture_plot import draw_mixture
-    from ado_stream.report.style import colors_of, styled
+    from ado_stream.report.plot_style import colors_of, styled
 
     with styled():
         plot = draw_mixture([recorded, replayed], colors_of(recorded.domains))

@@ -1,6 +1,6 @@
 """What a policy would do: a closed loop on synthetic laws, from a spec or a built-in world of 22 domains.
 
-Keys of a spec: ado_stream/simulate/loop.py.
+Keys of a spec: ado_stream/simulate/closed_loop.py.
 """
 
 import argparse
@@ -12,8 +12,8 @@ import numpy as np
 
 from ado_stream.cli.options import picture_path, plain_options
 from ado_stream.errors import ConfigError, NotFound
+from ado_stream.simulate.closed_loop import Outcome, Spec, read_spec, simulate
 from ado_stream.simulate.default_spec import default_spec
-from ado_stream.simulate.loop import Outcome, Spec, read_spec, simulate
 
 MAX_ROWS = 40  # domains in the printed table
 
@@ -53,7 +53,7 @@ def run(args: argparse.Namespace) -> int:
 
 def _controlled(args: argparse.Namespace, plot: Path | None) -> int:
     """Runs the controlled experiments, prints their shares or JSON, draws."""
-    from ado_stream.simulate.controlled import experiments
+    from ado_stream.simulate.controlled_experiments import experiments
 
     if args.spec or args.policy or args.steps or args.seed is not None:
         raise ConfigError("--controlled has domains, a policy and steps of its own; give it only --plot or --json.")
@@ -71,7 +71,7 @@ def _controlled(args: argparse.Namespace, plot: Path | None) -> int:
             low, high = each.given_X.min(), each.given_X.max()
             print(f"{each.title:<{width}}  {low:>10.2%}  {high:>8.2%}  {off:>26.1e}")
     if plot:
-        from ado_stream.report.style import styled
+        from ado_stream.report.plot_style import styled
         from ado_stream.simulate.controlled_plot import draw_controlled
 
         with styled():
@@ -156,7 +156,7 @@ def _print(spec: Spec, summary: dict[str, Any]) -> None:
 
 def _draw(spec: Spec, outcomes: dict[str, Outcome], path: Path) -> None:
     """Loss over the steps, its distance to the first policy's, and every policy's mixture, in one PNG."""
-    from ado_stream.report.style import color_of, new_figure, run_style, styled, thousands
+    from ado_stream.report.plot_style import color_of, new_figure, run_style, styled, thousands
 
     first = next(iter(outcomes))
     shades = [color_of(index) for index in range(len(spec.world.names))]

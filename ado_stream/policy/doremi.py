@@ -11,9 +11,9 @@ from typing import Any
 
 import numpy as np
 
-from ado_stream.policy.base import Bools, Floats, Policy
-from ado_stream.policy.checks import number, positive
-from ado_stream.policy.weights import Weights, values_of
+from ado_stream.policy.base_policy import Bools, Floats, Policy
+from ado_stream.policy.domain_weights import Weights, values_of
+from ado_stream.policy.option_checks import number, positive
 
 
 class DoReMi(Policy):

@@ -13,10 +13,10 @@ from typing import Any
 import numpy as np
 
 from ado_stream.errors import ConfigError, ResumeError
-from ado_stream.policy.base import Bools, Floats, Ints, Policy
-from ado_stream.policy.checks import number, positive, whole
-from ado_stream.policy.clip import check_floor, lower_to_ceiling, raise_to_floor
-from ado_stream.policy.weights import Weights, values_of
+from ado_stream.policy.base_policy import Bools, Floats, Ints, Policy
+from ado_stream.policy.domain_weights import Weights, values_of
+from ado_stream.policy.mixture_bounds import check_floor, lower_to_ceiling, raise_to_floor
+from ado_stream.policy.option_checks import number, positive, whole
 
 
 class Guard(Policy):

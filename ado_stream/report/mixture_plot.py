@@ -5,8 +5,7 @@ import math
 import numpy as np
 from matplotlib.axes import Axes
 
-from ado_stream.report.data import Run
-from ado_stream.report.style import (
+from ado_stream.report.plot_style import (
     Plot,
     bin_means,
     bins,
@@ -18,6 +17,7 @@ from ado_stream.report.style import (
     text_color,
     thousands,
 )
+from ado_stream.report.run_data import Run
 
 MAX_RUNS = 4
 MAX_LABELS = 24

@@ -10,8 +10,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ado_stream.report.data import Run
-from ado_stream.report.validation import OVERALL, baseline_of, loss_by_name
+from ado_stream.report.run_data import Run
+from ado_stream.report.validation_plot import OVERALL, baseline_of, loss_by_name
 
 LEVEL_NATS = 0.005
 _SAME = {

@@ -1,7 +1,7 @@
 """What ADO does with controlled differences between domains, beside what its mathematics says it should."""
 
-from ado_stream.report.style import FAINT, INK, PALETTE, Plot, new_figure, thousands
-from ado_stream.simulate.controlled import FLOOR, NUM_DOMAINS, experiments
+from ado_stream.report.plot_style import FAINT, INK, PALETTE, Plot, new_figure, thousands
+from ado_stream.simulate.controlled_experiments import FLOOR, NUM_DOMAINS, experiments
 
 COLUMNS = 3
 

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ado_stream.errors import DataError
-from ado_stream.policy.base import Floats, Policy
+from ado_stream.policy.base_policy import Floats, Policy
 
 
 def replay(policy: Policy, loss_SK: Floats, samples_SK: Floats, mixture_lag: int, first_K: Floats) -> Floats:

@@ -18,7 +18,7 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from ado_stream.errors import ConfigError, NotFound
-from ado_stream.policy.weights import by_name
+from ado_stream.policy.domain_weights import by_name
 
 
 @dataclass

@@ -10,7 +10,7 @@ from ado_model import ModelConfig
 from ado_stream import record
 from ado_stream.corpus import Corpus
 from ado_stream.loader import AdaptiveLoader
-from ado_stream.policy.base import Policy
+from ado_stream.policy.base_policy import Policy
 from ado_stream.train.config import TrainConfig
 from ado_stream.train.distributed import World
 

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 
 import ado_stream as ado
-from ado_stream.policy import laws
-from ado_stream.simulate.loop import read_spec, simulate
+from ado_stream.policy import scaling_laws
+from ado_stream.simulate.closed_loop import read_spec, simulate
 
 PRIOR = {"web": 5.0, "code": 3.0, "math": 2.0}
 K = len(PRIOR)
@@ -43,7 +43,7 @@ class CompilationError(Exception):
 )
 def test_whatever_the_kernel_raises_at_a_refit_the_run_goes_on_with_its_laws(failure, loss_stream, monkeypatch):
     loss_TK, count_TK = _stream(loss_stream, 100)
-    kernel, calls = laws.scaling_law_fit, []
+    kernel, calls = scaling_laws.scaling_law_fit, []
 
     def fails_twice(*arguments):
         calls.append(None)
@@ -51,7 +51,7 @@ def test_whatever_the_kernel_raises_at_a_refit_the_run_goes_on_with_its_laws(fai
             raise failure
         return kernel(*arguments)
 
-    monkeypatch.setattr(laws, "scaling_law_fit", fails_twice)
+    monkeypatch.setattr(scaling_laws, "scaling_law_fit", fails_twice)
     policy = ado.AdoPolicy(PRIOR, ado.AdoConfig(**SCHEDULE))
     mixture_TK = _run(policy, loss_TK, count_TK)
     fits = iter(range(4))
@@ -63,7 +63,7 @@ def test_whatever_the_kernel_raises_at_a_refit_the_run_goes_on_with_its_laws(fai
         return kept
 
     kept = None
-    monkeypatch.setattr(laws, "scaling_law_fit", kernel)
+    monkeypatch.setattr(scaling_laws, "scaling_law_fit", kernel)
     np.testing.assert_array_equal(
         mixture_TK, _run(ado.AdoPolicy(PRIOR, ado.AdoConfig(**SCHEDULE), keeps), loss_TK, count_TK)
     )
@@ -83,13 +83,13 @@ def test_a_fitter_of_other_domains_fails_like_any_other(loss_stream):
 
 @pytest.mark.parametrize("asked", [None, "numba", "torch", "auto"])
 def test_the_backend_is_the_configured_one_whatever_is_imported(asked, loss_stream, monkeypatch):
-    kernel, used = laws.scaling_law_fit, []
+    kernel, used = scaling_laws.scaling_law_fit, []
 
     def spy(counts, losses, options, backend):
         used.append(backend)
         return kernel(counts, losses, options, "numba")
 
-    monkeypatch.setattr(laws, "scaling_law_fit", spy)
+    monkeypatch.setattr(scaling_laws, "scaling_law_fit", spy)
     policy = ado.AdoPolicy(PRIOR, ado.AdoConfig(**SCHEDULE, **({} if asked is None else {"fit_backend": asked})))
     used.clear()
     _run(policy, *_stream(loss_stream, 50))

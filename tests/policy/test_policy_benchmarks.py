@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from ado_kernels.fit.problem import FitOptions, objective
+from ado_stream.simulate.closed_loop import Outcome, read_spec
 from ado_stream.simulate.default_spec import default_spec
-from ado_stream.simulate.loop import Outcome, read_spec
 from benchmarks import bench_fit, bench_policy, bench_sensitivity, common
 
 

@@ -1,4 +1,4 @@
-"""Every policy, guarded or not, keeps the promises of policy/base.py."""
+"""Every policy, guarded or not, keeps the promises of policy/base_policy.py."""
 
 import json
 

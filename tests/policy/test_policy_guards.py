@@ -6,8 +6,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import ado_stream as ado
-from ado_stream.policy.codec import seal
-from ado_stream.simulate.loop import systematic_counts
+from ado_stream.policy.state_codec import seal
+from ado_stream.simulate.closed_loop import systematic_counts
 
 PRIOR = {"web": 0.7, "code": 0.2, "math": 0.1}
 ABSENT = np.full(3, np.nan)

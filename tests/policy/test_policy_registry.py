@@ -6,7 +6,7 @@ import sys
 import pytest
 
 import ado_stream as ado
-from ado_stream.policy.registry import GUARDS, POLICIES, RunFacts, make_guard, make_run_policy
+from ado_stream.policy.policy_registry import GUARDS, POLICIES, RunFacts, make_guard, make_run_policy
 
 PRIOR = {"web": 3.0, "code": 1.0}
 

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 import ado_stream as ado
-from ado_stream.policy.static import unimax
-from ado_stream.policy.tables import PILE_DOREMI
+from ado_stream.policy.published_mixtures import PILE_DOREMI
+from ado_stream.policy.static_policies import unimax
 
 PRIOR = {"web": 60.0, "code": 30.0, "math": 10.0}
 

@@ -5,7 +5,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from ado_stream.report.data import Evaluation, load_runs
+from ado_stream.report.run_data import Evaluation, load_runs
 from ado_stream.report.verdict import caveats, compare
 
 NAMES = ["a", "b", "c", "d"]

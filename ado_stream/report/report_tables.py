@@ -6,13 +6,13 @@ from typing import Any
 
 import numpy as np
 
-from ado_stream.report.data import Run
-from ado_stream.report.laws import forecast_error, judged_law, next_interval_error
-from ado_stream.report.markup import Cell
+from ado_stream.report.forecast_plot import forecast_error, judged_law, next_interval_error
 from ado_stream.report.mixture_plot import moves
-from ado_stream.report.style import compact, signed
-from ado_stream.report.throughput import median_tokens_per_s
-from ado_stream.report.validation import OVERALL, baseline_of, loss_by_name
+from ado_stream.report.plot_style import compact, signed
+from ado_stream.report.report_html import Cell
+from ado_stream.report.run_data import Run
+from ado_stream.report.throughput_plot import median_tokens_per_s
+from ado_stream.report.validation_plot import OVERALL, baseline_of, loss_by_name
 from ado_stream.report.verdict import LEVEL_NATS
 
 Row = list[str | Cell]

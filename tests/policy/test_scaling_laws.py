@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 import ado_stream as ado
-from ado_stream.policy.laws import prepare_history
+from ado_stream.policy.scaling_laws import prepare_history
 
 
 def history(steps=800, seed=0):

@@ -18,9 +18,9 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from ado_stream.policy.ado import AdoPolicy
-from ado_stream.policy.config import AdoConfig
-from ado_stream.policy.laws import ScalingLawFit
+from ado_stream.policy.ado_config import AdoConfig
+from ado_stream.policy.ado_policy import AdoPolicy
+from ado_stream.policy.scaling_laws import ScalingLawFit
 
 Floats = NDArray[np.float64]
 

@@ -2,8 +2,8 @@
 
 import numpy as np
 
-from ado_stream.report.style import styled
-from ado_stream.simulate.controlled import experiments
+from ado_stream.report.plot_style import styled
+from ado_stream.simulate.controlled_experiments import experiments
 from ado_stream.simulate.controlled_plot import draw_controlled
 
 

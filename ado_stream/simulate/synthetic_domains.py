@@ -17,8 +17,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ado_stream.errors import ConfigError
-from ado_stream.policy.checks import number, positive, whole
-from ado_stream.policy.weights import by_name, list_of, shares_of
+from ado_stream.policy.domain_weights import by_name, list_of, shares_of
+from ado_stream.policy.option_checks import number, positive, whole
 
 Floats = NDArray[np.float64]
 

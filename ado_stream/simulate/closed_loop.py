@@ -19,10 +19,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ado_stream.errors import ConfigError
-from ado_stream.policy.base import Policy
-from ado_stream.policy.checks import whole
-from ado_stream.policy.registry import RunFacts, make_run_policy
-from ado_stream.simulate.synthetic import World, read_world
+from ado_stream.policy.base_policy import Policy
+from ado_stream.policy.option_checks import whole
+from ado_stream.policy.policy_registry import RunFacts, make_run_policy
+from ado_stream.simulate.synthetic_domains import World, read_world
 
 Floats = NDArray[np.float64]
 

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from ado_stream.simulate.controlled import FLOOR, experiments
+from ado_stream.simulate.controlled_experiments import FLOOR, experiments
 
 
 @pytest.mark.parametrize("index", range(6))

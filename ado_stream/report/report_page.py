@@ -11,16 +11,16 @@ from pathlib import Path
 
 from ado_stream.durable import write_durably
 from ado_stream.errors import StorageError
-from ado_stream.report import markup
-from ado_stream.report.data import Run, load_runs
-from ado_stream.report.laws import draw_laws
+from ado_stream.report import report_html as html
+from ado_stream.report.forecast_plot import draw_laws
 from ado_stream.report.mixture_plot import draw_mixture, moves
-from ado_stream.report.progress import draw_progress
-from ado_stream.report.selection import draw_selection
-from ado_stream.report.style import Plot, colors_of, styled
-from ado_stream.report.tables import domain_table, fact_table, health_table, law_table
-from ado_stream.report.throughput import draw_throughput
-from ado_stream.report.validation import OVERALL, draw_validation, loss_by_name
+from ado_stream.report.plot_style import Plot, colors_of, styled
+from ado_stream.report.progress_plot import draw_progress
+from ado_stream.report.report_tables import domain_table, fact_table, health_table, law_table
+from ado_stream.report.run_data import Run, load_runs
+from ado_stream.report.selection_plot import draw_selection
+from ado_stream.report.throughput_plot import draw_throughput
+from ado_stream.report.validation_plot import OVERALL, draw_validation, loss_by_name
 from ado_stream.report.verdict import LEVEL_NATS, caveats, compare
 
 FILE_NAME = "report.html"
@@ -37,10 +37,10 @@ def write_report(run_dirs: Sequence[str | os.PathLike[str]], out_dir: str | os.P
         pictures = [(plot, _png(plot)) for plot in _plots(runs, colors)]
     title = _title(runs)
     body = [*_opening(runs, title), _domains(runs, colors)]
-    body += [markup.picture(plot.title, plot.caption, png) for plot, png in pictures]
+    body += [html.picture(plot.title, plot.caption, png) for plot, png in pictures]
     body += [*_laws(runs, colors), *(part for run in runs for part in _health(run, colors))]
     body += [_facts(runs), _reproduce(runs)]
-    document = markup.page(f"ado-stream: {title}", body)
+    document = html.page(f"ado-stream: {title}", body)
     out = Path(out_dir)
     try:
         out.mkdir(parents=True, exist_ok=True)
@@ -92,8 +92,8 @@ def _opening(runs: list[Run], title: str) -> list[str]:
         sentences = [comparison.sentence() for comparison in comparisons]
     else:
         headline, sentences = "No comparison", [_alone(run) for run in runs]
-    heading = f"<h1>{markup.text(title)}</h1>"
-    return [heading, markup.paragraph(facts, "soft"), markup.verdict(headline, sentences, caveats(runs))]
+    heading = f"<h1>{html.text(title)}</h1>"
+    return [heading, html.paragraph(facts, "soft"), html.verdict(headline, sentences, caveats(runs))]
 
 
 def _alone(run: Run) -> str:
@@ -110,7 +110,7 @@ def _domains(runs: list[Run], colors: dict[str, str]) -> str:
     header, rows = domain_table(runs, colors)
     totals = 2 if any(run.final is not None for run in runs) else 0
     note = f"Losses in nats per token on held-out documents. Green and red: {LEVEL_NATS} nats or more lower or higher."
-    return markup.section("Domains", markup.paragraph(note, "soft"), markup.table(header, rows, num_total=totals))
+    return html.section("Domains", html.paragraph(note, "soft"), html.table(header, rows, num_total=totals))
 
 
 def _laws(runs: list[Run], colors: dict[str, str]) -> list[str]:
@@ -120,9 +120,7 @@ def _laws(runs: list[Run], colors: dict[str, str]) -> list[str]:
         "size over refits. Refits: those that gave the domain a law; else it kept the one before."
     )
     return [
-        markup.section(
-            f"Scaling laws: {run.label}", markup.paragraph(note, "soft"), markup.table(*law_table(run, colors))
-        )
+        html.section(f"Scaling laws: {run.label}", html.paragraph(note, "soft"), html.table(*law_table(run, colors)))
         for run in runs
         if run.laws
     ]
@@ -138,12 +136,12 @@ def _health(run: Run, colors: dict[str, str]) -> list[str]:
         "parameters that a penalty of the fit holds. Forecast error: observed over forecast loss, less one, of single "
         "steps between the last two refits; its mean and its mean size."
     )
-    table = markup.table(*health_table(health, colors))
-    return [markup.section(f"Policy health: {run.label}", markup.paragraph(note, "soft"), table)]
+    table = html.table(*health_table(health, colors))
+    return [html.section(f"Policy health: {run.label}", html.paragraph(note, "soft"), table)]
 
 
 def _facts(runs: list[Run]) -> str:
-    return markup.section("Runs and environment", markup.table(*fact_table(runs), kind="facts"))
+    return html.section("Runs and environment", html.table(*fact_table(runs), kind="facts"))
 
 
 def _reproduce(runs: list[Run]) -> str:
@@ -153,5 +151,5 @@ def _reproduce(runs: list[Run]) -> str:
     note = (
         "The same configuration, corpus, seed and versions give the same batches; on one processor, the same numbers."
     )
-    code = f"<pre>{markup.text(chr(10).join(commands))}</pre>"
-    return markup.section("How to repeat it", markup.paragraph(note), code)
+    code = f"<pre>{html.text(chr(10).join(commands))}</pre>"
+    return html.section("How to repeat it", html.paragraph(note), code)

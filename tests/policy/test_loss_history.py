@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 
 import ado_stream as ado
-from ado_stream.policy.history import MAX_LOSSES, MAX_ROWS, MIN_ROWS, LossHistory, capacity_of
+from ado_stream.policy.loss_history import MAX_LOSSES, MAX_ROWS, MIN_ROWS, LossHistory, capacity_of
+from ado_stream.simulate.closed_loop import read_spec, simulate
 from ado_stream.simulate.default_spec import default_spec
-from ado_stream.simulate.loop import read_spec, simulate
 
 K = 3
 
@@ -90,7 +90,7 @@ def test_thinning_early_moves_the_mixture_about_as_much_as_another_seed(monkeypa
     """
     mixtures = []
     for rows in (MAX_ROWS, capacity_of(1000)):
-        monkeypatch.setattr("ado_stream.policy.history.capacity_of", lambda num_domains, rows=rows: rows)
+        monkeypatch.setattr("ado_stream.policy.loss_history.capacity_of", lambda num_domains, rows=rows: rows)
         spec = read_spec({**default_spec(16_000), "policies": {"ado": {}}})
         policy = spec.make("ado")
         mixtures.append(simulate(spec, policy).mixture_SK[-1])
@@ -107,7 +107,7 @@ def test_a_history_of_own_counts_does_not_load_into_one_of_shared_counts():
 
 def test_thinning_halves_the_rows_that_the_fit_leaves_out(make_ado, monkeypatch):
     """ignore_steps are steps: with every second step stored, half as many rows."""
-    monkeypatch.setattr("ado_stream.policy.history.capacity_of", lambda num_domains: 16)
+    monkeypatch.setattr("ado_stream.policy.loss_history.capacity_of", lambda num_domains: 16)
     seen = []
 
     def fitter(counts, losses, config):

@@ -8,11 +8,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import ado_stream as ado
-from ado_stream.policy.static import Fixed
+from ado_stream.policy.static_policies import Fixed
+from ado_stream.simulate.closed_loop import read_spec, simulate, systematic_counts
 from ado_stream.simulate.default_spec import default_spec
-from ado_stream.simulate.loop import read_spec, simulate, systematic_counts
 from ado_stream.simulate.replay import check_complete, replay
-from ado_stream.simulate.synthetic import read_world
+from ado_stream.simulate.synthetic_domains import read_world
 
 DOMAINS = {
     "a": {"prior": 3, "eps": 1.0, "beta": 20.0, "alpha": 0.3},

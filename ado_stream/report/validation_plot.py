@@ -12,8 +12,8 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
 
-from ado_stream.report.data import Evaluation, Run
-from ado_stream.report.style import INK, RUN_MARKERS, SOFT, Plot, new_figure, shorten, signed, text_color
+from ado_stream.report.plot_style import INK, RUN_MARKERS, SOFT, Plot, new_figure, shorten, signed, text_color
+from ado_stream.report.run_data import Evaluation, Run
 
 MAX_ROWS = 36
 OVERALL = ("by corpus size", "mean of domains")

@@ -16,8 +16,8 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from ado_stream.errors import ConfigError, PolicyError, ResumeError
-from ado_stream.policy import codec as coding
-from ado_stream.policy.weights import Weights, labels_of, names_of, shares_of
+from ado_stream.policy import state_codec
+from ado_stream.policy.domain_weights import Weights, labels_of, names_of, shares_of
 
 Floats = NDArray[np.float64]
 Bools = NDArray[np.bool_]
@@ -87,14 +87,14 @@ class Policy(ABC):
 
     def state_dict(self) -> dict[str, Any]:
         """All that the policy remembers, as JSON values; exact and portable between machines."""
-        return coding.seal(
+        return state_codec.seal(
             {
                 "policy": self.kind,
                 "names": self.names,
                 "num_domains": self.num_domains,
                 "step": self.step,
-                "mixture": coding.pack(self._mixture_K),
-                "memory": {name: coding.pack(array) for name, array in self.memory.items()},
+                "mixture": state_codec.pack(self._mixture_K),
+                "memory": {name: state_codec.pack(array) for name, array in self.memory.items()},
                 **self._extra_state(),
             }
         )
@@ -107,7 +107,7 @@ class Policy(ABC):
         domains must be the saved ones. Raises ResumeError naming the domains that differ, or what is damaged; the
         policy is then as before.
         """
-        saved = coding.unseal(state)
+        saved = state_codec.unseal(state)
         if saved.get("policy") != self.kind:
             raise ResumeError(
                 f"policy state: saved by policy {saved.get('policy')!r}, but this run has {self.kind!r}.\n"
@@ -184,7 +184,7 @@ class Policy(ABC):
 
 
 def _read(packed: Mapping[str, Any], name: str, source_K: Ints) -> NDArray[Any]:
-    array = coding.unpack(packed.get(name), name)
+    array = state_codec.unpack(packed.get(name), name)
     if array.ndim != 1 or len(array) <= source_K.max(initial=0):
         raise ResumeError(f"policy state: {name} has shape {array.shape}.")
     return array

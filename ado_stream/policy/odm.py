@@ -14,9 +14,9 @@ from typing import Any
 
 import numpy as np
 
-from ado_stream.policy.base import Bools, Floats, Policy
-from ado_stream.policy.checks import whole
-from ado_stream.policy.weights import Weights
+from ado_stream.policy.base_policy import Bools, Floats, Policy
+from ado_stream.policy.domain_weights import Weights
+from ado_stream.policy.option_checks import whole
 
 _KEEP = 0.9
 

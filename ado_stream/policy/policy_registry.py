@@ -10,15 +10,15 @@ from dataclasses import dataclass, fields, replace
 from typing import Any
 
 from ado_stream.errors import ConfigError
-from ado_stream.policy.ado import AdoPolicy, Fitter
-from ado_stream.policy.bandit import Odm, OdmCode
-from ado_stream.policy.base import Policy
-from ado_stream.policy.config import AdoConfig
+from ado_stream.policy.ado_config import AdoConfig
+from ado_stream.policy.ado_policy import AdoPolicy, Fitter
+from ado_stream.policy.base_policy import Policy
+from ado_stream.policy.domain_weights import Weights
 from ado_stream.policy.doremi import DoReMi
 from ado_stream.policy.guards import Ceiling, Floor, Freeze, Guard, Pin, RepetitionGuard
-from ado_stream.policy.laws import FitConfig
-from ado_stream.policy.static import Fixed, Natural, Schedule, Temperature, Uniform, UniMax
-from ado_stream.policy.weights import Weights
+from ado_stream.policy.odm import Odm, OdmCode
+from ado_stream.policy.scaling_laws import FitConfig
+from ado_stream.policy.static_policies import Fixed, Natural, Schedule, Temperature, Uniform, UniMax
 
 POLICIES: dict[str, type[Policy]] = {
     policy.kind: policy

@@ -5,8 +5,8 @@ import math
 import numpy as np
 from matplotlib.axes import Axes
 
-from ado_stream.report.data import Evaluation, Run
-from ado_stream.report.style import RUN_MARKERS, Plot, bin_means, bins, new_figure, run_style, thousands
+from ado_stream.report.plot_style import RUN_MARKERS, Plot, bin_means, bins, new_figure, run_style, thousands
+from ado_stream.report.run_data import Evaluation, Run
 
 
 def draw_progress(runs: list[Run]) -> Plot | None:

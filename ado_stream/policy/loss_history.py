@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ado_stream.errors import ResumeError
-from ado_stream.policy import codec as coding
+from ado_stream.policy import state_codec
 
 MAX_ROWS = 65_536
 MAX_LOSSES = 64 * MAX_ROWS  # 32 MiB; as many sample counts again where each domain has its own
@@ -76,9 +76,9 @@ class LossHistory:
         return {
             "stride": self.stride,
             "num_seen": self._num_seen,
-            "last": coding.pack(self._last_K),
-            "counts": coding.pack(self._count_M[: self.rows]),
-            "losses": coding.pack(self._loss_MK[: self.rows]),
+            "last": state_codec.pack(self._last_K),
+            "counts": state_codec.pack(self._count_M[: self.rows]),
+            "losses": state_codec.pack(self._loss_MK[: self.rows]),
         }
 
     def load_state_dict(self, state: Mapping[str, Any], source_K: NDArray[np.int64]) -> None:
@@ -90,7 +90,7 @@ class LossHistory:
             stride, num_seen = int(state["stride"]), int(state["num_seen"])
         except (TypeError, KeyError, ValueError):
             raise ResumeError("policy state: the loss history cannot be read.") from None
-        last, count_M, loss_MK = (coding.unpack(state.get(name), f"history {name}") for name in _ARRAYS)
+        last, count_M, loss_MK = (state_codec.unpack(state.get(name), f"history {name}") for name in _ARRAYS)
         self._check(last, count_M, loss_MK, source_K)
         while len(loss_MK) > len(self._loss_MK):
             count_M, loss_MK, stride = count_M[::2], loss_MK[::2], 2 * stride

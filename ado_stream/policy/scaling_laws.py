@@ -15,7 +15,7 @@ from ado_kernels import scaling_law_fit
 from ado_kernels.fit.dispatch import BACKENDS
 from ado_kernels.fit.problem import FitOptions, at_kink
 from ado_stream.errors import ConfigError, PolicyError
-from ado_stream.policy.checks import number, one_of, whole
+from ado_stream.policy.option_checks import number, one_of, whole
 
 
 @dataclass(frozen=True)

@@ -25,12 +25,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ado_stream.errors import ConfigError, PolicyError, ResumeError
-from ado_stream.policy.base import Bools, Floats, Ints, Policy
-from ado_stream.policy.clip import raise_to_floor, reference_clip
-from ado_stream.policy.config import AdoConfig
-from ado_stream.policy.history import LossHistory
-from ado_stream.policy.laws import FitConfig, ScalingLawFit, check_backend, fit_scaling_laws
-from ado_stream.policy.weights import Weights
+from ado_stream.policy.ado_config import AdoConfig
+from ado_stream.policy.base_policy import Bools, Floats, Ints, Policy
+from ado_stream.policy.domain_weights import Weights
+from ado_stream.policy.loss_history import LossHistory
+from ado_stream.policy.mixture_bounds import raise_to_floor, reference_clip
+from ado_stream.policy.scaling_laws import FitConfig, ScalingLawFit, check_backend, fit_scaling_laws
 
 Fitter = Callable[[Floats, Floats, FitConfig], ScalingLawFit]
 

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ado_stream.errors import ConfigError
-from ado_stream.policy.checks import number
+from ado_stream.policy.option_checks import number
 
 Shares = NDArray[np.float64]
 

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
 import ado_stream as ado
-from ado_stream.policy.clip import check_floor, lower_to_ceiling, raise_to_floor, reference_clip
+from ado_stream.policy.mixture_bounds import check_floor, lower_to_ceiling, raise_to_floor, reference_clip
 
 TINY = 1e-12  # sums of up to 40 float64 shares, some of them multiplied by one rounded scale
 

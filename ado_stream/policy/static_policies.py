@@ -11,10 +11,10 @@ from typing import Any
 import numpy as np
 
 from ado_stream.errors import ConfigError
-from ado_stream.policy.base import Bools, Floats, Policy
-from ado_stream.policy.checks import number, one_of, positive, whole
-from ado_stream.policy.tables import TABLES
-from ado_stream.policy.weights import Weights, shares_of, values_of
+from ado_stream.policy.base_policy import Bools, Floats, Policy
+from ado_stream.policy.domain_weights import Weights, shares_of, values_of
+from ado_stream.policy.option_checks import number, one_of, positive, whole
+from ado_stream.policy.published_mixtures import TABLES
 
 
 class StaticPolicy(Policy):

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ado_stream.report.style import (
+from ado_stream.report.plot_style import (
     PALETTE,
     bin_means,
     bins,

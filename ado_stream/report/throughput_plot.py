@@ -5,8 +5,8 @@ import math
 import numpy as np
 from matplotlib.axes import Axes
 
-from ado_stream.report.data import PARTS, Run
-from ado_stream.report.style import INK, SOFT, Plot, bin_means, bins, compact, new_figure, run_style, thousands
+from ado_stream.report.plot_style import INK, SOFT, Plot, bin_means, bins, compact, new_figure, run_style, thousands
+from ado_stream.report.run_data import PARTS, Run
 
 PART_COLORS = {
     "data": "#c8553d",

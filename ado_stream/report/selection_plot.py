@@ -9,8 +9,8 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
 
-from ado_stream.report.data import Run
-from ado_stream.report.style import INK, SOFT, Plot, new_figure, shorten, text_color
+from ado_stream.report.plot_style import INK, SOFT, Plot, new_figure, shorten, text_color
+from ado_stream.report.run_data import Run
 
 MAX_ROWS = 36
 

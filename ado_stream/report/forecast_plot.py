@@ -9,8 +9,7 @@ import math
 import numpy as np
 from matplotlib.axes import Axes
 
-from ado_stream.report.data import Law, Run
-from ado_stream.report.style import (
+from ado_stream.report.plot_style import (
     FAINT,
     INK,
     SOFT,
@@ -23,6 +22,7 @@ from ado_stream.report.style import (
     text_color,
     thousands,
 )
+from ado_stream.report.run_data import Law, Run
 
 MAX_PANELS = 24
 PANEL_POINTS = 70

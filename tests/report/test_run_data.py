@@ -7,12 +7,12 @@ import pytest
 
 from ado_stream.errors import ConfigError, DataError, NotFound
 from ado_stream.record import RunRecord
-from ado_stream.report.data import load_runs
-from ado_stream.report.laws import draw_laws, forecast_error, judged_law, next_interval_error
-from ado_stream.report.selection import draw_selection, drawn_and_asked, floor_of, worst_gap_K
-from ado_stream.report.style import colors_of, styled
-from ado_stream.report.tables import DASH, health_table, law_table
-from ado_stream.report.validation import baseline_of
+from ado_stream.report.forecast_plot import draw_laws, forecast_error, judged_law, next_interval_error
+from ado_stream.report.plot_style import colors_of, styled
+from ado_stream.report.report_tables import DASH, health_table, law_table
+from ado_stream.report.run_data import load_runs
+from ado_stream.report.selection_plot import draw_selection, drawn_and_asked, floor_of, worst_gap_K
+from ado_stream.report.validation_plot import baseline_of
 
 NAMES = ["code", "prose", "tables"]
 
