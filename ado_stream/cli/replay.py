@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Any
 
 from ado_stream.cli.options import picture_path, plain_options
 from ado_stream.errors import ConfigError
-from ado_stream.policy.base_policy import Policy
-from ado_stream.policy.policy_registry import RunFacts, make_run_policy
+from ado_stream.policy.base_policy import Policy, RunContext
+from ado_stream.policy.policy_registry import make_run_policy
 from ado_stream.simulate.replay import check_complete, replay
 
 if TYPE_CHECKING:
@@ -74,7 +74,7 @@ def _policy(recorded: "Run", name: str, options: dict[str, Any], guards: list[di
     corpus = (about.get("corpus") or {}).get("domains") or {}
     sizes = {domain: size["samples"] for domain, size in corpus.items()}
     prior = dict(zip(recorded.domains, recorded.prior_K.tolist(), strict=True))
-    run = RunFacts(recorded.planned_steps, about.get("global_batch_size"), about.get("mixture_lag", 0), sizes or None)
+    run = RunContext(recorded.planned_steps, about.get("global_batch_size"), about.get("mixture_lag", 0), sizes or None)
     return make_run_policy(name, prior, options, guards, run)
 
 
@@ -91,9 +91,9 @@ def _print(summary: dict[str, Any], recorded: "Run") -> None:
 
 def _draw(recorded: "Run", replayed: "Run", path: Path) -> None:
     from ado_stream.report.mixture_plot import draw_mixture
-    from ado_stream.report.plot_style import colors_of, styled
+    from ado_stream.report.plot_style import domain_colors, styled
 
     with styled():
-        plot = draw_mixture([recorded, replayed], colors_of(recorded.domains))
+        plot = draw_mixture([recorded, replayed], domain_colors(recorded.domains))
         assert plot is not None, "every step has a mixture"
         plot.figure.savefig(path)

@@ -1,4 +1,4 @@
-"""The settings of ADO, their defaults, and the reference's.
+"""Settings of ADO: defaults, and those of the reference implementation.
 
 Source: arXiv 2410.11820 (sections 3 and 4, appendix) and its public implementation at bc3d8d0. The defaults differ
 from the reference in two things: the floor holds exactly on the final mixture (see `floor_rule`), and no law is fitted
@@ -20,25 +20,25 @@ FLOOR_RULES = ("exact", "reference")
 
 @dataclass(frozen=True)
 class AdoConfig:
-    """How ADO turns laws into a mixture; None means the default named, capped by the length of the run if it is known.
+    """How ADO turns laws into a mixture. None: the default named here, capped by the length of the run where known.
 
     start_step: first step at which the mixture may leave the prior; None: 5000, at most a tenth of the run.
     interval: steps between refits; None: 1000, at most a fiftieth of the run.
     ignore_steps: first steps that the fit leaves out; None: 1000, at most a tenth of the run.
-    min_points: no refit is made from fewer points than this; None: 8, at most a quarter of the run's steps; 1 where the
-        length is unknown, so that a schedule set by hand is kept. A law of three points is noise, and so is one of
+    min_points: least number of points for a refit; None: 8, at most a quarter of the run's steps; 1 where the length
+        is unknown, so that a schedule set by hand is kept. A law through three points is noise, and so is one through
         eight steps in a row: with the thinning below, a short run's first law comes after a third of it.
     hold_steps: the mixture changes only at multiples of this many steps.
     credit: "history" h^s (paper and reference), or "residual" h^s clamp(1 + kappa (lbar - L) / (L - eps), 1/2, 2).
     credit_power: s. credit_memory: g1, of h and of lbar. mixture_memory: g2, the weight of the newest preference.
     min_alpha: exponents below count as this much in the learning speed.
     floor: least share of any domain; None: 0.01, at most half of 1/K.
-    floor_rule: "exact": water-filling on the final mixture; "reference": its clip, on the preference (MATH section 4).
+    floor_rule: "exact": water-filling on the final mixture; "reference": the reference's clip, on the preference.
     shared_count: the law's n counts the samples of all domains (True) or of the domain alone (False).
     fit: how laws are fitted; its ignore_steps is replaced by the one here. None: FitConfig(), which keeps every 10th
         step, but of a run under 300 steps every (steps / 30)th.
-    fit_backend: where the default fitter runs: "numba", "triton", "torch" or "auto" (see fit_scaling_laws). "auto" may
-        choose the GPU that trains, whose queue a refit would then wait for.
+    fit_backend: "numba", "triton" or "auto" (see fit_scaling_laws). "auto" may choose the GPU that trains, where a
+        refit waits for the kernels queued before it.
     """
 
     start_step: int | None = None
@@ -60,7 +60,7 @@ class AdoConfig:
 
     @classmethod
     def reference(cls, start_step: int = 1000, ignore_steps: int = 1000, interval: int = 1000) -> "AdoConfig":
-        """What the public reference implementation computes: its clip, its thinning, laws of a single point too."""
+        """The settings that reproduce the reference implementation: its clip and thinning, laws of one point too."""
         return cls(
             start_step=start_step,
             ignore_steps=ignore_steps,
@@ -72,10 +72,10 @@ class AdoConfig:
         )
 
     def plan(self, num_domains: int, total_steps: int | None = None, mixture_lag: int = 0) -> "AdoPlan":
-        """The numbers in force for that many domains and steps (None: unknown), after all settings were checked.
+        """The values in force for `num_domains` and `total_steps` (None: unknown), after checking all settings.
 
-        mixture_lag: what is said after step s is drawn at step s + 1 + mixture_lag. Raises ConfigError for values that
-        cannot work, among them a first refit whose mixture comes after the last step.
+        mixture_lag: the mixture after step s is drawn at step s + 1 + mixture_lag. Raises ConfigError for values that
+        cannot work, among them a first refit whose mixture would be drawn after the last step.
         """
         whole("ado: mixture_lag", mixture_lag)
         if total_steps is not None:
@@ -90,7 +90,7 @@ class AdoConfig:
             fit=self.fit or FitConfig(every=10 if total_steps is None else max(1, min(10, total_steps // 30))),
         )
         if total_steps is not None:
-            self._check_acts(plan, total_steps, mixture_lag)
+            self._check_refit_in_time(plan, total_steps, mixture_lag)
         return plan
 
     def _check(self) -> None:
@@ -111,7 +111,7 @@ class AdoConfig:
             return 1
         return _default(self.min_points, 8, total_steps, 4, least=1)
 
-    def _check_acts(self, plan: "AdoPlan", total_steps: int, mixture_lag: int) -> None:
+    def _check_refit_in_time(self, plan: "AdoPlan", total_steps: int, mixture_lag: int) -> None:
         enough = plan.ignore_steps + (plan.min_points - 1) * plan.fit.every
         first_refit = _next_multiple(max(plan.start_step, enough), plan.interval)
         drawn_at = _next_multiple(first_refit, self.hold_steps) + 1 + mixture_lag
@@ -128,7 +128,7 @@ class AdoConfig:
 
 @dataclass(frozen=True)
 class AdoPlan:
-    """The settings that AdoConfig may leave open, as they are in force; steps, and a share for the floor."""
+    """The settings that AdoConfig may leave open, in force: numbers of steps and points, floor as a share."""
 
     start_step: int
     interval: int
@@ -139,7 +139,7 @@ class AdoPlan:
 
 
 def _next_multiple(step: int, of: int) -> int:
-    """The first multiple of `of` that is not before `step`."""
+    """The first multiple of `of` at or after `step`."""
     return -(-step // of) * of
 
 

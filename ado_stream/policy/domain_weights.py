@@ -1,7 +1,7 @@
-"""Weights of domains, as users write them, checked and turned into shares that sum to one.
+"""Per-domain numbers of a config, parsed and checked: weights, sizes, losses; shares that sum to one.
 
-Users give a list in the order of the domains, or a mapping {domain: weight}. Invariant: what leaves this file is
-finite, not negative and sums to 1, or a ConfigError named the domain at fault.
+Given as a list in the order of the domains, or as a mapping {domain: number}. Invariant: what is returned is finite and
+not negative; anything else raises a ConfigError that names the domain.
 """
 
 from collections.abc import Mapping, Sequence
@@ -16,13 +16,13 @@ Value = TypeVar("Value")
 Weights = Mapping[str, float] | Sequence[float] | NDArray[Any]
 
 
-def names_of(weights: Weights) -> list[str] | None:
+def domain_names(weights: Weights) -> list[str] | None:
     """The domains' names in order, or None when `weights` is a bare sequence."""
     return [str(name) for name in weights] if isinstance(weights, Mapping) else None
 
 
-def by_name(given: Mapping[Any, Value], what: str) -> dict[str, Value]:
-    """The mapping with its names as text: YAML reads a domain called 2023 as a number.
+def with_text_keys(given: Mapping[Any, Value], what: str) -> dict[str, Value]:
+    """`given` with its keys as text: YAML reads a domain called 2023 as a number.
 
     Raises ConfigError for a domain given as both.
     """
@@ -34,24 +34,24 @@ def by_name(given: Mapping[Any, Value], what: str) -> dict[str, Value]:
     return named
 
 
-def labels_of(names: Sequence[str] | None, num_domains: int) -> list[str]:
-    """What to call the domains in messages and counters: their names, else their numbers."""
+def domain_labels(names: Sequence[str] | None, num_domains: int) -> list[str]:
+    """The domains' names in messages and counters; their indices where they have none."""
     return list(names) if names is not None else [str(index) for index in range(num_domains)]
 
 
-def list_of(names: Sequence[str], most: int = 6) -> str:
+def quoted_list(names: Sequence[str], most: int = 6) -> str:
     """The names in quotes, for a message: the first few, and how many more."""
     more = [f"and {len(names) - most} more"] if len(names) > most else []
     return ", ".join([*map(repr, names[:most]), *more])
 
 
-def values_of(weights: Weights, names: Sequence[str] | None, num_domains: int, what: str) -> NDArray[np.float64]:
+def parse_values(weights: Weights, names: Sequence[str] | None, num_domains: int, what: str) -> NDArray[np.float64]:
     """(K,) float64 in the order of `names`; finite and not negative.
 
-    `what` is how messages call the numbers. Raises ConfigError naming a domain that is missing, unknown or negative.
+    what: what messages call the numbers. Raises ConfigError naming a domain that is missing, unknown or negative.
     """
     if isinstance(weights, Mapping):
-        weights = _in_order(weights, labels_of(names, num_domains), what)
+        weights = _in_order(weights, domain_labels(names, num_domains), what)
     try:
         value_K = np.array(weights, dtype=np.float64)
     except (TypeError, ValueError):
@@ -61,14 +61,14 @@ def values_of(weights: Weights, names: Sequence[str] | None, num_domains: int, w
     bad_K = ~(np.isfinite(value_K) & (value_K >= 0))
     if bad_K.any():
         index = int(np.argmax(bad_K))
-        label = labels_of(names, num_domains)[index]
+        label = domain_labels(names, num_domains)[index]
         raise ConfigError(f"{what}: domain {label!r} has {value_K[index]}; give it a finite number, 0 or more.")
     return value_K
 
 
-def shares_of(weights: Weights, names: Sequence[str] | None, num_domains: int, what: str) -> NDArray[np.float64]:
-    """(K,) float64 shares, `weights` over their sum. Raises ConfigError as `values_of`, and when all are 0."""
-    value_K = values_of(weights, names, num_domains, what)
+def parse_shares(weights: Weights, names: Sequence[str] | None, num_domains: int, what: str) -> NDArray[np.float64]:
+    """(K,) float64 shares, `weights` over their sum. Raises ConfigError as `parse_values`, and when all are 0."""
+    value_K = parse_values(weights, names, num_domains, what)
     total = value_K.sum()
     if not total > 0:
         raise ConfigError(f"{what}: all {num_domains} weights are 0; at least one domain must be drawn.")
@@ -76,11 +76,11 @@ def shares_of(weights: Weights, names: Sequence[str] | None, num_domains: int, w
 
 
 def _in_order(weights: Mapping[Any, float], labels: list[str], what: str) -> list[float]:
-    weights = by_name(weights, what)
+    weights = with_text_keys(weights, what)
     missing = [label for label in labels if label not in weights]
     unknown = [name for name in weights if name not in labels]
     if missing or unknown:
-        parts = [f"missing {list_of(missing)}"] if missing else []
-        parts += [f"unknown {list_of(unknown)}"] if unknown else []
+        parts = [f"missing {quoted_list(missing)}"] if missing else []
+        parts += [f"unknown {quoted_list(unknown)}"] if unknown else []
         raise ConfigError(f"{what}: {'; '.join(parts)}. Give one weight to each of the {len(labels)} domains.")
     return [weights[label] for label in labels]

@@ -1,14 +1,14 @@
-"""The losses that the fit sees: one row a step, gaps filled, memory bounded, cost per step constant.
+"""The losses that laws are fitted to: one row a step, gaps filled, memory bounded, cost per step constant.
 
-MATH: a domain missing from the batch repeats its previous value; at the very first row it takes the batch's mean loss.
-A loss that is not finite counts as missing, so NaN and infinity never enter. (NaN stands only where a domain did not
-exist yet: those added at a resume.) Once the rows are full every second one is dropped, and from then on every second
-step is stored: rows stay equally spaced, `stride` steps apart. Smoothing windows and the like, in rows, then span
-twice the steps; the law changes little over them that late.
+A domain missing from the batch repeats its previous value; in the very first row it takes the batch's mean loss
+(docs/math.md section 2). A loss that is not finite counts as missing, so neither NaN nor infinity is stored; NaN stands
+only in the rows of a domain from before it was added at a resume. Once the rows are full every second one is dropped,
+and from then on every second step is stored: rows stay equally spaced, `stride` steps apart. Settings in rows, such as
+the smoothing window, then span twice the steps; the laws change little over them that late.
 
 Full means 65,536 rows for up to 64 domains, and 32 MiB of losses for more (4,194 rows of 1,000 domains), but never
-under 1,024 rows: memory, the state saved and the time of a fit are bounded by that, however long the run. The array is
-reserved whole at the start; the operating system hands out its pages as rows are written.
+under 1,024 rows: memory, the state saved and the time of a fit are bounded by that for a run of any length. The array
+is allocated whole at the start; the operating system maps its pages as rows are written.
 """
 
 from collections.abc import Mapping
@@ -27,8 +27,8 @@ MIN_ROWS = 1024  # fewer would leave the fit under a hundred points after its ow
 Floats = NDArray[np.float64]
 
 
-def capacity_of(num_domains: int) -> int:
-    """Rows that are kept of so many domains; even, so that thinning leaves no gap."""
+def max_history_rows(num_domains: int) -> int:
+    """Most rows kept for `num_domains`; an even number, so that thinning leaves no gap."""
     return min(MAX_ROWS, max(MIN_ROWS, MAX_LOSSES // num_domains // 2 * 2))
 
 
@@ -36,11 +36,11 @@ class LossHistory:
     """Rows of (samples so far, losses of all domains), oldest first.
 
     own_counts: the samples so far are each domain's own, (K,) a row, instead of one number for all.
-    capacity: rows kept, an even number; None: `capacity_of` the domains.
+    capacity: rows kept, an even number; None: `max_history_rows` the domains.
     """
 
     def __init__(self, num_domains: int, own_counts: bool = False, capacity: int | None = None):
-        capacity = capacity_of(num_domains) if capacity is None else capacity
+        capacity = max_history_rows(num_domains) if capacity is None else capacity
         assert capacity % 2 == 0, capacity
         self.stride = 1
         self.rows = 0
@@ -50,9 +50,9 @@ class LossHistory:
         self._last_K = np.full(num_domains, np.nan)
 
     def record(self, samples: float | Floats, loss_K: Floats, count_K: Floats, seen_K: NDArray[np.bool_]) -> None:
-        """Takes one step: `samples` so far including it, and its losses, valid where `seen_K`.
+        """Adds a step: `samples` so far including it, and its losses, valid where `seen_K`.
 
-        Until a first valid loss there is nothing to fill with, so nothing is stored.
+        Before the first valid loss there is nothing to fill gaps with, and nothing is stored.
         """
         if self._num_seen == 0:
             if not seen_K.any():
@@ -82,9 +82,9 @@ class LossHistory:
         }
 
     def load_state_dict(self, state: Mapping[str, Any], source_K: NDArray[np.int64]) -> None:
-        """Takes over the saved rows; `source_K` says where each domain stood in them, -1 for a new one (NaN).
+        """Restores the saved rows; source_K: index of each domain in them, -1 for a new one (NaN).
 
-        With more domains than before fewer rows may be kept than were saved: those are thinned as they would have been.
+        With more domains than before, the capacity may be below the rows saved; they are thinned to it.
         """
         try:
             stride, num_seen = int(state["stride"]), int(state["num_seen"])
@@ -98,7 +98,7 @@ class LossHistory:
         self._last_K = np.where(source_K >= 0, last[source_K], np.nan)
         self._loss_MK[: self.rows] = np.where(source_K >= 0, loss_MK[:, source_K], np.nan)
         if count_M.ndim == 2:
-            count_M = np.where(source_K >= 0, count_M[:, source_K], 1.0)
+            count_M = np.where(source_K >= 0, count_M[:, source_K], 1.0)  # a fit needs n > 0; these losses are NaN
         self._count_M[: self.rows] = count_M
 
     def _check(self, last: Floats, count_M: Floats, loss_MK: Floats, source_K: NDArray[np.int64]) -> None:

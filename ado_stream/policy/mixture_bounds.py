@@ -1,9 +1,8 @@
 """Lower and upper bounds on mixtures: pure functions on (K,) float64 shares that sum to one.
 
-Two floors. `reference_clip` is the public ADO's rule, kept to reproduce it: after its last division an entry can lie
-below the floor. `raise_to_floor` is exact: p_k = max(d, s p_k) with the one s that makes the sum 1;
-`lower_to_ceiling` is its mirror, with a bound for each domain. Source: arXiv 2410.11820 and its reference
-implementation for the first; the others are water-filling (the bound entries are the smallest, or the greatest).
+There are two floors. `reference_clip` reproduces the reference implementation of arXiv 2410.11820: after its last
+division an entry can lie below the floor. `raise_to_floor` is exact water-filling, p_k = max(d, s p_k) with the one s
+that makes the sum 1; `lower_to_ceiling` is its mirror, with a bound for each domain. docs/math.md section 4.
 """
 
 import numpy as np
@@ -23,7 +22,7 @@ def reference_clip(share_K: Shares, floor: float) -> Shares:
 
 
 def check_floor(floor: float, num_domains: int, what: str = "floor") -> float:
-    """`floor` when that many domains can all have it; else ConfigError with the greatest that works."""
+    """`floor` if K floors sum to at most 1. Raises ConfigError with the greatest floor that works."""
     floor = number(what, floor, 0.0)
     if floor * num_domains > 1.0 + 1e-12:
         scale = 10 ** (len(str(num_domains)) + 1)
@@ -40,13 +39,15 @@ def raise_to_floor(share_K: Shares, floor: float) -> Shares:
     ascending_K = np.sort(share_K)
     if ascending_K[0] >= floor:
         return share_K
+    # the smallest m entries are at the floor, and s = (1 - d m) / (sum of the others): the right m is the first for
+    # which the next entry is not raised, s p >= d
     rest = float(np.add.reduce(ascending_K))  # of this entry and all greater ones
-    for num_bound, value in enumerate(ascending_K.tolist()):  # plain numbers: at 22 domains twice as fast as arrays
+    for num_bound, value in enumerate(ascending_K.tolist()):  # Python floats: twice as fast as arrays for 22 domains
         if value * (1.0 - floor * num_bound) >= floor * rest:
             scale = (1.0 - floor * num_bound) / np.add.reduce(ascending_K[num_bound:])
             return np.maximum(share_K * scale, floor)
         rest -= value
-    return np.full(len(share_K), 1.0 / len(share_K))  # K d = 1: the floors are all there is
+    return np.full(len(share_K), 1.0 / len(share_K))  # K d = 1
 
 
 def lower_to_ceiling(share_K: Shares, ceiling_K: float | Shares) -> Shares:
@@ -61,7 +62,7 @@ def lower_to_ceiling(share_K: Shares, ceiling_K: float | Shares) -> Shares:
     ceiling_K = np.broadcast_to(ceiling_K, share_K.shape)
     if ceiling_K.sum() <= 1.0:
         return ceiling_K / ceiling_K.sum()
-    while True:
+    while True:  # each round adds a domain to the bound ones, so at most K rounds
         left = 1.0 - ceiling_K[high_K].sum()
         base_K = np.where(high_K, 0.0, share_K if share_K[~high_K].sum() > 0.0 else ceiling_K)
         lowered_K = left * (base_K / base_K.sum())  # this order: left / sum overflows when all the rest is tiny

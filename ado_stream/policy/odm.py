@@ -4,13 +4,15 @@
     paper: R_i <- 0.9 R_i + 0.1 l_i / p_i for sampled i,      p_i = (1 - K e_t) softmax(e_{t-1} R)_i + e_t
     code:  R_i <- 0.9 R_i + 0.1 exp(l_i),                     p_i = (1 - K e_t) R_i / sum R + e_t
 
-p_i is the mixture that the batch was drawn with: what this policy gave `mixture_lag` steps before its last one (of what
-a guard around it changed it knows nothing). Invariant: every share is at least e_t. The code form's R overflows for
-losses above 709 nats, so its logarithm is kept; the paper form's exponents are shifted by their maximum.
+p_i is the mixture that the batch was drawn with: this policy's output `mixture_lag` steps before the last one. (A guard
+around it may have changed what was drawn; the rewards do not take that into account.) Invariant: every share is at
+least e_t. exp(l) overflows for losses above 709 nats, so the code form keeps log R; the paper form's exponents are
+shifted by their maximum. docs/math.md section 6.
 """
 
 import math
-from typing import Any
+from collections.abc import Mapping
+from typing import Any, ClassVar
 
 import numpy as np
 
@@ -18,7 +20,7 @@ from ado_stream.policy.base_policy import Bools, Floats, Policy
 from ado_stream.policy.domain_weights import Weights
 from ado_stream.policy.option_checks import whole
 
-_KEEP = 0.9
+_DECAY = 0.9  # of the rewards
 
 
 class _Bandit(Policy):
@@ -39,13 +41,14 @@ class _Bandit(Policy):
 class Odm(_Bandit):
     """ODM as the paper states it: EXP3 with importance-weighted, averaged rewards.
 
-    mixture_lag: steps that a mixture takes from here to the draw; training fills it in.
+    mixture_lag: the mixture after step s is drawn at step s + 1 + mixture_lag.
     """
 
     kind = "odm"
+    run_options: ClassVar[Mapping[str, str]] = {"mixture_lag": "mixture_lag"}
 
     def __init__(self, prior: Weights, mixture_lag: int = 0):
-        self.shares = tuple(f"given{age}" for age in range(whole("odm: mixture_lag", mixture_lag), -1, -1))
+        self.share_arrays = tuple(f"given{age}" for age in range(whole("odm: mixture_lag", mixture_lag), -1, -1))
         super().__init__(prior)
 
     def _initial(self) -> dict[str, Any]:
@@ -53,18 +56,18 @@ class Odm(_Bandit):
         return {
             **super()._initial(),
             "reward": np.zeros(self.num_domains),
-            **{name: uniform_K.copy() for name in self.shares},  # the mixtures on their way to the draw, oldest first
+            **{name: uniform_K.copy() for name in self.share_arrays},  # mixtures not yet drawn, oldest first
         }
 
     def _next_mixture(self, loss_K: Floats, count_K: Floats, seen_K: Bools) -> Floats:
         memory = self.memory
-        newest_K = _KEEP * memory["reward"] + (1.0 - _KEEP) * loss_K / memory[self.shares[0]]
+        newest_K = _DECAY * memory["reward"] + (1.0 - _DECAY) * loss_K / memory[self.share_arrays[0]]
         np.copyto(memory["reward"], newest_K, where=seen_K)
         exponent_K = self._explore(self.step + 1) * memory["reward"]
-        exploited_K = np.exp(exponent_K - exponent_K.max())
+        exploited_K = np.exp(exponent_K - exponent_K.max())  # the shift cancels in the softmax
         mixture_K = self._mixed(exploited_K / exploited_K.sum(), self._explore(self.step + 2))
-        on_their_way = [memory[name] for name in self.shares[1:]] + [mixture_K]
-        memory.update(zip(self.shares, on_their_way, strict=True))
+        pending = [memory[name] for name in self.share_arrays[1:]] + [mixture_K]
+        memory.update(zip(self.share_arrays, pending, strict=True))
         return mixture_K
 
 
@@ -78,7 +81,7 @@ class OdmCode(_Bandit):
 
     def _next_mixture(self, loss_K: Floats, count_K: Floats, seen_K: Bools) -> Floats:
         log_reward_K = self.memory["log_reward"]
-        old_K, new_K = math.log(_KEEP) + log_reward_K, math.log(1.0 - _KEEP) + loss_K
+        old_K, new_K = math.log(_DECAY) + log_reward_K, math.log(1.0 - _DECAY) + loss_K
         np.logaddexp(old_K, new_K, out=log_reward_K, where=seen_K)
         if not np.isfinite(log_reward_K).any():  # nothing seen yet
             return self._mixture_K

@@ -1,4 +1,4 @@
-"""Published mixtures, by name, for `make_policy("fixed", prior, weights=NAME)`.
+"""Published mixtures by name, for `make_policy("fixed", prior, weights=NAME)`.
 
 "doremi-pile": domain weights that DoReMi's 280M proxy found for The Pile, table 1 of arXiv 2305.10429 (rounded there to
 four digits, so that they sum to 1.0001).
@@ -29,4 +29,4 @@ PILE_DOREMI = {
     "Enron Emails": 0.0070,
 }
 
-TABLES = {"doremi-pile": PILE_DOREMI}
+PUBLISHED_MIXTURES = {"doremi-pile": PILE_DOREMI}

@@ -1,4 +1,4 @@
-"""Scaling laws of the domains: fitted to loss histories, evaluated and differentiated.
+"""Scaling laws of domains: fitted to loss histories, evaluated and differentiated (docs/math.md sections 1 to 3).
 
     L(n) = eps + beta n^(-alpha)                 nats per token after n samples
     -dL/dn = alpha (L(n) - eps) / n              learning speed, nats per token and sample
@@ -20,9 +20,9 @@ from ado_stream.policy.option_checks import number, one_of, whole
 
 @dataclass(frozen=True)
 class FitConfig(FitOptions):
-    """How histories are prepared and where the search starts: ado_kernels' FitOptions, which see for every field.
+    """How histories are prepared and where the search starts; the fields are those of ado_kernels' FitOptions.
 
-    Raises ConfigError where a value cannot work.
+    Raises ConfigError for values that cannot work.
     """
 
     def __post_init__(self) -> None:
@@ -42,7 +42,7 @@ class FitConfig(FitOptions):
 
     @property
     def kept(self) -> slice:
-        """The steps that prepared histories keep: `counts[..., config.kept]` goes with `prepare_history(losses)`."""
+        """The steps kept by `prepare_history`: `counts[..., config.kept]` belong to its columns."""
         return slice(self.ignore_steps, None, self.every)
 
     def prepared(self) -> "FitConfig":
@@ -51,14 +51,14 @@ class FitConfig(FitOptions):
         return type(self)(**{**own, "smooth_window": 0, "ignore_steps": 0, "every": 1})
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class ScalingLawFit:
     """Laws of K domains, fitted or given by hand.
 
     log_beta, log_eps, alpha: (K,) float64; the law's parameters, n in samples.
     objective: (K,) float64, F at the parameters; NaN when given by hand.
     valid: (K,) bool; False where the fit found nothing finite (its parameters are then NaN).
-    at_bound: (K, 3) bool; log_beta >= 6.5, log_eps <= 0.5, alpha <= 0.001 or >= 0.8: the penalties hold the value.
+    at_bound: (K, 3) bool; log_beta >= 6.5, log_eps <= 0.5, alpha <= 0.001 or >= 0.8: a penalty of F acts there.
     residual_scale: (K,) float64, median |log L_obs - log L|; num_points: (K,) int64, points that F summed over.
     Raises ConfigError where shapes differ.
     """
@@ -87,6 +87,15 @@ class ScalingLawFit:
         self._set("at_bound", self.at_bound, at_kink(theta_KP))
         self._set("residual_scale", self.residual_scale, unknown_K)
         self._set("num_points", self.num_points, np.zeros(theta_KP.shape[0], dtype=np.int64))
+
+    def __repr__(self) -> str:
+        if not self.valid.any():
+            return f"ScalingLawFit({len(self.alpha)} domains, none valid)"
+        eps_K, alpha_K = np.exp(self.log_eps[self.valid]), self.alpha[self.valid]
+        return (
+            f"ScalingLawFit({len(self.alpha)} domains, {self.valid.sum()} valid, "
+            f"eps {eps_K.min():.3g} to {eps_K.max():.3g}, alpha {alpha_K.min():.3g} to {alpha_K.max():.3g})"
+        )
 
     def _set(self, name: str, given: np.ndarray | None, default: np.ndarray) -> None:
         value = default if given is None else np.asarray(given, dtype=default.dtype)
@@ -123,12 +132,12 @@ def fit_scaling_laws(
     """Laws of K domains from their loss histories, by the minimum of F for each.
 
     counts: (T,) shared or (K, T) own cumulative samples, above 0, not decreasing along time.
-    losses: (K, T) nats per token, one per step; smoothed and thinned here as `config` says (`config.prepared()` for a
-        history that is so already). NaN, infinite or not positive: the point is missing and is skipped.
-    backend: "auto", "numba" (CPU), "triton" (CUDA GPU, or anywhere under TRITON_INTERPRET=1), "torch" (plain float64).
-    A domain without a usable point or finite minimum comes back with valid False and NaN parameters; the others stand.
+    losses: (K, T) nats per token, one per step; smoothed and thinned here by `config` (`config.prepared()` for a
+        history that is so already). A point that is NaN, infinite or not positive is skipped.
+    backend: "auto", "numba" (CPU), "triton" (CUDA GPU, or anywhere under TRITON_INTERPRET=1).
+    A domain without a usable point or finite minimum has valid False and NaN parameters; the others are not affected.
     Raises PolicyError for impossible arrays, ConfigError for a backend that is unknown or that this machine lacks; a
-    device that fails in mid-fit raises its own error.
+    device that fails during a fit raises its own error.
     Source: arXiv 2410.11820; in each of 384 recorded fits as low as its 512-start grid search, or lower
     (tests/kernels/test_fit_minimum.py).
     """
@@ -157,8 +166,7 @@ def fit_scaling_laws(
 def check_backend(backend: str) -> None:
     """Raises ConfigError for a fit backend that is unknown or that this machine lacks.
 
-    Compiles and launches nothing: the backend is asked to fit a history of which every step is ignored. "numba" and
-    "auto" are always there.
+    Compiles and launches nothing: it fits a history of which every step is ignored. "numba" and "auto" always run.
     """
     if one_of("fit backend", backend, BACKENDS) in ("numba", "auto"):
         return
@@ -169,10 +177,10 @@ def check_backend(backend: str) -> None:
 
 
 def prepare_history(losses_KT: np.ndarray, config: FitConfig | None = None) -> np.ndarray:
-    """(K, M) losses smoothed along time, then thinned: column j stands for step ignore_steps + every j.
+    """(K, M) losses smoothed along time, then thinned: column j is step ignore_steps + every j.
 
     losses_KT: (K, T) nats per token, one column per step; missing points (NaN, infinite, not positive) are skipped by
-    the filter and stay NaN. Fit the outcome with `fit_scaling_laws(counts[config.kept], prepared, config.prepared())`.
+    the filter and stay NaN. Fit the result with `fit_scaling_laws(counts[config.kept], prepared, config.prepared())`.
     Smoothing comes BEFORE thinning: a history that was thinned first must be fitted with smooth_window=0.
     Raises PolicyError where losses_KT is not two-dimensional.
     """

@@ -1,7 +1,7 @@
-"""Policy state as plain JSON values that are exact, portable and know when they are damaged.
+"""Policy state as JSON values: exact to the bit, portable, and checksummed.
 
 Arrays become {"dtype", "shape", "base64"} of little-endian bytes, so that a float64 survives to the bit. A sealed
-state carries a version and a CRC-32 over everything in it; `unseal` refuses anything else with a ResumeError.
+state has a version and a CRC-32 over everything in it; `unseal` raises ResumeError where they do not match.
 Invariant: unpack(pack(x)) equals x bit for bit, through json.dumps and json.loads, on any machine.
 """
 
@@ -48,33 +48,33 @@ def seal(state: dict[str, Any]) -> dict[str, Any]:
 
 
 def unseal(state: Any) -> dict[str, Any]:
-    """`state` without its checksum, once that was found right.
+    """`state` without its checksum, after verifying it.
 
-    Raises ResumeError when it is no mapping, of another version, or not what was saved.
+    Raises ResumeError when it is no mapping, of another version, or damaged.
     """
     if not isinstance(state, Mapping) or "version" not in state or "crc32" not in state:
-        raise ResumeError("policy state: not a state that a policy saved (no version, no checksum).")
+        raise ResumeError("policy state: not saved by a policy (no version, no checksum).")
     if state["version"] != VERSION:
         raise ResumeError(f"policy state: version {state['version']!r}; this ado-stream reads version {VERSION}.")
     content = {key: value for key, value in state.items() if key != "crc32"}
     try:
         found = _crc32(content)
     except (TypeError, ValueError) as error:
-        raise ResumeError(f"policy state: holds what no policy saves ({error}).") from None
+        raise ResumeError(f"policy state: holds values that no policy saves ({error}).") from None
     if found != state["crc32"]:
         raise ResumeError(
             f"policy state: damaged, checksum {found:08x} but {state['crc32']!r} was saved.\n"
-            "  Resume from an older checkpoint, or begin the run anew: `train ... --resume none`."
+            "  Resume from an older checkpoint, or start a new run: `train ... --resume none`."
         )
     return content
 
 
 def _crc32(value: Any, crc: int = 0) -> int:
-    """CRC-32 of JSON values, keys in sorted order; long strings are not copied into one text."""
+    """CRC-32 of JSON values, keys in sorted order, without copying long strings into one text."""
     if isinstance(value, Mapping):
         for key in sorted(value):
             crc = _crc32(value[key], zlib.crc32(str(key).encode(), crc))
-        return zlib.crc32(b"}", crc)
+        return zlib.crc32(b"}", crc)  # an end mark, so that moving a key to an outer mapping changes the sum
     if isinstance(value, (list, tuple)):
         for item in value:
             crc = _crc32(item, crc)

@@ -1,38 +1,38 @@
-"""Policies that do not look at losses: natural, uniform, fixed, temperature, UniMax, and a schedule in steps.
+"""Policies that do not depend on losses: natural, uniform, fixed, temperature, UniMax, and a schedule in steps.
 
 Invariant: the mixture is a function of the options and the step alone. Sources: temperature sampling as in multilingual
 BERT and mT5 (arXiv 2010.11934); UniMax arXiv 2304.09151, algorithm 1.
 """
 
 from abc import abstractmethod
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar
 
 import numpy as np
 
 from ado_stream.errors import ConfigError
 from ado_stream.policy.base_policy import Bools, Floats, Policy
-from ado_stream.policy.domain_weights import Weights, shares_of, values_of
+from ado_stream.policy.domain_weights import Weights, parse_shares, parse_values
 from ado_stream.policy.option_checks import number, one_of, positive, whole
-from ado_stream.policy.published_mixtures import TABLES
+from ado_stream.policy.published_mixtures import PUBLISHED_MIXTURES
 
 
 class StaticPolicy(Policy):
-    """A policy whose mixture never changes. After a resume it is that of the options, not the saved one."""
+    """A policy whose mixture never changes. After a resume it is the options' mixture, not the saved one."""
 
     def __init__(self, prior: Weights):
         super().__init__(prior)
-        self._mixture_K = self._given_K = self._given()
+        self._mixture_K = self._fixed_K = self._fixed_mixture()
 
     @abstractmethod
-    def _given(self) -> Floats:
-        """The mixture, from the prior and the options."""
+    def _fixed_mixture(self) -> Floats:
+        """(K,) the mixture, from the prior and the options."""
 
     def _next_mixture(self, loss_K: Floats, count_K: Floats, seen_K: Bools) -> Floats:
-        return self._given_K
+        return self._fixed_K
 
     def _after_load(self, same_domains: bool) -> None:
-        self._mixture_K = self._given_K
+        self._mixture_K = self._fixed_K
 
 
 class Natural(StaticPolicy):
@@ -40,8 +40,8 @@ class Natural(StaticPolicy):
 
     kind = "natural"
 
-    def _given(self) -> Floats:
-        return self.prior_K
+    def _fixed_mixture(self) -> Floats:
+        return self._prior_K
 
 
 class Uniform(StaticPolicy):
@@ -49,27 +49,27 @@ class Uniform(StaticPolicy):
 
     kind = "uniform"
 
-    def _given(self) -> Floats:
+    def _fixed_mixture(self) -> Floats:
         return np.full(self.num_domains, 1.0 / self.num_domains)
 
 
 class Fixed(StaticPolicy):
     """p proportional to given weights.
 
-    weights: (K,) or {name: weight}, or the name of a published table (see tables.py). Raises ConfigError naming a
-    domain that is missing, unknown or negative.
+    weights: (K,) or {name: weight}, or the name of a published table (published_mixtures.py). Raises ConfigError
+    naming a domain that is missing, unknown or negative.
     """
 
     kind = "fixed"
 
     def __init__(self, prior: Weights, weights: Weights | str):
-        if isinstance(weights, str) and weights not in TABLES:
-            raise ConfigError(f"fixed: no table {weights!r}; the tables are: {', '.join(TABLES)}.")
-        self._weights = TABLES[weights] if isinstance(weights, str) else weights
+        if isinstance(weights, str) and weights not in PUBLISHED_MIXTURES:
+            raise ConfigError(f"fixed: no table {weights!r}; the tables are: {', '.join(PUBLISHED_MIXTURES)}.")
+        self._weights = PUBLISHED_MIXTURES[weights] if isinstance(weights, str) else weights
         super().__init__(prior)
 
-    def _given(self) -> Floats:
-        return shares_of(self._weights, self.names, self.num_domains, "fixed weights")
+    def _fixed_mixture(self) -> Floats:
+        return parse_shares(self._weights, self.names, self.num_domains, "fixed weights")
 
 
 class Temperature(StaticPolicy):
@@ -79,13 +79,15 @@ class Temperature(StaticPolicy):
     """
 
     kind = "temperature"
+    run_options: ClassVar[Mapping[str, str]] = {"sizes": "sizes"}
 
     def __init__(self, prior: Weights, tau: float, sizes: Weights | None = None):
         self._tau, self._sizes = positive("temperature: tau", tau), prior if sizes is None else sizes
         super().__init__(prior)
 
-    def _given(self) -> Floats:
-        size_K = shares_of(self._sizes, self.names, self.num_domains, "temperature sizes")
+    def _fixed_mixture(self) -> Floats:
+        size_K = parse_shares(self._sizes, self.names, self.num_domains, "temperature sizes")
+        # divided by the greatest: small shares to a great power underflow, and the sum must not become 0
         powered_K = (size_K / size_K.max()) ** (1.0 / self._tau)
         return powered_K / powered_K.sum()
 
@@ -98,6 +100,7 @@ class UniMax(StaticPolicy):
     """
 
     kind = "unimax"
+    run_options: ClassVar[Mapping[str, str]] = {"sizes": "sizes", "budget": "total_samples"}
 
     def __init__(self, prior: Weights, budget: float, max_epochs: float = 4.0, sizes: Weights | None = None):
         self._budget, self._max_epochs = positive("unimax: budget", budget), positive("unimax: max_epochs", max_epochs)
@@ -109,8 +112,8 @@ class UniMax(StaticPolicy):
                 "  Give the tokens or samples of every domain, in the unit of the budget."
             )
 
-    def _given(self) -> Floats:
-        self._size_K = values_of(self._sizes, self.names, self.num_domains, "unimax sizes")
+    def _fixed_mixture(self) -> Floats:
+        self._size_K = parse_values(self._sizes, self.names, self.num_domains, "unimax sizes")
         if not self._size_K.any():
             raise ConfigError(f"unimax sizes: all {self.num_domains} are 0; at least one domain must hold data.")
         return unimax(self._size_K, self._budget, self._max_epochs)
@@ -121,12 +124,12 @@ def unimax(size_K: Floats, budget: float, max_epochs: float) -> Floats:
 
     When the budget exceeds max_epochs of everything, shares are proportional to sizes. Source: arXiv 2304.09151.
     """
-    given_K = np.zeros(len(size_K))
+    share_K = np.zeros(len(size_K))
     left = budget
     for place, domain in enumerate(np.argsort(size_K, kind="stable")):
-        given_K[domain] = min(left / (len(size_K) - place), max_epochs * size_K[domain])
-        left -= given_K[domain]
-    return given_K / given_K.sum()
+        share_K[domain] = min(left / (len(size_K) - place), max_epochs * size_K[domain])
+        left -= share_K[domain]
+    return share_K / share_K.sum()
 
 
 class Schedule(Policy):
@@ -134,11 +137,12 @@ class Schedule(Policy):
 
     knots: [(step, weights), ...] with rising steps; weights (K,) or {name: weight}. interpolation: "linear" between
     knots, or "constant" (each holds until the next). Before the first and after the last knot the nearest holds.
-    mixture_lag: what the policy says after step s is the mixture of step s + 1 + mixture_lag; training fills it in, and
-    every step after the first mixture_lag has its own mixture. Those take that of step 0, or whatever the data set has.
+    mixture_lag: the mixture after step s is drawn at step s + 1 + mixture_lag, so it is that step's of the schedule;
+    steps 0 to mixture_lag are drawn by the initial mixture, that of step 0, or in training by the data set's prior.
     """
 
     kind = "schedule"
+    run_options: ClassVar[Mapping[str, str]] = {"mixture_lag": "mixture_lag"}
 
     def __init__(
         self, prior: Weights, knots: Sequence[Sequence[Any]], interpolation: str = "linear", mixture_lag: int = 0
@@ -153,18 +157,18 @@ class Schedule(Policy):
             raise ConfigError(f"schedule: knots need rising steps, got {steps}.")
         self._step_M = np.array(steps, dtype=np.float64)
         self._share_MK = np.stack(
-            [shares_of(weights, self.names, self.num_domains, f"schedule, step {step}") for step, weights in knots]
+            [parse_shares(weights, self.names, self.num_domains, f"schedule, step {step}") for step, weights in knots]
         )
-        self._mixture_K = self._at(0)
+        self._mixture_K = self._mixture_at(0)
 
     def _next_mixture(self, loss_K: Floats, count_K: Floats, seen_K: Bools) -> Floats:
-        return self._at(self.step + 1 + self._lag)
+        return self._mixture_at(self.step + 1 + self._lag)
 
     def _after_load(self, same_domains: bool) -> None:
-        self._mixture_K = self._at(self.step + self._lag if self.step else 0)
+        self._mixture_K = self._mixture_at(self.step + self._lag if self.step else 0)
 
-    def _at(self, step: int) -> Floats:
-        """The mixture of step `step`; convex combinations of shares sum to 1 up to rounding."""
+    def _mixture_at(self, step: int) -> Floats:
+        """(K,) the mixture of step `step`, between the knots around it."""
         after = int(np.searchsorted(self._step_M, step, side="right"))
         if after == 0 or after == len(self._step_M) or not self._linear:
             return self._share_MK[max(after - 1, 0)]

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 import ado_stream as ado
-from ado_stream.policy.loss_history import MAX_LOSSES, MAX_ROWS, MIN_ROWS, LossHistory, capacity_of
+from ado_stream.policy.loss_history import MAX_LOSSES, MAX_ROWS, MIN_ROWS, LossHistory, max_history_rows
 from ado_stream.simulate.closed_loop import read_spec, simulate
 from ado_stream.simulate.default_spec import default_spec
 
@@ -54,7 +54,7 @@ def test_a_saved_history_goes_on_as_if_never_stopped(stop):
 
 @pytest.mark.parametrize("num_domains", [1, 22, 64, 65, 100, 1000, 3000, 4096, 50_000])
 def test_so_many_rows_are_kept_as_the_bound_on_losses_allows(num_domains):
-    rows = capacity_of(num_domains)
+    rows = max_history_rows(num_domains)
     assert rows % 2 == 0
     assert (rows == MAX_ROWS) == (num_domains <= 64)
     assert rows * num_domains <= MAX_LOSSES or rows == MIN_ROWS
@@ -89,8 +89,8 @@ def test_thinning_early_moves_the_mixture_about_as_much_as_another_seed(monkeypa
     Measured for seeds 17 to 19: 0.4, 1.1 and 0.6 % by thinning, 0.7 % between seeds.
     """
     mixtures = []
-    for rows in (MAX_ROWS, capacity_of(1000)):
-        monkeypatch.setattr("ado_stream.policy.loss_history.capacity_of", lambda num_domains, rows=rows: rows)
+    for rows in (MAX_ROWS, max_history_rows(1000)):
+        monkeypatch.setattr("ado_stream.policy.loss_history.max_history_rows", lambda num_domains, rows=rows: rows)
         spec = read_spec({**default_spec(16_000), "policies": {"ado": {}}})
         policy = spec.make("ado")
         mixtures.append(simulate(spec, policy).mixture_SK[-1])
@@ -107,7 +107,7 @@ def test_a_history_of_own_counts_does_not_load_into_one_of_shared_counts():
 
 def test_thinning_halves_the_rows_that_the_fit_leaves_out(make_ado, monkeypatch):
     """ignore_steps are steps: with every second step stored, half as many rows."""
-    monkeypatch.setattr("ado_stream.policy.loss_history.capacity_of", lambda num_domains: 16)
+    monkeypatch.setattr("ado_stream.policy.loss_history.max_history_rows", lambda num_domains: 16)
     seen = []
 
     def fitter(counts, losses, config):
