@@ -1,4 +1,4 @@
-"""Closed loop on synthetic laws: a policy's mixture decides what is drawn, that decides the losses, they the mixture.
+"""Closed loop on synthetic domains: the mixture decides what is drawn, that the losses, and they the next mixture.
 
 A spec (YAML, all keys but `domains` optional):
     steps: 60000            global_batch_size: 256      seed: 17        mixture_lag: 8 (as the loader's)
@@ -6,10 +6,9 @@ A spec (YAML, all keys but `domains` optional):
     transfer: 0.1, or {learner: {teacher: weight}}      noise: nats of one sample's loss, for all domains
     bumps: [{step, height, decay_steps}]
     policies: {label: {policy: name (default the label), guards: [{name: floor, minimum: 0.01}], ...its options}}
-Invariant: the outcome depends on the spec alone; policies are compared under the same noise. The laws: synthetic.py.
+Invariant: the outcome depends on the spec alone; policies are compared under the same noise.
 """
 
-import difflib
 from collections import deque
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -19,10 +18,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ado_stream.errors import ConfigError
-from ado_stream.policy.base_policy import Policy
+from ado_stream.policy.base_policy import Policy, RunContext
 from ado_stream.policy.option_checks import whole
-from ado_stream.policy.policy_registry import RunFacts, make_run_policy
-from ado_stream.simulate.synthetic_domains import World, read_world
+from ado_stream.policy.policy_registry import make_run_policy
+from ado_stream.simulate.synthetic_domains import SyntheticDomains, parse_domains
+from ado_stream.suggest import did_you_mean
 
 Floats = NDArray[np.float64]
 
@@ -35,9 +35,9 @@ _KEYS = (
 
 @dataclass(frozen=True)
 class Spec:
-    """A world, how long to run in it, and the policies to try: {label: (name, options, guards among them)}."""
+    """Domains, the run on them, and the policies to try: {label: (name, options with "guards" among them)}."""
 
-    world: World
+    domains: SyntheticDomains
     steps: int
     global_batch_size: int
     seed: int
@@ -45,17 +45,17 @@ class Spec:
     policies: Mapping[str, tuple[str, Mapping[str, Any]]] = field(default_factory=dict)
 
     def make(self, label: str) -> Policy:
-        """A fresh policy for this world, told the run's length, batch size and lag."""
+        """The policy called `label` before its first step."""
         name, options = self.policies[label]
         own = {key: value for key, value in options.items() if key != "guards"}
-        prior = dict(zip(self.world.names, self.world.prior_K.tolist(), strict=True))
-        run = RunFacts(self.steps, self.global_batch_size, self.mixture_lag)
+        prior = dict(zip(self.domains.names, self.domains.prior_K.tolist(), strict=True))
+        run = RunContext(self.steps, self.global_batch_size, self.mixture_lag)
         return make_run_policy(name, prior, own, options.get("guards", ()), run)
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """What a policy did: at steps (S,), mixtures in force (S, K) and true losses (S, K) in nats per token."""
+    """A simulated run: at steps (S,) mixtures in force and true losses in nats per token (S, K); samples drawn (K,)."""
 
     step_S: NDArray[np.int64]
     mixture_SK: Floats
@@ -72,8 +72,7 @@ def read_spec(given: Mapping[str, Any]) -> Spec:
     """The spec of a mapping, checked. Raises ConfigError for unknown keys and impossible values."""
     for key in given:
         if key not in _KEYS:
-            close = difflib.get_close_matches(str(key), _KEYS, n=1)
-            hint = f"; did you mean {close[0]!r}?" if close else f"; the keys are {', '.join(_KEYS)}."
+            hint = did_you_mean(key, _KEYS) or f"; the keys are {', '.join(_KEYS)}."
             raise ConfigError(f"spec: unknown {key!r}{hint}")
     numbers = {
         name: whole(f"spec: {name}", given.get(name, default), least)
@@ -85,34 +84,34 @@ def read_spec(given: Mapping[str, Any]) -> Spec:
         )
     }
     policies = given.get("policies", {"natural": {}, "ado": {}})
-    return Spec(world=read_world(given, numbers["seed"]), policies=_policies(policies), **numbers)
+    return Spec(domains=parse_domains(given, numbers["seed"]), policies=_parse_policies(policies), **numbers)
 
 
 def simulate(spec: Spec, policy: Policy) -> Outcome:
-    """Runs `policy` through the spec's world; the policy is used up by it."""
-    world, batch = spec.world, spec.global_batch_size
+    """Runs `policy` on the spec's domains; it ends at the last step."""
+    domains, batch = spec.domains, spec.global_batch_size
     generator = np.random.Generator(np.random.Philox(spec.seed))
-    bump_T = world.bump(spec.steps)
-    own_K = np.zeros(len(world.names))
-    pending = deque([policy.mixture] * (spec.mixture_lag + 1))
+    bump_T = domains.bump(spec.steps)
+    own_K = np.zeros(len(domains.names))
+    pending = deque([policy.mixture] * (spec.mixture_lag + 1))  # the mixture of the next step first
     every = -(-spec.steps // _MAX_ROWS)
     kept: list[tuple[int, Floats, Floats]] = []
     for step in range(spec.steps):
         row = step % _CHUNK_STEPS
         if row == 0:
-            noise_CK = generator.standard_normal((_CHUNK_STEPS, len(own_K))) * world.noise_K
+            noise_CK = generator.standard_normal((_CHUNK_STEPS, len(own_K))) * domains.noise_K
             shift_C = generator.random(_CHUNK_STEPS)
         mixture_K = pending.popleft()
         count_K = systematic_counts(mixture_K, batch, shift_C[row])
-        loss_K = world.loss(own_K)
+        loss_K = domains.loss(own_K)
         if step % every == 0:
             kept.append((step, mixture_K, loss_K))
-        with np.errstate(divide="ignore", invalid="ignore"):  # a domain without samples shows no loss at all
-            shown_K = loss_K + bump_T[step] + noise_CK[row] / np.sqrt(count_K)
-        shown_K[count_K == 0.0] = np.nan
+        with np.errstate(divide="ignore", invalid="ignore"):  # a domain without samples has no loss: NaN
+            observed_K = loss_K + bump_T[step] + noise_CK[row] / np.sqrt(count_K)
+        observed_K[count_K == 0.0] = np.nan
         own_K += count_K
-        pending.append(policy.update(shown_K, count_K))
-    kept.append((spec.steps, pending.popleft(), world.loss(own_K)))
+        pending.append(policy.update(observed_K, count_K))
+    kept.append((spec.steps, pending.popleft(), domains.loss(own_K)))
     steps, mixtures, losses = zip(*kept, strict=True)
     return Outcome(np.array(steps), np.stack(mixtures), np.stack(losses), own_K, policy)
 
@@ -120,15 +119,16 @@ def simulate(spec: Spec, policy: Policy) -> Outcome:
 def systematic_counts(mixture_K: Floats, batch: int, shift: float) -> Floats:
     """(K,) samples of each domain, float64: slot j takes the domain whose part of the cumulative p holds (u + j) / B.
 
-    shift: u in [0, 1). |c_k - B p_k| < 1 (MATH section 7).
+    shift: u in [0, 1). |c_k - B p_k| < 1 (docs/math.md section 7).
     """
+    # slots j with (j + u) / B below the cumulative share: ceil(B * share - u) of them
     edge_K = np.ceil(mixture_K.cumsum() * batch - shift)
-    edge_K[-1] = batch
+    edge_K[-1] = batch  # the shares' sum may round to below 1
     edge_K[1:] -= edge_K[:-1].copy()
     return edge_K
 
 
-def _policies(given: Any) -> dict[str, tuple[str, dict[str, Any]]]:
+def _parse_policies(given: Any) -> dict[str, tuple[str, dict[str, Any]]]:
     if not isinstance(given, Mapping) or not given:
         raise ConfigError(f"policies: {given!r:.60}; give {{label: options}}, for example {{ado: {{}}}}.")
     found = {}

@@ -1,16 +1,16 @@
-"""Controlled differences: five domains alike but for one thing, what ADO then gives the first, and what it should.
+"""Controlled experiments: five domains equal but for one property of the first; its share under ADO, and the expected.
 
-For each thing the policy itself is run with that law, those losses and those counts; beside it stands the share that
-MATH.md section 4 gives when worked out by hand. With weight w for the first and 1 for each other domain
+Each experiment runs the policy itself and computes the share by docs/math.md section 4 in closed form. With weight w
+for the first domain and 1 for each other
 
     rho = w / (w + K - 1),      w = max(alpha, 0.05) / max(alpha', 0.05)    exponents, at equal gaps
                                     (L - eps) / (L' - eps')                 gaps left to learn, at equal exponents
                                     mu / mu'                                priors
-                                    (h / h')^(1/2)                          shares of the samples lately
+                                    (h / h')^(1/2)                          credit: share of recent samples
                                     clamp(1 + (l - L) / (L - eps), 1/2, 2)  residual credit, l observed
 
 and after a law changed at step t0 the mixture is 0.1 rho + 0.9 (mu + (rho - mu)(1 - t0 / t)). All above the floor.
-Invariant: `given` comes from AdoPolicy alone, `expected` from these formulas alone.
+Invariant: `measured` comes from AdoPolicy alone, `expected` from these formulas alone.
 """
 
 from dataclasses import dataclass
@@ -34,81 +34,83 @@ _CHANGE_STEP, _NUM_STEPS = 500, 1000  # two refits
 
 @dataclass(frozen=True)
 class Experiment:
-    """One thing varied: its values (X,), and the first domain's share that ADO gave and should give, both (X,)."""
+    """A property's values (X,), and the first domain's share under ADO and by the formula, both (X,)."""
 
     title: str
     axis: str
     value_X: Floats
-    given_X: Floats
+    measured_X: Floats
     expected_X: Floats
 
 
-def experiments() -> list[Experiment]:
+def run_experiments() -> list[Experiment]:
     """The six experiments of the file's docstring, in its order. Takes a fraction of a second."""
     return [_exponent(), _gap(), _prior(), _drawn(), _residual(), _over_time()]
 
 
 def _exponent() -> Experiment:
     value_X = np.array([0.0, 0.02, 0.05, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8])
-    given_X = np.array([_share(_law(alpha=alpha)) for alpha in value_X])
+    measured_X = np.array([_share(_law(alpha=alpha)) for alpha in value_X])
     return Experiment(
-        "Exponent", "its α; the others' 0.2", value_X, given_X, _expected(np.maximum(value_X, 0.05) / _ALPHA)
+        "Exponent", "its α; the others' 0.2", value_X, measured_X, _expected(np.maximum(value_X, 0.05) / _ALPHA)
     )
 
 
 def _gap() -> Experiment:
     value_X = np.linspace(0.0, 3.0, 13)
-    given_X = np.array([_share(_law(gap=max(gap, 1e-300))) for gap in value_X])
+    measured_X = np.array([_share(_law(gap=max(gap, 1e-300))) for gap in value_X])
     return Experiment(
-        "Gap left to learn", "its L − ε (nats); the others' 0.5", value_X, given_X, _expected(value_X / _GAP)
+        "Gap left to learn", "its L − ε (nats); the others' 0.5", value_X, measured_X, _expected(value_X / _GAP)
     )
 
 
 def _prior() -> Experiment:
     value_X = np.linspace(0.001, 0.9, 13)
     equal_K = np.full(NUM_DOMAINS, BATCH / NUM_DOMAINS)
-    given_X = np.array([_share(_law(), prior_K=_with_first(prior), count_K=equal_K, steps=_LONG) for prior in value_X])
-    return Experiment("Prior, drawn equally", "its share in the prior", value_X, given_X, _expected(_odds(value_X)))
+    measured_X = np.array(
+        [_share(_law(), prior_K=_with_first(prior), count_K=equal_K, steps=_LONG) for prior in value_X]
+    )
+    return Experiment("Prior, drawn equally", "its share in the prior", value_X, measured_X, _expected(_odds(value_X)))
 
 
 def _drawn() -> Experiment:
     value_X = np.linspace(0.0, 0.95, 13)
-    given_X = np.array([_share(_law(), count_K=BATCH * _with_first(share), steps=_LONG) for share in value_X])
+    measured_X = np.array([_share(_law(), count_K=BATCH * _with_first(share), steps=_LONG) for share in value_X])
     return Experiment(
-        "Credit: drawn lately", "its share of the samples lately", value_X, given_X, _expected(_odds(value_X) ** 0.5)
+        "Credit: drawn lately", "its share of the samples lately", value_X, measured_X, _expected(_odds(value_X) ** 0.5)
     )
 
 
 def _residual() -> Experiment:
     value_X = np.linspace(-1.0, 1.5, 11)
-    given_X = np.array([_share(_law(), surprise=value * _GAP, credit="residual") for value in value_X])
+    measured_X = np.array([_share(_law(), residual=value * _GAP, credit="residual") for value in value_X])
     return Experiment(
         "Credit: worse than forecast",
         "(observed − forecast) / (L − ε)",
         value_X,
-        given_X,
+        measured_X,
         _expected(np.clip(1.0 + value_X, 0.5, 2.0)),
     )
 
 
 def _over_time() -> Experiment:
-    """The first domain's gap doubles at a refit: its preference becomes 1/3, the mixture follows by g2 and average."""
+    """The first domain's gap doubles at a refit: its preference becomes 1/3; the mixture follows by g2 and pibar."""
     laws = iter([_law(), _law(gap=2.0 * _GAP)])
     config = AdoConfig(start_step=0, interval=_CHANGE_STEP, ignore_steps=0, floor=FLOOR)
     policy = AdoPolicy(np.ones(NUM_DOMAINS), config, lambda *_: next(laws))
     count_K, loss_K = np.full(NUM_DOMAINS, BATCH / NUM_DOMAINS), np.full(NUM_DOMAINS, _EPS + _GAP)
-    given_T = np.array([policy.update(loss_K, count_K)[0] for _ in range(_NUM_STEPS)])
+    measured_T = np.array([policy.update(loss_K, count_K)[0] for _ in range(_NUM_STEPS)])
     value_X = np.array([400, 450, 499, 500, 520, 550, 600, 650, 700, 750, 800, 850, 900, 950, 999])
     fair, wanted = 1.0 / NUM_DOMAINS, 2.0 / (NUM_DOMAINS + 1)
     average_X = fair + (wanted - fair) * (1.0 - _CHANGE_STEP / np.maximum(value_X, _CHANGE_STEP))
     expected_X = np.where(value_X < _CHANGE_STEP, fair, 0.1 * wanted + 0.9 * average_X)
     return Experiment(
-        "Mixture after a law changed", "step; change at 500", value_X.astype(float), given_T[value_X], expected_X
+        "Mixture after a law changed", "step; change at 500", value_X.astype(float), measured_T[value_X], expected_X
     )
 
 
 def _law(alpha: float = _ALPHA, gap: float = _GAP) -> ScalingLawFit:
-    """Laws whose gap is `gap` for the first domain after one batch, and in that proportion later at equal exponents."""
+    """Laws with these values for the first domain; gap in nats after one batch."""
     alpha_K, gap_K = np.full(NUM_DOMAINS, _ALPHA), np.full(NUM_DOMAINS, _GAP)
     alpha_K[0], gap_K[0] = alpha, gap
     return ScalingLawFit(np.log(gap_K) + alpha_K * np.log(BATCH), np.full(NUM_DOMAINS, np.log(_EPS)), alpha_K)
@@ -119,7 +121,7 @@ def _share(
     prior_K: Floats | None = None,
     count_K: Floats | None = None,
     steps: int = 1,
-    surprise: float = 0.0,
+    residual: float = 0.0,
     credit: str = "history",
 ) -> float:
     """The first domain's share after `steps` updates; g2 = 1, so that the mixture is the preference of the last one."""
@@ -127,7 +129,7 @@ def _share(
     policy = AdoPolicy(np.ones(NUM_DOMAINS) if prior_K is None else prior_K, config, lambda *_: law)
     count_K = np.full(NUM_DOMAINS, BATCH / NUM_DOMAINS) if count_K is None else count_K
     loss_K = law.predict(BATCH)
-    loss_K[0] += surprise
+    loss_K[0] += residual
     for _ in range(steps):
         mixture_K = policy.update(loss_K, count_K)
     return float(mixture_K[0])

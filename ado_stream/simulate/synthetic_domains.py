@@ -1,23 +1,25 @@
-"""A synthetic world to try policies in: the true loss of every domain as a function of what was drawn so far.
+"""Synthetic domains to try policies on: the true loss of each as a function of the samples drawn so far.
 
-    n_k = 1 + own_k + sum_j transfer_kj own_j                        samples that domain k has learnt from
+    n_k = 1 + own_k + sum_j transfer_kj own_j                        effective samples of domain k
     log gap_k = log beta_k - alpha_k log n_k - (alpha'_k - alpha_k) max(log n_k - log break_k, 0)
     L_k = min(eps_k + gap_k, cap)                                    nats per token
-A broken law continues with exponent alpha' past `break` samples. What a step shows is L_k plus the bump of that step
-(a learning rate raised too far), plus noise_k / sqrt(c_k) for c_k samples drawn. Laws are per sample, as in MATH.md.
+A broken law continues with exponent alpha' past `break` samples. The loss that a step observes is L_k plus the bump of
+that step (as after a learning rate that was too high), plus noise_k / sqrt(c_k) for c_k samples drawn. n counts
+samples, as in docs/math.md section 1.
 Source of the broken form: arXiv 2210.14891, with a sharp break.
 """
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ado_stream.errors import ConfigError
-from ado_stream.policy.domain_weights import by_name, list_of, shares_of
+from ado_stream.policy.domain_weights import parse_shares, quoted_list, with_text_keys
 from ado_stream.policy.option_checks import number, positive, whole
 
 Floats = NDArray[np.float64]
@@ -27,7 +29,7 @@ _BUMP_KEYS = {"step", "height", "decay_steps"}
 
 
 @dataclass(frozen=True)
-class World:
+class SyntheticDomains:
     """Laws of K domains; all arrays (K,) float64, in the units of the file's formula.
 
     transfer: one number for all pairs, or (K, K) with a zero diagonal. bumps: (step, height in nats, decay in steps).
@@ -44,18 +46,22 @@ class World:
     transfer: float | Floats = 0.0
     bumps: tuple[tuple[float, float, float], ...] = ()
     cap: float = 10.8  # nats: about log of a vocabulary of 50,000
-    _broken: bool = field(init=False, default=False)
 
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "_broken", bool(np.isfinite(self.log_break_K).any()))
+    def __repr__(self) -> str:
+        return f"SyntheticDomains({len(self.names)} domains: {quoted_list(self.names)})"
+
+    @cached_property
+    def _broken(self) -> bool:
+        return bool(np.isfinite(self.log_break_K).any())
 
     def loss(self, own_K: Floats) -> Floats:
         """(K,) true losses after `own_K` samples of each domain were drawn."""
         if isinstance(self.transfer, float):
-            learnt_K = (1.0 + self.transfer * own_K.sum()) + (1.0 - self.transfer) * own_K
+            # own + transfer (sum - own), without a (K, K) matrix
+            effective_K = (1.0 + self.transfer * own_K.sum()) + (1.0 - self.transfer) * own_K
         else:
-            learnt_K = 1.0 + own_K + self.transfer @ own_K
-        log_n_K = np.log(learnt_K)
+            effective_K = 1.0 + own_K + self.transfer @ own_K
+        log_n_K = np.log(effective_K)
         log_gap_K = self.log_beta_K - self.alpha_K * log_n_K
         if self._broken:
             past_K = np.maximum(log_n_K - self.log_break_K, 0.0)
@@ -70,8 +76,8 @@ class World:
         return total_T
 
 
-def read_world(spec: Mapping[str, Any], seed: int) -> World:
-    """The world that a spec's `domains`, `transfer`, `noise` and `bumps` describe (see loop.py).
+def parse_domains(spec: Mapping[str, Any], seed: int) -> SyntheticDomains:
+    """The domains of a spec's `domains`, `transfer`, `noise` and `bumps` (see closed_loop.py).
 
     Raises ConfigError naming the domain and key at fault.
     """
@@ -86,9 +92,9 @@ def read_world(spec: Mapping[str, Any], seed: int) -> World:
     laws = list(domains.values())
     alpha_K = _column(laws, "alpha")
     names = [str(name) for name in domains]
-    return World(
+    return SyntheticDomains(
         names=names,
-        prior_K=shares_of(
+        prior_K=parse_shares(
             {name: law["prior"] for name, law in zip(names, laws, strict=True)}, names, len(names), "prior"
         ),
         eps_K=_column(laws, "eps"),
@@ -103,7 +109,7 @@ def read_world(spec: Mapping[str, Any], seed: int) -> World:
 
 
 def random_domains(num_domains: int, seed: int) -> dict[str, dict[str, float]]:
-    """That many plausible domains: sizes over two orders of magnitude, exponents 0.1 to 0.5."""
+    """Domains drawn at random: sizes over two orders of magnitude, exponents 0.1 to 0.5."""
     generator = np.random.Generator(np.random.Philox(seed))
     width = len(str(num_domains - 1))
     domains = {}
@@ -129,12 +135,12 @@ def _check_domain(name: Any, law: Any) -> None:
             + " and ".join(
                 text
                 for text in (
-                    unknown and f"has unknown {list_of(sorted(map(str, unknown)))}",
-                    missing and f"lacks {list_of(sorted(missing))}",
+                    unknown and f"has unknown {quoted_list(sorted(map(str, unknown)))}",
+                    missing and f"lacks {quoted_list(sorted(missing))}",
                 )
                 if text
             )
-            + f"; the keys are {list_of(sorted(_DOMAIN_KEYS), most=99)}."
+            + f"; the keys are {quoted_list(sorted(_DOMAIN_KEYS), most=99)}."
         )
     for key, value in law.items():
         if key in ("eps", "beta", "break_samples"):
@@ -153,13 +159,13 @@ def _transfer(given: Any, names: list[str]) -> float | Floats:
         return number("transfer", given, 0.0)
     where = {name: index for index, name in enumerate(names)}
     matrix_KK = np.zeros((len(names), len(names)))
-    for learner, teachers in by_name(given, "transfer").items():
+    for learner, teachers in with_text_keys(given, "transfer").items():
         if not isinstance(teachers, Mapping):
             raise ConfigError(f"transfer: {learner!r} is {teachers!r:.60}; expected {{teacher: weight}}.")
-        for teacher, weight in by_name(teachers, f"transfer: {learner!r}").items():
+        for teacher, weight in with_text_keys(teachers, f"transfer: {learner!r}").items():
             unknown = [name for name in (learner, teacher) if name not in where]
             if unknown:
-                raise ConfigError(f"transfer: no domain {unknown[0]!r}; the domains are {list_of(names)}.")
+                raise ConfigError(f"transfer: no domain {unknown[0]!r}; the domains are {quoted_list(names)}.")
             matrix_KK[where[learner], where[teacher]] = number(f"transfer: {learner!r} of {teacher!r}", weight, 0.0)
     return matrix_KK
 

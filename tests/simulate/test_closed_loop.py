@@ -12,7 +12,7 @@ from ado_stream.policy.static_policies import Fixed
 from ado_stream.simulate.closed_loop import read_spec, simulate, systematic_counts
 from ado_stream.simulate.default_spec import default_spec
 from ado_stream.simulate.replay import check_complete, replay
-from ado_stream.simulate.synthetic_domains import read_world
+from ado_stream.simulate.synthetic_domains import parse_domains
 
 DOMAINS = {
     "a": {"prior": 3, "eps": 1.0, "beta": 20.0, "alpha": 0.3},
@@ -26,11 +26,11 @@ def _spec(**more):
 
 def test_losses_follow_laws_breaks_and_transfer():
     own_K = np.array([500.0, 4000.0])
-    world = read_world({"domains": DOMAINS, "transfer": 0.1}, seed=0)
+    world = parse_domains({"domains": DOMAINS, "transfer": 0.1}, seed=0)
     learnt_a, learnt_b = 1 + 500 + 0.1 * 4000, 1 + 4000 + 0.1 * 500
     gap_b = 9.0 * 1000.0**-0.2 * (learnt_b / 1000.0) ** -0.05
     np.testing.assert_allclose(world.loss(own_K), [1.0 + 20.0 * learnt_a**-0.3, 2.0 + gap_b], rtol=1e-12)
-    pairwise = read_world({"domains": DOMAINS, "transfer": {"a": {"b": 0.5}}}, seed=0)
+    pairwise = parse_domains({"domains": DOMAINS, "transfer": {"a": {"b": 0.5}}}, seed=0)
     assert pairwise.loss(own_K)[0] == pytest.approx(1.0 + 20.0 * (1 + 500 + 0.5 * 4000) ** -0.3, rel=1e-12)
     assert world.loss(np.zeros(2))[0] == world.cap  # an untrained model knows no more than the vocabulary's size
 
@@ -38,7 +38,7 @@ def test_losses_follow_laws_breaks_and_transfer():
 def test_domains_called_by_numbers_teach_each_other():
     domains = dict(zip((1, 2), DOMAINS.values(), strict=True))
     named, numbered = (
-        read_world({"domains": each, "transfer": transfer}, seed=0)
+        parse_domains({"domains": each, "transfer": transfer}, seed=0)
         for each, transfer in ((DOMAINS, {"a": {"b": 0.5}}), (domains, {1: {2: 0.5}}))
     )
     assert numbered.names == ["1", "2"]
@@ -59,7 +59,7 @@ def test_policies_of_a_spec_may_have_guards():
 
 
 def test_bumps_rise_at_their_step_and_decay():
-    world = read_world({"domains": DOMAINS, "bumps": [{"step": 10, "height": 0.4, "decay_steps": 5}]}, seed=0)
+    world = parse_domains({"domains": DOMAINS, "bumps": [{"step": 10, "height": 0.4, "decay_steps": 5}]}, seed=0)
     bump_T = world.bump(40)
     np.testing.assert_allclose(bump_T[[9, 10, 15, 30]], [0.0, 0.4, 0.4 / math.e, 0.4 * math.exp(-4)], rtol=1e-12)
 
@@ -195,7 +195,7 @@ def test_replay_of_a_runs_own_policy_gives_its_mixtures(loss_stream, make_ado):
     ]
     in_force = np.array([said[max(0, step - 3)] for step in range(60)])
     np.testing.assert_array_equal(
-        replay(make_ado(np.ones(4)), loss_TK, count_TK.astype(float), 3, first_K=in_force[0]), in_force
+        replay(make_ado(np.ones(4)), loss_TK, count_TK.astype(float), 3, initial_K=in_force[0]), in_force
     )
 
 
