@@ -49,7 +49,7 @@ def outcome(run_dir: Path) -> dict[str, Any]:
     run = load_runs([run_dir])[0]
     samples_K = run.samples_SK.sum(axis=0)
     losses = final_losses(run)
-    sizes = [run.about["corpus"]["domains"][name]["samples"] for name in run.domains]
+    sizes = [run.metadata["corpus"]["domains"][name]["samples"] for name in run.domains]
     epochs = {name: drawn / size for name, drawn, size in zip(run.domains, samples_K.tolist(), sizes, strict=True)}
     return {
         **{measure: losses.pop(measure) for measure in OVERALL},

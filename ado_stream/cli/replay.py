@@ -39,10 +39,12 @@ def run(args: argparse.Namespace) -> int:
     if others:
         raise ConfigError(f"{args.run} holds {1 + len(others)} runs; name one of them, such as {recorded.path}.")
     check_complete(recorded.step_S, str(recorded.path))
-    options = dict(recorded.about.get("policy_options") or {}) if args.policy == recorded.about.get("policy") else {}
+    options = (
+        dict(recorded.metadata.get("policy_options") or {}) if args.policy == recorded.metadata.get("policy") else {}
+    )
     options |= plain_options(args.option)
     guards = options.pop("guards", [])
-    policy, lag = _policy(recorded, args.policy, options, guards), recorded.about.get("mixture_lag", 0)
+    policy, lag = _policy(recorded, args.policy, options, guards), recorded.metadata.get("mixture_lag", 0)
     mixture_SK = replay(policy, recorded.domain_loss_SK, recorded.samples_SK, lag, recorded.mixture_SK[0])
     drawn_K = recorded.samples_SK.sum(axis=0) / recorded.samples_SK.sum()
     summary = {
@@ -70,7 +72,7 @@ def run(args: argparse.Namespace) -> int:
 
 def _policy(recorded: "Run", name: str, options: dict[str, Any], guards: list[dict[str, Any]]) -> Policy:
     """The policy as training would have made it in the recorded run."""
-    about = recorded.about
+    about = recorded.metadata
     corpus = (about.get("corpus") or {}).get("domains") or {}
     sizes = {domain: size["samples"] for domain, size in corpus.items()}
     prior = dict(zip(recorded.domains, recorded.prior_K.tolist(), strict=True))
@@ -80,7 +82,7 @@ def _policy(recorded: "Run", name: str, options: dict[str, Any], guards: list[di
 
 def _print(summary: dict[str, Any], recorded: "Run") -> None:
     print(
-        f"{summary['steps']:,} steps of {recorded.label} (policy {recorded.about.get('policy')}), "
+        f"{summary['steps']:,} steps of {recorded.label} (policy {recorded.metadata.get('policy')}), "
         f"replayed with {summary['policy']}; shares in %\n"
     )
     print(f"{'domain':<24}{'prior':>9}{'drawn':>9}{'mean':>9}{'at the end':>12}")

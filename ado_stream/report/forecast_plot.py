@@ -1,7 +1,7 @@
-"""Forecasts against what came: the law that a refit made from the first part of a run, judged on the rest.
+"""Forecasts against later losses: the laws fitted to the first part of a run, evaluated on the rest.
 
-Errors are of window means, (mean observed / mean forecast - 1), so that the noise of single batches does not count as
-a wrong forecast; positive: a higher loss came than the law foresaw. The sign is that of the policy's health().
+Errors are of window means, mean observed / mean forecast - 1, so that the noise of single batches does not count as an
+error; positive where the loss was higher than forecast. The sign is that of the policy's health().
 """
 
 import math
@@ -16,27 +16,28 @@ from ado_stream.report.plot_style import (
     Plot,
     bin_means,
     bins,
+    largest,
     new_figure,
     shorten,
     signed,
     text_color,
     thousands,
 )
-from ado_stream.report.run_data import Law, Run
+from ado_stream.report.run_data import RefitLaws, Run
 
 MAX_PANELS = 24
 PANEL_POINTS = 70
-BACKING = {"facecolor": "white", "alpha": 0.8, "linewidth": 0, "pad": 1.5}  # keeps text readable over points
-SETTLED_FRAC = 0.08  # of the run: the steep start that would squeeze the rest of the panel flat
+BACKING = {"facecolor": "white", "alpha": 0.8, "linewidth": 0, "pad": 1.5}  # behind text over points
+SETTLED_FRAC = 0.08  # of the run: its steep start, left out of the y limits
 
 
-def judged_law(run: Run) -> Law | None:
-    """The refit nearest to half of the recorded run that still has steps after it, or None without one."""
+def halfway_law(run: Run) -> RefitLaws | None:
+    """The refit nearest to half of the recorded run among those with steps after them; None without one."""
     before_end = [law for law in run.laws if law.step < run.num_steps - 1]
     return min(before_end, key=lambda law: abs(law.step - run.num_steps / 2), default=None)
 
 
-def forecast_error(run: Run, law: Law, domain: int, until_step: int | None = None) -> float:
+def forecast_error(run: Run, law: RefitLaws, domain: int, until_step: int | None = None) -> float:
     """Mean observed loss over mean forecast, less one, on the recorded steps in (law.step, until_step]; NaN if none."""
     later = run.step_S > law.step
     if until_step is not None:
@@ -55,12 +56,12 @@ def next_interval_error(run: Run, domain: int) -> float:
     return float(np.median(finite)) if finite else math.nan
 
 
-def draw_laws(run: Run, colors: dict[str, str]) -> Plot | None:
-    """A panel per domain: observed loss, and the law of half-way drawn through what came later. None without fits."""
-    law = judged_law(run) or (run.laws[-1] if run.laws else None)
+def draw_forecasts(run: Run, colors: dict[str, str]) -> Plot | None:
+    """A panel per domain: observed loss, and the half-way law extended over the later steps. None without fits."""
+    law = halfway_law(run) or (run.laws[-1] if run.laws else None)
     if law is None or not run.step_S.size:
         return None
-    shown = np.sort(np.argsort(-np.nan_to_num(run.prior_K), kind="stable")[:MAX_PANELS])
+    shown, left_out = largest(run.prior_K, MAX_PANELS)
     columns = min(4, len(shown))
     rows = -(-len(shown) // columns)
     figure = new_figure(2.15 * rows + 0.5, row_gap=0.04)
@@ -73,19 +74,18 @@ def draw_laws(run: Run, colors: dict[str, str]) -> Plot | None:
         axes.set_xlabel("step")
         axes.tick_params(labelbottom=True)
     figure.supylabel("loss (nats per token)", fontsize=9.5, color=SOFT)
-    part = "" if len(shown) == len(run.domains) else f" The {len(shown)} largest of {len(run.domains)} domains."
     return Plot(
         f"laws-{run.label.replace('/', '-')}",
         f"Loss per domain, law and forecast: {run.label}",
-        f"Dots: observed training loss. Dark line: the law fitted at step {law.step:,} from what lies left of the "
+        f"Dots: observed training loss. Dark line: the law fitted at step {law.step:,} to the points left of the "
         "vertical line, dashed where it is a forecast; the percentage is by how much the mean of the later losses lies "
-        "above the forecast's (held: that refit found no good law and an earlier one stayed). Coloured line: the last "
-        f"law of the run.{part}",
+        "above the forecast's (held: that refit found no good law and an earlier one was kept). Coloured line: the "
+        f"last law of the run.{left_out}",
         figure,
     )
 
 
-def _panel(axes: Axes, run: Run, law: Law, index: int, color: str) -> None:
+def _panel(axes: Axes, run: Run, law: RefitLaws, index: int, color: str) -> None:
     edges = bins(run.step_S, PANEL_POINTS)
     step_S = bin_means(run.step_S.astype(np.float64), edges)
     observed_S = bin_means(run.domain_loss_SK[:, index], edges)
@@ -109,7 +109,7 @@ def _panel(axes: Axes, run: Run, law: Law, index: int, color: str) -> None:
 
 
 def _limits(axes: Axes, step_S: np.ndarray, curves: list[np.ndarray]) -> None:
-    """Fits the y axis to what comes after the run's steep start."""
+    """Sets the y axis to the values after the run's steep start."""
     settled = step_S >= step_S[0] + SETTLED_FRAC * (step_S[-1] - step_S[0])
     values = np.concatenate([curve[settled] for curve in curves])
     values = values[np.isfinite(values)]

@@ -1,9 +1,9 @@
-"""Colours, type and small helpers that all figures share; a domain has one colour on the whole page.
+"""Colours, type and helpers of all figures; a domain has the same colour in each.
 
 The palette's first eight are Okabe and Ito's ("Color Universal Design", 2008) with Tol's indigo and wine; the others
-were picked greedily, each the farthest in OKLab from all before it under normal, protan, deutan and tritan sight
+were chosen greedily, each the farthest in OKLab from all before it under normal, protan, deutan and tritan sight
 (Machado et al. 2009). Domain k of the corpus has colour k; past 24 the palette repeats lighter, then darker. Figures
-also name domains directly, so that nothing rests on colour alone.
+also label domains by name, so that nothing depends on colour alone.
 """
 
 from collections.abc import Sequence
@@ -66,7 +66,7 @@ RC: Any = {
 
 @dataclass(frozen=True)
 class Plot:
-    """A finished figure: file name without suffix, heading, and one sentence that says what to look at."""
+    """A finished figure: file name without suffix, heading, and a caption."""
 
     name: str
     title: str
@@ -75,18 +75,18 @@ class Plot:
 
 
 def styled() -> Any:
-    """The context in which every figure is made and saved; leaves matplotlib's global settings alone."""
+    """The context in which figures are made and saved; matplotlib's global settings do not change."""
     return rc_context(RC)
 
 
 def new_figure(height_in: float, row_gap: float = 0.02) -> Figure:
-    """An empty figure of the page's width that lays itself out; drawn by Agg, so no display is needed."""
+    """An empty figure of the page's width with constrained layout; drawn by Agg, so no display is needed."""
     figure = Figure(figsize=(WIDTH_IN, height_in), layout=ConstrainedLayoutEngine(hspace=row_gap))
     FigureCanvasAgg(figure)
     return figure
 
 
-def color_of(index: int) -> str:
+def domain_color(index: int) -> str:
     """The colour of the corpus's domain number `index`, as #rrggbb."""
     base = np.array([int(PALETTE[index % len(PALETTE)][i : i + 2], 16) for i in (1, 3, 5)])
     toward, share = ((0, 0.0), (255, 0.45), (0, 0.4))[index // len(PALETTE) % 3]
@@ -107,18 +107,18 @@ def _luminance(rgb: np.ndarray) -> float:
     return float(linear @ [0.2126, 0.7152, 0.0722])
 
 
-def colors_of(names: Sequence[str]) -> dict[str, str]:
+def domain_colors(names: Sequence[str]) -> dict[str, str]:
     """{domain: colour} in the corpus's order."""
-    return {name: color_of(index) for index, name in enumerate(names)}
+    return {name: domain_color(index) for index, name in enumerate(names)}
 
 
 def run_style(index: int) -> dict[str, Any]:
-    """Line colour and dash of run number `index`: runs are told apart by grey and dash, domains by hue."""
+    """Line colour and dash of run number `index`: runs differ by grey and dash, domains by hue."""
     color, dash = RUN_STYLES[index % len(RUN_STYLES)]
     return {"color": color, "linestyle": dash}
 
 
-def spread(wanted_y: Sequence[float], gap: float, low: float, high: float) -> np.ndarray:
+def spread_labels(wanted_y: Sequence[float], gap: float, low: float, high: float) -> np.ndarray:
     """Positions near `wanted_y`, in the same order, at least `gap` apart and inside [low, high] while there is room.
 
     The least-squares solution (pool adjacent violators on positions minus their rank's offset).
@@ -129,6 +129,8 @@ def spread(wanted_y: Sequence[float], gap: float, low: float, high: float) -> np
     gap = min(gap, (high - low) / max(len(wanted) - 1, 1))
     order = np.argsort(wanted, kind="stable")
     offset = gap * np.arange(len(wanted))
+    # minus the offset of its rank a position need only not decrease: isotonic regression, whose solution pools
+    # neighbours that are out of order into a block at their mean
     blocks: list[list[float]] = []  # [mean, size]
     for value in np.clip(wanted[order], low, high) - offset:
         blocks.append([value, 1])
@@ -162,6 +164,29 @@ def bin_means(values_S: np.ndarray, edges: np.ndarray) -> np.ndarray:
     return np.divide(sums, counts, out=np.full_like(sums, np.nan), where=counts > 0)
 
 
+def plot_binned(axes: Axes, step_S: np.ndarray, values_S: np.ndarray, num: int, **line: Any) -> np.ndarray:
+    """Draws means over `num` groups of consecutive steps; returns them."""
+    edges = bins(step_S, num)
+    means_S = bin_means(values_S, edges)
+    axes.plot(bin_means(step_S.astype(np.float64), edges), means_S, **line)
+    return means_S
+
+
+def label_rows(axes: Axes, y: Sequence[float], names: Sequence[str], colors: dict[str, str]) -> None:
+    """Domain names as tick labels at `y`, each in its colour; names without one in ink."""
+    axes.set_yticks(y, [shorten(name, 26) for name in names])
+    for tick, name in zip(axes.get_yticklabels(), names, strict=True):
+        tick.set_color(text_color(colors.get(name, INK)))
+    axes.tick_params(axis="y", length=0)
+
+
+def largest(share_K: np.ndarray, most: int) -> tuple[np.ndarray, str]:
+    """Ascending indices of the `most` largest shares, and a caption's sentence where some are left out."""
+    index = np.sort(np.argsort(-np.nan_to_num(share_K), kind="stable")[:most])
+    left_out = len(index) < len(share_K)
+    return index, f" The {len(index)} largest of {len(share_K)} domains." if left_out else ""
+
+
 def signed(value: float, form: str) -> str:
     """`value` with a true sign and no negative zero: "+0.3", "−1.2"; a dash when it is not finite."""
     return f"{value:+z{form}}".replace("-", "−") if np.isfinite(value) else "–"
@@ -182,13 +207,13 @@ def compact(value: float) -> str:
 
 
 def label_lines(axes: Axes, x: float, ends: dict[str, float], colors: dict[str, str], height: float) -> None:
-    """Writes every name at the right of `axes` beside its line's end, moved apart so that none overlaps.
+    """Writes every name at the right of `axes` beside its line's end, moved apart so that none overlap.
 
     `height`: a label's height in points of the axes' y unit.
     """
     low, high = axes.get_ylim()
     names = [name for name, end in ends.items() if np.isfinite(end)]
-    placed = spread([ends[name] for name in names], height, low + height / 2, high - height / 2)
+    placed = spread_labels([ends[name] for name in names], height, low + height / 2, high - height / 2)
     span = axes.get_xlim()[1] - axes.get_xlim()[0]
     for name, y in zip(names, placed, strict=True):
         axes.plot([x, x + 0.012 * span], [ends[name], y], color=colors[name], lw=0.8, clip_on=False)

@@ -5,7 +5,7 @@ import math
 import numpy as np
 from matplotlib.axes import Axes
 
-from ado_stream.report.plot_style import RUN_MARKERS, Plot, bin_means, bins, new_figure, run_style, thousands
+from ado_stream.report.plot_style import RUN_MARKERS, Plot, new_figure, plot_binned, run_style, thousands
 from ado_stream.report.run_data import Evaluation, Run
 
 
@@ -18,9 +18,9 @@ def draw_progress(runs: list[Run]) -> Plot | None:
     axes = figure.subplots()
     tops = []
     for number, run in enumerate(shown):
-        edges = bins(run.step_S, 120)
-        step_S, loss_S = bin_means(run.step_S.astype(np.float64), edges), bin_means(run.loss_S, edges)
-        axes.plot(step_S, loss_S, label=f"{run.label}: training", alpha=0.75, **run_style(number))
+        label = f"{run.label}: training"
+        loss_S = plot_binned(axes, run.step_S, run.loss_S, 120, label=label, alpha=0.75, **run_style(number))
+        # the axis ends above the 99th percentile after the steep first twentieth
         tops.append(np.nanpercentile(loss_S[len(loss_S) // 20 :], 99) if np.isfinite(loss_S).any() else math.nan)
         if len(run.evaluations) > 1:
             _validations(axes, run.evaluations, f"{run.label}: validation", number)
@@ -32,7 +32,7 @@ def draw_progress(runs: list[Run]) -> Plot | None:
         "progress",
         "Loss over the run",
         "Mean loss over all tokens of a batch, averaged over neighbouring steps. Training losses of runs with "
-        "different mixtures are over different text: compare the validation losses, not these.",
+        "different mixtures are over different text: compare the validation losses instead.",
         figure,
     )
 

@@ -53,7 +53,7 @@ def text(value: object) -> str:
 
 
 def table(header: Sequence[str], rows: Iterable[Sequence[str | Cell]], kind: str = "", num_total: int = 0) -> str:
-    """A table; its last `num_total` rows are set apart as totals."""
+    """A table; its last `num_total` rows are styled as totals."""
     rows = list(rows)
     head = "".join(f"<th>{text(name)}</th>" for name in header)
     body = []
@@ -76,8 +76,13 @@ def _cell(cell: str | Cell) -> str:
 
 
 def section(title: str, *parts: str) -> str:
-    """A heading with what stands under it."""
+    """A heading and the parts under it."""
     return f"<section><h2>{text(title)}</h2>{''.join(parts)}</section>"
+
+
+def table_section(title: str, note: str, table_html: str) -> str:
+    """A section of one table with a note above it."""
+    return section(title, paragraph(note, "soft"), table_html)
 
 
 def picture(title: str, caption: str, png: bytes) -> str:
@@ -93,7 +98,7 @@ def paragraph(sentence: str, kind: str = "") -> str:
 
 
 def verdict(headline: str, sentences: Sequence[str], notes: Sequence[str]) -> str:
-    """The box at the top: headline, what was found, and what limits it."""
+    """The box at the top: headline, findings, and caveats."""
     listed = "".join(f"<li>{text(note)}</li>" for note in notes)
     return (
         f'<div class="verdict"><strong>{text(headline)}</strong>'

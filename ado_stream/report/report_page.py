@@ -12,15 +12,15 @@ from pathlib import Path
 from ado_stream.durable import write_durably
 from ado_stream.errors import StorageError
 from ado_stream.report import report_html as html
-from ado_stream.report.forecast_plot import draw_laws
-from ado_stream.report.mixture_plot import draw_mixture, moves
-from ado_stream.report.plot_style import Plot, colors_of, styled
+from ado_stream.report.forecast_plot import draw_forecasts
+from ado_stream.report.mixture_plot import draw_mixture, mixture_varies
+from ado_stream.report.plot_style import Plot, domain_colors, styled
 from ado_stream.report.progress_plot import draw_progress
 from ado_stream.report.report_tables import domain_table, fact_table, health_table, law_table
 from ado_stream.report.run_data import Run, load_runs
 from ado_stream.report.selection_plot import draw_selection
 from ado_stream.report.throughput_plot import draw_throughput
-from ado_stream.report.validation_plot import OVERALL, draw_validation, loss_by_name
+from ado_stream.report.validation_plot import OVERALL, draw_validation, final_losses
 from ado_stream.report.verdict import LEVEL_NATS, caveats, compare
 
 FILE_NAME = "report.html"
@@ -32,7 +32,7 @@ def write_report(run_dirs: Sequence[str | os.PathLike[str]], out_dir: str | os.P
     Raises NotFound or DataError for missing or damaged records, StorageError when `out_dir` cannot be written.
     """
     runs = load_runs(run_dirs)
-    colors = colors_of(list(dict.fromkeys(name for run in runs for name in run.domains)))
+    colors = domain_colors(list(dict.fromkeys(name for run in runs for name in run.domains)))
     with styled():
         pictures = [(plot, _png(plot)) for plot in _plots(runs, colors)]
     title = _title(runs)
@@ -60,12 +60,12 @@ def _title(runs: list[Run]) -> str:
 
 
 def _plots(runs: list[Run], colors: dict[str, str]) -> list[Plot]:
-    """Every figure that the runs' records can carry, in the page's order."""
-    adaptive = [run for run in runs if moves(run)]
+    """Every figure that the records have data for, in the page's order."""
+    adaptive = [run for run in runs if mixture_varies(run)]
     plots = [
         draw_validation(runs, colors),
         draw_mixture(runs, colors),
-        *(draw_laws(run, colors) for run in runs if run.laws),
+        *(draw_forecasts(run, colors) for run in runs if run.laws),
         *(draw_selection(run, colors) for run in (adaptive or runs[:1])),
         draw_progress(runs),
         draw_throughput(runs),
@@ -81,8 +81,8 @@ def _png(plot: Plot) -> bytes:
 
 def _opening(runs: list[Run], title: str) -> list[str]:
     first = runs[0]
-    policies = list(dict.fromkeys(str(run.about.get("policy", "?")) for run in runs))
-    model = (first.about.get("model") or {}).get("preset") or "custom"
+    policies = list(dict.fromkeys(str(run.metadata.get("policy", "?")) for run in runs))
+    model = (first.metadata.get("model") or {}).get("preset") or "custom"
     facts = f"{len(first.domains)} domains, model {model}, {first.num_steps:,} steps, "
     facts += f"{'policy' if len(policies) == 1 else 'policies'} {' and '.join(policies)}"
     comparisons = compare(runs)
@@ -91,15 +91,15 @@ def _opening(runs: list[Run], title: str) -> list[str]:
         headline = headline if not more else f"{len(comparisons)} runs against {comparisons[0].baseline}"
         sentences = [comparison.sentence() for comparison in comparisons]
     else:
-        headline, sentences = "No comparison", [_alone(run) for run in runs]
+        headline, sentences = "No comparison", [_single_run_sentence(run) for run in runs]
     heading = f"<h1>{html.text(title)}</h1>"
     return [heading, html.paragraph(facts, "soft"), html.verdict(headline, sentences, caveats(runs))]
 
 
-def _alone(run: Run) -> str:
+def _single_run_sentence(run: Run) -> str:
     if run.final is None:
         return f"{run.label}: {run.num_steps:,} steps recorded, nothing to compare with."
-    final, losses = run.final, loss_by_name(run)
+    final, losses = run.final, final_losses(run)
     return (
         f"{run.label}: validation loss {losses[OVERALL[0]]:.3f} nats per token with domains weighted by corpus size, "
         f"{losses[OVERALL[1]]:.3f} as the mean of its domains, at step {final.step:,}."
@@ -110,25 +110,24 @@ def _domains(runs: list[Run], colors: dict[str, str]) -> str:
     header, rows = domain_table(runs, colors)
     totals = 2 if any(run.final is not None for run in runs) else 0
     note = f"Losses in nats per token on held-out documents. Green and red: {LEVEL_NATS} nats or more lower or higher."
-    return html.section("Domains", html.paragraph(note, "soft"), html.table(header, rows, num_total=totals))
+    return html.table_section("Domains", note, html.table(header, rows, num_total=totals))
 
 
 def _laws(runs: list[Run], colors: dict[str, str]) -> list[str]:
     note = (
         "L(n) = ε + β n^−α after n samples; the last law of each domain. Half-way: mean of the later losses over the "
         "mean of that forecast, less one. Next-interval miss: the same up to the following refit, the median of its "
-        "size over refits. Refits: those that gave the domain a law; else it kept the one before."
+        "size over refits. Refits: those with a good law for the domain; at the others it kept the one before."
     )
+    with_laws = [run for run in runs if run.laws]
     return [
-        html.section(f"Scaling laws: {run.label}", html.paragraph(note, "soft"), html.table(*law_table(run, colors)))
-        for run in runs
-        if run.laws
+        html.table_section(f"Scaling laws: {run.label}", note, html.table(*law_table(run, colors))) for run in with_laws
     ]
 
 
 def _health(run: Run, colors: dict[str, str]) -> list[str]:
     health = run.health
-    if health is None:
+    if health is None or "forecast_error" not in health:  # of a policy without laws
         return []
     note = (
         f"Refits: {health['refits']}; failed: {health['failed_refits']}. "
@@ -136,8 +135,7 @@ def _health(run: Run, colors: dict[str, str]) -> list[str]:
         "parameters that a penalty of the fit holds. Forecast error: observed over forecast loss, less one, of single "
         "steps between the last two refits; its mean and its mean size."
     )
-    table = html.table(*health_table(health, colors))
-    return [html.section(f"Policy health: {run.label}", html.paragraph(note, "soft"), table)]
+    return [html.table_section(f"Policy health: {run.label}", note, html.table(*health_table(health, colors)))]
 
 
 def _facts(runs: list[Run]) -> str:

@@ -1,4 +1,4 @@
-"""The report's tables as rows of text: domains, laws, facts about the runs. Missing numbers read as a dash."""
+"""The report's tables as rows of text: domains, laws, policy health, runs. A missing number is a dash."""
 
 import math
 from collections.abc import Sequence
@@ -6,13 +6,13 @@ from typing import Any
 
 import numpy as np
 
-from ado_stream.report.forecast_plot import forecast_error, judged_law, next_interval_error
-from ado_stream.report.mixture_plot import moves
+from ado_stream.report.forecast_plot import forecast_error, halfway_law, next_interval_error
+from ado_stream.report.mixture_plot import mixture_varies
 from ado_stream.report.plot_style import compact, signed
 from ado_stream.report.report_html import Cell
 from ado_stream.report.run_data import Run
 from ado_stream.report.throughput_plot import median_tokens_per_s
-from ado_stream.report.validation_plot import OVERALL, baseline_of, loss_by_name
+from ado_stream.report.validation_plot import OVERALL, final_losses, pick_baseline
 from ado_stream.report.verdict import LEVEL_NATS
 
 Row = list[str | Cell]
@@ -27,9 +27,9 @@ def number(value: float | None, form: str) -> str:
 def domain_table(runs: list[Run], colors: dict[str, str], sizes: bool = True) -> tuple[list[str], list[Row]]:
     """(header, rows): tokens if `sizes`, shares and validation loss of each domain, then the two overall measures."""
     measured = [run for run in runs if run.final is not None]
-    baseline = baseline_of(measured) if measured else None
+    baseline = pick_baseline(measured) if measured else None
     others = [run for run in measured if run is not baseline]
-    moving = [run for run in runs if moves(run)]
+    moving = [run for run in runs if mixture_varies(run)]
     header = ["domain"] + ["train tokens"] * sizes + ["prior"] + [f"{run.label}: mean share" for run in moving]
     header += ["validation tokens"] * (sizes and bool(measured))
     header += [f"{run.label}: loss" for run in measured] + [
@@ -41,14 +41,14 @@ def domain_table(runs: list[Run], colors: dict[str, str], sizes: bool = True) ->
         row: Row = [Cell(name, swatch=swatch)] + [_train_tokens(runs[0], name)] * sizes + [_prior(runs[0], name)]
         row += [_mean_share(run, name) for run in moving]
         row += [_validation_tokens(measured[0], name)] if sizes and measured else []
-        row += [number(loss_by_name(run).get(name), ".3f") for run in measured]
+        row += [number(final_losses(run).get(name), ".3f") for run in measured]
         row += [_difference(run, baseline, name) for run in others if baseline]
         rows.append(row)
     return header, rows
 
 
 def law_table(run: Run, colors: dict[str, str]) -> tuple[list[str], list[Row]]:
-    """(header, rows): the last law of every domain, and how the forecasts fared."""
+    """(header, rows): the last law of every domain, and the errors of forecasts."""
     header = [
         "domain",
         "floor ε (nats)",
@@ -59,7 +59,7 @@ def law_table(run: Run, colors: dict[str, str]) -> tuple[list[str], list[Row]]:
         "next-interval miss",
         "refits",
     ]
-    half = judged_law(run)
+    half = halfway_law(run)
     rows: list[Row] = []
     for index, name in enumerate(run.domains):
         known = [law for law in run.laws if law.known(index)]
@@ -81,7 +81,7 @@ def law_table(run: Run, colors: dict[str, str]) -> tuple[list[str], list[Row]]:
 
 
 def health_table(health: dict[str, Any], colors: dict[str, str]) -> tuple[list[str], list[Row]]:
-    """(header, rows): what the policy counted for every domain, and its forecast errors over the last interval."""
+    """(header, rows): the policy's counters for every domain, and its forecast errors over the last interval."""
     header = ["domain", "losses ignored", "laws held", "at a bound", "forecast error", "its size"]
     rows: list[Row] = []
     for name, ignored in health["ignored_losses"].items():
@@ -102,7 +102,7 @@ def health_table(health: dict[str, Any], colors: dict[str, str]) -> tuple[list[s
 
 
 def fact_table(runs: list[Run]) -> tuple[list[str], list[Row]]:
-    """(header, rows): one column per run; what was run, where, and how long it took."""
+    """(header, rows): a column per run with its settings, environment and duration."""
     return ["", *(run.label for run in runs)], [
         ["policy", *(_policy(run) for run in runs)],
         ["model", *(_model(run) for run in runs)],
@@ -111,13 +111,13 @@ def fact_table(runs: list[Run]) -> tuple[list[str], list[Row]]:
         ["time in steps", *(_duration(run) for run in runs)],
         ["throughput", *(number(median_tokens_per_s(run), ",.0f") + " tokens/s (median)" for run in runs)],
         ["seed, lanes, lag", *(_all(run, "seed", "canonical_nodes", "mixture_lag") for run in runs)],
-        ["device", *(f"{run.about.get('device', DASH)}, {run.about.get('world_size', 1)} rank(s)" for run in runs)],
-        ["corpus", *(_corpus(run) for run in runs)],
         [
-            "tokenizer",
-            *(f"{run.about.get('tokenizer', DASH)}, vocabulary {run.about.get('vocab_size', DASH)}" for run in runs),
+            "device",
+            *(f"{run.metadata.get('device', DASH)}, {run.metadata.get('world_size', 1)} rank(s)" for run in runs),
         ],
-        ["started", *(str(run.about.get("created", DASH)) for run in runs)],
+        ["corpus", *(_corpus(run) for run in runs)],
+        ["tokenizer", *(_tokenizer(run) for run in runs)],
+        ["started", *(str(run.metadata.get("created", DASH)) for run in runs)],
         ["versions", *(_versions(run) for run in runs)],
         ["events", *(_events(run) for run in runs)],
     ]
@@ -149,14 +149,14 @@ def _validation_tokens(run: Run, name: str) -> str:
 
 
 def _difference(run: Run, baseline: Run, name: str) -> Cell:
-    difference = loss_by_name(run).get(name, math.nan) - loss_by_name(baseline).get(name, math.nan)
+    difference = final_losses(run).get(name, math.nan) - final_losses(baseline).get(name, math.nan)
     level = not math.isfinite(difference) or abs(difference) < LEVEL_NATS
     return Cell(signed(difference, ".3f"), "" if level else "lower" if difference < 0 else "higher")
 
 
 def _policy(run: Run) -> str:
-    listed = ", ".join(_options(run.about.get("policy_options") or {}))
-    return f"{run.about.get('policy', DASH)}" + (f" ({listed})" if listed else "")
+    listed = ", ".join(_options(run.metadata.get("policy_options") or {}))
+    return f"{run.metadata.get('policy', DASH)}" + (f" ({listed})" if listed else "")
 
 
 def _options(options: dict[str, Any], prefix: str = "") -> list[str]:
@@ -168,13 +168,13 @@ def _options(options: dict[str, Any], prefix: str = "") -> list[str]:
 
 
 def _model(run: Run) -> str:
-    model = run.about.get("model") or {}
+    model = run.metadata.get("model") or {}
     parameters = model.get("parameters")
     return f"{model.get('preset') or 'custom'}" + (f", {compact(parameters)} parameters" if parameters else "")
 
 
 def _batch(run: Run) -> str:
-    size, length = run.about.get("global_batch_size"), run.about.get("seq_len")
+    size, length = run.metadata.get("global_batch_size"), run.metadata.get("seq_len")
     return f"{size} samples × {length} tokens" if size and length else DASH
 
 
@@ -188,16 +188,20 @@ def _duration(run: Run) -> str:
 
 
 def _all(run: Run, *keys: str) -> str:
-    return ", ".join(str(run.about.get(key, DASH)) for key in keys)
+    return ", ".join(str(run.metadata.get(key, DASH)) for key in keys)
 
 
 def _corpus(run: Run) -> str:
-    corpus = run.about.get("corpus") or {}
+    corpus = run.metadata.get("corpus") or {}
     return f"{corpus.get('path', DASH)} (fingerprint {str(corpus.get('fingerprint', DASH))[:16]})"
 
 
+def _tokenizer(run: Run) -> str:
+    return f"{run.metadata.get('tokenizer', DASH)}, vocabulary {run.metadata.get('vocab_size', DASH)}"
+
+
 def _versions(run: Run) -> str:
-    return ", ".join(f"{name} {version}" for name, version in (run.about.get("versions") or {}).items()) or DASH
+    return ", ".join(f"{name} {version}" for name, version in (run.metadata.get("versions") or {}).items()) or DASH
 
 
 def _events(run: Run) -> str:

@@ -1,8 +1,8 @@
-"""One run as arrays, read from its record and nothing else.
+"""A run's record as arrays.
 
-A record may be short, sparse or partly non-finite: what is missing is NaN here, never zero, and a run without fits or
-validations has empty lists. Counts n behind the laws are those of MATH: the samples of all domains so far ("shared"),
-or each domain's own when the fits say so.
+A record may be short, sparse or partly non-finite: a missing value is NaN, never zero, and a run without fits or
+validations has empty tuples. The laws' n is the number of samples so far (docs/math.md section 1), of all domains, or
+of each domain where the "fit" lines hold a list.
 """
 
 import math
@@ -22,10 +22,10 @@ PARTS = ("data", "forward_backward", "optimizer", "policy", "checkpoint")
 
 
 @dataclass(frozen=True)
-class Law:
-    """The laws after one refit: L(n) = exp(e) + exp(a) n^-alpha, per domain; NaN where there was none yet.
+class RefitLaws:
+    """The laws after one refit: L(n) = exp(log_eps) + exp(log_beta) n^-alpha, per domain; NaN where there was none yet.
 
-    valid_K: whether this refit gave the domain its law; else it is held from an earlier one.
+    valid_K: whether the domain's law is of this refit; else it is of an earlier one.
     """
 
     step: int
@@ -37,7 +37,7 @@ class Law:
     valid_K: np.ndarray
 
     def known(self, domain: int) -> bool:
-        """Whether `domain` has a law, of this refit or held."""
+        """Whether `domain` has a law, of this refit or an earlier one."""
         return bool(np.isfinite([self.log_beta_K[domain], self.log_eps_K[domain], self.alpha_K[domain]]).all())
 
     def predict(self, domain: int, n: np.ndarray) -> np.ndarray:
@@ -66,11 +66,11 @@ class Evaluation:
 
 @dataclass(frozen=True)
 class Run:
-    """A run's record as arrays: S recorded steps, K domains. `about` is the record's run line."""
+    """A run's record as arrays: S recorded steps, K domains. metadata: the record's "run" line."""
 
     path: Path
     label: str
-    about: dict[str, Any]
+    metadata: dict[str, Any]
     domains: tuple[str, ...]
     step_S: np.ndarray
     loss_S: np.ndarray
@@ -79,31 +79,31 @@ class Run:
     mixture_SK: np.ndarray
     tokens_per_s_S: np.ndarray
     time_s: dict[str, np.ndarray]
-    laws: tuple[Law, ...]
+    laws: tuple[RefitLaws, ...]
     health: dict[str, Any] | None  # of the policy after its last refit
     evaluations: tuple[Evaluation, ...]
     events: tuple[dict[str, Any], ...]
 
     @cached_property
     def prior_K(self) -> np.ndarray:
-        """The prior as probabilities; NaN when the record does not say."""
-        return _row(self.about.get("prior"), len(self.domains))
+        """The prior as shares; NaN where the record has none."""
+        return _row(self.metadata.get("prior"), len(self.domains))
 
     @cached_property
     def train_tokens_K(self) -> np.ndarray:
-        """Training tokens of each domain in the corpus; NaN where the record does not say."""
-        known = (self.about.get("corpus") or {}).get("domains") or {}
+        """Training tokens of each domain in the corpus; NaN where the record has none."""
+        known = (self.metadata.get("corpus") or {}).get("domains") or {}
         return np.array([(known.get(name) or {}).get("tokens") or math.nan for name in self.domains], dtype=np.float64)
 
     @property
     def num_steps(self) -> int:
-        """Steps done, as far as the record goes."""
+        """Steps up to the last recorded one."""
         return int(self.step_S[-1]) + 1 if self.step_S.size else 0
 
     @property
     def planned_steps(self) -> int | None:
-        """Steps asked for, or None when the record does not say."""
-        return self.about.get("steps")
+        """Steps of the config; None where the record has none."""
+        return self.metadata.get("steps")
 
     @property
     def final(self) -> Evaluation | None:
@@ -112,19 +112,21 @@ class Run:
 
     @cached_property
     def counts_SK(self) -> np.ndarray:
-        """(S, K) cumulative samples n that the laws are functions of, at each recorded step."""
+        """(S, K) cumulative samples n, the argument of the laws, at each recorded step."""
         own = any(np.unique(law.n_K).size > 1 for law in self.laws)
         if not own:
-            shared_S = (self.step_S + 1.0) * (self.about.get("global_batch_size") or math.nan)
+            shared_S = (self.step_S + 1.0) * (self.metadata.get("global_batch_size") or math.nan)
             return np.repeat(shared_S[:, None], len(self.domains), axis=1)
-        gap_S = np.diff(self.step_S, prepend=-1)  # a sparse record speaks for the steps it skipped
+        gap_S = np.diff(
+            self.step_S, prepend=-1
+        )  # of a sparse record, a line's counts stand in for the steps since the last line
         return np.cumsum(np.nan_to_num(self.samples_SK) * gap_S[:, None], axis=0)
 
 
 def load_runs(paths: Sequence[str | os.PathLike[str]]) -> list[Run]:
-    """Runs of the given directories, in order; a directory of runs (a demo's) stands for all of its runs.
+    """Runs of the given directories, in order; a directory of runs (a demo's) is replaced by all of its runs.
 
-    Raises NotFound where no record is, DataError for damaged ones, ConfigError for no or unrelated runs.
+    Raises NotFound without a record, DataError for a damaged one, ConfigError for no directories.
     """
     directories = list(dict.fromkeys(found for path in paths for found in _expand(Path(path))))
     if not directories:
@@ -143,7 +145,7 @@ def _expand(path: Path) -> list[Path]:
 
 
 def _labels(directories: list[Path]) -> list[str]:
-    """The shortest tails of the paths that tell the runs apart."""
+    """The shortest tails of the paths that differ."""
     parts = [directory.resolve().parts for directory in directories]
     for depth in range(1, max(map(len, parts)) + 1):
         labels = ["/".join(part[-depth:]) for part in parts]
@@ -153,13 +155,13 @@ def _labels(directories: list[Path]) -> list[str]:
 
 
 def _load(directory: Path, label: str) -> Run:
-    about, lines = read_run(directory)
-    domains = tuple(about["domains"])
+    metadata, lines = read_run(directory)
+    domains = tuple(metadata["domains"])
     steps, num_domains = lines["step"], len(domains)
     return Run(
         path=directory,
         label=label,
-        about=about,
+        metadata=metadata,
         domains=domains,
         step_S=np.array([line["step"] for line in steps], dtype=np.int64),
         loss_S=np.array(column(steps, "loss"), dtype=np.float64),
@@ -176,7 +178,7 @@ def _load(directory: Path, label: str) -> Run:
 
 
 def _row(value: Any, num_domains: int) -> np.ndarray:
-    """`value` as (K,) float64; a scalar or null counts for all domains."""
+    """`value` as (K,) float64; a scalar or null is repeated for all domains."""
     (cell,) = column([{"cell": value}], "cell")
     return np.broadcast_to(np.asarray(cell, dtype=np.float64), (num_domains,)).copy()
 
@@ -190,17 +192,11 @@ def _times(lines: list[dict[str, Any]], part: str) -> np.ndarray:
     return np.array([_row((line.get("time_s") or {}).get(part), 1)[0] for line in lines])
 
 
-def _law(line: dict[str, Any], num_domains: int) -> Law:
-    rows = {key: _row(line.get(key), num_domains) for key in ("n", "log_beta", "log_eps", "alpha", "objective")}
-    return Law(
-        step=line["step"],
-        n_K=rows["n"],
-        log_beta_K=rows["log_beta"],
-        log_eps_K=rows["log_eps"],
-        alpha_K=rows["alpha"],
-        objective_K=rows["objective"],
-        valid_K=np.array(line.get("valid") or [True] * num_domains, dtype=bool),
-    )
+def _law(line: dict[str, Any], num_domains: int) -> RefitLaws:
+    keys = ("n", "log_beta", "log_eps", "alpha", "objective")
+    rows = {f"{key}_K": _row(line.get(key), num_domains) for key in keys}
+    valid_K = np.array(line.get("valid") or [True] * num_domains, dtype=bool)
+    return RefitLaws(line["step"], valid_K=valid_K, **rows)
 
 
 def _evaluation(line: dict[str, Any], num_domains: int) -> Evaluation:

@@ -1,11 +1,11 @@
-"""Throughput over the run, and into which parts the time of a step went."""
+"""Throughput over the run, and the time of a step by part."""
 
 import math
 
 import numpy as np
 from matplotlib.axes import Axes
 
-from ado_stream.report.plot_style import INK, SOFT, Plot, bin_means, bins, compact, new_figure, run_style, thousands
+from ado_stream.report.plot_style import INK, SOFT, Plot, compact, new_figure, plot_binned, run_style, thousands
 from ado_stream.report.run_data import PARTS, Run
 
 PART_COLORS = {
@@ -19,7 +19,7 @@ PART_COLORS = {
 
 
 def part_means_s(run: Run) -> dict[str, float]:
-    """Mean seconds a step by part, with "other" for what no part claims; parts never recorded are left out."""
+    """Mean seconds a step by part, "other" for the rest; parts never recorded are left out."""
     means = {part: _mean(run.time_s[part]) for part in PARTS}
     found = {part: mean for part, mean in means.items() if math.isfinite(mean)}
     total = _mean(run.time_s["total"])
@@ -47,7 +47,7 @@ def draw_throughput(runs: list[Run]) -> Plot | None:
         "throughput",
         "Throughput and where the time went",
         "Left: tokens trained on per second, averaged over neighbouring steps. Right: mean time of a step by part; "
-        "what the stream (data) and the policy cost is what adaptive mixing adds to a training loop.",
+        "adaptive mixing adds the stream (data) and the policy to a training loop.",
         figure,
     )
 
@@ -61,10 +61,8 @@ def _speed(axes: Axes, runs: list[Run]) -> None:
     for number, run in enumerate(runs):
         if not math.isfinite(median_tokens_per_s(run)):
             continue
-        edges = bins(run.step_S, 120)
-        speed_S = bin_means(run.tokens_per_s_S, edges)
         label = f"{run.label}: median {compact(median_tokens_per_s(run))}"
-        axes.plot(bin_means(run.step_S.astype(np.float64), edges), speed_S, label=label, **run_style(number))
+        plot_binned(axes, run.step_S, run.tokens_per_s_S, 120, label=label, **run_style(number))
     axes.set(xlabel="step", ylabel="tokens per second", ylim=(0, None))
     axes.margins(y=0.25)
     axes.set_ylim(0, axes.get_ylim()[1])
@@ -83,16 +81,9 @@ def _parts(axes: Axes, runs: list[Run]) -> None:
             label = None if part in used else part.replace("_", " + ")
             used.add(part)
             axes.barh(row, width, 0.55, left=start, color=PART_COLORS[part], label=label, edgecolor="white", lw=0.6)
-            if width > 0.07 * longest:
-                axes.text(
-                    start + width / 2,
-                    row,
-                    f"{width:,.0f}" if width >= 10 else f"{width:.2g}",
-                    ha="center",
-                    va="center",
-                    fontsize=8.5,
-                    color=INK,
-                )
+            if width > 0.07 * longest:  # room for a number
+                text = f"{width:,.0f}" if width >= 10 else f"{width:.2g}"
+                axes.text(start + width / 2, row, text, ha="center", va="center", fontsize=8.5, color=INK)
             start += width
         shares = part_means_s(run)
         if start > 0:

@@ -1,8 +1,8 @@
 """Validation loss of several runs side by side, per domain and over all, with the differences to a baseline.
 
 Two measures over all, since a mixture may trade one for the other. "by corpus size" weights every domain by its share
-of the training tokens, so that a validation that takes equally much of each domain does not pass for one over all text;
-"mean of domains" counts each domain once.
+of the training tokens, also where validation takes equally many samples of each; "mean of domains" counts each domain
+once.
 """
 
 import math
@@ -12,19 +12,19 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
 
-from ado_stream.report.plot_style import INK, RUN_MARKERS, SOFT, Plot, new_figure, shorten, signed, text_color
+from ado_stream.report.plot_style import INK, RUN_MARKERS, SOFT, Plot, label_rows, new_figure, signed
 from ado_stream.report.run_data import Evaluation, Run
 
 MAX_ROWS = 36
 OVERALL = ("by corpus size", "mean of domains")
 
 
-def baseline_of(runs: list[Run]) -> Run:
+def pick_baseline(runs: list[Run]) -> Run:
     """The run that the others are compared with: the first natural one, else the first."""
-    return next((run for run in runs if run.about.get("policy") == "natural"), runs[0])
+    return next((run for run in runs if run.metadata.get("policy") == "natural"), runs[0])
 
 
-def loss_by_name(run: Run) -> dict[str, float]:
+def final_losses(run: Run) -> dict[str, float]:
     """{domain or overall measure: final validation loss}; empty without a validation."""
     final = run.final
     if final is None:
@@ -34,7 +34,7 @@ def loss_by_name(run: Run) -> dict[str, float]:
 
 
 def _by_corpus_size(run: Run, final: Evaluation) -> float:
-    """Mean of the domains' losses by training tokens; by validation tokens where the record does not know those."""
+    """Mean of the domains' losses by training tokens; by validation tokens where the record has none of these."""
     measured_K = np.isfinite(final.domain_loss_K)
     weight_K = run.train_tokens_K[measured_K]
     if not measured_K.any() or not np.isfinite(weight_K).all():
@@ -47,7 +47,7 @@ def draw_validation(runs: list[Run], colors: dict[str, str]) -> Plot | None:
     measured = [run for run in runs if run.final is not None]
     if not measured:
         return None
-    baseline = baseline_of(measured)
+    baseline = pick_baseline(measured)
     others = [run for run in measured if run is not baseline]
     names = _rows(measured, baseline, list(colors))
     y = {name: row + (0.6 if name in OVERALL else 0.0) for row, name in enumerate(names)}
@@ -58,11 +58,11 @@ def draw_validation(runs: list[Run], colors: dict[str, str]) -> Plot | None:
         _differences(grid[1], others, baseline, y, colors)
     part = "" if len(names) - 2 >= len(colors) else f" Shown: the {len(names) - 2} domains that differ most."
     caption = (
-        "Loss on held-out documents at the end of each run; further left is better. 'By corpus size' weights domains "
+        "Loss on held-out documents at the end of each run; lower is better. 'By corpus size' weights domains "
         "by their training tokens."
     )
     if others:
-        caption += f" Right: difference to {baseline.label}; bars to the left of zero are lower, that is better."
+        caption += f" Right: difference to {baseline.label}; bars left of zero: a lower loss."
     return Plot("validation", "Validation loss side by side", caption + part, figure)
 
 
@@ -70,7 +70,7 @@ def _rows(runs: list[Run], baseline: Run, domains: list[str]) -> list[str]:
     known = {name for run in runs for name in run.domains}
     domains = [name for name in domains if name in known]
     if len(domains) > MAX_ROWS:
-        base, others = loss_by_name(baseline), [loss_by_name(run) for run in runs]
+        base, others = final_losses(baseline), [final_losses(run) for run in runs]
         size = {name: max(abs(o.get(name, math.nan) - base.get(name, math.nan)) for o in others) for name in domains}
         kept = sorted(domains, key=lambda name: -size[name] if math.isfinite(size[name]) else math.inf)[:MAX_ROWS]
         domains = [name for name in domains if name in kept]
@@ -79,37 +79,35 @@ def _rows(runs: list[Run], baseline: Run, domains: list[str]) -> list[str]:
 
 def _levels(axes: Axes, runs: list[Run], y: dict[str, float], colors: dict[str, str]) -> None:
     for number, run in enumerate(runs):
-        found = {name: value for name, value in loss_by_name(run).items() if name in y and math.isfinite(value)}
-        hollow = run is not runs[0] and number == runs.index(baseline_of(runs))
+        found = {name: value for name, value in final_losses(run).items() if name in y and math.isfinite(value)}
+        hollow = run is not runs[0] and number == runs.index(pick_baseline(runs))
         for name, value in found.items():
             color = colors.get(name, INK)
             face = "white" if hollow else color
             marker = RUN_MARKERS[number % len(RUN_MARKERS)]
             axes.plot(value, y[name], marker, ms=6.5, mfc=face, mec=color, mew=1.5, zorder=3)
     for name, row in y.items():
-        values = [loss_by_name(run).get(name, math.nan) for run in runs]
+        values = [final_losses(run).get(name, math.nan) for run in runs]
         if np.isfinite(values).any():
             axes.plot([np.nanmin(values), np.nanmax(values)], [row, row], color=colors.get(name, INK), lw=1, alpha=0.5)
-    axes.set_yticks(list(y.values()), [shorten(name, 26) for name in y], color=INK)
+    label_rows(axes, list(y.values()), list(y), colors)
     for tick, name in zip(axes.get_yticklabels(), y, strict=True):
-        tick.set_color(text_color(colors.get(name, INK)))
         tick.set_fontweight("bold" if name in OVERALL else "normal")
     axes.set(xlabel="validation loss (nats per token)", ylim=(max(y.values()) + 0.7, -0.7))
-    axes.tick_params(axis="y", length=0)
     handles = [
         Line2D([], [], ls="none", marker=RUN_MARKERS[number % len(RUN_MARKERS)], mec=INK, mew=1.5, label=run.label,
-               mfc="white" if run is not runs[0] and run is baseline_of(runs) else INK)
+               mfc="white" if run is not runs[0] and run is pick_baseline(runs) else INK)
         for number, run in enumerate(runs)
     ]  # fmt: skip
     axes.legend(handles=handles, loc="lower left", bbox_to_anchor=(0, 1), ncols=3, borderaxespad=0.2, handletextpad=0.3)
 
 
 def _differences(axes: Axes, others: list[Run], base: Run, y: dict[str, float], colors: dict[str, str]) -> None:
-    base_loss = loss_by_name(base)
+    base_loss = final_losses(base)
     thickness = 0.62 / len(others)
     largest = 0.0
     for number, run in enumerate(others):
-        losses = loss_by_name(run)
+        losses = final_losses(run)
         for name, row in y.items():
             difference = losses.get(name, math.nan) - base_loss.get(name, math.nan)
             if not math.isfinite(difference):

@@ -11,12 +11,12 @@ from ado_stream.report.plot_style import (
     PALETTE,
     bin_means,
     bins,
-    color_of,
-    colors_of,
     compact,
+    domain_color,
+    domain_colors,
     shorten,
     signed,
-    spread,
+    spread_labels,
     text_color,
 )
 
@@ -55,21 +55,21 @@ def test_palette_is_told_apart(sight):
 
 def test_a_domain_keeps_its_colour():
     names = [f"d{i}" for i in range(60)]
-    colors = colors_of(names)
-    assert colors == colors_of(names)
-    assert colors["d3"] == color_of(3) == PALETTE[3]
+    colors = domain_colors(names)
+    assert colors == domain_colors(names)
+    assert colors["d3"] == domain_color(3) == PALETTE[3]
     assert len(set(colors.values())) == 60
 
 
 @pytest.mark.parametrize("index", range(80))
 def test_text_can_be_read_on_white(index):
-    luminance = linear(text_color(color_of(index))) @ [0.2126, 0.7152, 0.0722]
+    luminance = linear(text_color(domain_color(index))) @ [0.2126, 0.7152, 0.0722]
     assert 1.05 / (luminance + 0.05) > 3.95  # 4, less the rounding to 8 bits
 
 
 @given(st.lists(st.floats(-5, 15), min_size=1, max_size=30))
 def test_spread_keeps_order_distance_and_bounds(wanted):
-    placed = spread(wanted, 0.5, 0.0, 20.0)
+    placed = spread_labels(wanted, 0.5, 0.0, 20.0)
     order = np.argsort(wanted, kind="stable")
     assert (np.diff(placed[order]) >= 0.5 - 1e-9).all()
     assert placed.min() >= -1e-9
@@ -77,12 +77,12 @@ def test_spread_keeps_order_distance_and_bounds(wanted):
 
 
 def test_spread_leaves_alone_what_fits():
-    np.testing.assert_allclose(spread([1.0, 9.0, 5.0], 1.0, 0, 10), [1, 9, 5])
+    np.testing.assert_allclose(spread_labels([1.0, 9.0, 5.0], 1.0, 0, 10), [1, 9, 5])
 
 
 def test_spread_moves_as_little_as_possible():
     # two labels at one place move half a gap each: the least-squares answer
-    np.testing.assert_allclose(spread([5.0, 5.0], 1.0, 0, 10), [4.5, 5.5])
+    np.testing.assert_allclose(spread_labels([5.0, 5.0], 1.0, 0, 10), [4.5, 5.5])
 
 
 def test_bins_cover_everything_once():

@@ -14,7 +14,7 @@ from ado_stream.cli.main import main
 from ado_stream.errors import StorageError
 from ado_stream.record import RunRecord
 from ado_stream.report import report_page
-from ado_stream.report.plot_style import colors_of, styled
+from ado_stream.report.plot_style import domain_colors, styled
 from ado_stream.report.run_data import load_runs
 
 SEVEN = ["python", "c-headers", "docs", "readmes", "licences", "json", "tables"]
@@ -167,7 +167,7 @@ def test_no_text_lies_on_another(simulate, tmp_path, num):
         simulate(tmp_path / policy, names_of(num), policy=policy, steps=150, batch=batch)
     runs = load_runs([tmp_path])
     with styled():
-        for plot in report_page._plots(runs, colors_of(runs[0].domains)):
+        for plot in report_page._plots(runs, domain_colors(runs[0].domains)):
             boxes = list(texts_of(plot.figure))
             width, height = plot.figure.canvas.get_width_height()
             for text, box in boxes:
@@ -186,7 +186,7 @@ def test_domains_have_one_colour_in_every_figure(simulate, tmp_path):
     for policy in ("ado", "natural"):
         simulate(tmp_path / policy, SEVEN, policy=policy, steps=150)
     runs = load_runs([tmp_path])
-    colors = colors_of(runs[0].domains)
+    colors = domain_colors(runs[0].domains)
     with styled():
         plots = {plot.name: plot.figure for plot in report_page._plots(runs, colors)}
     lines = {line.get_color() for line in plots["mixture"].axes[1].lines}

@@ -7,12 +7,12 @@ import pytest
 
 from ado_stream.errors import ConfigError, DataError, NotFound
 from ado_stream.record import RunRecord
-from ado_stream.report.forecast_plot import draw_laws, forecast_error, judged_law, next_interval_error
-from ado_stream.report.plot_style import colors_of, styled
+from ado_stream.report.forecast_plot import draw_forecasts, forecast_error, halfway_law, next_interval_error
+from ado_stream.report.plot_style import domain_colors, styled
 from ado_stream.report.report_tables import DASH, health_table, law_table
 from ado_stream.report.run_data import load_runs
-from ado_stream.report.selection_plot import draw_selection, drawn_and_asked, floor_of, worst_gap_K
-from ado_stream.report.validation_plot import baseline_of
+from ado_stream.report.selection_plot import draw_selection, drawn_and_expected, promised_floor, worst_gaps
+from ado_stream.report.validation_plot import pick_baseline
 
 NAMES = ["code", "prose", "tables"]
 
@@ -65,7 +65,7 @@ def test_own_counts_are_each_domains_samples(tmp_path):
 
 def test_forecast_error_is_the_bias_put_in(simulate, tmp_path):
     (run,) = load_runs([simulate(tmp_path / "ado", NAMES, steps=400)])
-    law = judged_law(run)
+    law = halfway_law(run)
     assert abs(law.step - 200) <= 10
     true = [forecast_error(run, law, k) for k in range(3)]
     # 2 % noise a sample over 200 steps of several samples: the means miss by well under 0.5 %
@@ -97,12 +97,12 @@ def test_a_held_law_is_shown_and_no_law_is_said_to_be_none(tmp_path):
     (run,) = load_runs([write(tmp_path / "r", steps, [{"step": 4, **law, "valid": [True, False, False]}])])
     np.testing.assert_array_equal(run.laws[0].predict(1, np.array([50.0])), run.laws[0].predict(0, np.array([50.0])))
     with styled():
-        panels = draw_laws(run, colors_of(NAMES)).figure.axes
+        panels = draw_forecasts(run, domain_colors(NAMES)).figure.axes
     texts = [panel.texts[-1].get_text() for panel in panels[:3]]
     miss = 2.0 / run.laws[0].predict(0, run.counts_SK[5:, 0]).mean() - 1
     error = f"−{-100 * miss:.1f} %"
     assert texts == [f"forecast {error}", f"held law {error}", "no law"]
-    _, rows = law_table(run, colors_of(NAMES))
+    _, rows = law_table(run, domain_colors(NAMES))
     assert [row[1] for row in rows] == ["1.822", "1.822", DASH]
     assert [row[-1] for row in rows] == ["1 of 1", "0 of 1", "0 of 1"]
 
@@ -118,7 +118,7 @@ def test_the_counters_of_every_domain_stand_in_their_columns():
             "tables": {"mean": None, "mean_abs": None},
         },
     }
-    header, rows = health_table(health, colors_of(NAMES))
+    header, rows = health_table(health, domain_colors(NAMES))
     assert header == ["domain", "losses ignored", "laws held", "at a bound", "forecast error", "its size"]
     assert [[row[0].text, *row[1:]] for row in rows] == [
         ["code", "1,200", "0", DASH, "−1.23 %", "4.56 %"],
@@ -130,10 +130,10 @@ def test_the_counters_of_every_domain_stand_in_their_columns():
 def test_the_floor_drawn_is_the_one_that_was_in_force(simulate, tmp_path):
     """Whatever the options say: the default floor stands in none of them."""
     runs = load_runs([simulate(tmp_path / policy, NAMES, policy=policy, steps=20) for policy in ("ado", "natural")])
-    assert [floor_of(run) for run in runs] == [0.005, pytest.approx(np.nan, nan_ok=True)]
+    assert [promised_floor(run) for run in runs] == [0.005, pytest.approx(np.nan, nan_ok=True)]
     with styled():
         texts = [
-            [text.get_text() for text in draw_selection(run, colors_of(NAMES)).figure.axes[0].texts] for run in runs
+            [text.get_text() for text in draw_selection(run, domain_colors(NAMES)).figure.axes[0].texts] for run in runs
         ]
     assert texts == [["floor 0.5 %"], []]
 
@@ -145,8 +145,8 @@ def test_worst_gap_is_the_largest_of_any_step(tmp_path):
         {"step": 2, "samples": None, "mixture": [0.52, 0.28, 0.2]},
     ]
     (run,) = load_runs([write(tmp_path / "r", steps)])
-    np.testing.assert_allclose(worst_gap_K(run), [0.8, 0.8, 0.0], atol=1e-12)  # 10 x 0.52 in floating point
-    assert drawn_and_asked(run)[0].shape == (2, 3)
+    np.testing.assert_allclose(worst_gaps(run), [0.8, 0.8, 0.0], atol=1e-12)  # 10 x 0.52 in floating point
+    assert drawn_and_expected(run)[0].shape == (2, 3)
 
 
 def test_directory_of_runs_stands_for_all(simulate, tmp_path):
@@ -154,7 +154,7 @@ def test_directory_of_runs_stands_for_all(simulate, tmp_path):
     simulate(tmp_path / "runs" / "ado", NAMES, steps=5)
     runs = load_runs([tmp_path])
     assert [run.label for run in runs] == ["ado", "natural"]
-    assert baseline_of(runs).label == "natural"
+    assert pick_baseline(runs).label == "natural"
     assert len(load_runs([tmp_path, tmp_path / "runs" / "ado"])) == 2
 
 
@@ -183,5 +183,5 @@ def test_torn_last_line_is_left_out(simulate, tmp_path):
 
 def test_no_laws_no_law_figure(simulate, tmp_path):
     (run,) = load_runs([simulate(tmp_path / "run", NAMES, policy="natural", steps=10)])
-    assert judged_law(run) is None
-    assert draw_laws(run, colors_of(NAMES)) is None
+    assert halfway_law(run) is None
+    assert draw_forecasts(run, domain_colors(NAMES)) is None
