@@ -7,6 +7,7 @@ The fit minimises F of `ado_kernels.fit.problem` (Huber loss of log L plus four 
 Source: "Adaptive Data Optimization" (arXiv 2410.11820), sections 3.1 and appendix. NumPy in and out; needs no torch.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass, fields
 
 import numpy as np
@@ -117,7 +118,8 @@ class ScalingLawFit:
         log_n, column = self._log_count(n)
         return column(self.alpha) * np.exp(column(self.log_beta) - (column(self.alpha) + 1.0) * log_n)
 
-    def _log_count(self, n: float | np.ndarray):
+    def _log_count(self, n: float | np.ndarray) -> tuple[np.ndarray, Callable[[np.ndarray], np.ndarray]]:
+        """log n, and the function that makes (K,) parameters broadcast with it."""
         n = np.asarray(n, dtype=np.float64)
         if n.ndim > 2 or (n.ndim == 2 and n.shape[0] != self.alpha.shape[0]):
             raise PolicyError(f"counts must be a number, (N,) or ({self.alpha.shape[0]}, N), got shape {n.shape}")

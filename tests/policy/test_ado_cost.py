@@ -1,4 +1,4 @@
-"""A step of the policy costs the same late as early, and next to nothing beside a step of training.
+"""A step of the policy costs the same late as early, and little beside a step of training.
 
 benchmarks/bench_policy.py measures it well; this holds the order of magnitude on any machine.
 """

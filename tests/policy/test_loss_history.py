@@ -42,7 +42,7 @@ def test_a_missing_loss_repeats_the_last_one_also_where_no_row_was_kept():
 
 
 @pytest.mark.parametrize("stop", [0, 3, 16, 17, 40])
-def test_a_saved_history_goes_on_as_if_never_stopped(stop):
+def test_a_saved_history_continues_identically(stop):
     one, two, whole = (LossHistory(K, capacity=16) for _ in range(3))
     _record(one, stop)
     two.load_state_dict(json.loads(json.dumps(one.state_dict())), np.arange(K))
@@ -53,7 +53,7 @@ def test_a_saved_history_goes_on_as_if_never_stopped(stop):
 
 
 @pytest.mark.parametrize("num_domains", [1, 22, 64, 65, 100, 1000, 3000, 4096, 50_000])
-def test_so_many_rows_are_kept_as_the_bound_on_losses_allows(num_domains):
+def test_the_capacity_is_bounded_by_the_number_of_losses(num_domains):
     rows = max_history_rows(num_domains)
     assert rows % 2 == 0
     assert (rows == MAX_ROWS) == (num_domains <= 64)
@@ -71,7 +71,7 @@ def test_the_state_of_a_thousand_domains_stays_small_however_long_the_run():
 
 
 @pytest.mark.parametrize("stop", [5, 15, 16, 31, 32, 40])
-def test_a_history_loaded_where_fewer_rows_are_kept_goes_on_as_if_it_had_kept_so_few(stop):
+def test_a_history_loaded_into_a_smaller_capacity_is_thinned_to_it(stop):
     """Domains added at a resume may lower the capacity: 16 rows become 4, equally spaced and in step."""
     large, small, whole = LossHistory(K, capacity=16), LossHistory(K, capacity=4), LossHistory(K, capacity=4)
     _record(large, stop)

@@ -1,4 +1,4 @@
-"""Bounds on mixtures: what the exact floor and the ceiling promise, for any mixture."""
+"""Bounds on mixtures: the exact floor and the ceiling hold for any mixture."""
 
 import numpy as np
 import pytest
@@ -34,7 +34,7 @@ def test_the_floor_is_exact_and_keeps_proportions_above_it(share_K, part):
 
 
 @given(mixtures(), st.floats(0.0, 1.0))
-def test_a_floored_mixture_is_left_alone_to_the_bit(share_K, part):
+def test_a_mixture_above_the_floor_is_unchanged_to_the_bit(share_K, part):
     floor = 0.999 * part / len(share_K)
     once_K = raise_to_floor(share_K, floor)
     assert raise_to_floor(once_K, floor) is once_K
@@ -55,7 +55,7 @@ def test_the_ceiling_is_exact_and_keeps_proportions_below_it(share_K, data):
         np.testing.assert_allclose(ratio_K, ratio_K[0], rtol=1e-6)
 
 
-def test_ceilings_that_leave_too_little_are_the_mixture_in_proportion():
+def test_ceilings_that_sum_below_one_give_the_mixture_in_proportion():
     share_K, ceiling_K = np.array([0.7, 0.2, 0.1]), np.array([0.2, 0.1, 0.1])
     np.testing.assert_allclose(lower_to_ceiling(share_K, ceiling_K), [0.5, 0.25, 0.25], rtol=1e-15)
 
@@ -76,7 +76,7 @@ def test_the_reference_clip_ends_below_its_floor_where_ours_does_not():
 
 
 @pytest.mark.parametrize(("floor", "num", "at_most"), [(0.1, 22, "0.045"), (0.01, 1000, "0.001"), (0.5, 3, "0.33")])
-def test_a_floor_that_cannot_hold_says_what_can(floor, num, at_most):
+def test_an_impossible_floor_is_refused_with_the_greatest_possible(floor, num, at_most):
     with pytest.raises(ado.ConfigError, match=rf"{floor} x {num} = {floor * num:g} > 1; at most {at_most}\."):
         check_floor(floor, num)
     assert check_floor(float(at_most), num) == float(at_most)

@@ -1,4 +1,4 @@
-"""Policies by name: what is offered, and what a wrong name, option or weight gets."""
+"""Policies by name: the names, and the errors for a wrong name, option or weight."""
 
 import subprocess
 import sys
@@ -86,7 +86,7 @@ def test_wrong_names_options_and_weights_are_refused(name, options, says):
         ([], "no domains"),
     ],
 )
-def test_priors_that_are_none_are_refused(prior, says):
+def test_invalid_priors_are_refused(prior, says):
     with pytest.raises(ado.ConfigError, match=says):
         ado.make_policy("ado", prior)
 
@@ -105,7 +105,7 @@ YEARS = {2023: 3, 2024: 1}
         ("schedule", {"knots": [(0, YEARS)]}),
     ],
 )
-def test_domains_may_be_called_by_whole_numbers(name, options):
+def test_domain_names_may_be_whole_numbers(name, options):
     """YAML reads `2023:` as a number; the data set's domain is "2023"."""
     for prior in (YEARS, {"2023": 3, "2024": 1}):
         policy = ado.make_policy(name, prior, **options)
@@ -259,7 +259,7 @@ def test_guards_by_name():
         make_guard("floor", guard)
 
 
-def test_a_policy_costs_no_import_of_torch_or_matplotlib():
+def test_policies_import_neither_torch_nor_matplotlib():
     code = (
         "import sys, ado_stream as a; a.make_policy('ado', [1, 1]); print({'torch', 'matplotlib'} & set(sys.modules))"
     )

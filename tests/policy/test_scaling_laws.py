@@ -1,4 +1,4 @@
-"""The public face of the fit: ScalingLawFit, FitConfig, fit_scaling_laws, prepare_history."""
+"""The public interface of the fit: ScalingLawFit, FitConfig, fit_scaling_laws, prepare_history."""
 
 import numpy as np
 import pytest
@@ -66,7 +66,7 @@ def test_a_domain_that_cannot_be_fitted_is_not_valid():
 
 
 @pytest.mark.parametrize("shape", ["flat", "rising", "one spike", "constant"])
-def test_ugly_losses_are_no_error(shape):
+def test_extreme_losses_are_no_error(shape):
     counts = 256.0 * np.arange(1, 401)
     loss = {
         "flat": 3.0 + 0.01 * np.random.default_rng(0).standard_normal(400),

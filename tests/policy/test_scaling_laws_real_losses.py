@@ -1,4 +1,4 @@
-"""Experiment (a) on losses of real training: laws of the first half against what came in the second.
+"""Losses of real training: laws fitted to the first half against the losses of the second.
 
 real_losses.csv: every step's mean loss (nats per token) of ten kinds of text that a Python installation carries, from
 500 steps of the nano model at 16 x 128 tokens, natural mixture, seed 17, as the demo trains it. Missing: not drawn.
@@ -48,7 +48,7 @@ def test_laws_of_the_first_half_forecast_the_second_better_than_the_last_losses_
 
 
 def test_the_policys_own_forecasts_of_real_losses_are_as_good(losses):
-    """Interval by interval, as health() tells it, of a run of 500 steps with the default schedule but fewer refits.
+    """Interval by interval, as health() reports it, of a run of 500 steps with the default schedule but fewer refits.
 
     Measured: means of 75 steps missed by 7 % after the first refit, which knew 100 steps, and by 3 % after the others.
     """

@@ -1,4 +1,4 @@
-"""Colours that stay apart for colour-blind eyes, labels that never overlap, numbers that read well."""
+"""Colours distinguishable with colour blindness, labels that never overlap, number formats."""
 
 import itertools
 
@@ -45,7 +45,7 @@ def linear(color):
 
 
 @pytest.mark.parametrize("sight", SIGHT)
-def test_palette_is_told_apart(sight):
+def test_palette_colours_are_distinguishable(sight):
     seen = [np.clip(np.array(SIGHT[sight]) @ linear(color), 0, 1) for color in PALETTE]
     lab = [np.array(TO_LAB) @ np.cbrt(np.array(TO_LMS) @ rgb) for rgb in seen]
     nearest = min(np.linalg.norm(a - b) for a, b in itertools.combinations(lab, 2))
@@ -62,7 +62,7 @@ def test_a_domain_keeps_its_colour():
 
 
 @pytest.mark.parametrize("index", range(80))
-def test_text_can_be_read_on_white(index):
+def test_text_colours_have_contrast_on_white(index):
     luminance = linear(text_color(domain_color(index))) @ [0.2126, 0.7152, 0.0722]
     assert 1.05 / (luminance + 0.05) > 3.95  # 4, less the rounding to 8 bits
 
@@ -76,7 +76,7 @@ def test_spread_keeps_order_distance_and_bounds(wanted):
     assert placed.max() <= 20 + 1e-9
 
 
-def test_spread_leaves_alone_what_fits():
+def test_spread_does_not_move_labels_that_fit():
     np.testing.assert_allclose(spread_labels([1.0, 9.0, 5.0], 1.0, 0, 10), [1, 9, 5])
 
 

@@ -1,4 +1,4 @@
-"""The page stands alone, holds every figure, and comes out of short, odd and broken records too."""
+"""The page is self-contained, has every figure, and is written from short and broken records too."""
 
 import base64
 import itertools
@@ -105,7 +105,7 @@ def test_broken_losses_and_laws(simulate, tmp_path):
 
 
 @pytest.mark.parametrize("steps", [0, 1, 2])
-def test_hardly_any_steps(tmp_path, steps):
+def test_very_few_steps(tmp_path, steps):
     with RunRecord(tmp_path / "run") as record:
         record.write("run", version=1, domains=["a", "b"], policy="ado", prior=[0.5, 0.5])
         for step in range(steps):
@@ -137,7 +137,7 @@ def test_names_are_escaped(simulate, tmp_path):
     assert "&lt;script&gt;alert(1)&lt;/script&gt;" in document
 
 
-def test_unwritable_folder_is_told(simulate, tmp_path):
+def test_unwritable_folder_raises_storage_error(simulate, tmp_path):
     run = simulate(tmp_path / "ado", SEVEN, steps=5)
     (tmp_path / "file").write_text("in the way")
     with pytest.raises(StorageError, match="cannot write the report"):
@@ -161,7 +161,7 @@ def texts_of(figure):
 
 
 @pytest.mark.parametrize("num", [2, 7, 22, pytest.param(100, marks=pytest.mark.slow)])
-def test_no_text_lies_on_another(simulate, tmp_path, num):
+def test_texts_do_not_overlap(simulate, tmp_path, num):
     batch = 32 if num < 50 else 256
     for policy in ("ado", "natural"):
         simulate(tmp_path / policy, names_of(num), policy=policy, steps=150, batch=batch)

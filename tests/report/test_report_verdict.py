@@ -1,4 +1,4 @@
-"""The verdict counts right, names both overall measures, and says what makes a comparison unfair."""
+"""The verdict counts domains, gives both overall measures, and lists what makes a comparison unfair."""
 
 from dataclasses import replace
 

@@ -90,7 +90,7 @@ def test_next_interval_error_uses_only_the_next_interval(simulate, tmp_path):
     assert next_interval_error(run, 0) == pytest.approx(np.median(expected), abs=1e-12)
 
 
-def test_a_held_law_is_shown_and_no_law_is_said_to_be_none(tmp_path):
+def test_held_and_missing_laws_are_labelled(tmp_path):
     """A refit that fails for a domain leaves its older law in the record; one that never had any has nulls."""
     steps = [{"step": step, "domain_loss": [2.0] * 3, "samples": [5, 3, 2]} for step in range(9)]
     law = {"n": 40, "log_beta": [0, 0, None], "log_eps": [0.6, 0.6, None], "alpha": [0.3, 0.3, None]}
@@ -107,7 +107,7 @@ def test_a_held_law_is_shown_and_no_law_is_said_to_be_none(tmp_path):
     assert [row[-1] for row in rows] == ["1 of 1", "0 of 1", "0 of 1"]
 
 
-def test_the_counters_of_every_domain_stand_in_their_columns():
+def test_the_health_table_has_every_counter_in_its_column():
     health = {
         "ignored_losses": {"code": 1200, "prose": 0, "tables": 3},
         "held_laws": {"code": 0, "prose": 4500, "tables": 6},
@@ -127,8 +127,8 @@ def test_the_counters_of_every_domain_stand_in_their_columns():
     ]
 
 
-def test_the_floor_drawn_is_the_one_that_was_in_force(simulate, tmp_path):
-    """Whatever the options say: the default floor stands in none of them."""
+def test_the_floor_line_is_the_recorded_floor(simulate, tmp_path):
+    """Not one of the options: the default floor is in none of them."""
     runs = load_runs([simulate(tmp_path / policy, NAMES, policy=policy, steps=20) for policy in ("ado", "natural")])
     assert [promised_floor(run) for run in runs] == [0.005, pytest.approx(np.nan, nan_ok=True)]
     with styled():
@@ -149,7 +149,7 @@ def test_worst_gap_is_the_largest_of_any_step(tmp_path):
     assert drawn_and_expected(run)[0].shape == (2, 3)
 
 
-def test_directory_of_runs_stands_for_all(simulate, tmp_path):
+def test_a_directory_of_runs_expands_to_all(simulate, tmp_path):
     simulate(tmp_path / "runs" / "natural", NAMES, policy="natural", steps=5)
     simulate(tmp_path / "runs" / "ado", NAMES, steps=5)
     runs = load_runs([tmp_path])
@@ -158,12 +158,12 @@ def test_directory_of_runs_stands_for_all(simulate, tmp_path):
     assert len(load_runs([tmp_path, tmp_path / "runs" / "ado"])) == 2
 
 
-def test_labels_tell_runs_of_one_name_apart(simulate, tmp_path):
+def test_labels_of_runs_with_one_name_differ(simulate, tmp_path):
     paths = [simulate(tmp_path / day / "run", NAMES, steps=3) for day in ("monday", "friday")]
     assert [run.label for run in load_runs(paths)] == ["monday/run", "friday/run"]
 
 
-def test_missing_and_damaged_records_are_told(simulate, tmp_path):
+def test_missing_and_damaged_records_raise_typed_errors(simulate, tmp_path):
     with pytest.raises(NotFound, match="nothing"):
         load_runs([tmp_path / "nothing"])
     with pytest.raises(ConfigError, match="no run"):

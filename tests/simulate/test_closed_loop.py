@@ -1,4 +1,4 @@
-"""The synthetic world keeps its formula; the closed loop draws what the mixture says (experiment c)."""
+"""Synthetic domains follow their formula; the closed loop draws by the mixture."""
 
 import math
 
@@ -35,7 +35,7 @@ def test_losses_follow_laws_breaks_and_transfer():
     assert world.loss(np.zeros(2))[0] == world.cap  # an untrained model knows no more than the vocabulary's size
 
 
-def test_domains_called_by_numbers_teach_each_other():
+def test_transfer_between_domains_named_by_numbers():
     domains = dict(zip((1, 2), DOMAINS.values(), strict=True))
     named, numbered = (
         parse_domains({"domains": each, "transfer": transfer}, seed=0)
@@ -47,7 +47,7 @@ def test_domains_called_by_numbers_teach_each_other():
 
 
 def test_policies_of_a_spec_may_have_guards():
-    """Freeze is told the lag by the run: what is drawn at step 20 is drawn from then on."""
+    """Freeze gets the lag from the run: the mixture drawn at step 20 is drawn from then on."""
     guards = [{"name": "pin", "shares": {"b": 0.4}}, {"name": "freeze", "from_step": 20}]
     policies = {"pinned": {"policy": "natural", "guards": guards[:1]}, "odm": {"guards": guards[1:]}, "free": {}}
     spec = _spec(policies={**policies, "free": {"policy": "odm"}}, mixture_lag=5)
@@ -65,7 +65,7 @@ def test_bumps_rise_at_their_step_and_decay():
 
 
 class Listener(Fixed):
-    """Remembers the losses and counts that it is told."""
+    """Records the losses and counts of its updates."""
 
     def __init__(self, prior, weights):
         super().__init__(prior, weights)
@@ -78,7 +78,7 @@ class Listener(Fixed):
 
 
 @pytest.mark.parametrize("noise", [0.0, 1e-9])
-def test_a_policy_hears_the_true_loss_and_the_bump_of_what_was_drawn(noise):
+def test_updates_get_the_true_loss_plus_the_bump(noise):
     """Laws 1 + 4 / n and 2 + 8 / n, batches of (0, 4) samples, a bump of 0.5 at step 2 that falls to 1/e in a step."""
     domains = {
         "a": {"prior": 3, "eps": 1, "beta": 4, "alpha": 1},
@@ -99,7 +99,7 @@ def test_a_policy_hears_the_true_loss_and_the_bump_of_what_was_drawn(noise):
 
 
 def test_noise_shrinks_with_the_samples_drawn():
-    """The same world with 16 times the batch: a quarter of the noise around the same kind of law."""
+    """The same domains with 16 times the batch: a quarter of the noise around the same kind of law."""
     flat = {name: {"prior": 1, "eps": 2.0, "beta": 1e-9, "alpha": 0.3} for name in "ab"}
     spread = []
     for batch in (64, 1024):
@@ -121,7 +121,7 @@ def test_the_outcome_depends_on_the_spec_alone():
     assert not np.array_equal(one.mixture_SK, other.mixture_SK)
 
 
-def test_mixtures_come_into_force_lag_steps_late():
+def test_mixtures_take_effect_after_the_lag():
     knots = [(0, [1, 0]), (1, [0, 1])]
     spec = _spec(policies={"schedule": {"knots": knots, "interpolation": "constant"}}, mixture_lag=5)
     mixture_SK = simulate(spec, spec.make("schedule")).mixture_SK
@@ -139,7 +139,7 @@ def test_a_draw_is_within_one_sample_of_the_mixture(weights, batch, shift):
 
 @pytest.mark.parametrize("floor", [0.02, 0.045])
 def test_selection_frequencies_are_those_of_the_clipped_mixture(floor):
-    """Experiment (c): in a whole closed loop every domain is drawn as the mixtures said, and at least at the floor."""
+    """In a whole closed loop every domain is drawn in proportion to the mixtures, and at least at the floor."""
     spec = read_spec({**default_spec(3000), "policies": {"ado": {"floor": floor}}})
     policy = spec.make("ado")
     outcome = simulate(spec, policy)
@@ -154,8 +154,8 @@ def test_selection_frequencies_are_those_of_the_clipped_mixture(floor):
     assert (outcome.samples_K / drawn > policy.plan.floor - 5 * 0.5 * math.sqrt(spec.steps) / drawn).all()
 
 
-def test_what_is_learnt_faster_is_drawn_more():
-    """Experiment (b) in a closed loop: equal domains but for the gap that is left to learn."""
+def test_a_domain_with_a_larger_gap_is_drawn_more():
+    """Equal domains but for the gap of one."""
     twins = {
         name: {"prior": 1, "eps": 2.0, "beta": beta, "alpha": 0.3} for name, beta in (("fast", 60.0), ("slow", 15.0))
     }
@@ -182,7 +182,7 @@ def test_what_is_learnt_faster_is_drawn_more():
         ({"domains": DOMAINS, "policies": []}, "policies"),
     ],
 )
-def test_specs_that_cannot_be_run_say_where(given_, says):
+def test_impossible_specs_are_refused_with_the_key(given_, says):
     with pytest.raises(ado.ConfigError, match=says):
         read_spec(given_)
 

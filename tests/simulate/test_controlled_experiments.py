@@ -1,4 +1,4 @@
-"""Experiment (b): what differs between otherwise equal domains moves credit and mixture as the formulas say."""
+"""A property that differs between otherwise equal domains changes the mixture by the formulas."""
 
 import numpy as np
 import pytest
@@ -7,7 +7,7 @@ from ado_stream.simulate.controlled_experiments import FLOOR, run_experiments
 
 
 @pytest.mark.parametrize("index", range(6))
-def test_the_policy_gives_the_share_worked_out_by_hand(index):
+def test_the_share_is_that_of_the_formula(index):
     experiment = run_experiments()[index]
     # a few hundred additions into averages that round to 1e-16 each; 0.9^300 of the prior is left in the credit
     np.testing.assert_allclose(experiment.measured_X, experiment.expected_X, atol=1e-12, rtol=0)

@@ -1,4 +1,4 @@
-"""The picture of the controlled run_experiments: labelled and complete."""
+"""The figure of the controlled experiments is labelled and complete."""
 
 import numpy as np
 
