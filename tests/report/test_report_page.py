@@ -66,8 +66,8 @@ def test_two_runs_side_by_side(simulate, tmp_path, num):
         simulate(tmp_path / policy, names_of(num), policy=policy, steps=150, batch=batch)
     path = report_page.write_report([tmp_path], tmp_path / "out")
     document, images = check_page(path)
-    assert len(images) == 7
-    expected = {"validation", "mixture", "laws-ado", "selection-ado", "progress", "throughput", "controlled"}
+    assert len(images) == 6
+    expected = {"validation", "mixture", "laws-ado", "selection-ado", "progress", "throughput"}
     assert {file.stem for file in path.parent.glob("*.png")} == expected
     assert "ado against natural" in document
     assert "ends lower than natural on" in document
