@@ -32,7 +32,7 @@ from ado_kernels.fit.objective import (
     FitOptions,
     objective,
 )
-from ado_stream.policy.history import LossHistory
+from ado_stream.policy.loss_history import LossHistory
 from benchmarks.common import bar, in_own_process, median_s, print_bars, write_result
 
 STEPS = 60_000

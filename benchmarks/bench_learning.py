@@ -14,8 +14,8 @@ from typing import Any
 
 import yaml
 
-from ado_stream.report.data import load_runs
-from ado_stream.report.validation import OVERALL, loss_by_name
+from ado_stream.report.run_data import load_runs
+from ado_stream.report.validation_plot import OVERALL, final_losses
 from ado_stream.train.config import load_config
 from ado_stream.train.run import run_training
 from benchmarks.common import write_result
@@ -48,8 +48,8 @@ def outcome(run_dir: Path) -> dict[str, Any]:
     """Final validation losses in nats per token, and how often each domain's text was read."""
     run = load_runs([run_dir])[0]
     samples_K = run.samples_SK.sum(axis=0)
-    losses = loss_by_name(run)
-    sizes = [run.about["corpus"]["domains"][name]["samples"] for name in run.domains]
+    losses = final_losses(run)
+    sizes = [run.metadata["corpus"]["domains"][name]["samples"] for name in run.domains]
     epochs = {name: drawn / size for name, drawn, size in zip(run.domains, samples_K.tolist(), sizes, strict=True)}
     return {
         **{measure: losses.pop(measure) for measure in OVERALL},

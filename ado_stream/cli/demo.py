@@ -75,14 +75,14 @@ def _show_text(console: "Console", text: "list[DomainText]") -> None:
 
 
 def _show_result(console: "Console", result: "DemoResult") -> None:
-    from ado_stream.report.data import load_runs
-    from ado_stream.report.markup import Cell
-    from ado_stream.report.style import colors_of
-    from ado_stream.report.tables import domain_table
+    from ado_stream.report.plot_style import domain_colors
+    from ado_stream.report.report_html import Cell
+    from ado_stream.report.report_tables import domain_table
+    from ado_stream.report.run_data import load_runs
     from ado_stream.report.verdict import caveats, compare
 
     runs = load_runs(result.run_dirs)
-    header, rows = domain_table(runs, colors_of(runs[0].domains), sizes=False)
+    header, rows = domain_table(runs, domain_colors(runs[0].domains), sizes=False)
     cells = [[cell.text if isinstance(cell, Cell) else cell for cell in row] for row in rows]
     console.print()
     console.print(table_text(header, cells), soft_wrap=True)

@@ -10,8 +10,8 @@ from ado_kernels import scaling_law_fit
 from ado_kernels.fit.numba_search import TOLERANCE
 from ado_kernels.fit.numba_smoothing import prepare
 from ado_kernels.fit.objective import FitOptions, objective
+from ado_stream.simulate.closed_loop import Outcome, read_spec
 from ado_stream.simulate.default_spec import default_spec
-from ado_stream.simulate.loop import Outcome, read_spec
 from benchmarks import bench_fit, bench_policy, bench_sensitivity, common
 
 

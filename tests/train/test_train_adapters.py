@@ -11,7 +11,7 @@ from ado_model import ModelConfig, Transformer
 from ado_stream.corpus import open_corpus
 from ado_stream.errors import ConfigError
 from ado_stream.loader import AdaptiveLoader
-from ado_stream.policy.registry import make_policy
+from ado_stream.policy.policy_registry import make_policy
 from ado_stream.stream.dataset import AdaptiveStreamingDataset
 from tests.rounding import rounding
 

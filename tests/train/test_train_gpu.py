@@ -15,7 +15,7 @@ import torch
 from ado_model import Transformer
 from ado_stream.corpus import open_corpus
 from ado_stream.loader import AdaptiveLoader
-from ado_stream.policy.registry import make_policy
+from ado_stream.policy.policy_registry import make_policy
 from ado_stream.record import read_run
 from ado_stream.stream.dataset import AdaptiveStreamingDataset
 from ado_stream.train.config import TrainSection, load_config

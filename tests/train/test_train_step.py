@@ -14,7 +14,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from ado_model import ModelConfig, Transformer
 from ado_stream.corpus import open_corpus
 from ado_stream.loader import AdaptiveLoader
-from ado_stream.policy.registry import make_policy
+from ado_stream.policy.policy_registry import make_policy
 from ado_stream.stream.dataset import AdaptiveStreamingDataset
 from ado_stream.train.config import TrainSection
 from ado_stream.train.distributed import World
