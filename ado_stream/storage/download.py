@@ -18,7 +18,7 @@ from typing import Any
 
 from ado_stream.errors import AccessDenied, ConfigError, NotFound, StorageError, Throttled
 from ado_stream.storage import s3
-from ado_stream.storage.files import CompleteFile
+from ado_stream.storage.complete_file import CompleteFile
 from ado_stream.storage.retry import AttemptError, Pace, RetryPolicy, with_retries
 from ado_stream.storage.verify import CHUNK_BYTES
 

@@ -18,9 +18,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ado_stream.errors import CacheFull, ConfigError
-from ado_stream.storage.files import TEMP_DIR, lock_if_free
-from ado_stream.storage.retry import Patience
-from ado_stream.storage.spec import ObjectSpec
+from ado_stream.storage.complete_file import TEMP_DIR, lock_if_free
+from ado_stream.storage.object_spec import ObjectSpec
+from ado_stream.storage.retry import Deadline
 
 SHARD = re.compile(r"(.*\.mds)(\.|$)")
 
@@ -63,7 +63,7 @@ class Evictor:
             if self._pins[path] <= 0:
                 del self._pins[path]
 
-    def make_room(self, spec: ObjectSpec, patience: Patience) -> None:
+    def make_room(self, spec: ObjectSpec, patience: Deadline) -> None:
         """Evicts until `spec` fits under the limit, waiting for peers that are making shards; else raises CacheFull."""
         if self.limit_bytes is None:
             return
@@ -80,7 +80,7 @@ class Evictor:
                     f"{self.limit_bytes} bytes.\n  Raise the cache limit, or use fewer lanes or a smaller read-ahead."
                 )
 
-    def relieve(self, spec: ObjectSpec, patience: Patience) -> None:
+    def relieve(self, spec: ObjectSpec, patience: Deadline) -> None:
         """After the disk was found full: evicts enough for `spec`, or waits a moment for peers that are making shards.
 
         Raises CacheFull when nothing may go and nobody is at work, or when `patience` is over.

@@ -62,7 +62,7 @@ def raise_if_stopped(stop: threading.Event | None, what: str) -> None:
         raise StoppedError(f"{what}: given up because the loader is closing.")
 
 
-class Patience:
+class Deadline:
     """A bounded wait for other threads or processes, in short sleeps."""
 
     def __init__(self, seconds: float, what: str = "", stop: threading.Event | None = None) -> None:

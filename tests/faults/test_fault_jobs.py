@@ -20,9 +20,9 @@ from pathlib import Path
 import pytest
 
 from ado_stream.errors import StorageError
-from ado_stream.storage import cache as cache_module
-from ado_stream.storage.cache import NodeCache
-from ado_stream.storage.files import lock_if_free
+from ado_stream.storage import node_cache as cache_module
+from ado_stream.storage.complete_file import lock_if_free
+from ado_stream.storage.node_cache import NodeCache
 from tests.faults.conftest import BUCKET, QUICK, Shard, unfinished
 from tests.faults.proxy import Rule
 

@@ -12,8 +12,8 @@ import xxhash
 
 from ado_stream.errors import AccessDenied, ConfigError, NotFound, StorageError, Throttled
 from ado_stream.storage import download as download_module
+from ado_stream.storage.complete_file import DiskError
 from ado_stream.storage.download import download, local_path
-from ado_stream.storage.files import DiskError
 from ado_stream.storage.retry import RetryPolicy, StoppedError
 from ado_stream.storage.verify import ContentError
 
@@ -177,6 +177,6 @@ def test_an_unknown_scheme_is_a_config_error(tmp_path):
 
 def test_importing_storage_costs_no_cloud_client():
     heavy = ("streaming", "torch", "boto3", "botocore")
-    code = f"import sys, ado_stream.storage.cache; print([name for name in {heavy} if name in sys.modules])"
+    code = f"import sys, ado_stream.storage.node_cache; print([name for name in {heavy} if name in sys.modules])"
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert run.stdout.strip() == "[]"

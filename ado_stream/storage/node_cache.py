@@ -20,12 +20,12 @@ from pathlib import Path
 from typing import TypeVar
 
 from ado_stream.errors import CacheFull, ConfigError, NotFound, ShardCorrupt
+from ado_stream.storage.complete_file import DiskError, object_lock, quarantine, remove_leftovers, remove_old_leftovers
 from ado_stream.storage.decompress import decompress
 from ado_stream.storage.download import download, local_path
 from ado_stream.storage.evict import Evictor, touch
-from ado_stream.storage.files import DiskError, object_lock, quarantine, remove_leftovers, remove_old_leftovers
-from ado_stream.storage.retry import Patience, RetryPolicy
-from ado_stream.storage.spec import Fetched, ObjectSpec
+from ado_stream.storage.object_spec import Fetched, ObjectSpec
+from ado_stream.storage.retry import Deadline, RetryPolicy
 from ado_stream.storage.verify import ContentError, Mismatch, check_file
 
 T = TypeVar("T")
@@ -67,7 +67,7 @@ class NodeCache:
             if not self._take_raw(spec):
                 self._prepare_folder(spec)
                 longest_s = (self.retry.total_deadline_s + self.retry.read_timeout_s) * self.retry.max_downloads
-                with object_lock(spec.raw, Patience(longest_s, spec.where, stop)):
+                with object_lock(spec.raw, Deadline(longest_s, spec.where, stop)):
                     downloaded_bytes = self._make(spec, stop)
         self._count(
             hits=int(downloaded_bytes == 0), misses=int(downloaded_bytes > 0), downloaded_bytes=downloaded_bytes
@@ -107,7 +107,7 @@ class NodeCache:
         A peer may evict between fetching and mapping; then the file is fetched again, until the total deadline.
         Raises as `fetch`, and CacheFull when peers evict it every time.
         """
-        patience = Patience(self.retry.total_deadline_s, spec.where, stop)
+        patience = Deadline(self.retry.total_deadline_s, spec.where, stop)
         while True:
             fetched = self.fetch(spec, stop)
             with suppress(FileNotFoundError), open(fetched.path, "rb") as file:
@@ -179,7 +179,7 @@ class NodeCache:
     def _download_until_good(self, spec: ObjectSpec, stop: threading.Event | None) -> int:
         assert spec.remote is not None
         remote = spec.remote
-        self._evictor.make_room(spec, Patience(self.retry.total_deadline_s, spec.where, stop))
+        self._evictor.make_room(spec, Deadline(self.retry.total_deadline_s, spec.where, stop))
         for _ in range(self.retry.max_downloads):
             try:
                 got = self._with_room(
@@ -217,7 +217,7 @@ class NodeCache:
 
     def _with_room(self, spec: ObjectSpec, write: Callable[[], T], stop: threading.Event | None) -> T:
         """The result of `write`, repeated for as long as the disk is full and room can be made."""
-        patience = Patience(self.retry.total_deadline_s, spec.where, stop)
+        patience = Deadline(self.retry.total_deadline_s, spec.where, stop)
         while True:
             try:
                 return write()

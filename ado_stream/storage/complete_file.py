@@ -17,7 +17,7 @@ from pathlib import Path
 
 from ado_stream.durable import sync_folder
 from ado_stream.errors import StorageError
-from ado_stream.storage.retry import Patience
+from ado_stream.storage.retry import Deadline
 from ado_stream.storage.verify import ContentError, Verifier
 
 LOCK_DIR = ".ado-locks"
@@ -128,7 +128,7 @@ def quarantine(path: Path) -> None:
 
 
 @contextmanager
-def object_lock(destination: Path, patience: Patience) -> Iterator[None]:
+def object_lock(destination: Path, patience: Deadline) -> Iterator[None]:
     """Holds the one lock of `destination` among all threads and processes of the machine.
 
     Raises StorageError when `patience` is over, StoppedError when it is told to stop.
