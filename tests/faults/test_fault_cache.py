@@ -12,10 +12,11 @@ from pathlib import Path
 
 import pytest
 
+from ado_stream.durable import DiskError
 from ado_stream.errors import CacheFull, ConfigError, ShardCorrupt, StorageError
 from ado_stream.storage import node_cache as cache_module
-from ado_stream.storage.complete_file import DiskError, object_lock
 from ado_stream.storage.node_cache import NodeCache
+from ado_stream.storage.object_locks import object_lock
 from ado_stream.storage.retry import Deadline
 from tests.faults.conftest import BUCKET, QUICK
 
@@ -57,7 +58,7 @@ def test_c2_a_disk_of_three_shards_serves_six_by_eviction(proxy, shards, small_d
 
 
 def test_c2_without_eviction_the_disk_is_full(proxy, shards, small_disk, monkeypatch):
-    def refuse(self, spec, patience):
+    def refuse(self, spec, deadline):
         raise CacheFull("switched off")
 
     monkeypatch.setattr(cache_module.Evictor, "relieve", refuse)

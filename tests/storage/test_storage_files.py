@@ -12,13 +12,11 @@ import pytest
 from ado_stream.errors import StorageError
 from ado_stream.storage.complete_file import (
     CompleteFile,
-    lock_if_free,
-    lock_path,
-    object_lock,
     quarantine,
     remove_leftovers,
     remove_old_leftovers,
 )
+from ado_stream.storage.object_locks import lock_if_free, lock_path, object_lock
 from ado_stream.storage.retry import Deadline, StoppedError
 from ado_stream.storage.verify import ContentError
 
@@ -115,14 +113,14 @@ def test_one_holder_at_a_time_among_threads(tmp_path):
 def test_the_kernel_drops_the_lock_of_a_killed_process(tmp_path):
     target = tmp_path / "shard.mds"
     code = (
-        "import sys, time; from pathlib import Path; from ado_stream.storage.complete_file import object_lock\n"
+        "import sys, time; from pathlib import Path; from ado_stream.storage.object_locks import object_lock\n"
         "from ado_stream.storage.retry import Deadline\n"
         "with object_lock(Path(sys.argv[1]), Deadline(5)): print('held', flush=True); time.sleep(60)"
     )
     with subprocess.Popen([sys.executable, "-c", code, str(target)], stdout=subprocess.PIPE, text=True) as holder:
         assert holder.stdout is not None
         assert holder.stdout.readline() == "held\n"
-        with lock_if_free(target) as held:
+        with lock_if_free(lock_path(target)) as held:
             assert not held
         with pytest.raises(StorageError, match="another process held"), object_lock(target, Deadline(0.1)):
             pass
