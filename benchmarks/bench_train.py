@@ -149,7 +149,7 @@ class Loop:
             if self._with_ado:
                 self._loader.observe(*outcome.for_policy(), reduced=True)
             else:
-                self._dataset.publish(batch["step"] + 1 + LAG, self._dataset.prior_K)
+                self._dataset.publish(batch["step"] + 1 + LAG, self._dataset.prior)
 
     def close(self) -> None:
         """Stops the threads."""

@@ -27,7 +27,7 @@ def run_line(
         "run_id": run_id,
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
         "domains": dataset.names,
-        "prior": dataset.prior_K,
+        "prior": dataset.prior,
         "policy": config.policy.name,
         "policy_options": {
             **config.policy.options,

@@ -247,7 +247,7 @@ class Training:
             self._sinks = make_sinks(options, self._run_dir, self._run_id, self._finished, config)
         log_options = LogOptions(
             names=self._names,
-            num_samples_K=self._loader.dataset.num_samples_K,
+            num_samples_K=self._loader.dataset.num_samples,
             seq_len=self._loader.dataset.seq_len,
             total_steps=self._config.train.steps,
             every_steps=options.every_steps,

@@ -108,7 +108,7 @@ def test_a_file_says_its_purpose_and_is_of_one_piece(path):
 
 @pytest.mark.parametrize("path", FILES, ids=relative)
 def test_compiled_code_that_is_cached_calls_nothing_compiled_elsewhere(path):
-    """Numba's cache on disk does not notice changes of functions imported from other files; see stream/compiled.py.
+    """Numba's cache on disk does not notice changes of functions imported from other files; see stream/numba_order.py.
 
     Unless the package throws its machine code away when any of its files changed.
     """

@@ -11,7 +11,7 @@ import pytest
 
 from ado_stream.errors import AccessDenied, NotFound, ShardCorrupt, StorageError, Throttled
 from ado_stream.storage import s3
-from ado_stream.storage.cache import NodeCache
+from ado_stream.storage.node_cache import NodeCache
 from tests.faults.conftest import BUCKET, QUICK, make_shard
 from tests.faults.proxy import FaultProxy, Rule
 

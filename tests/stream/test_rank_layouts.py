@@ -53,7 +53,7 @@ def read(job: Job) -> tuple[list[list], str]:
 def pool_of():
     """Processes that share no memory with this one, but were loaded once."""
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["tests.stream.test_worlds"])
+    context.set_forkserver_preload(["tests.stream.test_rank_layouts"])
     return context.Pool
 
 

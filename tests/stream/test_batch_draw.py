@@ -8,9 +8,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ado_stream.errors import ConfigError
-from ado_stream.stream.compiled import uniform
-from ado_stream.stream.draw import advance, draw_domains
-from ado_stream.stream.order import key_of
+from ado_stream.stream.batch_draw import advance, draw_domains
+from ado_stream.stream.numba_order import uniform
+from ado_stream.stream.sample_order import hash_key
 
 weights = st.lists(st.floats(0, 1), min_size=1, max_size=30).filter(lambda w: sum(w) > 1e-6)
 
@@ -36,7 +36,7 @@ def test_counts_are_within_one_of_the_mixture(weight, slots, seed, step):
 @settings(max_examples=100, deadline=None)
 def test_counts_are_those_of_points_in_intervals(weight, slots, step):
     mixture = normalised(weight)
-    u = uniform(key_of("draw", 5, step), np.uint64(0))
+    u = uniform(hash_key("draw", 5, step), np.uint64(0))
     edges = np.cumsum(mixture) / mixture.sum()
     points = (u + np.arange(slots)) / slots
     if np.abs(points[:, None] - edges[None]).min() < 1e-12:

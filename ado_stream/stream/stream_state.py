@@ -1,28 +1,29 @@
-"""Where a stream stands, as JSON: the step next to be handed out, a cursor per domain and lane, mixtures still to come.
+"""The state of a stream as JSON: the next step, a cursor per domain and lane, the mixtures of steps to come.
 
-The world (ranks, nodes, threads) is not in it: rank 0's state is the whole truth and any world may load it. Keys:
+Ranks, nodes and threads are not in it: the state is the same on every rank, and any number of ranks may load it. Keys:
 
     version            1
     identity           what the order depends on: seed, global_batch_size, canonical_nodes, mixture_lag, sampling,
                        shuffle
     step               next step to be handed out
     domains            {name: {fingerprint, samples, cursors: [C] drawn so far per lane}}, in the mixture's order
-    mixtures           {step: [K]} decided for steps from `step` on ("-1": the one held, without a lag)
+    mixtures           {step: [K]} known for steps from `step` on ("-1": that of the step before, without a lag)
 """
 
 import logging
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 
 from ado_stream.errors import ResumeError
-from ado_stream.stream.index import MdsIndex
+from ado_stream.stream.mds_index import MdsIndex
 
 VERSION = 1
 _log = logging.getLogger(__name__)
 
 
-def to_state(
+def encode_state(
     identity: dict[str, Any], indexes: list[MdsIndex], step: int, cursors_KC: np.ndarray, pending: dict[int, np.ndarray]
 ) -> dict[str, Any]:
     """The state as a JSON-able dict."""
@@ -38,14 +39,14 @@ def to_state(
     }
 
 
-def from_state(
-    state: dict[str, Any], identity: dict[str, Any], indexes: list[MdsIndex]
+def decode_state(
+    state: Mapping[str, Any], identity: dict[str, Any], indexes: list[MdsIndex]
 ) -> tuple[int, np.ndarray, dict[int, np.ndarray]]:
-    """(step, cursors (K, C) int64, pending mixtures) of `state` for the data set at hand.
+    """(step, cursors (K, C) int64, pending mixtures) of `state` for the domains of `indexes`.
 
-    A domain that the state does not know starts at its beginning with no share until a new mixture is published; one
-    that is gone is dropped and its pending share goes to the others in proportion; both are logged. Raises ResumeError
-    for another version, other settings (all named), and a domain whose data changed (named).
+    A domain that is not in the state starts at its first sample, with share 0 until a new mixture is published; one
+    that is only in the state is dropped and its pending share goes to the others in proportion; both are logged. Raises
+    ResumeError for another version, other settings (all named), and a domain whose data changed (named).
     """
     _check(state, identity, indexes)
     saved = state["domains"]
@@ -61,25 +62,25 @@ def from_state(
     pending = {}
     for key, mixture in state["mixtures"].items():
         mixture_K = np.array([mixture[column[name]] if name in column else 0.0 for name in names])
-        if (added or retired) and mixture_K.sum() > 0:
-            mixture_K = mixture_K / mixture_K.sum()
-        if mixture_K.sum() > 0:
-            pending[int(key)] = mixture_K
+        total = mixture_K.sum()
+        if total > 0:  # 0: all its share was with retired domains
+            # Divided only after a change of domains: otherwise the last bit could differ from the saved mixture.
+            pending[int(key)] = mixture_K / total if added or retired else mixture_K
     return int(state["step"]), cursors_KC, pending
 
 
-def _check(state: dict[str, Any], identity: dict[str, Any], indexes: list[MdsIndex]) -> None:
-    if not isinstance(state, dict) or state.get("version") != VERSION:
-        found = state.get("version") if isinstance(state, dict) else type(state).__name__
+def _check(state: Mapping[str, Any], identity: dict[str, Any], indexes: list[MdsIndex]) -> None:
+    if not isinstance(state, Mapping) or state.get("version") != VERSION:
+        found = state.get("version") if isinstance(state, Mapping) else type(state).__name__
         raise ResumeError(f"stream state of version {found!r}; this ado-stream reads version {VERSION}.")
     try:
         saved, domains = state["identity"], state["domains"]
         state["step"], state["mixtures"]
     except KeyError as error:
-        raise ResumeError(f"stream state without {error}; it is damaged or of another program.") from None
+        raise ResumeError(f"stream state without {error}; it is damaged or not a stream's state.") from None
     other = [f"{key} {saved.get(key)!r} -> {value!r}" for key, value in identity.items() if saved.get(key) != value]
     if other:
-        raise ResumeError(f"the stream was saved with other settings: {'; '.join(other)}. Resume with the saved ones.")
+        raise ResumeError(f"the stream was saved with other settings: {'; '.join(other)}. Use the saved ones.")
     known = {index.name: index for index in indexes}
     shared = [name for name in domains if name in known]
     if not shared:
@@ -88,5 +89,5 @@ def _check(state: dict[str, Any], identity: dict[str, Any], indexes: list[MdsInd
         if domains[name]["fingerprint"] != known[name].fingerprint:
             raise ResumeError(
                 f"domain '{name}': its shards are not those of the saved run ({domains[name]['samples']} samples then, "
-                f"{known[name].num_samples} now).\n  Give the old data back, or add the new data under another name."
+                f"{known[name].num_samples} now).\n  Restore the old shards, or add the new data under another name."
             )

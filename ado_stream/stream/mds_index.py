@@ -1,32 +1,40 @@
 """Reads an MDS data set's index.json: shards, sizes, hashes, and where the tokens lie in a sample.
 
 The index is untrusted input: nothing in it is executed, no path leaves its folder, every number is checked before it is
-used. Format: MosaicML Streaming, MDS version 2. Of a sample's columns only the tokens are ever read, so other columns
-cost nothing and are never decoded.
+used. Format: MosaicML Streaming, MDS version 2. Of a sample's columns the tokens alone are read; others, pickles among
+them, are never decoded.
 """
 
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
 import numpy as np
 import xxhash
 
 from ado_stream.errors import ConfigError, IndexInvalid
-from ado_stream.storage.spec import ObjectSpec
+from ado_stream.storage.object_spec import ObjectSpec
 
 _INTEGER_DTYPES = ("uint8", "int8", "uint16", "int16", "uint32", "int32", "uint64", "int64")
 _MAX_SHARD_BYTES = 1 << 32  # MDS offsets are uint32
+
+
+class ShardFile(TypedDict):
+    """A file of a shard, checked."""
+
+    basename: str
+    bytes: int
+    hashes: dict[str, str]
 
 
 @dataclass(frozen=True)
 class TokenColumn:
     """Where the tokens of a sample are and how they are written.
 
-    dtype: of one token. `columns_before` holds the fixed size in bytes of each column before it, None when variable;
-    `num_variable` counts the variable-size columns of the whole sample (each adds a uint32 size at its head).
-    size_bytes: of the column, None when every sample says its own. `shaped`: samples carry their shape.
+    dtype: of one token. columns_before: the fixed size in bytes of each column before it, None when variable.
+    num_variable: variable-size columns of the whole sample; each adds a uint32 size at the sample's start.
+    size_bytes: of the column, None when variable. shaped: every sample starts with its shape.
     """
 
     name: str
@@ -49,7 +57,7 @@ class MdsIndex:
     first_id_S: np.ndarray  # (S + 1,) int64: id of a shard's first sample
     raw_bytes_S: np.ndarray  # (S,) int64
     compression: str | None
-    files: list[tuple[dict[str, Any], dict[str, Any] | None]]  # (raw, stored) file entries
+    files: list[tuple[ShardFile, ShardFile | None]]  # (raw, compressed)
     fingerprint: str
 
     @property
@@ -57,8 +65,12 @@ class MdsIndex:
         """Samples in all shards."""
         return int(self.first_id_S[-1])
 
+    def shards_at(self, id_N: np.ndarray) -> np.ndarray:
+        """(N,) int64: the shard that holds each sample id."""
+        return np.searchsorted(self.first_id_S, id_N, side="right") - 1
+
     def spec(self, shard: int) -> ObjectSpec:
-        """The storage's view of shard number `shard`."""
+        """What to fetch for shard number `shard`."""
         raw, stored = self.files[shard]
         kept = stored or raw
         return ObjectSpec(
@@ -90,7 +102,7 @@ def parse_index(
         raise IndexInvalid(f"{where}: not JSON{place} (domain '{name}'). Write the data set again.") from None
     if not isinstance(content, dict) or content.get("version") != 2:
         version = content.get("version") if isinstance(content, dict) else None
-        raise IndexInvalid(f"{where}: index version {version!r}; this reader knows version 2 (domain '{name}').")
+        raise IndexInvalid(f"{where}: index version {version!r}; this reader supports version 2 (domain '{name}').")
     shards = content.get("shards")
     if not isinstance(shards, list) or not all(isinstance(shard, dict) for shard in shards):
         raise IndexInvalid(f"{where}: 'shards' is not a list of objects (domain '{name}').")
@@ -121,7 +133,7 @@ def parse_index(
     )
 
 
-def _fingerprint(samples_S: np.ndarray, files: list[tuple[dict[str, Any], dict[str, Any] | None]]) -> str:
+def _fingerprint(samples_S: np.ndarray, files: list[tuple[ShardFile, ShardFile | None]]) -> str:
     """One hash over every shard's samples, raw size and raw hashes; the same for any compression."""
     rows = [
         [int(samples), raw["bytes"], sorted(raw["hashes"].items())]
@@ -137,7 +149,7 @@ def _count(entry: dict[str, Any], key: str, where: str) -> int:
     return value
 
 
-def _files(shard: dict[str, Any], where: str) -> tuple[dict[str, Any], dict[str, Any] | None]:
+def _files(shard: dict[str, Any], where: str) -> tuple[ShardFile, ShardFile | None]:
     if shard.get("format") != "mds":
         raise IndexInvalid(f"{where}: format {shard.get('format')!r}; expected 'mds'.")
     raw, stored = shard.get("raw_data"), shard.get("zip_data")
@@ -147,7 +159,7 @@ def _files(shard: dict[str, Any], where: str) -> tuple[dict[str, Any], dict[str,
     return _file(raw, f"{where}, raw_data"), _file(stored, f"{where}, zip_data") if stored is not None else None
 
 
-def _file(entry: Any, where: str) -> dict[str, Any]:
+def _file(entry: object, where: str) -> ShardFile:
     if not isinstance(entry, dict):
         raise IndexInvalid(f"{where}: not an object.")
     name, hashes = entry.get("basename"), entry.get("hashes") or {}

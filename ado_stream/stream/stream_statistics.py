@@ -1,17 +1,17 @@
-"""Counts what the stream did: bytes, cache hits, and what the reader stood waiting for, per domain."""
+"""Counts what the stream read and how long the reader waited for shards, per domain."""
 
 from typing import Any
 
 import numpy as np
 
-from ado_stream.storage.spec import Fetched
+from ado_stream.storage.object_spec import Fetched
 
 _COLUMNS = ("samples", "shards", "cache_hits", "downloaded_bytes", "stalls", "stall_s")
-_STALL_S = 0.001  # a wait shorter than this is a look-up
+_STALL_S = 0.001  # a shorter wait is the cost of finding the file
 
 
-class Statistics:
-    """One row per domain; written by the reading thread only."""
+class StreamStatistics:
+    """One row per domain; written by the reading thread alone, and so without a lock."""
 
     def __init__(self, names: list[str]):
         self._names = names
@@ -20,20 +20,20 @@ class Statistics:
         self.consumer_wait_s = 0.0
         self.num_batches = 0
 
-    def fetched(self, domain: int, fetched: Fetched, waited_s: float) -> None:
-        """The reader opened a shard after waiting `waited_s`."""
+    def count_fetch(self, domain: int, fetched: Fetched, waited_s: float) -> None:
+        """Adds a shard that the reader opened after waiting `waited_s`."""
         stall_s = waited_s if waited_s > _STALL_S else 0.0
         self._value_KX[domain] += (0, 1, fetched.hit, fetched.downloaded_bytes, stall_s > 0, stall_s)
 
-    def read(self, domain_N: np.ndarray) -> None:
-        """The reader copied a batch."""
+    def count_batch(self, domain_N: np.ndarray) -> None:
+        """Adds a batch that the reader copied."""
         self._value_KX[:, 0] += np.bincount(domain_N, minlength=len(self._names))
         self.num_batches += 1
 
     def summary(self) -> dict[str, Any]:
         """JSON-able: totals, and "domains": {name: {samples, shards, cache_hits, downloaded_bytes, stalls, stall_s}}.
 
-        mixture_wait_s: reader waiting for a mixture; consumer_wait_s: the training loop waiting for a batch.
+        mixture_wait_s: of the reader for a mixture; consumer_wait_s: of the training loop for a batch.
         """
         total = dict(zip(_COLUMNS, self._value_KX.sum(0).tolist(), strict=True))
         shards = max(1.0, total["shards"])

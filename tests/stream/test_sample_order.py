@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 from scipy.stats import chi2
 
 from ado_stream.errors import ConfigError
-from ado_stream.stream.compiled import permute
-from ado_stream.stream.order import DomainOrder, key_of, make_order
+from ado_stream.stream.numba_order import permute
+from ado_stream.stream.sample_order import DomainOrder, hash_key, make_order
 
 sizes = st.lists(st.integers(0, 40), min_size=1, max_size=12).filter(lambda sizes: sum(sizes) > 0)
 
@@ -94,7 +94,7 @@ def test_a_huge_domain_costs_memory_by_its_shards():
 def test_small_permutations_are_equally_likely(size):
     """Chi-square over all size! permutations; p < 1e-4 would fail one in 10,000 keyed families, and these are fixed."""
     draws = 20_000
-    counts = Counter(tuple(int(permute(i, size, key_of("t", size, t))) for i in range(size)) for t in range(draws))
+    counts = Counter(tuple(int(permute(i, size, hash_key("t", size, t))) for i in range(size)) for t in range(draws))
     kinds = math.factorial(size)
     expected = draws / kinds
     statistic = sum((count - expected) ** 2 / expected for count in counts.values()) + (kinds - len(counts)) * expected

@@ -1,13 +1,13 @@
 """The infinite order of one domain, lane by lane: a pure function of (shard sizes, seed, name, C).
 
-The domain's shards are laid out in a seeded order and cut into C shares of equal size (to one sample); a share is a
-lane's for ever, so a lane reads, caches and repeats only its own shards. Each epoch of a lane shuffles its share: the
-pieces of shards in a new order, grouped into blocks of some shards, the samples of a block mixed. The first block of an
-epoch is a single piece and each next one twice as large until `block_samples`, so that the first batch waits for one
-shard a domain and not for a block of them.
+The domain's shards are put in a seeded order and cut into C shares of equal size (to one sample); lane c has share c
+in every epoch, so a lane reads, caches and repeats only its own shards. Each epoch of a lane shuffles its share: the
+pieces of shards in a new order, grouped into blocks, the samples within a block permuted. The first block of an epoch
+is a single piece and each next one twice as large up to `block_samples`, so that the first batch waits for one shard a
+domain and not for a block of them.
 
-Nothing of the length of an epoch is held: a lane costs memory by its pieces of shards, and a sample O(log shards) time.
-A domain with fewer samples than lanes shares them out: lane c holds the one sample floor(c N / C).
+No array has the length of an epoch: memory is O(pieces of shards) a lane, time O(log shards) a sample.
+With fewer samples than lanes, lane c holds the one sample floor(c N / C), so lanes share samples.
 
 Invariant: within a lane, positions [e n, (e + 1) n) visit each of its n samples exactly once, for every epoch e.
 """
@@ -20,8 +20,8 @@ import numpy as np
 import xxhash
 
 from ado_stream.errors import ConfigError
-from ado_stream.stream import compiled
-from ado_stream.stream.compiled import group_pieces, ids_of_epoch, words
+from ado_stream.stream import numba_order
+from ado_stream.stream.numba_order import epoch_sample_ids, group_pieces, words
 
 BLOCK_SAMPLES = 1 << 17
 T = TypeVar("T")
@@ -50,7 +50,7 @@ class DomainOrder:
         self.num_samples = int(samples_S.sum())
         if self.num_samples == 0:
             raise ConfigError(f"domain '{name}' has no samples; remove it, or prepare it again.")
-        order_S = permutation(samples_S.size, key_of("shards", seed, name))
+        order_S = permutation(samples_S.size, hash_key("shards", seed, name))
         order_S = order_S[samples_S[order_S] > 0]
         self._first_id_S = (np.cumsum(samples_S) - samples_S)[order_S]
         self._start_S = np.concatenate([[0], np.cumsum(samples_S[order_S])])
@@ -70,7 +70,7 @@ class DomainOrder:
             epoch, begin = divmod(position + done, share)
             part = out[done : done + min(count - done, share - begin)]
             plan = self._plan(lane, epoch)
-            ids_of_epoch(plan.first_id, plan.start, plan.block, plan.block_start, plan.key, begin, part)
+            epoch_sample_ids(plan.first_id, plan.start, plan.block, plan.block_start, plan.key, begin, part)
             done += part.size
         return out
 
@@ -94,15 +94,15 @@ class DomainOrder:
         starts = np.maximum(self._start_S[first:last], begin)
         sizes = np.minimum(self._start_S[first + 1 : last + 1], end) - starts
         first_id = self._first_id_S[first:last] + (starts - self._start_S[first:last])
-        order = permutation(sizes.size, key_of("pieces", self.seed, self.name, lane, epoch))
+        order = permutation(sizes.size, hash_key("pieces", self.seed, self.name, lane, epoch))
         start = np.concatenate([[0], np.cumsum(sizes[order])])
         block = group_pieces(start, self.block_samples)
-        key = key_of("samples", self.seed, self.name, lane, epoch)
+        key = hash_key("samples", self.seed, self.name, lane, epoch)
         return _Epoch(key, first_id[order], start, block, start[block])
 
 
 class StreamingOrder:
-    """The same face over one of Streaming's shuffles (py1e, py1br, py1s, py2s, naive), for those who want its order.
+    """The same interface over one of Streaming's shuffles (py1e, py1br, py1s, py2s, naive).
 
     Holds whole epochs of the domain as arrays, 8 bytes a sample; lane c reads Streaming's canonical node c.
     """
@@ -146,29 +146,33 @@ class StreamingOrder:
 
 
 def _latest(held: dict[int, T], epoch: int, value: T) -> dict[int, T]:
-    """`value` beside the latest other epoch of `held`: reading and looking ahead straddle two epochs at most.
+    """`value` and the latest other epoch of `held`: reading and looking ahead span two epochs at most.
 
-    A new dict each time, so that several threads may ask: none sees another's half-made one.
+    A new dict each time, never changed in place: reader and audit may call from different threads without a lock.
     """
     return {other: held[other] for other in sorted(held)[-1:]} | {epoch: value}
 
 
-def make_order(
-    name: str, samples_S: np.ndarray, seed: int, num_lanes: int, shuffle: str
-) -> DomainOrder | StreamingOrder:
-    """The order of one domain: 'blocks' is ours, any other name one of Streaming's."""
+SampleOrder = DomainOrder | StreamingOrder
+
+
+def make_order(name: str, samples_S: np.ndarray, seed: int, num_lanes: int, shuffle: str) -> SampleOrder:
+    """The order of one domain: DomainOrder for shuffle 'blocks', else the algorithm of Streaming with that name."""
     if shuffle == "blocks":
         return DomainOrder(name, samples_S, seed, num_lanes)
     return StreamingOrder(name, samples_S, seed, num_lanes, shuffle)
 
 
-_MIN_RUN, _MAX_RUN = 16, 256
+_MIN_RUN, _MAX_RUN = 16, 256  # ids computed at once for a domain and lane
 
 
 class UpcomingIds:
-    """The ids that `orders` give, for slots of the lanes in `lanes`; lane_slots: slots of a lane in a step."""
+    """Sample ids at (domain, lane, position), for the lanes in `lanes`; lane_slots: slots of a lane in a step.
 
-    def __init__(self, orders: Sequence[DomainOrder | StreamingOrder], lanes: range, lane_slots: int):
+    Positions are asked for in ascending order, so each (domain, lane) keeps one run of ids, computed together.
+    """
+
+    def __init__(self, orders: Sequence[SampleOrder], lanes: range, lane_slots: int):
         self._orders, self._lanes = orders, lanes
         groups = len(orders) * len(lanes)
         self._begin_G = np.zeros(groups, np.int64)  # the position that a group's run begins with
@@ -181,7 +185,7 @@ class UpcomingIds:
         id_N = np.empty(group_N.size, np.int64)
         done = 0
         while True:
-            done = compiled.look_up(group_N, position_N, self._begin_G, self._end_G, self._id_GR, done, id_N)
+            done = numba_order.look_up(group_N, position_N, self._begin_G, self._end_G, self._id_GR, done, id_N)
             if done == id_N.size:
                 return id_N
             self._compute(int(group_N[done]), int(position_N[done]))
@@ -189,13 +193,13 @@ class UpcomingIds:
     def _compute(self, group: int, position: int) -> None:
         domain, column = divmod(group, len(self._lanes))
         order, lane = self._orders[domain], self._lanes[column]
-        run = min(self._id_GR.shape[1], max(_MIN_RUN, order.share(lane)))  # few epochs of a small domain at once
+        run = min(self._id_GR.shape[1], max(_MIN_RUN, order.share(lane)))  # a small domain: no more than one epoch
         self._id_GR[group, :run] = order.ids(lane, position, run)
         self._begin_G[group], self._end_G[group] = position, position + run
 
 
-def key_of(*parts: int | str) -> np.uint64:
-    """One 64-bit key from integers and strings, by xxh64 of their unambiguous text; order matters."""
+def hash_key(*parts: int | str) -> np.uint64:
+    """One 64-bit key of a sequence of integers and strings: xxh64 of their types and values."""
     text = "\x1f".join([f"{type(part).__name__}:{part}" for part in parts])
     return np.uint64(xxhash.xxh64_intdigest(text.encode()))
 

@@ -1,4 +1,4 @@
-"""What fills a step's global batch, domains by the mixture and positions by the cursors: pure functions.
+"""The draw of a step's global batch: domains by the mixture, positions by the cursors. Pure functions.
 
 Systematic resampling (MATH.md section 7; Carpenter, Clifford, Fearnhead 1999): one u in [0, 1) a step; point j of B
 takes the domain whose interval of the cumulative mixture holds (u + j) / B. So E[c_k] = B p_k and |c_k - B p_k| < 1 at
@@ -11,15 +11,15 @@ from dataclasses import dataclass
 import numpy as np
 
 from ado_stream.errors import ConfigError
-from ado_stream.stream import compiled
-from ado_stream.stream.order import key_of
+from ado_stream.stream import numba_order
+from ado_stream.stream.sample_order import hash_key
 
 SAMPLINGS = ("systematic", "multinomial")
 
 
 @dataclass(frozen=True)
-class Settings:
-    """What decides the batches, besides the data and the mixtures."""
+class DrawSettings:
+    """What the draw depends on besides cursors and mixtures."""
 
     global_batch_size: int
     num_lanes: int
@@ -28,7 +28,7 @@ class Settings:
 
 
 @dataclass(frozen=True)
-class Draw:
+class StepDraw:
     """The global batch of one step, before any byte is read."""
 
     step: int
@@ -37,10 +37,10 @@ class Draw:
     position_B: np.ndarray  # (B,) int64: its place in the order of domain and lane
 
 
-def draw_step(settings: Settings, step: int, mixture_K: np.ndarray, cursors_KC: np.ndarray) -> Draw:
+def draw_step(settings: DrawSettings, step: int, mixture_K: np.ndarray, cursors_KC: np.ndarray) -> StepDraw:
     """The draw of `step`; moves `cursors_KC` (int64), the next position of every domain and lane, in place."""
     domain_B = draw_domains(mixture_K, settings.global_batch_size, settings.seed, step, settings.sampling)
-    return Draw(step, mixture_K, domain_B, advance(domain_B, cursors_KC))
+    return StepDraw(step, mixture_K, domain_B, advance(domain_B, cursors_KC))
 
 
 def draw_domains(mixture_K: np.ndarray, num_slots: int, seed: int, step: int, sampling: str) -> np.ndarray:
@@ -50,10 +50,10 @@ def draw_domains(mixture_K: np.ndarray, num_slots: int, seed: int, step: int, sa
     """
     domain_B = np.empty(num_slots, np.int32)
     if sampling == "systematic":
-        u = compiled.uniform(key_of("draw", seed, step), np.uint64(0))
-        compiled.systematic(mixture_K, u, key_of("slots", seed, step), domain_B)
+        u = numba_order.uniform(hash_key("draw", seed, step), np.uint64(0))
+        numba_order.systematic(mixture_K, u, hash_key("slots", seed, step), domain_B)
     elif sampling == "multinomial":
-        compiled.multinomial(mixture_K, key_of("draw", seed, step), domain_B)
+        numba_order.multinomial(mixture_K, hash_key("draw", seed, step), domain_B)
     else:
         raise ConfigError(f"sampling '{sampling}'; expected one of {', '.join(SAMPLINGS)}.")
     return domain_B
@@ -66,5 +66,5 @@ def advance(domain_B: np.ndarray, cursors_KC: np.ndarray) -> np.ndarray:
     a lane, slots are served in ascending order: any run of slots of one domain reads consecutive positions.
     """
     position_B = np.empty(domain_B.size, np.int64)
-    compiled.advance(domain_B, cursors_KC, position_B)
+    numba_order.advance(domain_B, cursors_KC, position_B)
     return position_B

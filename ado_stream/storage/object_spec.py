@@ -1,6 +1,6 @@
-"""What to fetch: one object of a dataset, as stored and as read.
+"""ObjectSpec: one object of a data set, where it is stored and what it must contain.
 
-Invariant: a spec is a plain value made from an index; it holds paths and expectations and never touches a disk.
+Invariant: a spec is a plain value made from an index; it never reads the disk.
 """
 
 from collections.abc import Mapping

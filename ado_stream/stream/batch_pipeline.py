@@ -1,7 +1,7 @@
-"""Makes batches ahead of the training loop: one thread draws, waits for shards and gathers; others fetch.
+"""Makes batches ahead of the training loop: one thread draws, waits for shards and gathers; a pool fetches shards.
 
-Invariants: batches come in the order of their steps and depend on nothing but (data, seed, cursors, mixtures); an error
-anywhere behind reaches `next` as the same exception; every wait has a deadline and says what it waited for.
+Invariants: batches come in the order of their steps and depend on nothing but (data, seed, cursors, mixtures); an
+exception in any thread is raised by `next`, unchanged; every wait has a deadline and says what it waited for.
 """
 
 import logging
@@ -16,26 +16,29 @@ from queue import Empty, SimpleQueue
 import numpy as np
 
 from ado_stream.errors import StorageError
+from ado_stream.storage.node_cache import NodeCache
+from ado_stream.stream.batch_draw import DrawSettings, StepDraw, draw_step
 from ado_stream.stream.board import MixtureBoard
-from ado_stream.stream.draw import Draw, Settings, draw_step
 from ado_stream.stream.lookahead import Lookahead, LookaheadLimits
-from ado_stream.stream.order import DomainOrder, StreamingOrder, UpcomingIds
-from ado_stream.stream.shard_table import Shards
-from ado_stream.stream.statistics import Statistics
+from ado_stream.stream.mds_index import MdsIndex
+from ado_stream.stream.sample_order import SampleOrder, UpcomingIds
+from ado_stream.stream.shard_table import ShardTable
+from ado_stream.stream.stream_statistics import StreamStatistics
 
 _JOIN_S = 30
-_GLANCE_S = 0.2  # between looks at what may have failed
+_POLL_S = 0.2  # between checks for a failed fetch
 _log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
-class Source:
-    """What batches are made of, and which part of each is this rank's."""
+class BatchSource:
+    """What batches are made from, and which slots of each are this rank's."""
 
-    shards: Shards
-    orders: list[DomainOrder | StreamingOrder]
+    indexes: list[MdsIndex]
+    cache: NodeCache
+    orders: list[SampleOrder]
     board: MixtureBoard
-    settings: Settings
+    settings: DrawSettings
     slots: slice  # of the global batch
 
     @property
@@ -53,32 +56,34 @@ class Source:
 
 @dataclass(frozen=True)
 class PipelineOptions:
-    """How far and with how many threads to run ahead; changes no batch."""
+    """How batches are made ahead and checked; none of it changes a batch."""
 
     prefetch: int
     pin_memory: bool
     timeout_s: float
     lookahead: LookaheadLimits
+    vocab_size: int | None
+    open_limit_bytes: int | None
 
 
 @dataclass(frozen=True)
-class Batch:
+class RankBatch:
     """One step's rows of this rank, and the draw they come from."""
 
-    draw: Draw
+    draw: StepDraw
     domain_N: np.ndarray  # (b,) int64
     tokens_NT: np.ndarray  # (b, T + 1) int64
 
 
 _probe = [np.empty(0)]
-_UNUSED = sys.getrefcount(_probe[0])  # of an array that only a list holds
+_UNUSED = sys.getrefcount(_probe[0])  # references to an array that one list alone holds: differs between Pythons
 
 
 class _Buffers:
-    """int64 arrays that are used again once nobody holds them; fresh memory costs a page fault every 4 KiB.
+    """int64 arrays that are used again once nothing refers to them; fresh memory costs a page fault every 4 KiB.
 
-    With pin_memory, arrays come from torch's caching allocator of page-locked memory instead, which itself waits for
-    copies to the GPU before it hands memory out again.
+    With pin_memory, arrays come from torch's caching allocator of page-locked memory instead, which reuses memory only
+    after the copies to the GPU that read it.
     """
 
     def __init__(self, shape: tuple[int, ...], pin_memory: bool):
@@ -101,62 +106,68 @@ def _pinned(shape: tuple[int, ...]) -> np.ndarray:
     return torch.empty(shape, dtype=torch.int64, pin_memory=True).numpy()
 
 
-class Pipeline:
-    """An endless iterator of Batches from `step` and `cursors_KC` on. `close` ends its threads; so does letting go.
+class BatchPipeline:
+    """The batches from `step` and `cursors_KC` on, without end. Its threads end at `close` or when it is collected.
 
-    options.prefetch: batches made ahead; 0 makes each when asked, in the caller's thread.
+    options.prefetch: batches made ahead; 0 makes each in `next`, in the caller's thread.
     """
 
-    def __init__(self, source: Source, step: int, cursors_KC: np.ndarray, options: PipelineOptions):
-        self._maker = _Maker(source, step, cursors_KC, options)
+    def __init__(self, source: BatchSource, step: int, cursors_KC: np.ndarray, options: PipelineOptions):
+        self._maker = _BatchMaker(source, step, cursors_KC, options)
         if options.prefetch:
             self._maker.thread.start()
         self._finalizer = weakref.finalize(self, self._maker.close)
 
     @property
-    def statistics(self) -> Statistics:
-        """What was read and waited for so far."""
+    def statistics(self) -> StreamStatistics:
+        """Counts and waits so far."""
         return self._maker.statistics
 
-    def next(self) -> Batch:
-        """The next step's batch. Raises what failed behind, or StorageError past the deadline."""
+    def next(self) -> RankBatch:
+        """The next step's batch. Raises the exception of a thread that failed, StorageError past the deadline."""
         return self._maker.next()
 
-    def next_if_ready(self) -> Batch | None:
+    def next_if_ready(self) -> RankBatch | None:
         """The next step's batch if it is made already."""
-        return self._maker.take_ready()
+        return self._maker.take(wait_s=0.0)
 
     def close(self) -> None:
         """Stops and joins every thread; idempotent."""
         self._finalizer()
 
 
-class _Maker:
-    """The making side; it does not know the Pipeline, so that the Pipeline can be collected while threads run."""
+class _BatchMaker:
+    """What the threads run. It has no reference to its BatchPipeline, which can so be collected while they run."""
 
-    def __init__(self, source: Source, step: int, cursors_KC: np.ndarray, options: PipelineOptions):
+    def __init__(self, source: BatchSource, step: int, cursors_KC: np.ndarray, options: PipelineOptions):
         self.source, self.options = source, options
         self.step, self.cursors_KC = step, cursors_KC.copy()
-        shards, lanes, settings = source.shards, source.lanes, source.settings
+        indexes, cache, lanes, settings = source.indexes, source.cache, source.lanes, source.settings
         self.lane_N = source.lane_B[source.slots]
         self.upcoming = UpcomingIds(source.orders, lanes, settings.global_batch_size // settings.num_lanes)
-        self.statistics = Statistics([index.name for index in shards.indexes])
-        self.lookahead = Lookahead(shards, source.orders, lanes, options.lookahead, self.statistics)
-        shards.before_open = self.lookahead.fetch
+        self.statistics = StreamStatistics([index.name for index in indexes])
+        self.lookahead = Lookahead(indexes, cache, source.orders, lanes, options.lookahead, self.statistics)
+        self.shards = ShardTable(
+            indexes,
+            cache,
+            self.lookahead,
+            vocab_size=options.vocab_size,
+            open_limit_bytes=options.open_limit_bytes,
+        )
         num_rows = self.lane_N.size
         self.domain_buffers = _Buffers((num_rows,), options.pin_memory)
-        self.token_buffers = _Buffers((num_rows, shards.row_tokens()), options.pin_memory)
+        self.token_buffers = _Buffers((num_rows, self.shards.row_tokens()), options.pin_memory)
         self.thread = threading.Thread(target=self._run, name="ado-batches", daemon=True)
         self.stop = threading.Event()
-        self.ready: SimpleQueue[Batch | None] = SimpleQueue()  # None: look at `failure`
+        self.ready: SimpleQueue[RankBatch | None] = SimpleQueue()  # None: look at `failure`
         self.room: SimpleQueue[None] = SimpleQueue()  # one entry for each batch that may still be made ahead
         for _ in range(options.prefetch):
             self.room.put(None)
-        self.failure: BaseException | None = None
-        self.doing = "starting"
+        self.failure: BaseException | None = None  # of `thread`; set before None is put into `ready`
+        self.doing = "the start"
 
-    def make(self) -> Batch:
-        """Draws, fetches and gathers the next step."""
+    def make(self) -> RankBatch:
+        """Draws the next step, fetches its shards and gathers its rows."""
         step, source = self.step, self.source
         self.doing = f"the mixture of step {step}"
         started = time.monotonic()
@@ -164,6 +175,7 @@ class _Maker:
         self.statistics.mixture_wait_s += time.monotonic() - started
         if mixture_K is None:
             raise StorageError("the stream was closed.")
+        # Before the draw moves the cursors: this step's own shards are the first to be requested.
         self.lookahead.follow(self.cursors_KC, mixture_K, source.settings.global_batch_size)
         draw = draw_step(source.settings, step, mixture_K, self.cursors_KC)
         domain_N = self.domain_buffers.get()
@@ -171,18 +183,18 @@ class _Maker:
         id_N = self.upcoming.at(domain_N, self.lane_N, draw.position_B[source.slots])
         tokens_NT = self.token_buffers.get()
         self.doing = f"the shards of step {step}"
-        source.shards.read(domain_N, id_N, tokens_NT)
-        self.statistics.read(domain_N)
+        self.shards.read(domain_N, id_N, tokens_NT)
+        self.statistics.count_batch(domain_N)
         self.step = step + 1
-        return Batch(draw, domain_N, tokens_NT)
+        return RankBatch(draw, domain_N, tokens_NT)
 
-    def next(self) -> Batch:
+    def next(self) -> RankBatch:
         """Takes the oldest finished batch, or makes one."""
         if not self.options.prefetch:
             return self.make()
         started = time.monotonic()
         while True:
-            batch = self._take()
+            batch = self.take(min(_POLL_S, self.options.timeout_s))
             if self.lookahead.failure is not None:
                 raise self.lookahead.failure
             if batch is not None:
@@ -195,24 +207,22 @@ class _Maker:
 
     def close(self) -> None:
         """Stops and joins the threads."""
+        # `thread` may be waiting in one of three places: for a mixture, for room, or for a shard.
         self.stop.set()
         self.source.board.wake()
         self.room.put(None)
         self.lookahead.close()
+        # The finalizer may run in any thread, this one included.
         if self.thread.is_alive() and threading.current_thread() is not self.thread:
             self.thread.join(timeout=_JOIN_S)
             if self.thread.is_alive():
-                _log.warning("a thread of the stream did not end within %d s; it was doing: %s", _JOIN_S, self.doing)
-        self.source.shards.close()
+                _log.warning("a thread of the stream did not end within %d s; waiting for %s", _JOIN_S, self.doing)
+        self.shards.close()
 
-    def take_ready(self) -> Batch | None:
-        """A finished batch if there is one."""
-        return self._take(wait_s=0.0)
-
-    def _take(self, wait_s: float = _GLANCE_S) -> Batch | None:
-        """A finished batch; None when there was none for a moment."""
+    def take(self, wait_s: float) -> RankBatch | None:
+        """The oldest finished batch; None when there is none within `wait_s`, or when `thread` has failed."""
         with suppress(Empty):
-            batch = self.ready.get(block=wait_s > 0, timeout=min(wait_s, self.options.timeout_s))
+            batch = self.ready.get(block=wait_s > 0, timeout=wait_s)
             if batch is not None:
                 self.room.put(None)
             return batch

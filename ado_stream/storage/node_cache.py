@@ -1,4 +1,4 @@
-"""The cache of a node: any object of a dataset, verified, on local disk; files and advisory locks only.
+"""The cache of a node: any object of a data set, verified, on the local disk; files and advisory locks only.
 
 Invariants (DESIGN.md, promises 10 and 11)
 - A path that `fetch` returns held, when it was checked, exactly the bytes of the index; a file found on disk is checked
@@ -19,13 +19,15 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TypeVar
 
+from ado_stream.durable import DiskError
 from ado_stream.errors import CacheFull, ConfigError, NotFound, ShardCorrupt
+from ado_stream.storage.complete_file import quarantine, remove_leftovers, remove_old_leftovers
 from ado_stream.storage.decompress import decompress
 from ado_stream.storage.download import download, local_path
 from ado_stream.storage.evict import Evictor, touch
-from ado_stream.storage.files import DiskError, object_lock, quarantine, remove_leftovers, remove_old_leftovers
-from ado_stream.storage.retry import Patience, RetryPolicy
-from ado_stream.storage.spec import Fetched, ObjectSpec
+from ado_stream.storage.object_locks import object_lock
+from ado_stream.storage.object_spec import Fetched, ObjectSpec
+from ado_stream.storage.retry import Deadline, RetryPolicy
 from ado_stream.storage.verify import ContentError, Mismatch, check_file
 
 T = TypeVar("T")
@@ -52,7 +54,7 @@ class NodeCache:
         self._counts = dict.fromkeys(("hits", "misses", "downloaded_bytes", "retries", "refetches"), 0)
 
     def fetch(self, spec: ObjectSpec, stop: threading.Event | None = None) -> Fetched:
-        """The raw file of `spec`, verified; blocks until it is there, bounded by the retry policy.
+        """The raw file of `spec`, verified; blocks until it is on the disk, bounded by the retry policy.
 
         Raises:
             ShardCorrupt: the content differs from the index after every download.
@@ -64,10 +66,11 @@ class NodeCache:
         spec = _without_own_remote(spec)
         if not self._is_verified(spec):
             self._warn_without_hashes(spec)
-            if not self._take_raw(spec):
+            if not self._accept_raw(spec):
                 self._prepare_folder(spec)
+                # Its holder may download several times, and each download ends one read timeout late.
                 longest_s = (self.retry.total_deadline_s + self.retry.read_timeout_s) * self.retry.max_downloads
-                with object_lock(spec.raw, Patience(longest_s, spec.where, stop)):
+                with object_lock(spec.raw, Deadline(longest_s, spec.where, stop)):
                     downloaded_bytes = self._make(spec, stop)
         self._count(
             hits=int(downloaded_bytes == 0), misses=int(downloaded_bytes > 0), downloaded_bytes=downloaded_bytes
@@ -79,7 +82,7 @@ class NodeCache:
         self._evictor.pin(spec.raw)
 
     def unpin(self, spec: ObjectSpec) -> None:
-        """Takes back one `pin`."""
+        """Undoes one `pin`."""
         self._evictor.unpin(spec.raw)
 
     def check_fits(self, specs: Iterable[ObjectSpec]) -> None:
@@ -102,21 +105,21 @@ class NodeCache:
         self._evictor.check_fits(largest.values())
 
     def map(self, spec: ObjectSpec, stop: threading.Event | None = None) -> tuple[mmap.mmap, Fetched]:
-        """A read-only map of the raw file, and what `fetch` said; the map stays readable when the file is evicted.
+        """A read-only map of the raw file, and the result of `fetch`; the map stays readable when the file is evicted.
 
-        A peer may evict between fetching and mapping; then the file is fetched again, until the total deadline.
-        Raises as `fetch`, and CacheFull when peers evict it every time.
+        Another process may evict the file between fetching and mapping; then it is fetched again, until the total
+        deadline. Raises as `fetch`, and CacheFull when it is evicted every time.
         """
-        patience = Patience(self.retry.total_deadline_s, spec.where, stop)
+        deadline = Deadline(self.retry.total_deadline_s, spec.where, stop)
         while True:
             fetched = self.fetch(spec, stop)
             with suppress(FileNotFoundError), open(fetched.path, "rb") as file:
                 if os.fstat(file.fileno()).st_size == 0:
                     raise ShardCorrupt(f"{spec.where}: {spec.label} is empty, as index.json says. Rewrite the shard.")
                 return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ), fetched
-            if not patience.wait():
+            if not deadline.wait():
                 raise CacheFull(
-                    f"{spec.label}: other processes evicted it for {patience.seconds:.0f} s before it could be read.\n"
+                    f"{spec.label}: other processes evicted it for {deadline.seconds:.0f} s before it could be read.\n"
                     "  Raise the cache limit: the jobs on this machine need more shards at once than it allows."
                 )
 
@@ -126,7 +129,7 @@ class NodeCache:
             return {**self._counts, "evictions": self._evictor.num_evicted}
 
     def _is_verified(self, spec: ObjectSpec) -> bool:
-        """Whether the file on disk is the very one this process has checked; marks it as used."""
+        """Whether the file on disk is the one this process has checked; marks it as used."""
         try:
             status = os.stat(spec.raw)
         except FileNotFoundError:
@@ -136,8 +139,8 @@ class NodeCache:
         self._touch(spec, status)
         return True
 
-    def _take_raw(self, spec: ObjectSpec) -> bool:
-        """Whether a raw file found on disk is good. Needs no lock, since a file appears complete, and writes nothing.
+    def _accept_raw(self, spec: ObjectSpec) -> bool:
+        """Whether a raw file found on disk is good. Needs no lock: files appear complete, and it writes nothing.
 
         Raises ShardCorrupt or NotFound when it is not and there is nothing to make it from.
         """
@@ -156,9 +159,10 @@ class NodeCache:
         return False
 
     def _make(self, spec: ObjectSpec, stop: threading.Event | None) -> int:
-        """Brings spec.raw into being, under its lock; returns the bytes downloaded."""
-        if self._is_verified(spec) or self._take_raw(spec):  # a peer made it meanwhile
+        """Makes spec.raw, under its lock; returns the bytes downloaded."""
+        if self._is_verified(spec) or self._accept_raw(spec):  # made by another process before the lock was free
             return 0
+        # Under the lock nobody else writes this object: whatever is unfinished was left by a dead process.
         remove_leftovers(spec.raw)
         remove_leftovers(spec.stored)
         if spec.raw.exists():
@@ -179,7 +183,7 @@ class NodeCache:
     def _download_until_good(self, spec: ObjectSpec, stop: threading.Event | None) -> int:
         assert spec.remote is not None
         remote = spec.remote
-        self._evictor.make_room(spec, Patience(self.retry.total_deadline_s, spec.where, stop))
+        self._evictor.make_room(spec, Deadline(self.retry.total_deadline_s, spec.where, stop))
         for _ in range(self.retry.max_downloads):
             try:
                 got = self._with_room(
@@ -209,22 +213,22 @@ class NodeCache:
         raise _corrupt(spec, mismatch, f"after {self.retry.max_downloads} downloads")
 
     def _unpack(self, spec: ObjectSpec, stop: threading.Event | None) -> None:
-        """Makes spec.raw from a verified spec.stored, which has served its purpose if the remote has it too."""
+        """Makes spec.raw from a verified spec.stored, which is deleted then if the remote has it too."""
         self._with_room(spec, lambda: decompress(spec, stop), stop)
         self._accept(spec)
         if spec.remote is not None:
             spec.stored.unlink(missing_ok=True)
 
     def _with_room(self, spec: ObjectSpec, write: Callable[[], T], stop: threading.Event | None) -> T:
-        """The result of `write`, repeated for as long as the disk is full and room can be made."""
-        patience = Patience(self.retry.total_deadline_s, spec.where, stop)
+        """The result of `write`, repeated while the disk is full and room can be made."""
+        deadline = Deadline(self.retry.total_deadline_s, spec.where, stop)
         while True:
             try:
                 return write()
             except DiskError as error:
                 if not error.full:
                     raise
-                self._evictor.relieve(spec, patience)
+                self._evictor.relieve(spec, deadline)
 
     def _accept(self, spec: ObjectSpec) -> None:
         status = os.stat(spec.raw)
@@ -236,13 +240,13 @@ class NodeCache:
             touch(spec.raw, status)
 
     def _set_aside(self, spec: ObjectSpec, path: Path) -> None:
-        """Quarantines a bad file that the remote can give again; a user's own file stays where it is."""
+        """Quarantines a bad file that can be downloaded again; a file without a remote stays where it is."""
         if spec.remote is not None:
             quarantine(path)
             self._count(refetches=1)
 
     def _prepare_folder(self, spec: ObjectSpec) -> None:
-        """On first sight of a folder: makes it, lets it be evicted from, clears what killed processes left."""
+        """Once per folder: makes it, registers it for eviction, removes what killed processes left."""
         folder = spec.raw.parent
         if not self._is_first("prepare", folder):
             return
@@ -267,7 +271,7 @@ class NodeCache:
             )
 
     def _is_first(self, what: str, folder: Path) -> bool:
-        """Whether `what` is to be done for `folder`, since it never was."""
+        """Whether this is the first call for `what` and `folder`."""
         with self._lock:
             first = (what, folder) not in self._done
             self._done.add((what, folder))

@@ -41,7 +41,11 @@ def uniform(key: np.uint64, counter: np.uint64) -> np.float64:
 
 @njit(cache=True, nogil=True)
 def permute(index: int, size: int, key: np.uint64) -> np.int64:
-    """Where `index` of [0, size) goes under the permutation `key`; fewer than two walks of the network on average."""
+    """Where `index` of [0, size) goes under the permutation `key`.
+
+    The network permutes [0, 2^bits), the least power of two (but 4) that holds `size`; a value outside [0, size) is put
+    through again (cycle walking), which keeps it a bijection of [0, size) in fewer than two passes on average.
+    """
     if size <= 1:
         return np.int64(0)
     bits = 2
@@ -55,7 +59,7 @@ def permute(index: int, size: int, key: np.uint64) -> np.int64:
     while True:
         low = value & low_mask
         high = value >> low_bits
-        for pair in range(pairs):
+        for pair in range(pairs):  # each half takes a keyed hash of the other; the round number is in the low 5 bits
             low ^= mix64(((high << np.uint64(5)) | np.uint64(2 * pair)) * _GOLDEN + key) & low_mask
             high ^= mix64(((low << np.uint64(5)) | np.uint64(2 * pair + 1)) * _GOLDEN + key) & high_mask
         value = (high << low_bits) | low
@@ -73,7 +77,7 @@ def words(key: np.uint64, count: int) -> np.ndarray:
 
 
 @njit(cache=True, nogil=True)
-def systematic(mixture_K, u, key, domain_B):
+def systematic(mixture_K: np.ndarray, u: np.float64, key: np.uint64, domain_B: np.ndarray) -> None:
     """Fills `domain_B`: point j takes the domain whose interval of the cumulative mixture holds (u + j) / B.
 
     The points are then shuffled over the slots (Durstenfeld 1964).
@@ -89,6 +93,7 @@ def systematic(mixture_K, u, key, domain_B):
     start = 0
     for k in range(last + 1):
         cumulative += mixture_K[k]
+        # the first point at or beyond the interval's end; the last domain with a share takes what rounding left over
         end = num_slots if k == last else min(num_slots, int(np.ceil(num_slots * (cumulative / total) - u)))
         for j in range(start, end):
             domain_B[j] = k
@@ -99,7 +104,7 @@ def systematic(mixture_K, u, key, domain_B):
 
 
 @njit(cache=True, nogil=True)
-def multinomial(mixture_K, key, domain_B):
+def multinomial(mixture_K: np.ndarray, key: np.uint64, domain_B: np.ndarray) -> None:
     """Fills `domain_B`, each slot on its own."""
     cumulative_K = np.cumsum(mixture_K)
     total = cumulative_K[-1]
@@ -113,7 +118,7 @@ def multinomial(mixture_K, key, domain_B):
 
 
 @njit(cache=True, nogil=True)
-def advance(domain_B, cursors_KC, position_B):
+def advance(domain_B: np.ndarray, cursors_KC: np.ndarray, position_B: np.ndarray) -> None:
     """Gives every slot the next position of its domain in its lane."""
     num_lanes = cursors_KC.shape[1]
     num_slots = domain_B.size
@@ -125,7 +130,15 @@ def advance(domain_B, cursors_KC, position_B):
 
 
 @njit(cache=True, nogil=True)
-def look_up(group_N, position_N, begin_G, end_G, id_GR, done, id_N):
+def look_up(
+    group_N: np.ndarray,
+    position_N: np.ndarray,
+    begin_G: np.ndarray,
+    end_G: np.ndarray,
+    id_GR: np.ndarray,
+    done: int,
+    id_N: np.ndarray,
+) -> int:
     """Fills `id_N` from slot `done` on; returns the first slot whose position is outside its group's run, or N."""
     for n in range(done, group_N.size):
         group = group_N[n]
@@ -136,10 +149,10 @@ def look_up(group_N, position_N, begin_G, end_G, id_GR, done, id_N):
 
 
 @njit(cache=True, nogil=True)
-def short_groups(cursor_KL, wanted_K, until_KL):
-    """The groups (domain x lanes + lane) that have less than three quarters of `wanted_K` asked for, beyond the cursor.
+def short_groups(cursor_KL: np.ndarray, wanted_K: np.ndarray, until_KL: np.ndarray) -> np.ndarray:
+    """The groups (domain * lanes + lane) with less than three quarters of `wanted_K` requested beyond their cursors.
 
-    Moves `until_KL`, the positions up to which was asked, to the cursors where these are further.
+    until_KL: the position up to which each group is requested; raised to the cursor where that is further.
     """
     short = np.empty(cursor_KL.size, np.int64)
     count = 0
@@ -154,13 +167,13 @@ def short_groups(cursor_KL, wanted_K, until_KL):
 
 
 @njit(cache=True, nogil=True)
-def group_pieces(start, block_samples):
+def group_pieces(start: np.ndarray, block_samples: int) -> np.ndarray:
     """First pieces of the blocks, and the number of pieces at the end; `start`: positions where pieces begin."""
     pieces = start.size - 1
     bounds = np.empty(pieces + 1, np.int64)
     count = 0
     piece = 0
-    target = np.int64(0)
+    target = 0
     while piece < pieces:
         bounds[count] = piece
         count += 1
@@ -168,14 +181,23 @@ def group_pieces(start, block_samples):
         piece += 1
         while piece < pieces and start[piece] - begin < target:
             piece += 1
+        # blocks double from a single piece on, up to block_samples: the first batch waits for one shard
         target = min(block_samples, max(2 * target, 2 * (start[piece] - begin)))
     bounds[count] = pieces
     return bounds[: count + 1].copy()
 
 
 @njit(cache=True, nogil=True)
-def ids_of_epoch(first_id, start, block, block_start, key, begin, out):
-    """Writes the sample ids at positions begin, begin + 1, ... of one epoch of a lane; see order.py's _Epoch."""
+def epoch_sample_ids(
+    first_id: np.ndarray,
+    start: np.ndarray,
+    block: np.ndarray,
+    block_start: np.ndarray,
+    key: np.uint64,
+    begin: int,
+    out: np.ndarray,
+) -> None:
+    """Writes the sample ids at positions begin, begin + 1, ... of a lane's epoch; see _Epoch in sample_order.py."""
     b = np.searchsorted(block_start, begin, side="right") - 1
     for i in range(out.size):
         position = begin + i

@@ -1,10 +1,13 @@
-"""Finds the rows of a batch in memory-mapped shards and copies them into one int64 array, in loops without the GIL.
+"""Locates the rows of a batch in memory-mapped shards and copies them into one int64 array, in loops without the GIL.
 
-Rows lie at any byte: each is first copied to an aligned scratch row, which stays in the first-level cache, and cast
-from there. While a row is cast the next one is asked for: rows lie far apart, and the processor cannot guess where.
+Rows start at any byte: each is first copied to an aligned scratch row, which stays in the first-level cache, and cast
+from there. While a row is cast the next one is prefetched: rows lie far apart, where no hardware prefetcher finds them.
 Measured on 64 rows of 1,025 uint16 tokens out of 100 MB: 22 us; without the prefetch 36; a copy of the same bytes from
 one place 7.6.
 """
+
+from collections.abc import Callable
+from typing import Any  # Numba's typing and code generation contexts, and llvmlite's builder, have no types
 
 import numpy as np
 from llvmlite import ir
@@ -17,10 +20,10 @@ _I8P, _I32 = ir.IntType(8).as_pointer(), ir.IntType(32)
 
 
 @intrinsic
-def _copy(typing_context, target, source, num_bytes):
+def _copy(typing_context: Any, target: Any, source: Any, num_bytes: Any) -> tuple[Any, Callable]:
     """memcpy between two addresses."""
 
-    def codegen(context, builder, signature, args):
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         target, source = (builder.inttoptr(address, _I8P) for address in args[:2])
         memcpy = builder.module.declare_intrinsic("llvm.memcpy", [_I8P, _I8P, ir.IntType(64)])
         builder.call(memcpy, [target, source, args[2], ir.Constant(ir.IntType(1), 0)])
@@ -30,13 +33,14 @@ def _copy(typing_context, target, source, num_bytes):
 
 
 @intrinsic
-def _prefetch(typing_context, address):
-    """Asks for a cache line that will be read."""
+def _prefetch(typing_context: Any, address: Any) -> tuple[Any, Callable]:
+    """Prefetches the cache line at an address."""
 
-    def codegen(context, builder, signature, args):
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         kind = ir.FunctionType(ir.VoidType(), [_I8P, _I32, _I32, _I32])
         name = "llvm.prefetch.p0"
         function = builder.module.globals.get(name) or ir.Function(builder.module, kind, name)
+        # 0: for a read (not a write); 3: keep in all cache levels; 1: data (not instructions)
         read, keep, data = (ir.Constant(_I32, value) for value in (0, 3, 1))
         builder.call(function, [builder.inttoptr(args[0], _I8P), read, keep, data])
         return context.get_dummy_value()
@@ -45,25 +49,35 @@ def _prefetch(typing_context, address):
 
 
 @njit(cache=True, nogil=True)
-def locate(sample_N, first_sample_G, address_G, stride_G, last_read_G, read, shard_N, row_N, address_N):
-    """Shard, row and address of every sample, by a table of shards in the order of samples; marks the shards as read.
+def locate(
+    sample_N: np.ndarray,
+    first_sample_G: np.ndarray,
+    address_G: np.ndarray,
+    stride_G: np.ndarray,
+    last_read_G: np.ndarray,
+    read: int,
+    shard_N: np.ndarray,
+    row_N: np.ndarray,
+    address_N: np.ndarray,
+) -> bool:
+    """Fills shard_N, row_N and address_N from a table of shards in the order of samples; last_read_G of them: `read`.
 
-    address_G: (G,) uint64 of row 0, 0 for a shard that is not open; stride_G: (G,) bytes between rows. Returns whether
-    all addresses could be told.
+    address_G: (G,) uint64 of row 0, 0 where the table does not know it; stride_G: (G,) bytes between rows. Returns
+    whether all addresses were known.
     """
-    all_told = True
+    all_known = True
     for n in range(sample_N.size):
         shard = np.searchsorted(first_sample_G, sample_N[n], side="right") - 1
         row = sample_N[n] - first_sample_G[shard]
         shard_N[n], row_N[n] = shard, row
         address_N[n] = address_G[shard] + np.uint64(row) * stride_G[shard]
         last_read_G[shard] = read
-        all_told &= address_G[shard] != 0
-    return all_told
+        all_known &= address_G[shard] != 0
+    return all_known
 
 
 @njit(cache=True, nogil=True)
-def _gather(address_N, slot_N, scratch, vocab_size, out_BT):
+def _gather(address_N: np.ndarray, slot_N: np.ndarray, scratch: np.ndarray, vocab_size: int, out_BT: np.ndarray) -> int:
     bad = -1
     row_bytes = scratch.size * scratch.itemsize
     for n in range(address_N.size):
@@ -77,6 +91,7 @@ def _gather(address_N, slot_N, scratch, vocab_size, out_BT):
             least = min(least, scratch[t])
             most = max(most, scratch[t])
             row[t] = scratch[t]
+        # uint64 tokens of 2^63 and more are negative as int64
         if bad < 0 and (np.int64(least) < 0 or np.int64(most) < 0 or np.int64(most) >= vocab_size):
             bad = n
     return bad
@@ -87,7 +102,7 @@ def gather(
 ) -> int:
     """Writes the row at each address to `out_BT[slot]`; returns the first n with a token >= vocab_size or < 0, or -1.
 
-    address_N: (N,) uint64, each the begin of T tokens of `dtype`. slot_N: (N,) int64. out_BT: (B, T) int64.
+    address_N: (N,) uint64, each the start of T tokens of `dtype`. slot_N: (N,) int64. out_BT: (B, T) int64.
     vocab_size None: any token that int64 holds.
     """
     scratch = np.empty(out_BT.shape[1], dtype)

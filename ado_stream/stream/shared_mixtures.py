@@ -1,8 +1,8 @@
-"""Mixtures for a data set that another process reads: a few slots of memory that a fork shares.
+"""Mixtures in memory that a fork shares, from the process that publishes to the one that draws.
 
 A DataLoader with one worker forks the data set; what the training loop publishes afterwards must reach that copy. Both
-sides hold the same anonymous memory map: no name, no file descriptor, nothing to leave behind. Slot s mod S holds step
-s; its version is odd while it is written, so that a reader never takes half a mixture.
+processes have the same anonymous memory map: it has no name and no file descriptor that could outlive them. Slot s mod
+S holds step s; its version is odd while it is written, so that the reader never takes half a mixture (a seqlock).
 """
 
 import mmap
@@ -16,21 +16,21 @@ from ado_stream.errors import PolicyError
 _NUM_SLOTS = 1024
 
 
-class Mailbox:
+class SharedMixtures:
     """One process posts mixtures by step, one other collects them. `num_domains`: K."""
 
     def __init__(self, num_domains: int):
         head = 3 + 2 * _NUM_SLOTS
         memory = mmap.mmap(-1, 8 * (head + _NUM_SLOTS * num_domains))
         words = np.frombuffer(memory, np.int64, head)
-        self._head = words[:3]  # the reader's process id, its first step not drawn, number of posts
+        self._head = words[:3]  # the reader's process id (0: none), its first step not drawn, number of posts
         self._step_S, self._version_S = words[3:].reshape(2, _NUM_SLOTS)
         self._mixture_SK = np.frombuffer(memory, np.float64, offset=8 * head).reshape(_NUM_SLOTS, num_domains)
         self._num_collected = 0
         self.clear()
 
     def clear(self) -> None:
-        """Forgets every mixture and the reader."""
+        """Discards every mixture and the reader."""
         self._head[:2] = 0
         self._step_S[:] = -1
 
@@ -54,7 +54,7 @@ class Mailbox:
         return bool(self._head[0]) and not self.is_read_here
 
     def post(self, step: int, mixture_K: np.ndarray) -> None:
-        """Leaves the mixture of `step` for the reader. The same one again is harmless.
+        """Stores the mixture of `step` for the reader. The same one again is harmless.
 
         Raises PolicyError when the reader has drawn the step already, or is too far behind.
         """
@@ -71,6 +71,8 @@ class Mailbox:
             raise PolicyError(
                 f"publish({step}, ...): the DataLoader's worker is at step {first}; publish at most {_NUM_SLOTS} ahead."
             )
+        # In this order: a reader that sees the count of posts sees the whole slot; one that comes earlier sees an odd
+        # version, leaves the slot, and comes again because the count changes.
         self._version_S[slot] += 1
         self._step_S[slot] = step
         self._mixture_SK[slot] = mixture_K
@@ -82,7 +84,7 @@ class Mailbox:
         self._head[1] = first
         if self._head[2] == self._num_collected:
             return
-        self._num_collected = int(self._head[2])
+        self._num_collected = int(self._head[2])  # before the slots: a post meanwhile is collected the next time
         for slot in np.flatnonzero(self._step_S >= first).tolist():
             version = int(self._version_S[slot])
             step, mixture_K = int(self._step_S[slot]), self._mixture_SK[slot].copy()
