@@ -14,13 +14,13 @@ __version__ = "0.1.0"
 
 _HOME = {
     # fit
-    "fit_scaling_laws": "ado_stream.policy.laws",
-    "FitConfig": "ado_stream.policy.laws",
-    "ScalingLawFit": "ado_stream.policy.laws",
+    "fit_scaling_laws": "ado_stream.policy.scaling_laws",
+    "FitConfig": "ado_stream.policy.scaling_laws",
+    "ScalingLawFit": "ado_stream.policy.scaling_laws",
     # policy
-    "AdoPolicy": "ado_stream.policy.ado",
-    "AdoConfig": "ado_stream.policy.ado",
-    "make_policy": "ado_stream.policy.registry",
+    "AdoPolicy": "ado_stream.policy.ado_policy",
+    "AdoConfig": "ado_stream.policy.ado_policy",
+    "make_policy": "ado_stream.policy.policy_registry",
     "Floor": "ado_stream.policy.guards",
     "Ceiling": "ado_stream.policy.guards",
     "Pin": "ado_stream.policy.guards",

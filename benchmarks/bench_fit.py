@@ -21,9 +21,10 @@ from unittest import mock
 import numpy as np
 
 from ado_kernels import scaling_law_fit
-from ado_kernels.fit import search
-from ado_kernels.fit.descent import minimise
-from ado_kernels.fit.problem import (
+from ado_kernels.fit import numba_search as search
+from ado_kernels.fit.numba_descent import minimise
+from ado_kernels.fit.numba_smoothing import prepare_losses
+from ado_kernels.fit.objective import (
     ALPHA_HIGH_KINK,
     ALPHA_LOW_KINK,
     LOG_BETA_KINK,
@@ -31,8 +32,7 @@ from ado_kernels.fit.problem import (
     FitOptions,
     objective,
 )
-from ado_kernels.fit.smoothing import prepare
-from ado_stream.policy.history import LossHistory
+from ado_stream.policy.loss_history import LossHistory
 from benchmarks.common import bar, in_own_process, median_s, print_bars, write_result
 
 STEPS = 60_000
@@ -80,7 +80,7 @@ def newton_steps(num_domains: int) -> dict[str, Any]:
         *map(np.asarray, (OPTIONS.grid_log_beta, OPTIONS.grid_log_eps, OPTIONS.grid_alpha)), OPTIONS.delta
     )
     coarse, full, ends = [], [], []
-    for y_M in np.log(prepare(losses_KT, OPTIONS)):
+    for y_M in np.log(prepare_losses(losses_KT, OPTIONS)):
         bins, values = search.bin_points(x_M, y_M), []
         for start in range(1, search.NUM_FACES + grid.alpha.size):
             theta_P, passes = np.empty(3), 0
@@ -150,7 +150,7 @@ def against_scipy(num_starts: int = SCIPY_STARTS, steps: int = STEPS) -> dict[st
 
     counts_T, losses_KT = history(1, steps)
     points_M = counts_T[OPTIONS.ignore_steps :: OPTIONS.every]
-    smooth_M = prepare(losses_KT, OPTIONS)[0]
+    smooth_M = prepare_losses(losses_KT, OPTIONS)[0]
     as_is = FitOptions(smooth_window=0, every=1)
     found = scaling_law_fit(points_M, smooth_M[None], as_is, "numba")
     ours_s = median_s(lambda: scaling_law_fit(points_M, smooth_M[None], as_is, "numba"), repeats=15)

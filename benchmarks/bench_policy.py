@@ -15,8 +15,8 @@ from typing import Any
 import numpy as np
 
 import ado_stream as ado
+from ado_stream.simulate.closed_loop import read_spec, simulate
 from ado_stream.simulate.default_spec import default_spec
-from ado_stream.simulate.loop import read_spec, simulate
 from benchmarks.common import bar, median_s, print_bars, write_result
 
 BATCH = 256

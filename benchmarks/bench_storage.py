@@ -116,7 +116,7 @@ def _timed(batches: Iterator[Any], start: float, num_batches: int) -> dict[str, 
 
 def run_fetch(cache: Path) -> dict[str, float]:
     """Every shard through NodeCache: from the store, then found on disk by a next run, then as hits."""
-    from ado_stream.storage.cache import NodeCache
+    from ado_stream.storage.node_cache import NodeCache
     from ado_stream.stream.domain import Domain
     from ado_stream.stream.shard_table import open_indexes
 

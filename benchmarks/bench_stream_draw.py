@@ -9,10 +9,10 @@ import time
 
 import numpy as np
 
-from ado_stream.stream.draw import Draw, Settings, draw_step
-from ado_stream.stream.index import MdsIndex
-from ado_stream.stream.order import DomainOrder, UpcomingIds
-from ado_stream.stream.state import from_state, to_state
+from ado_stream.stream.batch_draw import DrawSettings, StepDraw, draw_step
+from ado_stream.stream.mds_index import MdsIndex
+from ado_stream.stream.sample_order import DomainOrder, UpcomingIds
+from ado_stream.stream.stream_state import decode_state, encode_state
 from benchmarks.common import median_s, write_result
 
 
@@ -21,11 +21,11 @@ def step_ms(batch: int, domains: int, lanes: int, ranks: int) -> dict[str, float
     mixture_K = np.random.default_rng(0).dirichlet(np.ones(domains))
     orders = [DomainOrder(str(k), np.full(200, 8000), 1, lanes) for k in range(domains)]
     cursors_KC = np.full((domains, lanes), 10_000, np.int64)
-    settings = Settings(batch, lanes, 1, "systematic")
+    settings = DrawSettings(batch, lanes, 1, "systematic")
     slots = slice(0, max(1, batch // ranks))
     lane_N = (np.arange(batch) * lanes // batch)[slots]
     upcoming = UpcomingIds(orders, range(int(lane_N[-1]) + 1), batch // lanes)
-    draws: list[Draw] = []
+    draws: list[StepDraw] = []
 
     def draw() -> None:
         draws.append(draw_step(settings, len(draws), mixture_K, cursors_KC))
@@ -46,8 +46,8 @@ def state_cost(domains: int, lanes: int) -> dict[str, float]:
     identity = {"seed": 1, "canonical_nodes": lanes}
     cursors_KC = np.full((domains, lanes), 1_000_000 * 4096 // (domains * lanes), np.int64)
     pending = {step: np.random.default_rng(step).dirichlet(np.ones(domains)) for step in range(9)}
-    text = json.dumps(to_state(identity, indexes, 1_000_000, cursors_KC, pending))
-    load_s = median_s(lambda: from_state(json.loads(text), identity, indexes), 9)
+    text = json.dumps(encode_state(identity, indexes, 1_000_000, cursors_KC, pending))
+    load_s = median_s(lambda: decode_state(json.loads(text), identity, indexes), 9)
     return {"state_bytes": len(text), "load_ms": load_s * 1e3}
 
 

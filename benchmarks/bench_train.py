@@ -149,7 +149,7 @@ class Loop:
             if self._with_ado:
                 self._loader.observe(*outcome.for_policy(), reduced=True)
             else:
-                self._dataset.publish(batch["step"] + 1 + LAG, self._dataset.prior_K)
+                self._dataset.publish(batch["step"] + 1 + LAG, self._dataset.prior)
 
     def close(self) -> None:
         """Stops the threads."""
@@ -185,7 +185,7 @@ def median_difference(value_R2: np.ndarray) -> dict[str, Any]:
 
 def warm_policy(case: Case) -> Any:
     """ADO just after its first refit, so that every step mixes by laws and the windows hold no further refit."""
-    from ado_stream.policy.registry import make_policy
+    from ado_stream.policy.policy_registry import make_policy
 
     names = {f"d{k:02}": 1.0 for k in range(case.num_domains)}
     policy = make_policy("ado", names, start_step=REFIT_INTERVAL, ignore_steps=100, interval=REFIT_INTERVAL)
@@ -197,7 +197,7 @@ def warm_policy(case: Case) -> Any:
 
 def refit_seconds(case: Case) -> float:
     """Seconds of one refit late in a long run."""
-    from ado_stream.policy.laws import fit_scaling_laws
+    from ado_stream.policy.scaling_laws import fit_scaling_laws
 
     count_T = 12.0 * case.num_domains * np.arange(1, case.history_steps + 1)
     loss_KT = _losses(case.history_steps, case.num_domains).T

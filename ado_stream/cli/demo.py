@@ -32,7 +32,7 @@ def run(args: argparse.Namespace) -> int:
     """Runs the demo; ends with the comparison as a table and the report's path."""
     from rich.console import Console
 
-    from ado_kernels.machine_code import compile_behind
+    from ado_kernels.numba_cache import compile_in_background
     from ado_stream.demo.plan import DemoPlan
     from ado_stream.train.host import let_idle_threads_sleep
 
@@ -41,7 +41,7 @@ def run(args: argparse.Namespace) -> int:
     console.print(f"ado-stream demo: all of it stays in {args.out}, nothing is downloaded")
     let_idle_threads_sleep()
     for group in ("ops", "fit"):  # on a new machine that takes about as long as a quick demo's training
-        compile_behind(group)
+        compile_in_background(group)
     # with --json, standard output is for the answer alone: what the stages print goes beside it
     shown = contextlib.redirect_stdout(sys.stderr) if args.json else contextlib.nullcontext()
     with shown:
@@ -75,14 +75,14 @@ def _show_text(console: "Console", text: "list[DomainText]") -> None:
 
 
 def _show_result(console: "Console", result: "DemoResult") -> None:
-    from ado_stream.report.data import load_runs
-    from ado_stream.report.markup import Cell
-    from ado_stream.report.style import colors_of
-    from ado_stream.report.tables import domain_table
+    from ado_stream.report.plot_style import domain_colors
+    from ado_stream.report.report_html import Cell
+    from ado_stream.report.report_tables import domain_table
+    from ado_stream.report.run_data import load_runs
     from ado_stream.report.verdict import caveats, compare
 
     runs = load_runs(result.run_dirs)
-    header, rows = domain_table(runs, colors_of(runs[0].domains), sizes=False)
+    header, rows = domain_table(runs, domain_colors(runs[0].domains), sizes=False)
     cells = [[cell.text if isinstance(cell, Cell) else cell for cell in row] for row in rows]
     console.print()
     console.print(table_text(header, cells), soft_wrap=True)

@@ -15,7 +15,7 @@ import numpy as np
 
 from ado_stream.cli.options import picture_path, table_text
 from ado_stream.errors import ConfigError, DataError
-from ado_stream.policy.laws import FitConfig, ScalingLawFit, fit_scaling_laws, prepare_history
+from ado_stream.policy.scaling_laws import FitConfig, ScalingLawFit, fit_scaling_laws, prepare_history
 
 AXES = ("samples", "step")
 BOUNDS = ("beta", "eps", "alpha")
@@ -33,7 +33,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--ignore-steps", type=int, default=default.ignore_steps, help="rows dropped from the front")
     parser.add_argument("--every", type=int, default=default.every, help="fit every n-th row after smoothing")
-    parser.add_argument("--backend", default="auto", help="auto, numba, torch or triton")
+    parser.add_argument("--backend", default="auto", help="auto, numba or triton")
     parser.add_argument("--json", action="store_true", help="print the laws as JSON")
     parser.add_argument("--plot", metavar="FILE.png", type=Path, help="draw the fitted points and the laws")
 
@@ -142,7 +142,7 @@ def draw_laws(path: Path, names: list[str], samples_M: np.ndarray, losses_KM: np
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    from ado_stream.report.laws import MAX_PANELS
+    from ado_stream.report.forecast_plot import MAX_PANELS
 
     shown = names[:MAX_PANELS]
     num_columns = min(4, math.ceil(math.sqrt(len(shown))))

@@ -13,12 +13,12 @@ from typing import TYPE_CHECKING, Any
 
 from ado_stream.cli.options import picture_path, plain_options
 from ado_stream.errors import ConfigError
-from ado_stream.policy.base import Policy
-from ado_stream.policy.registry import RunFacts, make_run_policy
+from ado_stream.policy.base_policy import Policy, RunContext
+from ado_stream.policy.policy_registry import make_run_policy
 from ado_stream.simulate.replay import check_complete, replay
 
 if TYPE_CHECKING:
-    from ado_stream.report.data import Run
+    from ado_stream.report.run_data import Run
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -32,17 +32,19 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Feeds the record to the policy; prints a table or JSON, draws when asked."""
-    from ado_stream.report.data import load_runs
+    from ado_stream.report.run_data import load_runs
 
     plot = picture_path(args.plot) if args.plot else None
     recorded, *others = load_runs([args.run])
     if others:
         raise ConfigError(f"{args.run} holds {1 + len(others)} runs; name one of them, such as {recorded.path}.")
     check_complete(recorded.step_S, str(recorded.path))
-    options = dict(recorded.about.get("policy_options") or {}) if args.policy == recorded.about.get("policy") else {}
+    options = (
+        dict(recorded.metadata.get("policy_options") or {}) if args.policy == recorded.metadata.get("policy") else {}
+    )
     options |= plain_options(args.option)
     guards = options.pop("guards", [])
-    policy, lag = _policy(recorded, args.policy, options, guards), recorded.about.get("mixture_lag", 0)
+    policy, lag = _policy(recorded, args.policy, options, guards), recorded.metadata.get("mixture_lag", 0)
     mixture_SK = replay(policy, recorded.domain_loss_SK, recorded.samples_SK, lag, recorded.mixture_SK[0])
     drawn_K = recorded.samples_SK.sum(axis=0) / recorded.samples_SK.sum()
     summary = {
@@ -70,17 +72,17 @@ def run(args: argparse.Namespace) -> int:
 
 def _policy(recorded: "Run", name: str, options: dict[str, Any], guards: list[dict[str, Any]]) -> Policy:
     """The policy as training would have made it in the recorded run."""
-    about = recorded.about
+    about = recorded.metadata
     corpus = (about.get("corpus") or {}).get("domains") or {}
     sizes = {domain: size["samples"] for domain, size in corpus.items()}
     prior = dict(zip(recorded.domains, recorded.prior_K.tolist(), strict=True))
-    run = RunFacts(recorded.planned_steps, about.get("global_batch_size"), about.get("mixture_lag", 0), sizes or None)
+    run = RunContext(recorded.planned_steps, about.get("global_batch_size"), about.get("mixture_lag", 0), sizes or None)
     return make_run_policy(name, prior, options, guards, run)
 
 
 def _print(summary: dict[str, Any], recorded: "Run") -> None:
     print(
-        f"{summary['steps']:,} steps of {recorded.label} (policy {recorded.about.get('policy')}), "
+        f"{summary['steps']:,} steps of {recorded.label} (policy {recorded.metadata.get('policy')}), "
         f"replayed with {summary['policy']}; shares in %\n"
     )
     print(f"{'domain':<24}{'prior':>9}{'drawn':>9}{'mean':>9}{'at the end':>12}")
@@ -91,9 +93,9 @@ def _print(summary: dict[str, Any], recorded: "Run") -> None:
 
 def _draw(recorded: "Run", replayed: "Run", path: Path) -> None:
     from ado_stream.report.mixture_plot import draw_mixture
-    from ado_stream.report.style import colors_of, styled
+    from ado_stream.report.plot_style import domain_colors, styled
 
     with styled():
-        plot = draw_mixture([recorded, replayed], colors_of(recorded.domains))
+        plot = draw_mixture([recorded, replayed], domain_colors(recorded.domains))
         assert plot is not None, "every step has a mixture"
         plot.figure.savefig(path)

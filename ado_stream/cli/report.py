@@ -18,8 +18,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Writes the report and prints the verdict and where the page is."""
-    from ado_stream.report.data import load_runs
-    from ado_stream.report.page import write_report
+    from ado_stream.report.report_page import write_report
+    from ado_stream.report.run_data import load_runs
     from ado_stream.report.verdict import caveats, compare
 
     runs = load_runs(args.runs)

@@ -1,6 +1,6 @@
-"""What a policy would do: a closed loop on synthetic laws, from a spec or a built-in world of 22 domains.
+"""What a policy would do: a closed loop on synthetic laws, from a spec or 22 built-in domains.
 
-Keys of a spec: ado_stream/simulate/loop.py.
+Keys of a spec: ado_stream/simulate/closed_loop.py.
 """
 
 import argparse
@@ -12,15 +12,17 @@ import numpy as np
 
 from ado_stream.cli.options import picture_path, plain_options
 from ado_stream.errors import ConfigError, NotFound
+from ado_stream.simulate.closed_loop import Outcome, Spec, read_spec, simulate
 from ado_stream.simulate.default_spec import default_spec
-from ado_stream.simulate.loop import Outcome, Spec, read_spec, simulate
 
 MAX_ROWS = 40  # domains in the printed table
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The verb's options."""
-    parser.add_argument("spec", nargs="?", metavar="SPEC.yaml", help="a world and policies; default: the built-in one")
+    parser.add_argument(
+        "spec", nargs="?", metavar="SPEC.yaml", help="domains and policies; default: 22 built-in domains"
+    )
     parser.add_argument("--policy", action="append", metavar="NAME", help="try this policy instead; may be repeated")
     parser.add_argument("--option", action="append", default=[], metavar="K=V", help="option of the --policy given")
     parser.add_argument("--steps", type=int, help="steps instead of the spec's")
@@ -53,25 +55,25 @@ def run(args: argparse.Namespace) -> int:
 
 def _controlled(args: argparse.Namespace, plot: Path | None) -> int:
     """Runs the controlled experiments, prints their shares or JSON, draws."""
-    from ado_stream.simulate.controlled import experiments
+    from ado_stream.simulate.controlled_experiments import run_experiments
 
     if args.spec or args.policy or args.steps or args.seed is not None:
         raise ConfigError("--controlled has domains, a policy and steps of its own; give it only --plot or --json.")
-    found = experiments()
+    found = run_experiments()
     if args.json:
         fields = [{"title": each.title, "varied": each.axis} for each in found]
-        columns = [{"value": each.value_X, "share": each.given_X, "expected": each.expected_X} for each in found]
+        columns = [{"value": each.value_X, "share": each.measured_X, "expected": each.expected_X} for each in found]
         arrays = [{key: value_X.tolist() for key, value_X in column.items()} for column in columns]
         print(json.dumps([{**field, **array} for field, array in zip(fields, arrays, strict=True)], indent=1))
     else:
         width = max(len(each.title) for each in found)
         print(f"{'experiment':<{width}}  {'share from':>10}  {'to':>8}  {'off the formula by at most':>26}")
         for each in found:
-            off = float(np.abs(each.given_X - each.expected_X).max())
-            low, high = each.given_X.min(), each.given_X.max()
+            off = float(np.abs(each.measured_X - each.expected_X).max())
+            low, high = each.measured_X.min(), each.measured_X.max()
             print(f"{each.title:<{width}}  {low:>10.2%}  {high:>8.2%}  {off:>26.1e}")
     if plot:
-        from ado_stream.report.style import styled
+        from ado_stream.report.plot_style import styled
         from ado_stream.simulate.controlled_plot import draw_controlled
 
         with styled():
@@ -84,7 +86,7 @@ def _controlled(args: argparse.Namespace, plot: Path | None) -> int:
 def summarise(spec: Spec, outcomes: dict[str, Outcome]) -> dict[str, Any]:
     """The outcomes in numbers: final true losses (nats per token) and shares, and steps to the first policy's loss:
     the first from which on the loss by prior stays at or under what the first policy ends with; None: it ends above."""
-    prior_K, names = spec.world.prior_K, spec.world.names
+    prior_K, names = spec.domains.prior_K, spec.domains.names
     target = next(iter(outcomes.values())).mean_loss(prior_K)[-1]
     policies = {}
     for label, outcome in outcomes.items():
@@ -125,7 +127,7 @@ def _read_yaml(path: Path) -> dict[str, Any]:
     try:
         given = OmegaConf.to_container(OmegaConf.load(path), resolve=True)
     except FileNotFoundError:
-        raise NotFound(f"{path}: no such spec. Give a YAML file, or none for the built-in world.") from None
+        raise NotFound(f"{path}: no such spec. Give a YAML file, or none for the built-in domains.") from None
     except (OSError, YAMLError, OmegaConfBaseException) as error:
         raise ConfigError(f"{path}: cannot be read as YAML ({' '.join(str(error).split())}).") from None
     if not isinstance(given, dict):
@@ -145,21 +147,21 @@ def _print(spec: Spec, summary: dict[str, Any]) -> None:
     print("\nfinal loss, and share of the batch at the end in %")
     columns = "".join(f"  {label[:18]:>18}" for label in policies)
     print(f"{'domain':<20} {'prior':>6}{columns}")
-    for index, name in enumerate(spec.world.names[:MAX_ROWS]):
+    for index, name in enumerate(spec.domains.names[:MAX_ROWS]):
         cells = "".join(
             f"  {found['loss'][name]:9.4f} {100 * found['mixture'][name]:7.2f}%" for found in policies.values()
         )
-        print(f"{name[:20]:<20} {100 * spec.world.prior_K[index]:5.2f}%{cells}")
-    if len(spec.world.names) > MAX_ROWS:
-        print(f"... and {len(spec.world.names) - MAX_ROWS} more domains (--json has them)")
+        print(f"{name[:20]:<20} {100 * spec.domains.prior_K[index]:5.2f}%{cells}")
+    if len(spec.domains.names) > MAX_ROWS:
+        print(f"... and {len(spec.domains.names) - MAX_ROWS} more domains (--json has them)")
 
 
 def _draw(spec: Spec, outcomes: dict[str, Outcome], path: Path) -> None:
     """Loss over the steps, its distance to the first policy's, and every policy's mixture, in one PNG."""
-    from ado_stream.report.style import color_of, new_figure, run_style, styled, thousands
+    from ado_stream.report.plot_style import domain_color, new_figure, run_style, styled, thousands
 
     first = next(iter(outcomes))
-    shades = [color_of(index) for index in range(len(spec.world.names))]
+    shades = [domain_color(index) for index in range(len(spec.domains.names))]
     with styled():
         figure = new_figure(3.2 + 2.6 * len(outcomes))
         rows: Any = figure.subfigures(2, 1, height_ratios=[3.2, 2.6 * len(outcomes)])
@@ -167,8 +169,8 @@ def _draw(spec: Spec, outcomes: dict[str, Outcome], path: Path) -> None:
         stacks = rows[1].subplots(len(outcomes), 1, squeeze=False)[:, 0]
         for number, (label, outcome) in enumerate(outcomes.items()):
             later = outcome.step_S > spec.steps // 100
-            mean_S = outcome.mean_loss(spec.world.prior_K)
-            ahead_S = mean_S - outcomes[first].mean_loss(spec.world.prior_K)
+            mean_S = outcome.mean_loss(spec.domains.prior_K)
+            ahead_S = mean_S - outcomes[first].mean_loss(spec.domains.prior_K)
             left.plot(outcome.step_S[later], mean_S[later], label=label, **run_style(number))
             right.plot(outcome.step_S[later], ahead_S[later], label=label, **run_style(number))
         left.set(xlabel="step", ylabel="loss (nats per token)", title="True loss, weighted by the prior")
@@ -180,5 +182,5 @@ def _draw(spec: Spec, outcomes: dict[str, Outcome], path: Path) -> None:
         for axes in (left, right, *stacks):
             thousands(axes.xaxis)
         if len(shades) <= MAX_ROWS:
-            rows[1].legend(stacks[-1].collections, spec.world.names, loc="outside lower center", ncols=5, fontsize=8)
+            rows[1].legend(stacks[-1].collections, spec.domains.names, loc="outside lower center", ncols=5, fontsize=8)
         figure.savefig(path)

@@ -7,14 +7,13 @@ of PIECE_BYTES, so that each domain has documents enough to hold some out.
 
 import hashlib
 import json
-import os
 from collections import Counter, defaultdict
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from ado_stream.demo.sources import Source, find_sources, help_topics
-from ado_stream.durable import write_durably
+from ado_stream.durable import durable_file, write_durably
 from ado_stream.errors import DataError
 
 # Sizes differ on purpose, as do difficulties: a policy has something to choose.
@@ -128,16 +127,14 @@ def _candidates(
 
 def _write(domain: str, path: Path, texts: Iterator[tuple[str, str]]) -> DomainText:
     files = documents = size_bytes = 0
-    temporary = path.with_suffix(".tmp")
-    with open(temporary, "w", encoding="utf-8") as out:
+    with durable_file(path) as out:
         for name, text in texts:
             files += 1
             for number, piece in enumerate(cut(text)):
                 meta = {"pile_set_name": domain, "source": f"{name}#{number}" if number else name}
-                out.write(json.dumps({"text": piece, "meta": meta}, ensure_ascii=False) + "\n")
+                out.write((json.dumps({"text": piece, "meta": meta}, ensure_ascii=False) + "\n").encode())
                 documents += 1
                 size_bytes += len(piece.encode())
-    os.replace(temporary, path)
     return DomainText(domain, path, files, documents, size_bytes)
 
 

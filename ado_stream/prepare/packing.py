@@ -55,8 +55,6 @@ class Packer:
         self._last_commit_s = time.monotonic()
         self.num_pieces = 0
         self.refused: Counter[str] = Counter()
-        for folder in ("tmp", "done"):
-            (work / folder).mkdir(parents=True, exist_ok=True)
         self._resume()
 
     def add(self, result: PieceResult) -> None:
@@ -140,7 +138,6 @@ class Packer:
             shard=shard,
             form=self._form,
             out_path=str(self._target.local_path(name)),
-            temporary_path=str(self._work / "tmp" / name.replace("/", "_")),
         )
         entry = self._pool.submit(Worker.finish_shard, job)
         self._jobs.append(self._publishers.submit(self._publish, key, shard, name, entry))

@@ -17,7 +17,7 @@ from ado_stream.corpus import manifest as manifests
 from ado_stream.corpus.manifest import folder_of
 from ado_stream.corpus.mds import ShardFormat
 from ado_stream.corpus.tokenizer import BYTES, CONFIG_NAME, Tokenizer, bpe_vocabulary, load_tokenizer, train_tokenizer
-from ado_stream.durable import write_durably
+from ado_stream.durable import disk_errors, write_durably
 from ado_stream.errors import ConfigError
 from ado_stream.prepare.config import PrepareConfig
 from ado_stream.prepare.output import Target
@@ -28,7 +28,7 @@ from ado_stream.prepare.readers import Fields, Piece, Refusals, cut_pieces
 from ado_stream.prepare.sample import Sample
 from ado_stream.prepare.source import SourceFile, find_sources
 from ado_stream.prepare.worker import Worker, WorkerSetup
-from ado_stream.prepare.workspace import begin_or_resume, clear, disk_errors, is_complete, locked, places_of, plan_of
+from ado_stream.prepare.workspace import begin_or_resume, clear, is_complete, locked, places_of, plan_of
 
 _SAMPLE_BYTES_PER_TOKEN = 512  # of training text for each id of a BPE vocabulary
 _SCAN_BYTES = 4 << 30
@@ -42,14 +42,15 @@ def prepare(config: PrepareConfig) -> Path | str:
     spawned: a script that calls this needs the usual `if __name__ == "__main__":`, or workers=1.
 
     Raises ConfigError (settings, an empty domain, another corpus in the way), NotFound (input), DataError (unreadable
-    text, with file and line), StorageError (disk full, upload failed), AccessDenied.
+    text, with file and line), StorageError (disk full, permission denied, upload failed).
     """
     by_place = config.domain_key is None
     files = find_sources(config.inputs, "hash" if config.val_frac else "train", by_place)
     files += find_sources(config.val, "val", by_place)
     plan = plan_of(config, files)
     work, target = places_of(config)
-    with disk_errors(config.out), locked(work):
+    advice = "Finished work is kept: free space or fix the permissions, then run the same command again."
+    with disk_errors(config.out, advice), locked(work):
         if not is_complete(target, plan, config.out):
             begin_or_resume(work, target, plan)
             _Run(config, files, plan, work, target).execute()

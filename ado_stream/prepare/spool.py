@@ -11,6 +11,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from ado_stream.corpus.mds import ShardFormat
+from ado_stream.durable import sync
 from ado_stream.errors import ResumeError
 
 
@@ -49,6 +50,7 @@ class Spool:
             state.shard_fill_bytes += len(part)
             rest = rest[len(part) :]
             if state.shard_fill_bytes == self.form.spool_bytes:
+                sync(self.path(state.shard))  # the journal will count it, and `sync` sees the shard being filled alone
                 full.append(state.shard)
                 state.shard += 1
                 state.shard_fill_bytes = 0
@@ -66,10 +68,9 @@ class Spool:
 
     def sync(self) -> None:
         """Returns when what is being filled is on the disk."""
-        path = self.path(self.state.shard)
         if self.state.shard_fill_bytes:
-            with open(path, "rb") as file:
-                os.fsync(file.fileno())
+            sync(self.path(self.state.shard))
+        sync(self.folder)
 
     def snapshot(self) -> dict[str, int]:
         """The state for the journal."""

@@ -4,10 +4,10 @@ A worker holds its tokenizer and settings from `start` on; every call depends on
 torch, no streaming: a worker is ready in a fraction of a second.
 """
 
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -15,6 +15,7 @@ import xxhash
 
 from ado_stream.corpus.mds import ShardFormat, compress_shard, encode_shard, shard_entry
 from ado_stream.corpus.tokenizer import Tokenizer, load_tokenizer
+from ado_stream.durable import write_durably
 from ado_stream.prepare.readers import Document, Fields, Piece, Refusals, read_documents
 from ado_stream.prepare.sample import Sample, priority
 
@@ -53,14 +54,13 @@ class PieceResult:
 
 @dataclass(frozen=True)
 class ShardJob:
-    """One shard to finish: its raw samples on disk, where it goes, and where it may be written on the way."""
+    """One shard to finish: its raw samples on disk, and where it goes."""
 
     samples_path: str
     samples_bytes: int  # from its beginning
     shard: int
     form: ShardFormat
     out_path: str
-    temporary_path: str
 
 
 class Worker:
@@ -95,11 +95,7 @@ class Worker:
         with open(job.samples_path, "rb") as file:
             raw = encode_shard(file.read(job.samples_bytes), job.form)
         compressed = compress_shard(raw)
-        with open(job.temporary_path, "wb") as file:
-            file.write(compressed)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(job.temporary_path, job.out_path)
+        write_durably(Path(job.out_path), compressed)
         return shard_entry(job.shard, raw, compressed, job.form)
 
     def split_of(self, document: Document) -> str:

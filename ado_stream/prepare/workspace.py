@@ -1,11 +1,10 @@
-"""Where a run works and writes, and whether it may: the plan, the lock, what an earlier run left, the disk's errors.
+"""Where a run works and writes, and whether it may: the plan, the lock, what an earlier run left.
 
 The working folder is `.prepare` inside a local corpus, or in the user's cache for a remote one. It holds the hash of
 the plan it was made for: work is gone on with only under the same plan, and thrown away only before it came to
 anything.
 """
 
-import errno
 import os
 import shutil
 from collections.abc import Iterator, Sequence
@@ -13,15 +12,14 @@ from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 
-from filelock import FileLock, Timeout
-
 from ado_stream.corpus import manifest as manifests
 from ado_stream.durable import write_durably
-from ado_stream.errors import AccessDenied, ConfigError, StorageError
+from ado_stream.errors import ConfigError
 from ado_stream.prepare.config import PrepareConfig
 from ado_stream.prepare.output import LocalTarget, RemoteTarget, Target
 from ado_stream.prepare.packing import JOURNAL_NAME
 from ado_stream.prepare.source import SourceFile
+from ado_stream.storage.object_locks import lock_if_free
 
 _WORK_FOLDER = ".prepare"
 _PLAN_NAME = "plan"
@@ -93,25 +91,7 @@ def clear(work: Path) -> None:
 @contextmanager
 def locked(work: Path) -> Iterator[None]:
     """Holds the working folder's lock. Raises ConfigError when another process has it."""
-    work.mkdir(parents=True, exist_ok=True)
-    try:
-        with FileLock(work / _LOCK_NAME, timeout=0):
-            yield
-    except Timeout as error:
-        raise ConfigError(f"{work}: another process is writing this corpus; wait for it, or end it.") from error
-
-
-@contextmanager
-def disk_errors(out: str) -> Iterator[None]:
-    """Turns a full disk into StorageError, a forbidden file into AccessDenied."""
-    try:
+    with lock_if_free(work / _LOCK_NAME) as held:
+        if not held:
+            raise ConfigError(f"{work}: another process is writing this corpus; wait for it, or end it.")
         yield
-    except PermissionError as error:
-        raise AccessDenied(f"{error.filename or out}: permission denied. Check the folder's owner and mode.") from error
-    except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
-            raise
-        raise StorageError(
-            f"{error.filename or out}: no space left on the disk.\n"
-            "  Finished work is kept: make room and run the same command again."
-        ) from error

@@ -12,8 +12,8 @@ from ado_model import PRESETS, ModelConfig
 from ado_stream.corpus import Corpus, open_corpus
 from ado_stream.errors import ConfigError
 from ado_stream.loader import AdaptiveLoader
-from ado_stream.policy import registry
-from ado_stream.policy.base import Policy
+from ado_stream.policy import policy_registry
+from ado_stream.policy.base_policy import Policy, RunContext
 from ado_stream.stream.dataset import AdaptiveStreamingDataset
 from ado_stream.train.config import TrainConfig
 from ado_stream.train.distributed import World
@@ -51,7 +51,7 @@ def assemble(config: TrainConfig, world: World) -> Parts:
         device=world.device,
         timeout_s=world.timeout_s,
     )
-    rank_rows = config.data.global_batch_size // dataset.world.readers
+    rank_rows = config.data.global_batch_size // dataset.rank_slots.num_parts
     return Parts(corpus, model, loader, make_schedule(config, model.width), micro_rows(config, rank_rows))
 
 
@@ -130,15 +130,15 @@ def make_dataset(config: TrainConfig, corpus: Corpus, world: World) -> AdaptiveS
 
 def make_run_policy(config: TrainConfig, dataset: AdaptiveStreamingDataset) -> Policy:
     """The config's policy inside its guards. What options need to know of the run is filled in."""
-    prior = dict(zip(dataset.names, dataset.prior_K.tolist(), strict=True))
-    facts = registry.RunFacts(
+    prior = dict(zip(dataset.names, dataset.prior.tolist(), strict=True))
+    context = RunContext(
         steps=config.train.steps,
         global_batch_size=config.data.global_batch_size,
         mixture_lag=config.data.mixture_lag,
-        sizes=dict(zip(dataset.names, dataset.num_samples_K.tolist(), strict=True)),
+        sizes=dict(zip(dataset.names, dataset.num_samples.tolist(), strict=True)),
     )
     section = config.policy
-    return registry.make_run_policy(section.name, prior, section.options, section.guards, facts)
+    return policy_registry.make_run_policy(section.name, prior, section.options, section.guards, context)
 
 
 def parse_bytes(text: str | None) -> int | None:

@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from ado_kernels.machine_code import compile_behind
+from ado_kernels.numba_cache import compile_in_background
 from ado_model import Transformer
 from ado_stream.errors import ResumeError, StorageError
 from ado_stream.record import RunRecord
@@ -63,7 +63,7 @@ def run_training(config: TrainConfig, resume: str | os.PathLike[str] = "auto") -
         if world.device.type == "cpu":
             keep_freed_memory()
         if world.is_main:
-            compile_behind("fit")  # seconds, once a machine; the first refit would have every rank wait for it
+            compile_in_background("fit")  # seconds, once a machine; the first refit would have every rank wait for it
         with Training(config, world) as training, told_at_once(world):
             training.start(os.fspath(resume))
             with StopRequest(world) as stop:
@@ -247,7 +247,7 @@ class Training:
             self._sinks = make_sinks(options, self._run_dir, self._run_id, self._finished, config)
         log_options = LogOptions(
             names=self._names,
-            num_samples_K=self._loader.dataset.num_samples_K,
+            num_samples_K=self._loader.dataset.num_samples,
             seq_len=self._loader.dataset.seq_len,
             total_steps=self._config.train.steps,
             every_steps=options.every_steps,

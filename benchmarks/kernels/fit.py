@@ -13,7 +13,7 @@ import numpy as np
 import torch
 
 from ado_kernels import scaling_law_fit
-from ado_kernels.fit.problem import FitOptions, FitResult
+from ado_kernels.fit.objective import FitOptions, FitResult
 from benchmarks.kernels.harness import Bench, judged_ms
 
 SIZES = tuple((num_domains, num_steps) for num_steps in (6000, 600, 60000) for num_domains in (22, 1, 128, 1000))

@@ -84,7 +84,7 @@ def norm_backward(
     tile_bytes = (2 + residual) * plan.rows * width * BYTES[dtype]
     return Case(
         rms_norm.rms_norm_backward_kernel,
-        {**constants, "STAGES": rms_norm.stages_of(plan, tile_bytes, SHARED_BYTES[architecture])},
+        {**constants, "STAGES": rms_norm.pipeline_stages(plan, tile_bytes, SHARED_BYTES[architecture])},
         plan,
         160,
         {"rstd_ptr": "*fp32", "partial_ptr": "*fp32"},
@@ -146,7 +146,7 @@ def glue(with_grad: bool) -> Case:
     types = {f"{name}_ptr": "*fp32" for name in ("sums", "level", "scale", "losses", "squares")}
     types |= {"targets_ptr": "*i64"}
     constants = {"WITH_GRAD": with_grad, "TILES": 256, "ROWS": 16}
-    return Case(exponentials.glue_kernel, constants, Launch(), 192, types, narrow=1)  # E at the target
+    return Case(exponentials.combine_tiles_kernel, constants, Launch(), 192, types, narrow=1)  # E at the target
 
 
 def fit_cases() -> dict[str, Case]:
@@ -214,7 +214,7 @@ def cases(architecture: str) -> dict[str, Case]:
         **{f"glue {grad}": glue(grad) for grad in (False, True)},
         "target_logit": Case(
             exponentials.target_logit_kernel,
-            {"BLOCK": exponentials.LEVEL_BLOCK},
+            {"BLOCK": exponentials.TARGET_LOGIT_BLOCK},
             Launch(warps=2),
             64,
             {"targets_ptr": "*i64", "level_ptr": "*fp32"},
@@ -236,7 +236,7 @@ def cases(architecture: str) -> dict[str, Case]:
             Launch(),
             128,
             {"losses_ptr": "*fp32", "sums_ptr": "*fp64"}
-            | dict.fromkeys(("ids_ptr", "targets_ptr", "counts_ptr", "stray_ptr"), "*i64"),
+            | dict.fromkeys(("ids_ptr", "targets_ptr", "counts_ptr", "invalid_id_ptr"), "*i64"),
         ),
         "sum_slabs": Case(
             domain_loss.sum_slabs_kernel,

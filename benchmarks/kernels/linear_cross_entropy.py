@@ -12,8 +12,7 @@ from dataclasses import dataclass
 import torch
 
 from ado_kernels.ops.launch import using
-from ado_kernels.ops.linear_cross_entropy.matmul import matmul_into
-from ado_kernels.ops.linear_cross_entropy.problem import Chunk, Problem
+from ado_kernels.ops.linear_cross_entropy.problem import Chunk, Problem, matmul_into
 from benchmarks.kernels.ceilings import FORWARD, TRAINING, own_floor_ms
 from benchmarks.kernels.harness import Bench, Builder, Work
 from benchmarks.kernels.linear_cross_entropy_baselines import (

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 
 from ado_kernels import linear_cross_entropy
-from ado_kernels.ops.launch import METHODS, architecture_of, read_table, using
+from ado_kernels.ops.launch import METHODS, device_architecture, read_table, using
 from ado_kernels.ops.linear_cross_entropy.problem import Problem
 from benchmarks.kernels.harness import Absent, Bench
 
@@ -40,7 +40,7 @@ def implementations(bench: Bench) -> dict[str, Callable[[], Function]]:
 
 def methods(device: torch.device) -> tuple[str, ...]:
     """The methods of ours that the launcher takes on this device, by its own rule."""
-    return tuple(method for method in METHODS if takes(architecture_of(device), method))
+    return tuple(method for method in METHODS if takes(device_architecture(device), method))
 
 
 def takes(architecture: str, method: str) -> bool:

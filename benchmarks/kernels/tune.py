@@ -21,7 +21,7 @@ import torch
 
 from ado_kernels import linear_cross_entropy, rms_norm, rms_norm_rope, swiglu
 from ado_kernels.ops import launch_table
-from ado_kernels.ops.launch import Key, architecture_of, read_table, using
+from ado_kernels.ops.launch import Key, device_architecture, read_table, using
 from benchmarks.kernels.harness import Alarm, Bench, Call
 from benchmarks.kernels.linear_cross_entropy import CHUNK_ROWS
 from benchmarks.kernels.linear_cross_entropy_baselines import methods
@@ -47,7 +47,7 @@ class Space:
 
 def run_tune(bench: Bench) -> None:
     """Tries every space and writes the table."""
-    architecture = architecture_of(bench.device)
+    architecture = device_architecture(bench.device)
     write_table(TABLE_PATH, with_rows(launch_table.TABLE, architecture, choose_all(bench, spaces(bench.device))))
     bench.emit("tune", "table", written=str(TABLE_PATH), architecture=architecture)
 

@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from ado_stream.report.style import FAINT, INK, PALETTE, new_figure, styled
+from ado_stream.report.plot_style import FAINT, INK, PALETTE, new_figure, styled
 from benchmarks.learning.scenarios import CONTROL, STATIC
 
 COLUMNS = 2

@@ -22,8 +22,8 @@ import yaml
 import ado_stream as ado
 from ado_model import ModelConfig, Transformer
 from ado_stream.corpus import open_corpus
-from ado_stream.policy.base import Policy
-from ado_stream.policy.registry import RunFacts, make_run_policy
+from ado_stream.policy.base_policy import Policy, RunContext
+from ado_stream.policy.policy_registry import make_run_policy
 from ado_stream.train.config import TrainSection
 from ado_stream.train.distributed import expected_world
 from ado_stream.train.parallel import ParallelModel
@@ -169,8 +169,8 @@ class Trial:
             options = dict(pair.split("=", 1) for pair in rest.split(",") if pair)
             options = {key: yaml.safe_load(value) for key, value in options.items()}
         dataset = self._dataset(self.seed)
-        sizes = dict(zip(dataset.names, dataset.num_samples_K.tolist(), strict=True))
-        run = RunFacts(self.sizes.steps, self.sizes.batch_size, LAG, sizes)
+        sizes = dict(zip(dataset.names, dataset.num_samples.tolist(), strict=True))
+        run = RunContext(self.sizes.steps, self.sizes.batch_size, LAG, sizes)
         return make_run_policy(name, self.prior, options, (), run)
 
     def _validate(self, num_samples: int) -> dict[str, Any]:

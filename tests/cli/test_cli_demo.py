@@ -33,7 +33,7 @@ def test_a_folder_that_looks_like_markup_is_shown_as_it_is(monkeypatch, capsys):
     def stopped(*_):
         raise ConfigError("stopped")
 
-    monkeypatch.setattr("ado_kernels.machine_code.compile_behind", lambda group: None)
+    monkeypatch.setattr("ado_kernels.numba_cache.compile_in_background", lambda group: None)
     monkeypatch.setattr("ado_stream.demo.run.run_demo", stopped)
     assert main(["demo", "--out", "[/a]"]) == 1
     assert "stays in [/a]" in capsys.readouterr().out

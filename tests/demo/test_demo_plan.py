@@ -4,7 +4,7 @@ import pytest
 
 from ado_stream.demo.plan import DemoPlan
 from ado_stream.errors import ConfigError
-from ado_stream.policy.registry import make_policy
+from ado_stream.policy.policy_registry import make_policy
 from ado_stream.train.config import load_config
 
 

@@ -10,8 +10,8 @@ import pytest
 import xxhash
 import zstandard
 
+from ado_stream.storage.object_spec import ObjectSpec
 from ado_stream.storage.retry import RetryPolicy
-from ado_stream.storage.spec import ObjectSpec
 from tests.faults.proxy import FaultProxy
 
 BUCKET = "bucket"

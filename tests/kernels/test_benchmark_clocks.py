@@ -18,6 +18,7 @@ def bench():
     return Bench(CPU, smoke=True, deadline=time.monotonic() + 60)
 
 
+@pytest.mark.deadline
 def test_a_compilation_that_takes_too_long_is_cut():
     start = time.monotonic()
     with pytest.raises(TimeoutError, match="not ready after 1 s"), Alarm(1):

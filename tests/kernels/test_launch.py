@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from ado_kernels import rms_norm, rms_norm_rope
 from ado_kernels.ops import launch_table
 from ado_kernels.ops.launch import Launch, entry, launch, read_table, using
 from ado_kernels.ops.linear_cross_entropy.gpu import chunk_class
@@ -29,6 +30,12 @@ def test_widths_are_rounded_up_and_the_widest_is_named():
     assert launch("rms_norm", 4097) == entry("rms_norm", 8192)
     with pytest.raises(ValueError, match="no launch entry for width 32768; the widest is 16384"):
         launch("rms_norm", 16385)
+
+
+@pytest.mark.parametrize("function", [rms_norm, rms_norm_rope])
+def test_the_widest_row_of_a_gpu_is_documented(function):
+    widest = max(width for op, width, _ in launch_table.TABLE if op == function.__name__)
+    assert f"at most {widest:,} on a GPU" in function.__doc__
 
 
 @pytest.mark.parametrize("width", [768, 2048])

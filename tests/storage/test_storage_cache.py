@@ -10,8 +10,8 @@ import xxhash
 import zstandard
 
 from ado_stream.errors import ConfigError, NotFound, ShardCorrupt
-from ado_stream.storage.cache import NodeCache
-from ado_stream.storage.spec import ObjectSpec
+from ado_stream.storage.node_cache import NodeCache
+from ado_stream.storage.object_spec import ObjectSpec
 
 RAW = bytes(range(256)) * 400
 STORED = zstandard.compress(RAW)

@@ -11,7 +11,7 @@ import zstandard
 
 from ado_stream.errors import IndexInvalid
 from ado_stream.storage.decompress import decompress
-from ado_stream.storage.spec import ObjectSpec
+from ado_stream.storage.object_spec import ObjectSpec
 from ado_stream.storage.verify import ContentError
 
 RAW = b"the quick brown fox " * 150_000  # 3 MB: several chunks

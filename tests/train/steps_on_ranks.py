@@ -12,6 +12,7 @@ from ado_stream.train.config import TrainSection
 from ado_stream.train.distributed import join_world
 from ado_stream.train.parallel import ParallelModel
 from ado_stream.train.step import TrainStep, make_optimizer
+from tests.rounding import perturb
 
 CONFIG = ModelConfig(num_layers=2, width=32, num_heads=2, vocab_size=97, context_length=16)
 NUM_DOMAINS = 3
@@ -28,13 +29,18 @@ def weights(model: torch.nn.Module) -> float:
     return total.item()
 
 
-def main(changes: dict, poisoned: dict[str, int], out: str) -> None:
-    """changes: of TrainSection. poisoned: the steps at which the last rank's "loss" and "gradient" are NaN."""
+def main(changes: dict, poisoned: dict[str, int], perturbed: tuple[float, int], out: str) -> None:
+    """changes: of TrainSection. poisoned: the steps at which the last rank's "loss" and "gradient" are NaN.
+
+    perturbed: how far parameters are moved before the first step, and a seed (tests/rounding.py).
+    """
     options = TrainSection(**{"micro_batch_size": 2, "grad_clip": 1.0, **changes})
     found = []
     with join_world("cpu", 60) as world:
         torch.manual_seed(0)
-        parallel = ParallelModel(Transformer(CONFIG), world, options)
+        model = Transformer(CONFIG)
+        perturb(model, *perturbed)
+        parallel = ParallelModel(model, world, options)
         step = TrainStep(parallel, make_optimizer(parallel.model, options), options, NUM_DOMAINS)
         generator = torch.Generator().manual_seed(1)
         rows = GLOBAL_ROWS // world.size

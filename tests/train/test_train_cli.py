@@ -11,6 +11,7 @@ from ado_stream.cli import eval as eval_verb
 from ado_stream.cli.main import main
 from ado_stream.evaluate import tasks
 from ado_stream.evaluate.trained import open_run
+from tests.rounding import perturb, rounding
 from tests.train.forked import finish
 
 
@@ -28,8 +29,8 @@ def test_train_then_eval(config_file: Path, settings: dict, capsys):
     found = json.loads(capsys.readouterr().out)
     last = [json.loads(line) for line in (Path(settings["run_dir"]) / "record.jsonl").read_text().splitlines()]
     recorded = [line for line in last if line["kind"] == "eval"][-1]
-    # the same model and samples; batched otherwise, so float32 sums differ in their last bits
-    assert found["validation"]["loss"] == pytest.approx(recorded["loss"], abs=1e-5)
+    # the same model and samples, batched otherwise: float32 sums over the vocabulary in another order
+    assert found["validation"]["loss"] == pytest.approx(recorded["loss"], rel=2 * rounding(320))
     assert set(found["validation"]["domains"]) == {"easy", "medium", "hard"}
     assert main(["eval", settings["run_dir"], "--max-samples", "2", "--device", "cpu"]) == 0
     assert "mean of domains" in capsys.readouterr().out
@@ -65,8 +66,11 @@ def test_an_exported_run_is_loaded_by_transformers(config_file: Path, settings: 
     assert tokens.tolist() == [list(b"w1 w2 w30")]
     assert loaded.generate(**encoded, max_new_tokens=2).shape == (1, 11)
     with torch.no_grad():
-        expected, found = open_run(settings["run_dir"]).model(tokens), loaded(tokens).logits
-    torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)  # float32, some dozen terms of order one
+        model = open_run(settings["run_dir"]).model
+        expected, found = model(tokens), loaded(tokens).logits
+        perturb(model, rounding(model.config.mlp_width))
+        allowed = 2 * (model(tokens) - expected).abs().max().item()  # float32 on both sides
+    torch.testing.assert_close(found, expected, rtol=0, atol=allowed)
 
 
 def test_eval_takes_another_corpus_with_the_same_tokenizer(

@@ -112,6 +112,7 @@ def test_a_step_lasts_until_the_next_one_starts_or_the_log_is_flushed(host: Host
     assert all("  50 tokens/s" in line for line in console[1:])
 
 
+@pytest.mark.deadline
 def test_validation_is_in_no_steps_time(settings: dict, monkeypatch):
     """Nor is reading its samples: the step before was written first, so its time had ended."""
 
@@ -131,6 +132,7 @@ def test_validation_is_in_no_steps_time(settings: dict, monkeypatch):
             assert steps == list(range(line["step"]))
 
 
+@pytest.mark.deadline
 def test_waiting_for_the_device_is_not_the_policys_time(settings: dict, monkeypatch):
     """Whoever asks first waits for a step that takes 0.3 s; that must be the log."""
     push, observe, wait_s, under_way = StepLog.push, AdaptiveLoader.observe, 0.3, []

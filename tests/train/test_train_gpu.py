@@ -6,14 +6,16 @@ Without a GPU the same runs on the CPU, so that the tests themselves are known t
 import contextlib
 import dataclasses
 import itertools
+from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
 from ado_model import Transformer
 from ado_stream.corpus import open_corpus
 from ado_stream.loader import AdaptiveLoader
-from ado_stream.policy.registry import make_policy
+from ado_stream.policy.policy_registry import make_policy
 from ado_stream.record import read_run
 from ado_stream.stream.dataset import AdaptiveStreamingDataset
 from ado_stream.train.config import TrainSection, load_config
@@ -22,7 +24,8 @@ from ado_stream.train.parallel import ParallelModel
 from ado_stream.train.run import run_training
 from ado_stream.train.step import TrainStep, make_optimizer
 from tests.kernels.devices import DEVICE, ON_GPU
-from tests.train.micro import MICRO
+from tests.rounding import UNIT, rounding
+from tests.train.micro import MICRO, perturbed_weights
 from tests.train.test_train_run import Died, changed, dies_at
 
 pytestmark = [pytest.mark.gpu] if ON_GPU else []
@@ -33,18 +36,31 @@ def losses_of(run_dir) -> list[float]:
 
 
 def test_a_run_has_the_cpus_losses(settings: dict, tmp_path):
-    """In float32 the same sums in another order: 1e-5 nats in a step, ten times that after twelve. In bfloat16 2^-6."""
+    """As near as the CPU's own from weights perturbed by a sum's roundings in float32, or by four to bfloat16."""
     run_training(load_config(settings))
     expected = losses_of(settings["run_dir"])
-    for dtype, tolerance in (("float32", 1e-4), ("bfloat16", 2**-6)):
+    for dtype, size in (("float32", rounding(MICRO.mlp_width)), ("bfloat16", 4 * UNIT[torch.bfloat16])):
         config = changed(settings, run_dir=str(tmp_path / dtype), train={"device": DEVICE, "dtype": dtype})
         run_training(load_config(config))
-        assert losses_of(config["run_dir"]) == pytest.approx(expected, abs=tolerance)
+        allowed = rounding_moves_losses(settings, tmp_path, expected, size)
+        assert losses_of(config["run_dir"]) == pytest.approx(expected, abs=allowed)
+
+
+def rounding_moves_losses(settings: dict, folder: Path, expected: list[float], size: float) -> float:
+    """The most that a loss differs from the expected ones in three runs from perturbed weights (tests/rounding.py)."""
+    most = 0.0
+    for seed in range(3):
+        config = changed(settings, run_dir=str(folder / f"perturbed by {size:.0e}, {seed}"))
+        with perturbed_weights(size, seed):
+            run_training(load_config(config))
+        most = max(most, *np.abs(np.subtract(losses_of(config["run_dir"]), expected)))
+    return most
 
 
 @pytest.mark.parametrize("asynchronous", [False, True])
 def test_a_resumed_run_goes_on_as_the_whole_one(settings: dict, tmp_path, monkeypatch, asynchronous: bool):
-    """From the checkpoint of step 8, once step 10 was reached. Attention's backward pass may add in any order."""
+    """From the checkpoint of step 8, once step 10 was reached. Attention's backward pass may add in any order on a GPU;
+    on a CPU nothing may."""
     settings = changed(settings, train={"device": DEVICE}, checkpoint={"asynchronous": asynchronous})
     run_training(load_config(settings))
     resumed = changed(settings, run_dir=str(tmp_path / "resumed"))
@@ -53,7 +69,9 @@ def test_a_resumed_run_goes_on_as_the_whole_one(settings: dict, tmp_path, monkey
         with pytest.raises(Died):
             run_training(load_config(resumed))
     run_training(load_config(resumed))
-    assert losses_of(resumed["run_dir"]) == pytest.approx(losses_of(settings["run_dir"]), abs=1e-3)
+    expected = losses_of(settings["run_dir"])
+    allowed = rounding_moves_losses(settings, tmp_path, expected, rounding(MICRO.mlp_width)) if ON_GPU else 0.0
+    assert losses_of(resumed["run_dir"]) == pytest.approx(expected, rel=0, abs=allowed)
     events = [each["name"] for each in read_run(resumed["run_dir"])[1]["event"]]
     assert events.count("resume") == 1
 

@@ -61,6 +61,7 @@ def test_the_record_names_no_checkpoint_that_was_not_committed(settings: dict, m
     assert read_run(settings["run_dir"])[1]["event"] == []
 
 
+@pytest.mark.deadline
 def test_a_rank_that_fails_does_not_wait_for_the_others(forked: Forked, tmp_path: Path):
     """Destroying the group would: for the sum that rank 0 never joins, until the group's timeout."""
     timeout_s = 20.0

@@ -74,6 +74,7 @@ def test_p5_a_link_cut_for_three_seconds_changes_nothing(launch, forked, setting
     assert ledgered.read_ledger(tmp_path) == ledgered.read_ledger(reference)
 
 
+@pytest.mark.deadline
 def test_p5_a_link_cut_for_ever_ends_all_ranks_within_the_groups_timeout(launch, tmp_path: Path):
     launched = launch()
     wait_for_step(tmp_path, 10)

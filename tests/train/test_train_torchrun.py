@@ -148,6 +148,7 @@ def test_p1_without_the_death_signal_ranks_outlive_their_launcher(written, launc
             os.kill(pid, signal.SIGKILL)
 
 
+@pytest.mark.deadline
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_p2_all_ranks_stop_at_one_step_save_and_exit_0(reference, written, launch, forked, number: signal.Signals):
     """SIGTERM to torchrun; Ctrl-C, which reaches its whole process group. torchrun itself returns 1 after either."""
