@@ -23,22 +23,9 @@ from ado_stream.suggest import did_you_mean
 
 P = TypeVar("P", bound=Policy)
 
-POLICIES: dict[str, type[Policy]] = {
-    policy.kind: policy
-    for policy in (
-        Natural,
-        Uniform,
-        Fixed,
-        Temperature,
-        UniMax,
-        Schedule,
-        TargetPolicy,
-        AdoPolicy,
-        Odm,
-        OdmCode,
-        DoReMi,
-    )
-}
+_STATIC = (Natural, Uniform, Fixed, Temperature, UniMax, Schedule)
+_ADAPTIVE = (TargetPolicy, AdoPolicy, Odm, OdmCode, DoReMi)
+POLICIES: dict[str, type[Policy]] = {policy.kind: policy for policy in (*_STATIC, *_ADAPTIVE)}
 GUARDS: dict[str, type[Guard]] = {guard.kind: guard for guard in (Floor, Ceiling, Pin, Freeze, RepetitionGuard)}
 
 

@@ -32,7 +32,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 
 from ado_stream.errors import ConfigError, ResumeError
 from ado_stream.policy.base_policy import Bools, Floats, Ints, Policy
@@ -120,6 +120,10 @@ class TargetPolicy(Policy):
         """The least share that every domain has, unless `max_epochs` bounds it lower."""
         return float(self._floor_K.min()) if self._size_K is None else 0.0
 
+    def law_counts(self, drawn: ArrayLike) -> Floats:
+        """(K,) samples of each domain: laws are over a domain's own."""
+        return np.asarray(drawn, np.float64)
+
     def health(self) -> dict[str, Any]:
         """Adds to the base's: refits; and of each domain that is cut or raised, its share over its target share, since
         which step, its elasticity with the deviation, the middle elasticity, and epochs where sizes are known."""
@@ -128,13 +132,13 @@ class TargetPolicy(Policy):
         return {
             **super().health(),
             "refits": self._num_refits,
-            "middle_elasticity": float(self._middle) if np.isfinite(self._middle) else None,
+            "middle_elasticity": _or_none(self._middle),
             "moved": {
                 self.labels[index]: {
                     "factor": float(np.exp(memory["log_factor"][index])),
                     "since_step": int(memory["moved_since"][index]),
-                    "elasticity": float(memory["elasticity"][index]),
-                    "elasticity_sd": float(memory["elasticity_sd"][index]),
+                    "elasticity": _or_none(memory["elasticity"][index]),
+                    "elasticity_sd": _or_none(memory["elasticity_sd"][index]),
                     "samples": float(memory["samples"][index]),
                 }
                 for index in moved
@@ -191,7 +195,7 @@ class TargetPolicy(Policy):
         self._restore(points)
         self._use_laws()
         old_K = memory["log_factor"]
-        # Below this share nothing more is learnt of a domain; what was known when it came there goes on to draw it down.
+        # Below this share nothing more is learnt of a domain: what was known when it came there draws it further down.
         sinks_K = ~lawful_K & (old_K < np.log(_LEAST_DRAWN)) & (memory["pull"] < 0.0)
         kept_K = np.where(sinks_K, 1.0, 1.0 - self._damping) * old_K
         new_K = np.maximum(self._damping * memory["pull"] + kept_K, _LEAST_LOG)
@@ -202,8 +206,9 @@ class TargetPolicy(Policy):
     def _fit(self, points: BlockPoints) -> tuple[dict[str, Floats], Bools]:
         """What `memory` holds of each domain's law, and where there are blocks enough for one, and new ones.
 
-        A block counts for a domain that was drawn at a fifth of its target share or more. What a model shows of a domain that
-        it is hardly given any more is forgetting, and then the quick way back: neither says what there is to learn.
+        A block counts for a domain that was drawn at a fifth of its target share or more. What a model shows of a
+        domain that it is hardly given any more is forgetting, and then the quick way back: neither says what there is
+        to learn.
         """
         drawn_KM = points.samples_KM >= _LEAST_DRAWN * self.target_K[:, None] * points.total_M
         counts_KM = drawn_KM & (points.samples_KM > 0.0) & (points.step_M >= self.memory["laws_from"][:, None])
@@ -321,6 +326,10 @@ def middle_elasticity(elasticity_K: Floats, target_K: Floats) -> float:
     if not gained_K[-1] > 0.0:
         return float("nan")
     return float(elasticity_K[order_K[np.searchsorted(gained_K, 0.5 * gained_K[-1])]])
+
+
+def _or_none(value: float) -> float | None:
+    return float(value) if np.isfinite(value) else None
 
 
 def _mean_loss(points: BlockPoints, weight_K1: Floats, chosen_M: NDArray[np.int64]) -> float:
