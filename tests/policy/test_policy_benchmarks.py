@@ -8,7 +8,7 @@ from scipy.optimize import minimize
 
 from ado_kernels import scaling_law_fit
 from ado_kernels.fit.numba_search import TOLERANCE
-from ado_kernels.fit.numba_smoothing import prepare
+from ado_kernels.fit.numba_smoothing import prepare_losses
 from ado_kernels.fit.objective import FitOptions, objective
 from ado_stream.simulate.closed_loop import Outcome, read_spec
 from ado_stream.simulate.default_spec import default_spec
@@ -54,7 +54,7 @@ def test_the_fit_ends_at_a_minimum_that_scipy_does_not_undercut():
     found = bench_fit.against_scipy(num_starts=24, steps=3000)
     counts_T, losses_KT = bench_fit.history(1, steps=3000)
     points_M = counts_T[bench_fit.OPTIONS.ignore_steps :: bench_fit.OPTIONS.every]
-    smooth_M = prepare(losses_KT, bench_fit.OPTIONS)[0]
+    smooth_M = prepare_losses(losses_KT, bench_fit.OPTIONS)[0]
     theta_P = scaling_law_fit(points_M, smooth_M[None], FitOptions(smooth_window=0, every=1), "numba").theta[0]
     data = np.log(points_M), np.log(smooth_M), bench_fit.OPTIONS.delta
     ours, allowed = objective(theta_P, *data), allowance(theta_P, *data)
