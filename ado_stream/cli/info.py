@@ -2,10 +2,10 @@
 
 import argparse
 import json
-from typing import Any
 
 from ado_stream.cli.options import table_text
 from ado_stream.corpus import load_manifest
+from ado_stream.corpus.manifest import Manifest, num_samples
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -23,7 +23,7 @@ def run(args: argparse.Namespace) -> None:
         print_sizes(manifest)
 
 
-def print_sizes(manifest: dict[str, Any]) -> None:
+def print_sizes(manifest: Manifest) -> None:
     """A table of the corpus' domains, largest first, and a line about all of it."""
     train_tokens = {name: domain["splits"]["train"]["tokens"] for name, domain in manifest["domains"].items()}
     total_tokens = sum(train_tokens.values())
@@ -38,7 +38,7 @@ def print_sizes(manifest: dict[str, Any]) -> None:
                 f"{train_tokens[name]:,}",
                 f"{domain['splits']['train']['samples']:,}",
                 f"{train_tokens[name] / total_tokens:.2%}",
-                f"{domain['splits'].get('val', {}).get('samples', 0):,}",
+                f"{num_samples(domain, 'val'):,}",
             ]
         )
     print(table_text(("domain", "documents", "MB", "train tokens", "train samples", "share", "val samples"), rows))

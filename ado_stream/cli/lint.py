@@ -9,8 +9,8 @@ import sys
 from collections.abc import Callable
 from typing import Any
 
-from ado_stream.corpus import manifest as manifests
-from ado_stream.corpus.check import CorpusReader
+from ado_stream.corpus.checker import CorpusChecker
+from ado_stream.corpus.manifest import MANIFEST_NAME, domain_fingerprint
 from ado_stream.corpus.mds import HASH
 from ado_stream.errors import AdoStreamError
 
@@ -23,7 +23,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Runs the verb; 1 when there is a problem."""
-    reader = CorpusReader(args.corpus)
+    reader = CorpusChecker(args.corpus)
     problems: list[str] = []
     num_shards = _check_shards(reader, problems)
     if args.json:
@@ -35,7 +35,7 @@ def run(args: argparse.Namespace) -> int:
     return bool(problems)
 
 
-def _check_shards(reader: CorpusReader, problems: list[str]) -> int:
+def _check_shards(reader: CorpusChecker, problems: list[str]) -> int:
     """Checks everything; adds to `problems`; returns the number of shards looked at."""
     num_shards = 0
     hashes: dict[str, dict[str, list[str]]] = {domain: {} for domain in reader.manifest["domains"]}
@@ -46,9 +46,9 @@ def _check_shards(reader: CorpusReader, problems: list[str]) -> int:
             num_shards += 1
             _noting(problems, reader.shard, domain, split, entry)
     for domain, fields in reader.manifest["domains"].items():
-        if manifests.domain_fingerprint(hashes[domain]) != fields.get("fingerprint"):
+        if domain_fingerprint(hashes[domain]) != fields.get("fingerprint"):
             problems.append(
-                f"IndexInvalid: domain {domain!r}: its shards are not those that {manifests.FILE_NAME} was written for."
+                f"IndexInvalid: domain {domain!r}: its shards are not those that {MANIFEST_NAME} was written for."
             )
     return num_shards
 

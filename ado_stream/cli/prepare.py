@@ -10,7 +10,7 @@ import os
 from ado_stream.cli.info import print_sizes
 from ado_stream.corpus import load_manifest
 from ado_stream.prepare.config import PrepareConfig
-from ado_stream.prepare.run import prepare
+from ado_stream.prepare.coordinator import prepare
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

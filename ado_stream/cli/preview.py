@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from ado_stream.corpus import Corpus, open_corpus
-from ado_stream.corpus.check import CorpusReader
+from ado_stream.corpus.checker import CorpusChecker
 from ado_stream.corpus.manifest import SPLITS
 from ado_stream.errors import ConfigError
 
@@ -52,7 +52,7 @@ def _samples(args: argparse.Namespace, corpus: Corpus) -> Iterator[tuple[dict[st
     names = [domain.name for domain in corpus.domains]
     for name in args.domain or []:
         _check_name(name, names, args.split)
-    reader = CorpusReader(args.corpus)
+    reader = CorpusChecker(args.corpus)
     for name in args.domain or names:
         for number, tokens in _spread(reader, name, args.split, args.samples):
             yield {"domain": name, "sample": number}, tokens
@@ -93,7 +93,7 @@ def _check_name(name: str, names: Sequence[str], split: str) -> None:
         raise ConfigError(f"no domain {name!r} in split {split!r}; there are: {', '.join(names)}.")
 
 
-def _spread(reader: CorpusReader, domain: str, split: str, num_samples: int) -> Iterator[tuple[int, np.ndarray]]:
+def _spread(reader: CorpusChecker, domain: str, split: str, num_samples: int) -> Iterator[tuple[int, np.ndarray]]:
     """(number, tokens) of `num_samples` samples, evenly spaced; only the shards that hold one are read."""
     entries = reader.index(domain, split)
     ends = list(itertools.accumulate(entry["samples"] for entry in entries))

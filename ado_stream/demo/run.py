@@ -15,7 +15,7 @@ import torch
 from ado_stream.demo.plan import POLICIES, DemoPlan
 from ado_stream.demo.text import DomainText, read_summary, write_text
 from ado_stream.prepare.config import PrepareConfig
-from ado_stream.prepare.run import prepare
+from ado_stream.prepare.coordinator import prepare
 from ado_stream.record import FILE_NAME
 from ado_stream.report.page import write_report
 from ado_stream.train.config import load_config
