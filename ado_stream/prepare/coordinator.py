@@ -182,16 +182,14 @@ class _Coordinator:
         for future, piece in window:
             yield worker_result(future), piece
 
-    def _expected_domains(self) -> list[str]:
-        """Domains that have a file of their own: one without a document is an error."""
-        return [] if self.config.domain_key else [file.domain for file in self.files]
-
     def _manifest(
         self, tokenizer: Tokenizer, packed: dict[tuple[str, str], PackedSplit], refused: dict[str, int]
     ) -> Manifest:
         """The content of corpus.json; publishes the tokenizer's files."""
+        # A domain that has a file of its own must have a document too.
+        expected = [] if self.config.domain_key else [file.domain for file in self.files]
         try:
-            domains = _domains(packed, self._expected_domains(), self.config.seq_len)
+            domains = _domains(packed, expected, self.config.seq_len)
         except ConfigError:
             clear(self.work)  # the same input will fail again, so there is nothing to resume
             raise

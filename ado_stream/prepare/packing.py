@@ -10,7 +10,7 @@ import json
 import time
 from collections import Counter, deque
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -76,7 +76,7 @@ class Packer:
         state = {
             "num_pieces": self.num_pieces,
             "refused": dict(self.refused),
-            "spools": [[*key, spool.snapshot()] for key, spool in self._spools.items()],
+            "spools": [[*key, asdict(spool.state)] for key, spool in self._spools.items()],
         }
         write_durably(self._work / JOURNAL_NAME, json.dumps(state).encode())
         for key, spool in self._spools.items():

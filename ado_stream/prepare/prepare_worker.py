@@ -49,7 +49,6 @@ class PieceResult:
 
     blocks: list[TokenBlock]
     refused: dict[str, int]
-    source_bytes: int
 
 
 @dataclass(frozen=True)
@@ -80,7 +79,7 @@ class Worker:
         for document in read_documents(piece, self.setup.keys, errors):
             groups.setdefault((document.domain, self._split(document)), []).append(document)
         blocks = [_token_block(self._tokenizer, *key, documents) for key, documents in groups.items()]
-        return PieceResult(blocks, errors.counts, piece.source_bytes)
+        return PieceResult(blocks, errors.counts)
 
     def sample(self, piece: Piece, seed: int, budget_bytes: int, threshold: int) -> list[tuple[int, str]]:
         """The piece's part of a training sample: (priority, text) of training documents below `threshold`."""

@@ -7,7 +7,7 @@ tokens[1:], and every token is stored once. Tokens that do not fill a last sampl
 """
 
 import os
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 
 from ado_stream.corpus.mds import ShardFormat
@@ -70,10 +70,6 @@ class Spool:
         if self.state.shard_fill_bytes:
             with open(path, "rb") as file:
                 os.fsync(file.fileno())
-
-    def snapshot(self) -> dict[str, int]:
-        """The state for the journal."""
-        return asdict(self.state)
 
     def _truncate(self) -> None:
         """Removes what a killed run wrote after its last journal. Raises ResumeError when bytes are missing."""

@@ -60,7 +60,7 @@ def test_missing_unknown_empty_and_doubled_inputs_are_named(tmp_path):
         find_input_files([tmp_path / "nowhere"], "train", True)
     with pytest.raises(ConfigError, match=r"b.pdf: unknown kind"):
         find_input_files([tmp_path / "b.pdf"], "train", True)
-    with pytest.raises(ConfigError, match="only: no file to read"):
+    with pytest.raises(ConfigError, match="only: no readable file"):
         find_input_files([tmp_path / "only"], "train", True)
     with pytest.raises(ConfigError, match=r"1.txt: given twice"):
         find_input_files([tmp_path / "a", tmp_path / "a" / "1.txt"], "train", True)
