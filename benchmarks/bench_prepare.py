@@ -47,7 +47,7 @@ def main() -> None:
         payload["workers"] = args.workers
         payload["prepare"] = _whole_commands(Path(folder), options, args.repeats)
         payload["encoder"] = _encoders(Path(folder), options)
-    payload["import_streaming_s"] = round(_import_s("streaming") - _import_s("ado_stream.prepare.worker"), 2)
+    payload["import_streaming_s"] = round(_import_s("streaming") - _import_s("ado_stream.prepare.prepare_worker"), 2)
     write_result("bench_prepare", payload)
 
 
@@ -103,11 +103,11 @@ def _encoders(folder: Path, options: Sequence[str]) -> dict[str, Any]:
     """MB/s of one process on the same documents: ours, the library's, and their ratio; the ids must be equal."""
     from tokenizers import Tokenizer as Library
 
-    from ado_stream.corpus.check import CorpusReader
+    from ado_stream.corpus.checker import CorpusChecker
     from ado_stream.corpus.tokenizer import load_tokenizer
 
     os.environ["TOKENIZERS_PARALLELISM"] = "false"
-    reader = CorpusReader(folder / "bytes")
+    reader = CorpusChecker(folder / "bytes")
     byte_tokenizer = load_tokenizer("bytes")
     domain = max(reader.manifest["domains"], key=lambda name: reader.manifest["domains"][name]["bytes"])
     tokens = reader.shard(domain, "train", reader.index(domain, "train")[0]).ravel()[:ENCODER_BYTES]

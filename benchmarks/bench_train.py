@@ -228,7 +228,7 @@ def write_corpus(folder: Path, num_domains: int, num_tokens: int) -> Any:
     """An opened corpus of words drawn at random, as bytes; a few dozen samples a domain."""
     from ado_stream.corpus import open_corpus
     from ado_stream.prepare.config import PrepareConfig
-    from ado_stream.prepare.run import prepare
+    from ado_stream.prepare.coordinator import prepare
 
     generator = np.random.default_rng(0)
     for k in range(num_domains):

@@ -13,12 +13,11 @@ import pytest
 import xxhash
 
 import ado_stream as ado
-from ado_stream.corpus.check import CorpusReader
+from ado_stream.corpus.checker import CorpusChecker
 from ado_stream.durable import DiskError
 from ado_stream.errors import ConfigError, DataError, NotFound, StorageError
-from ado_stream.prepare import lines, readers, run
 from ado_stream.prepare.config import PrepareConfig
-from ado_stream.prepare.run import prepare
+from ado_stream.prepare.coordinator import prepare
 
 SEQ_LEN = 64
 
@@ -26,8 +25,8 @@ SEQ_LEN = 64
 @pytest.fixture(autouse=True)
 def small_pieces(monkeypatch):
     """Many pieces, many shards and a commit after each, so that every path is walked."""
-    monkeypatch.setattr(readers, "PIECE_BYTES", 20_000)
-    monkeypatch.setattr(lines, "_READ_BYTES", 4_000)
+    monkeypatch.setattr("ado_stream.prepare.documents.PIECE_BYTES", 20_000)
+    monkeypatch.setattr("ado_stream.prepare.line_blocks._READ_BYTES", 4_000)
     monkeypatch.setattr("ado_stream.prepare.packing._COMMIT_EVERY_S", 0.0)
 
 
@@ -43,7 +42,7 @@ def _config(inputs, out, **settings):
 
 def _tokens(out, domain, split="train"):
     """All tokens of a domain's split, in order, read back and verified."""
-    reader = CorpusReader(out)
+    reader = CorpusChecker(out)
     shards = [reader.shard(domain, split, entry) for entry in reader.index(domain, split)]
     return np.concatenate(shards), len(shards)
 
@@ -114,7 +113,7 @@ def test_bpe_decodes_to_the_documents(pile, tmp_path):
 
 
 def test_the_seed_of_the_sample_changes_the_tokenizer(pile, tmp_path, monkeypatch):
-    monkeypatch.setattr(run, "_SAMPLE_BYTES_PER_TOKEN", 40)
+    monkeypatch.setattr("ado_stream.prepare.coordinator._SAMPLE_BYTES_PER_TOKEN", 40)
     written = []
     for seed in (1, 2, 1):
         out = tmp_path / str(len(written))
@@ -211,7 +210,7 @@ def test_an_empty_domain_is_named(pile, tmp_path):
         prepare(
             _config([folder / "full.jsonl"], tmp_path / "out", domain_key=None, val=(str(folder / "hollow.jsonl"),))
         )
-    assert not [path for path in (tmp_path / "out").rglob("*") if path.is_file() and path.name != "lock"]
+    assert not [path for path in (tmp_path / "out").rglob("*") if path.is_file() and path.suffix != ".lock"]
 
 
 def test_an_unreadable_line_is_named_and_skipping_goes_on_from_there(pile, tmp_path, tree_hashes, write_jsonl):

@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 import zstandard
 
-from ado_stream.corpus.check import CorpusReader
+from ado_stream.corpus.checker import CorpusChecker
 from ado_stream.prepare.config import PrepareConfig
-from ado_stream.prepare.run import prepare
+from ado_stream.prepare.coordinator import prepare
 
 SHARED = Path(__file__).parents[2] / ".." / "shared" / "corpus"
 
@@ -31,7 +31,7 @@ def test_the_shared_corpus_has_the_documents_that_its_manifest_counts(tmp_path):
             workers=2,
         )
     )
-    reader = CorpusReader(tmp_path / "out")
+    reader = CorpusChecker(tmp_path / "out")
     domains = reader.manifest["domains"]
     assert set(domains) == set(manifest)
     for name, counts in manifest.items():

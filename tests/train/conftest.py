@@ -50,7 +50,7 @@ def nodes() -> Iterator[None]:
 def tiny_corpus(tmp_path_factory) -> Path:
     """Three domains of different size and difficulty, as bytes, sequences of 32; each with validation text."""
     from ado_stream.prepare.config import PrepareConfig
-    from ado_stream.prepare.run import prepare
+    from ado_stream.prepare.coordinator import prepare
 
     folder = tmp_path_factory.mktemp("tiny")
     for domain, num_documents, vocabulary in (("easy", 60, 4), ("medium", 120, 40), ("hard", 30, 400)):

@@ -9,8 +9,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from ado_stream.errors import DataError
-from ado_stream.prepare import lines
-from ado_stream.prepare.lines import line_blocks
+from ado_stream.prepare import line_blocks as module
+from ado_stream.prepare.line_blocks import line_blocks
 
 _random = random.Random(0)
 TEXT = b"".join(b"%d %s\n" % (n, _random.randbytes(n % 57).hex().encode()) for n in range(4000))
@@ -28,7 +28,7 @@ def _pack(name: str, data: bytes) -> bytes:
 @pytest.mark.parametrize("name", ["a.jsonl", *PACKED])
 @pytest.mark.parametrize("ending", [b"", b"no newline at the end"])
 def test_blocks_are_the_file_in_whole_lines(tmp_path, monkeypatch, name, ending):
-    monkeypatch.setattr(lines, "_READ_BYTES", 4096)
+    monkeypatch.setattr(module, "_READ_BYTES", 4096)
     path = tmp_path / name
     path.write_bytes(_pack(name, TEXT + ending))
     blocks = list(line_blocks(str(path), 10_000))
@@ -45,7 +45,7 @@ def test_blocks_are_the_file_in_whole_lines(tmp_path, monkeypatch, name, ending)
 @settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.binary(max_size=300), block=st.integers(1, 50), read=st.integers(1, 20))
 def test_any_bytes_any_block_any_read_size(tmp_path, monkeypatch, data, block, read):
-    monkeypatch.setattr(lines, "_READ_BYTES", read)
+    monkeypatch.setattr(module, "_READ_BYTES", read)
     path = tmp_path / "any.jsonl"
     path.write_bytes(data)
     blocks = list(line_blocks(str(path), block))
@@ -75,7 +75,7 @@ def test_a_flipped_byte_is_an_error_with_its_position(tmp_path, name):
     packed[len(packed) // 2] ^= 0xFF
     path = tmp_path / name
     path.write_bytes(packed)
-    with pytest.raises(DataError, match=r"before byte [\d,]+ of the file, [\d,]+ bytes unpacked"):
+    with pytest.raises(DataError, match=r"before byte [\d,]+ of the file, [\d,]+ bytes decompressed"):
         list(line_blocks(str(path), 10_000))
 
 
@@ -87,7 +87,7 @@ def test_bytes_that_are_no_zstd_at_all(tmp_path):
 
 
 def test_a_line_without_end_stops_before_memory_does(tmp_path, monkeypatch):
-    monkeypatch.setattr(lines, "MAX_LINE_BYTES", 1 << 20)
+    monkeypatch.setattr(module, "MAX_LINE_BYTES", 1 << 20)
     path = tmp_path / "long.jsonl.zst"
     path.write_bytes(_pack(".zst", b"short\n" + b"x" * (3 << 20)))
     with pytest.raises(DataError, match=r"long.jsonl.zst:2: line longer than 1 MiB"):

@@ -1,7 +1,7 @@
-"""What a demo will do: sizes, settings of both runs, and the folder's own note of them.
+"""The settings of a demo: sizes, both runs, and the copy of them in the demo's folder.
 
-A folder belongs to one plan. A demo that was stopped goes on when started again with the same plan; another plan in the
-same folder is refused, since its text and runs would not be what the report says.
+A folder belongs to one plan: a stopped demo is resumed by the same plan, and another one is refused, since the report
+would mix the text and runs of two plans.
 """
 
 import json
@@ -9,16 +9,17 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from ado_stream.durable import write_durably
 from ado_stream.errors import ConfigError
 
-NOTE = "demo.json"
+PLAN_NAME = "demo.json"
 POLICIES = ("ado", "natural")
-_LEAST_STEPS = 20
+_MIN_STEPS = 20
 
 
 @dataclass(frozen=True)
 class DemoPlan:
-    """Sizes of the text, of the two runs and of their validation. Two plans that are equal give the same numbers."""
+    """Sizes of the text, of the two runs and of their validation. Equal plans give the same numbers."""
 
     seed: int
     quick: bool
@@ -30,33 +31,30 @@ class DemoPlan:
     tokenizer: str = "bpe:4096"
 
     @classmethod
-    def of(cls, seed: int, quick: bool, steps: int | None) -> "DemoPlan":
-        """The plan for minutes on two cores, or with `quick` for seconds. Raises ConfigError for too few steps."""
-        if steps is not None and steps < _LEAST_STEPS:
-            raise ConfigError(f"demo: {steps} steps are too few for a policy to act; at least {_LEAST_STEPS}.")
+    def create(cls, seed: int, quick: bool, steps: int | None) -> "DemoPlan":
+        """A plan of minutes on two cores, with `quick` of seconds. Raises ConfigError for too few steps."""
+        if steps is not None and steps < _MIN_STEPS:
+            raise ConfigError(f"demo: {steps} steps are too few for a policy to act; at least {_MIN_STEPS}.")
         if quick:
             return cls(seed, True, steps or 30, batch_size=8, seq_len=128, val_frac=0.2, val_samples_per_domain=16)
         return cls(seed, False, steps or 300, batch_size=16, seq_len=128, val_frac=0.06, val_samples_per_domain=96)
 
-    def claim(self, out: Path) -> None:
-        """Writes the plan into `out`, or checks that the one there is the same. Raises ConfigError if it is not."""
-        path = out / NOTE
+    def save_or_compare(self, out: Path) -> None:
+        """Writes the plan into `out`. Raises ConfigError if another plan is there."""
+        path = out / PLAN_NAME
         if path.exists():
             earlier = json.loads(path.read_text())
             other = [f"{key} {earlier.get(key)}" for key, value in asdict(self).items() if earlier.get(key) != value]
             if other:
                 raise ConfigError(
                     f"{out}: holds a demo with other settings ({', '.join(other)}).\n"
-                    "  Give the same settings to go on with it, choose another --out, or remove the folder."
+                    "  Give the same settings to resume it, choose another --out, or remove the folder."
                 )
             return
-        out.mkdir(parents=True, exist_ok=True)
-        temporary = path.with_suffix(".tmp")
-        temporary.write_text(json.dumps(asdict(self), indent=1) + "\n")
-        temporary.replace(path)
+        write_durably(path, json.dumps(asdict(self), indent=1) + "\n")
 
     def train_settings(self, policy: str, corpus: Path, run_dir: Path) -> dict[str, Any]:
-        """The training config of one run; the runs differ in nothing but the policy."""
+        """The training config of one run; the runs differ only in the policy."""
         return {
             "corpus": str(corpus),
             "run_dir": str(run_dir),
@@ -71,7 +69,7 @@ class DemoPlan:
         }
 
     def _ado_options(self) -> dict[str, Any]:
-        """ADO's schedule for a run of minutes: act after a sixth of it, leave out the warm-up, smooth over little."""
+        """ADO's schedule for a run of minutes: start after a sixth of it, ignore the warm-up, smooth over few steps."""
         return {
             "start_step": self.steps // 6,
             "ignore_steps": self.steps // 10,

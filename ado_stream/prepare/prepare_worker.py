@@ -1,7 +1,7 @@
 """What a worker process does: a piece of input to token blocks, a raw shard file to a finished shard.
 
-A worker holds its tokenizer and settings from `start` on; every call depends on its arguments and those alone. No
-torch, no streaming: a worker is ready in a fraction of a second.
+A worker has its tokenizer and settings from the start; every call depends on its arguments alone. No torch and no
+mosaicml-streaming, so that a worker starts in a fraction of a second.
 """
 
 from collections.abc import Sequence
@@ -16,18 +16,18 @@ import xxhash
 from ado_stream.corpus.mds import ShardFormat, compress_shard, encode_shard, shard_entry
 from ado_stream.corpus.tokenizer import Tokenizer, load_tokenizer
 from ado_stream.durable import write_durably
-from ado_stream.prepare.readers import Document, Fields, Piece, Refusals, read_documents
-from ado_stream.prepare.sample import Sample, priority
+from ado_stream.prepare.document_sample import DocumentSample, priority
+from ado_stream.prepare.documents import Document, Piece, RecordErrors, RecordKeys, read_documents
 
 _HASH_RANGE = 1 << 64
 
 
 @dataclass(frozen=True)
 class WorkerSetup:
-    """What every piece needs: where the tokenizer is, where records hold text and domain, how to split."""
+    """What every piece needs: the tokenizer, the keys of text and domain, how to split."""
 
-    tokenizer: str  # what load_tokenizer takes; may name a folder that is only written before the first `tokenise`
-    fields: Fields
+    tokenizer: str  # what load_tokenizer takes; a folder may be written as late as before the first `tokenise`
+    keys: RecordKeys
     val_frac: float
     skip_errors: bool
 
@@ -45,22 +45,21 @@ class TokenBlock:
 
 @dataclass(frozen=True)
 class PieceResult:
-    """A piece's blocks, in the order in which their domains first came, and what was left out."""
+    """A piece's blocks, in the order in which their domains first came, and the counts of skipped records."""
 
     blocks: list[TokenBlock]
     refused: dict[str, int]
-    source_bytes: int
 
 
 @dataclass(frozen=True)
 class ShardJob:
-    """One shard to finish: its raw samples on disk, and where it goes."""
+    """One shard to finish: its raw samples on disk and its destination."""
 
-    samples_path: str
-    samples_bytes: int  # from its beginning
+    samples_path: Path
+    samples_bytes: int  # from the beginning of the file
     shard: int
-    form: ShardFormat
-    out_path: str
+    shard_format: ShardFormat
+    out_path: Path
 
 
 class Worker:
@@ -75,37 +74,37 @@ class Worker:
 
     def tokenise(self, piece: Piece) -> PieceResult:
         """A piece's documents as token blocks per domain and split."""
-        refusals = Refusals(self.setup.skip_errors)
+        errors = RecordErrors(self.setup.skip_errors)
         groups: dict[tuple[str, str], list[Document]] = {}
-        for document in read_documents(piece, self.setup.fields, refusals):
-            groups.setdefault((document.domain, self.split_of(document)), []).append(document)
-        blocks = [_block(self._tokenizer, *key, documents) for key, documents in groups.items()]
-        return PieceResult(blocks, refusals.counts, piece.source_bytes)
+        for document in read_documents(piece, self.setup.keys, errors):
+            groups.setdefault((document.domain, self._split(document)), []).append(document)
+        blocks = [_token_block(self._tokenizer, *key, documents) for key, documents in groups.items()]
+        return PieceResult(blocks, errors.counts)
 
     def sample(self, piece: Piece, seed: int, budget_bytes: int, threshold: int) -> list[tuple[int, str]]:
         """The piece's part of a training sample: (priority, text) of training documents below `threshold`."""
-        sample = Sample(budget_bytes, threshold)
-        for document in read_documents(piece, self.setup.fields, Refusals(self.setup.skip_errors)):
-            if self.split_of(document) == "train":
+        sample = DocumentSample(budget_bytes, threshold)
+        for document in read_documents(piece, self.setup.keys, RecordErrors(self.setup.skip_errors)):
+            if self._split(document) == "train":
                 sample.offer(priority(document.utf8, seed), document.text)
         return sample.items()
 
     def finish_shard(self, job: ShardJob) -> dict[str, Any]:
-        """Writes the shard under its final name, whole or not at all, and returns its index entry."""
+        """Writes the shard under its final name, complete or not at all, and returns its index entry."""
         with open(job.samples_path, "rb") as file:
-            raw = encode_shard(file.read(job.samples_bytes), job.form)
+            raw = encode_shard(file.read(job.samples_bytes), job.shard_format)
         compressed = compress_shard(raw)
-        write_durably(Path(job.out_path), compressed)
-        return shard_entry(job.shard, raw, compressed, job.form)
+        write_durably(job.out_path, compressed)
+        return shard_entry(job.shard, raw, compressed, job.shard_format)
 
-    def split_of(self, document: Document) -> str:
-        """Where the document goes; by xxh64 of its text where its file does not say: the same in every corpus."""
+    def _split(self, document: Document) -> str:
+        """The document's split: its file's, else by xxh64 of its text, so the same in every corpus."""
         if document.split != "hash":
             return document.split
         return "val" if xxhash.xxh64_intdigest(document.utf8) < self.setup.val_frac * _HASH_RANGE else "train"
 
 
-def _block(tokenizer: Tokenizer, domain: str, split: str, documents: Sequence[Document]) -> TokenBlock:
+def _token_block(tokenizer: Tokenizer, domain: str, split: str, documents: Sequence[Document]) -> TokenBlock:
     ids = tokenizer.encode_batch([document.text for document in documents])
     end = np.array([tokenizer.end_id], tokenizer.dtype)
     tokens = np.concatenate([part for document in ids for part in (document, end)])

@@ -1,11 +1,12 @@
-"""Parquet and Arrow files: cut into ranges of row groups or record batches, read with only the columns needed.
+"""Parquet and Arrow files: cut into ranges of row groups or record batches; only the needed columns are read.
 
-pyarrow is imported here alone, and only when such a file is there. A row group is the smallest piece that can be read
-by itself, so memory is bounded by the largest one.
+pyarrow is imported here alone, and only for such a file. A row group is the smallest part that can be read by itself,
+so memory is bounded by the largest one.
 """
 
 import os
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,7 +17,7 @@ _GROUP_BYTES = 4 << 20
 
 
 @dataclass(frozen=True)
-class Rows:
+class RowRange:
     """Row groups (parquet) or record batches (arrow) `first` to `stop`, the first one starting at row `first_row`."""
 
     kind: str
@@ -26,7 +27,7 @@ class Rows:
     source_bytes: int
 
 
-def cut_rows(path: str, kind: str) -> Iterator[Rows]:
+def cut_rows(path: str, kind: str) -> Iterator[RowRange]:
     """The table in ranges of a few MB. Raises DataError for a file that is not of its kind."""
     groups = _parquet_groups(path) if kind == "parquet" else _arrow_groups(path)
     total_bytes = max(1, sum(size for _, size in groups))
@@ -36,11 +37,11 @@ def cut_rows(path: str, kind: str) -> Iterator[Rows]:
         rows += group_rows
         size += group_bytes
         if size >= _GROUP_BYTES or number == len(groups) - 1:
-            yield Rows(kind, first, number + 1, row, round(size * scale))
+            yield RowRange(kind, first, number + 1, row, round(size * scale))
             first, row, rows, size = number + 1, row + rows, 0, 0
 
 
-def read_rows(path: str, part: Rows, text_key: str, domain_key: str | None) -> Iterator[tuple[str, dict[str, Any]]]:
+def read_rows(path: str, part: RowRange, text_key: str, domain_key: str | None) -> Iterator[tuple[str, dict[str, Any]]]:
     """(place, record) of every row of the range; the record holds the columns of the two keys."""
     keys = [key for key in (text_key, domain_key) if key is not None]
     batches = _parquet_batches(path, part, keys) if part.kind == "parquet" else _arrow_batches(path, part, keys)
@@ -54,15 +55,15 @@ def read_rows(path: str, part: Rows, text_key: str, domain_key: str | None) -> I
 def _parquet_groups(path: str) -> list[tuple[int, int]]:
     import pyarrow.parquet as parquet
 
-    with _reading(path), parquet.ParquetFile(path) as table:
+    with _arrow_errors(path), parquet.ParquetFile(path) as table:
         groups = (table.metadata.row_group(number) for number in range(table.num_row_groups))
         return [(group.num_rows, group.total_byte_size) for group in groups]
 
 
-def _parquet_batches(path: str, part: Rows, keys: list[str]) -> Iterator[Any]:
+def _parquet_batches(path: str, part: RowRange, keys: list[str]) -> Iterator[Any]:
     import pyarrow.parquet as parquet
 
-    with _reading(path), parquet.ParquetFile(path) as table:
+    with _arrow_errors(path), parquet.ParquetFile(path) as table:
         columns = _columns(path, table.schema_arrow.names, keys)
         yield from table.iter_batches(
             _ROWS_AT_ONCE, row_groups=list(range(part.first, part.stop)), columns=columns, set_loop_threads=False
@@ -70,12 +71,12 @@ def _parquet_batches(path: str, part: Rows, keys: list[str]) -> Iterator[Any]:
 
 
 def _arrow_groups(path: str) -> list[tuple[int, int]]:
-    with _reading(path):
+    with _arrow_errors(path):
         return [(batch.num_rows, batch.nbytes) for batch in _arrow_file(path)]
 
 
-def _arrow_batches(path: str, part: Rows, keys: list[str]) -> Iterator[Any]:
-    with _reading(path):
+def _arrow_batches(path: str, part: RowRange, keys: list[str]) -> Iterator[Any]:
+    with _arrow_errors(path):
         for number, batch in enumerate(_arrow_file(path)):
             if number >= part.stop:
                 return
@@ -111,17 +112,14 @@ def _columns(path: str, names: list[str], keys: list[str]) -> list[str]:
     return sorted(set(columns))
 
 
-class _reading:  # noqa: N801 - reads as a statement
-    """Turns pyarrow's complaints about a damaged file into a DataError that names it."""
+@contextmanager
+def _arrow_errors(path: str) -> Iterator[None]:
+    """Turns pyarrow's errors about a damaged file into a DataError that names it."""
+    import pyarrow as pa
 
-    def __init__(self, path: str):
-        self.path = path
-
-    def __enter__(self) -> None:
-        return None
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, traceback: object) -> None:
-        import pyarrow as pa
-
-        if isinstance(error, (pa.ArrowException, OSError)) and not isinstance(error, FileNotFoundError):
-            raise DataError(f"{self.path}: cannot be read: {error}.\n  The file is damaged. Fetch it again.") from error
+    try:
+        yield
+    except FileNotFoundError:
+        raise
+    except (pa.ArrowException, OSError) as error:
+        raise DataError(f"{path}: cannot be read: {error}.\n  The file is damaged. Download it again.") from error

@@ -1,7 +1,7 @@
-"""Where the demo's text lies: files of this Python environment, each in exactly one domain by place and kind.
+"""The files of this Python environment that the demo takes text from, each in exactly one domain by path and kind.
 
 A quarter of the third-party Python files, chosen by a hash of their names, gives its docstrings to "docs"; the others
-are source in "python". So no file serves two domains, and nothing held out in one domain is trained on in another.
+are source in "python". So no file is in two domains, and nothing held out in one domain is trained on in another.
 """
 
 import gzip
@@ -16,8 +16,8 @@ from dataclasses import dataclass
 from inspect import cleandoc
 from pathlib import Path
 
-MAX_FILE_BYTES = 512 * 1024  # above it: generated, mostly
-MAX_PACKED_BYTES = 64 * 1024
+MAX_FILE_BYTES = 512 * 1024  # larger ones are mostly generated
+MAX_COMPRESSED_BYTES = 64 * 1024
 MIN_FILE_CHARS = 120
 _SKIPPED = {"__pycache__", "test", "tests", "testing", "idlelib", "lib2to3", "site-packages", "dist-packages",
             "ado_stream", "ado_kernels", "ado_model", "node_modules"}  # fmt: skip
@@ -31,8 +31,8 @@ _DOCSTRING = re.compile(r'^[ \t]*[rRuU]?"""(.{80,}?)"""', re.MULTILINE | re.DOTA
 
 
 @dataclass(frozen=True)
-class Source:
-    """A file that may serve a domain; `name`: its path inside the environment, on every machine the same."""
+class EnvironmentFile:
+    """A candidate file of a domain; `name`: its path inside the environment, the same on every machine."""
 
     domain: str
     path: Path
@@ -40,20 +40,20 @@ class Source:
 
     @property
     def package(self) -> str:
-        """The top folder, by which one package is kept from filling a domain."""
+        """The top folder, by which a package's share of a domain is limited."""
         return self.name.split("/", 1)[0]
 
     @property
-    def rank(self) -> bytes:
-        """A fixed pseudo-random place among the files of a domain."""
-        return hashlib.blake2b(self.name.encode("utf-8", "surrogateescape"), digest_size=8).digest()
+    def order_key(self) -> bytes:
+        """Sorts the files of a domain in a fixed pseudo-random order."""
+        return _name_hash(self.name, 8)
 
     def read(self) -> str:
-        """The text that this file gives to its domain; empty when it is not text or too little."""
+        """The file's text for its domain; empty when it is not text or too short."""
         try:
             raw = _read(self.path)
             text = raw.decode("utf-8")
-        except (OSError, EOFError, UnicodeDecodeError):  # unreadable, damaged, not text: another file takes its place
+        except (OSError, EOFError, UnicodeDecodeError):  # unreadable, damaged or not text: it is skipped
             return ""
         if "\0" in text:
             return ""
@@ -64,41 +64,40 @@ class Source:
         return text if len(text) >= MIN_FILE_CHARS else ""
 
 
-def find_sources() -> list[Source]:
+def find_environment_files() -> list[EnvironmentFile]:
     """Every candidate file of the environment, in the order of their names."""
-    standard = Path(sysconfig.get_path("stdlib"))
-    found = [Source("stdlib", path, name) for path, name in _files(standard) if name.endswith(".py")]
-    found += [Source("c-headers", path, name) for path, name in _files(_include()) if name.endswith(".h")]
+    found = [
+        EnvironmentFile(domain, path, name)
+        for domain, folder, extension in (("stdlib", "stdlib", ".py"), ("c-headers", "include", ".h"))
+        for path, name in _files(Path(sysconfig.get_path(folder)))
+        if name.endswith(extension)
+    ]
     for root in package_roots():
         for path, name in _files(root):
-            domain = _domain_of(name)
+            domain = _classify(name)
             if domain:
-                found.append(Source(domain, path, name))
+                found.append(EnvironmentFile(domain, path, name))
     unique = {source.name: source for source in found}
     return [unique[name] for name in sorted(unique)]
 
 
 def package_roots() -> list[Path]:
-    """The folders where installed packages lie, ours first found by what this project needs."""
+    """The folders of installed packages, those of torch and numpy included, which may lie elsewhere."""
     roots = [Path(sysconfig.get_path(kind)) for kind in ("purelib", "platlib")]
     roots += [Path(str(importlib.metadata.distribution(name).locate_file(""))) for name in ("torch", "numpy")]
     return sorted({root.resolve() for root in roots if root.is_dir()})
 
 
 def help_topics() -> Iterator[tuple[str, str]]:
-    """(name, text) of the language reference that pydoc carries."""
+    """(name, text) of the language reference that pydoc contains."""
     from pydoc_data.topics import topics
 
     for name in sorted(topics):
         yield f"pydoc/{name}.txt", topics[name]
 
 
-def _include() -> Path:
-    return Path(sysconfig.get_path("include"))
-
-
 def _files(root: Path) -> Iterator[tuple[Path, str]]:
-    """(path, name under root) of every file of sensible size, without following links to folders."""
+    """(path, name under root) of every file, without following links to folders."""
     for folder, folders, names in os.walk(root):
         folders[:] = sorted(set(folders) - _SKIPPED)
         for name in names:
@@ -106,7 +105,12 @@ def _files(root: Path) -> Iterator[tuple[Path, str]]:
             yield path, path.relative_to(root).as_posix()
 
 
-def _domain_of(name: str) -> str | None:
+def _name_hash(name: str, size_bytes: int) -> bytes:
+    return hashlib.blake2b(name.encode("utf-8", "surrogateescape"), digest_size=size_bytes).digest()
+
+
+def _classify(name: str) -> str | None:
+    """The domain of the file `name`, None when it is in none."""
     folder, _, base = name.rpartition("/")
     if ".dist-info" in folder:
         if base == "METADATA" and folder.endswith(".dist-info"):
@@ -117,19 +121,19 @@ def _domain_of(name: str) -> str | None:
     if base.endswith(".json.gz"):
         return "json"
     domain = _SUFFIXES.get(os.path.splitext(base)[1])
-    if domain == "python" and hashlib.blake2b(name.encode("utf-8", "surrogateescape"), digest_size=1).digest()[0] < 64:
+    if domain == "python" and _name_hash(name, 1)[0] < 64:
         return "docs"
     return domain
 
 
 def _read(path: Path) -> bytes:
-    """The file's bytes, unpacked, or b"" when it is larger than a written text would be."""
-    packed = path.suffix == ".gz"
-    if path.stat().st_size > (MAX_PACKED_BYTES if packed else MAX_FILE_BYTES):
+    """The file's bytes, decompressed, or b"" when it is larger than hand-written text would be."""
+    compressed = path.suffix == ".gz"
+    if path.stat().st_size > (MAX_COMPRESSED_BYTES if compressed else MAX_FILE_BYTES):
         return b""
     raw = path.read_bytes()
-    if not packed:
+    if not compressed:
         return raw
     with gzip.open(io.BytesIO(raw)) as file:
-        unpacked = file.read(MAX_FILE_BYTES + 1)
-    return unpacked if len(unpacked) <= MAX_FILE_BYTES else b""
+        decompressed = file.read(MAX_FILE_BYTES + 1)
+    return decompressed if len(decompressed) <= MAX_FILE_BYTES else b""

@@ -3,7 +3,7 @@
 import pytest
 
 from ado_stream.errors import ConfigError, NotFound
-from ado_stream.prepare.source import find_sources, kind_of
+from ado_stream.prepare.input_files import file_kind, find_input_files
 
 
 def _touch(root, *names):
@@ -13,8 +13,8 @@ def _touch(root, *names):
         path.write_text("x")
 
 
-def _found(root, inputs, split="train", by_place=True):
-    files = find_sources(inputs, split, by_place)
+def _found(root, inputs, split="train", by_path=True):
+    files = find_input_files(inputs, split, by_path)
     return [(str(file.path).removeprefix(f"{root}/"), file.domain) for file in files]
 
 
@@ -57,22 +57,22 @@ def test_a_hugging_face_folder_is_one_domain_without_its_held_out_files(tmp_path
 def test_missing_unknown_empty_and_doubled_inputs_are_named(tmp_path):
     _touch(tmp_path, "a/1.txt", "b.pdf", "only/c.pdf")
     with pytest.raises(NotFound, match="nowhere: no such file"):
-        find_sources([tmp_path / "nowhere"], "train", True)
+        find_input_files([tmp_path / "nowhere"], "train", True)
     with pytest.raises(ConfigError, match=r"b.pdf: unknown kind"):
-        find_sources([tmp_path / "b.pdf"], "train", True)
-    with pytest.raises(ConfigError, match="only: no file to read"):
-        find_sources([tmp_path / "only"], "train", True)
+        find_input_files([tmp_path / "b.pdf"], "train", True)
+    with pytest.raises(ConfigError, match="only: no readable file"):
+        find_input_files([tmp_path / "only"], "train", True)
     with pytest.raises(ConfigError, match=r"1.txt: given twice"):
-        find_sources([tmp_path / "a", tmp_path / "a" / "1.txt"], "train", True)
+        find_input_files([tmp_path / "a", tmp_path / "a" / "1.txt"], "train", True)
 
 
 def test_a_folder_without_text_is_an_empty_domain_only_where_folders_are_domains(tmp_path):
     _touch(tmp_path, "a/1.txt", "pictures/c.png")
     with pytest.raises(ConfigError, match="domain 'pictures' has no document"):
-        find_sources([tmp_path], "train", by_place=True)
-    assert len(find_sources([tmp_path], "train", by_place=False)) == 1
+        find_input_files([tmp_path], "train", by_path=True)
+    assert len(find_input_files([tmp_path], "train", by_path=False)) == 1
 
 
 def test_kinds():
-    assert kind_of("c4-train.00000-of-01024.json.gz") == "lines"
-    assert kind_of("data.json") is None
+    assert file_kind("c4-train.00000-of-01024.json.gz") == "lines"
+    assert file_kind("data.json") is None

@@ -7,17 +7,18 @@ import pyarrow.parquet as parquet
 import pytest
 
 from ado_stream.errors import ConfigError, DataError
-from ado_stream.prepare import readers, tables
-from ado_stream.prepare.readers import Fields, Refusals, cut_pieces, read_documents
-from ado_stream.prepare.source import find_sources
+from ado_stream.prepare import columnar
+from ado_stream.prepare import documents as module
+from ado_stream.prepare.documents import RecordErrors, RecordKeys, cut_pieces, read_documents
+from ado_stream.prepare.input_files import find_input_files
 
-PILE = Fields("text", "meta.pile_set_name")
+PILE = RecordKeys("text", "meta.pile_set_name")
 RECORDS = [{"text": f"text {n} ä", "meta": {"pile_set_name": f"domain {n % 3}"}, "more": n} for n in range(500)]
 
 
 def _read(path, fields=PILE, skip=False):
-    refusals = Refusals(skip)
-    pieces = list(cut_pieces(find_sources([path], "train", True), refusals))
+    refusals = RecordErrors(skip)
+    pieces = list(cut_pieces(find_input_files([path], "train", True), refusals))
     documents = [document for piece in pieces for document in read_documents(piece, fields, refusals)]
     return documents, refusals.counts, pieces
 
@@ -47,8 +48,8 @@ def test_every_kind_gives_the_same_documents(tmp_path, monkeypatch, kind):
         new = pa.ipc.new_stream if kind == "arrow stream" else pa.ipc.new_file
         with new(str(path), table.schema) as writer:
             writer.write_table(table, max_chunksize=60)
-    monkeypatch.setattr(readers, "PIECE_BYTES", 4000)
-    monkeypatch.setattr(tables, "_GROUP_BYTES", 4000)
+    monkeypatch.setattr(module, "PIECE_BYTES", 4000)
+    monkeypatch.setattr(columnar, "_GROUP_BYTES", 4000)
     documents, _, pieces = _read(path)
     assert [(document.text, document.domain) for document in documents] == _expected()
     assert len(pieces) > 1 or kind == "jsonl"
@@ -57,12 +58,12 @@ def test_every_kind_gives_the_same_documents(tmp_path, monkeypatch, kind):
 
 
 def test_text_files_are_one_document_each_in_pieces_of_several(tmp_path, monkeypatch):
-    monkeypatch.setattr(readers, "PIECE_BYTES", 50)
+    monkeypatch.setattr(module, "PIECE_BYTES", 50)
     for number in range(20):
         path = tmp_path / f"domain{number % 2}" / f"{number:02}.txt"
         path.parent.mkdir(exist_ok=True)
         path.write_text(f"text of {number}\n" * 2)
-    documents, _, pieces = _read(tmp_path, Fields())
+    documents, _, pieces = _read(tmp_path, RecordKeys())
     assert 1 < len(pieces) < 20
     assert [(document.domain, document.text) for document in documents] == [
         (f"domain{parity}", f"text of {number}\n" * 2) for parity in (0, 1) for number in range(parity, 20, 2)
@@ -99,13 +100,13 @@ def test_a_bad_line_is_named_or_counted(tmp_path, reason):
 
 
 def test_bad_text_files_are_named_or_counted(tmp_path, monkeypatch):
-    monkeypatch.setattr(readers, "MAX_LINE_BYTES", 100)
+    monkeypatch.setattr(module, "MAX_LINE_BYTES", 100)
     for name, data in {"a": b"good", "b": b"", "c": b"a\xff", "d": b"x" * 101}.items():
         (tmp_path / f"{name}.txt").write_bytes(data)
     for name, message in {"b": "no text", "c": "invalid UTF-8 at byte 1", "d": "document too long"}.items():
         with pytest.raises(DataError, match=f"{name}.txt: {message}"):
-            _read(tmp_path / f"{name}.txt", Fields())
-    documents, counts, _ = _read(tmp_path, Fields(), skip=True)
+            _read(tmp_path / f"{name}.txt", RecordKeys())
+    documents, counts, _ = _read(tmp_path, RecordKeys(), skip=True)
     assert [document.text for document in documents] == ["good"]
     assert counts == {"no text": 1, "invalid UTF-8": 1, "document too long": 1}
 
@@ -125,9 +126,9 @@ def test_a_damaged_file_stops_or_is_counted(tmp_path):
 def test_a_table_without_the_column_names_those_it_has(tmp_path):
     parquet.write_table(pa.table({"content": ["a"]}), tmp_path / "t.parquet")
     with pytest.raises(ConfigError, match="no column for key 'text'; columns: content"):
-        _read(tmp_path / "t.parquet", Fields())
+        _read(tmp_path / "t.parquet", RecordKeys())
 
 
 def test_a_key_with_dots_in_it_is_found_before_a_path(tmp_path):
     path = _write(tmp_path / "dots.jsonl", [b'{"a.b": "flat", "a": {"b": "deep"}}', b'{"a": {"b": "deep"}}'])
-    assert [document.text for document in _read(path, Fields("a.b"))[0]] == ["flat", "deep"]
+    assert [document.text for document in _read(path, RecordKeys("a.b"))[0]] == ["flat", "deep"]

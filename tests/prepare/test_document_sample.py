@@ -5,7 +5,7 @@ import random
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ado_stream.prepare.sample import EXCERPT_CHARACTERS, Sample, priority
+from ado_stream.prepare.document_sample import EXCERPT_CHARACTERS, DocumentSample, priority
 
 
 def _by_hand(texts, seed, budget):
@@ -28,9 +28,9 @@ def _by_hand(texts, seed, budget):
 )
 def test_any_order_and_partition_give_the_sample_by_hand(texts, budget, seed, shuffle, parts):
     shuffle.shuffle(texts)
-    whole = Sample(budget)
+    whole = DocumentSample(budget)
     for part in range(parts):
-        sample = Sample(budget, whole.threshold)
+        sample = DocumentSample(budget, whole.threshold)
         for text in texts[part::parts]:
             sample.offer(priority(text.encode(), seed), text)
         whole.merge(sample.items())
@@ -42,11 +42,11 @@ def test_the_seed_chooses_and_long_documents_count_with_their_beginning():
     random.Random(0).shuffle(texts)
     chosen = []
     for seed in (1, 2):
-        sample = Sample(2000)
+        sample = DocumentSample(2000)
         for text in texts:
             sample.offer(priority(text.encode(), seed), text)
         chosen.append(sample.items())
     assert chosen[0] != chosen[1]
-    sample = Sample(10)
+    sample = DocumentSample(10)
     sample.offer(3, "x" * (EXCERPT_CHARACTERS + 1))
     assert len(sample.items()[0][1]) == EXCERPT_CHARACTERS

@@ -1,9 +1,9 @@
-"""Which files an input names, in a fixed order, and the domain that a file's place gives it.
+"""Which files an input names, in a fixed order, and the domain that a file's path gives it.
 
 A file given by itself: its domain is its name without extensions. A folder: the first path component below it
 (without extensions when that is a file), so `corpus/code/a.txt` and `corpus/code.jsonl` below `corpus` are both
-"code". A Hugging Face dataset folder is one domain, named as the folder, and its validation and test files are left
-to `--val`. The order is that of the inputs, then of the paths as bytes: never that of the file system.
+"code". A Hugging Face dataset folder is one domain, named as the folder; its validation and test files are read for
+`--val` only. The order is that of the inputs, then of the paths as bytes: never that of the file system.
 """
 
 import os
@@ -29,37 +29,37 @@ _HELD_OUT = re.compile(r"(validation|valid|val|dev|test)(?=[-_.]|$)")
 
 
 @dataclass(frozen=True)
-class SourceFile:
-    """One input file: how to read it, where its documents go."""
+class InputFile:
+    """One input file: how to read it, and the domain and split of its documents."""
 
     path: str
     kind: str  # a value of KINDS
-    domain: str  # by place; a domain key overrides it
+    domain: str  # from the path; a domain key overrides it
     split: str  # "train", "val", or "hash" where each document's hash decides
     size_bytes: int
 
 
-def find_sources(inputs: Sequence[str | os.PathLike[str]], split: str, by_place: bool) -> list[SourceFile]:
-    """All readable files of `inputs`, in order; `by_place` says that folders are domains.
+def find_input_files(inputs: Sequence[str | os.PathLike[str]], split: str, by_path: bool) -> list[InputFile]:
+    """All readable files of `inputs`, in order; `by_path`: folders are domains.
 
     Raises NotFound for an input that does not exist, ConfigError for one without a readable file, for a domain's
-    folder without one, and for a file reached twice.
+    folder without one, and for a file given twice.
     """
-    found: list[SourceFile] = []
+    found: list[InputFile] = []
     for given in map(Path, inputs):
         if not given.exists():
             raise NotFound(f"{given}: no such file or folder. Check the path.")
         files = list(_below(given, split)) if given.is_dir() else [_single(given, split)]
         if not files:
-            raise ConfigError(f"{given}: no file to read below it; known endings: {', '.join(KINDS)}.")
-        if by_place and given.is_dir() and not _is_hugging_face(given):
-            _refuse_empty_folders(given, {file.domain for file in files})
+            raise ConfigError(f"{given}: no readable file below it; known extensions: {', '.join(KINDS)}.")
+        if by_path and given.is_dir() and not _is_hugging_face(given):
+            _check_no_empty_folder(given, {file.domain for file in files})
         found += files
-    _refuse_twice(found)
+    _check_unique(found)
     return found
 
 
-def kind_of(name: str) -> str | None:
+def file_kind(name: str) -> str | None:
     """How a file of this name is read, or None."""
     for ending, kind in KINDS.items():
         if name.endswith(ending):
@@ -67,25 +67,25 @@ def kind_of(name: str) -> str | None:
     return None
 
 
-def _single(path: Path, split: str) -> SourceFile:
-    kind = kind_of(path.name)
+def _single(path: Path, split: str) -> InputFile:
+    kind = file_kind(path.name)
     if kind is None:
-        raise ConfigError(f"{path}: unknown kind of file; known endings: {', '.join(KINDS)}.")
-    return SourceFile(str(path), kind, _stem(path.name), split, path.stat().st_size)
+        raise ConfigError(f"{path}: unknown kind of file; known extensions: {', '.join(KINDS)}.")
+    return InputFile(str(path), kind, _stem(path.name), split, path.stat().st_size)
 
 
-def _below(folder: Path, split: str) -> Iterable[SourceFile]:
+def _below(folder: Path, split: str) -> Iterable[InputFile]:
     whole = _is_hugging_face(folder)
     name = _text(folder.resolve().name)
     for path in sorted(_walk(folder), key=lambda path: os.fsencode(path)):
-        kind = kind_of(path.name)
+        kind = file_kind(path.name)
         parts = path.relative_to(folder).parts
         if kind is None or any(part.startswith(".") for part in parts):
             continue
-        data_set = whole or (len(parts) > 1 and _is_hugging_face(folder / parts[0]))
-        if data_set and _is_held_out(parts[-2:]) != (split == "val"):
+        in_data_set = whole or (len(parts) > 1 and _is_hugging_face(folder / parts[0]))
+        if in_data_set and _is_held_out(parts[-2:]) != (split == "val"):
             continue
-        yield SourceFile(str(path), kind, name if whole else _stem(parts[0]), split, path.stat().st_size)
+        yield InputFile(str(path), kind, name if whole else _stem(parts[0]), split, path.stat().st_size)
 
 
 def _walk(folder: Path) -> Iterable[Path]:
@@ -114,23 +114,23 @@ def _stem(name: str) -> str:
 
 
 def _text(name: str) -> str:
-    """A file's name as text that can be written: bytes that are not UTF-8 become U+FFFD."""
+    """A file's name as valid Unicode: bytes that are not UTF-8 become U+FFFD."""
     return os.fsencode(name).decode(errors="replace")
 
 
-def _refuse_empty_folders(folder: Path, domains: set[str]) -> None:
+def _check_no_empty_folder(folder: Path, domains: set[str]) -> None:
     for path in sorted(folder.iterdir()):
         if path.is_dir() and not path.name.startswith(".") and _stem(path.name) not in domains:
             raise ConfigError(
-                f"domain {_text(path.name)!r} has no document: no file to read below {path}.\n"
-                f"  Known endings: {', '.join(KINDS)}. Remove the folder, or give the others one by one."
+                f"domain {_text(path.name)!r} has no document: no readable file below {path}.\n"
+                f"  Known extensions: {', '.join(KINDS)}. Remove the folder, or give the others one by one."
             )
 
 
-def _refuse_twice(files: Sequence[SourceFile]) -> None:
+def _check_unique(files: Sequence[InputFile]) -> None:
     seen: set[str] = set()
     for file in files:
         real = os.path.realpath(file.path)
         if real in seen:
-            raise ConfigError(f"{file.path}: given twice. Its documents would count double; give it once.")
+            raise ConfigError(f"{file.path}: given twice. Its documents would be read twice; give it once.")
         seen.add(real)

@@ -1,7 +1,7 @@
 """One file's bytes in blocks of whole lines, from raw, gzip or zstd files, in bounded memory.
 
-A damaged or cut compressed file is a DataError with its position, never a file that silently ends early: the zstd
-frame must be complete at the end of the file (zstandard's own stream_reader does not say so).
+A damaged or truncated compressed file is a DataError with its position, never a file that silently ends early: the
+zstd frame must be complete at the end of the file (zstandard's own stream_reader does not check that).
 """
 
 import gzip
@@ -16,12 +16,12 @@ from ado_stream.errors import DataError
 
 MAX_LINE_BYTES = 1 << 27
 _READ_BYTES = 1 << 20
-_ZSTD_FEED_BYTES = 1 << 12  # a block of 4 bytes may stand for 128 KiB: 4 KiB unfold to 128 MiB at the very worst
-_ZSTD_WINDOW_BYTES = 1 << 31  # as far as `zstd --long=31` reaches
+_ZSTD_FEED_BYTES = 1 << 12  # a block of 4 bytes may expand to 128 KiB, so 4 KiB to 128 MiB at worst
+_ZSTD_WINDOW_BYTES = 1 << 31  # what `zstd --long=31` writes
 
 
 @dataclass(frozen=True)
-class Block:
+class LineBlock:
     """Whole lines of a file."""
 
     data: bytes
@@ -29,13 +29,13 @@ class Block:
     source_bytes: int  # bytes of the file on disk that were read for it
 
 
-def line_blocks(path: str, block_bytes: int) -> Iterator[Block]:
-    """Blocks of whole lines of about `block_bytes`; where they are cut depends on the content alone.
+def line_blocks(path: str, block_bytes: int) -> Iterator[LineBlock]:
+    """Blocks of whole lines of about `block_bytes`, cut at places that depend on the content alone.
 
     Raises DataError: damaged compression, a line over MAX_LINE_BYTES.
     """
     with open(path, "rb") as file:
-        parts: list[bytes] = []
+        parts: list[bytes] = []  # of the block to be, `size` bytes, the last `unended` of them after the last newline
         size = unended = done = 0
         line = 1
         for chunk in _plain_bytes(path, file):
@@ -49,16 +49,16 @@ def line_blocks(path: str, block_bytes: int) -> Iterator[Block]:
                 continue
             data = b"".join(parts)
             cut = size - unended
-            yield Block(data[:cut], line, file.tell() - done)
+            yield LineBlock(data[:cut], line, file.tell() - done)
             line += data.count(b"\n", 0, cut)
             done = file.tell()
             parts, size = [data[cut:]], unended
         if size:
-            yield Block(b"".join(parts), line, file.tell() - done)
+            yield LineBlock(b"".join(parts), line, file.tell() - done)
 
 
 def _plain_bytes(path: str, file: BinaryIO) -> Iterator[bytes]:
-    """The file's content uncompressed, in chunks whose borders depend on the content alone."""
+    """The file's content uncompressed, in chunks whose boundaries depend on the content alone."""
     if path.endswith(".zst"):
         return _unzstd(path, file)
     if path.endswith(".gz"):
@@ -76,7 +76,7 @@ def _unzstd(path: str, file: BinaryIO) -> Iterator[bytes]:
             frame = frame or frames.decompressobj()
             chunk = frame.decompress(data)
             data = b""
-            if frame.eof:
+            if frame.eof:  # a file may hold several frames
                 data, frame = frame.unused_data, None
             produced += len(chunk)
             for start in range(0, len(chunk), _READ_BYTES):
@@ -107,6 +107,6 @@ def _too_long(path: str, line: int) -> DataError:
 
 def _damaged(path: str, kind: str, position: int, produced: int, why: str) -> DataError:
     return DataError(
-        f"{path}: corrupt {kind} data before byte {position:,} of the file, {produced:,} bytes unpacked: {why}.\n"
-        "  The file is damaged or cut short. Fetch it again."
+        f"{path}: corrupt {kind} data before byte {position:,} of the file, {produced:,} bytes decompressed: {why}.\n"
+        "  The file is damaged or truncated. Download it again."
     )

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from ado_stream.demo import sources, text
-from ado_stream.demo.sources import MAX_FILE_BYTES, Source, find_sources
+from ado_stream.demo import environment_files, raw_text
+from ado_stream.demo.environment_files import MAX_FILE_BYTES, EnvironmentFile, find_environment_files
 from ado_stream.errors import DataError
 
 
@@ -16,7 +16,7 @@ from ado_stream.errors import DataError
 def written(tmp_path_factory):
     """The quick corpus of the environment that runs the tests."""
     out = tmp_path_factory.mktemp("text")
-    return out, text.write_text(out, quick=True)
+    return out, raw_text.write_text(out, quick=True)
 
 
 def documents(domain):
@@ -65,15 +65,15 @@ def test_no_text_comes_twice(written):
 
 def test_the_same_environment_gives_the_same_bytes(written, tmp_path):
     _, first = written
-    again = text.write_text(tmp_path, quick=True)
+    again = raw_text.write_text(tmp_path, quick=True)
     assert [domain.name for domain in again] == [domain.name for domain in first]
     assert all(a.path.read_bytes() == b.path.read_bytes() for a, b in zip(again, first, strict=True))
 
 
 def test_summary_brings_back_what_was_written(written, tmp_path):
     out, domains = written
-    assert text.read_summary(out) == domains
-    assert text.read_summary(tmp_path) is None
+    assert raw_text.read_summary(out) == domains
+    assert raw_text.read_summary(tmp_path) is None
 
 
 def test_no_package_fills_a_domain_while_others_have_text(tmp_path, monkeypatch):
@@ -81,19 +81,22 @@ def test_no_package_fills_a_domain_while_others_have_text(tmp_path, monkeypatch)
         (tmp_path / package).mkdir()
         for index in range(num):
             (tmp_path / package / f"m{index}.py").write_text(f"{package} {index} " + "x = 1  # filler\n" * 600)
-    found = [Source("python", path, path.relative_to(tmp_path).as_posix()) for path in sorted(tmp_path.rglob("*.py"))]
+    found = [
+        EnvironmentFile("python", path, path.relative_to(tmp_path).as_posix())
+        for path in sorted(tmp_path.rglob("*.py"))
+    ]
     limit = 800_000
-    taken = list(text._texts("python", sorted(found, key=lambda source: source.rank), limit, set()))
+    taken = list(raw_text._texts("python", sorted(found, key=lambda source: source.order_key), limit, set()))
     giant = sum(len(body) for name, body in taken if name.startswith("giant"))
     assert giant <= limit / 2 + 10_000  # one file over its half at most
     assert sum(len(body) for _, body in taken) >= limit
 
 
-def test_too_few_domains_are_told(tmp_path, monkeypatch):
-    only = [source for source in find_sources() if source.domain in ("stdlib", "python")]
-    monkeypatch.setattr(text, "find_sources", lambda: only)
-    with pytest.raises(DataError, match="it takes 6"):
-        text.write_text(tmp_path, quick=True)
+def test_too_few_domains_are_an_error(tmp_path, monkeypatch):
+    only = [source for source in find_environment_files() if source.domain in ("stdlib", "python")]
+    monkeypatch.setattr(raw_text, "find_environment_files", lambda: only)
+    with pytest.raises(DataError, match="6 are needed"):
+        raw_text.write_text(tmp_path, quick=True)
 
 
 @pytest.mark.parametrize(
@@ -111,11 +114,11 @@ def test_too_few_domains_are_told(tmp_path, monkeypatch):
     ],
 )
 def test_a_file_goes_where_it_belongs(name, domain):
-    assert sources._domain_of(name) == domain
+    assert environment_files._classify(name) == domain
 
 
 def test_python_files_are_source_or_docstrings_one_in_four():
-    placed = [sources._domain_of(f"package/module{index}.py") for index in range(2000)]
+    placed = [environment_files._classify(f"package/module{index}.py") for index in range(2000)]
     assert set(placed) == {"python", "docs"}
     assert 0.2 < placed.count("docs") / 2000 < 0.3
 
@@ -124,34 +127,34 @@ def test_docstrings_are_read_without_their_code(tmp_path):
     body = " ".join(["Returns the sum of its arguments, which must be numbers."] * 4)
     path = tmp_path / "m.py"
     path.write_text(f'import os\n\n\ndef f(x):\n    """{body}\n\n    More of it.\n    """\n    return os.secret(x)\n')
-    read = Source("docs", path, "package/m.py").read()
+    read = EnvironmentFile("docs", path, "package/m.py").read()
     assert read == f"{body}\n\nMore of it."
 
 
 def test_huge_binary_and_unreadable_files_give_nothing(tmp_path):
     for name, content in (("big.h", b"x\n" * MAX_FILE_BYTES), ("nul.h", b"a\0b" * 100), ("latin.h", b"\xe9" * 200)):
         (tmp_path / name).write_bytes(content)
-        assert Source("c-headers", tmp_path / name, name).read() == ""
-    assert Source("c-headers", tmp_path / "gone.h", "gone.h").read() == ""
+        assert EnvironmentFile("c-headers", tmp_path / name, name).read() == ""
+    assert EnvironmentFile("c-headers", tmp_path / "gone.h", "gone.h").read() == ""
     (tmp_path / "torn.json.gz").write_bytes(b"\x1f\x8b\x08torn")
-    assert Source("json", tmp_path / "torn.json.gz", "torn.json.gz").read() == ""
+    assert EnvironmentFile("json", tmp_path / "torn.json.gz", "torn.json.gz").read() == ""
 
 
 def test_metadata_gives_its_readme_alone(tmp_path):
     path = tmp_path / "METADATA"
     path.write_text("Name: thing\nVersion: 1\n\n# Thing\n" + "It does things. " * 20)
-    assert Source("readmes", path, "thing.dist-info/METADATA").read().startswith("# Thing\n")
+    assert EnvironmentFile("readmes", path, "thing.dist-info/METADATA").read().startswith("# Thing\n")
 
 
 def test_pieces_are_the_text(tmp_path):
     body = "".join(f"line {index} é\n" * (index % 7) for index in range(5000)) + "no newline at the end"
-    pieces = text.cut(body)
+    pieces = raw_text.split_text(body)
     assert "".join(pieces) == body
     sizes = [len(piece.encode()) for piece in pieces]
-    assert max(sizes) < text.PIECE_BYTES + 100
-    assert min(sizes[:-1]) >= text.PIECE_BYTES
+    assert max(sizes) < raw_text.DOCUMENT_BYTES + 100
+    assert min(sizes[:-1]) >= raw_text.DOCUMENT_BYTES
 
 
 def test_stdlib_source_is_there_in_this_python():
-    assert any(source.domain == "stdlib" and source.name == "argparse.py" for source in find_sources())
+    assert any(source.domain == "stdlib" and source.name == "argparse.py" for source in find_environment_files())
     assert Path(sys.prefix).exists()
