@@ -14,7 +14,6 @@ import argparse
 import itertools
 import json
 import os
-import statistics
 import tempfile
 import time
 from collections.abc import Callable
@@ -25,7 +24,7 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.common import in_own_process, write_result
+from benchmarks.common import in_own_process, median_s, write_result
 
 LAG, REFIT_INTERVAL = 8, 1000
 HISTORY_STEPS = 60_000
@@ -201,8 +200,7 @@ def refit_seconds(case: Case) -> float:
 
     count_T = 12.0 * case.num_domains * np.arange(1, case.history_steps + 1)
     loss_KT = _losses(case.history_steps, case.num_domains).T
-    fit_scaling_laws(count_T, loss_KT)
-    return statistics.median(seconds_of(lambda: fit_scaling_laws(count_T, loss_KT)) for _ in range(3))
+    return median_s(lambda: fit_scaling_laws(count_T, loss_KT), repeats=3)
 
 
 def sums_seconds(case: Case) -> float:
@@ -220,8 +218,7 @@ def sums_seconds(case: Case) -> float:
             domain_loss(losses_N, domain_B, case.num_domains)
         wait()
 
-    several()
-    return statistics.median(seconds_of(several) for _ in range(5)) / num
+    return median_s(several) / num
 
 
 def write_corpus(folder: Path, num_domains: int, num_tokens: int) -> Any:
@@ -253,8 +250,7 @@ def matmul_flop_per_s(case: Case) -> float:
             a @ b
         wait()
 
-    several()
-    return num * 2 * size**3 / statistics.median(seconds_of(several) for _ in range(5))
+    return num * 2 * size**3 / median_s(several)
 
 
 def _losses(num: int, num_domains: int) -> np.ndarray:
@@ -267,13 +263,6 @@ def synchronise(device: str) -> Callable[[], None]:
     import torch
 
     return torch.cuda.synchronize if device == "cuda" else lambda: None
-
-
-def seconds_of(call: Callable[[], Any]) -> float:
-    """Wall seconds of one call."""
-    started = time.perf_counter()
-    call()
-    return time.perf_counter() - started
 
 
 def result_name(card: str | None) -> str:
