@@ -7,6 +7,9 @@ can do, and there one thread tells more than two, which must both be running.
 """
 
 import statistics
+from collections.abc import Callable
+from functools import partial
+from typing import Any
 
 import torch
 
@@ -43,7 +46,7 @@ def _bandwidth(num_domains: int) -> dict:
     for name, ids_B in ids.items():
         read_bytes = losses_N.nbytes + ids_B.nbytes
         probe = torch.ones(read_bytes // 4)
-        calls = [probe.sum, lambda ids_B=ids_B: domain_loss(losses_N, ids_B, num_domains)]
+        calls: list[Callable[[], Any]] = [probe.sum, partial(domain_loss, losses_N, ids_B, num_domains)]
         torch_sum, ours = (
             {"best": read_bytes / min(each) / 1e9, "median": read_bytes / statistics.median(each) / 1e9}
             for each in seconds_in_turn(calls, REPEATS)

@@ -2,9 +2,9 @@
 
     python -m benchmarks fit [--backend triton]
 
-Prints seconds of a fit of 60,000 steps (5,900 points a domain), its cost in evaluations, the lengths of its searches,
-how low F ends on the golden records in ../shared (where they are), and the time of scipy's L-BFGS-B, with the gradient
-of F, from the same 512 starts: on one thread like ours, a sample of the starts run on one domain and scaled.
+Prints seconds of a fit of 60,000 steps (5,900 points a domain), its cost in evaluations, how low
+F ends on the golden records in ../shared (where they are), and the time of scipy's L-BFGS-B, with the gradient of F,
+from the same 512 starts: on one thread like ours, a sample of the starts run on one domain and scaled.
 
 Bars. Cost: an evaluation is F once on every point of every domain by a plain Numba loop, timed in turn with the fit, in
 processor seconds of all threads, the best of each; 22 domains and 1,000 take at most 40 evaluations. A GPU
@@ -17,7 +17,6 @@ calls it, its history a transposed view.
 import argparse
 import math
 import os
-import statistics
 import time
 from collections.abc import Callable
 from dataclasses import replace
@@ -29,8 +28,6 @@ import numba
 import numpy as np
 
 from ado_kernels import scaling_law_fit
-from ado_kernels.fit import search
-from ado_kernels.fit.descent import minimise
 from ado_kernels.fit.problem import (
     ALPHA_HIGH_KINK,
     ALPHA_LOW_KINK,
@@ -99,34 +96,6 @@ def _evaluate_one(x_M, y_M, delta):  # type: ignore[no-untyped-def]
         gap = abs(y_M[m] - 0.7 - math.log1p(math.exp(1.3 - 0.4 * x_M[m])))
         total += 0.5 * gap * gap if gap <= delta else delta * (gap - 0.5 * delta)
     return total
-
-
-def newton_steps(num_domains: int) -> dict[str, Any]:
-    """How long the search's chains are: passes over the bins of every coarse search, over all points of every end
-    that differs; and how many of those a domain has. What bounds the fit on a GPU (kernels/predictions.md)."""
-    counts_T, losses_KT = history(num_domains)
-    x_M = np.log(counts_T[OPTIONS.ignore_steps :: OPTIONS.every])
-    grid = search.Grid(
-        *map(np.asarray, (OPTIONS.grid_log_beta, OPTIONS.grid_log_eps, OPTIONS.grid_alpha)), OPTIONS.delta
-    )
-    coarse, full, ends = [], [], []
-    for y_M in np.log(prepare(losses_KT, OPTIONS)):
-        bins, values = search.bin_points(x_M, y_M), []
-        for start in range(1, search.NUM_FACES + grid.alpha.size):
-            theta_P, passes = np.empty(3), 0
-            face = search._best_start(grid, start, bins, theta_P)
-            for width in search.WIDTHS:
-                how = max(width, grid.delta), face, np.int64(search.COARSE_PASSES), search.COARSE_TOLERANCE
-                value, more = minimise(theta_P, bins, *how)
-                passes += more
-            coarse.append(passes)
-            if all(abs(value - other) >= search.SAME * (value + ALPHA_LOW_KINK) for other in values):
-                how = grid.delta, np.int64(search.NO_FACE), np.int64(search.FULL_PASSES), search.TOLERANCE
-                full.append(minimise(theta_P, (x_M, y_M, np.ones(x_M.size)), *how)[1])
-                values.append(value)
-        ends.append(len(values))
-    found = {"coarse passes": coarse, "passes over all points": full, "ends of a domain": ends}
-    return {name: {"mean": statistics.mean(counts), "most": max(counts)} for name, counts in found.items()}
 
 
 def policys(counts_T: np.ndarray, losses_KT: np.ndarray) -> tuple[np.ndarray, np.ndarray, FitOptions]:
@@ -248,7 +217,7 @@ def main() -> None:
     backend = parser.parse_args().backend
     timed = [fits(22, backend, repeats=7), fits(1000, backend, repeats=3)]
     low = lowness(backend)
-    found = {"steps": STEPS, "backend": backend, "fits": timed, "search": newton_steps(22), "golden": low}
+    found = {"steps": STEPS, "backend": backend, "fits": timed, "golden": low}
     if backend == "numba":
         with mock.patch.dict(os.environ, ONE_THREAD):
             found["scipy"] = in_own_process(against_scipy)

@@ -29,14 +29,14 @@ def variations(steps: int) -> dict[str, dict[str, Mapping[str, Any]]]:
     """
     plan = AdoConfig().plan(num_domains=22, total_steps=steps)
     start, interval, ignore, every = plan.start_step, plan.interval, plan.ignore_steps, plan.fit.every
-    starts = {
+    starts: dict[str, Mapping[str, Any]] = {
         f"{n} steps" + (f", ignore_steps {n} too" if n < ignore else ""): {
             "start_step": n,
             "ignore_steps": min(n, ignore),
         }
         for n in (start // 4, start * 3)
     }
-    ignored = {
+    ignored: dict[str, Mapping[str, Any]] = {
         f"{n} steps" + (f", start_step {n} too" if n > start else ""): {
             "start_step": max(n, start),
             "ignore_steps": n,

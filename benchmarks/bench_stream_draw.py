@@ -30,6 +30,7 @@ def step_ms(batch: int, domains: int, lanes: int, ranks: int) -> dict[str, float
     lane_N = (np.arange(batch) * lanes // batch)[slots]
     upcoming = UpcomingIds(orders, range(int(lane_N[-1]) + 1), batch // lanes)
     draws: list[Draw] = []
+    asked = 0
 
     def draw() -> None:
         draws.append(draw_step(settings, len(draws), mixture_K, cursors_KC))
@@ -40,7 +41,6 @@ def step_ms(batch: int, domains: int, lanes: int, ranks: int) -> dict[str, float
         upcoming.at(step.domain_B[slots].astype(np.int64), lane_N, step.position_B[slots])
         asked += 1
 
-    asked = 0
     return {"draw_ms": median_s(draw, 50, 5) * 1e3, "rank_ids_ms": median_s(ids, 50, 5) * 1e3}
 
 

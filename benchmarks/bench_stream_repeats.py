@@ -24,7 +24,7 @@ def their_repeats(local: Path, names: list[str], seed: int) -> int:
     from streaming import Stream, StreamingDataset
     from streaming.base.util import clean_stale_shared_memory
 
-    def served(proportions: np.ndarray, state: dict | None, count: int) -> tuple[list[tuple[int, int]], dict]:
+    def served(proportions: np.ndarray, state: dict | None, count: int) -> tuple[list[tuple[int, ...]], dict]:
         clean_stale_shared_memory()
         streams = [Stream(local=str(local / n), proportion=float(p)) for n, p in zip(names, proportions, strict=True)]
         dataset = StreamingDataset(

@@ -6,6 +6,7 @@ matmul reaches at these shapes: what is missing from there on is ours.
 """
 
 import time
+from typing import Any
 
 import torch
 
@@ -68,7 +69,7 @@ def _start_compiler(bench: Bench, x: torch.Tensor) -> None:
         bench.emit("device", "torch.compile starts", failed=f"{type(error).__name__}: {error}"[:300])
 
 
-def _rate(bench: Bench, name: str, a: torch.Tensor, b: torch.Tensor, **wide: torch.dtype) -> float:
+def _rate(bench: Bench, name: str, a: torch.Tensor, b: torch.Tensor, **wide: Any) -> float:
     times = bench.times(lambda: torch.mm(a, b, **wide))
     rate = 2e3 * a.shape[0] * a.shape[1] * b.shape[1] / judged_ms(times)
     case = f"matmul {name} {a.shape[0]}x{a.shape[1]}x{b.shape[1]}"

@@ -5,6 +5,7 @@ Prints ms, ms per domain and time over ours. Bar, which fails the run: F of 99 i
 Numba's, relative to F + 0.001 (F holds the constant -0.001 and may be negative). Laws with 1 % noise.
 """
 
+import functools
 import time
 from collections.abc import Callable
 from typing import Any
@@ -34,12 +35,10 @@ def run_fit(bench: Bench) -> None:
             continue
         counts_T, loss_KT = history(num_domains, num_steps)
 
-        def by_numba(counts_T: np.ndarray = counts_T, loss_KT: np.ndarray = loss_KT) -> FitResult:
-            return scaling_law_fit(counts_T, loss_KT, backend="numba")
-
-        ours = _timed(
-            bench, case, "ours", lambda history=(counts_T, loss_KT): scaling_law_fit(*history, backend=backend)
+        by, by_numba = (
+            functools.partial(scaling_law_fit, counts_T, loss_KT, backend=each) for each in (backend, "numba")
         )
+        ours = _timed(bench, case, "ours", by)
         if bench.on_gpu:
             _device_only(bench, case, counts_T, loss_KT)
             judge(bench, case, above(ours, _timed(bench, case, "Numba", by_numba)))

@@ -38,7 +38,9 @@ class Passes:
             ("backward", self.backward_bytes),
             ("forward+backward", self.forward_bytes + self.backward_bytes),
         ):
-            builds = {name: functools.partial(self.build, make, which) for name, make in made.items()}
+            builds: dict[str, Callable[[], Call]] = {
+                name: functools.partial(self.build, make, which) for name, make in made.items()
+            }
             expected = self.build(lambda: self.reference, which, torch.float64)
             examine = functools.partial(self.examined, expected)
             bench.compare(f"{self.name} {which}", self.case, builds, Work(num_bytes=num_bytes), examine)

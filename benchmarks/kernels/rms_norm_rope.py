@@ -21,8 +21,8 @@ SHAPE, SMOKE_SHAPE = (16, 1024, 12, 64), (2, 64, 2, 64)
 
 def run_rms_norm_rope(bench: Bench) -> None:
     """The count for the 124M model, then one layer's queries: fused, apart, compiled."""
-    measured = bench.copy_bytes_per_s, bench.matmul_flop_per_s
-    rates = H200_RATES if None in measured or not bench.on_gpu else measured
+    copy, matmul = bench.copy_bytes_per_s, bench.matmul_flop_per_s
+    rates = (copy, matmul) if bench.on_gpu and copy and matmul else H200_RATES
     bench.emit("rms_norm_rope", "124M, share of the step's floor", rates=rates, **step_share(*rates))
     shape = SMOKE_SHAPE if bench.smoke else SHAPE
     x, dy = (torch.randn(shape, device=bench.device).bfloat16() for _ in range(2))
