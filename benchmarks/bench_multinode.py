@@ -2,7 +2,8 @@
 
 Nodes are network namespaces joined by a bridge, each with its own cache folder and its own torchrun; a third namespace
 holds moto's S3 server. Every rank logs the ids of its rows; together they must be the batches of one process. Needs
-root and iproute2. Bar: each node downloads at most half of the shards, plus one a domain where a shard straddles lanes.
+root and iproute2. Prints shards. Bar: each node downloads at most half of the shards, plus one a domain where a shard
+straddles lanes.
 """
 
 import json

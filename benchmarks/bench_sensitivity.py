@@ -1,9 +1,9 @@
-"""Which settings of ADO matter: each varied alone, in a closed loop on synthetic laws.
+"""Which settings of ADO matter? Each is varied alone, in a closed loop on synthetic laws.
 
-For every setting and seed: a run of the built-in world, and how its outcome differs from that of the defaults in
-(1) the final true loss with domains weighted by the prior, (2) the same unweighted, in 1e-3 nats per token, and (3)
-half the sum of |share - default share| at the end, in %. What the row "defaults, another seed" shows is noise: what
-does not exceed it did not matter. Synthetic laws say which settings move the mixture; not what they do to a model.
+For every setting and seed: a run of the built-in world, and how its outcome differs from that of the defaults in (1)
+the final true loss with domains weighted by the prior, (2) the same unweighted, in 1e-3 nats per token, and (3) half
+the sum of |share - default share| at the end, in %. What the row "defaults, another seed" shows is noise: what does not
+exceed it did not matter. Synthetic laws say which settings move the mixture; not what they do to a model. No bar.
 """
 
 import argparse

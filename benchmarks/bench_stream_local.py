@@ -1,10 +1,10 @@
 """How fast are batches read from local raw shards? Against StreamingDataset and against one memcpy of the same bytes.
 
-8 domains, 1025 uint16 tokens a sample, batch 64; bars: 10 times the better of StreamingDataset with 0 and 2 workers, a
-third of the rate of one memcpy. A batch is handed out as int64, four times the bytes that lie on disk, so there are two
-such copies: of the bytes as handed out; and of the bytes as stored, from consecutive samples, which a reader that casts
-and gathers cannot come near: it writes four times as much, and its rows lie far apart. All in one run, on the same
-shards, each reader in a process of its own.
+Prints samples/s: 8 domains, 1025 uint16 tokens a sample, batch 64. Bars: 10 times the better of StreamingDataset with 0
+and 2 workers, a third of the rate of one memcpy. A batch is handed out as int64, four times the bytes that lie on disk,
+so there are two such copies: of the bytes as handed out; and of the bytes as stored, from consecutive samples, which a
+reader that casts and gathers cannot come near: it writes four times as much, and its rows lie far apart. All in one
+run, on the same shards, each reader in a process of its own.
 """
 
 import statistics

@@ -1,13 +1,14 @@
-"""How fast a training step is, and what all of ADO adds to it.
+"""How fast is a training step, and what does all of ADO add to it?
 
-Two loops on one model take turns, a window of steps each: one that tells a policy and reads what it publishes, one that
-reads the natural mixture and tells nobody. Both read real shards and take per-domain sums. ADO's share is the median
-difference of paired windows, with a 95 % interval; and the time of the sums by themselves, though a mean alone costs
-some of it too; and a refit of 60,000 steps of history, spread over the 1,000 steps between two refits. One process:
-what ranks send each other for ADO, 2 K numbers in place of two and K back, is not in it.
-Speed is model FLOP/s (6 N + 12 L H Q T a token) against the rate of a large matrix product in the same process.
-On a GPU: 124M and 1.3B at sequence 1024, bfloat16, compiled; laid out for four minutes, and each case is written as
-soon as it is known. On a CPU: nano at sequence 256.
+Two loops on one model take turns, a window of steps each: one that gives its losses to a policy and reads by the
+mixture that it publishes, and one that reads by the natural mixture, without a policy. Both read real shards and take
+per-domain sums. ADO's share is the median difference of paired windows, with a 95 % interval; and the time of the sums
+by themselves, though a mean alone costs some of it too; and a refit of 60,000 steps of history, spread over the 1,000
+steps between two refits. One process: what ranks send each other for ADO, 2 K numbers in place of two and K back, is
+not in it. Speed is model FLOP/s (6 N + 12 L H Q T a token) against the rate of a large matrix product in the same
+process. On a GPU: 124M and 1.3B at sequence 1024, bfloat16, compiled; laid out for four minutes, and each case is
+written as soon as it is known. On a CPU: nano at sequence 256. Bars: ADO adds at most 1 % of a step on a CPU, 0.1 % on
+a GPU, where the model reaches 0.5 (124M) and 0.55 (1.3B) of the matrix product's rate.
 """
 
 import argparse
@@ -129,7 +130,7 @@ def make_step(case: Case) -> tuple[Any, int]:
 
 
 class Loop:
-    """A training loop with batches of its own: with ADO, or by the natural mixture with nobody told."""
+    """A training loop with batches of its own: with ADO, or by the natural mixture without a policy."""
 
     def __init__(self, case: Case, corpus: Any, step: Any, with_ado: bool):
         from ado_stream.loader import AdaptiveLoader
