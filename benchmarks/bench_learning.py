@@ -1,11 +1,11 @@
-"""What a policy does to a model: validation losses on real text, policy against policy, seed by seed.
+"""What does a policy do to a model? Validation losses on real text, policy against policy, seed by seed.
 
     python -m benchmarks learning --corpus corpus --out runs/learning --policies natural ado ado:credit_power=0
 
 Trains one model per policy and seed on a prepared corpus (`ado-stream prepare`), everything else alike, and compares
 with the natural mixture: by corpus size and as a mean of domains, every domain, and each seed beside the other, which
 is the noise. Options of a policy follow its name. Runs go on where they were stopped; `ado-stream report RUN...` draws
-them.
+them. No bar.
 """
 
 import argparse

@@ -10,9 +10,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from benchmarks.bench_multinode import network
 from tests.train.forked import Forked
 from tests.train.micro import MICRO
+from tests.train.network import network
 
 
 @pytest.fixture(scope="session")

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.bench_multinode import NETWORK, NODES, STORE, inside, ip
 from tests.train import ledgered
+from tests.train.network import NETWORK, NODES, STORE, inside, ip
 
 pytestmark = pytest.mark.fault
 ROOT = Path(__file__).parents[2]

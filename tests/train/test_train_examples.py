@@ -1,4 +1,4 @@
-"""The recipes for several machines, run on two network namespaces; Slurm's two commands are stood in for."""
+"""The examples for several machines, run on two network namespaces; Slurm's two commands are stood in for."""
 
 import os
 import subprocess
@@ -9,7 +9,7 @@ import pytest
 import yaml
 
 from ado_stream.record import RunRecord, read_run
-from benchmarks.bench_multinode import NETWORK, NODES, inside
+from tests.train.network import NETWORK, NODES, inside
 
 pytestmark = pytest.mark.fault
 ROOT = Path(__file__).parents[2]
@@ -78,14 +78,14 @@ def test_ranks_get_ten_minutes_to_save_after_sigterm(environment: dict[str, str]
     stand_in = tmp_path / "bin" / "torchrun"
     stand_in.write_text('#!/bin/bash\necho "$TORCH_ELASTIC_SHUTDOWN_TIMEOUT $*"')
     stand_in.chmod(0o755)
-    command = ["benchmarks/recipes/node.sh", "0", "1", "localhost", "run.yaml", "train.steps=3"]
+    command = ["examples/node.sh", "0", "1", "localhost", "run.yaml", "train.steps=3"]
     done = subprocess.run(command, env=environment, cwd=ROOT, check=True, capture_output=True, text=True)
     assert done.stdout.startswith("600 --nnodes 1 --node-rank 0 ")
     assert done.stdout.endswith("train run.yaml train.steps=3\n")
 
 
 def test_one_command_a_node(nodes, config: Path, environment: dict[str, str], settings: dict):
-    command = ["benchmarks/recipes/node.sh"]
+    command = ["examples/node.sh"]
     started = [
         inside(node, *command, str(rank), "2", ADDRESS, str(config), env=environment, cwd=ROOT)
         for rank, node in enumerate(NODES)
@@ -95,7 +95,7 @@ def test_one_command_a_node(nodes, config: Path, environment: dict[str, str], se
 
 
 def test_slurm(nodes, config: Path, environment: dict[str, str], settings: dict, tmp_path: Path):
-    command = ["bash", "benchmarks/recipes/slurm.sbatch", str(config), "log.every_steps=1"]
+    command = ["bash", "examples/slurm.sbatch", str(config), "log.every_steps=1"]
     subprocess.run(command, env=environment, cwd=ROOT, check=True, timeout=240)
     check(Path(settings["run_dir"]))
     assert not (tmp_path / "bin" / "requeued").exists()
@@ -103,7 +103,7 @@ def test_slurm(nodes, config: Path, environment: dict[str, str], settings: dict,
 
 def test_slurm_out_of_time(nodes, config: Path, environment: dict[str, str], settings: dict, tmp_path: Path):
     """Both torchruns return 1, as they do after SIGTERM; the run has saved and the job is queued again."""
-    command = ["bash", "benchmarks/recipes/slurm.sbatch", str(config), "train.steps=100000"]
+    command = ["bash", "examples/slurm.sbatch", str(config), "train.steps=100000"]
     stopped = {**environment, "STOPPED_RUN": settings["run_dir"]}
     subprocess.run(command, env=stopped, cwd=ROOT, check=True, timeout=240)
     (stop,) = [event["step"] for event in read_run(settings["run_dir"])[1]["event"] if event["name"] == "stop"]
@@ -139,7 +139,7 @@ mkdir -p {record.parent}
 exit {code}
 """
     (tmp_path / "bin" / "srun").write_text(srun)
-    command = ["bash", "benchmarks/recipes/slurm.sbatch", str(config), "log.every_steps=1"]
+    command = ["bash", "examples/slurm.sbatch", str(config), "log.every_steps=1"]
     done = subprocess.run(command, env=environment, cwd=ROOT, check=False)
     assert done.returncode == (0 if requeued else code)
     assert (tmp_path / "bin" / "requeued").exists() == requeued
@@ -147,6 +147,6 @@ exit {code}
 
 def test_slurm_leaves_a_wrong_config_to_the_ranks(config: Path, environment: dict[str, str], tmp_path: Path):
     (tmp_path / "bin" / "srun").write_text("#!/bin/bash\necho ranks; exit 1\n")
-    command = ["bash", "benchmarks/recipes/slurm.sbatch", str(config), "train.zzz=1"]
+    command = ["bash", "examples/slurm.sbatch", str(config), "train.zzz=1"]
     done = subprocess.run(command, env=environment, cwd=ROOT, check=False, capture_output=True, text=True)
     assert (done.returncode, done.stdout, done.stderr) == (1, "ranks\n", "")
