@@ -1,4 +1,4 @@
-"""Fixtures that several rooms share: the checkout, the data beside it, a small corpus in The Pile's format."""
+"""Fixtures that several rooms share: the checkout, golden records, real text, a small corpus in The Pile's format."""
 
 import hashlib
 import json
@@ -22,12 +22,15 @@ def repository() -> Path:
 
 
 @pytest.fixture(scope="session")
-def shared() -> Path:
-    """The folder with golden records and a corpus beside the checkout; tests that need it are skipped without."""
-    path = ROOT.parent / "shared"
-    if not path.is_dir():
-        pytest.skip("no ../shared beside the checkout")
-    return path
+def golden() -> Path:
+    """What the public reference computed: see the README in the folder."""
+    return ROOT / "tests" / "golden"
+
+
+@pytest.fixture(scope="session")
+def real_corpus() -> Path:
+    """1.7 MB of real text of six domains in The Pile's format, and their manifest."""
+    return ROOT / "tests" / "data" / "corpus"
 
 
 DOMAINS = {"Books": 9, "Wikipedia (en)": 5, "Code": 3}

@@ -22,9 +22,9 @@ BAR = 1e-6
 AS_IS = FitOptions(smooth_window=0, every=1)
 
 
-def golden_fits(shared, case, backend):
+def golden_fits(golden, case, backend):
     """(the fit, counts, losses, options, F's best known and the reference's own) of refits of 50 points or more."""
-    for found, *history, points, best, reference in bench_fit.golden_fits(shared / "golden" / f"{case}.npz", backend):
+    for found, *history, points, best, reference in bench_fit.golden_fits(golden / f"{case}.npz", backend):
         assert (found.num_points == points).all()
         yield found, *history, best, reference
 
@@ -40,8 +40,8 @@ def assert_golden(fits):
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_golden_minima(shared, case):
-    assert_golden(golden_fits(shared, case, "numba"))
+def test_golden_minima(golden, case):
+    assert_golden(golden_fits(golden, case, "numba"))
 
 
 def histories(num_points, seed=0):

@@ -28,8 +28,8 @@ def assert_objective_is_written_out(found, counts_T, loss_KT, options):
 
 
 @each("case", CASES, CASES[:1])
-def test_golden_minima(shared, case):
-    fits = list(golden_fits(shared, case, BACKEND))
+def test_golden_minima(golden, case):
+    fits = list(golden_fits(golden, case, BACKEND))
     assert_golden(fits)
     for found, counts_T, loss_KT, options, *_ in fits:
         assert_objective_is_written_out(found, counts_T, loss_KT, options)
