@@ -1,6 +1,6 @@
 """Adaptive Data Optimization: each domain's share follows how fast its scaling law says the loss still falls.
 
-MATH.md section 4, with t the step, mu the prior, c the step's samples, n the samples so far:
+docs/math.md section 4, with t the step, mu the prior, c the step's samples, n the samples so far:
     h   <- g1 h + (1 - g1) c / sum c                      credit memory
     v    = max(alpha, 0.05) (L(n) - eps) / n              learning speed from the law L(n) = eps + beta n^-alpha
     rho  = v mu credit / sum(v mu credit)                 preference; credit = h^s, or with residuals

@@ -33,7 +33,8 @@ class AdoConfig:
     credit_power: s. credit_memory: g1, of h and of lbar. mixture_memory: g2, the weight of the newest preference.
     min_alpha: exponents below count as this much in the learning speed.
     floor: least share of any domain; None: 0.01, at most half of 1/K.
-    floor_rule: "exact": water-filling on the final mixture; "reference": its clip, on the preference (MATH section 4).
+    floor_rule: "exact": water-filling on the final mixture; "reference": its clip, on the preference (docs/math.md,
+        section 4).
     shared_count: the law's n counts the samples of all domains (True) or of the domain alone (False).
     fit: how laws are fitted; its ignore_steps is replaced by the one here. None: FitConfig(), which keeps every 10th
         step, but of a run under 300 steps every (steps / 30)th.

@@ -1,10 +1,10 @@
 """The losses that the fit sees: one row a step, gaps filled, memory bounded, cost per step constant.
 
-MATH: a domain missing from the batch repeats its previous value; at the very first row it takes the batch's mean loss.
-A loss that is not finite counts as missing, so NaN and infinity never enter. (NaN stands only where a domain did not
-exist yet: those added at a resume.) Once the rows are full every second one is dropped, and from then on every second
-step is stored: rows stay equally spaced, `stride` steps apart. Smoothing windows and the like, in rows, then span
-twice the steps; the law changes little over them that late.
+A domain missing from the batch repeats its previous value; at the very first row it takes the batch's mean loss
+(docs/math.md, section 2). A loss that is not finite counts as missing, so NaN and infinity never enter. (NaN stands
+only where a domain did not exist yet: those added at a resume.) Once the rows are full every second one is dropped, and
+from then on every second step is stored: rows stay equally spaced, `stride` steps apart. Smoothing windows and the
+like, in rows, then span twice the steps; the law changes little over them that late.
 
 Full means 65,536 rows for up to 64 domains, and 32 MiB of losses for more (4,194 rows of 1,000 domains), but never
 under 1,024 rows: memory, the state saved and the time of a fit are bounded by that, however long the run. The array is

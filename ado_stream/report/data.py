@@ -1,8 +1,8 @@
 """One run as arrays, read from its record and nothing else.
 
 A record may be short, sparse or partly non-finite: what is missing is NaN here, never zero, and a run without fits or
-validations has empty lists. Counts n behind the laws are those of MATH: the samples of all domains so far ("shared"),
-or each domain's own when the fits say so.
+validations has empty lists. Counts n behind the laws are those of docs/math.md: the samples of all domains so far
+("shared"), or each domain's own when the fits say so.
 """
 
 import math

@@ -1,7 +1,7 @@
 """Controlled differences: five domains alike but for one thing, what ADO then gives the first, and what it should.
 
 For each thing the policy itself is run with that law, those losses and those counts; beside it stands the share that
-MATH.md section 4 gives when worked out by hand. With weight w for the first and 1 for each other domain
+docs/math.md section 4 gives when worked out by hand. With weight w for the first and 1 for each other domain
 
     rho = w / (w + K - 1),      w = max(alpha, 0.05) / max(alpha', 0.05)    exponents, at equal gaps
                                     (L - eps) / (L' - eps')                 gaps left to learn, at equal exponents

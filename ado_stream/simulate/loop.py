@@ -120,7 +120,7 @@ def simulate(spec: Spec, policy: Policy) -> Outcome:
 def systematic_counts(mixture_K: Floats, batch: int, shift: float) -> Floats:
     """(K,) samples of each domain, float64: slot j takes the domain whose part of the cumulative p holds (u + j) / B.
 
-    shift: u in [0, 1). |c_k - B p_k| < 1 (MATH section 7).
+    shift: u in [0, 1). |c_k - B p_k| < 1 (docs/math.md, section 7).
     """
     edge_K = np.ceil(mixture_K.cumsum() * batch - shift)
     edge_K[-1] = batch

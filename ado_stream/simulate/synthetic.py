@@ -4,7 +4,7 @@
     log gap_k = log beta_k - alpha_k log n_k - (alpha'_k - alpha_k) max(log n_k - log break_k, 0)
     L_k = min(eps_k + gap_k, cap)                                    nats per token
 A broken law continues with exponent alpha' past `break` samples. What a step shows is L_k plus the bump of that step
-(a learning rate raised too far), plus noise_k / sqrt(c_k) for c_k samples drawn. Laws are per sample, as in MATH.md.
+(a learning rate raised too far), plus noise_k / sqrt(c_k) for c_k samples drawn. Laws are per sample (docs/math.md).
 Source of the broken form: arXiv 2210.14891, with a sharp break.
 """
 

@@ -1,7 +1,7 @@
 """AdaptiveStreamingDataset: shards of many domains as one endless stream whose mixture may change at every step.
 
 It holds the settings, the indexes and where the stream stands; the work is done by order, draw, lookahead and pipeline.
-What it promises is in DESIGN terms: the batch of step s is a pure function of (shards, seed, global_batch_size,
+What it promises (docs/design.md): the batch of step s is a pure function of (shards, seed, global_batch_size,
 canonical_nodes, cursors at s, mixture of s), and `state_dict` stands for the step last handed out.
 """
 

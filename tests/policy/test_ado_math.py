@@ -1,4 +1,4 @@
-"""AdoPolicy against MATH section 4 written out domain by domain, and the credit experiments."""
+"""AdoPolicy against docs/math.md section 4 written out domain by domain, and the credit experiments."""
 
 import math
 
@@ -22,7 +22,7 @@ def _floor_by_bisection(share, floor):
 
 
 def _written_out(loss_TK, count_TK, start, interval, floor, residual, shared):
-    """The mixtures of MATH section 4 with plain loops; the law is LAW from the first refit on."""
+    """The mixtures of docs/math.md section 4 with plain loops; the law is LAW from the first refit on."""
     h, pibar, lbar, samples, mixtures = list(PRIOR), list(PRIOR), [None] * K, 0.0, []
     own = [0.0] * K
     fitted = False
