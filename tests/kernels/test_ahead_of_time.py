@@ -7,11 +7,9 @@ profile weeks later.
 
 import pytest
 
-pytest.importorskip("triton")
-
-from ado_kernels.ops.linear_cross_entropy.exponentials import TILE  # noqa: E402
-from benchmarks.kernels.compiled import every_case, usage  # noqa: E402
-from benchmarks.kernels.launches import MODULES, SHARED_BYTES, cases  # noqa: E402
+from ado_kernels.ops.linear_cross_entropy.exponentials import TILE
+from benchmarks.kernels.compiled import every_case, usage
+from benchmarks.kernels.launches import MODULES, SHARED_BYTES, cases
 
 
 def test_no_kernel_is_missing():

@@ -8,6 +8,7 @@ from types import SimpleNamespace
 import numba
 import numpy as np
 import pytest
+import torch
 from scipy.signal import savgol_filter
 
 from ado_kernels import scaling_law_fit
@@ -105,7 +106,6 @@ def test_same_bits_with_any_number_of_threads(monkeypatch):
 
 def test_torch_keeps_its_number_of_threads():
     """Launchers set OMP_NUM_THREADS=1; Numba's pool, once started, would give torch as many threads as Numba has."""
-    pytest.importorskip("torch")
     code = "import numpy as np, torch; from ado_kernels import scaling_law_fit; before = torch.get_num_threads(); "
     code += "scaling_law_fit(np.arange(1.0, 60.0), np.ones((3, 59)), backend='numba'); "
     code += "assert torch.get_num_threads() == before == 1, torch.get_num_threads()"
@@ -125,7 +125,7 @@ def test_torch_keeps_its_number_of_threads():
     ],
 )
 def test_auto_takes_a_gpu_where_there_is_one_and_enough_to_do(has_gpu, num_domains, steps, chosen, monkeypatch):
-    torch, loaded = pytest.importorskip("torch"), []
+    loaded = []
 
     def load(name):
         loaded.append(name)
@@ -148,7 +148,8 @@ def test_auto_is_numba_where_torch_is_not_loaded(monkeypatch):
 @pytest.mark.parametrize("together", [1, 2, 5])
 def test_torch_fits_the_domains_of_every_chunk(together, monkeypatch):
     """Five domains in chunks of one, of two with a rest, and at once; the empty one is skipped in its chunk."""
-    torch_fit = pytest.importorskip("ado_kernels.fit.torch_fit")
+    from ado_kernels.fit import torch_fit
+
     counts, losses = noisy_laws(steps=120)
     losses[3] = np.nan
     at_once, chunks, fit_domains = scaling_law_fit(counts, losses, backend="torch"), [], torch_fit._fit_domains
@@ -200,7 +201,6 @@ def test_unknown_backends_are_refused():
 
 
 def test_without_a_gpu_the_error_says_what_to_do(monkeypatch):
-    torch = pytest.importorskip("torch")
     monkeypatch.delenv("TRITON_INTERPRET", raising=False)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     with pytest.raises(RuntimeError, match="backend='numba'"):

@@ -178,7 +178,6 @@ def test_penalties_pull_where_the_data_push_through_them(case, num_points):
 
 
 def test_torch_reaches_the_same_minima():
-    pytest.importorskip("torch")
     counts, losses, names = histories(60)
     numba, torch = (scaling_law_fit(counts, losses[:4], AS_IS, backend) for backend in ("numba", "torch"))
     for k, name in enumerate(names[:4]):

@@ -96,8 +96,7 @@ def test_a_cuda_graph_fits_new_losses():
     assert torch.equal(captured, expected)
 
 
-@gpu_only
-@pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two CUDA GPUs")
+@pytest.mark.gpu(count=2)
 def test_tensors_of_another_device_than_the_current_one():
     from ado_kernels.fit.triton_fit import fit_on_device
 

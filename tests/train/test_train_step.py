@@ -2,7 +2,6 @@
 
 import dataclasses
 import itertools
-import shutil
 
 import pytest
 import torch
@@ -53,7 +52,7 @@ def test_every_world_has_the_same_losses_and_skips_the_same_steps(ranks, alone: 
         pytest.param(
             {"compile": True},
             1e-5,  # other orders of the same sums
-            marks=[pytest.mark.slow, pytest.mark.skipif(shutil.which("g++") is None, reason="needs a C++ compiler")],
+            marks=pytest.mark.slow,
         ),
     ],
 )
@@ -189,7 +188,6 @@ def test_no_step_waits_for_the_device(tiny_corpus):
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler on a CPU")
 @pytest.mark.filterwarnings(
     "ignore:The .grad attribute of a Tensor:UserWarning", "ignore::DeprecationWarning"
 )  # torch's
