@@ -39,7 +39,7 @@ def test_300_steps_on_real_text_learn_more_than_word_frequencies(real_corpus, tm
     folder = tmp_path / "corpus"
     prepare = [*inputs, "--val", str(real_corpus / "val.jsonl.zst"), "--domain-key", "meta.pile_set_name"]
     assert (
-        main(["prepare", *prepare, "--tokenizer", "bpe:8192", "--seq-len", "256", "--out", str(folder), "--json"]) == 0
+        main(["prepare", *prepare, "--tokenizer", "bpe:1024", "--seq-len", "256", "--out", str(folder), "--json"]) == 0
     )
 
     published = json.loads((real_corpus / "manifest.json").read_text())["domains"]
