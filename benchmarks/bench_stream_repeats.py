@@ -68,11 +68,11 @@ def our_repeats(local: Path, names: list[str], draws: int) -> dict[str, int]:
             served.setdefault((domain, c), []).append(sample)
     dataset.close()
     repeats = total = 0
-    for ids in served.values():
+    for drawn in served.values():
         share = SAMPLES // lanes
-        total += len(ids)
-        for begin in range(0, len(ids), share):
-            epoch = ids[begin : begin + share]
+        total += len(drawn)
+        for begin in range(0, len(drawn), share):
+            epoch = drawn[begin : begin + share]
             repeats += len(epoch) - len(set(epoch))
     return {"draws": total, "repeats": repeats}
 

@@ -11,12 +11,10 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-pytest.importorskip("triton")
-
-from ado_kernels.fit import triton_points, triton_search  # noqa: E402
-from ado_kernels.ops.domain_loss import gpu as domain_loss  # noqa: E402
-from ado_kernels.ops.linear_cross_entropy.exponentials import TILE  # noqa: E402
-from tests.kernels import compiled  # noqa: E402
+from ado_kernels.fit import triton_points, triton_search
+from ado_kernels.ops.domain_loss import gpu as domain_loss
+from ado_kernels.ops.linear_cross_entropy.exponentials import TILE
+from tests.kernels import compiled
 
 MULTIPROCESSORS, REGISTERS = 132, 65536  # of an H200; registers of one multiprocessor
 

@@ -6,6 +6,7 @@ The oracle is built here from the documents themselves: bytes, 256 after each, c
 import fcntl
 import json
 import os
+import tempfile
 from pathlib import Path
 
 import numpy as np
@@ -306,11 +307,24 @@ def test_settings_that_cannot_be(pile, tmp_path):
         prepare(_config(["nowhere.jsonl"], tmp_path))
 
 
-@pytest.mark.skipif(os.geteuid() == 0, reason="root may write anywhere")
-def test_a_folder_that_cannot_be_written_is_a_disk_error(pile, tmp_path):
-    tmp_path.chmod(0o500)
-    with pytest.raises(DiskError, match="Permission denied"):
-        prepare(_config(pile[0], tmp_path / "out"))
+@pytest.fixture
+def unprivileged_folder():
+    """A folder of this user's, for whom permissions hold: root becomes nobody until the test ends."""
+    user = os.geteuid()
+    os.seteuid(user or 65534)
+    try:
+        with tempfile.TemporaryDirectory(dir="/tmp") as folder:
+            yield Path(folder)
+    finally:
+        os.seteuid(user)
+
+
+def test_a_folder_that_cannot_be_written_is_a_disk_error(unprivileged_folder):
+    text, out = unprivileged_folder / "text.jsonl", unprivileged_folder / "closed"
+    text.write_text(json.dumps({"text": "words"}) + "\n")
+    out.mkdir(0o500)
+    with pytest.raises(DiskError, match=rf"(?s){out}.*[Pp]ermission denied|[Pp]ermission denied.*{out}"):
+        prepare(_config([str(text)], out / "corpus"))
 
 
 def test_too_many_domains_point_to_the_key(tmp_path, monkeypatch):

@@ -1,4 +1,4 @@
-"""FAULTS.md P5: two nodes, which are network namespaces with a torchrun each, and the link between them is cut."""
+"""docs/faults.md P5: two nodes, which are network namespaces with a torchrun each, and the link between them is cut."""
 
 import json
 import os
