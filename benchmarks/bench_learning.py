@@ -18,11 +18,12 @@ import os
 import sys
 import time
 import warnings
+from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import Any
 
-from benchmarks.common import bar, print_bars, write_result
+from benchmarks.common import bar, write_result
 from benchmarks.learning import outcome
 from benchmarks.learning.scenarios import SCENARIOS
 
@@ -62,7 +63,7 @@ def main() -> None:
     report(folder, args.name)
 
 
-def run_trial(corpus: Path, folder: Path, name: str, seed: int, sizes: Any, policies: list[str] | None) -> None:
+def run_trial(corpus: Path, folder: Path, name: str, seed: int, sizes: Any, policies: Sequence[str] | None) -> None:
     """Runs the cells of one scenario's seed that are not there yet; each becomes a file."""
     import torch
 
@@ -99,9 +100,7 @@ def report(folder: Path, corpus: str) -> None:
             continue
         found[name] = outcome.table(cells, facts)
         print(outcome.text(name, scenario.question, found[name]) + "\n")
-    held = bars(found)
-    print_bars(held)
-    write_result(f"learning_{corpus}", {"bars": held, "scenarios": found})
+    write_result(f"learning_{corpus}", {"scenarios": found}, bars(found))
     draw_planes(found, folder / "planes.svg")
 
 

@@ -1,9 +1,10 @@
-"""Which settings of ADO matter: each varied alone, in a closed loop on synthetic laws.
+"""Which settings of ADO matter? Each is varied alone, in a closed loop on synthetic laws.
 
 For every setting and seed: a run on the built-in domains, and how its outcome differs from that of the defaults in
 (1) the final true loss with domains weighted by the prior, (2) the same unweighted, in 1e-3 nats per token, and (3)
 half the sum of |share - default share| at the end, in %. What the row "defaults, another seed" shows is noise: what
-does not exceed it did not matter. Synthetic laws say which settings move the mixture; not what they do to a model.
+does not exceed it did not matter. Synthetic laws say which settings move the mixture; not what they do to a model. No
+bar.
 """
 
 import argparse
@@ -29,14 +30,14 @@ def variations(steps: int) -> dict[str, dict[str, Mapping[str, Any]]]:
     """
     plan = AdoConfig().plan(num_domains=22, total_steps=steps)
     start, interval, ignore, every = plan.start_step, plan.interval, plan.ignore_steps, plan.fit.every
-    starts = {
+    starts: dict[str, Mapping[str, Any]] = {
         f"{n} steps" + (f", ignore_steps {n} too" if n < ignore else ""): {
             "start_step": n,
             "ignore_steps": min(n, ignore),
         }
         for n in (start // 4, start * 3)
     }
-    ignored = {
+    ignored: dict[str, Mapping[str, Any]] = {
         f"{n} steps" + (f", start_step {n} too" if n > start else ""): {
             "start_step": max(n, start),
             "ignore_steps": n,

@@ -1,16 +1,15 @@
 """What a policy would do: a closed loop on synthetic laws, from a spec or 22 built-in domains.
 
-Keys of a spec: ado_stream/simulate/closed_loop.py.
+Keys of a spec: see ado_stream/simulate/closed_loop.py.
 """
 
 import argparse
-import json
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from ado_stream.cli.options import picture_path, plain_options
+from ado_stream.cli.shared import picture_path, policy_options, print_json
 from ado_stream.errors import ConfigError, NotFound
 from ado_stream.simulate.closed_loop import Outcome, Spec, read_spec, simulate
 from ado_stream.simulate.default_spec import default_spec
@@ -28,43 +27,53 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--steps", type=int, help="steps instead of the spec's")
     parser.add_argument("--seed", type=int, help="seed instead of the spec's")
     parser.add_argument(
-        "--controlled", action="store_true", help="domains alike but for one thing: ADO against its formulas"
+        "--controlled",
+        action="store_true",
+        help="domains that differ in one property: ADO against its formulas",
     )
-    parser.add_argument("--plot", metavar="FILE.png", help="where to draw (default simulate.png; with --json: nowhere)")
+    parser.add_argument("--plot", metavar="FILE.png", help="draw there (default simulate.png; with --json: none)")
     parser.add_argument("--json", action="store_true", help="print the outcome as JSON")
 
 
-def run(args: argparse.Namespace) -> int:
+def run(args: argparse.Namespace) -> None:
     """Simulates every policy, prints a table or JSON, draws."""
     plot = picture_path(args.plot or "simulate.png") if args.plot or not args.json else None
     if args.controlled:
-        return _controlled(args, plot)
+        _controlled(args, plot)
+        return
     spec = read_spec(_given(args))
     outcomes = {label: simulate(spec, spec.make(label)) for label in spec.policies}
     summary = summarise(spec, outcomes)
     if args.json:
-        print(json.dumps(summary, indent=1))
+        print_json(summary)
     else:
         _print(spec, summary)
     if plot:
         _draw(spec, outcomes, plot)
         if not args.json:
             print(f"drawn: {plot}")
-    return 0
 
 
-def _controlled(args: argparse.Namespace, plot: Path | None) -> int:
+def _controlled(args: argparse.Namespace, plot: Path | None) -> None:
     """Runs the controlled experiments, prints their shares or JSON, draws."""
     from ado_stream.simulate.controlled_experiments import run_experiments
 
     if args.spec or args.policy or args.steps or args.seed is not None:
-        raise ConfigError("--controlled has domains, a policy and steps of its own; give it only --plot or --json.")
+        raise ConfigError("--controlled has its own domains, policy and steps; give it only --plot or --json.")
     found = run_experiments()
     if args.json:
-        fields = [{"title": each.title, "varied": each.axis} for each in found]
-        columns = [{"value": each.value_X, "share": each.measured_X, "expected": each.expected_X} for each in found]
-        arrays = [{key: value_X.tolist() for key, value_X in column.items()} for column in columns]
-        print(json.dumps([{**field, **array} for field, array in zip(fields, arrays, strict=True)], indent=1))
+        print_json(
+            [
+                {
+                    "title": each.title,
+                    "varied": each.axis,
+                    "value": each.value_X.tolist(),
+                    "share": each.measured_X.tolist(),
+                    "expected": each.expected_X.tolist(),
+                }
+                for each in found
+            ]
+        )
     else:
         width = max(len(each.title) for each in found)
         print(f"{'experiment':<{width}}  {'share from':>10}  {'to':>8}  {'off the formula by at most':>26}")
@@ -80,12 +89,13 @@ def _controlled(args: argparse.Namespace, plot: Path | None) -> int:
             draw_controlled().figure.savefig(plot)
         if not args.json:
             print(f"drawn: {plot}")
-    return 0
 
 
 def summarise(spec: Spec, outcomes: dict[str, Outcome]) -> dict[str, Any]:
-    """The outcomes in numbers: final true losses (nats per token) and shares, and steps to the first policy's loss:
-    the first from which on the loss by prior stays at or under what the first policy ends with; None: it ends above."""
+    """The outcomes as JSON: final true losses (nats per token), shares, and steps to the first policy's final loss.
+
+    steps_to_first: the step from which the loss by prior stays at or below it; None when the policy ends above.
+    """
     prior_K, names = spec.domains.prior_K, spec.domains.names
     target = next(iter(outcomes.values())).mean_loss(prior_K)[-1]
     policies = {}
@@ -114,7 +124,7 @@ def _given(args: argparse.Namespace) -> dict[str, Any]:
     if args.option and not args.policy:
         raise ConfigError("--option needs --policy NAME: the policy that takes it.")
     if args.policy:
-        given["policies"] = {name: plain_options(args.option) for name in args.policy}
+        given["policies"] = {name: policy_options(args.option) for name in args.policy}
     overrides = {"steps": args.steps, "seed": args.seed}
     return {**given, **{key: value for key, value in overrides.items() if value is not None}}
 
@@ -157,7 +167,7 @@ def _print(spec: Spec, summary: dict[str, Any]) -> None:
 
 
 def _draw(spec: Spec, outcomes: dict[str, Outcome], path: Path) -> None:
-    """Loss over the steps, its distance to the first policy's, and every policy's mixture, in one PNG."""
+    """Draws the loss over the steps, its difference to the first policy's, and every policy's mixture."""
     from ado_stream.report.plot_style import domain_color, new_figure, run_style, styled, thousands
 
     first = next(iter(outcomes))

@@ -53,7 +53,7 @@ class AdoPolicy(Policy):
 
     kind = "ado"
     run_options: ClassVar[Mapping[str, str]] = {"total_steps": "steps", "mixture_lag": "mixture_lag"}
-    share_arrays = ("credit", "average")
+    share_arrays: tuple[str, ...] = ("credit", "average")
 
     def __init__(
         self,

@@ -119,7 +119,7 @@ def simulate(spec: Spec, policy: Policy) -> Outcome:
 def systematic_counts(mixture_K: Floats, batch: int, shift: float) -> Floats:
     """(K,) samples of each domain, float64: slot j takes the domain whose part of the cumulative p holds (u + j) / B.
 
-    shift: u in [0, 1). |c_k - B p_k| < 1 (docs/math.md section 7).
+    shift: u in [0, 1). |c_k - B p_k| < 1 (docs/math.md, section 7).
     """
     # slots j with (j + u) / B below the cumulative share: ceil(B * share - u) of them
     edge_K = np.ceil(mixture_K.cumsum() * batch - shift)

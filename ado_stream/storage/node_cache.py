@@ -1,6 +1,6 @@
 """The cache of a node: any object of a data set, verified, on the local disk; files and advisory locks only.
 
-Invariants (DESIGN.md, promises 10 and 11)
+Invariants (docs/design.md, promises 10 and 11)
 - A path that `fetch` returns held, when it was checked, exactly the bytes of the index; a file found on disk is checked
   before its first use in this process; a bad one is set aside and fetched again, at most `max_downloads` times.
 - Per object one lock that the kernel drops when its holder dies: any number of threads, ranks and jobs on a machine

@@ -1,8 +1,8 @@
 """The draw of a step's global batch: domains by the mixture, positions by the cursors. Pure functions.
 
-Systematic resampling (MATH.md section 7; Carpenter, Clifford, Fearnhead 1999): one u in [0, 1) a step; point j of B
-takes the domain whose interval of the cumulative mixture holds (u + j) / B. So E[c_k] = B p_k and |c_k - B p_k| < 1 at
-every step. The points are then shuffled over the slots. `multinomial` draws each slot on its own.
+Systematic resampling (docs/math.md section 7; Carpenter, Clifford, Fearnhead 1999): one u in [0, 1) a step; point j of
+B takes the domain whose interval of the cumulative mixture holds (u + j) / B. So E[c_k] = B p_k and |c_k - B p_k| < 1
+at every step. The points are then shuffled over the slots. `multinomial` draws each slot on its own.
 Cost O(B + K).
 """
 

@@ -16,6 +16,9 @@ import xxhash
 from ado_stream.errors import ConfigError, IndexInvalid
 from ado_stream.storage.object_spec import ObjectSpec
 
+INDEX_NAME = "index.json"
+MDS_FORMAT, MDS_VERSION = "mds", 2
+TOKEN_COLUMN = "tokens"
 _INTEGER_DTYPES = ("uint8", "int8", "uint16", "int16", "uint32", "int32", "uint64", "int64")
 _MAX_SHARD_BYTES = 1 << 32  # MDS offsets are uint32
 
@@ -87,22 +90,22 @@ class MdsIndex:
 
 
 def parse_index(
-    text: bytes, name: str, remote: str | None, local: Path, column: str = "tokens", dtype: str | None = None
+    text: bytes, name: str, remote: str | None, local: Path, column: str = TOKEN_COLUMN, dtype: str | None = None
 ) -> MdsIndex:
     """`text`, the bytes of an index.json, as an MdsIndex.
 
     column: name of the token column. dtype: of the tokens when the column is plain bytes (default int64, as LLM
     Foundry writes them). Raises IndexInvalid with the place, ConfigError when there is no such column.
     """
-    where = f"{remote or local}/index.json"
+    where = f"{remote or local}/{INDEX_NAME}"
     try:
         content = json.loads(text)
     except (ValueError, RecursionError) as error:
         place = f" at byte {error.pos}" if isinstance(error, json.JSONDecodeError) else ""
         raise IndexInvalid(f"{where}: not JSON{place} (domain '{name}'). Write the data set again.") from None
-    if not isinstance(content, dict) or content.get("version") != 2:
+    if not isinstance(content, dict) or content.get("version") != MDS_VERSION:
         version = content.get("version") if isinstance(content, dict) else None
-        raise IndexInvalid(f"{where}: index version {version!r}; this reader supports version 2 (domain '{name}').")
+        raise IndexInvalid(f"{where}: index version {version!r}; expected version {MDS_VERSION} (domain '{name}').")
     shards = content.get("shards")
     if not isinstance(shards, list) or not all(isinstance(shard, dict) for shard in shards):
         raise IndexInvalid(f"{where}: 'shards' is not a list of objects (domain '{name}').")
@@ -150,8 +153,8 @@ def _count(entry: dict[str, Any], key: str, where: str) -> int:
 
 
 def _files(shard: dict[str, Any], where: str) -> tuple[ShardFile, ShardFile | None]:
-    if shard.get("format") != "mds":
-        raise IndexInvalid(f"{where}: format {shard.get('format')!r}; expected 'mds'.")
+    if shard.get("format") != MDS_FORMAT:
+        raise IndexInvalid(f"{where}: format {shard.get('format')!r}; expected {MDS_FORMAT!r}.")
     raw, stored = shard.get("raw_data"), shard.get("zip_data")
     compression = shard.get("compression")
     if stored is not None and not (isinstance(compression, str) and compression):

@@ -18,11 +18,9 @@ from ado_stream.storage.download import download
 from ado_stream.storage.node_cache import NodeCache
 from ado_stream.storage.retry import RetryPolicy
 from ado_stream.stream.domain import Domain
-from ado_stream.stream.mds_index import MdsIndex, parse_index
+from ado_stream.stream.mds_index import INDEX_NAME, MdsIndex, parse_index
 from ado_stream.stream.row_gather import gather, locate
 from ado_stream.stream.shard_view import ShardView
-
-INDEX = "index.json"
 
 
 def open_indexes(
@@ -40,10 +38,10 @@ def open_indexes(
 def _index_text(domain: Domain, retry: RetryPolicy | None) -> bytes:
     assert domain.local is not None
     local = Path(domain.local)
-    path = local / INDEX
+    path = local / INDEX_NAME
     if domain.remote is not None and domain.remote.rstrip("/") != domain.local.rstrip("/"):
         local.mkdir(parents=True, exist_ok=True)
-        download(f"{domain.remote.rstrip('/')}/{INDEX}", path, retry=retry)
+        download(f"{domain.remote.rstrip('/')}/{INDEX_NAME}", path, retry=retry)
     try:
         return path.read_bytes()
     except OSError as error:

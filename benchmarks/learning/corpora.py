@@ -13,9 +13,9 @@ from pathlib import Path
 
 import zstandard
 
-from ado_stream.demo.text import write_text
+from ado_stream.demo.raw_text import write_text
 from ado_stream.prepare.config import PrepareConfig
-from ado_stream.prepare.run import prepare
+from ado_stream.prepare.coordinator import prepare
 from benchmarks.learning.scenarios import DUPLICATES, EXHAUSTED, UNLEARNABLE
 
 SEQ_LEN = 64

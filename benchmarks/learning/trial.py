@@ -35,7 +35,7 @@ MADE = (UNLEARNABLE, DUPLICATES, EXHAUSTED)
 LAG = 8
 _PEAK_RATE_TIMES_WIDTH = 0.46
 _VAL_SAMPLES, _VAL_SAMPLES_MIDWAY = 400, 100  # of each domain
-_MIDWAY = 10  # validations in a run, in its second half, for steps to a loss
+_MIDWAY = 5  # validations in a run, in its second half, for steps to a loss
 
 
 @dataclass(frozen=True)

@@ -106,6 +106,15 @@ def test_a_file_says_its_purpose_and_is_of_one_piece(path):
             assert name != "NotImplementedError", f"unfinished in line {node.lineno}"
 
 
+# File names that stand in several rooms: the same part in each, or verbs of the command line beside what they run.
+SAME_PART = {"config.py", "cpu.py", "gpu.py", "export.py", "replay.py"}
+
+
+def test_a_file_name_in_a_traceback_names_its_room():
+    names = [path.name for path in FILES if path.name != "__init__.py"]
+    assert {name for name in names if names.count(name) > 1} <= SAME_PART
+
+
 @pytest.mark.parametrize("path", FILES, ids=relative)
 def test_compiled_code_that_is_cached_calls_nothing_compiled_elsewhere(path):
     """Numba's cache on disk does not notice changes of functions imported from other files; see stream/numba_order.py.

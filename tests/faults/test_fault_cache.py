@@ -1,4 +1,4 @@
-"""FAULTS.md C1, C2, C3 and C5 at the level of the cache: small disks, damaged files, eviction under a reader.
+"""docs/faults.md C1, C2, C3 and C5 at the level of the cache: small disks, damaged files, eviction under a reader.
 
 Every protection has a sibling run with it switched off that shows the fault biting.
 """

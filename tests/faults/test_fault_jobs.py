@@ -1,4 +1,4 @@
-"""FAULTS.md C4 and C5 with real processes: killed downloaders, several jobs on one cache.
+"""docs/faults.md C4 and C5 with real processes: killed downloaders, several jobs on one cache.
 
 Every protection has a sibling run with it switched off that shows the fault biting.
 """

@@ -1,4 +1,4 @@
-"""FAULTS.md S1 to S7 for one object: the store misbehaves, the cache serves the right bytes or says why not.
+"""docs/faults.md S1 to S7 for one object: the store misbehaves, the cache serves the right bytes or says why not.
 
 Every protection has a sibling run with it switched off that shows the fault biting.
 """

@@ -1,4 +1,4 @@
-"""FAULTS.md S1 to S7 and C1 to C5 for the whole stream: through the fault, the batches are exactly the reference's.
+"""docs/faults.md S1 to S7 and C1 to C5 for the whole stream: through a fault, the batches are the reference's.
 
 The ledger holds step, domain and every token of every sample; the reference reads the same shards from a local folder
 without any fault. A mixture that changes at every step is in force throughout.

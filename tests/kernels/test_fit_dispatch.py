@@ -8,6 +8,7 @@ from types import SimpleNamespace
 import numba
 import numpy as np
 import pytest
+import torch
 from scipy.signal import savgol_filter
 
 from ado_kernels import scaling_law_fit
@@ -106,7 +107,6 @@ def test_same_bits_with_any_number_of_threads(monkeypatch):
 
 def test_torch_keeps_its_number_of_threads():
     """Launchers set OMP_NUM_THREADS=1; Numba's pool, once started, would give torch as many threads as Numba has."""
-    pytest.importorskip("torch")
     code = "import numpy as np, torch; from ado_kernels import scaling_law_fit; before = torch.get_num_threads(); "
     code += "scaling_law_fit(np.arange(1.0, 60.0), np.ones((3, 59)), backend='numba'); "
     code += "assert torch.get_num_threads() == before == 1, torch.get_num_threads()"
@@ -126,7 +126,7 @@ def test_torch_keeps_its_number_of_threads():
     ],
 )
 def test_auto_takes_a_gpu_where_there_is_one_and_enough_to_do(has_gpu, num_domains, steps, chosen, monkeypatch):
-    torch, loaded = pytest.importorskip("torch"), []
+    loaded = []
 
     def load(name):
         loaded.append(name)
@@ -181,7 +181,6 @@ def test_unknown_backends_are_refused():
 
 
 def test_without_a_gpu_the_error_says_what_to_do(monkeypatch):
-    torch = pytest.importorskip("torch")
     monkeypatch.delenv("TRITON_INTERPRET", raising=False)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     with pytest.raises(RuntimeError, match="backend='numba'"):

@@ -16,16 +16,16 @@ from ado_kernels.fit.numba_search import bin_points
 from ado_kernels.fit.numba_step import single_parameter_gain
 from ado_kernels.fit.objective import FitOptions, log_law, objective
 from ado_kernels.fit.step_algebra import NO_FACE, NUM_SUMS
-from benchmarks import bench_fit
+from tests.kernels.golden import golden_fits
 
 CASES = ("k2_t6k", "pile22_t6k", "pile22_hard_t6k", "k100_t3500")
 BAR = 1e-6
 AS_IS = FitOptions(smooth_window=0, every=1)
 
 
-def golden_fits(shared, case, backend):
+def refits_of(golden, case, backend):
     """(the fit, counts, losses, options, F's best known and the reference's own) of refits of 50 points or more."""
-    for found, *history, points, best, reference in bench_fit.golden_fits(shared / "golden" / f"{case}.npz", backend):
+    for found, *history, points, best, reference in golden_fits(golden / f"{case}.npz", backend):
         assert (found.num_points == points).all()
         yield found, *history, best, reference
 
@@ -41,8 +41,8 @@ def assert_golden(fits):
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_golden_minima(shared, case):
-    assert_golden(golden_fits(shared, case, "numba"))
+def test_golden_minima(golden, case):
+    assert_golden(refits_of(golden, case, "numba"))
 
 
 def histories(num_points, seed=0):

@@ -12,7 +12,7 @@ from ado_kernels import scaling_law_fit
 from ado_kernels.fit.numba_smoothing import prepare_losses
 from ado_kernels.fit.objective import FitOptions, log_law, objective
 from tests.kernels.devices import ON_GPU, each, gpu_only
-from tests.kernels.test_fit_minimum import AS_IS, BAR, CASES, PAST, assert_golden, golden_fits, histories, pushed_past
+from tests.kernels.test_fit_minimum import AS_IS, BAR, CASES, PAST, assert_golden, histories, pushed_past, refits_of
 
 pytestmark = [pytest.mark.gpu] if ON_GPU else []
 BACKEND = "triton" if ON_GPU else "numba"
@@ -34,8 +34,8 @@ def assert_objective_is_written_out(found, counts_T, loss_KT, options):
 
 
 @each("case", CASES, CASES[:1])
-def test_golden_minima(shared, case):
-    fits = list(golden_fits(shared, case, BACKEND))
+def test_golden_minima(golden, case):
+    fits = list(refits_of(golden, case, BACKEND))
     assert_golden(fits)
     for found, counts_T, loss_KT, options, *_ in fits:
         assert_objective_is_written_out(found, counts_T, loss_KT, options)
@@ -98,8 +98,7 @@ def test_a_cuda_graph_fits_new_losses():
     assert torch.equal(captured, expected)
 
 
-@gpu_only
-@pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two CUDA GPUs")
+@pytest.mark.gpu(count=2)
 def test_tensors_of_another_device_than_the_current_one():
     from ado_kernels.fit.triton_fit import fit_on_device
 

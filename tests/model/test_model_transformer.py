@@ -2,6 +2,7 @@
 
 import copy
 import math
+from contextlib import nullcontext
 
 import pytest
 import torch
@@ -155,3 +156,19 @@ def test_autocast_runs_the_blocks_in_bfloat16(model: Transformer):
 def test_a_sequence_longer_than_the_context_is_refused(model: Transformer):
     with pytest.raises(ValueError, match="sequences of 49 tokens exceed the model's context of 48"):
         model(torch.zeros((1, 49), dtype=torch.int64))
+
+
+@pytest.mark.parametrize("breaks", [False, True])
+def test_the_loss_is_one_graph_to_dynamo(model: Transformer, breaks: bool):
+    """Every operation of ours in it; also where the break comes first, which torch._dynamo.explain may not count."""
+    tokens, domains = draw(), torch.tensor([0, 1, 0])
+
+    def loss() -> torch.Tensor:
+        if breaks:
+            torch._dynamo.graph_break()
+        return model.loss(tokens[:, :-1], tokens[:, 1:], domains, 2)[0]
+
+    torch._dynamo.reset()
+    compiled = torch.compile(loss, fullgraph=True, backend="eager")
+    with pytest.raises(torch._dynamo.exc.Unsupported) if breaks else nullcontext():
+        assert compiled().item() == pytest.approx(loss().item(), rel=1e-6)

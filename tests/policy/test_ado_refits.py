@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+import torch
 
 import ado_stream as ado
 from ado_stream.policy import scaling_laws
@@ -97,7 +98,6 @@ def test_the_backend_is_the_configured_one_whatever_is_imported(asked, loss_stre
 
 
 def test_a_backend_that_is_unknown_or_missing_is_refused_at_construction(monkeypatch):
-    torch = pytest.importorskip("torch")
     with pytest.raises(ado.ConfigError, match="fit_backend is 'cuda'; expected one of auto, numba, triton"):
         ado.AdoPolicy(PRIOR, ado.AdoConfig(fit_backend="cuda"))
     monkeypatch.delenv("TRITON_INTERPRET", raising=False)

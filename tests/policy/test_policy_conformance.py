@@ -54,6 +54,10 @@ def _bare(make_ado):
         "ado hold": lambda prior: make_ado(prior, hold_steps=10),
         "target": lambda prior: _early_target(prior),
         "target uniform": lambda prior: _early_target(prior, weights="uniform", sizes=_sizes(prior), total_samples=9e4),
+        "episelect": lambda prior: ado.make_policy("episelect", prior, start_step=5, interval=7, ignore_steps=0),
+        "gap": lambda prior: ado.make_policy(
+            "gap", prior, target_losses=reference, start_step=5, interval=7, ignore_steps=0
+        ),
         "odm": lambda prior: ado.make_policy("odm", prior),
         "odm late": lambda prior: ado.make_policy("odm", prior, mixture_lag=5),
         "odm-code": lambda prior: ado.make_policy("odm-code", prior),

@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+import torch
 
 import ado_stream as ado
 from ado_stream.policy.scaling_laws import prepare_history
@@ -101,7 +102,6 @@ def test_errors_are_typed():
 
 
 def test_triton_without_a_gpu_is_a_config_error(monkeypatch):
-    torch = pytest.importorskip("torch")
     monkeypatch.delenv("TRITON_INTERPRET", raising=False)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     counts, losses, _ = history(steps=60)

@@ -171,7 +171,6 @@ def test_a_downloader_that_hangs_meets_the_deadline_and_stop(foreign, tmp_path):
 
 
 def test_an_unknown_scheme_is_a_config_error(tmp_path):
-    pytest.importorskip("streaming")
     with pytest.raises(ConfigError, match="unknown kind of remote"):
         download("ftp://host/x", tmp_path / "x", retry=QUICK)
 

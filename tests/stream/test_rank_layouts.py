@@ -1,4 +1,4 @@
-"""FAULTS.md E1 and E2 with real processes, each node with its own cache: one global order in every world."""
+"""docs/faults.md E1 and E2 with real processes, each node with its own cache: one global order in every world."""
 
 import json
 import multiprocessing

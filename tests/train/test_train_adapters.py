@@ -86,7 +86,6 @@ def hugging_face_losses(corpus, folder, resume: bool) -> list[float]:
 
 
 def test_hugging_face_trainer_trains_and_resumes(tiny_corpus, tmp_path):
-    pytest.importorskip("accelerate")
     whole = hugging_face_losses(tiny_corpus, tmp_path, resume=False)
     assert whole[-1] < whole[0] - 1
     assert hugging_face_losses(tiny_corpus, tmp_path, resume=True) == whole
@@ -95,7 +94,6 @@ def test_hugging_face_trainer_trains_and_resumes(tiny_corpus, tmp_path):
 @pytest.fixture
 def small_trainer(tiny_corpus, tmp_path):
     """A Trainer on the loader that has not trained."""
-    pytest.importorskip("accelerate")
     from transformers import Qwen3Config, Qwen3ForCausalLM, TrainingArguments
 
     from ado_stream.adapters.hugging_face import AdaptiveTrainer
@@ -196,7 +194,6 @@ def lightning_losses(corpus, folder, resume: bool) -> list[float]:
 
 @pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::UserWarning")  # Lightning's own
 def test_lightning_trains_and_resumes(tiny_corpus, tmp_path):
-    pytest.importorskip("lightning")
     whole = lightning_losses(tiny_corpus, tmp_path, resume=False)
     assert len(whole) == NUM_STEPS
     assert whole[-1] < whole[0] - 1
@@ -205,7 +202,8 @@ def test_lightning_trains_and_resumes(tiny_corpus, tmp_path):
 
 @pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::UserWarning")  # Lightning's own
 def test_lightning_validates(loader, tmp_path):
-    lightning = pytest.importorskip("lightning")
+    import lightning
+
     from ado_stream.adapters.lightning import AdaptiveModule
 
     torch.manual_seed(0)

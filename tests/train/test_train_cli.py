@@ -74,18 +74,18 @@ def test_an_exported_run_is_loaded_by_transformers(config_file: Path, settings: 
 
 
 def test_eval_takes_another_corpus_with_the_same_tokenizer(
-    config_file: Path, settings: dict, tmp_path: Path, shared: Path, capsys
+    config_file: Path, settings: dict, tmp_path: Path, real_corpus: Path, capsys
 ):
     """Validation of real text in The Pile's format, of other domains than the run's."""
     assert main(["train", str(config_file), "train.steps=6"]) == 0
-    source, other = str(shared / "corpus" / "val.jsonl.zst"), str(tmp_path / "other")
+    source, other = str(real_corpus / "val.jsonl.zst"), str(tmp_path / "other")
     options = ["--val", source, "--domain-key", "meta.pile_set_name", "--tokenizer", "bytes", "--seq-len", "32"]
     assert main(["prepare", source, *options, "--workers", "1", "--out", other]) == 0
     capsys.readouterr()
     evaluate = ["eval", settings["run_dir"], "--corpus", other, "--max-samples", "4", "--device", "cpu"]
     assert main([*evaluate, "--json"]) == 0
     domains = json.loads(capsys.readouterr().out)["validation"]["domains"]
-    assert set(domains) == set(json.loads((shared / "corpus" / "manifest.json").read_text())["domains"])
+    assert set(domains) == set(json.loads((real_corpus / "manifest.json").read_text())["domains"])
     for name, each in domains.items():
         assert each["tokens"] == 4 * 32, name
         assert 4 < each["loss"] < 6.5, name  # after three steps still close to log 320 = 5.8

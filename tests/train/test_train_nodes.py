@@ -1,4 +1,4 @@
-"""FAULTS.md P5: two nodes, which are network namespaces with a torchrun each, and the link between them is cut."""
+"""docs/faults.md P5: two nodes, which are network namespaces with a torchrun each, and the link between them is cut."""
 
 import json
 import os
@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.bench_multinode import NETWORK, NODES, STORE, inside, ip
 from tests.train import ledgered
+from tests.train.network import NETWORK, NODES, STORE, inside, ip
 
 pytestmark = pytest.mark.fault
 ROOT = Path(__file__).parents[2]

@@ -3,7 +3,6 @@
 import copy
 import dataclasses
 import itertools
-import shutil
 
 import numpy as np
 import pytest
@@ -84,7 +83,7 @@ def test_every_world_has_the_same_losses_and_skips_the_same_steps(
         {"dtype": "bfloat16"},
         pytest.param(
             {"compile": True},
-            marks=[pytest.mark.slow, pytest.mark.skipif(shutil.which("g++") is None, reason="needs a C++ compiler")],
+            marks=pytest.mark.slow,
         ),
     ],
 )
@@ -244,7 +243,6 @@ def test_no_step_waits_for_the_device(tiny_corpus):
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler on a CPU")
 @pytest.mark.filterwarnings(
     "ignore:The .grad attribute of a Tensor:UserWarning", "ignore::DeprecationWarning"
 )  # torch's

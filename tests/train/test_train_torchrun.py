@@ -1,4 +1,4 @@
-"""FAULTS.md P1 and P2 under a real torchrun: ranks and launchers killed, runs asked to stop; nothing lost or doubled.
+"""docs/faults.md P1 and P2 under torchrun: ranks and launchers killed, runs asked to stop; nothing lost or doubled.
 
 The reference is the ledger of two ranks that were left alone; its mixtures and final weights must come out to the bit.
 """
