@@ -13,6 +13,7 @@ from pathlib import Path
 
 import zstandard
 
+from ado_stream.demo.environment_files import UNLEARNABLE as HASHES
 from ado_stream.demo.raw_text import write_text
 from ado_stream.prepare.config import PrepareConfig
 from ado_stream.prepare.coordinator import prepare
@@ -36,7 +37,7 @@ def make_corpus(folder: Path, text: list[str], val: list[str], exhausted_tokens:
         return corpus
     folder.mkdir(parents=True, exist_ok=True)
     if not text:
-        text = [str(domain.path) for domain in write_text(folder / "text", quick=False)]
+        text = [str(domain.path) for domain in write_text(folder / "text") if domain.name != HASHES]
     held_out = {"val": tuple(val)} if val else {"val_frac": 0.05}
     wanted = PrepareConfig(
         tuple(text), str(folder / "wanted"), SEQ_LEN, tokenizer=TOKENIZER, domain_key=DOMAIN_KEY, **held_out
