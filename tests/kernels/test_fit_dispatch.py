@@ -105,6 +105,7 @@ def test_same_bits_with_any_number_of_threads(monkeypatch):
         assert result.objective.tobytes() == results[0].objective.tobytes()
 
 
+@pytest.mark.slow
 def test_torch_keeps_its_number_of_threads():
     """Launchers set OMP_NUM_THREADS=1; Numba's pool, once started, would give torch as many threads as Numba has."""
     pytest.importorskip("torch")
@@ -147,7 +148,7 @@ def test_auto_is_numba_where_torch_is_not_loaded(monkeypatch):
     assert dispatch._automatic(np.ones((3, 100)), FitOptions()) == "numba"
 
 
-@pytest.mark.parametrize("together", [1, 2, 5])
+@pytest.mark.parametrize("together", [*(pytest.param(num, marks=pytest.mark.slow) for num in (1, 2)), 5])
 def test_torch_fits_the_domains_of_every_chunk(together, monkeypatch):
     """Five domains in chunks of one, of two with a rest, and at once; the empty one is skipped in its chunk."""
     torch_fit = pytest.importorskip("ado_kernels.fit.torch_fit")

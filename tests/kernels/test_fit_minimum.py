@@ -75,6 +75,7 @@ def least_by_scipy(log_count_M, log_loss_M):
     return best
 
 
+@pytest.mark.slow
 def test_never_above_scipy():
     counts, losses, names = histories(60)
     found = scaling_law_fit(counts, losses, AS_IS, "numba")
@@ -108,8 +109,14 @@ def test_long_history_is_not_above_many_local_searches():
             assert found.objective[k] <= least + BAR * (least + 0.001), name
 
 
-@pytest.mark.parametrize(("num_points", "seed"), [(60, 7), (150, 69), (300, 10), (300, 83)])
-@pytest.mark.parametrize("backend", ["numba", "torch"])
+@pytest.mark.parametrize(
+    ("backend", "num_points", "seed"),
+    [
+        *(("numba", *case) for case in ((60, 7), (150, 69), (300, 10), (300, 83))),
+        ("torch", 60, 7),
+        *(pytest.param("torch", *case, marks=pytest.mark.slow) for case in ((150, 69), (300, 10), (300, 83))),
+    ],
+)
 def test_a_model_that_sees_no_gain_is_not_the_end(num_points, seed, backend):
     """Flat losses on which the model's least piece overshoots far from a minimum: a shorter step still gains."""
     counts, losses, names = histories(num_points, seed)

@@ -83,6 +83,7 @@ def test_a_history_loaded_where_fewer_rows_are_kept_goes_on_as_if_it_had_kept_so
         np.testing.assert_array_equal(found, expected)
 
 
+@pytest.mark.slow
 def test_thinning_early_moves_the_mixture_about_as_much_as_another_seed(monkeypatch):
     """The rows left to a thousand domains: no more than twice as far as the two seeds lie apart, in half the sum of
     |difference of shares| at the end of a closed loop."""
