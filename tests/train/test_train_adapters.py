@@ -85,6 +85,7 @@ def hugging_face_losses(corpus, folder, resume: bool) -> list[float]:
     return [losses[step] for step in range(1, NUM_STEPS + 1)]
 
 
+@pytest.mark.slow
 def test_hugging_face_trainer_trains_and_resumes(tiny_corpus, tmp_path):
     whole = hugging_face_losses(tiny_corpus, tmp_path, resume=False)
     assert whole[-1] < whole[0] - 1

@@ -148,6 +148,7 @@ def test_saving_in_the_background_saves_the_same(settings: dict, tmp_path: Path)
         assert tensors_of(background["run_dir"], step) == tensors_of(settings["run_dir"], step)
 
 
+@pytest.mark.slow
 def test_two_checkpoints_are_kept_and_resuming_at_an_older_one_sets_the_newer_aside(settings: dict):
     run_training(load_config(settings))
     checkpoints = Path(settings["run_dir"]) / "checkpoints"
@@ -160,6 +161,7 @@ def test_two_checkpoints_are_kept_and_resuming_at_an_older_one_sets_the_newer_as
     assert steps_of(settings["run_dir"]) == before
 
 
+@pytest.mark.slow
 def test_starting_anew_keeps_the_record_of_before(settings: dict):
     run_training(load_config(settings))
     run_dir = Path(settings["run_dir"])
