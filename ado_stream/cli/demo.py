@@ -34,7 +34,7 @@ def run(args: argparse.Namespace) -> int:
 
     from ado_kernels.machine_code import compile_behind
     from ado_stream.demo.plan import DemoPlan
-    from ado_stream.train.host import let_idle_threads_sleep
+    from ado_stream.train.cpu_tuning import let_idle_threads_sleep
 
     console = Console(stderr=args.json, highlight=False, markup=False)
     plan = DemoPlan.of(args.seed, args.quick, args.steps)

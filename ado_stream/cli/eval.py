@@ -24,11 +24,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> None:
     """Runs the verb."""
-    from ado_stream.train.host import let_idle_threads_sleep
+    from ado_stream.train.cpu_tuning import let_idle_threads_sleep
 
     let_idle_threads_sleep()
     _check(args)
-    from ado_stream.evaluate.trained import open_run
+    from ado_stream.evaluate.trained_run import open_run
 
     trained = open_run(args.run)
     found: dict[str, Any] = {"step": trained.step}
@@ -57,17 +57,24 @@ def _check(args: argparse.Namespace) -> None:
 
 
 def _validate(trained: Any, args: argparse.Namespace) -> dict[str, Any]:
-    from ado_stream.train.distributed import join_world
-    from ado_stream.train.host import keep_freed_memory
+    from ado_stream.train.cpu_tuning import keep_freed_memory
+    from ado_stream.train.distributed import join_process_group
     from ado_stream.train.validation import Validator
 
     corpus = trained.open_corpus("val", args.corpus)
     names = [domain.name for domain in corpus.domains]
-    with join_world(args.device) as world:
+    with join_process_group(args.device) as context:
         keep_freed_memory()
-        model = trained.model.to(world.device)
-        validation = Validator(corpus, names, args.max_samples, world, args.batch_size)(model.loss)
-    assert validation is not None, "nobody gave up"
+        model = trained.model.to(context.device)
+        validator = Validator(
+            corpus,
+            names,
+            args.max_samples,
+            context,
+            args.batch_size,
+        )
+        validation = validator(model.loss)
+    assert validation is not None, "it cannot be interrupted"
     columns = zip(names, validation.domain_loss_K, validation.bits_per_byte_K, validation.domain_tokens_K, strict=True)
     return {
         "loss": validation.loss,

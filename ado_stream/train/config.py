@@ -1,7 +1,7 @@
 """The training config: its keys, its defaults, and how a YAML file and dotted overrides become one checked object.
 
 Invariant: what `load_config` returns has known keys of the right type only; a misspelt key is named with its nearest
-known one. Values that depend on the corpus or the model (None here) are settled in assemble.py.
+known one. Values that depend on the corpus or the model (None here) are set in components.py.
 """
 
 import dataclasses

@@ -1,77 +1,65 @@
-"""Training on a real GPU: a run against the CPU's, a resumed one against itself, and no wait in the hot loop.
+"""Training on a GPU: losses against the CPU's, resumed against uninterrupted runs, no synchronisation in the hot loop.
 
-Without a GPU the same runs on the CPU, so that the tests themselves are known to work before a GPU sees them.
+Without a GPU the same runs use the CPU, so that the tests themselves are known to work before they run on a GPU.
 """
 
 import contextlib
-import dataclasses
 import itertools
 
 import pytest
 import torch
 
-from ado_model import Transformer
-from ado_stream.corpus import open_corpus
-from ado_stream.loader import AdaptiveLoader
-from ado_stream.policy.registry import make_policy
 from ado_stream.record import read_run
-from ado_stream.stream.dataset import AdaptiveStreamingDataset
 from ado_stream.train.config import TrainSection, load_config
-from ado_stream.train.distributed import World
-from ado_stream.train.parallel import ParallelModel
-from ado_stream.train.run import run_training
-from ado_stream.train.step import TrainStep, make_optimizer
+from ado_stream.train.trainer import run_training
 from tests.kernels.devices import DEVICE, ON_GPU
-from tests.train.micro import MICRO
-from tests.train.test_train_run import Died, changed, dies_at
+from tests.train.hot_loop import adaptive_loop
+from tests.train.run_helpers import SimulatedCrash, changed, crash_at
+from tests.train.tiny_model import TINY_MODEL
 
 pytestmark = [pytest.mark.gpu] if ON_GPU else []
 
 
-def losses_of(run_dir) -> list[float]:
+def recorded_losses(run_dir) -> list[float]:
     return [line["loss"] for line in read_run(run_dir)[1]["step"]]
 
 
 def test_a_run_has_the_cpus_losses(settings: dict, tmp_path):
-    """In float32 the same sums in another order: 1e-5 nats in a step, ten times that after twelve. In bfloat16 2^-6."""
+    """float32: the same sums in another order, 1e-5 nats in a step and ten times that after twelve. bfloat16: 2^-6."""
     run_training(load_config(settings))
-    expected = losses_of(settings["run_dir"])
+    expected = recorded_losses(settings["run_dir"])
     for dtype, tolerance in (("float32", 1e-4), ("bfloat16", 2**-6)):
         config = changed(settings, run_dir=str(tmp_path / dtype), train={"device": DEVICE, "dtype": dtype})
         run_training(load_config(config))
-        assert losses_of(config["run_dir"]) == pytest.approx(expected, abs=tolerance)
+        assert recorded_losses(config["run_dir"]) == pytest.approx(expected, abs=tolerance)
 
 
 @pytest.mark.parametrize("asynchronous", [False, True])
-def test_a_resumed_run_goes_on_as_the_whole_one(settings: dict, tmp_path, monkeypatch, asynchronous: bool):
-    """From the checkpoint of step 8, once step 10 was reached. Attention's backward pass may add in any order."""
+def test_a_resumed_run_has_the_uninterrupted_ones_losses(settings: dict, tmp_path, monkeypatch, asynchronous: bool):
+    """Resumed at step 8 after a crash in step 10. Attention's backward pass may add in any order: losses to 1e-3."""
     settings = changed(settings, train={"device": DEVICE}, checkpoint={"asynchronous": asynchronous})
     run_training(load_config(settings))
     resumed = changed(settings, run_dir=str(tmp_path / "resumed"))
     with monkeypatch.context() as patch:
-        dies_at(patch, 10)
-        with pytest.raises(Died):
+        crash_at(patch, 10)
+        with pytest.raises(SimulatedCrash):
             run_training(load_config(resumed))
     run_training(load_config(resumed))
-    assert losses_of(resumed["run_dir"]) == pytest.approx(losses_of(settings["run_dir"]), abs=1e-3)
+    assert recorded_losses(resumed["run_dir"]) == pytest.approx(recorded_losses(settings["run_dir"]), abs=1e-3)
     events = [each["name"] for each in read_run(resumed["run_dir"])[1]["event"]]
     assert events.count("resume") == 1
 
 
 def test_no_step_waits_for_the_gpu(tiny_corpus):
-    """Once everything is compiled; torch refuses what synchronises."""
-    corpus, device = open_corpus(tiny_corpus), torch.device(DEVICE)
-    options = TrainSection(micro_batch_size=2)
-    sizes = dataclasses.replace(MICRO, vocab_size=corpus.tokenizer.vocab_size, context_length=corpus.seq_len)
-    parallel = ParallelModel(Transformer(sizes), World(0, 1, device), options)
-    dataset = AdaptiveStreamingDataset(corpus.domains, global_batch_size=4, mixture_lag=4)
-    step = TrainStep(parallel, make_optimizer(parallel.model, options), options, len(dataset.names))
-    policy = make_policy("ado", dict.fromkeys(dataset.names, 1.0), start_step=1, ignore_steps=0, interval=1)
-    with AdaptiveLoader(dataset, policy, pin_memory=ON_GPU, device=device) as loader, contextlib.ExitStack() as stack:
+    """After four steps that compile, torch raises an error for any call that synchronises."""
+    options, device = TrainSection(micro_batch_size=2), torch.device(DEVICE)
+    with (
+        adaptive_loop(tiny_corpus, TINY_MODEL, options, device, prefetch=4) as (loader, train_on),
+        contextlib.ExitStack() as stack,
+    ):
         for number, batch in enumerate(itertools.islice(loader, 8)):
             if number == 4 and ON_GPU:
                 stack.callback(torch.cuda.set_sync_debug_mode, "default")
                 torch.cuda.set_sync_debug_mode("error")
-            outcome = step.update(*step.forward_backward(batch["tokens"], batch["domain"]), 1e-3)
-            loader.observe(*outcome.for_policy(), reduced=True)
-        assert policy.step == 8 - ON_GPU  # a GPU's numbers are read one step late
+            train_on(batch)
+        assert loader.policy.step == 8 - ON_GPU  # a GPU's losses are read one step late
