@@ -57,12 +57,14 @@ def _check(args: argparse.Namespace) -> None:
 
 
 def _validate(trained: Any, args: argparse.Namespace) -> dict[str, Any]:
+    from ado_stream.train.config import DataSection
     from ado_stream.train.cpu_tuning import keep_freed_memory
     from ado_stream.train.distributed import join_process_group
     from ado_stream.train.validation import Validator
 
     corpus = trained.open_corpus("val", args.corpus)
     names = [domain.name for domain in corpus.domains]
+    data = DataSection() if args.corpus else trained.config.data
     with join_process_group(args.device) as context:
         keep_freed_memory()
         model = trained.model.to(context.device)
@@ -72,6 +74,8 @@ def _validate(trained: Any, args: argparse.Namespace) -> dict[str, Any]:
             args.max_samples,
             context,
             args.batch_size,
+            token_column=data.token_column,
+            token_dtype=data.token_dtype,
         )
         validation = validator(model.loss)
     assert validation is not None, "it cannot be interrupted"

@@ -15,6 +15,7 @@ from ado_stream.errors import ConfigError
 from ado_stream.loader import AdaptiveLoader
 from ado_stream.policy import registry
 from ado_stream.policy.base import Policy
+from ado_stream.storage.retry import RetryPolicy
 from ado_stream.stream.dataset import AdaptiveStreamingDataset
 from ado_stream.train.config import TrainConfig
 from ado_stream.train.distributed import DistributedContext
@@ -124,8 +125,14 @@ def make_dataset(config: TrainConfig, corpus: Corpus, context: DistributedContex
         mixture_lag=data.mixture_lag,
         sampling=data.sampling,
         cache_limit=parse_bytes(data.cache_limit),
+        predownload=data.predownload,
         replication=data.replication,
+        shuffle=data.shuffle,
+        token_column=data.token_column,
+        token_dtype=data.token_dtype,
         vocab_size=corpus.tokenizer.vocab_size,
+        timeout_s=data.timeout_s,
+        retry=RetryPolicy(**dataclasses.asdict(data.retry)),
         rank=context.rank,
         world_size=context.size,
     )

@@ -273,6 +273,8 @@ class Trainer:
             self._config.evaluate.max_samples_per_domain,
             self._context,
             self._components.micro_rows,
+            token_column=self._config.data.token_column,
+            token_dtype=self._config.data.token_dtype,
         )
 
     def _record_refit(self) -> None:

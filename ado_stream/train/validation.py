@@ -62,6 +62,9 @@ class Validator:
         max_samples: int | None,
         context: DistributedContext,
         batch_rows: int,
+        *,
+        token_column: str = "tokens",
+        token_dtype: str | None = None,
     ):
         self._context, self._num_domains, self._rows = context, len(names), batch_rows
         tokens, domains = [], []
@@ -70,7 +73,7 @@ class Validator:
         for index, name in enumerate(names):
             if name not in domain_by_name:
                 continue
-            reader = SampleReader(domain_by_name[name])
+            reader = SampleReader(domain_by_name[name], token_column=token_column, token_dtype=token_dtype)
             num = reader.num_samples if max_samples is None else min(max_samples, reader.num_samples)
             read_NT = reader.read(np.arange(num))
             self._bytes_K[index] = _num_bytes(corpus.tokenizer, read_NT[:, 1:])

@@ -4,10 +4,13 @@ import pytest
 import torch
 
 from ado_stream.errors import ConfigError
+from ado_stream.storage.retry import RetryPolicy
+from ado_stream.train import components
 from ado_stream.train.components import build_components, make_learning_rate_schedule, parse_bytes
 from ado_stream.train.config import load_config
 from ado_stream.train.distributed import DistributedContext
 from ado_stream.train.trainer import run_training
+from tests.train.hot_loop import ONE_CPU
 from tests.train.run_helpers import changed
 
 
@@ -49,3 +52,40 @@ def test_the_default_learning_rate_follows_gpt3(settings: dict):
 )
 def test_bytes_are_read(text: str | None, num: int | None):
     assert parse_bytes(text) == num
+
+
+def test_data_options_reach_the_data_set_and_the_loader(settings: dict, monkeypatch):
+    """Every value differs from its default; the calls are recorded instead of looked up in private attributes."""
+    given = {
+        "global_batch_size": 16,
+        "canonical_nodes": 2,
+        "mixture_lag": 3,
+        "sampling": "multinomial",
+        "shuffle": "py1s",
+        "prefetch": 1,
+        "io_threads": 2,
+        "predownload": 64,
+        "cache_limit": "1gb",
+        "replication": 1,
+        "token_column": "tokens",
+        "token_dtype": "uint16",
+        "timeout_s": 50.0,
+        "retry": {"attempts": 2, "max_downloads": 1},
+    }
+    calls: dict[str, object] = {}
+
+    def recorded(class_):
+        def build(*arguments, **options):
+            calls.update(options)
+            return class_(*arguments, **options)
+
+        return build
+
+    for name in ("AdaptiveStreamingDataset", "AdaptiveLoader"):
+        monkeypatch.setattr(components, name, recorded(getattr(components, name)))
+    build_components(load_config(changed(settings, data=given)), ONE_CPU)
+    assert calls.pop("timeout_s") == 600.0  # the loader's, which is train.collective_timeout_s
+    expected = {**given, "cache_limit": 10**9, "retry": RetryPolicy(attempts=2, max_downloads=1)}
+    assert {name: calls[name] for name in expected if name != "timeout_s"} == {
+        name: value for name, value in expected.items() if name != "timeout_s"
+    }
