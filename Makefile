@@ -1,13 +1,17 @@
-# Everyday commands; each is also what .ci/run calls.
-.PHONY: check test faults bench
+# Everyday commands; .ci/run calls the first and the third.
+.PHONY: check test test-all faults portability bench
 check:
 	ruff format --check .
 	ruff check .
 	mypy
 	lint-imports
 test:
-	pytest -m "not fault"
+	pytest
+test-all:
+	pytest -q -m "" --durations=15
 faults:
 	pytest -m fault
+portability:
+	.ci/portability
 bench:
 	python -m benchmarks

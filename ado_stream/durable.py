@@ -1,28 +1,72 @@
-"""Small files that are on the disk whole or not at all, also after a power cut. Standard library only."""
+"""Files that are on the disk whole or not at all, also after a power cut; errors of the disk. Standard library only.
 
+The order is everywhere the same: write a temporary file in the same file system, fsync it, rename it, fsync the folder.
+Without the first fsync a power cut may leave the new name with no bytes; without the second, the old name.
+"""
+
+import errno
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import IO
+
+from ado_stream.errors import StorageError
+
+
+class DiskError(StorageError):
+    """The local disk failed or refused; `full` says whether for want of room."""
+
+    def __init__(self, path: Path | str, error: OSError, advice: str) -> None:
+        super().__init__(f"{error.filename or path}: {error.strerror or error}.\n  {advice}")
+        self.full = error.errno in (errno.ENOSPC, errno.EDQUOT)
+
+
+@contextmanager
+def disk_errors(
+    path: Path | str, advice: str = "Check that the local folder exists, is writable and has room."
+) -> Iterator[None]:
+    """Turns an OSError inside into a DiskError with the error's own file, else `path`, and `advice`."""
+    try:
+        yield
+    except OSError as error:
+        raise DiskError(path, error, advice) from error
 
 
 def write_durably(path: Path, data: bytes | str) -> None:
-    """Writes `path` by a temporary name beside it, fsync of the file, rename and fsync of the folder.
+    """Writes `path` whole or not at all; text as UTF-8. The folder is made when it is missing.
 
-    `data` as text is written as UTF-8. The folder is made when it is missing. Raises OSError; the old file, if there
-    was one, is then unchanged.
+    Raises OSError; the old file, if there was one, is then unchanged. One writer of a path at a time.
     """
+    with durable_file(path) as file:
+        file.write(data.encode() if isinstance(data, str) else data)
+
+
+@contextmanager
+def durable_file(path: Path) -> Iterator[IO[bytes]]:
+    """A file to write in parts, which appears as `path` when the block ends, and never when it raises."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.tmp")
-    with open(temporary, "wb") as file:
-        file.write(data.encode() if isinstance(data, str) else data)
-        file.flush()
-        os.fsync(file.fileno())
+    try:
+        with open(temporary, "wb") as file:
+            yield file
+            rename_durably(file, temporary, path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+
+
+def rename_durably(file: IO[bytes], temporary: Path, path: Path) -> None:
+    """Gives the open `file` its name: fsync, rename from `temporary` to `path`, fsync of the folder."""
+    file.flush()
+    os.fsync(file.fileno())
     os.replace(temporary, path)
-    sync_folder(path.parent)
+    sync(path.parent)
 
 
-def sync_folder(folder: Path) -> None:
-    """Makes the names in `folder` durable: renames, creations and removals so far survive a power cut."""
-    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+def sync(path: Path) -> None:
+    """fsync of a file's bytes, or of a folder's names: renames, creations and removals so far survive a power cut."""
+    descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
     finally:

@@ -1,27 +1,45 @@
-"""AdaptiveLoader: the one place where stream, policy and the all-reduce meet.
+"""AdaptiveLoader: batches from the stream, losses to the policy, mixtures back to the stream, on every rank.
 
 Each step: the loop takes a batch, trains, and calls `observe` with its per-domain loss sums and token counts. The
-loader adds them over ranks, lets the policy of rank 0 decide, and publishes its mixture for step s + 1 + lag on every
-rank.
-On a GPU the sums are reduced and copied to pinned memory without waiting; they are read when the next step's arrive,
-one of the lag's steps later, so the training loop never synchronises for the policy's sake.
+loader adds them over ranks, updates the policy on rank 0, and publishes its mixture for step s + 1 + lag on every rank.
+On a GPU the sums are reduced and copied to pinned memory without waiting; they are read when those of the next step
+arrive, within the lag, so that the training loop never waits for the GPU on behalf of the policy.
 
-Rank 0 decides for all: unlike processors may differ in the last bit of a mixture, and one bit can move a slot.
+The policy runs on rank 0 alone: processors of different kinds may differ in the last bit of a mixture, and one bit can
+change the domain of a slot.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from types import TracebackType
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
 import torch.distributed as dist
 
 from ado_stream.errors import ConfigError, PolicyError, ResumeError
-from ado_stream.reduction import LossReduction
+from ado_stream.reduction import LossReduction, ReducedLosses, is_distributed
 from ado_stream.stream.dataset import AdaptiveStreamingDataset
+from ado_stream.stream.device_copies import TokenBatch
 
-_CHECK_STEPS = 64  # how often ranks compare where they stand in the data
+_CHECK_STEPS = 64  # how often ranks compare their cursors
+
+
+class MixturePolicy(Protocol):
+    """What a policy must have; `ado.make_policy` makes such objects."""
+
+    @property
+    def mixture(self) -> np.ndarray:
+        """(K,): the mixture of the last update, or the first one."""
+
+    def update(self, mean_losses: np.ndarray, sample_counts: np.ndarray, /) -> np.ndarray:
+        """The mixture (K,) after one more step; mean_losses: NaN for a domain without tokens."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """JSON-able state."""
+
+    def load_state_dict(self, state: Mapping[str, Any], *, names: Sequence[str] | None = None) -> None:
+        """Continues from `state`. names: given when the domains differ from the saved ones."""
 
 
 class AdaptiveLoader:
@@ -29,22 +47,22 @@ class AdaptiveLoader:
 
     Args:
         dataset: AdaptiveStreamingDataset; its mixture_lag must cover `prefetch`.
-        policy: any object with update(mean_losses, sample_counts) -> mixture (ado.make_policy); None: the mixture comes
-            from dataset.publish.
-        prefetch: batches made ahead; 0 makes each when asked.
+        policy: a MixturePolicy (ado.make_policy); None: the mixtures come from dataset.publish.
+        prefetch: batches made ahead; 0 makes each when it is asked for.
         io_threads: threads that fetch, verify and decompress shards; 0 does it when a shard is read.
         pin_memory: page-locked token arrays, for asynchronous copies to a GPU.
-        device: copy each batch there, one ahead and, with pin_memory, beside the compute; None leaves it on the host.
+        device: copy each batch there, one ahead and, with pin_memory, while the GPU computes; None: leave it on the
+            host.
         timeout_s: how long ranks wait for each other in `observe`, seconds.
 
-    Iteration yields dicts: tokens (b, T + 1) int64, domain (b,) int64, step int; it goes on after a break. A context
-    manager; `close` stops the threads.
+    Iteration yields dicts (TokenBatch): tokens (b, T + 1) int64, domain (b,) int64, step int; a new iteration continues
+    at the current step. A context manager; `close` stops the threads.
     """
 
     def __init__(
         self,
         dataset: AdaptiveStreamingDataset,
-        policy: Any = None,
+        policy: MixturePolicy | None = None,
         prefetch: int = 4,
         io_threads: int = 4,
         pin_memory: bool = False,
@@ -58,34 +76,42 @@ class AdaptiveLoader:
         if prefetch < 0 or io_threads < 0:
             raise ConfigError(f"prefetch {prefetch}, io_threads {io_threads}; expected 0 or more.")
         dataset.check_prefetch(prefetch)
-        self.dataset, self.policy = dataset, policy
+        self.dataset = dataset
+        self.policy: Any = policy  # of the caller's own type, which may have more than a MixturePolicy
         self._prefetch, self._io_threads, self._pin_memory = prefetch, io_threads, pin_memory
         self._device = None if device is None else torch.device(device)
         self._observed = dataset.step  # the next step to be observed
-        self._reduction = LossReduction(len(dataset.names), dataset.world.replication, timeout_s)
+        self._reduction = LossReduction(len(dataset.names), dataset.rank_slots.replication, timeout_s)
+
+    def __repr__(self) -> str:
+        policy = None if self.policy is None else type(self.policy).__name__
+        return (
+            f"{type(self).__name__}({self.dataset!r}, policy={policy}, prefetch={self._prefetch}, "
+            f"io_threads={self._io_threads})"
+        )
 
     @property
     def step(self) -> int:
-        """The step that is handed out next."""
+        """The step of the next batch."""
         return self.dataset.step
 
     @property
     def mixture(self) -> np.ndarray:
-        """(K,) float64: the mixture of the batch last handed out, or of the first one."""
+        """(K,) float64: the mixture of the batch last handed out; before the first batch, of the first."""
         return self.dataset.mixture_in_force
 
-    def __iter__(self) -> Iterator[dict[str, Any]]:
-        """Batches from the current step on, for ever."""
+    def __iter__(self) -> Iterator[TokenBatch]:
+        """Batches from the current step on, without end."""
         while True:
             yield self._next()
 
     def observe(self, loss_sums: torch.Tensor, token_counts: torch.Tensor, *, reduced: bool = False) -> None:
-        """Tells the policy what the batch last handed out taught: one call a step, in order.
+        """Reports the per-domain losses of the batch last handed out; one call after each batch.
 
-        loss_sums: (K,) sums of token losses in nats; token_counts: (K,) tokens they are over; any device and number
-        type, over this rank's rows; added over ranks here, unless the caller did and they are `reduced`: of the global
-        batch, each sample counted once, the same on every rank. A domain without tokens has no loss this step; a sum
-        that is not finite is passed to the policy as such, which leaves it out.
+        loss_sums: (K,) sums of token losses in nats; token_counts: (K,) numbers of tokens summed; any device and dtype,
+        over this rank's rows. They are added over ranks here, unless they are `reduced`: over the global batch, each
+        sample counted once, the same on every rank. A domain without tokens has no loss this step; a sum that is not
+        finite goes to the policy as it is, which ignores it.
         """
         if self.policy is None:
             return
@@ -93,34 +119,40 @@ class AdaptiveLoader:
         if step >= self.step:
             raise PolicyError(f"observe: step {step} was not handed out yet; call observe once after each batch.")
         self._observed = step + 1
-        for told, sum_K, count_K in self._reduction.push(step, loss_sums, token_counts, reduced):
-            self._update(told, sum_K, count_K)
+        for losses in self._reduction.push(step, loss_sums, token_counts, reduced):
+            self._update(losses)
 
     def flush(self) -> None:
-        """Brings every loss told so far to the policy; waits for the GPU."""
-        for step, sum_K, count_K in self._reduction.drain():
-            self._update(step, sum_K, count_K)
+        """Updates the policy with every loss observed so far; waits for the GPU."""
+        for losses in self._reduction.drain():
+            self._update(losses)
 
     def statistics(self) -> dict[str, Any]:
         """The data set's statistics: samples, bytes, cache hits, stalls, waits in seconds."""
         return self.dataset.statistics()
 
     def state_dict(self) -> dict[str, Any]:
-        """JSON-able; stands for the step last handed out, with every loss told so far. Rank 0's is the whole truth."""
+        """JSON-able, of the step last handed out and every loss observed so far. Save that of rank 0.
+
+        With several ranks all must call it: they update the policy together.
+        """
+        # Flush first: it publishes mixtures, which belong to the stream's state.
         self.flush()
         policy = None if self.policy is None else self.policy.state_dict()
         return {"stream": self.dataset.state_dict(), "observed": self._observed, "policy": policy}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Goes to where `state` stands, on any number of ranks. Raises ResumeError when it does not fit."""
+        """Continues from `state`, saved with any number of ranks. Raises ResumeError when it does not fit."""
         try:
             stream, observed, policy = state["stream"], state["observed"], state["policy"]
         except (KeyError, TypeError):
             raise ResumeError(
-                "this is not the state of an AdaptiveLoader: 'stream', 'observed' or 'policy' missing."
+                "not the state of an AdaptiveLoader: 'stream', 'observed' or 'policy' is missing."
             ) from None
         if (policy is None) != (self.policy is None):
-            raise ResumeError(f"saved {'without' if policy is None else 'with'} a policy; this loader is not.")
+            saved, here = ("without", "with") if policy is None else ("with", "without")
+            raise ResumeError(f"the state was saved {saved} a policy, but this loader was made {here} one.")
+        # Pending losses are of the steps before the load. The stream first: when it refuses, the policy is unchanged.
         self._reduction.drop()
         self.dataset.load_state_dict(stream)
         if self.policy is not None:
@@ -129,7 +161,7 @@ class AdaptiveLoader:
         self._observed = observed
 
     def close(self) -> None:
-        """Stops the threads; iterating again goes on at the current step."""
+        """Stops the threads; iterating again continues at the current step."""
         self.dataset.close()
 
     def __enter__(self) -> "AdaptiveLoader":
@@ -140,7 +172,7 @@ class AdaptiveLoader:
     ) -> None:
         self.close()
 
-    def _next(self) -> dict[str, Any]:
+    def _next(self) -> TokenBatch:
         if self.policy is not None:
             self._check_observed()
         if not self.dataset.running:
@@ -148,7 +180,10 @@ class AdaptiveLoader:
         return self.dataset.next_batch()
 
     def _check_observed(self) -> None:
-        """The mixture of the next step must be on its way; nobody but this thread can send it."""
+        """Raises PolicyError when the next step's mixture cannot come: only this thread publishes, and it would wait.
+
+        Losses still on the GPU that the next step's mixture depends on are flushed.
+        """
         lag = self.dataset.mixture_lag
         assert lag is not None
         if self._observed + lag < self.step:
@@ -160,24 +195,25 @@ class AdaptiveLoader:
         if oldest is not None and oldest + lag < self.step:
             self.flush()
 
-    def _update(self, step: int, sum_K: np.ndarray, count_K: np.ndarray) -> None:
-        """One step of the policy on rank 0, its mixture to all ranks."""
+    def _update(self, losses: ReducedLosses) -> None:
+        """Updates the policy on rank 0 and publishes its mixture on all ranks."""
         lag = self.dataset.mixture_lag
         assert lag is not None
-        if not (dist.is_available() and dist.is_initialized()):
-            self.dataset.publish(step + 1 + lag, self._decide(step, sum_K, count_K))
+        if not is_distributed():
+            self.dataset.publish(losses.step + 1 + lag, self._next_mixture(losses))
             return
-        digest = self.dataset.cursor_digest() if step % _CHECK_STEPS == 0 else 0
+        digest = self.dataset.cursor_digest() if losses.step % _CHECK_STEPS == 0 else 0
         mixture_K = None
         if dist.get_rank() == 0:
             try:
-                mixture_K = self._decide(step, sum_K, count_K)
+                mixture_K = self._next_mixture(losses)
             except BaseException:
-                self._reduction.send_failure()
+                self._reduction.send_failure()  # or the other ranks would wait in `broadcast` until the timeout
                 raise
-        self.dataset.publish(step + 1 + lag, self._reduction.from_rank_0(mixture_K, digest))
+        self.dataset.publish(losses.step + 1 + lag, self._reduction.broadcast(mixture_K, digest))
 
-    def _decide(self, step: int, sum_K: np.ndarray, count_K: np.ndarray) -> np.ndarray:
-        loss_K = np.full(sum_K.size, np.nan)
-        np.divide(sum_K, count_K, out=loss_K, where=count_K > 0)
-        return np.asarray(self.policy.update(loss_K, self.dataset.sample_counts(step)), np.float64)
+    def _next_mixture(self, losses: ReducedLosses) -> np.ndarray:
+        assert self.policy is not None
+        loss_K = np.full(losses.sum_K.size, np.nan)
+        np.divide(losses.sum_K, losses.count_K, out=loss_K, where=losses.count_K > 0)
+        return np.asarray(self.policy.update(loss_K, self.dataset.sample_counts(losses.step)), np.float64)

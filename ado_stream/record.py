@@ -1,27 +1,27 @@
-"""The run record: what a run writes about itself, one JSON object a line, in RUN/record.jsonl.
+"""The run record: RUN/record.jsonl, one JSON object a line, written by training and read by reports.
 
-It is the only thing that training and reporting share. Schema version 1; every line has "kind". Lists over domains are
-in the order of the run line's "domains"; null stands for NaN (a domain absent from the batch). Units: nats, seconds,
+Schema version 1; every line has "kind". Lists over domains are
+in the order of the run line's "domains"; null is NaN (a domain absent from the batch). Units: nats, seconds,
 tokens, samples.
 
-    run    version, run_id, created, domains [K], prior [K], policy, policy_options, floor (least share that the
-           policy and its guards promise; 0: none), global_batch_size, seq_len, canonical_nodes, mixture_lag, steps,
-           seed, model {preset, parameters}, tokenizer, vocab_size, world_size, device, versions {package: version},
-           corpus {path, fingerprint, domains {name: {tokens, samples, bytes}}}
+    run    version, run_id, created, domains [K], prior [K], policy, policy_options, floor (least share of any
+           domain under the policy and its guards; 0: none), global_batch_size, seq_len, canonical_nodes, mixture_lag,
+           steps, seed, model {preset, parameters}, tokenizer, vocab_size, world_size, device, versions {package:
+           version}, corpus {path, fingerprint, domains {name: {tokens, samples, bytes}}}
     step   step, loss (mean over the batch's tokens), domain_loss [K], domain_tokens [K], samples [K] (of the global
            batch), mixture [K] (in force at this step), lr, grad_norm, tokens_per_s,
            time_s {data, forward_backward, optimizer, policy, checkpoint, total} (on a GPU forward_backward and
-           optimizer are the device's seconds, the others the host's, beside them; total: to the next step's start,
-           and what a save before the step held it up)
+           optimizer are device seconds, the others host seconds that overlap them; total: until the next step starts,
+           and the time that a save delayed the step)
     fit    step, n (samples drawn so far, all domains; a list [K] when domains count their own), log_beta [K],
-           log_eps [K], alpha [K], objective [K], valid [K] (false: the law is an earlier refit's, null: there is none),
+           log_eps [K], alpha [K], objective [K], valid [K] (false: the law is of an earlier refit, null: no law),
            at_bound [K][3] (log_beta, log_eps, alpha), residual_scale [K] (median |log loss - log law|), num_points [K]
     health step (of a refit, failed ones too), health {} (the policy's health() after it)
     eval   step, split, loss (mean over tokens), domain_loss [K], domain_tokens [K], domain_bytes [K] or null
     event  step, name (resume, checkpoint {directory, seconds}, skip, stop, done, ...), detail {}
 
-A resumed run drops the step, fit, health, eval and event lines from its first step on, then appends; so a record never
-holds a step twice. Files with a torn last line (power cut) are read up to it.
+A resumed run drops the step, fit, health, eval and event lines from its first step on, then appends, so a record never
+holds a step twice. A torn last line (power cut) is ignored.
 """
 
 import contextlib
@@ -55,7 +55,7 @@ def _plain(value: Any) -> Any:
 
 
 class RunRecord:
-    """Appends lines to RUN/record.jsonl, from any thread; a line reaches the operating system whole or not at all."""
+    """Appends lines to RUN/record.jsonl, from any thread; a line is written whole or not at all."""
 
     def __init__(self, run_dir: str | os.PathLike[str]):
         self.path = Path(run_dir) / FILE_NAME
@@ -71,18 +71,18 @@ class RunRecord:
             self._append(line.encode() + b"\n")
 
     def _append(self, line: bytes) -> None:
-        """Writes `line`, in parts if the system takes no more at once; takes the parts back if it takes no more."""
+        """Writes `line`; a write may be partial and is continued, and truncated away if a later part fails."""
         begin = self._file.seek(0, os.SEEK_END)
         try:
             while line:
                 line = line[self._file.write(line) :]
         except OSError as error:
-            with contextlib.suppress(OSError):  # a disk that fails altogether: the first failure is the one to tell
+            with contextlib.suppress(OSError):  # the first error is the one to report
                 self._file.truncate(begin)
             raise StorageError(f"{self.path}: a line cannot be written: {error.strerror}.") from error
 
     def close(self) -> None:
-        """Closes the file; further writes are errors."""
+        """Closes the file."""
         self._file.close()
 
     def __enter__(self) -> "RunRecord":
@@ -93,9 +93,9 @@ class RunRecord:
 
 
 def rewind(run_dir: str | os.PathLike[str], step: int) -> None:
-    """Drops every line that speaks of `step` or later, so that a run resumed at `step` can append.
+    """Drops every line of `step` or later, so that a run resumed at `step` can append.
 
-    The new file replaces the old one by rename. A missing record is left missing.
+    The new file replaces the old one by rename. Without a record this does nothing.
     """
     path = Path(run_dir) / FILE_NAME
     if not path.exists():
@@ -118,7 +118,7 @@ def read_lines(path: str | os.PathLike[str]) -> list[dict[str, Any]]:
         try:
             found.append(json.loads(line))
         except json.JSONDecodeError as error:
-            if number == len(lines):  # no newline after it: the writer died in it
+            if number == len(lines):  # without a newline: the writer was killed in it
                 break
             raise DataError(f"{path}:{number}: not JSON ({error.msg}).") from None
     return found
@@ -135,7 +135,7 @@ def read_run(run_dir: str | os.PathLike[str]) -> tuple[dict[str, Any], dict[str,
     for line in lines:
         by_kind.setdefault(line["kind"], []).append(line)
     if not by_kind["run"]:
-        raise DataError(f"{path}: no line of kind 'run'; the file is not a run record or lost its beginning.")
+        raise DataError(f"{path}: no line of kind 'run'; the file is no run record, or its first lines are missing.")
     run = by_kind["run"][-1]
     if run.get("version") != VERSION:
         raise DataError(f"{path}: record version {run.get('version')}; this ado-stream reads version {VERSION}.")

@@ -1,29 +1,35 @@
-"""How long the scaling-law fit takes, how low it gets, and how far it is ahead of L-BFGS-B from the same 512 starts.
+"""How long does the scaling-law fit take, how low does it get, and how far is it ahead of L-BFGS-B?
 
-Bars. Two quiet cores: 22 domains of 60,000 steps (5,900 points each) in 50 ms, 1,000 domains in 2.5 s. A GPU
-(`--backend triton`): 1 ms and 20 ms for histories on the device; from host arrays is told beside it. Lowness:
-(F - best) / (best + 0.001) of every refit of the golden records in ../shared, where they are, at most 1e-6 for 99 of
-100 domains, and the same against the reference's own end at most 1e-6 for all. Told without a bar: the fit as the
-policy calls it, with its bounded history as a transposed view; and scipy, with the gradient of F, in wall seconds on
-one thread like ours, which runs a sample of the starts on one domain: its time is scaled to 512.
+    python -m benchmarks fit [--backend triton] [--golden DIR]
+
+Prints seconds of a fit of 60,000 steps (5,900 points a domain), its cost in evaluations, how low
+F ends on the golden records (tests/golden, or --golden DIR), and the time of scipy's L-BFGS-B, with the gradient of F,
+from the same 512 starts: on one thread like ours, a sample of the starts run on one domain and scaled.
+
+Bars. Cost: an evaluation is F once on every point of every domain by a plain Numba loop, timed in turn with the fit, in
+processor seconds of all threads, the best of each; 22 domains and 1,000 take at most 40 evaluations. A GPU
+(`--backend triton`, histories on the device) counts evaluations in torch there: at most 30 for 22 domains, 100 for
+1,000, by estimate (1 ms and 20 ms on an H200). Lowness: (F - best) / (best + 0.001) of every refit at most 1e-6 for 99
+of 100 domains, and the same against the reference's own end at most 1e-6 for all. Without a bar: the fit as the policy
+calls it, its history a transposed view.
 """
 
 import argparse
-import json
+import math
 import os
-import statistics
-from collections.abc import Iterator
+import time
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 from unittest import mock
 
+import numba
 import numpy as np
 
 from ado_kernels import scaling_law_fit
-from ado_kernels.fit import search
-from ado_kernels.fit.descent import minimise
-from ado_kernels.fit.problem import (
+from ado_kernels.fit.numba_smoothing import prepare_losses
+from ado_kernels.fit.objective import (
     ALPHA_HIGH_KINK,
     ALPHA_LOW_KINK,
     LOG_BETA_KINK,
@@ -31,16 +37,16 @@ from ado_kernels.fit.problem import (
     FitOptions,
     objective,
 )
-from ado_kernels.fit.smoothing import prepare
-from ado_stream.policy.history import LossHistory
-from benchmarks.common import bar, in_own_process, median_s, print_bars, write_result
+from ado_stream.policy.loss_history import LossHistory
+from benchmarks.common import bar, in_own_process, median_s, seconds_in_turn, write_result
+from tests.kernels.golden import golden_fits
 
 STEPS = 60_000
 OPTIONS = FitOptions(ignore_steps=1000)
 SCIPY_STARTS = 32
-BARS_S = {"numba": {22: 0.05, 1000: 2.5}, "triton": {22: 1e-3, 1000: 20e-3}}
+MOST_EVALUATIONS = {"numba": {22: 40, 1000: 40}, "triton": {22: 30, 1000: 100}}
 ONE_THREAD = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "NUMBA_NUM_THREADS"), "1")
-GOLDEN = Path(__file__).parents[2] / "shared" / "golden"
+GOLDEN = Path(__file__).parents[1] / "tests" / "golden"
 
 
 def history(num_domains: int, steps: int = STEPS) -> tuple[np.ndarray, np.ndarray]:
@@ -57,46 +63,39 @@ def history(num_domains: int, steps: int = STEPS) -> tuple[np.ndarray, np.ndarra
 
 
 def fits(num_domains: int, backend: str, repeats: int) -> dict[str, Any]:
-    """Median wall seconds of a fit from host arrays: of all steps, and of what the policy keeps of them."""
+    """Median wall seconds of a fit from host arrays, of all steps and of what the policy keeps; and evaluations."""
     counts_T, losses_KT = history(num_domains)
     kept = policys(counts_T, losses_KT)
+
+    def fit() -> None:
+        scaling_law_fit(counts_T, losses_KT, OPTIONS, backend)
+
+    fit_s, one_s = seconds_in_turn([fit, lambda: evaluate(counts_T, losses_KT)], repeats, clock=time.process_time)
     found: dict[str, Any] = {
         "domains": num_domains,
-        "host_s": median_s(lambda: scaling_law_fit(counts_T, losses_KT, OPTIONS, backend), repeats),
+        "host_s": median_s(fit, repeats),
         "policy_s": median_s(lambda: scaling_law_fit(*kept, backend), repeats),
         "policy_rows": kept[1].shape[1],
+        "evaluation_s": min(one_s),
+        "evaluations": min(fit_s) / min(one_s),
     }
-    if backend == "triton":
-        found["device_s"] = on_device_s(counts_T, losses_KT, repeats=20)
-    return found
+    return found | (on_device(counts_T, losses_KT) if backend == "triton" else {})
 
 
-def newton_steps(num_domains: int) -> dict[str, Any]:
-    """How long the search's chains are: passes over the bins of every coarse search, over all points of every end
-    that differs; and how many of those a domain has. What bounds the fit on a GPU (kernels/predictions.md)."""
-    counts_T, losses_KT = history(num_domains)
-    x_M = np.log(counts_T[OPTIONS.ignore_steps :: OPTIONS.every])
-    grid = search.Grid(
-        *map(np.asarray, (OPTIONS.grid_log_beta, OPTIONS.grid_log_eps, OPTIONS.grid_alpha)), OPTIONS.delta
-    )
-    coarse, full, ends = [], [], []
-    for y_M in np.log(prepare(losses_KT, OPTIONS)):
-        bins, values = search.bin_points(x_M, y_M), []
-        for start in range(1, search.NUM_FACES + grid.alpha.size):
-            theta_P, passes = np.empty(3), 0
-            face = search._best_start(grid, start, bins, theta_P)
-            for width in search.WIDTHS:
-                how = max(width, grid.delta), face, np.int64(search.COARSE_PASSES), search.COARSE_TOLERANCE
-                value, more = minimise(theta_P, bins, *how)
-                passes += more
-            coarse.append(passes)
-            if all(abs(value - other) >= search.SAME * (value + ALPHA_LOW_KINK) for other in values):
-                how = grid.delta, np.int64(search.NO_FACE), np.int64(search.FULL_PASSES), search.TOLERANCE
-                full.append(minimise(theta_P, (x_M, y_M, np.ones(x_M.size)), *how)[1])
-                values.append(value)
-        ends.append(len(values))
-    found = {"coarse passes": coarse, "passes over all points": full, "ends of a domain": ends}
-    return {name: {"mean": statistics.mean(counts), "most": max(counts)} for name, counts in found.items()}
+def evaluate(counts_T: np.ndarray, losses_KT: np.ndarray) -> float:
+    """F once on all points that a fit keeps, unsmoothed, without penalties, summed over domains."""
+    kept = slice(OPTIONS.ignore_steps, None, OPTIONS.every)
+    x_M = np.log(counts_T[kept])
+    return sum(_evaluate_one(x_M, np.log(loss_T[kept]), OPTIONS.delta) for loss_T in losses_KT)
+
+
+@numba.njit
+def _evaluate_one(x_M, y_M, delta):  # type: ignore[no-untyped-def]
+    total = 0.0
+    for m in range(x_M.size):
+        gap = abs(y_M[m] - 0.7 - math.log1p(math.exp(1.3 - 0.4 * x_M[m])))
+        total += 0.5 * gap * gap if gap <= delta else delta * (gap - 0.5 * delta)
+    return total
 
 
 def policys(counts_T: np.ndarray, losses_KT: np.ndarray) -> tuple[np.ndarray, np.ndarray, FitOptions]:
@@ -108,22 +107,24 @@ def policys(counts_T: np.ndarray, losses_KT: np.ndarray) -> tuple[np.ndarray, np
     return *kept.points(), replace(OPTIONS, ignore_steps=-(-OPTIONS.ignore_steps // kept.stride))
 
 
-def on_device_s(counts_T: np.ndarray, losses_KT: np.ndarray, repeats: int) -> float:
-    """Median seconds between CUDA events around a fit of tensors that lie on the device."""
+def on_device(counts_T: np.ndarray, losses_KT: np.ndarray) -> dict[str, float]:
+    """Median seconds of a fit of tensors that lie on the device, and of an evaluation there in plain torch."""
     import torch
+    import triton
 
     from ado_kernels.fit.triton_fit import fit_on_device
 
     counts, losses = (torch.from_numpy(value).to("cuda") for value in (counts_T, losses_KT))
-    taken_ms = []
-    for _ in range(repeats + 5):
-        start, stop = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-        start.record()
-        fit_on_device(counts, losses, OPTIONS)
-        stop.record()
-        stop.synchronize()
-        taken_ms.append(start.elapsed_time(stop))
-    return statistics.median(taken_ms[5:]) / 1e3
+    kept = slice(OPTIONS.ignore_steps, None, OPTIONS.every)
+    x_M, y_KM = counts[kept].log(), losses[:, kept].log()
+
+    def evaluation() -> torch.Tensor:
+        law_M = torch.logaddexp(2.0 - 0.4 * x_M.expand_as(y_KM), torch.full_like(y_KM, 0.7))
+        return torch.nn.functional.huber_loss(law_M, y_KM, delta=OPTIONS.delta)
+
+    calls: tuple[Callable[[], Any], ...] = (lambda: fit_on_device(counts, losses, OPTIONS), evaluation)
+    fit_s, evaluation_s = (1e-3 * triton.testing.do_bench(call, return_mode="median") for call in calls)
+    return {"device_s": fit_s, "device_evaluation_s": evaluation_s, "device_evaluations": fit_s / evaluation_s}
 
 
 def value_and_gradient(
@@ -150,7 +151,7 @@ def against_scipy(num_starts: int = SCIPY_STARTS, steps: int = STEPS) -> dict[st
 
     counts_T, losses_KT = history(1, steps)
     points_M = counts_T[OPTIONS.ignore_steps :: OPTIONS.every]
-    smooth_M = prepare(losses_KT, OPTIONS)[0]
+    smooth_M = prepare_losses(losses_KT, OPTIONS)[0]
     as_is = FitOptions(smooth_window=0, every=1)
     found = scaling_law_fit(points_M, smooth_M[None], as_is, "numba")
     ours_s = median_s(lambda: scaling_law_fit(points_M, smooth_M[None], as_is, "numba"), repeats=15)
@@ -177,14 +178,12 @@ def against_scipy(num_starts: int = SCIPY_STARTS, steps: int = STEPS) -> dict[st
     }
 
 
-def lowness(backend: str) -> dict[str, Any] | None:
+def lowness(backend: str, golden: Path = GOLDEN) -> dict[str, Any]:
     """How far the fits of the golden records' histories end above the best known minimum and above the reference's end,
-    relative to F + 0.001; None without the records.
+    relative to F + 0.001.
     """
-    if not GOLDEN.is_dir():
-        return None
     above_best, above_reference = [], []
-    for path in sorted(GOLDEN.glob("*.npz")):
+    for path in sorted(golden.glob("*.npz")):
         for found, *_, best_K, reference_K in golden_fits(path, backend):
             above_best.append((found.objective - best_K) / (best_K + 0.001))
             above_reference.append((found.objective - reference_K) / (reference_K + 0.001))
@@ -197,72 +196,31 @@ def lowness(backend: str) -> dict[str, Any] | None:
     }
 
 
-def golden_fits(path: Path, backend: str) -> Iterator[tuple[Any, ...]]:
-    """(our fit, counts, losses, options, points, F's best known, the reference's own) of each refit of a record.
-
-    Refits of fewer than 50 points are left out: any law through one point is as good.
-    """
-    record, known = np.load(path), np.load(path.parent / "objective" / path.name)
-    meta = json.loads(str(record["meta"]))
-    losses_TK = filled(record["loss"], record["counts"])
-    counts_T = meta["B"] * np.arange(1, len(losses_TK) + 1.0)
-    options = FitOptions(ignore_steps=meta["ignore_steps"])
-    refits = zip(
-        record["refit_step"], record["refit_points"], known["objective_best"], known["objective_reference"], strict=True
-    )
-    for step, points, best_K, reference_K in refits:
-        if points >= 50:
-            history = counts_T[: step + 1], np.ascontiguousarray(losses_TK[: step + 1].T)
-            yield scaling_law_fit(*history, options, backend), *history, options, points, best_K, reference_K
-
-
-def filled(loss_TK: np.ndarray, count_TK: np.ndarray) -> np.ndarray:
-    """The record's losses as the reference fitted them: a missing one repeats the last, at first the batch's mean."""
-    loss_TK = loss_TK.astype(np.float64)
-    seen_K = ~np.isnan(loss_TK[0])
-    loss_TK[0, ~seen_K] = np.average(loss_TK[0, seen_K], weights=count_TK[0, seen_K])
-    for late_K, early_K in zip(loss_TK[1:], loss_TK, strict=False):
-        np.copyto(late_K, early_K, where=np.isnan(late_K))
-    return loss_TK
-
-
-def bars(backend: str, timed: list[dict[str, Any]], low: dict[str, Any] | None) -> list[dict]:
+def bars(backend: str, timed: list[dict[str, Any]], low: dict[str, Any]) -> list[dict[str, Any]]:
     """Every bar with what was measured, and whether it holds."""
-    key = "device_s" if backend == "triton" else "host_s"
+    key = "device_evaluations" if backend == "triton" else "evaluations"
     held = [
-        bar(f"seconds, {fit['domains']} domains ({key})", fit[key], BARS_S[backend][fit["domains"]]) for fit in timed
+        bar(f"{key}, {fit['domains']} domains", fit[key], MOST_EVALUATIONS[backend][fit["domains"]]) for fit in timed
     ]
-    if low is not None:
-        within, worst = float(low["within_1e-6_frac"]), float(low["worst_above_reference"])
-        held.append(bar("golden fits within 1e-6 of the best F", within, 0.99, at_least=True))
-        held.append(bar("golden fits: most above the reference's own F", worst, 1e-6))
+    within, worst = float(low["within_1e-6_frac"]), float(low["worst_above_reference"])
+    held.append(bar("golden fits within 1e-6 of the best F", within, 0.99, at_least=True))
+    held.append(bar("golden fits: most above the reference's own F", worst, 1e-6))
     return held
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--backend", choices=tuple(BARS_S), default="numba", help="triton: the GPU's part alone")
+    parser.add_argument("--backend", choices=tuple(MOST_EVALUATIONS), default="numba", help="triton: on a GPU")
+    parser.add_argument("--golden", type=Path, default=GOLDEN, help="a folder of golden records")
     args = parser.parse_args()
-    timed = [fits(22, args.backend, repeats=7), fits(1000, args.backend, repeats=3)]
-    low = lowness(args.backend)
-    chains, scipys = newton_steps(22), None
-    if args.backend == "numba":
+    backend = args.backend
+    timed = [fits(22, backend, repeats=7), fits(1000, backend, repeats=3)]
+    low = lowness(backend, args.golden)
+    found = {"steps": STEPS, "backend": backend, "fits": timed, "golden": low}
+    if backend == "numba":
         with mock.patch.dict(os.environ, ONE_THREAD):
-            scipys = in_own_process(against_scipy)
-    held = bars(args.backend, timed, low)
-    write_result(
-        "fit" if args.backend == "numba" else f"fit_{args.backend}",
-        {
-            "steps": STEPS,
-            "backend": args.backend,
-            "fits": timed,
-            "search": chains,
-            "golden": low,
-            "scipy": scipys,
-            "bars": held,
-        },
-    )
-    print_bars(held)
+            found["scipy"] = in_own_process(against_scipy)
+    write_result("fit" if backend == "numba" else f"fit_{backend}", found, bars(backend, timed, low))
 
 
 if __name__ == "__main__":

@@ -1,11 +1,11 @@
-"""What a policy does to a model: validation losses on real text, policy against policy, seed by seed.
+"""What does a policy do to a model? Validation losses on real text, policy against policy, seed by seed.
 
     python -m benchmarks learning --corpus corpus --out runs/learning --policies natural ado ado:credit_power=0
 
 Trains one model per policy and seed on a prepared corpus (`ado-stream prepare`), everything else alike, and compares
 with the natural mixture: by corpus size and as a mean of domains, every domain, and each seed beside the other, which
 is the noise. Options of a policy follow its name. Runs go on where they were stopped; `ado-stream report RUN...` draws
-them.
+them. No bar.
 """
 
 import argparse
@@ -14,8 +14,8 @@ from typing import Any
 
 import yaml
 
-from ado_stream.report.data import load_runs
-from ado_stream.report.validation import OVERALL, loss_by_name
+from ado_stream.report.run_data import load_runs
+from ado_stream.report.validation_plot import OVERALL, final_losses
 from ado_stream.train.config import load_config
 from ado_stream.train.trainer import run_training
 from benchmarks.common import write_result
@@ -48,8 +48,8 @@ def outcome(run_dir: Path) -> dict[str, Any]:
     """Final validation losses in nats per token, and how often each domain's text was read."""
     run = load_runs([run_dir])[0]
     samples_K = run.samples_SK.sum(axis=0)
-    losses = loss_by_name(run)
-    sizes = [run.about["corpus"]["domains"][name]["samples"] for name in run.domains]
+    losses = final_losses(run)
+    sizes = [run.metadata["corpus"]["domains"][name]["samples"] for name in run.domains]
     epochs = {name: drawn / size for name, drawn, size in zip(run.domains, samples_K.tolist(), sizes, strict=True)}
     return {
         **{measure: losses.pop(measure) for measure in OVERALL},

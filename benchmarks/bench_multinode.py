@@ -2,7 +2,8 @@
 
 Nodes are network namespaces joined by a bridge, each with its own cache folder and its own torchrun; a third namespace
 holds moto's S3 server. Every rank logs the ids of its rows; together they must be the batches of one process. Needs
-root and iproute2. Bar: each node downloads at most half of the shards, plus one a domain where a shard straddles lanes.
+root and iproute2. Prints shards. Bar: each node downloads at most half of the shards, plus one a domain where a shard
+straddles lanes.
 """
 
 import json
@@ -10,69 +11,22 @@ import os
 import subprocess
 import sys
 import tempfile
-import time
-from contextlib import contextmanager
 from pathlib import Path
 
-from benchmarks.common import write_result
-from benchmarks.stream_data import NUM_DOMAINS, write_domains
+from benchmarks.common import bar, write_result
+from benchmarks.stream_data import BATCH, CREDENTIALS, NUM_DOMAINS, write_domains
+from tests.train.network import NETWORK, NODES, STORE, inside, network
 
-NODES = ("ado-node0", "ado-node1")
-STORE = "ado-store"
-NETWORK = "10.213.77"
 PORT = 5558
 STEPS = 400
-BATCH = 64
 ENVIRONMENT = {
-    "AWS_ACCESS_KEY_ID": "test",
-    "AWS_SECRET_ACCESS_KEY": "test",
-    "AWS_DEFAULT_REGION": "us-east-1",
+    **CREDENTIALS,
     "S3_ENDPOINT_URL": f"http://{NETWORK}.1:{PORT}",
     "GLOO_SOCKET_IFNAME": "eth0",
     "OMP_NUM_THREADS": "1",
 }
 
-UPLOAD = """
-import boto3, pathlib, sys
-client = boto3.client("s3", endpoint_url=sys.argv[2])
-client.create_bucket(Bucket="corpus")
-root = pathlib.Path(sys.argv[1])
-for path in sorted(path for path in root.rglob("*") if path.is_file()):
-    client.upload_file(str(path), "corpus", str(path.relative_to(root)))
-"""
-
-
-def ip(*words: str) -> None:
-    """Runs iproute2's `ip`."""
-    subprocess.run(["ip", *words], check=True)
-
-
-@contextmanager
-def network():
-    """Three namespaces on one bridge: the store at .1, the nodes at .2 and .3."""
-    names = (STORE, *NODES)
-    try:
-        for name in names:
-            ip("netns", "add", name)
-            ip("-n", name, "link", "set", "lo", "up")
-        ip("-n", STORE, "link", "add", "bridge", "type", "bridge")
-        ip("-n", STORE, "addr", "add", f"{NETWORK}.1/24", "dev", "bridge")
-        ip("-n", STORE, "link", "set", "bridge", "up")
-        for number, node in enumerate(NODES):
-            port = f"port{number}"
-            ip("-n", STORE, "link", "add", port, "type", "veth", "peer", "name", "eth0", "netns", node)
-            ip("-n", STORE, "link", "set", port, "master", "bridge", "up")
-            ip("-n", node, "addr", "add", f"{NETWORK}.{number + 2}/24", "dev", "eth0")
-            ip("-n", node, "link", "set", "eth0", "up")
-        yield
-    finally:
-        for name in names:
-            subprocess.run(["ip", "netns", "del", name], check=False, stderr=subprocess.DEVNULL)
-
-
-def inside(namespace: str, *command: str, **options) -> subprocess.Popen:
-    """Starts a command in a namespace."""
-    return subprocess.Popen(["ip", "netns", "exec", namespace, *command], **options)
+UPLOAD = "import sys; from benchmarks.stream_data import upload; upload(*sys.argv[1:])"
 
 
 def reading_rank(folder: str) -> None:
@@ -124,7 +78,6 @@ def main() -> None:
         quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
         server = inside(STORE, sys.executable, "-m", "moto.server", "-H", "0.0.0.0", "-p", str(PORT), **quiet)
         try:
-            time.sleep(8)
             upload = [sys.executable, "-c", UPLOAD, str(folder / "data"), ENVIRONMENT["S3_ENDPOINT_URL"]]
             if inside(NODES[0], *upload, env=environment).wait(timeout=120):
                 raise RuntimeError("the upload failed; its output is above")
@@ -141,16 +94,15 @@ def main() -> None:
         alone.close()
         total = len(list((folder / "data").glob("*/shard.*.zstd")))
         shards = {node: len(list((folder / f"cache{k}").glob("*/shard.*.mds"))) for k, node in enumerate(NODES)}
-    write_result(
-        "multinode",
-        {
-            "shards": {"all": total, **shards},
-            "share_of_shards": {node: count / total for node, count in shards.items()},
-            "rows_equal_one_process": equal,
-            "steps": STEPS,
-            "bars": {"shards of a node": total // 2 + NUM_DOMAINS, "rows_equal_one_process": True},
-        },
-    )
+    share = {node: count / total for node, count in shards.items()}
+    found = {
+        "shards": {"all": total, **shards},
+        "share_of_shards": share,
+        "rows_equal_one_process": equal,
+        "steps": STEPS,
+    }
+    most = bar("most shards of a node", max(shards.values()), total // 2 + NUM_DOMAINS)
+    write_result("multinode", found, [most, bar("rows equal one process's", equal, True, at_least=True)])
 
 
 if __name__ == "__main__":

@@ -1,9 +1,10 @@
-"""Which settings of ADO matter: each varied alone, in a closed loop on synthetic laws.
+"""Which settings of ADO matter? Each is varied alone, in a closed loop on synthetic laws.
 
-For every setting and seed: a run of the built-in world, and how its outcome differs from that of the defaults in
+For every setting and seed: a run on the built-in domains, and how its outcome differs from that of the defaults in
 (1) the final true loss with domains weighted by the prior, (2) the same unweighted, in 1e-3 nats per token, and (3)
 half the sum of |share - default share| at the end, in %. What the row "defaults, another seed" shows is noise: what
-does not exceed it did not matter. Synthetic laws say which settings move the mixture; not what they do to a model.
+does not exceed it did not matter. Synthetic laws say which settings move the mixture; not what they do to a model. No
+bar.
 """
 
 import argparse
@@ -13,9 +14,9 @@ from typing import Any
 
 import numpy as np
 
-from ado_stream.policy.config import AdoConfig
+from ado_stream.policy.ado_config import AdoConfig
+from ado_stream.simulate.closed_loop import Outcome, read_spec, simulate
 from ado_stream.simulate.default_spec import default_spec
-from ado_stream.simulate.loop import Outcome, read_spec, simulate
 from benchmarks.common import write_result
 
 _OTHER = 1000  # added to a seed to get another
@@ -29,14 +30,14 @@ def variations(steps: int) -> dict[str, dict[str, Mapping[str, Any]]]:
     """
     plan = AdoConfig().plan(num_domains=22, total_steps=steps)
     start, interval, ignore, every = plan.start_step, plan.interval, plan.ignore_steps, plan.fit.every
-    starts = {
+    starts: dict[str, Mapping[str, Any]] = {
         f"{n} steps" + (f", ignore_steps {n} too" if n < ignore else ""): {
             "start_step": n,
             "ignore_steps": min(n, ignore),
         }
         for n in (start // 4, start * 3)
     }
-    ignored = {
+    ignored: dict[str, Mapping[str, Any]] = {
         f"{n} steps" + (f", start_step {n} too" if n > start else ""): {
             "start_step": max(n, start),
             "ignore_steps": n,
@@ -65,7 +66,7 @@ def variations(steps: int) -> dict[str, dict[str, Mapping[str, Any]]]:
 
 
 def outcome_of(options: Mapping[str, Any], steps: int, seed: int) -> Outcome:
-    """A run of ADO with these options in the built-in world."""
+    """A run of ADO with these options on the built-in domains."""
     spec = read_spec({**default_spec(steps), "seed": seed, "policies": {"ado": dict(options)}})
     return simulate(spec, spec.make("ado"))
 
@@ -80,7 +81,7 @@ def difference(found: Outcome, default: Outcome, prior_K: np.ndarray) -> tuple[f
 
 def table(steps: int, seeds: Sequence[int], settings: Mapping[str, Mapping[str, Mapping[str, Any]]]) -> list[dict]:
     """A row for each value of each setting, largest move first: the three figures, averaged over `seeds`."""
-    prior_K = read_spec(default_spec(steps)).world.prior_K
+    prior_K = read_spec(default_spec(steps)).domains.prior_K
     defaults = [outcome_of({}, steps, seed) for seed in seeds]
     cases = [(setting, value, options, 0) for setting, own in settings.items() for value, options in own.items()]
     rows = []

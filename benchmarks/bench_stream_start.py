@@ -2,7 +2,7 @@
 
 8 domains, 1025 uint16 tokens a sample, batch 64. Timed from the start of a fresh process: imports, loading of compiled
 code, indexes, the state and the checks of shards are included. StreamingDataset beside it: fresh, and resumed in the
-middle of its epoch.
+middle of its epoch. Prints seconds; no bar.
 """
 
 import statistics
@@ -11,7 +11,7 @@ import time
 from pathlib import Path
 
 import ado_stream as ado
-from benchmarks.common import in_own_process, write_result
+from benchmarks.common import rounds_in_turn, write_result
 from benchmarks.stream_data import BATCH, write_domains
 
 ROUNDS = 5
@@ -49,20 +49,16 @@ def theirs_s(asked_at: float, local: Path, names: list[str], samples: int) -> fl
 
 
 def main() -> None:
-    """Prints and writes medians of rounds in which all take turns."""
-    seconds: dict[str, list[float]] = {}
     with tempfile.TemporaryDirectory() as folder:
         local = Path(folder)
         names = write_domains(local, SAMPLES, compression=None)
-        for _ in range(ROUNDS):
-            for name, function, at in (
-                ("ours, step 0", ours_s, 0),
-                (f"ours, step {LATE_STEP:,}", ours_s, LATE_STEP),
-                ("streaming, fresh", theirs_s, 0),
-                ("streaming, half an epoch in", theirs_s, SAMPLES * len(names) // 2),
-            ):
-                value = in_own_process(function, time.monotonic(), local, names, at)
-                seconds.setdefault(name, []).append(value)
+        contestants = {
+            "ours, step 0": (ours_s, local, names, 0),
+            f"ours, step {LATE_STEP:,}": (ours_s, local, names, LATE_STEP),
+            "streaming, fresh": (theirs_s, local, names, 0),
+            "streaming, half an epoch in": (theirs_s, local, names, SAMPLES * len(names) // 2),
+        }
+        seconds = rounds_in_turn(contestants, ROUNDS)
     write_result("stream_start", {"first_batch_s": {name: statistics.median(v) for name, v in seconds.items()}})
 
 

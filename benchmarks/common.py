@@ -1,6 +1,7 @@
 """What every benchmark shares: repeated timing, and a JSON result that says where it was measured.
 
 Machines are shared and noisy: compare alternatives in one run, in turn (A B A B ...), and quote medians and ratios.
+A bar is a count, or a ratio to something that is timed in the same run: seconds would fail on the next machine.
 """
 
 import json
@@ -12,7 +13,7 @@ import subprocess
 import sys
 import time
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from datetime import UTC, datetime
 from importlib import metadata
@@ -20,21 +21,27 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 T = TypeVar("T")
+Clock = Callable[[], float]
 RESULTS = Path(__file__).parent / "results"
 PACKAGES = ("torch", "triton", "numpy", "numba", "mosaicml-streaming", "zstandard")
 
 
-def seconds_in_turn(calls: Sequence[Callable[[], Any]], repeats: int = 5, warmup: int = 1) -> list[list[float]]:
-    """Wall seconds of every call, `repeats` each, taken in turn so that the machine's drift hits all alike."""
+def seconds_in_turn(
+    calls: Sequence[Callable[[], Any]], repeats: int = 5, warmup: int = 1, clock: Clock = time.perf_counter
+) -> list[list[float]]:
+    """Seconds of every call, `repeats` each, taken in turn so that the machine's drift hits all alike.
+
+    clock: time.process_time for processor seconds of all threads, which a busy machine distorts least.
+    """
     for call in calls:
         for _ in range(warmup):
             call()
     seconds: list[list[float]] = [[] for _ in calls]
     for _ in range(repeats):
         for own, call in zip(seconds, calls, strict=True):
-            start = time.perf_counter()
+            start = clock()
             call()
-            own.append(time.perf_counter() - start)
+            own.append(clock() - start)
     return seconds
 
 
@@ -43,6 +50,18 @@ def in_own_process(function: Callable[..., T], *args: Any) -> T:
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(1, context, initializer=warnings.simplefilter, initargs=("ignore",)) as pool:
         return pool.submit(function, *args).result()
+
+
+def rounds_in_turn(contestants: Mapping[str, tuple[Any, ...]], rounds: int) -> dict[str, list[Any]]:
+    """{name: what each round returned}. A contestant is (function, *arguments), called in a process of its own.
+
+    The function's first argument is the monotonic time at which its process was asked for.
+    """
+    found: dict[str, list[Any]] = {name: [] for name in contestants}
+    for _ in range(rounds):
+        for name, (function, *arguments) in contestants.items():
+            found[name].append(in_own_process(function, time.monotonic(), *arguments))
+    return found
 
 
 def median_s(call: Callable[[], Any], repeats: int = 5, warmup: int = 1) -> float:
@@ -63,31 +82,23 @@ def machine() -> dict[str, Any]:
     }
 
 
-def write_result(name: str, payload: dict[str, Any]) -> Path:
-    """Prints `payload` and writes it with `machine()` to benchmarks/results/NAME.json."""
-    RESULTS.mkdir(exist_ok=True)
-    path = RESULTS / f"{name}.json"
-    text = json.dumps({"name": name, "machine": machine(), **payload}, indent=1)
-    path.write_text(text + "\n")
-    print(json.dumps(payload, indent=1))
-    print(f"written to {path}", file=sys.stderr)
-    return path
-
-
 def bar(what: str, measured: float, limit: float, at_least: bool = False) -> dict[str, Any]:
     """One bar and whether it holds: at most the limit, or at least."""
-    return {
-        "what": what,
-        "measured": measured,
-        "bar": limit,
-        "pass": bool(measured >= limit if at_least else measured <= limit),
-    }
+    holds = bool(measured >= limit if at_least else measured <= limit)
+    return {"what": what, "measured": measured, "bar": limit, "pass": holds}
 
 
-def print_bars(bars: Sequence[dict[str, Any]]) -> None:
-    """A line per bar {what, measured, bar, pass}."""
-    for bar in bars:
-        print(f"{'pass' if bar['pass'] else 'FAIL'}  {bar['what']}: {bar['measured']:.4g} (bar {bar['bar']:g})")
+def write_result(name: str, payload: dict[str, Any], bars: Sequence[dict[str, Any]] = ()) -> Path:
+    """Prints `payload` and writes it with `machine()` to benchmarks/results/NAME.json; a line for every bar last."""
+    RESULTS.mkdir(exist_ok=True)
+    path = RESULTS / f"{name}.json"
+    payload = {**payload, "bars": list(bars)} if bars else payload
+    path.write_text(json.dumps({"name": name, "machine": machine(), **payload}, indent=1) + "\n")
+    print(json.dumps(payload, indent=1))
+    print(f"written to {path}", file=sys.stderr)
+    for each in bars:
+        print(f"{'pass' if each['pass'] else 'FAIL'}  {each['what']}: {each['measured']:.4g} (bar {each['bar']:g})")
+    return path
 
 
 def _processor() -> str:

@@ -1,9 +1,16 @@
-"""MDS data sets for the stream's benchmarks, written by MosaicML's writer, and the two readers under comparison."""
+"""MDS data sets for the stream's benchmarks, an S3 endpoint for them, and the two readers under comparison."""
 
 import itertools
+import os
+import subprocess
+import sys
+import tempfile
 import time
-from collections.abc import Iterator
+import urllib.request
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -12,6 +19,8 @@ import ado_stream as ado
 ROW_TOKENS = 1025
 NUM_DOMAINS = 8
 BATCH = 64
+STORE_PORT = 5557
+CREDENTIALS = {"AWS_ACCESS_KEY_ID": "test", "AWS_SECRET_ACCESS_KEY": "test", "AWS_DEFAULT_REGION": "us-east-1"}
 
 
 def write_domains(root: Path, samples: int, compression: str | None, shard_bytes: int = 1 << 24) -> list[str]:
@@ -32,6 +41,40 @@ def write_domains(root: Path, samples: int, compression: str | None, shard_bytes
                 tokens[:3] = number, sample % 65536, sample // 65536
                 writer.write({"tokens": tokens})
     return names
+
+
+@contextmanager
+def object_store(folder: Path) -> Iterator[str]:
+    """An S3 endpoint, moto's server in a process of its own, that holds `folder` in the bucket 'corpus'; its URL."""
+    endpoint = f"http://127.0.0.1:{STORE_PORT}"
+    os.environ.update(CREDENTIALS, S3_ENDPOINT_URL=endpoint)
+    command = [sys.executable, "-m", "moto.server", "-p", str(STORE_PORT)]
+    server = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    try:
+        upload(str(folder), endpoint)
+        yield "s3://corpus"
+    finally:
+        server.terminate()
+        server.wait()
+
+
+def upload(folder: str, endpoint: str) -> None:
+    """Puts the files below `folder` into the bucket 'corpus', once the endpoint answers (for 60 s)."""
+    import boto3
+
+    deadline = time.monotonic() + 60
+    while True:
+        try:
+            urllib.request.urlopen(endpoint, timeout=1).close()
+            break
+        except OSError:
+            if time.monotonic() > deadline:
+                raise
+            time.sleep(0.2)
+    client = boto3.client("s3", endpoint_url=endpoint)
+    client.create_bucket(Bucket="corpus")
+    for path in sorted(path for path in Path(folder).rglob("*") if path.is_file()):
+        client.upload_file(str(path), "corpus", str(path.relative_to(folder)))
 
 
 def our_batches(
@@ -80,6 +123,14 @@ def time_theirs(
 ) -> tuple[float, float]:
     """StreamingDataset in a DataLoader with `workers`, as `timed`."""
     return timed(asked_at, their_batches(local, names, workers, remote), warmup, count)
+
+
+def in_empty_cache(
+    asked_at: float, time_reader: Callable[..., tuple[float, float]], *arguments: Any
+) -> tuple[float, float]:
+    """`time_reader` with a folder of its own for what it downloads."""
+    with tempfile.TemporaryDirectory() as cache:
+        return time_reader(asked_at, Path(cache), *arguments)
 
 
 def timed(asked_at: float, batches: Iterator[int], warmup: int, count: int) -> tuple[float, float]:

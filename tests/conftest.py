@@ -1,18 +1,62 @@
-"""Fixtures that several rooms share: the checkout, the data beside it, a small corpus in The Pile's format."""
+"""Fixtures that several rooms share: the checkout, golden records, real text, a small corpus in The Pile's format."""
 
 import hashlib
 import json
 import os
 import random
+import subprocess
 from pathlib import Path
 
 import pytest
 import zstandard
 
+from tests.deadlines import pytest_configure, pytest_runtest_protocol, pytest_terminal_summary  # noqa: F401
+
 ROOT = Path(__file__).resolve().parents[1]
 
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ.setdefault("TRITON_DEFAULT_FP_FUSION", "1")  # today's default said aloud: Triton 3.9 warns when it is unset
+
+
+LEFT_OUT = pytest.StashKey[dict[str, int]]()
+
+
+def pytest_collection_modifyitems(config, items):
+    """Leaves out tests by what they need of the machine: `gpu(count=1)`, `privileged`. No test skips itself."""
+    import torch
+
+    num_gpus, privileged = torch.cuda.device_count(), _may_mount()
+    kept, left_out = [], {"gpu": [], "privileged": []}
+    for item in items:
+        gpu = item.get_closest_marker("gpu")
+        if gpu and num_gpus < gpu.kwargs.get("count", 1):
+            left_out["gpu"].append(item)
+        elif not privileged and (item.get_closest_marker("privileged") or PRIVILEGED & set(item.fixturenames)):
+            left_out["privileged"].append(item)
+        else:
+            kept.append(item)
+    items[:] = kept
+    for some in left_out.values():
+        config.hook.pytest_deselected(items=some)
+    config.stash[LEFT_OUT] = {need: len(some) for need, some in left_out.items() if some}
+
+
+def pytest_report_collectionfinish(config):
+    """One line a kind of test that is left out here."""
+    needs = {"gpu": "more CUDA GPUs", "privileged": "the right to mount and to make network namespaces (root)"}
+    return [
+        f"left out: {number} tests that need {needs[need]}" for need, number in config.stash.get(LEFT_OUT, {}).items()
+    ]
+
+
+PRIVILEGED = {"small_disk", "nodes"}  # fixtures that mount a file system or make network namespaces
+
+
+def _may_mount() -> bool:
+    try:
+        return subprocess.run(["unshare", "--mount", "--net", "true"], capture_output=True, check=False).returncode == 0
+    except FileNotFoundError:
+        return False
 
 
 @pytest.fixture(scope="session")
@@ -22,12 +66,15 @@ def repository() -> Path:
 
 
 @pytest.fixture(scope="session")
-def shared() -> Path:
-    """The folder with golden records and a corpus beside the checkout; tests that need it are skipped without."""
-    path = ROOT.parent / "shared"
-    if not path.is_dir():
-        pytest.skip("no ../shared beside the checkout")
-    return path
+def golden() -> Path:
+    """What the public reference computed: see the README in the folder."""
+    return ROOT / "tests" / "golden"
+
+
+@pytest.fixture(scope="session")
+def real_corpus() -> Path:
+    """1.7 MB of real text of six domains in The Pile's format, and their manifest."""
+    return ROOT / "tests" / "data" / "corpus"
 
 
 DOMAINS = {"Books": 9, "Wikipedia (en)": 5, "Code": 3}

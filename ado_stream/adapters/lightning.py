@@ -13,6 +13,7 @@ import torch
 from ado_model import Transformer
 from ado_stream.errors import ConfigError
 from ado_stream.loader import AdaptiveLoader
+from ado_stream.stream.device_copies import TokenBatch
 
 STATE_KEY = "adaptive_loader"
 
@@ -26,7 +27,7 @@ class _Batches:
     def __len__(self) -> int:
         return self._num_batches
 
-    def __iter__(self) -> Iterator[dict[str, Any]]:
+    def __iter__(self) -> Iterator[TokenBatch]:
         return iter(self._loader)
 
 

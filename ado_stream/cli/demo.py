@@ -1,60 +1,58 @@
-"""The whole of it on this machine: builds a corpus, trains a small model with ADO and without, writes a report.
+"""Build a small corpus, train a small model with ADO and without, and write a report, all on this machine.
 
-The text comes from the running Python environment; nothing is downloaded. Stopped, it goes on when started again.
+The text comes from the running Python environment; nothing is downloaded. The same command resumes a stopped demo.
 """
 
 import argparse
 import contextlib
-import json
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ado_stream.cli.options import table_text
+from ado_stream.cli.shared import print_json, table_text
 
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from ado_stream.demo.run import DemoResult
-    from ado_stream.demo.text import DomainText
+    from ado_stream.demo.demo_run import DemoResult
+    from ado_stream.demo.raw_text import DomainText
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The verb's options."""
-    parser.add_argument("--out", default="ado-demo", metavar="DIR", help="folder for everything (default: ado-demo)")
-    parser.add_argument("--quick", action="store_true", help="about 5 MB and few steps: under a minute, proves nothing")
+    parser.add_argument("--out", default="ado-demo", metavar="DIR", help="folder of all results (default: ado-demo)")
+    parser.add_argument("--quick", action="store_true", help="5 MB and few steps in a minute; compares nothing")
     parser.add_argument("--steps", type=int, metavar="N", help="training steps of each run (default: 300, quick: 30)")
     parser.add_argument("--seed", type=int, default=17, metavar="N", help="seed of both runs (default: 17)")
     parser.add_argument("--json", action="store_true", help="print the result as JSON on standard output")
 
 
-def run(args: argparse.Namespace) -> int:
-    """Runs the demo; ends with the comparison as a table and the report's path."""
+def run(args: argparse.Namespace) -> None:
+    """Runs the demo; prints the comparison as a table and the report's path."""
     from rich.console import Console
 
-    from ado_kernels.machine_code import compile_behind
-    from ado_stream.demo.plan import DemoPlan
+    from ado_kernels.numba_cache import compile_in_background
+    from ado_stream.demo.demo_plan import DemoPlan
     from ado_stream.train.cpu_tuning import let_idle_threads_sleep
 
     console = Console(stderr=args.json, highlight=False, markup=False)
-    plan = DemoPlan.of(args.seed, args.quick, args.steps)
-    console.print(f"ado-stream demo: all of it stays in {args.out}, nothing is downloaded")
+    plan = DemoPlan.create(args.seed, args.quick, args.steps)
+    console.print(f"ado-stream demo: writes to {args.out} only, downloads nothing")
     let_idle_threads_sleep()
-    for group in ("ops", "fit"):  # on a new machine that takes about as long as a quick demo's training
-        compile_behind(group)
-    # with --json, standard output is for the answer alone: what the stages print goes beside it
+    for group in ("ops", "fit"):  # on a new machine compiling takes about as long as a quick demo's training
+        compile_in_background(group)
+    # with --json, only the answer goes to standard output: what the stages print goes to standard error
     shown = contextlib.redirect_stdout(sys.stderr) if args.json else contextlib.nullcontext()
     with shown:
-        from ado_stream.demo.run import run_demo, summary  # seconds of import
+        from ado_stream.demo.demo_run import run_demo, summary  # imports torch: seconds
 
         result = run_demo(Path(args.out), plan, console.print, lambda text: _show_text(console, text))
     _show_result(console, result)
     if args.quick:
-        console.print("A quick demo shows that everything works; its runs are too short to compare policies.")
+        console.print("A quick demo checks that everything works; its runs are too short to compare policies.")
     console.print(f"report: {result.report.resolve()}", soft_wrap=True)
     if args.json:
-        print(json.dumps(summary(result), indent=1))
-    return 0
+        print_json(summary(result))
 
 
 def _show_text(console: "Console", text: "list[DomainText]") -> None:
@@ -75,14 +73,14 @@ def _show_text(console: "Console", text: "list[DomainText]") -> None:
 
 
 def _show_result(console: "Console", result: "DemoResult") -> None:
-    from ado_stream.report.data import load_runs
-    from ado_stream.report.markup import Cell
-    from ado_stream.report.style import colors_of
-    from ado_stream.report.tables import domain_table
+    from ado_stream.report.plot_style import domain_colors
+    from ado_stream.report.report_html import Cell
+    from ado_stream.report.report_tables import domain_table
+    from ado_stream.report.run_data import load_runs
     from ado_stream.report.verdict import caveats, compare
 
     runs = load_runs(result.run_dirs)
-    header, rows = domain_table(runs, colors_of(runs[0].domains), sizes=False)
+    header, rows = domain_table(runs, domain_colors(runs[0].domains), sizes=False)
     cells = [[cell.text if isinstance(cell, Cell) else cell for cell in row] for row in rows]
     console.print()
     console.print(table_text(header, cells), soft_wrap=True)

@@ -1,12 +1,11 @@
-"""Says what is installed, what the machine offers and which stores have credentials, with advice.
+"""Check what is installed, the machine's resources and which stores have credentials, with advice.
 
-No network is used unless --url names a corpus to try. Secrets are looked for, never read or shown. Exit 1 when
-something that every run needs is missing.
+The network is used only for --url. Credentials are looked for, never read or shown. Exit 1 when something that every
+run needs is missing.
 """
 
 import argparse
 import importlib.metadata
-import json
 import os
 import platform
 import re
@@ -16,17 +15,18 @@ import sys
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+
+from ado_stream.cli.shared import print_json
 
 OK, WARN, FAIL, INFO = "ok", "warn", "fail", "info"
-LEAST_DISK_BYTES = 10e9
-LEAST_SHM_BYTES = 1e9
-LEAST_FILES = 4096
+MIN_DISK_BYTES = 10e9
+MIN_SHM_BYTES = 1e9
+MIN_OPEN_FILES = 4096
 
 
 @dataclass(frozen=True)
 class Finding:
-    """One line of the answer; `advice` is empty where nothing has to be done."""
+    """One line of the answer; `advice` is empty where there is nothing to do."""
 
     area: str
     name: str
@@ -73,26 +73,26 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Prints the findings; returns 1 when any of them is a failure."""
-    checks = (_python, _packages, _kernels, _card, _machine, _stores)
+    checks = (_python, _packages, _kernels, _gpus, _machine, _stores)
     findings = [finding for check in checks for finding in check()]
     if args.url:
         findings.append(_corpus(args.url))
     failed = any(finding.status == FAIL for finding in findings)
     if args.json:
-        print(json.dumps({"ok": not failed, "findings": [asdict(finding) for finding in findings]}, indent=1))
+        print_json({"ok": not failed, "findings": [asdict(finding) for finding in findings]})
     else:
         _show(findings)
     return int(failed)
 
 
-def version_at_least(version: str, least: str) -> bool:
-    """Whether `version` is `least` or newer, by their leading numbers: "2.14.1+cu130" is at least "2.8"."""
+def version_at_least(version: str, minimum: str) -> bool:
+    """Whether `version` is `minimum` or newer, by their leading numbers: "2.14.1+cu130" is at least "2.8"."""
 
     def numbers(text: str) -> list[int]:
         leading = re.match(r"\d+(\.\d+)*", text)
         return [int(part) for part in leading.group().split(".")] if leading else []
 
-    return numbers(version) >= numbers(least)
+    return numbers(version) >= numbers(minimum)
 
 
 def _python() -> Iterator[Finding]:
@@ -100,22 +100,24 @@ def _python() -> Iterator[Finding]:
 
 
 def _packages() -> Iterator[Finding]:
-    """What pyproject asks for, the parts for everyone first, then the extras that are there."""
+    """The required packages of pyproject.toml, then the optional ones."""
     if _version("ado-stream") is None:
-        yield Finding("software", "ado-stream", FAIL, "runs from its sources, not installed", "pip install -e .")
+        yield Finding("software", "ado-stream", FAIL, "not installed, run from its sources", "pip install -e .")
         return
     for requirement in importlib.metadata.requires("ado-stream") or []:
         parsed = re.match(r"([A-Za-z0-9_.-]+)(?:\[[^\]]*\])?(?:>=([0-9.]+))?", requirement)
         if parsed is None or "extra ==" in requirement:
             continue
-        name, least = parsed.group(1), parsed.group(2) or "0"
+        name, minimum = parsed.group(1), parsed.group(2) or "0"
         found = _version(name)
         if found is None and "platform_system" in requirement and platform.system() != "Linux":
             continue
         if found is None:
-            yield Finding("software", name, FAIL, "not installed", f"pip install '{name}>={least}'")
-        elif not version_at_least(found, least):
-            yield Finding("software", name, FAIL, f"{found}, older than {least}", f"pip install -U '{name}>={least}'")
+            yield Finding("software", name, FAIL, "not installed", f"pip install '{name}>={minimum}'")
+        elif not version_at_least(found, minimum):
+            yield Finding(
+                "software", name, FAIL, f"{found}, older than {minimum}", f"pip install -U '{name}>={minimum}'"
+            )
         else:
             yield Finding("software", name, OK, found)
     for name, purpose in (("lm-eval", "eval --tasks"), ("tensorboard", "its logs"), ("wandb", "its logs")):
@@ -123,21 +125,21 @@ def _packages() -> Iterator[Finding]:
 
 
 def _kernels() -> Iterator[Finding]:
-    """Numba by compiling a function; Triton by running one of our kernels where there is a card."""
+    """Numba by compiling a function; Triton by running one of our kernels where there is a GPU."""
     yield _attempt("kernels", "numba", _try_numba, "reinstall numba and numpy of matching versions")
     cache = Path(__file__).parent
     if not os.access(cache, os.W_OK) and not os.environ.get("NUMBA_CACHE_DIR"):
         advice = "set NUMBA_CACHE_DIR to a writable folder, or every start compiles again"
         yield Finding("kernels", "numba cache", WARN, f"{cache} is read-only", advice)
-    yield _attempt("kernels", "triton", _try_triton, "install the triton that belongs to this torch")
+    yield _attempt("kernels", "triton", _try_triton, "install the triton of this torch release")
 
 
-def _card() -> Iterator[Finding]:
+def _gpus() -> Iterator[Finding]:
     import torch
 
     if not torch.cuda.is_available():
         built = torch.version.cuda or "without CUDA"
-        advice = "for a card: install its driver, then check nvidia-smi" if torch.version.cuda else ""
+        advice = "to use a GPU: install its driver, then check nvidia-smi" if torch.version.cuda else ""
         yield Finding("machine", "GPU", INFO, f"none usable (torch built {built}); everything runs on the CPU", advice)
         return
     for index in range(torch.cuda.device_count()):
@@ -151,15 +153,15 @@ def _machine() -> Iterator[Finding]:
     places = {"current folder": Path.cwd(), "cache": Path(os.environ.get("XDG_CACHE_HOME") or Path.home())}
     for name, path in places.items():
         free_bytes = shutil.disk_usage(path).free
-        advice = "" if free_bytes >= LEAST_DISK_BYTES else "set data.cache_limit, or data.cache_dir to a larger disk"
+        advice = "" if free_bytes >= MIN_DISK_BYTES else "set data.cache_limit, or data.cache_dir to a larger disk"
         yield Finding("machine", f"disk, {name}", WARN if advice else OK, f"{_size(free_bytes)} free at {path}", advice)
     shm = Path("/dev/shm")
     if shm.is_dir():
         size_bytes = shutil.disk_usage(shm).total
-        advice = "" if size_bytes >= LEAST_SHM_BYTES else "ranks on one node talk through it: docker run --shm-size=8g"
+        advice = "" if size_bytes >= MIN_SHM_BYTES else "a node's ranks communicate by it: docker run --shm-size=8g"
         yield Finding("machine", "/dev/shm", WARN if advice else OK, _size(size_bytes), advice)
     limit, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    advice = "" if limit >= LEAST_FILES else f"ulimit -n {min(65536, hard)}: every open shard takes one"
+    advice = "" if limit >= MIN_OPEN_FILES else f"ulimit -n {min(65536, hard)}: every open shard needs one"
     yield Finding("machine", "open files", WARN if advice else OK, f"{limit} (at most {hard})", advice)
 
 
@@ -186,12 +188,14 @@ def _corpus(url: str) -> Finding:
         manifest = load_manifest(url)
     except AdoStreamError as error:
         return Finding("stores", url, FAIL, type(error).__name__, " ".join(str(error).split()))
-    tokens = sum(split.get("tokens", 0) for d in manifest["domains"].values() for split in d["splits"].values())
+    tokens = sum(
+        split.get("tokens", 0) for domain in manifest["domains"].values() for split in domain["splits"].values()
+    )
     return Finding("stores", url, OK, f"{len(manifest['domains'])} domains, {tokens:,} tokens")
 
 
 def _attempt(area: str, name: str, trial: Callable[[], str], advice: str) -> Finding:
-    """What `trial` says; any exception of the library tried is the finding, so that the others still come."""
+    """The result of `trial`; any exception of the library is a finding too, so that the other checks still run."""
     try:
         return Finding(area, name, OK, trial())
     except Exception as error:
@@ -201,9 +205,9 @@ def _attempt(area: str, name: str, trial: Callable[[], str], advice: str) -> Fin
 def _try_numba() -> str:
     import numba
 
-    compiled: Any = numba.njit(lambda x: x * x + 1)
-    if compiled(3) != 10:
-        raise RuntimeError(f"3 * 3 + 1 came out as {compiled(3)}")
+    found = numba.njit(lambda x: x * x + 1)(3)
+    if found != 10:
+        raise RuntimeError(f"3 * 3 + 1 gave {found}")
     return f"compiles, {numba.get_num_threads()} threads"
 
 
@@ -212,14 +216,14 @@ def _try_triton() -> str:
     import triton
 
     if not torch.cuda.is_available():
-        return f"{triton.__version__} imports; without a card the Numba kernels are used"
+        return f"{triton.__version__} imports; without a GPU the Numba kernels are used"
     from ado_kernels import rms_norm
 
     x_ND = torch.linspace(-1, 1, 1024, device="cuda").reshape(4, 256)
     error = (rms_norm(x_ND).cpu() - rms_norm(x_ND.cpu())).abs().max().item()
     if not error < 1e-4:  # float32 sums of 256 terms in two orders differ by about 1e-6
-        raise RuntimeError(f"rms_norm on the card differs from the CPU's by {error:.2g}")
-    return "runs a kernel on the card, equal to the CPU's"
+        raise RuntimeError(f"rms_norm on the GPU differs from the CPU's by {error:.2g}")
+    return "runs a kernel on the GPU with the CPU's result"
 
 
 def _version(package: str) -> str | None:

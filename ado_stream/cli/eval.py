@@ -1,24 +1,26 @@
 """Validation loss of a run's model per domain, and downstream tasks when asked."""
 
 import argparse
-import json
-import os
 import tempfile
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+from ado_stream.cli.shared import add_trained_run_argument, check_positive, is_main_rank, print_json
 from ado_stream.errors import ConfigError
+
+if TYPE_CHECKING:
+    from ado_stream.evaluate.trained_run import TrainedRun
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The verb's options."""
-    parser.add_argument("run", metavar="RUN", help="run_dir of a training run; its newest complete checkpoint is taken")
-    parser.add_argument("--corpus", metavar="C", help="another prepared corpus with the same tokenizer (the run's own)")
-    parser.add_argument("--max-samples", type=int, metavar="N", help="of each domain (all)")
+    add_trained_run_argument(parser)
+    parser.add_argument("--corpus", metavar="C", help="another corpus with the same tokenizer (default: the run's)")
+    parser.add_argument("--max-samples", type=int, metavar="N", help="samples of each domain (default: all)")
     parser.add_argument("--tasks", nargs="+", metavar="TASK", help="tasks of lm-evaluation-harness, such as hellaswag")
-    parser.add_argument("--task-dir", metavar="DIR", help="a folder of further task files")
+    parser.add_argument("--task-dir", metavar="DIR", help="folder of additional task files")
     parser.add_argument("--device", default="auto", help="auto (default), cpu, cuda")
-    parser.add_argument("--batch-size", type=int, default=8, metavar="N", help="sequences at once (8)")
+    parser.add_argument("--batch-size", type=int, default=8, metavar="N", help="sequences per batch (8)")
     parser.add_argument("--json", action="store_true", help="print JSON")
 
 
@@ -36,27 +38,23 @@ def run(args: argparse.Namespace) -> None:
         found["validation"] = _validate(trained, args)
     if args.tasks:
         found["tasks"] = _tasks(trained, args)
-    if os.environ.get("RANK", "0") != "0":
-        return
-    if args.json:
-        print(json.dumps(found))
-    else:
-        _print(found)
+    if is_main_rank():
+        (print_json if args.json else _print)(found)
 
 
 def _check(args: argparse.Namespace) -> None:
     """Raises ConfigError for an option that cannot work, before anything is opened."""
     from ado_stream.train.distributed import pick_device
 
-    for option, value in (("--max-samples", args.max_samples), ("--batch-size", args.batch_size)):
-        if value is not None and value < 1:
-            raise ConfigError(f"{option} must be 1 or more, got {value}")
+    check_positive("--batch-size", args.batch_size)
+    if args.max_samples is not None:
+        check_positive("--max-samples", args.max_samples)
     if args.task_dir is not None and not Path(args.task_dir).is_dir():
         raise ConfigError(f"--task-dir {args.task_dir}: no such folder.")
     pick_device(args.device)
 
 
-def _validate(trained: Any, args: argparse.Namespace) -> dict[str, Any]:
+def _validate(trained: "TrainedRun", args: argparse.Namespace) -> dict[str, Any]:
     from ado_stream.train.config import DataSection
     from ado_stream.train.cpu_tuning import keep_freed_memory
     from ado_stream.train.distributed import join_process_group
@@ -78,7 +76,7 @@ def _validate(trained: Any, args: argparse.Namespace) -> dict[str, Any]:
             token_dtype=data.token_dtype,
         )
         validation = validator(model.loss)
-    assert validation is not None, "it cannot be interrupted"
+    assert validation is not None, "no stop was requested"
     columns = zip(names, validation.domain_loss_K, validation.bits_per_byte_K, validation.domain_tokens_K, strict=True)
     return {
         "loss": validation.loss,
@@ -90,7 +88,7 @@ def _validate(trained: Any, args: argparse.Namespace) -> dict[str, Any]:
     }
 
 
-def _tasks(trained: Any, args: argparse.Namespace) -> dict[str, Any]:
+def _tasks(trained: "TrainedRun", args: argparse.Namespace) -> dict[str, Any]:
     from ado_stream.evaluate.export import export_hugging_face
     from ado_stream.evaluate.tasks import evaluate_tasks
     from ado_stream.train.distributed import pick_device

@@ -3,10 +3,12 @@
 import argparse
 from pathlib import Path
 
+from ado_stream.cli.shared import add_trained_run_argument
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The verb's options."""
-    parser.add_argument("run", metavar="RUN", help="run_dir of a training run; its newest complete checkpoint is taken")
+    add_trained_run_argument(parser)
     parser.add_argument("--out", required=True, metavar="DIR", help="a new folder")
 
 

@@ -1,4 +1,4 @@
-"""Fit scaling laws to recorded losses: one table row per domain, and a picture on request.
+"""Fit scaling laws to recorded losses: one table row per domain, and a picture with --plot.
 
 The file is CSV with a header: a column `samples` (cumulative samples, shared by all domains) or `step` (then samples =
 (step + 1) * --batch-size), and one column of losses in nats per token for every domain. Empty cells are missing points.
@@ -6,16 +6,15 @@ The file is CSV with a header: a column `samples` (cumulative samples, shared by
 
 import argparse
 import csv
-import json
 import math
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from ado_stream.cli.options import picture_path, table_text
+from ado_stream.cli.shared import check_positive, picture_path, print_json, table_text
 from ado_stream.errors import ConfigError, DataError
-from ado_stream.policy.laws import FitConfig, ScalingLawFit, fit_scaling_laws, prepare_history
+from ado_stream.policy.scaling_laws import FitConfig, ScalingLawFit, fit_scaling_laws, prepare_history
 
 AXES = ("samples", "step")
 BOUNDS = ("beta", "eps", "alpha")
@@ -26,22 +25,21 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     default = FitConfig()
     parser.add_argument("losses", metavar="LOSSES.csv", type=Path, help="column `samples` or `step`, one per domain")
     parser.add_argument(
-        "--batch-size", type=int, default=1, help="samples a step, where the column is `step` (default 1)"
+        "--batch-size", type=int, default=1, help="samples per step, where the column is `step` (default 1)"
     )
     parser.add_argument(
-        "--smooth-window", type=int, default=default.smooth_window, help="rows under the smoothing filter; 0: none"
+        "--smooth-window", type=int, default=default.smooth_window, help="rows of the smoothing filter; 0: none"
     )
     parser.add_argument("--ignore-steps", type=int, default=default.ignore_steps, help="rows dropped from the front")
     parser.add_argument("--every", type=int, default=default.every, help="fit every n-th row after smoothing")
-    parser.add_argument("--backend", default="auto", help="auto, numba, torch or triton")
+    parser.add_argument("--backend", default="auto", help="auto, numba or triton")
     parser.add_argument("--json", action="store_true", help="print the laws as JSON")
     parser.add_argument("--plot", metavar="FILE.png", type=Path, help="draw the fitted points and the laws")
 
 
 def run(args: argparse.Namespace) -> None:
-    """Fits every domain of the file, prints a table or JSON, draws if asked to."""
-    if args.batch_size < 1:
-        raise ConfigError(f"--batch-size must be 1 or more, got {args.batch_size}")
+    """Fits every domain of the file, prints a table or JSON, draws with --plot."""
+    check_positive("--batch-size", args.batch_size)
     plot = picture_path(args.plot) if args.plot else None
     names, samples_T, losses_KT = read_losses(args.losses, args.batch_size)
     config = FitConfig(smooth_window=args.smooth_window, ignore_steps=args.ignore_steps, every=args.every)
@@ -53,7 +51,7 @@ def run(args: argparse.Namespace) -> None:
     fit = fit_scaling_laws(samples_T, losses_KT, config, args.backend)
     rows = law_rows(names, fit, 2.0 * samples_T[-1])
     if args.json:
-        print(json.dumps({"predicted_at_samples": 2.0 * samples_T[-1], "domains": rows}, allow_nan=False))
+        print_json({"predicted_at_samples": 2.0 * samples_T[-1], "domains": rows})
     else:
         print_laws(rows)
     if plot:
@@ -63,7 +61,7 @@ def run(args: argparse.Namespace) -> None:
 def read_losses(path: Path, batch_size: int = 1) -> tuple[list[str], np.ndarray, np.ndarray]:
     """Domain names, samples (T,) float64 and losses (K, T) float64 with NaN where a cell is empty.
 
-    Raises DataError with the file and line where a cell is no number or a row has another length.
+    Raises DataError with the file and line where a cell is not a number or a row has another length.
     """
     try:
         with path.open(newline="", encoding="utf-8-sig") as file:
@@ -135,14 +133,14 @@ def print_laws(rows: list[dict[str, Any]]) -> None:
 
 
 def draw_laws(path: Path, names: list[str], samples_M: np.ndarray, losses_KM: np.ndarray, fit: ScalingLawFit) -> None:
-    """Writes a picture: the points that were fitted, the laws through them and on to twice the data.
+    """Writes a picture: the fitted points, and the laws up to twice the data.
 
-    A panel for each of the first domains, as many as a report has; a line above says of how many.
+    One panel per domain, up to as many as a report has; a title gives the number of domains when some are not shown.
     """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    from ado_stream.report.laws import MAX_PANELS
+    from ado_stream.report.forecast_plot import MAX_PANELS
 
     shown = names[:MAX_PANELS]
     num_columns = min(4, math.ceil(math.sqrt(len(shown))))

@@ -4,59 +4,61 @@ All problems are listed, not only the first; exit 1 when there is one.
 """
 
 import argparse
-import json
 import sys
 from collections.abc import Callable
-from typing import Any
+from typing import ParamSpec, TypeVar
 
-from ado_stream.corpus import manifest as manifests
-from ado_stream.corpus.check import CorpusReader
+from ado_stream.cli.shared import add_corpus_argument, print_json
+from ado_stream.corpus.checker import CorpusChecker
+from ado_stream.corpus.manifest import MANIFEST_NAME, domain_fingerprint
 from ado_stream.corpus.mds import HASH
 from ado_stream.errors import AdoStreamError
+
+_P = ParamSpec("_P")
+_R = TypeVar("_R")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The verb's options."""
-    parser.add_argument("corpus", metavar="CORPUS", help="folder or URL that `ado-stream prepare` wrote")
+    add_corpus_argument(parser)
     parser.add_argument("--json", action="store_true", help="print the counts and problems as JSON")
 
 
 def run(args: argparse.Namespace) -> int:
     """Runs the verb; 1 when there is a problem."""
-    reader = CorpusReader(args.corpus)
     problems: list[str] = []
-    num_shards = _check_shards(reader, problems)
+    num_shards = _check_shards(CorpusChecker(args.corpus), problems)
     if args.json:
-        print(json.dumps({"shards": num_shards, "problems": problems}, ensure_ascii=False))
-        return bool(problems)
-    for problem in problems:
-        print(problem, file=sys.stderr)
-    print(f"{num_shards} shards checked, {len(problems) or 'no'} problem{'' if len(problems) == 1 else 's'}")
+        print_json({"shards": num_shards, "problems": problems})
+    else:
+        for problem in problems:
+            print(problem, file=sys.stderr)
+        print(f"{num_shards} shards checked, {len(problems) or 'no'} problem{'' if len(problems) == 1 else 's'}")
     return bool(problems)
 
 
-def _check_shards(reader: CorpusReader, problems: list[str]) -> int:
-    """Checks everything; adds to `problems`; returns the number of shards looked at."""
+def _check_shards(checker: CorpusChecker, problems: list[str]) -> int:
+    """Checks everything; adds to `problems`; returns the number of shards checked."""
     num_shards = 0
-    hashes: dict[str, dict[str, list[str]]] = {domain: {} for domain in reader.manifest["domains"]}
-    for domain, split in reader.splits():
-        entries = _noting(problems, reader.index, domain, split) or []
-        hashes[domain][split] = [entry["raw_data"]["hashes"].get(HASH) for entry in entries]
+    hashes: dict[str, dict[str, list[str | None]]] = {domain: {} for domain in checker.manifest["domains"]}
+    for domain, split in checker.splits():
+        entries = _collect(problems, checker.index, domain, split) or []
+        hashes[domain][split] = [(entry["raw_data"].get("hashes") or {}).get(HASH) for entry in entries]
         for entry in entries:
             num_shards += 1
-            _noting(problems, reader.shard, domain, split, entry)
-    for domain, fields in reader.manifest["domains"].items():
-        if manifests.domain_fingerprint(hashes[domain]) != fields.get("fingerprint"):
+            _collect(problems, checker.shard, domain, split, entry)
+    for domain, fields in checker.manifest["domains"].items():
+        if domain_fingerprint(hashes[domain]) != fields.get("fingerprint"):
             problems.append(
-                f"IndexInvalid: domain {domain!r}: its shards are not those that {manifests.FILE_NAME} was written for."
+                f"IndexInvalid: domain {domain!r}: its shards are not those that {MANIFEST_NAME} was written for."
             )
     return num_shards
 
 
-def _noting(problems: list[str], check: Callable[..., Any], *arguments: Any) -> Any:
-    """What `check` returns, or None and its error noted."""
+def _collect(problems: list[str], check: Callable[_P, _R], *args: _P.args, **kwargs: _P.kwargs) -> _R | None:
+    """What `check` returns, or None after adding its error to `problems`."""
     try:
-        return check(*arguments)
+        return check(*args, **kwargs)
     except AdoStreamError as error:
         problems.append(f"{type(error).__name__}: {error}")
         return None

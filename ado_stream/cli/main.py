@@ -1,4 +1,4 @@
-"""The `ado-stream` command: finds the verb, runs it, turns errors into one message and an exit code.
+"""The `ado-stream` command: runs a verb, turns errors into one message and an exit code.
 
 Only the chosen verb's module is imported, so `ado-stream --help` needs no torch. Exit 0 done, 1 failed, 2 wrong usage,
 130 interrupted. A verb module offers `add_arguments(parser)` and `run(args) -> int | None`.
@@ -35,11 +35,11 @@ def _overview() -> str:
         [
             "usage: ado-stream VERB [options]    (ado-stream VERB --help for a verb's options)",
             "",
-            "Stream pretraining data from many domains, in proportions that follow the model's own learning.",
+            "Stream pretraining data from many domains, in proportions that follow the model's learning.",
             "",
             *lines,
             "",
-            "  --version  print the version;  --debug  with any verb: show the traceback of an error",
+            "  --version  print the version;  --debug  show the traceback of a verb's error",
         ]
     )
 
@@ -79,11 +79,7 @@ def _run(verb: str, arguments: list[str], debug: bool) -> int:
     except KeyboardInterrupt:
         if debug:
             raise
-        print(f"ado-stream {verb}: interrupted; what was written before is complete", file=sys.stderr)
+        print(f"ado-stream {verb}: interrupted; the files written so far are complete", file=sys.stderr)
         return 130
     except BrokenPipeError:
         return 1
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -1,16 +1,15 @@
 """Turn raw text into shards, one data set per domain and split, with corpus.json.
 
-A run that was killed goes on where it stopped when the same command is given again.
+The same command resumes a run that was killed.
 """
 
 import argparse
-import json
 import os
 
-from ado_stream.cli.info import print_sizes
+from ado_stream.cli.info import print_corpus
 from ado_stream.corpus import load_manifest
 from ado_stream.prepare.config import PrepareConfig
-from ado_stream.prepare.run import prepare
+from ado_stream.prepare.coordinator import prepare
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -28,13 +27,18 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--tokenizer", default="bytes", help="bytes (default), bpe:N, or a Hugging Face tokenizer file, folder or name"
     )
-    parser.add_argument("--seq-len", type=int, default=1024, metavar="T", help="tokens of a sample, less one (1024)")
+    parser.add_argument(
+        "--seq-len", type=int, default=1024, metavar="T", help="sequence length; a sample has one more (1024)"
+    )
     val = parser.add_mutually_exclusive_group()
     val.add_argument("--val", nargs="+", default=[], metavar="IN", help="files or folders of validation text")
     val.add_argument("--val-fraction", type=float, default=0.0, metavar="F", help="of the documents, by hash (0)")
-    parser.add_argument("--workers", type=int, default=len(os.sched_getaffinity(0)), help="processes (one a core)")
+    parser.add_argument("--workers", type=int, default=len(os.sched_getaffinity(0)), help="processes (one per core)")
     parser.add_argument(
-        "--on-error", choices=["stop", "skip"], default="stop", help="unreadable records: stop (default), or count them"
+        "--on-error",
+        choices=["stop", "skip"],
+        default="stop",
+        help="unreadable records: stop (default) or skip",
     )
     parser.add_argument("--seed", type=int, default=17, help="of the sample that a BPE is trained on (17)")
     parser.add_argument("--shard-mb", type=float, default=16.0, metavar="MB", help="size of a raw shard in MiB (16)")
@@ -60,9 +64,6 @@ def run(args: argparse.Namespace) -> None:
             progress=not args.json,
         )
     )
-    manifest = load_manifest(out)
-    if args.json:
-        print(json.dumps(manifest, ensure_ascii=False))
-        return
-    print_sizes(manifest)
-    print(f"written to {out}")
+    print_corpus(load_manifest(out), args.json)
+    if not args.json:
+        print(f"written to {out}")

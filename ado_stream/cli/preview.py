@@ -1,27 +1,27 @@
 """Show decoded samples of every domain of a corpus, or the first batches under a mixture.
 
-Samples are spread evenly over the corpus. Batches are those that training would see with the same batch size, seed
-and one canonical node, were the mixture to stay as given.
+Samples are spread evenly over the corpus. Batches are those of a training run with the same batch size and seed, one
+canonical node and this mixture throughout.
 """
 
 import argparse
 import itertools
-import json
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import Any
 
 import numpy as np
 
+from ado_stream.cli.shared import add_corpus_argument, print_json
 from ado_stream.corpus import Corpus, open_corpus
-from ado_stream.corpus.check import CorpusReader
+from ado_stream.corpus.checker import CorpusChecker
 from ado_stream.corpus.manifest import SPLITS
 from ado_stream.errors import ConfigError
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The verb's options."""
-    parser.add_argument("corpus", metavar="CORPUS", help="folder or URL that `ado-stream prepare` wrote")
+    add_corpus_argument(parser)
     parser.add_argument("--domain", action="append", metavar="NAME", help="only this domain; may be repeated")
     parser.add_argument("--split", choices=SPLITS, default="train")
     parser.add_argument("--samples", type=int, default=2, metavar="N", help="samples of each domain (2)")
@@ -30,7 +30,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--batch-size", type=int, default=8, metavar="B", help="samples of a batch (8)")
     parser.add_argument("--mixture", metavar="NAME=WEIGHT,...", help="of the batches (by number of tokens)")
     parser.add_argument("--seed", type=int, default=17, help="of the batches (17)")
-    parser.add_argument("--json", action="store_true", help="one JSON object a sample")
+    parser.add_argument("--json", action="store_true", help="print one JSON object per sample")
 
 
 def run(args: argparse.Namespace) -> None:
@@ -40,7 +40,7 @@ def run(args: argparse.Namespace) -> None:
     for place, tokens in samples:
         text = corpus.tokenizer.decode(tokens)
         if args.json:
-            print(json.dumps({**place, "text": text}, ensure_ascii=False))
+            print_json({**place, "text": text})
             continue
         title = ", ".join(str(value) if key == "domain" else f"{key} {value}" for key, value in place.items())
         shown = text[: args.characters or None]
@@ -48,19 +48,19 @@ def run(args: argparse.Namespace) -> None:
 
 
 def _samples(args: argparse.Namespace, corpus: Corpus) -> Iterator[tuple[dict[str, Any], np.ndarray]]:
-    """(place, tokens) of some samples of every domain asked for."""
+    """(place, tokens) of some samples of every requested domain."""
     names = [domain.name for domain in corpus.domains]
     for name in args.domain or []:
         _check_name(name, names, args.split)
-    reader = CorpusReader(args.corpus)
+    checker = CorpusChecker(args.corpus)
     for name in args.domain or names:
-        for number, tokens in _spread(reader, name, args.split, args.samples):
+        for number, tokens in _spread(checker, name, args.split, args.samples):
             yield {"domain": name, "sample": number}, tokens
 
 
 def _batches(args: argparse.Namespace, corpus: Corpus) -> Iterator[tuple[dict[str, Any], np.ndarray]]:
     """(place, tokens) of every sample of the first batches."""
-    from ado_stream.stream.dataset import AdaptiveStreamingDataset  # torch: only when batches are asked for
+    from ado_stream.stream.dataset import AdaptiveStreamingDataset  # imports torch
 
     domains = corpus.domains
     if args.mixture is not None:
@@ -93,14 +93,14 @@ def _check_name(name: str, names: Sequence[str], split: str) -> None:
         raise ConfigError(f"no domain {name!r} in split {split!r}; there are: {', '.join(names)}.")
 
 
-def _spread(reader: CorpusReader, domain: str, split: str, num_samples: int) -> Iterator[tuple[int, np.ndarray]]:
+def _spread(checker: CorpusChecker, domain: str, split: str, num_samples: int) -> Iterator[tuple[int, np.ndarray]]:
     """(number, tokens) of `num_samples` samples, evenly spaced; only the shards that hold one are read."""
-    entries = reader.index(domain, split)
+    entries = checker.index(domain, split)
     ends = list(itertools.accumulate(entry["samples"] for entry in entries))
     wanted = sorted({(2 * i + 1) * ends[-1] // (2 * num_samples) for i in range(num_samples)})
     for entry, end in zip(entries, ends, strict=True):
         first = end - entry["samples"]
         inside = [number for number in wanted if first <= number < end]
         if inside:
-            shard = reader.shard(domain, split, entry)
+            shard = checker.shard(domain, split, entry)
             yield from ((number, shard[number - first]) for number in inside)

@@ -1,24 +1,23 @@
 """The mixture that another policy would have chosen, given the losses that a run recorded.
 
-An open loop: the losses stay those of the recorded mixture. The run's own policy starts from its recorded options and
-guards, which --option changes one by one; any other has what is given. Guards are given as an option too:
+An open loop: the losses remain those of the recorded mixture. The run's own policy starts from its recorded options
+and guards, which --option changes one by one; any other policy has the given options alone. Guards are an option too:
 --option 'guards=[{name: floor, minimum: 0.01}]'.
 """
 
 import argparse
-import json
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ado_stream.cli.options import picture_path, plain_options
+from ado_stream.cli.shared import picture_path, policy_options, print_json
 from ado_stream.errors import ConfigError
-from ado_stream.policy.base import Policy
-from ado_stream.policy.registry import RunFacts, make_run_policy
+from ado_stream.policy.base_policy import Policy, RunContext
+from ado_stream.policy.policy_registry import make_run_policy
 from ado_stream.simulate.replay import check_complete, replay
 
 if TYPE_CHECKING:
-    from ado_stream.report.data import Run
+    from ado_stream.report.run_data import Run
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -26,23 +25,25 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("run", metavar="RUN", help="a run directory")
     parser.add_argument("--policy", required=True, metavar="NAME", help="natural, ado, odm, doremi, ... (make_policy)")
     parser.add_argument("--option", action="append", default=[], metavar="K=V", help="option of the policy; repeatable")
-    parser.add_argument("--plot", metavar="FILE.png", help="draw both mixtures there")
-    parser.add_argument("--json", action="store_true", help="print mixtures of every step, and counters, as JSON")
+    parser.add_argument("--plot", metavar="FILE.png", help="draw both mixtures")
+    parser.add_argument("--json", action="store_true", help="print every step's mixture and the counters as JSON")
 
 
-def run(args: argparse.Namespace) -> int:
-    """Feeds the record to the policy; prints a table or JSON, draws when asked."""
-    from ado_stream.report.data import load_runs
+def run(args: argparse.Namespace) -> None:
+    """Runs the policy on the recorded losses; prints a table or JSON, draws with --plot."""
+    from ado_stream.report.run_data import load_runs
 
     plot = picture_path(args.plot) if args.plot else None
     recorded, *others = load_runs([args.run])
     if others:
         raise ConfigError(f"{args.run} holds {1 + len(others)} runs; name one of them, such as {recorded.path}.")
     check_complete(recorded.step_S, str(recorded.path))
-    options = dict(recorded.about.get("policy_options") or {}) if args.policy == recorded.about.get("policy") else {}
-    options |= plain_options(args.option)
+    options = (
+        dict(recorded.metadata.get("policy_options") or {}) if args.policy == recorded.metadata.get("policy") else {}
+    )
+    options |= policy_options(args.option)
     guards = options.pop("guards", [])
-    policy, lag = _policy(recorded, args.policy, options, guards), recorded.about.get("mixture_lag", 0)
+    policy, lag = _policy(recorded, args.policy, options, guards), recorded.metadata.get("mixture_lag", 0)
     mixture_SK = replay(policy, recorded.domain_loss_SK, recorded.samples_SK, lag, recorded.mixture_SK[0])
     drawn_K = recorded.samples_SK.sum(axis=0) / recorded.samples_SK.sum()
     summary = {
@@ -58,29 +59,28 @@ def run(args: argparse.Namespace) -> int:
         "health": policy.health(),
     }
     if args.json:
-        print(json.dumps({**summary, "mixture": mixture_SK.tolist()}))
+        print_json({**summary, "mixture": mixture_SK.tolist()})
     else:
         _print(summary, recorded)
     if plot:
         _draw(recorded, replace(recorded, label=f"{args.policy} on {recorded.label}", mixture_SK=mixture_SK), plot)
         if not args.json:
             print(f"drawn: {plot}")
-    return 0
 
 
 def _policy(recorded: "Run", name: str, options: dict[str, Any], guards: list[dict[str, Any]]) -> Policy:
     """The policy as training would have made it in the recorded run."""
-    about = recorded.about
+    about = recorded.metadata
     corpus = (about.get("corpus") or {}).get("domains") or {}
     sizes = {domain: size["samples"] for domain, size in corpus.items()}
     prior = dict(zip(recorded.domains, recorded.prior_K.tolist(), strict=True))
-    run = RunFacts(recorded.planned_steps, about.get("global_batch_size"), about.get("mixture_lag", 0), sizes or None)
+    run = RunContext(recorded.planned_steps, about.get("global_batch_size"), about.get("mixture_lag", 0), sizes or None)
     return make_run_policy(name, prior, options, guards, run)
 
 
 def _print(summary: dict[str, Any], recorded: "Run") -> None:
     print(
-        f"{summary['steps']:,} steps of {recorded.label} (policy {recorded.about.get('policy')}), "
+        f"{summary['steps']:,} steps of {recorded.label} (policy {recorded.metadata.get('policy')}), "
         f"replayed with {summary['policy']}; shares in %\n"
     )
     print(f"{'domain':<24}{'prior':>9}{'drawn':>9}{'mean':>9}{'at the end':>12}")
@@ -91,9 +91,9 @@ def _print(summary: dict[str, Any], recorded: "Run") -> None:
 
 def _draw(recorded: "Run", replayed: "Run", path: Path) -> None:
     from ado_stream.report.mixture_plot import draw_mixture
-    from ado_stream.report.style import colors_of, styled
+    from ado_stream.report.plot_style import domain_colors, styled
 
     with styled():
-        plot = draw_mixture([recorded, replayed], colors_of(recorded.domains))
+        plot = draw_mixture([recorded, replayed], domain_colors(recorded.domains))
         assert plot is not None, "every step has a mixture"
         plot.figure.savefig(path)

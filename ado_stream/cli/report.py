@@ -1,12 +1,13 @@
-"""Writes one self-contained HTML page, and its figures as PNG, from one or several runs.
+"""Write one self-contained HTML page, and its figures as PNG, from one or several runs.
 
-A directory that holds runs (a demo's) stands for all of them.
+A directory of runs, such as a demo's, means all runs in it.
 """
 
 import argparse
-import json
 import os
 from pathlib import Path
+
+from ado_stream.cli.shared import print_json
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -16,25 +17,20 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--json", action="store_true", help="print the path and the comparison as JSON")
 
 
-def run(args: argparse.Namespace) -> int:
-    """Writes the report and prints the verdict and where the page is."""
-    from ado_stream.report.data import load_runs
-    from ado_stream.report.page import write_report
+def run(args: argparse.Namespace) -> None:
+    """Writes the report; prints the verdict and the page's path."""
+    from ado_stream.report.report_page import write_report
+    from ado_stream.report.run_data import load_runs
     from ado_stream.report.verdict import caveats, compare
 
     runs = load_runs(args.runs)
-    parents = [found.path.resolve() for found in runs]
-    out = Path(args.out) if args.out else Path(parents[0] if len(parents) == 1 else _common(parents)) / "report"
-    path = write_report([found.path for found in runs], out)
+    paths = [found.path for found in runs]
+    beside = paths[0] if len(paths) == 1 else os.path.commonpath([path.resolve().parent for path in paths])
+    path = write_report(paths, Path(args.out) if args.out else Path(beside).resolve() / "report")
     comparisons = [comparison.sentence() for comparison in compare(runs)]
     if args.json:
-        print(json.dumps({"report": str(path), "comparisons": comparisons, "caveats": caveats(runs)}, indent=1))
-        return 0
+        print_json({"report": str(path), "comparisons": comparisons, "caveats": caveats(runs)})
+        return
     for sentence in (*comparisons, *caveats(runs)):
         print(sentence)
     print(f"report: {path}")
-    return 0
-
-
-def _common(paths: list[Path]) -> str:
-    return os.path.commonpath([path.parent for path in paths])

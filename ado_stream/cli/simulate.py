@@ -1,90 +1,102 @@
-"""What a policy would do: a closed loop on synthetic laws, from a spec or a built-in world of 22 domains.
+"""What a policy would do: a closed loop on synthetic laws, from a spec or 22 built-in domains.
 
-Keys of a spec: ado_stream/simulate/loop.py.
+Keys of a spec: see ado_stream/simulate/closed_loop.py.
 """
 
 import argparse
-import json
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from ado_stream.cli.options import picture_path, plain_options
+from ado_stream.cli.shared import picture_path, policy_options, print_json
 from ado_stream.errors import ConfigError, NotFound
+from ado_stream.simulate.closed_loop import Outcome, Spec, read_spec, simulate
 from ado_stream.simulate.default_spec import default_spec
-from ado_stream.simulate.loop import Outcome, Spec, read_spec, simulate
 
 MAX_ROWS = 40  # domains in the printed table
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The verb's options."""
-    parser.add_argument("spec", nargs="?", metavar="SPEC.yaml", help="a world and policies; default: the built-in one")
+    parser.add_argument(
+        "spec", nargs="?", metavar="SPEC.yaml", help="domains and policies; default: 22 built-in domains"
+    )
     parser.add_argument("--policy", action="append", metavar="NAME", help="try this policy instead; may be repeated")
     parser.add_argument("--option", action="append", default=[], metavar="K=V", help="option of the --policy given")
     parser.add_argument("--steps", type=int, help="steps instead of the spec's")
     parser.add_argument("--seed", type=int, help="seed instead of the spec's")
     parser.add_argument(
-        "--controlled", action="store_true", help="domains alike but for one thing: ADO against its formulas"
+        "--controlled",
+        action="store_true",
+        help="domains that differ in one property: ADO against its formulas",
     )
-    parser.add_argument("--plot", metavar="FILE.png", help="where to draw (default simulate.png; with --json: nowhere)")
+    parser.add_argument("--plot", metavar="FILE.png", help="draw there (default simulate.png; with --json: none)")
     parser.add_argument("--json", action="store_true", help="print the outcome as JSON")
 
 
-def run(args: argparse.Namespace) -> int:
+def run(args: argparse.Namespace) -> None:
     """Simulates every policy, prints a table or JSON, draws."""
     plot = picture_path(args.plot or "simulate.png") if args.plot or not args.json else None
     if args.controlled:
-        return _controlled(args, plot)
+        _controlled(args, plot)
+        return
     spec = read_spec(_given(args))
     outcomes = {label: simulate(spec, spec.make(label)) for label in spec.policies}
     summary = summarise(spec, outcomes)
     if args.json:
-        print(json.dumps(summary, indent=1))
+        print_json(summary)
     else:
         _print(spec, summary)
     if plot:
         _draw(spec, outcomes, plot)
         if not args.json:
             print(f"drawn: {plot}")
-    return 0
 
 
-def _controlled(args: argparse.Namespace, plot: Path | None) -> int:
+def _controlled(args: argparse.Namespace, plot: Path | None) -> None:
     """Runs the controlled experiments, prints their shares or JSON, draws."""
-    from ado_stream.simulate.controlled import experiments
+    from ado_stream.simulate.controlled_experiments import run_experiments
 
     if args.spec or args.policy or args.steps or args.seed is not None:
-        raise ConfigError("--controlled has domains, a policy and steps of its own; give it only --plot or --json.")
-    found = experiments()
+        raise ConfigError("--controlled has its own domains, policy and steps; give it only --plot or --json.")
+    found = run_experiments()
     if args.json:
-        fields = [{"title": each.title, "varied": each.axis} for each in found]
-        columns = [{"value": each.value_X, "share": each.given_X, "expected": each.expected_X} for each in found]
-        arrays = [{key: value_X.tolist() for key, value_X in column.items()} for column in columns]
-        print(json.dumps([{**field, **array} for field, array in zip(fields, arrays, strict=True)], indent=1))
+        print_json(
+            [
+                {
+                    "title": each.title,
+                    "varied": each.axis,
+                    "value": each.value_X.tolist(),
+                    "share": each.measured_X.tolist(),
+                    "expected": each.expected_X.tolist(),
+                }
+                for each in found
+            ]
+        )
     else:
         width = max(len(each.title) for each in found)
         print(f"{'experiment':<{width}}  {'share from':>10}  {'to':>8}  {'off the formula by at most':>26}")
         for each in found:
-            off = float(np.abs(each.given_X - each.expected_X).max())
-            low, high = each.given_X.min(), each.given_X.max()
+            off = float(np.abs(each.measured_X - each.expected_X).max())
+            low, high = each.measured_X.min(), each.measured_X.max()
             print(f"{each.title:<{width}}  {low:>10.2%}  {high:>8.2%}  {off:>26.1e}")
     if plot:
-        from ado_stream.report.style import styled
+        from ado_stream.report.plot_style import styled
         from ado_stream.simulate.controlled_plot import draw_controlled
 
         with styled():
             draw_controlled().figure.savefig(plot)
         if not args.json:
             print(f"drawn: {plot}")
-    return 0
 
 
 def summarise(spec: Spec, outcomes: dict[str, Outcome]) -> dict[str, Any]:
-    """The outcomes in numbers: final true losses (nats per token) and shares, and steps to the first policy's loss:
-    the first from which on the loss by prior stays at or under what the first policy ends with; None: it ends above."""
-    prior_K, names = spec.world.prior_K, spec.world.names
+    """The outcomes as JSON: final true losses (nats per token), shares, and steps to the first policy's final loss.
+
+    steps_to_first: the step from which the loss by prior stays at or below it; None when the policy ends above.
+    """
+    prior_K, names = spec.domains.prior_K, spec.domains.names
     target = next(iter(outcomes.values())).mean_loss(prior_K)[-1]
     policies = {}
     for label, outcome in outcomes.items():
@@ -112,7 +124,7 @@ def _given(args: argparse.Namespace) -> dict[str, Any]:
     if args.option and not args.policy:
         raise ConfigError("--option needs --policy NAME: the policy that takes it.")
     if args.policy:
-        given["policies"] = {name: plain_options(args.option) for name in args.policy}
+        given["policies"] = {name: policy_options(args.option) for name in args.policy}
     overrides = {"steps": args.steps, "seed": args.seed}
     return {**given, **{key: value for key, value in overrides.items() if value is not None}}
 
@@ -125,7 +137,7 @@ def _read_yaml(path: Path) -> dict[str, Any]:
     try:
         given = OmegaConf.to_container(OmegaConf.load(path), resolve=True)
     except FileNotFoundError:
-        raise NotFound(f"{path}: no such spec. Give a YAML file, or none for the built-in world.") from None
+        raise NotFound(f"{path}: no such spec. Give a YAML file, or none for the built-in domains.") from None
     except (OSError, YAMLError, OmegaConfBaseException) as error:
         raise ConfigError(f"{path}: cannot be read as YAML ({' '.join(str(error).split())}).") from None
     if not isinstance(given, dict):
@@ -145,21 +157,21 @@ def _print(spec: Spec, summary: dict[str, Any]) -> None:
     print("\nfinal loss, and share of the batch at the end in %")
     columns = "".join(f"  {label[:18]:>18}" for label in policies)
     print(f"{'domain':<20} {'prior':>6}{columns}")
-    for index, name in enumerate(spec.world.names[:MAX_ROWS]):
+    for index, name in enumerate(spec.domains.names[:MAX_ROWS]):
         cells = "".join(
             f"  {found['loss'][name]:9.4f} {100 * found['mixture'][name]:7.2f}%" for found in policies.values()
         )
-        print(f"{name[:20]:<20} {100 * spec.world.prior_K[index]:5.2f}%{cells}")
-    if len(spec.world.names) > MAX_ROWS:
-        print(f"... and {len(spec.world.names) - MAX_ROWS} more domains (--json has them)")
+        print(f"{name[:20]:<20} {100 * spec.domains.prior_K[index]:5.2f}%{cells}")
+    if len(spec.domains.names) > MAX_ROWS:
+        print(f"... and {len(spec.domains.names) - MAX_ROWS} more domains (--json has them)")
 
 
 def _draw(spec: Spec, outcomes: dict[str, Outcome], path: Path) -> None:
-    """Loss over the steps, its distance to the first policy's, and every policy's mixture, in one PNG."""
-    from ado_stream.report.style import color_of, new_figure, run_style, styled, thousands
+    """Draws the loss over the steps, its difference to the first policy's, and every policy's mixture."""
+    from ado_stream.report.plot_style import domain_color, new_figure, run_style, styled, thousands
 
     first = next(iter(outcomes))
-    shades = [color_of(index) for index in range(len(spec.world.names))]
+    shades = [domain_color(index) for index in range(len(spec.domains.names))]
     with styled():
         figure = new_figure(3.2 + 2.6 * len(outcomes))
         rows: Any = figure.subfigures(2, 1, height_ratios=[3.2, 2.6 * len(outcomes)])
@@ -167,8 +179,8 @@ def _draw(spec: Spec, outcomes: dict[str, Outcome], path: Path) -> None:
         stacks = rows[1].subplots(len(outcomes), 1, squeeze=False)[:, 0]
         for number, (label, outcome) in enumerate(outcomes.items()):
             later = outcome.step_S > spec.steps // 100
-            mean_S = outcome.mean_loss(spec.world.prior_K)
-            ahead_S = mean_S - outcomes[first].mean_loss(spec.world.prior_K)
+            mean_S = outcome.mean_loss(spec.domains.prior_K)
+            ahead_S = mean_S - outcomes[first].mean_loss(spec.domains.prior_K)
             left.plot(outcome.step_S[later], mean_S[later], label=label, **run_style(number))
             right.plot(outcome.step_S[later], ahead_S[later], label=label, **run_style(number))
         left.set(xlabel="step", ylabel="loss (nats per token)", title="True loss, weighted by the prior")
@@ -180,5 +192,5 @@ def _draw(spec: Spec, outcomes: dict[str, Outcome], path: Path) -> None:
         for axes in (left, right, *stacks):
             thousands(axes.xaxis)
         if len(shades) <= MAX_ROWS:
-            rows[1].legend(stacks[-1].collections, spec.world.names, loc="outside lower center", ncols=5, fontsize=8)
+            rows[1].legend(stacks[-1].collections, spec.domains.names, loc="outside lower center", ncols=5, fontsize=8)
         figure.savefig(path)

@@ -1,26 +1,27 @@
-"""Train a model on a prepared corpus, as a config file says; alone, or on every rank that torchrun starts."""
+"""Train a model on a prepared corpus from a config file, on one process or on every rank of torchrun."""
 
 import argparse
-import os
 from pathlib import Path
+
+from ado_stream.cli.shared import is_main_rank
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The verb's options."""
     parser.add_argument(
-        "config", metavar="CONFIG.yaml", help="keys: ado_stream/train/config.py; two must be given: corpus, run_dir"
+        "config", metavar="CONFIG.yaml", help="keys: see ado_stream/train/config.py; corpus and run_dir are required"
     )
-    parser.add_argument("overrides", nargs="*", metavar="a.b=c", help="settings over the file's: train.steps=300")
+    parser.add_argument("overrides", nargs="*", metavar="a.b=c", help="override settings of the file: train.steps=300")
     parser.add_argument(
         "--resume",
         default="auto",
         metavar="auto|none|PATH",
-        help="auto (default): from the newest complete checkpoint, if any; none: anew; PATH: from this checkpoint",
+        help="auto (default): the newest complete checkpoint, if any; none: start again; PATH: this checkpoint",
     )
     parser.add_argument("--dry-run", action="store_true", help="check everything, print the plan, train nothing")
 
 
-def run(args: argparse.Namespace) -> int:
+def run(args: argparse.Namespace) -> None:
     """Runs the verb."""
     from ado_stream.train.config import load_config
     from ado_stream.train.cpu_tuning import let_idle_threads_sleep
@@ -35,11 +36,10 @@ def run(args: argparse.Namespace) -> int:
         plan = plan_run(config, context)
         if context.is_main:
             print(plan_text(plan))
-        return 0
+        return
     from ado_stream.train.trainer import run_training
 
     result = run_training(config, args.resume)
-    if os.environ.get("RANK", "0") == "0":
-        state = "stopped; the same command goes on" if result.stopped else "done"
+    if is_main_rank():
+        state = "stopped; the same command resumes it" if result.stopped else "done"
         print(f"{state}: step {result.step}, {result.run_dir}")
-    return 0

@@ -1,10 +1,10 @@
-"""Byte-level BPE: trained on the spot by the tokenizers library, encoded here several times as fast.
+"""Byte-level BPE: trained by the tokenizers library, encoded here several times as fast.
 
-Words are cut by a pattern of explicit code points, so that Python's `re` and the library's own engine (Oniguruma) cut
-alike whatever their Unicode tables; then a word's ids are looked up in a memo and joined as bytes. The result equals
-`tokenizers.Tokenizer.encode`, and the saved tokenizer.json gives the same ids in any program that reads it.
-Byte-level BPE: Radford et al. 2019, section 2.2; the memo: words repeat, so the merges run for
-a few in a hundred of them. benchmarks/bench_prepare.py compares the two encoders.
+Text is split into words by a pattern of explicit code points, so that Python's `re` and the library's engine
+(Oniguruma) split alike whatever their Unicode tables; each word's ids come from a memo and are joined as bytes. The
+result equals `tokenizers.Tokenizer.encode`, and the saved tokenizer.json gives the same ids in any program that reads
+it. Byte-level BPE: Radford et al. 2019, section 2.2. The memo pays because words repeat: the merges run for a few in a
+hundred of them. benchmarks/bench_prepare.py compares the two encoders.
 """
 
 import json
@@ -15,11 +15,12 @@ import numpy as np
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
 
 END_TOKEN = "<|endoftext|>"
-_MEMO_WORDS = 1 << 19
-_MEMO_CHARACTERS = 64
+_MEMO_WORDS = 1 << 19  # bounds the memory: a full memo is emptied
+_MEMO_CHARACTERS = 64  # longer words hardly ever come again
 _LIST_CHARACTERS = 1 << 20
 
-# Letters: ASCII letters and everything but the signs of Latin-1, general and CJK punctuation; a space may lead a word.
+# Letters: ASCII letters and every code point above Latin-1 punctuation but general and CJK punctuation. A word may
+# begin with one space.
 _SPACE = r" \t\n\r\f\v"
 _LETTERS = r"A-Za-z\u00c0-\u1fff\u2070-\u2fff\u3040-\U0010ffff"
 _PATTERN = rf" ?[{_LETTERS}]+|[0-9]{{1,3}}| ?[^{_SPACE}0-9{_LETTERS}]+|[{_SPACE}]+(?![^{_SPACE}])|[{_SPACE}]+"
@@ -40,17 +41,17 @@ def train_bpe(texts: Iterable[str], vocab_size: int) -> Tokenizer:
     return tokenizer
 
 
-def is_own(tokenizer: Tokenizer) -> bool:
-    """Whether `BpeEncoder` gives what `tokenizer` gives."""
+def can_encode(tokenizer: Tokenizer) -> bool:
+    """Whether `BpeEncoder` gives the ids that `tokenizer` gives: it must split words as `train_bpe` does."""
     spec = json.loads(tokenizer.to_str())
-    own = Tokenizer(models.BPE())
-    own.pre_tokenizer = _pre_tokenizer()
-    same_words = spec["pre_tokenizer"] == json.loads(own.to_str())["pre_tokenizer"]
+    reference = Tokenizer(models.BPE())
+    reference.pre_tokenizer = _pre_tokenizer()
+    same_words = spec["pre_tokenizer"] == json.loads(reference.to_str())["pre_tokenizer"]
     return same_words and spec["model"]["type"] == "BPE" and spec["normalizer"] is None
 
 
 class BpeEncoder:
-    """Text to ids by the memo; for tokenizers made by `train_bpe`. Special tokens in the text are plain text."""
+    """Text to ids, for tokenizers that it `can_encode`. Special tokens in the text are plain text."""
 
     def __init__(self, tokenizer: Tokenizer, dtype: str):
         self._pattern = re.compile(_PATTERN)
@@ -71,7 +72,7 @@ class BpeEncoder:
 
 
 class _Memo(dict[str, bytes]):
-    """word -> its ids as bytes; unknown words are merged by the library's model."""
+    """word -> its ids as bytes; the library's model merges a word on its first use."""
 
     def __init__(self, tokenizer: Tokenizer, dtype: np.dtype):
         super().__init__()
@@ -88,13 +89,14 @@ class _Memo(dict[str, bytes]):
 
 
 def _byte_alphabet() -> dict[int, str]:
-    """byte -> the character that byte-level BPE writes for it: printable ones stand for themselves, others shift up."""
+    """byte -> the character that byte-level BPE writes for it: itself if printable, else one from U+0100 on."""
     printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
     others = [byte for byte in range(256) if byte not in printable]
     return {**{byte: chr(byte) for byte in printable}, **{byte: chr(256 + n) for n, byte in enumerate(others)}}
 
 
 def _pre_tokenizer() -> pre_tokenizers.PreTokenizer:
+    # Oniguruma writes code points as \x{...} where Python writes \u.... or \U........
     oniguruma = re.sub(r"\\[uU]0*([0-9a-f]+)", r"\\x{\1}", _PATTERN)
     return pre_tokenizers.Sequence(
         [

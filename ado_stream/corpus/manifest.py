@@ -13,108 +13,145 @@ sizes and times with the settings.
 import json
 import re
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, TypedDict, TypeGuard
 
 import xxhash
 
 from ado_stream.errors import IndexInvalid
 
-FILE_NAME = "corpus.json"
-VERSION = 1
+MANIFEST_NAME = "corpus.json"
+MANIFEST_VERSION = 1
 SPLITS = ("train", "val")
-_KEYS = {"version", "seq_len", "tokenizer", "vocab_size", "token_dtype", "fingerprint", "domains"}
+_PLAIN = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,79}")
+_OTHER = re.compile(r"[^A-Za-z0-9._-]+")
+_RESERVED = re.compile(r"(corpus|tokenizer|tokenizer_config)\.json", re.IGNORECASE)
 
 
-def fingerprint(parts: Any) -> str:
+class SplitEntry(TypedDict):
+    """One split of a domain."""
+
+    documents: int
+    tokens: int
+    samples: int
+    dropped_tokens: int
+
+
+class DomainEntry(TypedDict):
+    """One domain; of its splits, those that have documents."""
+
+    path: str
+    documents: int
+    bytes: int
+    fingerprint: str
+    splits: dict[str, SplitEntry]
+
+
+class Manifest(TypedDict):
+    """The content of corpus.json."""
+
+    version: int
+    seq_len: int
+    tokenizer: str
+    vocab_size: int
+    token_dtype: str
+    fingerprint: str
+    source: str
+    refused: dict[str, int]
+    domains: dict[str, DomainEntry]
+
+
+_REQUIRED = Manifest.__required_keys__ - {"source", "refused"}
+
+
+def json_hash(value: object) -> str:
     """xxh64 in hexadecimal of any JSON value."""
-    return xxhash.xxh64_hexdigest(json.dumps(parts, sort_keys=True, separators=(",", ":")).encode())
+    return xxhash.xxh64_hexdigest(json.dumps(value, sort_keys=True, separators=(",", ":")).encode())
 
 
-def domain_fingerprint(shard_hashes: Mapping[str, Sequence[str]]) -> str:
+def domain_fingerprint(shard_hashes: Mapping[str, Sequence[str | None]]) -> str:
     """A domain's fingerprint from the hashes of its raw shards, {split: hashes in order}."""
-    return fingerprint({split: list(hashes) for split, hashes in shard_hashes.items() if hashes})
+    return json_hash({split: list(hashes) for split, hashes in shard_hashes.items() if hashes})
 
 
-def corpus_fingerprint(domains: Mapping[str, Mapping[str, Any]]) -> str:
+def corpus_fingerprint(domains: Mapping[str, DomainEntry]) -> str:
     """The corpus' fingerprint from its domains' own."""
-    return fingerprint({name: domain["fingerprint"] for name, domain in domains.items()})
+    return json_hash({name: domain["fingerprint"] for name, domain in domains.items()})
 
 
-def encode_manifest(manifest: Mapping[str, Any]) -> bytes:
+def num_samples(domain: DomainEntry, split: str) -> int:
+    """Samples of a domain's split, 0 when it has none."""
+    return domain["splits"][split]["samples"] if split in domain["splits"] else 0
+
+
+def encode_manifest(manifest: Manifest) -> bytes:
     """The bytes of corpus.json."""
     return (json.dumps(manifest, indent=1, ensure_ascii=False) + "\n").encode()
 
 
-def decode_manifest(data: bytes, where: str) -> dict[str, Any]:
+def decode_manifest(data: bytes, where: str) -> Manifest:
     """The manifest in `data`, checked; `where` names it in errors.
 
-    Raises IndexInvalid: not JSON, another version, missing keys, a name or path given twice, a path that leaves the
+    Raises IndexInvalid: not JSON, another version, missing keys, a repeated name or path, a path that leaves the
     corpus.
     """
     try:
         manifest = json.loads(data, object_pairs_hook=_unique)
     except ValueError as error:
         raise IndexInvalid(f"{where}: cannot be read: {error}.") from error
-    if not isinstance(manifest, dict) or manifest.get("version") != VERSION:
-        version = manifest.get("version") if isinstance(manifest, dict) else None
-        raise IndexInvalid(f"{where}: version {version!r}; this program reads version {VERSION}.")
-    missing = _KEYS - manifest.keys()
+    version = manifest.get("version") if isinstance(manifest, dict) else None
+    if version != MANIFEST_VERSION:
+        raise IndexInvalid(f"{where}: version {version!r}; expected version {MANIFEST_VERSION}.")
+    missing = _REQUIRED - manifest.keys()
     if missing:
         raise IndexInvalid(f"{where}: keys missing: {', '.join(sorted(missing))}.")
-    _check_file_name(where, "tokenizer", manifest["tokenizer"])
+    tokenizer = manifest["tokenizer"]
+    if not _is_plain(tokenizer) or "/" in tokenizer:
+        raise IndexInvalid(f"{where}: tokenizer {tokenizer!r} must be a plain file name inside the corpus.")
     _check_domains(where, manifest["domains"])
     return manifest
 
 
-def _check_domains(where: str, domains: Any) -> None:
-    if not isinstance(domains, dict) or not domains:
-        raise IndexInvalid(f"{where}: no domains.")
-    paths: dict[str, str] = {}
-    for name, domain in domains.items():
-        if not isinstance(domain, dict) or not isinstance(domain.get("splits"), dict):
-            raise IndexInvalid(f"{where}: domain {name!r} has no splits.")
-        path = _checked_path(where, name, domain.get("path"))
-        if path in paths:
-            raise IndexInvalid(f"{where}: domains {paths[path]!r} and {name!r} have the same path {path!r}.")
-        paths[path] = name
-        for split, counts in domain["splits"].items():
-            if split not in SPLITS or not isinstance(counts, dict) or not isinstance(counts.get("samples"), int):
-                raise IndexInvalid(f"{where}: domain {name!r}, split {split!r}: expected train or val with samples.")
-
-
-def _checked_path(where: str, name: str, path: Any) -> str:
-    parts = path.split("/") if isinstance(path, str) else [""]
-    if any(part in ("", ".", "..") or "\0" in part or "\\" in part for part in parts):
-        raise IndexInvalid(f"{where}: domain {name!r}: path {path!r} must be a plain path inside the corpus.")
-    return path
-
-
-def _check_file_name(where: str, key: str, value: Any) -> None:
-    if not isinstance(value, str) or value in ("", ".", "..") or any(sign in value for sign in "/\\\0"):
-        raise IndexInvalid(f"{where}: {key} {value!r} must be a plain file name inside the corpus.")
-
-
-def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    value = dict(pairs)
-    if len(value) != len(pairs):
-        names = [name for name, _ in pairs]
-        twice = next(name for name in names if names.count(name) > 1)
-        raise ValueError(f"{twice!r} stands twice")
-    return value
-
-
-_PLAIN = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,79}")
-_OTHER = re.compile(r"[^A-Za-z0-9._-]+")
-_RESERVED = re.compile(r"(corpus|tokenizer|tokenizer_config)\.json", re.IGNORECASE)
-
-
-def folder_of(domain: str) -> str:
-    """`domain` itself where it is a plain name, else what is plain of it and a hash of all of it.
+def domain_folder(domain: str) -> str:
+    """`domain` itself where it is a plain name, else its plain characters and a hash of the whole name.
 
     "Pile-CC" stays; "Wikipedia (en)" becomes "Wikipedia_en-" and eight hexadecimal digits.
     """
     if _PLAIN.fullmatch(domain) and not _RESERVED.fullmatch(domain):
         return domain
     plain = _OTHER.sub("_", domain).strip("._-")[:60]
-    mark = xxhash.xxh64_hexdigest(domain.encode())[:8]
-    return f"{plain}-{mark}" if plain else mark
+    name_hash = xxhash.xxh64_hexdigest(domain.encode())[:8]
+    return f"{plain}-{name_hash}" if plain else name_hash
+
+
+def _check_domains(where: str, domains: object) -> None:
+    if not isinstance(domains, dict) or not domains:
+        raise IndexInvalid(f"{where}: no domains.")
+    owners: dict[str, str] = {}
+    for name, domain in domains.items():
+        if not isinstance(domain, dict) or not isinstance(domain.get("splits"), dict):
+            raise IndexInvalid(f"{where}: domain {name!r} has no splits.")
+        path = domain.get("path")
+        if not _is_plain(path):
+            raise IndexInvalid(f"{where}: domain {name!r}: path {path!r} must be a plain path inside the corpus.")
+        if path in owners:
+            raise IndexInvalid(f"{where}: domains {owners[path]!r} and {name!r} have the same path {path!r}.")
+        owners[path] = name
+        for split, counts in domain["splits"].items():
+            if split not in SPLITS or not isinstance(counts, dict) or not isinstance(counts.get("samples"), int):
+                raise IndexInvalid(f"{where}: domain {name!r}, split {split!r}: expected train or val with samples.")
+
+
+def _is_plain(path: object) -> TypeGuard[str]:
+    """Whether `path` is a relative path that stays inside its folder on every system."""
+    parts = path.split("/") if isinstance(path, str) else [""]
+    return not any(part in ("", ".", "..") or "\0" in part or "\\" in part for part in parts)
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """A JSON object whose names must differ: json.loads alone would keep the last of two."""
+    value = dict(pairs)
+    if len(value) != len(pairs):
+        names = [name for name, _ in pairs]
+        repeated = next(name for name in names if names.count(name) > 1)
+        raise ValueError(f"{repeated!r} is given twice")
+    return value

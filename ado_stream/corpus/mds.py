@@ -1,7 +1,7 @@
 """The MDS shard format (version 2) for one column of fixed-size token samples.
 
 Written directly, because importing mosaicml-streaming costs every worker process seconds (bench_prepare prints how
-many); `tests/corpus/test_corpus_mds.py` holds every byte against streaming's own MDSWriter. A shard is
+many); `tests/corpus/test_corpus_mds.py` compares every byte with streaming's own MDSWriter. A shard is
 
     uint32 number of samples | uint32 offset of each sample, and of the end | JSON of the columns | the samples
 
@@ -18,11 +18,11 @@ import numpy as np
 import xxhash
 import zstandard
 
-COLUMN = "tokens"
+from ado_stream.stream.mds_index import MDS_FORMAT, MDS_VERSION, TOKEN_COLUMN
+
 COMPRESSION = "zstd"
 COMPRESSION_LEVEL = 3
 HASH = "xxh64"
-INDEX_NAME = "index.json"
 
 
 @dataclass(frozen=True)
@@ -35,6 +35,7 @@ class ShardFormat:
 
     @property
     def sample_bytes(self) -> int:
+        """Bytes of one sample."""
         return self.sample_tokens * np.dtype(self.dtype).itemsize
 
     @property
@@ -46,23 +47,25 @@ class ShardFormat:
     def config(self) -> dict[str, Any]:
         """What every index entry and every shard's header say about the columns."""
         return {
-            "version": 2,
-            "format": "mds",
+            "version": MDS_VERSION,
+            "format": MDS_FORMAT,
             "compression": COMPRESSION,
             "hashes": [HASH],
             "size_limit": self.size_limit,
-            "column_names": [COLUMN],
+            "column_names": [TOKEN_COLUMN],
             "column_encodings": [self.encoding],
             "column_sizes": [self.sample_bytes],
         }
 
     @cached_property
     def header(self) -> bytes:
+        """The JSON of the columns, as MDSWriter spells it."""
         return json.dumps(self.config, sort_keys=True).encode()
 
     @property
     def samples_per_shard(self) -> int:
         """Samples of a full shard: as many as stay within `size_limit`, at least one (as MDSWriter counts)."""
+        # 8 bytes: the number of samples and the end offset. Each sample adds its own offset, 4 bytes.
         return max(1, (self.size_limit - 8 - len(self.header)) // (self.sample_bytes + 4))
 
     @property
@@ -71,27 +74,32 @@ class ShardFormat:
         return self.samples_per_shard * self.sample_bytes
 
 
-def encode_shard(samples: bytes, form: ShardFormat) -> bytes:
+def encode_shard(samples: bytes, shard_format: ShardFormat) -> bytes:
     """A whole raw shard from its samples' bytes, one after the other."""
-    num_samples, rest = divmod(len(samples), form.sample_bytes)
+    num_samples, rest = divmod(len(samples), shard_format.sample_bytes)
     assert num_samples > 0
     assert rest == 0
-    first = 4 + 4 * (num_samples + 1) + len(form.header)
-    offsets = first + np.arange(num_samples + 1, dtype=np.uint64) * form.sample_bytes
+    offsets = _offsets(num_samples, shard_format)
     assert offsets[-1] < 2**32, "offsets are uint32"
-    return b"".join([np.uint32(num_samples).tobytes(), offsets.astype("<u4").tobytes(), form.header, samples])
+    return np.uint32(num_samples).tobytes() + offsets.astype("<u4").tobytes() + shard_format.header + samples
 
 
-def decode_shard(raw: bytes, form: ShardFormat) -> np.ndarray:
+def decode_shard(raw: bytes, shard_format: ShardFormat) -> np.ndarray:
     """(samples, sample_tokens) ids of a raw shard. Raises ValueError when it is not a shard of this format."""
     num_samples = int.from_bytes(raw[:4], "little")
-    first = 4 + 4 * (num_samples + 1) + len(form.header)
-    if len(raw) != first + num_samples * form.sample_bytes or raw[first - len(form.header) : first] != form.header:
-        raise ValueError(f"not a shard of {form.encoding} samples")
-    offsets = np.frombuffer(raw, "<u4", num_samples + 1, 4)
-    if not np.array_equal(offsets, first + np.arange(num_samples + 1) * form.sample_bytes):
-        raise ValueError("its table of offsets is not that of samples of one size")
-    return np.frombuffer(raw, form.dtype, offset=first).reshape(num_samples, form.sample_tokens)
+    header = shard_format.header
+    first = 4 + 4 * (num_samples + 1) + len(header)
+    if len(raw) != first + num_samples * shard_format.sample_bytes or raw[first - len(header) : first] != header:
+        raise ValueError(f"not a shard of {shard_format.encoding} samples")
+    if not np.array_equal(np.frombuffer(raw, "<u4", num_samples + 1, offset=4), _offsets(num_samples, shard_format)):
+        raise ValueError("its offsets are not those of samples of one size")
+    return np.frombuffer(raw, shard_format.dtype, offset=first).reshape(num_samples, shard_format.sample_tokens)
+
+
+def _offsets(num_samples: int, shard_format: ShardFormat) -> np.ndarray:
+    """(num_samples + 1,) uint64: where each sample begins in the shard, and where the last one ends."""
+    first = 4 + 4 * (num_samples + 1) + len(shard_format.header)
+    return first + np.arange(num_samples + 1, dtype=np.uint64) * shard_format.sample_bytes
 
 
 def compress_shard(raw: bytes) -> bytes:
@@ -99,14 +107,14 @@ def compress_shard(raw: bytes) -> bytes:
     return zstandard.ZstdCompressor(level=COMPRESSION_LEVEL).compress(raw)
 
 
-def shard_entry(shard: int, raw: bytes, compressed: bytes, form: ShardFormat) -> dict[str, Any]:
+def shard_entry(shard: int, raw: bytes, compressed: bytes, shard_format: ShardFormat) -> dict[str, Any]:
     """The index entry of shard number `shard`."""
     name = shard_name(shard)
     return {
         "samples": int(np.frombuffer(raw, "<u4", 1)[0]),
         "raw_data": _file_entry(name, raw),
         "zip_data": _file_entry(f"{name}.{COMPRESSION}", compressed),
-        **form.config,
+        **shard_format.config,
     }
 
 
@@ -117,7 +125,7 @@ def shard_name(shard: int) -> str:
 
 def encode_index(entries: Sequence[dict[str, Any]]) -> bytes:
     """The bytes of index.json."""
-    return json.dumps({"version": 2, "shards": list(entries)}, sort_keys=True).encode()
+    return json.dumps({"version": MDS_VERSION, "shards": list(entries)}, sort_keys=True).encode()
 
 
 def digest(data: bytes) -> str:

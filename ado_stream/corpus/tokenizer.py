@@ -1,6 +1,6 @@
-"""Text to token ids and back: bytes, BPE trained on the spot, or a Hugging Face tokenizer.
+"""Text to token ids and back: bytes, BPE trained on the corpus, or a Hugging Face tokenizer.
 
-A tokenizer lives in a corpus as the word "bytes", or as tokenizer.json beside tokenizer_config.json (Hugging Face's
+A corpus stores its tokenizer as the word "bytes", or as tokenizer.json beside tokenizer_config.json (Hugging Face's
 own two files; the second one names the end token). Every document is followed by the end token; text that spells a
 special token is encoded as ordinary text, so no document can end another one.
 """
@@ -20,8 +20,8 @@ from ado_stream.errors import ConfigError, DataError
 if TYPE_CHECKING:
     from tokenizers import Tokenizer as HuggingFace
 
-FILE_NAME = "tokenizer.json"
-CONFIG_NAME = "tokenizer_config.json"
+TOKENIZER_NAME = "tokenizer.json"
+TOKENIZER_CONFIG_NAME = "tokenizer_config.json"
 BYTES = "bytes"
 _END_TOKENS = ("<|endoftext|>", "<|end_of_text|>", "</s>", "<eos>", "<|eos|>", "[SEP]")
 _MIN_BPE = 257  # 256 bytes and the end token
@@ -42,7 +42,7 @@ class Tokenizer(ABC):
     @property
     @abstractmethod
     def fingerprint(self) -> str:
-        """Equal for tokenizers that give the same ids, whatever they are called and wherever they lie."""
+        """Equal for tokenizers that give the same ids, whatever their names and paths."""
 
     def encode(self, text: str) -> np.ndarray:
         """(n,) ids of `text`, without the end token."""
@@ -58,7 +58,7 @@ class Tokenizer(ABC):
 
     @abstractmethod
     def save(self, folder: str | os.PathLike[str]) -> str:
-        """Writes what `load_tokenizer` needs into `folder`; returns the word for corpus.json."""
+        """Writes what `load_tokenizer` needs into `folder`; returns the "tokenizer" of corpus.json."""
 
 
 class ByteTokenizer(Tokenizer):
@@ -86,7 +86,7 @@ class HuggingFaceTokenizer(Tokenizer):
     """Any tokenizer of the tokenizers library; `end_token` must be in its vocabulary."""
 
     def __init__(self, tokenizer: "HuggingFace", end_token: str, name: str):
-        from ado_stream.corpus.bpe import BpeEncoder, is_own
+        from ado_stream.corpus.bpe import BpeEncoder, can_encode
 
         end_id = tokenizer.token_to_id(end_token)
         if end_id is None:
@@ -99,7 +99,7 @@ class HuggingFaceTokenizer(Tokenizer):
         self.vocab_size = max(tokenizer.get_vocab(with_added_tokens=True).values()) + 1
         self._end_token = end_token
         self._tokenizer = tokenizer
-        self._fast = BpeEncoder(tokenizer, self.dtype) if is_own(tokenizer) else None
+        self._fast = BpeEncoder(tokenizer, self.dtype) if can_encode(tokenizer) else None
 
     @property
     def fingerprint(self) -> str:
@@ -116,24 +116,24 @@ class HuggingFaceTokenizer(Tokenizer):
 
     def save(self, folder: str | os.PathLike[str]) -> str:
         folder = Path(folder)
-        self._tokenizer.save(str(folder / FILE_NAME), pretty=False)
+        self._tokenizer.save(str(folder / TOKENIZER_NAME), pretty=False)
         config = {
             "tokenizer_class": "PreTrainedTokenizerFast",
-            "model_input_names": ["input_ids", "attention_mask"],  # else token_type_ids too, which no decoder takes
+            "model_input_names": ["input_ids", "attention_mask"],  # else token_type_ids too, which decoders refuse
             "eos_token": self._end_token,
             "name": self.name,
         }
-        (folder / CONFIG_NAME).write_text(json.dumps(config, indent=1) + "\n")
-        return FILE_NAME
+        (folder / TOKENIZER_CONFIG_NAME).write_text(json.dumps(config, indent=1) + "\n")
+        return TOKENIZER_NAME
 
 
 def bpe_vocabulary(spec: str) -> int | None:
-    """N of "bpe:N", None for another spec. Raises ConfigError for an N that cannot be."""
+    """N of "bpe:N", None for another spec. Raises ConfigError for an invalid N."""
     if not spec.startswith("bpe:"):
         return None
     size = spec.removeprefix("bpe:")
     if not size.isdigit() or int(size) < _MIN_BPE:
-        raise ConfigError(f"tokenizer {spec!r}: N must be a whole number of at least {_MIN_BPE}, as in bpe:8192.")
+        raise ConfigError(f"tokenizer {spec!r}: N must be an integer of at least {_MIN_BPE}, as in bpe:8192.")
     return int(size)
 
 
@@ -147,7 +147,7 @@ def train_tokenizer(texts: Iterable[str], spec: str) -> Tokenizer:
     if trained.get_vocab_size() < size:
         raise DataError(
             f"tokenizer {spec}: the text gives only {trained.get_vocab_size()} different tokens.\n"
-            f"  There is too little text for {size}; ask for bpe:{trained.get_vocab_size()} or fewer, or use bytes."
+            f"  That is too little text for {size}; ask for bpe:{trained.get_vocab_size()} or fewer, or use bytes."
         )
     return HuggingFaceTokenizer(trained, END_TOKEN, spec)
 
@@ -155,7 +155,7 @@ def train_tokenizer(texts: Iterable[str], spec: str) -> Tokenizer:
 def load_tokenizer(spec: str | os.PathLike[str]) -> Tokenizer:
     """The tokenizer of `spec`: "bytes", a tokenizer.json, a folder that holds one, or a name on the Hugging Face hub.
 
-    Raises ConfigError: nothing there, unreadable, or no end token to be found.
+    Raises ConfigError: not found, unreadable, or without an end token.
     """
     spec = str(spec)
     if spec == BYTES:
@@ -164,7 +164,7 @@ def load_tokenizer(spec: str | os.PathLike[str]) -> Tokenizer:
         raise ConfigError(f"tokenizer {spec!r} has to be trained; give the tokenizer.json that `prepare` wrote.")
     from tokenizers import Tokenizer as HuggingFace
 
-    path = Path(spec) / FILE_NAME if Path(spec).is_dir() else Path(spec)
+    path = Path(spec) / TOKENIZER_NAME if Path(spec).is_dir() else Path(spec)
     try:
         tokenizer = HuggingFace.from_file(str(path)) if path.exists() else HuggingFace.from_pretrained(spec)
     except Exception as error:  # the library raises bare Exception for whatever went wrong
@@ -177,7 +177,7 @@ def load_tokenizer(spec: str | os.PathLike[str]) -> Tokenizer:
 
 
 def _config_beside(path: Path) -> dict[str, Any]:
-    config = path.parent / CONFIG_NAME
+    config = path.parent / TOKENIZER_CONFIG_NAME
     if not path.exists() or not config.exists():
         return {}
     try:
@@ -197,5 +197,5 @@ def _end_token(spec: str, tokenizer: "HuggingFace", config: dict[str, Any]) -> s
             return candidate
     raise ConfigError(
         f"tokenizer {spec!r} has no end token: none of {', '.join(_END_TOKENS)} is in its vocabulary.\n"
-        f"  Put a {CONFIG_NAME} beside it that names one under 'eos_token'."
+        f"  Put a {TOKENIZER_CONFIG_NAME} beside it that names one under 'eos_token'."
     )

@@ -1,1 +1,1 @@
-"""Losses to mixture: laws, ADO, its rivals, guards."""
+"""Losses to mixture: scaling laws, ADO, other policies, guards."""

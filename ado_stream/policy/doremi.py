@@ -2,22 +2,22 @@
 
     w <- w exp(eta max(l - l_ref, 0)), normalised;   p = (1 - c) w + c / K
 
-w starts uniform, as in the paper. A domain that was absent has no excess loss in that step. The paper smooths w itself
-with c in every step; here w is smoothed only on its way out. Invariant: every share is at least c / K. The logarithm of
-w is kept, so that a share that became tiny can come back.
+w starts uniform, as in the paper. A domain absent from the batch has no excess loss in that step. The paper smooths w
+itself in every step; here only p is smoothed. Invariant: every share is at least c / K. log w is kept, so that a weight
+that would underflow can grow again. docs/math.md section 6.
 """
 
 from typing import Any
 
 import numpy as np
 
-from ado_stream.policy.base import Bools, Floats, Policy
-from ado_stream.policy.checks import number, positive
-from ado_stream.policy.weights import Weights, values_of
+from ado_stream.policy.base_policy import Bools, Floats, Policy
+from ado_stream.policy.domain_weights import Weights, parse_values
+from ado_stream.policy.option_checks import number, positive
 
 
 class DoReMi(Policy):
-    """reference_losses: (K,) or {name: nats per token}, what the reference model reaches on each domain.
+    """reference_losses: (K,) or {name: nats per token}, the reference model's loss on each domain.
 
     eta: step size. smoothing: c, from 0 to 1.
     """
@@ -27,7 +27,7 @@ class DoReMi(Policy):
     def __init__(self, prior: Weights, reference_losses: Weights, eta: float = 1.0, smoothing: float = 1e-3):
         super().__init__(prior)
         self._eta, self._smoothing = positive("doremi: eta", eta), number("doremi: smoothing", smoothing, 0.0, 1.0)
-        self._reference_K = values_of(reference_losses, self.names, self.num_domains, "doremi reference_losses")
+        self._reference_K = parse_values(reference_losses, self.names, self.num_domains, "doremi reference_losses")
         self._mixture_K = np.full(self.num_domains, 1.0 / self.num_domains)
 
     def _initial(self) -> dict[str, Any]:

@@ -1,15 +1,17 @@
-"""Raw text to shards: readers, tokenizers, packing, writing, manifest.
+"""Raw text to a corpus: reading, tokenising, packing, writing.
 
-    source    which files, and the domain a file's place gives it
-    lines     one file's lines, from raw, gzip or zstd bytes, in bounded memory
-    readers   a file -> pieces (a few MB of input); a piece -> documents
-    tokenizer text -> token ids: bytes, BPE trained on the spot (bpe), or a Hugging Face tokenizer
-    worker    a piece -> token blocks per domain and split, in a process of its own (pool)
-    spool     blocks in input order -> raw shard files; survives a kill (journal)
-    mds       a raw shard file -> an MDS shard and its index entry
-    manifest  corpus.json
-    run       all of it, in order
+    input_files      which files, and the domain that a file's path gives it
+    line_blocks      one file's lines, from raw, gzip or zstd bytes, in bounded memory
+    columnar         rows of parquet and Arrow files
+    documents        a file -> pieces (a few MB of input); a piece -> documents
+    document_sample  the documents that a BPE is trained on
+    prepare_worker   a piece -> token blocks per domain and split, in a process of its own (worker_pool)
+    spool            token blocks in input order -> raw shard files
+    packing          spools -> published shards, with a journal that survives a kill
+    corpus_output    a local folder or an object store
+    workspace        the working folder: lock, earlier work, disk errors
+    coordinator      all of it, in order
 
-The result is a function of the input and the settings alone: pieces are cut by the reader, before any worker sees
-them, and their tokens are put together again in the order of the input.
+The result is a function of the input and the settings alone: pieces are cut before any worker gets them, and their
+tokens are put together again in the order of the input.
 """

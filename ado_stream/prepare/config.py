@@ -1,9 +1,10 @@
-"""What `prepare` is asked to do, checked before anything is started."""
+"""The settings of `prepare`, checked before anything is started."""
 
 import os
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from ado_stream.corpus.corpus import local_folder
 from ado_stream.corpus.tokenizer import BYTES, bpe_vocabulary
 from ado_stream.errors import ConfigError
 
@@ -20,10 +21,10 @@ class PrepareConfig:
     seq_len: int = 1024  # tokens a model reads at once; samples hold one more
     tokenizer: str = BYTES  # "bytes", "bpe:N", a Hugging Face tokenizer file, folder or name
     text_key: str = "text"  # dotted
-    domain_key: str | None = None  # dotted; None: by the file's place
+    domain_key: str | None = None  # dotted; None: by the file's path
     val: tuple[str, ...] = ()  # files and folders of validation text
     val_frac: float = 0.0  # of the documents, by hash of their text
-    skip_errors: bool = False  # count unreadable records and go on
+    skip_errors: bool = False  # count and skip unreadable records
     seed: int = 17  # of the sample a BPE is trained on
     shard_bytes: int = 1 << 24  # raw size of a shard
     workers: int = field(default_factory=lambda: len(os.sched_getaffinity(0)))  # processes
@@ -48,12 +49,6 @@ class PrepareConfig:
         bpe_vocabulary(self.tokenizer)
 
     @property
-    def is_remote(self) -> bool:
-        """Whether `out` is an object store's URL."""
-        return "://" in self.out and not self.out.startswith("file://")
-
-    @property
-    def local_out(self) -> Path:
-        """The folder of a local corpus."""
-        assert not self.is_remote
-        return Path(self.out.removeprefix("file://")).expanduser()
+    def local_out(self) -> Path | None:
+        """The folder of a local corpus, None where `out` is an object store's URL."""
+        return local_folder(self.out)

@@ -1,37 +1,38 @@
 """Pieces' token blocks, in input order, to finished shards, with a journal that survives a kill.
 
-The journal says how many pieces are in and how full every spool is; it is written by rename, after the
-spools it speaks of. A spool file of an earlier shard is kept until its shard is finished and a journal that has passed
-it is written. So whatever the moment of a kill, the next run cuts the spools back to the journal, finishes the shards
-it has passed, and goes on with the next piece: the bytes are those of a run that was never killed.
+The journal holds the number of pieces taken and how full every spool is. It is written after the spools are on the
+disk. A full spool file is removed only after its shard is published and a journal that lists it as full is written.
+So whatever the moment of a kill, the next run truncates the spools to the journal, finishes the shards that it lists
+as full, and takes the next piece: the bytes are those of a run that was never killed.
 """
 
 import json
 import time
 from collections import Counter, deque
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from ado_stream.corpus.manifest import folder_of
-from ado_stream.corpus.mds import COMPRESSION, HASH, INDEX_NAME, ShardFormat, encode_index, shard_name
+from ado_stream.corpus.manifest import domain_folder
+from ado_stream.corpus.mds import COMPRESSION, HASH, ShardFormat, encode_index, shard_name
 from ado_stream.durable import write_durably
 from ado_stream.errors import ConfigError
-from ado_stream.prepare.output import Target
-from ado_stream.prepare.pool import WorkerPool, result_of
+from ado_stream.prepare.corpus_output import CorpusOutput
+from ado_stream.prepare.prepare_worker import PieceResult, ShardJob, Worker
 from ado_stream.prepare.spool import Spool, SpoolState
-from ado_stream.prepare.worker import PieceResult, ShardJob, Worker
+from ado_stream.prepare.worker_pool import WorkerPool, worker_result
+from ado_stream.stream.mds_index import INDEX_NAME
 
 JOURNAL_NAME = "state.json"
-MAX_DOMAINS = 4096
+MAX_DOMAINS = 4096  # more are document ids in the domain key, and each costs a file
 _COMMIT_EVERY_S = 2.0
 _PUBLISHERS = 4
 
 
 @dataclass(frozen=True)
 class PackedSplit:
-    """What one domain's split came to."""
+    """The totals of one domain's split."""
 
     documents: int
     text_bytes: int
@@ -41,12 +42,12 @@ class PackedSplit:
 
 
 class Packer:
-    """Takes results in input order, keeps the journal, ends with shards and index files."""
+    """Takes results in input order, keeps the journal, writes shards and index files."""
 
-    def __init__(self, work: Path, target: Target, form: ShardFormat, pool: WorkerPool, max_jobs: int):
+    def __init__(self, work: Path, output: CorpusOutput, shard_format: ShardFormat, pool: WorkerPool, max_jobs: int):
         self._work = work
-        self._target = target
-        self._form = form
+        self._output = output
+        self._shard_format = shard_format
         self._pool = pool
         self._max_jobs = max_jobs
         self._publishers = ThreadPoolExecutor(_PUBLISHERS, thread_name_prefix="publish")
@@ -55,8 +56,6 @@ class Packer:
         self._last_commit_s = time.monotonic()
         self.num_pieces = 0
         self.refused: Counter[str] = Counter()
-        for folder in ("tmp", "done"):
-            (work / folder).mkdir(parents=True, exist_ok=True)
         self._resume()
 
     def add(self, result: PieceResult) -> None:
@@ -71,13 +70,13 @@ class Packer:
             self.commit()
 
     def commit(self) -> None:
-        """Writes the journal; then lets go of the spool files that nothing needs any more."""
+        """Writes the journal, then removes the spool files of published shards."""
         for spool in self._spools.values():
             spool.sync()
         state = {
             "num_pieces": self.num_pieces,
             "refused": dict(self.refused),
-            "spools": [[*key, spool.snapshot()] for key, spool in self._spools.items()],
+            "spools": [[*key, asdict(spool.state)] for key, spool in self._spools.items()],
         }
         write_durably(self._work / JOURNAL_NAME, json.dumps(state).encode())
         for key, spool in self._spools.items():
@@ -87,7 +86,7 @@ class Packer:
         self._last_commit_s = time.monotonic()
 
     def finish(self) -> dict[tuple[str, str], PackedSplit]:
-        """Finishes the last shards and writes every index.json; in the order in which the domains first came."""
+        """Finishes the last shards and writes every index.json; the totals, in the order in which the domains came."""
         self.commit()
         for key, spool in self._spools.items():
             if spool.whole_bytes(spool.state.shard):
@@ -97,7 +96,7 @@ class Packer:
         return {key: self._write_index(key) for key in self._spools}
 
     def close(self) -> None:
-        """Gives up what is not finished; the journal stays."""
+        """Drops what is not published; the journal stays."""
         self._publishers.shutdown(wait=True, cancel_futures=True)
 
     def _spool(self, domain: str, split: str) -> Spool:
@@ -106,9 +105,9 @@ class Packer:
             if len(self._spools) >= 2 * MAX_DOMAINS:
                 raise ConfigError(
                     f"more than {MAX_DOMAINS} domains, the latest {domain!r}.\n"
-                    "  The domain key seems to hold something else than a domain; correct --domain-key."
+                    "  The domain key does not seem to hold a domain; correct --domain-key."
                 )
-            self._spools[key] = Spool(self._spool_folder(key), self._form)
+            self._spools[key] = Spool(self._spool_folder(key), self._shard_format)
         return self._spools[key]
 
     def _resume(self) -> None:
@@ -120,34 +119,33 @@ class Packer:
         self.refused.update(state["refused"])
         for domain, split, fields in state["spools"]:
             key = (domain, split)
-            spool = self._spools[key] = Spool(self._spool_folder(key), self._form, SpoolState(**fields))
+            spool = self._spools[key] = Spool(self._spool_folder(key), self._shard_format, SpoolState(**fields))
             for shard in range(spool.state.shard):
                 self._finish_shard(key, shard)
 
     def _finish_shard(self, key: tuple[str, str], shard: int) -> None:
-        """Has a worker finish the shard and a thread publish it; waits when too many are under way.
+        """Has a worker finish the shard and a thread publish it; waits while `max_jobs` are running.
 
-        A shard that an earlier run finished stays: the spool has the same bytes again.
+        A shard that an earlier run published is kept: its bytes would be the same.
         """
         if self._done_path(key, shard).exists():
             return
         while len(self._jobs) >= self._max_jobs or (self._jobs and self._jobs[0].done()):
             self._jobs.popleft().result()
-        name = f"{folder_of(key[0])}/{key[1]}/{shard_name(shard)}.{COMPRESSION}"
+        name = f"{domain_folder(key[0])}/{key[1]}/{shard_name(shard)}.{COMPRESSION}"
         job = ShardJob(
-            samples_path=str(self._spools[key].path(shard)),
+            samples_path=self._spools[key].path(shard),
             samples_bytes=self._spools[key].whole_bytes(shard),
             shard=shard,
-            form=self._form,
-            out_path=str(self._target.local_path(name)),
-            temporary_path=str(self._work / "tmp" / name.replace("/", "_")),
+            shard_format=self._shard_format,
+            out_path=self._output.local_path(name),
         )
         entry = self._pool.submit(Worker.finish_shard, job)
         self._jobs.append(self._publishers.submit(self._publish, key, shard, name, entry))
 
     def _publish(self, key: tuple[str, str], shard: int, name: str, entry: "Future[dict[str, Any]]") -> None:
-        done = json.dumps(result_of(entry)).encode()
-        self._target.publish(name)
+        done = json.dumps(worker_result(entry)).encode()
+        self._output.publish(name)
         write_durably(self._done_path(key, shard), done)
 
     def _write_index(self, key: tuple[str, str]) -> PackedSplit:
@@ -156,19 +154,20 @@ class Packer:
         num_shards = state.shard + (last_bytes > 0)
         entries = [json.loads(self._done_path(key, shard).read_bytes()) for shard in range(num_shards)]
         if entries:
-            name = f"{folder_of(key[0])}/{key[1]}/{INDEX_NAME}"
-            write_durably(self._target.local_path(name), encode_index(entries))
-            self._target.publish(name)
+            name = f"{domain_folder(key[0])}/{key[1]}/{INDEX_NAME}"
+            write_durably(self._output.local_path(name), encode_index(entries))
+            self._output.publish(name)
+        dropped_bytes = state.shard_fill_bytes - last_bytes
         return PackedSplit(
             documents=state.documents,
             text_bytes=state.text_bytes,
             samples=sum(entry["samples"] for entry in entries),
-            dropped_tokens=(state.shard_fill_bytes - last_bytes) * self._form.sample_tokens // self._form.sample_bytes,
+            dropped_tokens=dropped_bytes * self._shard_format.sample_tokens // self._shard_format.sample_bytes,
             shard_hashes=[entry["raw_data"]["hashes"][HASH] for entry in entries],
         )
 
     def _spool_folder(self, key: tuple[str, str]) -> Path:
-        return self._work / "spool" / folder_of(key[0]) / key[1]
+        return self._work / "spool" / domain_folder(key[0]) / key[1]
 
     def _done_path(self, key: tuple[str, str], shard: int) -> Path:
-        return self._work / "done" / f"{folder_of(key[0])}.{key[1]}.{shard:05}.json"
+        return self._work / "done" / f"{domain_folder(key[0])}.{key[1]}.{shard:05}.json"

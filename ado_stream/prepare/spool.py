@@ -1,22 +1,23 @@
-"""One domain and split on its way to shards: tokens in input order, cut where a shard is full.
+"""The tokens of one domain and split in input order, cut into shards.
 
-A spool is a folder of files, one a shard, each the bytes of that shard's samples and nothing else; so a shard can be
-finished by any process, at any time, with the same result. The documents are joined (each ends with the end token) and
-cut into samples of seq_len + 1 tokens that do not overlap: a model reads a sample's tokens[:-1] and predicts its
-tokens[1:], and every token is stored once. What does not fill a last sample is dropped and counted.
+A spool is a folder of files, one per shard, each the bytes of that shard's samples and nothing else; so any process
+can finish a shard at any time with the same result. The documents are joined (each ends with the end token) and cut
+into samples of seq_len + 1 tokens that do not overlap: a model reads a sample's tokens[:-1] and predicts its
+tokens[1:], and every token is stored once. Tokens that do not fill a last sample are dropped and counted.
 """
 
 import os
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 
 from ado_stream.corpus.mds import ShardFormat
+from ado_stream.durable import sync
 from ado_stream.errors import ResumeError
 
 
 @dataclass
 class SpoolState:
-    """How far a spool is: enough to cut it back to this point."""
+    """How far a spool is: enough to truncate it to this point."""
 
     documents: int = 0
     text_bytes: int = 0
@@ -27,28 +28,29 @@ class SpoolState:
 class Spool:
     """Token bytes of one domain and split."""
 
-    def __init__(self, folder: Path, form: ShardFormat, state: SpoolState | None = None):
-        """Goes on from `state`: whatever was written after it is cut off."""
+    def __init__(self, folder: Path, shard_format: ShardFormat, state: SpoolState | None = None):
+        """Resumes from `state`; what was written after it is removed."""
         self.folder = folder
-        self.form = form
+        self.shard_format = shard_format
         self.state = state or SpoolState()
         folder.mkdir(parents=True, exist_ok=True)
-        self._cut_back()
+        self._truncate()
 
     def append(self, documents: int, text_bytes: int, tokens: bytes) -> list[int]:
-        """Takes the next documents; returns the shards that became full."""
+        """Adds the next documents; returns the shards that became full."""
         state = self.state
         state.documents += documents
         state.text_bytes += text_bytes
         full = []
         rest = memoryview(tokens)
         while rest:
-            part = rest[: self.form.spool_bytes - state.shard_fill_bytes]
+            part = rest[: self.shard_format.spool_bytes - state.shard_fill_bytes]
             with open(self.path(state.shard), "ab") as file:
                 file.write(part)
             state.shard_fill_bytes += len(part)
             rest = rest[len(part) :]
-            if state.shard_fill_bytes == self.form.spool_bytes:
+            if state.shard_fill_bytes == self.shard_format.spool_bytes:
+                sync(self.path(state.shard))  # the journal will count it, and `sync` sees the shard being filled alone
                 full.append(state.shard)
                 state.shard += 1
                 state.shard_fill_bytes = 0
@@ -57,25 +59,21 @@ class Spool:
     def whole_bytes(self, shard: int) -> int:
         """Bytes of the whole samples that `shard` has so far."""
         if shard < self.state.shard:
-            return self.form.spool_bytes
-        return self.state.shard_fill_bytes // self.form.sample_bytes * self.form.sample_bytes
+            return self.shard_format.spool_bytes
+        return self.state.shard_fill_bytes // self.shard_format.sample_bytes * self.shard_format.sample_bytes
 
     def path(self, shard: int) -> Path:
         """Where the samples of `shard` are collected."""
         return self.folder / f"{shard:05}"
 
     def sync(self) -> None:
-        """Returns when what is being filled is on the disk."""
-        path = self.path(self.state.shard)
+        """Flushes the shard being filled, and the folder's names, to the disk."""
         if self.state.shard_fill_bytes:
-            with open(path, "rb") as file:
-                os.fsync(file.fileno())
+            sync(self.path(self.state.shard))
+        sync(self.folder)
 
-    def snapshot(self) -> dict[str, int]:
-        """The state for the journal."""
-        return asdict(self.state)
-
-    def _cut_back(self) -> None:
+    def _truncate(self) -> None:
+        """Removes what a killed run wrote after its last journal. Raises ResumeError when bytes are missing."""
         for path in self.folder.iterdir():
             if int(path.name) > self.state.shard:
                 path.unlink()
@@ -84,7 +82,7 @@ class Spool:
         if size_bytes < self.state.shard_fill_bytes:
             raise ResumeError(
                 f"{current}: {size_bytes} bytes, but the journal of this unfinished run counts "
-                f"{self.state.shard_fill_bytes}.\n  The disk lost them; remove the working folder to start afresh."
+                f"{self.state.shard_fill_bytes}.\n  The disk lost the rest; remove the working folder to start again."
             )
         if size_bytes:
             os.truncate(current, self.state.shard_fill_bytes)

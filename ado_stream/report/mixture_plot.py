@@ -5,8 +5,7 @@ import math
 import numpy as np
 from matplotlib.axes import Axes
 
-from ado_stream.report.data import Run
-from ado_stream.report.style import (
+from ado_stream.report.plot_style import (
     Plot,
     bin_means,
     bins,
@@ -14,10 +13,11 @@ from ado_stream.report.style import (
     label_lines,
     new_figure,
     shorten,
-    spread,
+    spread_labels,
     text_color,
     thousands,
 )
+from ado_stream.report.run_data import Run
 
 MAX_RUNS = 4
 MAX_LABELS = 24
@@ -25,7 +25,7 @@ HEIGHT_IN = 4.4
 CONSTANT = 1e-9
 
 
-def moves(run: Run) -> bool:
+def mixture_varies(run: Run) -> bool:
     """Whether the run's mixture ever changed."""
     finite_SK = run.mixture_SK[np.isfinite(run.mixture_SK).all(axis=1)]
     return bool(len(finite_SK) and np.ptp(finite_SK, axis=0).max() > CONSTANT)
@@ -34,7 +34,7 @@ def moves(run: Run) -> bool:
 def draw_mixture(runs: list[Run], colors: dict[str, str]) -> Plot | None:
     """A row for every run whose mixture moved: shares stacked, and shares relative to the prior. None without steps."""
     recorded = [run for run in runs if np.isfinite(run.mixture_SK).all(axis=1).any()]
-    shown = [run for run in recorded if moves(run)][:MAX_RUNS] or recorded[:1]
+    shown = [run for run in recorded if mixture_varies(run)][:MAX_RUNS] or recorded[:1]
     if not shown:
         return None
     figure = new_figure(HEIGHT_IN * len(shown))
@@ -46,12 +46,12 @@ def draw_mixture(runs: list[Run], colors: dict[str, str]) -> Plot | None:
         mixture_SK = bin_means(run.mixture_SK[whole], edges)
         _stack(left, run, step_S, mixture_SK, colors)
         _relative(right, run, step_S, mixture_SK, colors)
-    still = "" if moves(shown[0]) else " This run's mixture is constant."
+    still = "" if mixture_varies(shown[0]) else " This run's mixture is constant."
     return Plot(
         "mixture",
         "Mixture over time",
-        "Left: the share of each batch that a domain was given; the figures are the shares at the end. Right: the same "
-        f"shares as multiples of the prior: above 1 the policy favoured the domain, below 1 it held it back.{still}",
+        "Left: the share of each domain in the batch; the numbers are those of the last step. Right: the same "
+        f"shares as multiples of the prior: above 1 where the policy raised the domain's share.{still}",
         figure,
     )
 
@@ -68,7 +68,7 @@ def _stack(axes: Axes, run: Run, step_S: np.ndarray, mixture_SK: np.ndarray, col
     last_K = 100 * mixture_SK[-1]
     middle_K = np.cumsum(last_K) - last_K / 2
     named = np.sort(np.argsort(-last_K, kind="stable")[:MAX_LABELS])
-    placed = spread(middle_K[named], _label_height(100.0), 1, 99)
+    placed = spread_labels(middle_K[named], _label_height(100.0), 1, 99)
     span = step_S[-1] - step_S[0]
     for index, y in zip(named, placed, strict=True):
         axes.plot(
@@ -109,7 +109,7 @@ def _extremes(ends: dict[str, float]) -> list[str]:
 
 
 def _multiples(low: float, high: float) -> list[float]:
-    """Round multiples inside [low, high]: finer ones where the range is narrow."""
+    """Round multiples inside [low, high]; finer ones where the range is narrow."""
     fine = (0.25, 0.33, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0, 1.1, 1.2, 1.35, 1.5, 1.75, 2.0, 2.5, 3.0, 4.0)
     inside = [tick for tick in fine if low <= tick <= high]
     octaves = math.log2(high / low)

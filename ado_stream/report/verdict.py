@@ -1,8 +1,8 @@
-"""What the runs showed, in sentences that do not oversell.
+"""The comparison of runs in sentences.
 
 Two losses count as level when they differ by less than LEVEL_NATS; both overall measures are always given (domains
-by corpus size, every domain once): a policy that shifts the mixture can win one and lose the other.
-Whatever makes the comparison unfair is said beside it.
+by corpus size, every domain once): a policy that shifts the mixture can improve one and worsen the other. Caveats list
+whatever makes the comparison unfair.
 """
 
 import math
@@ -10,8 +10,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ado_stream.report.data import Run
-from ado_stream.report.validation import OVERALL, baseline_of, loss_by_name
+from ado_stream.report.run_data import Run
+from ado_stream.report.validation_plot import OVERALL, final_losses, pick_baseline
 
 LEVEL_NATS = 0.005
 _SAME = {
@@ -70,12 +70,12 @@ def compare(runs: list[Run]) -> list[Comparison]:
     measured = [run for run in runs if run.final is not None]
     if len(measured) < 2:
         return []
-    baseline = baseline_of(measured)
+    baseline = pick_baseline(measured)
     return [_compare(run, baseline) for run in measured if run is not baseline]
 
 
 def caveats(runs: list[Run]) -> list[str]:
-    """What a reader must know before trusting the comparison, one sentence each."""
+    """Reasons to doubt the comparison, one sentence each."""
     found = [_cut_short(run) for run in runs if run.planned_steps and run.num_steps < run.planned_steps]
     found += [f"{run.label} recorded no validation." for run in runs if run.final is None]
     found += [
@@ -85,13 +85,13 @@ def caveats(runs: list[Run]) -> list[str]:
     ]
     for run in runs[1:]:
         found += _differences(runs[0], run)
-    if len(compare(runs)) and len({run.about.get("seed") for run in runs}) < 2:
-        found.append("One seed each: differences as small as those between two seeds of one policy mean nothing.")
+    if len(compare(runs)) and len({run.metadata.get("seed") for run in runs}) < 2:
+        found.append("One seed each: a difference within that of two seeds of one policy is no evidence.")
     return found
 
 
 def _compare(run: Run, baseline: Run) -> Comparison:
-    own, base = loss_by_name(run), loss_by_name(baseline)
+    own, base = final_losses(run), final_losses(baseline)
     shared = [name for name in run.domains if name in baseline.domains]
     signs = [_sign(own[name] - base[name]) for name in shared if math.isfinite(own[name] - base[name])]
     overall = {name: (own[name], base[name]) for name in OVERALL}
@@ -113,11 +113,11 @@ def _cut_short(run: Run) -> str:
 
 def _differences(first: Run, other: Run) -> list[str]:
     found = [
-        f"Not like for like: {word} {first.about.get(key)} in {first.label}, {other.about.get(key)} in {other.label}."
+        f"Not like for like: {word} {own} in {first.label}, {others} in {other.label}."
         for key, word in _SAME.items()
-        if first.about.get(key) != other.about.get(key)
+        if (own := first.metadata.get(key)) != (others := other.metadata.get(key))
     ]
-    prints = [(run.about.get("corpus") or {}).get("fingerprint") for run in (first, other)]
+    prints = [(run.metadata.get("corpus") or {}).get("fingerprint") for run in (first, other)]
     if prints[0] != prints[1]:
         found.append(f"Not like for like: {first.label} and {other.label} read different corpora.")
     return found

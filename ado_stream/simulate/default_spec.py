@@ -1,4 +1,4 @@
-"""The world that `ado-stream simulate` uses when no spec is given: 22 domains named and weighted like The Pile's.
+"""The spec of `ado-stream simulate` when none is given: 22 domains with the names and weights of The Pile's.
 
 Prior weights are The Pile's own (arXiv 2101.00027, table 1). The laws are invented: plausible in size (nats per token,
 n in samples of a thousand tokens), chosen to differ in what is learnable and how fast; they predict nothing about the

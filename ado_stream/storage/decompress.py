@@ -14,9 +14,9 @@ from typing import IO, Any
 import zstandard
 
 from ado_stream.errors import IndexInvalid
-from ado_stream.storage.files import CompleteFile
+from ado_stream.storage.complete_file import CompleteFile
+from ado_stream.storage.object_spec import ObjectSpec
 from ado_stream.storage.retry import raise_if_stopped
-from ado_stream.storage.spec import ObjectSpec
 from ado_stream.storage.verify import CHUNK_BYTES, ContentError, Mismatch
 
 MAX_RAW_BYTES = 1 << 32

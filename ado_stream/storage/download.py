@@ -18,8 +18,8 @@ from typing import Any
 
 from ado_stream.errors import AccessDenied, ConfigError, NotFound, StorageError, Throttled
 from ado_stream.storage import s3
-from ado_stream.storage.files import CompleteFile
-from ado_stream.storage.retry import AttemptError, Pace, RetryPolicy, with_retries
+from ado_stream.storage.complete_file import CompleteFile
+from ado_stream.storage.retry import AttemptError, DownloadMonitor, RetryPolicy, with_retries
 from ado_stream.storage.verify import CHUNK_BYTES
 
 _scratch_numbers = itertools.count()
@@ -45,21 +45,21 @@ def download(
 ) -> Download:
     """Bytes and attempts it took to make `destination` from `remote_url` (a URL or a local path).
 
-    The caller holds the lock of `destination` (NodeCache does) or knows that nobody else writes it.
+    The caller holds the lock of `destination`, as NodeCache does, or is its only writer.
 
     Raises:
         NotFound, AccessDenied: at once; Throttled, StorageError: after every retry, naming URL, attempts and seconds.
         ContentError: complete bytes of the wrong size or hash; the destination was not touched.
-        DiskError: the local disk refused. StoppedError: `stop` was set. ConfigError: a scheme without its client.
+        DiskError: the local disk failed. StoppedError: `stop` was set. ConfigError: a scheme without its client.
     """
-    pace = Pace(retry or RetryPolicy(), remote_url, stop)
+    monitor = DownloadMonitor(retry or RetryPolicy(), remote_url, stop)
     with CompleteFile(destination, expected_bytes, hashes or {}) as file:
 
         def attempt() -> None:
             file.restart()
-            _receive(remote_url, file, pace)
+            _receive(remote_url, file, monitor)
 
-        _, attempts = with_retries(attempt, pace)
+        _, attempts = with_retries(attempt, monitor)
         file.commit()
         return Download(file.verifier.num_bytes, attempts)
 
@@ -74,40 +74,40 @@ def local_path(remote_url: str) -> Path | None:
     return None
 
 
-def _receive(remote_url: str, file: CompleteFile, pace: Pace) -> None:
+def _receive(remote_url: str, file: CompleteFile, monitor: DownloadMonitor) -> None:
     path = local_path(remote_url)
     if path is not None:
-        _copy(path, file, pace)
+        _copy(path, file, monitor)
     elif remote_url.startswith("s3://"):
-        s3.get_object(remote_url, file.write, pace)
+        s3.get_object(remote_url, file.write, monitor)
     else:
-        _receive_through_streaming(remote_url, file, pace)
+        _receive_through_streaming(remote_url, file, monitor)
 
 
-def _copy(path: Path, file: CompleteFile, pace: Pace) -> None:
+def _copy(path: Path, file: CompleteFile, monitor: DownloadMonitor) -> None:
     try:
         with open(path, "rb", buffering=0) as source:
             while chunk := source.read(CHUNK_BYTES):
-                pace.moved(len(chunk))
+                monitor.received(len(chunk))
                 file.write(chunk)
     except OSError as error:
         raise _classified(error) from error
 
 
-def _receive_through_streaming(remote_url: str, file: CompleteFile, pace: Pace) -> None:
-    """Lets Streaming's downloader write a scratch file, then takes it over.
+def _receive_through_streaming(remote_url: str, file: CompleteFile, monitor: DownloadMonitor) -> None:
+    """Has Streaming's downloader write a scratch file, then copies it to `file`.
 
-    Its clients cannot all be given a timeout, so it runs in a daemon thread; past the deadline the thread is left to
-    end by itself, and its scratch file is removed here or as a leftover by the next holder of the object's lock.
+    Not all of its clients take a timeout, so it runs in a daemon thread. Past the deadline the thread is abandoned; its
+    scratch file is removed here or, if it writes on, as a leftover by the next holder of the object's lock.
     """
     scratch = file.temporary.with_name(f"{file.temporary.name}.{next(_scratch_numbers)}")
     outcome: list[BaseException | None] = []
 
     def work() -> None:
         try:
-            _streaming_downloader(remote_url).download(remote_url, str(scratch), pace.policy.read_timeout_s)
+            _streaming_downloader(remote_url).download(remote_url, str(scratch), monitor.policy.read_timeout_s)
             outcome.append(None)
-        except BaseException as error:  # noqa: BLE001 (handed to the waiting thread below)
+        except BaseException as error:  # noqa: BLE001 (raised in the waiting thread below)
             outcome.append(error)
 
     thread = threading.Thread(target=work, name=f"download {remote_url}", daemon=True)
@@ -115,12 +115,12 @@ def _receive_through_streaming(remote_url: str, file: CompleteFile, pace: Pace) 
     try:
         while thread.is_alive():
             thread.join(0.05)
-            pace.check()
+            monitor.check()
         if outcome[0] is not None:
             raise _classified(outcome[0]) from outcome[0]
         if not scratch.exists():
             raise AttemptError(StorageError, "the downloader returned without a file", transient=True)
-        _copy(scratch, file, pace)
+        _copy(scratch, file, monitor)
     finally:
         with suppress(FileNotFoundError):
             scratch.unlink()
@@ -143,7 +143,7 @@ def _streaming_downloader(remote_url: str) -> Any:
 
 
 def _classified(error: BaseException) -> BaseException:
-    """The failure as one of ours. Clients of the clouds share no base class, but all carry an HTTP status somewhere."""
+    """The failure as an AttemptError. Cloud clients share no base class, but their errors have an HTTP status."""
     if isinstance(error, ConfigError):
         return error
     response = getattr(error, "response", None)

@@ -1,8 +1,7 @@
-"""Room in the cache: what is on disk, what may go, and the byte limit.
+"""Eviction: the files of the cache, which of them may be deleted, and the byte limit.
 
-Invariants: only files that a remote can give again are deleted, never a pinned one, never one whose lock somebody
-holds (so an unfinished file goes only when its maker died); deleting is unlink, so whoever has the file open or mapped
-goes on reading it.
+Invariants: only files that can be downloaded again are deleted, never a pinned one, never one whose lock is held (so an
+unfinished file is deleted only when its maker died); deleting is unlink, so an open or mapped file stays readable.
 Order: least recently used first. A use sets the file's access time (os.utime), which every process sees.
 """
 
@@ -18,9 +17,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ado_stream.errors import CacheFull, ConfigError
-from ado_stream.storage.files import TEMP_DIR, lock_if_free
-from ado_stream.storage.retry import Patience
-from ado_stream.storage.spec import ObjectSpec
+from ado_stream.storage.complete_file import TEMP_DIR
+from ado_stream.storage.object_locks import lock_if_free, lock_path
+from ado_stream.storage.object_spec import ObjectSpec
+from ado_stream.storage.retry import Deadline
 
 SHARD = re.compile(r"(.*\.mds)(\.|$)")
 
@@ -63,8 +63,11 @@ class Evictor:
             if self._pins[path] <= 0:
                 del self._pins[path]
 
-    def make_room(self, spec: ObjectSpec, patience: Patience) -> None:
-        """Evicts until `spec` fits under the limit, waiting for peers that are making shards; else raises CacheFull."""
+    def make_room(self, spec: ObjectSpec, deadline: Deadline) -> None:
+        """Evicts until `spec` fits under the limit, waiting for peers that are making shards.
+
+        Raises CacheFull when pinned files leave no room, or when `deadline` has passed.
+        """
         if self.limit_bytes is None:
             return
         while True:
@@ -74,23 +77,24 @@ class Evictor:
                 if excess <= 0 or self._evict(entries, excess) >= excess:
                     return
                 pinned_bytes = sum(entry.num_bytes for entry in entries if entry.raw in self._pins)
-            if pinned_bytes + spec.peak_bytes > self.limit_bytes or not patience.wait():
+            # Outside `_lock`, which other threads need to unpin.
+            if pinned_bytes + spec.peak_bytes > self.limit_bytes or not deadline.wait():
                 raise CacheFull(
                     f"{spec.label}: needs {spec.peak_bytes} bytes, but the shards in use fill the cache limit of "
                     f"{self.limit_bytes} bytes.\n  Raise the cache limit, or use fewer lanes or a smaller read-ahead."
                 )
 
-    def relieve(self, spec: ObjectSpec, patience: Patience) -> None:
-        """After the disk was found full: evicts enough for `spec`, or waits a moment for peers that are making shards.
+    def relieve(self, spec: ObjectSpec, deadline: Deadline) -> None:
+        """After the disk was full: evicts enough for `spec`, or waits a moment for peers that are making shards.
 
-        Raises CacheFull when nothing may go and nobody is at work, or when `patience` is over.
+        Raises CacheFull when nothing may be deleted and no peer is at work, or when `deadline` has passed.
         """
         with self._lock:
             entries = list(self._entries())
             if self._evict(entries, max(spec.peak_bytes, 1)) > 0:
                 return
             peers = any(entry.raw not in self._pins and entry.raw != spec.raw for entry in entries)
-        if not (peers and patience.wait()):
+        if not (peers and deadline.wait()):
             free_bytes = shutil.disk_usage(spec.raw.parent).free
             raise CacheFull(
                 f"{spec.label}: needs {spec.peak_bytes} bytes, but {spec.raw.parent} has {free_bytes} free and "
@@ -122,7 +126,7 @@ class Evictor:
                 break
             if entry.raw in self._pins:
                 continue
-            with lock_if_free(entry.raw) as held:  # not free: a peer is making it, or it is the one to be made
+            with lock_if_free(lock_path(entry.raw)) as held:  # else a peer makes it, or it is the one to be made
                 if held:
                     with suppress(FileNotFoundError):
                         entry.path.unlink()
@@ -137,7 +141,7 @@ class Evictor:
 
 
 def touch(path: Path, status: os.stat_result) -> None:
-    """Marks `path` as just used; the time of its last change stays. A file that is gone or not ours is left alone."""
+    """Marks `path` as just used; its modification time stays. A file that is gone or not ours is left alone."""
     with suppress(FileNotFoundError, PermissionError):
         os.utime(path, ns=(time.time_ns(), status.st_mtime_ns))
 

@@ -1,6 +1,6 @@
-"""When to try again: a cap in attempts, a deadline in seconds, full jitter in between.
+"""Retries: a cap in attempts, a deadline in seconds, pauses with full jitter.
 
-Invariant: no call outlives `total_deadline_s` by more than one `read_timeout_s`, and whoever waits can be stopped.
+Invariant: no call outlives `total_deadline_s` by more than one `read_timeout_s`, and every wait can be stopped.
 Source of the jitter: M. Brooker, "Exponential Backoff And Jitter", AWS Architecture Blog, 2015 ("full jitter").
 """
 
@@ -14,14 +14,14 @@ from typing import TypeVar
 from ado_stream.errors import ConfigError, StorageError
 
 T = TypeVar("T")
-POLL_S = 0.02
+POLL_S = 0.02  # between checks while waiting for other processes, which cannot notify
 
 
 @dataclass(frozen=True)
 class RetryPolicy:
     """Bounds of one object's download; times in seconds.
 
-    An attempt that moves fewer than `min_bytes_per_s` over a `read_timeout_s` counts as stalled and is started anew.
+    An attempt that receives fewer than `min_bytes_per_s` over a `read_timeout_s` counts as stalled and is repeated.
     `max_downloads` bounds how often an object is downloaded whole when its content is not what the index says.
     """
 
@@ -45,7 +45,7 @@ class RetryPolicy:
 
 
 class AttemptError(Exception):
-    """One attempt failed: as which public error it ends, whether trying again can help, and advice for the user."""
+    """One attempt failed: the public error to raise at the end, whether a retry can help, and advice for the user."""
 
     def __init__(self, error: type[StorageError], reason: str, *, transient: bool, advice: str = "") -> None:
         super().__init__(reason)
@@ -53,16 +53,16 @@ class AttemptError(Exception):
 
 
 class StoppedError(StorageError):
-    """The download was given up because its caller is closing down."""
+    """The download or wait was cancelled because the loader is closing."""
 
 
 def raise_if_stopped(stop: threading.Event | None, what: str) -> None:
     """Raises StoppedError when `stop` is set."""
     if stop is not None and stop.is_set():
-        raise StoppedError(f"{what}: given up because the loader is closing.")
+        raise StoppedError(f"{what}: cancelled because the loader is closing.")
 
 
-class Patience:
+class Deadline:
     """A bounded wait for other threads or processes, in short sleeps."""
 
     def __init__(self, seconds: float, what: str = "", stop: threading.Event | None = None) -> None:
@@ -70,14 +70,14 @@ class Patience:
         self._until = time.monotonic() + seconds
 
     def wait(self) -> bool:
-        """Sleeps a moment; False when the patience is over. Raises StoppedError when asked to stop."""
+        """Sleeps a moment; False when the deadline has passed. Raises StoppedError when `stop` is set."""
         raise_if_stopped(self.stop, self.what)
         time.sleep(POLL_S)
         return time.monotonic() < self._until
 
 
-class Pace:
-    """Watches one download: whether it was told to stop, has passed its deadline, or no longer moves."""
+class DownloadMonitor:
+    """Ends a download that is to stop, has passed its deadline, or receives too little."""
 
     def __init__(self, policy: RetryPolicy, what: str, stop: threading.Event | None = None) -> None:
         self.policy, self.what, self.stop = policy, what, stop
@@ -85,7 +85,7 @@ class Pace:
         self.begin_attempt()
 
     def begin_attempt(self) -> None:
-        """Forgets the bytes of the attempt before."""
+        """Starts counting bytes anew."""
         self._window_start, self._window_bytes = self.policy.clock(), 0
 
     @property
@@ -99,15 +99,15 @@ class Pace:
         return self.policy.total_deadline_s - self.elapsed_s
 
     def check(self) -> None:
-        """Raises StoppedError when asked to stop, AttemptError past the total deadline."""
+        """Raises StoppedError when `stop` is set, AttemptError past the total deadline."""
         raise_if_stopped(self.stop, self.what)
         if self.remaining_s < 0:
             raise AttemptError(StorageError, "total deadline reached while receiving", transient=False)
 
-    def moved(self, moved_bytes: int) -> None:
-        """Counts bytes that came; raises as `check`, and AttemptError when too few came for a read timeout."""
+    def received(self, num_bytes: int) -> None:
+        """Counts received bytes; raises as `check`, and AttemptError after a read timeout with too few."""
         self.check()
-        self._window_bytes += moved_bytes
+        self._window_bytes += num_bytes
         window_s = self.policy.clock() - self._window_start
         if window_s >= self.policy.read_timeout_s:
             rate = self._window_bytes / window_s
@@ -116,32 +116,32 @@ class Pace:
             self.begin_attempt()
 
     def pause(self, seconds: float) -> None:
-        """Sleeps, or wakes at once when asked to stop."""
+        """Sleeps until the time is over or `stop` is set."""
         if self.stop is None:
             time.sleep(seconds)
         else:
             self.stop.wait(seconds)
 
 
-def with_retries(call: Callable[[], T], pace: Pace) -> tuple[T, int]:
+def with_retries(call: Callable[[], T], monitor: DownloadMonitor) -> tuple[T, int]:
     """The result of `call` and the number of attempts it took.
 
-    `call` raises AttemptError where an attempt went wrong; anything else passes through untouched.
+    `call` raises AttemptError for a failed attempt; any other exception passes through.
 
     Raises:
         StorageError: or NotFound, AccessDenied, Throttled, as the last AttemptError says, with attempts and seconds.
     """
-    policy = pace.policy
+    policy = monitor.policy
     for attempt in range(1, policy.attempts + 1):
-        pace.begin_attempt()
+        monitor.begin_attempt()
         try:
-            pace.check()
+            monitor.check()
             return call(), attempt
         except AttemptError as failure:
             delay_s = policy.delay_s(attempt)
-            if not failure.transient or attempt == policy.attempts or delay_s >= pace.remaining_s:
+            if not failure.transient or attempt == policy.attempts or delay_s >= monitor.remaining_s:
                 tries = f"{attempt} attempt{'s' if attempt > 1 else ''}"
-                text = f"{pace.what}: {failure.reason} ({tries} in {pace.elapsed_s:.1f} s)."
+                text = f"{monitor.what}: {failure.reason} ({tries} in {monitor.elapsed_s:.1f} s)."
                 raise failure.error(text + (f"\n  {failure.advice}" if failure.advice else "")) from failure.__cause__
-        pace.pause(delay_s)
+        monitor.pause(delay_s)
     raise AssertionError("the last attempt returns or raises")

@@ -1,8 +1,8 @@
 """One S3 GET that is bounded in time: the body is read as it arrives.
 
 Why not Streaming's S3Downloader: its boto3 transfer retries by itself three times, never retries a cut body without
-starting over, and reads in pieces that a slow sender can stretch without limit. Here botocore makes exactly one attempt
-and `read1` returns whatever one recv gave, so that stalls and trickles are seen; storage/retry.py decides what follows.
+starting over, and reads in chunks that a slow sender can delay without limit. Here botocore makes exactly one attempt
+and `read1` returns what one recv returned, so that stalls and trickles are noticed; retries are in storage/retry.py.
 Kept from Streaming: S3_ENDPOINT_URL, MOSAICML_STREAMING_AWS_REQUESTER_PAYS, the default session's credentials, and
 unsigned access when there are none.
 """
@@ -14,7 +14,7 @@ from collections.abc import Callable
 from typing import Any
 
 from ado_stream.errors import AccessDenied, ConfigError, NotFound, StorageError, Throttled
-from ado_stream.storage.retry import AttemptError, Pace
+from ado_stream.storage.retry import AttemptError, DownloadMonitor
 from ado_stream.storage.verify import CHUNK_BYTES
 
 CONNECT_TIMEOUT_S = 10.0
@@ -46,13 +46,13 @@ _clients: dict[tuple[Any, ...], Any] = {}
 _clients_lock = threading.Lock()
 
 
-def get_object(url: str, write: Callable[[bytes], None], pace: Pace) -> None:
+def get_object(url: str, write: Callable[[bytes], None], monitor: DownloadMonitor) -> None:
     """Passes the object's bytes to `write` in one attempt; raises AttemptError when that did not work.
 
     Args:
         url: s3://bucket/key.
         write: takes each chunk; what it raises passes through.
-        pace: told of every chunk; ends the attempt when it stalls, is late, or is to stop.
+        monitor: counts every chunk; ends the attempt when it stalls, is late, or is to stop.
     """
     import urllib3.exceptions
     from botocore.exceptions import BotoCoreError, ClientError, NoCredentialsError
@@ -63,24 +63,24 @@ def get_object(url: str, write: Callable[[bytes], None], pace: Pace) -> None:
         request["RequestPayer"] = "requester"
     try:
         try:
-            response = _client(pace.policy.read_timeout_s).get_object(**request)
+            response = _client(monitor.policy.read_timeout_s).get_object(**request)
         except NoCredentialsError:
-            response = _client(pace.policy.read_timeout_s, unsigned=True).get_object(**request)
-        _read_body(response, write, pace)
+            response = _client(monitor.policy.read_timeout_s, unsigned=True).get_object(**request)
+        _read_body(response, write, monitor)
     except ClientError as error:
         raise _classified(error) from error
     except (BotoCoreError, urllib3.exceptions.HTTPError, OSError) as error:
         raise AttemptError(StorageError, f"{type(error).__name__}: {error}", transient=True) from error
 
 
-def _read_body(response: dict[str, Any], write: Callable[[bytes], None], pace: Pace) -> None:
+def _read_body(response: dict[str, Any], write: Callable[[bytes], None], monitor: DownloadMonitor) -> None:
     expected, received = response["ContentLength"], 0
     body = response["Body"]
     try:
         with body as stream:
             while chunk := stream.read1(CHUNK_BYTES):
                 received += len(chunk)
-                pace.moved(len(chunk))
+                monitor.received(len(chunk))
                 write(chunk)
     finally:
         body.close()

@@ -1,6 +1,6 @@
-"""Whether bytes are what the index says: size and hash, while they stream by or in a file on disk.
+"""Checks bytes against the index: size and hash, of a stream or of a file on disk.
 
-Invariant: a verdict covers every byte; what was not verified is not served.
+Invariant: a check covers every byte; what was not checked is not served.
 """
 
 import hashlib
@@ -29,7 +29,7 @@ class Mismatch:
 
 
 class ContentError(Exception):
-    """Raised inside storage where complete bytes are not what the index says; carries the Mismatch."""
+    """Complete bytes that differ from the index; raised within storage, with the Mismatch."""
 
     def __init__(self, mismatch: Mismatch) -> None:
         super().__init__(str(mismatch))
@@ -56,7 +56,7 @@ class Verifier:
             state.update(chunk)
 
     def mismatch(self) -> Mismatch | None:
-        """What differs, now that all bytes came; None when nothing does."""
+        """What differs, after the last byte; None when nothing does."""
         if self.expected_bytes is not None and self.num_bytes != self.expected_bytes:
             return Mismatch("size", str(self.num_bytes), str(self.expected_bytes))
         for name, digest, state in self._hashes:
@@ -105,4 +105,4 @@ def _new_hash(name: str) -> Any:
         return getattr(xxhash, name)()
     if name in hashlib.algorithms_available and not name.startswith("shake_"):
         return hashlib.new(name)
-    raise IndexInvalid(f"the index uses hash {name!r}, which this Python does not know.\n  Rewrite it with xxh64.")
+    raise IndexInvalid(f"the index uses hash {name!r}, which this Python does not have.\n  Rewrite it with xxh64.")

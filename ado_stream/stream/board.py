@@ -1,4 +1,4 @@
-"""Which mixture is in force at which step: the meeting point of whoever decides and whoever draws.
+"""Mixtures by step: published by the training loop, taken by the thread that draws, perhaps in a forked process.
 
 Invariant: a step's mixture never changes once the step was drawn. Every wait ends: with the mixture, with `stop`, or
 with an error that names the missing call.
@@ -10,25 +10,28 @@ import time
 import numpy as np
 
 from ado_stream.errors import ConfigError, PolicyError
-from ado_stream.stream.mailbox import Mailbox
+from ado_stream.stream.shared_mixtures import SharedMixtures
 
-_GLANCE_S = 0.05  # between looks at what another process may have posted
+_POLL_S = 0.05  # between checks of what another process may have posted, which cannot notify
 
 
 class MixtureBoard:
     """Mixtures by step. With a lag, steps 0 .. lag take the prior unless published, later ones wait to be published.
 
     lag None: a step without a mixture of its own takes the last one published for an earlier step, else the prior.
+
+    After a fork (a DataLoader's worker), the copy that draws is in the worker and the one that publishes is not; they
+    share `_shared` alone.
     """
 
     def __init__(self, prior_K: np.ndarray, lag: int | None):
         self.prior_K, self.lag = prior_K, lag
         self._published: dict[int, np.ndarray] = {}
         self._drawn: dict[int, np.ndarray] = {}
-        self._held_K = prior_K
+        self._last_drawn_K = prior_K
         self._next_to_draw = 0
         self._changed = threading.Condition()
-        self._mailbox = Mailbox(prior_K.size)
+        self._shared = SharedMixtures(prior_K.size)
 
     def publish(self, step: int, mixture_K: np.ndarray) -> None:
         """Sets the mixture of `step`. The same one again is harmless.
@@ -37,9 +40,10 @@ class MixtureBoard:
         was already drawn with another mixture.
         """
         mixture_K = self._checked(step, mixture_K)
-        if not self._mailbox.is_read_here:
-            self._mailbox.post(step, mixture_K)
-            if self._mailbox.is_read_elsewhere:
+        # Post before asking who reads: a worker that opens in between collects it, and until one opens it is kept here.
+        if not self._shared.is_read_here:
+            self._shared.post(step, mixture_K)
+            if self._shared.is_read_elsewhere:
                 return
         with self._changed:
             if step < self._next_to_draw:
@@ -54,56 +58,46 @@ class MixtureBoard:
             self._changed.notify_all()
 
     def open(self) -> None:
-        """Says that this process draws: the one that publishes, or a forked copy of it."""
-        self._mailbox.open()
+        """Makes this process the one that draws: that which publishes, or a fork of it."""
+        self._shared.open()
 
     def close(self) -> None:
-        """Says that it draws no more."""
-        self._mailbox.close()
+        """Ends drawing in this process."""
+        self._shared.close()
 
     @property
     def is_read_elsewhere(self) -> bool:
-        """Whether a forked copy in another process draws, so that nothing is known here of where it stands."""
-        return self._mailbox.is_read_elsewhere
+        """Whether another process draws; its step and cursors are then unknown here."""
+        return self._shared.is_read_elsewhere
 
     def known(self, step: int) -> np.ndarray | None:
-        """The mixture of `step` if it is decided already, else None."""
+        """The mixture of `step` if it is published or follows from the lag, else None."""
         with self._changed:
             return self._find(step)
 
-    def take(self, step: int, deadline_s: float, stop: threading.Event) -> np.ndarray | None:
+    def take(self, step: int, timeout_s: float, stop: threading.Event) -> np.ndarray | None:
         """The mixture of `step`, fixed from now on; None if `stop` was set first.
 
-        Waits up to `deadline_s`, then raises PolicyError that names the missing call.
+        Waits up to `timeout_s`, then raises a PolicyError that names the missing call.
         """
-        end = time.monotonic() + deadline_s
+        end = time.monotonic() + timeout_s
         with self._changed:
             while True:
-                self._published.update(self._mailbox.collect(self._next_to_draw))
+                self._published.update(self._shared.collect(self._next_to_draw))
                 if (mixture_K := self._find(step)) is not None:
                     break
                 if stop.is_set():
                     return None
                 if time.monotonic() >= end:
-                    raise PolicyError(self.missing(step) + f"\n  Waited {deadline_s:.0f} s.")
-                self._changed.wait(min(_GLANCE_S, max(0.0, end - time.monotonic())))
-            self._drawn[step] = mixture_K
-            self._held_K = mixture_K
+                    raise PolicyError(self._missing(step) + f"\n  Waited {timeout_s:.0f} s.")
+                self._changed.wait(min(_POLL_S, max(0.0, end - time.monotonic())))
+            self._drawn[step] = self._last_drawn_K = mixture_K
             self._published.pop(step, None)
             self._next_to_draw = step + 1
             return mixture_K
 
-    def missing(self, step: int) -> str:
-        """What to call so that `step` can be drawn."""
-        told = step - 1 - (self.lag or 0)
-        return (
-            f"the mixture of step {step} is not known: loader.observe() was not called for step {told} (mixture_lag "
-            f"{self.lag}), nor dataset.publish({step}, mixture).\n"
-            f"  Call one of them at every step, or keep one mixture with mixture_lag=None."
-        )
-
     def wake(self) -> None:
-        """Lets a waiting `take` look at its `stop`."""
+        """Makes a waiting `take` check its `stop`."""
         with self._changed:
             self._changed.notify_all()
 
@@ -114,20 +108,21 @@ class MixtureBoard:
                 del self._drawn[oldest]
 
     def pending(self, first: int) -> dict[int, np.ndarray]:
-        """Every decided mixture from step `first` on, drawn or not, and under the key -1 the one held without a lag."""
+        """Every mixture known from step `first` on, drawn or not; without a lag also, as -1, that of step first - 1."""
         with self._changed:
             found = {step: mixture for step, mixture in (self._drawn | self._published).items() if step >= first}
-            held = [step for step in self._drawn if step < first]
             if self.lag is None:
-                found[-1] = self._drawn[max(held)] if held else self.prior_K if first == 0 else self._held_K
+                # Drawing may be ahead of `first`: `_last_drawn_K` is then a later step's.
+                earlier = [step for step in self._drawn if step < first]
+                found[-1] = self._drawn[max(earlier)] if earlier else self.prior_K if first == 0 else self._last_drawn_K
             return found
 
     def load(self, first: int, pending: dict[int, np.ndarray]) -> None:
-        """Starts over at step `first` with the mixtures of `pending`."""
+        """Restarts at step `first` with the mixtures of `pending`."""
         with self._changed:
-            self._mailbox.clear()
+            self._shared.clear()
             self._published = {step: mixture for step, mixture in pending.items() if step >= first}
-            self._held_K = pending.get(-1, self.prior_K)
+            self._last_drawn_K = pending.get(-1, self.prior_K)
             self._drawn = {}
             self._next_to_draw = first
             self._changed.notify_all()
@@ -138,10 +133,18 @@ class MixtureBoard:
         if step in self._published:
             return self._published[step]
         if self.lag is None:
-            return (
-                self._published[max(earlier)] if (earlier := [s for s in self._published if s < step]) else self._held_K
-            )
+            earlier = [other for other in self._published if other < step]
+            return self._published[max(earlier)] if earlier else self._last_drawn_K
         return self.prior_K if step <= self.lag else None
+
+    def _missing(self, step: int) -> str:
+        """What to call so that `step` can be drawn."""
+        observed = step - 1 - (self.lag or 0)
+        return (
+            f"the mixture of step {step} is missing: neither loader.observe() for step {observed} (mixture_lag "
+            f"{self.lag}) nor dataset.publish({step}, mixture) was called.\n"
+            f"  Call one of them at every step, or keep one mixture with mixture_lag=None."
+        )
 
     def _checked(self, step: int, mixture: np.ndarray) -> np.ndarray:
         mixture_K = np.array(mixture, np.float64)
@@ -155,5 +158,5 @@ class MixtureBoard:
                 f"probabilities >= 0 that sum to 1."
             )
         if step < 0:
-            raise ConfigError(f"publish({step}, ...): steps begin at 0.")
+            raise ConfigError(f"publish({step}, ...): steps start at 0.")
         return mixture_K

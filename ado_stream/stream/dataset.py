@@ -1,12 +1,13 @@
 """AdaptiveStreamingDataset: shards of many domains as one endless stream whose mixture may change at every step.
 
-It holds the settings, the indexes and where the stream stands; the work is done by order, draw, lookahead and pipeline.
-What it promises is in DESIGN terms: the batch of step s is a pure function of (shards, seed, global_batch_size,
-canonical_nodes, cursors at s, mixture of s), and `state_dict` stands for the step last handed out.
+It holds the settings, the indexes, the cursors and the board of mixtures; batches are made by batch_pipeline.py.
+Invariants: the batch of step s is a pure function of (shards, seed, global_batch_size, canonical_nodes, cursors at s,
+mixture of s); the cursors and `state_dict` are those after the step last handed out, whatever was made ahead.
 """
 
 from collections import deque
 from collections.abc import Iterable, Iterator, Mapping
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -15,22 +16,24 @@ import xxhash
 from torch.utils.data import IterableDataset, get_worker_info
 
 from ado_stream.errors import ConfigError
-from ado_stream.storage.cache import NodeCache
+from ado_stream.storage.node_cache import NodeCache
 from ado_stream.storage.retry import RetryPolicy
-from ado_stream.stream import state as stream_state
+from ado_stream.stream.batch_draw import SAMPLINGS, DrawSettings, StepDraw, advance, draw_step
+from ado_stream.stream.batch_pipeline import BatchPipeline, BatchSource, PipelineOptions, RankBatch
 from ado_stream.stream.board import MixtureBoard
-from ado_stream.stream.device import DeviceCopies
+from ado_stream.stream.device_copies import DeviceCopies, TokenBatch
 from ado_stream.stream.domain import as_domains
-from ado_stream.stream.draw import SAMPLINGS, Draw, Settings, advance, draw_step
 from ado_stream.stream.lookahead import LookaheadLimits
-from ado_stream.stream.order import UpcomingIds, make_order
-from ado_stream.stream.pipeline import Batch, Pipeline, PipelineOptions, Source
-from ado_stream.stream.shard_table import Shards, open_indexes
-from ado_stream.stream.slots import world_of
+from ado_stream.stream.sample_order import UpcomingIds, make_order
+from ado_stream.stream.shard_table import ShardTable, open_indexes
+from ado_stream.stream.slots import make_rank_slots
+from ado_stream.stream.stream_state import decode_state, encode_state
 
-_AUDIT_STEPS = 64
+_AUDIT_STEPS = 64  # draws kept after they were handed out
 _LOOKAHEAD_STEPS = 64
 _FLIGHT_BYTES = 1 << 30
+_UNLIMITED_BYTES = 1 << 62
+_KEPT = f"the last {_AUDIT_STEPS} steps are kept, and steps ahead whose mixture is published."
 
 
 class AdaptiveStreamingDataset(IterableDataset):
@@ -42,19 +45,19 @@ class AdaptiveStreamingDataset(IterableDataset):
         seed: of order and draw.
         canonical_nodes: C lanes; a node that serves whole lanes reads only their shards. Part of a run's identity.
         mixture_lag: the mixture published after step s is that of step s + 1 + lag; steps 0 .. lag take the prior.
-            None: a step without a mixture of its own keeps the one before.
+            None: a step without a mixture of its own takes that of the step before.
         sampling: "systematic" (|count - B p| < 1 at every step) or "multinomial".
         cache_limit: bytes of cached shards on this machine; None: the whole disk.
         predownload: samples of the mixture's future to keep on the local disk; None: 64 steps.
         replication: this many consecutive ranks get the same samples (tensor or context parallel groups).
         shuffle: "blocks", or one of Streaming's py1e, py1br, py1s, py2s, naive.
-        token_column, token_dtype: where other people's MDS data sets keep their tokens.
+        token_column, token_dtype: of the tokens, in MDS data sets that `prepare` did not write.
         vocab_size: tokens outside [0, vocab_size) are an error when a batch is read; None: not checked.
         timeout_s: longest wait for a mixture, a shard or a batch.
         retry: attempts, deadlines and pauses of downloads; None: storage's RetryPolicy().
         rank, world_size: of this process; None: from torch.distributed when it runs, else 0 of 1.
 
-    Iteration yields dicts: tokens (b, T + 1) int64 tensor, domain (b,) int64 tensor, step int; b = B / ranks.
+    Iteration yields dicts (TokenBatch): tokens (b, T + 1) int64, domain (b,) int64, step int; b = B / ranks.
     Raises ConfigError for settings that cannot work, naming the nearest that do.
     """
 
@@ -85,9 +88,9 @@ class AdaptiveStreamingDataset(IterableDataset):
             raise ConfigError(f"sampling '{sampling}'; expected one of {', '.join(SAMPLINGS)}.")
         if mixture_lag is not None and mixture_lag < 0:
             raise ConfigError(f"mixture_lag {mixture_lag}; expected 0 or more, or None to keep each mixture.")
-        self.world = world_of(rank, world_size, replication)
-        slots = slice(*self.world.slots(global_batch_size, canonical_nodes))
-        self.settings = Settings(global_batch_size, canonical_nodes, seed, sampling)
+        self.rank_slots = make_rank_slots(rank, world_size, replication)
+        slots = self.rank_slots.slots(global_batch_size, canonical_nodes)
+        self.settings = DrawSettings(global_batch_size, canonical_nodes, seed, sampling)
         self.mixture_lag, self.timeout_s = mixture_lag, timeout_s
         self._identity = {
             "seed": seed,
@@ -97,23 +100,30 @@ class AdaptiveStreamingDataset(IterableDataset):
             "sampling": sampling,
             "shuffle": shuffle,
         }
-        indexes = open_indexes(self.domains, token_column, token_dtype, retry)
-        orders = [make_order(ix.name, ix.samples_S, seed, canonical_nodes, shuffle) for ix in indexes]
+        self._indexes = indexes = open_indexes(self.domains, token_column, token_dtype, retry)
+        orders = [make_order(index.name, index.samples_S, seed, canonical_nodes, shuffle) for index in indexes]
         self._cache = NodeCache(cache_limit, retry)
-        self._cache.check_fits(ix.spec(int(ix.raw_bytes_S.argmax())) for ix in indexes)
-        self._cache_limit = cache_limit
-        self._shards = Shards(indexes, self._cache, vocab_size, cache_limit // 2 if cache_limit else None)
+        self._cache.check_fits(index.spec(int(index.raw_bytes_S.argmax())) for index in indexes)
+        self._cache_limit, self._vocab_size = cache_limit, vocab_size
         self._predownload = predownload or _LOOKAHEAD_STEPS * global_batch_size
         self._board = MixtureBoard(self._prior(), mixture_lag)
-        self._source = Source(self._shards, orders, self._board, self.settings, slots)
+        self._source = BatchSource(indexes, self._cache, orders, self._board, self.settings, slots)
         self._step = 0
         self._cursors_KC = np.zeros((len(indexes), canonical_nodes), np.int64)
-        self._audit: deque[Draw] = deque(maxlen=_AUDIT_STEPS)
-        self._pipeline: Pipeline | None = None
+        self._audit: deque[StepDraw] = deque(maxlen=_AUDIT_STEPS)
+        self._pipeline: BatchPipeline | None = None
         self._copies: DeviceCopies | None = None
-        self._ahead: tuple[Draw, dict[str, Any]] | None = None  # on its way to the device, not handed out yet
+        self._ahead: tuple[StepDraw, TokenBatch] | None = None  # being copied to the device, not handed out yet
 
-    # What the data are --------------------------------------------------------------------------------------------
+    def __repr__(self) -> str:
+        domains = f"1 domain ({self.names[0]})" if len(self.names) == 1 else f"{len(self.names)} domains"
+        return (
+            f"{type(self).__name__}({domains}, {self.num_samples.sum()} samples, "
+            f"global_batch_size={self.settings.global_batch_size}, seed={self.settings.seed}, "
+            f"mixture_lag={self.mixture_lag}, at step {self._step})"
+        )
+
+    # Data --------------------------------------------------------------------------------------------
 
     @property
     def names(self) -> list[str]:
@@ -121,54 +131,67 @@ class AdaptiveStreamingDataset(IterableDataset):
         return [domain.name for domain in self.domains]
 
     @property
-    def num_samples_K(self) -> np.ndarray:
+    def num_samples(self) -> np.ndarray:
         """(K,) int64: samples of each domain."""
-        return np.array([index.num_samples for index in self._shards.indexes], np.int64)
+        return np.array([index.num_samples for index in self._indexes], np.int64)
 
     @property
-    def prior_K(self) -> np.ndarray:
+    def prior(self) -> np.ndarray:
         """(K,) float64, sums to 1: the domains' priors, or their shares of the tokens."""
         return self._board.prior_K
 
     @property
+    def num_samples_K(self) -> np.ndarray:
+        """Alias of `num_samples`."""
+        return self.num_samples
+
+    @property
+    def prior_K(self) -> np.ndarray:
+        """Alias of `prior`."""
+        return self.prior
+
+    @cached_property
     def seq_len(self) -> int:
         """T: a sample has T + 1 tokens, inputs and targets shifted by one."""
-        return self._shards.row_tokens() - 1
+        table = ShardTable(self._indexes, self._cache)
+        try:
+            return table.row_tokens() - 1
+        finally:
+            table.close()
 
     @property
     def fingerprints(self) -> dict[str, str]:
-        """{domain: hash of its shards}: what a saved state must meet again."""
-        return {index.name: index.fingerprint for index in self._shards.indexes}
+        """{domain: hash of its shards}, which a saved state must match."""
+        return {index.name: index.fingerprint for index in self._indexes}
 
     # Mixture ------------------------------------------------------------------------------------------------------
 
     def publish(self, step: int, mixture: np.ndarray) -> None:
-        """Sets the mixture of `step`: (K,) probabilities; reaches the worker of a DataLoader, too.
+        """Sets the mixture of `step`: (K,) probabilities; also in the worker process of a DataLoader.
 
-        The same one twice is harmless. Raises PolicyError for what is no mixture, and for another one when the step
-        was already drawn.
+        The same one twice is harmless. Raises PolicyError for an array that is not a mixture, and for another mixture
+        when the step was already drawn.
         """
         self._board.publish(step, mixture)
 
     def mixture(self, step: int) -> np.ndarray:
-        """(K,) float64: the mixture of `step`. Raises ConfigError when it is not decided, or forgotten."""
+        """(K,) float64: the mixture of `step`. Raises ConfigError when it is not published yet, or no longer kept."""
         self._check_read_here()
-        for draw in self._audit:
-            if draw.step == step:
-                return draw.mixture_K
+        if (kept := self._kept_draw(step)) is not None:
+            return kept.mixture_K
         mixture_K = self._board.known(step) if step >= self._step else None
         if mixture_K is None:
-            raise ConfigError(f"the mixture of step {step} is not known at step {self._step}: {self._kept()}")
+            raise ConfigError(f"the mixture of step {step} is not available at step {self._step}: {_KEPT}")
         return mixture_K
 
     @property
     def mixture_in_force(self) -> np.ndarray:
-        """(K,) float64: the mixture of the batch last handed out; before the first batch, of the one to come."""
+        """(K,) float64: the mixture of the batch last handed out; before the first batch, of the first."""
         self._check_read_here()
         if self._audit:
             return self._audit[-1].mixture_K
         mixture_K = self._board.known(self._step)
-        return self.prior_K if mixture_K is None else mixture_K
+        return self.prior if mixture_K is None else mixture_K
 
     # Audit --------------------------------------------------------------------------------------------------------
 
@@ -179,45 +202,45 @@ class AdaptiveStreamingDataset(IterableDataset):
     def sample_ids(self, step: int) -> np.ndarray:
         """(B,) int64: the ids of step `step`'s global batch, slot by slot.
 
-        An id is the sample's number within its domain plus the number of samples of all domains before it. Known for
-        the last 64 steps handed out, and ahead as far as mixtures are decided.
+        An id is the sample's number within its domain plus the number of samples of all domains before it. Available
+        for the last 64 steps handed out, and for steps ahead whose mixtures are published.
         """
         draw, settings = self._draw(step), self.settings
-        offset_K = np.cumsum(self.num_samples_K) - self.num_samples_K
+        offset_K = np.cumsum(self.num_samples) - self.num_samples
         num_lanes = settings.num_lanes
         ids = UpcomingIds(self._source.orders, range(num_lanes), settings.global_batch_size // num_lanes)
         return offset_K[draw.domain_B] + ids.at(draw.domain_B, self._source.lane_B, draw.position_B)
 
     def cursor_digest(self) -> int:
-        """A hash of where the stream stands; equal on all ranks of a sound run."""
+        """A hash of the cursors, equal on all ranks that read one global order."""
         return xxhash.xxh64_intdigest(self._cursors_KC.tobytes())
 
-    def _draw(self, step: int) -> Draw:
+    def _draw(self, step: int) -> StepDraw:
         self._check_read_here()
-        for draw in self._audit:
-            if draw.step == step:
-                return draw
+        if (kept := self._kept_draw(step)) is not None:
+            return kept
         if step < self._step:
-            raise ConfigError(f"step {step} is not kept at step {self._step}: {self._kept()}")
+            raise ConfigError(f"step {step} is not available at step {self._step}: {_KEPT}")
         cursors_KC = self._cursors_KC.copy()
         for ahead in range(self._step, step + 1):
             draw = draw_step(self.settings, ahead, self.mixture(ahead), cursors_KC)
         return draw
 
-    def _kept(self) -> str:
-        return f"the last {_AUDIT_STEPS} steps are kept, and steps ahead whose mixture is decided."
+    def _kept_draw(self, step: int) -> StepDraw | None:
+        return next((draw for draw in self._audit if draw.step == step), None)
 
     def _check_read_here(self) -> None:
         if self._board.is_read_elsewhere:
             raise ConfigError(
-                "a DataLoader's worker reads this data set; where it stands is known in that process alone.\n"
-                "  Use num_workers=0, since reading runs in threads, or torchdata's StatefulDataLoader, which asks it."
+                "a DataLoader's worker reads this data set; its step and cursors are in that process alone.\n"
+                "  Use num_workers=0 (reading runs in threads), or torchdata's StatefulDataLoader, which saves the "
+                "worker's state."
             )
 
     # Iteration ----------------------------------------------------------------------------------------------------
 
     def check_prefetch(self, prefetch: int) -> None:
-        """Raises ConfigError when batches made `prefetch` ahead would wait for mixtures that the lag holds back."""
+        """Raises ConfigError when batches made `prefetch` steps ahead would wait for mixtures not published yet."""
         if self.mixture_lag is not None and self.mixture_lag < prefetch:
             raise ConfigError(
                 f"mixture_lag {self.mixture_lag} is less than prefetch {prefetch}: batches made ahead would wait for "
@@ -227,34 +250,46 @@ class AdaptiveStreamingDataset(IterableDataset):
     def start(
         self, prefetch: int, io_threads: int, pin_memory: bool = False, device: torch.device | None = None
     ) -> None:
-        """Starts making batches from the current step; a pipeline that runs already is stopped first.
+        """Starts making batches from the current step; a running pipeline is stopped first.
 
-        device: where batches are copied to, one ahead; None leaves them on the host.
+        device: batches are copied there, one ahead; None leaves them on the host.
         """
         self.check_prefetch(prefetch)
         self.close()
         limits = LookaheadLimits(
             samples=self._predownload,
             flight_bytes=_FLIGHT_BYTES,
-            unopened_bytes=self._cache_limit // 4 if self._cache_limit else 1 << 62,
+            unopened_bytes=self._cache_limit // 4 if self._cache_limit else _UNLIMITED_BYTES,
             threads=io_threads,
             timeout_s=self.timeout_s,
         )
         self._board.open()
-        options = PipelineOptions(prefetch, pin_memory, self.timeout_s, limits)
+        options = PipelineOptions(
+            prefetch,
+            pin_memory,
+            self.timeout_s,
+            limits,
+            vocab_size=self._vocab_size,
+            open_limit_bytes=self._cache_limit // 2 if self._cache_limit else None,
+        )
         self._copies = None if device is None else DeviceCopies(device, pin_memory)
-        self._pipeline = Pipeline(self._source, self._step, self._cursors_KC, options)
+        self._pipeline = BatchPipeline(self._source, self._step, self._cursors_KC, options)
 
-    def next_batch(self) -> dict[str, Any]:
-        """The next step's batch of this rank, as a dict; `start` must have been called."""
+    def next_batch(self) -> TokenBatch:
+        """The next step's batch of this rank; `start` must have been called."""
         assert self._pipeline is not None, "start() first"
-        draw, batch = self._ahead or self._on_device(self._pipeline.next())
+        draw, batch = self._ahead or self._begin_copy(self._pipeline.next())
         self._ahead = None
         if self._copies is not None:
             batch = self._copies.end(batch)
             following = self._pipeline.next_if_ready()
-            self._ahead = None if following is None else self._on_device(following)
-        self._hand_out(draw)
+            self._ahead = None if following is None else self._begin_copy(following)
+        # Cursors and step move here alone, not when a batch is made or copied: the state is that of this step.
+        assert draw.step == self._step
+        advance(draw.domain_B, self._cursors_KC)
+        self._audit.append(draw)
+        self._step += 1
+        self._board.forget(self._step - _AUDIT_STEPS)
         return batch
 
     @property
@@ -267,8 +302,8 @@ class AdaptiveStreamingDataset(IterableDataset):
         """The step that is handed out next."""
         return self._step
 
-    def __iter__(self) -> Iterator[dict[str, Any]]:
-        """Batches from the current step on, for ever. For use in a DataLoader: batch_size=None, num_workers 0 or 1."""
+    def __iter__(self) -> Iterator[TokenBatch]:
+        """Batches from the current step on, without end. In a DataLoader: batch_size=None, num_workers 0 or 1."""
         worker = get_worker_info()
         if worker is not None and worker.num_workers > 1:
             raise ConfigError(
@@ -276,60 +311,53 @@ class AdaptiveStreamingDataset(IterableDataset):
                 f"num_workers 0 or 1; reading already runs in threads."
             )
         if worker is not None:
-            self.close()  # threads do not live on in a fork
+            self.close()  # a fork has the pipeline's objects, but not its threads
         if not self.running:
             self.start(prefetch=2 if self.mixture_lag is None else min(2, self.mixture_lag), io_threads=4)
         while self.running:
             yield self.next_batch()
 
     def close(self) -> None:
-        """Stops the pipeline's threads; iterating again goes on at the current step."""
+        """Stops the pipeline's threads; iterating again continues at the current step."""
         if self._pipeline is not None:
             self._pipeline.close()
             self._pipeline = self._ahead = None
             self._board.close()
 
     def statistics(self) -> dict[str, Any]:
-        """Samples, bytes, cache hits, stalls and their seconds, in total and per domain; and the cache's counters."""
+        """Samples, bytes, cache hits, stalls and their seconds, in total and per domain; "cache": that of the cache."""
         running = self._pipeline.statistics.summary() if self._pipeline is not None else {}
         return {**running, "cache": self._cache.statistics()}
 
-    def _on_device(self, batch: Batch) -> tuple[Draw, dict[str, Any]]:
-        """The draw, and the batch as a user sees it, its copy to the device begun."""
-        tensors = {
+    def _begin_copy(self, batch: RankBatch) -> tuple[StepDraw, TokenBatch]:
+        """The draw and the batch as tensors, their copy to the device started."""
+        tensors: TokenBatch = {
             "tokens": torch.from_numpy(batch.tokens_NT),
             "domain": torch.from_numpy(batch.domain_N),
             "step": batch.draw.step,
         }
         return batch.draw, tensors if self._copies is None else self._copies.begin(tensors)
 
-    def _hand_out(self, draw: Draw) -> None:
-        assert draw.step == self._step
-        advance(draw.domain_B, self._cursors_KC)
-        self._audit.append(draw)
-        self._step += 1
-        self._board.forget(self._step - _AUDIT_STEPS)
-
     # State --------------------------------------------------------------------------------------------------------
 
     def state_dict(self) -> dict[str, Any]:
-        """JSON-able; stands for the step last handed out, whatever was made ahead. The same on every rank.
+        """JSON-able, of the step last handed out, whatever was made ahead; the same on every rank.
 
-        Raises ConfigError while a DataLoader's worker reads: where it stands is known there alone.
+        Raises ConfigError while a DataLoader's worker reads: the state is in that process.
         """
         self._check_read_here()
         pending = self._board.pending(self._step)
-        return stream_state.to_state(self._identity, self._shards.indexes, self._step, self._cursors_KC, pending)
+        return encode_state(self._identity, self._indexes, self._step, self._cursors_KC, pending)
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Goes to where `state` stands. Any number of times, in any world. Raises ResumeError (see stream/state.py)."""
-        step, cursors_KC, pending = stream_state.from_state(dict(state), self._identity, self._shards.indexes)
-        self.close()
+        """Continues from `state`, saved with any number of ranks. Raises ResumeError (see stream_state.py)."""
+        step, cursors_KC, pending = decode_state(state, self._identity, self._indexes)
+        self.close()  # before the cursors change, which its thread may be reading; the board is reset with no reader
         self._step, self._cursors_KC = step, cursors_KC
         self._audit.clear()
         self._board.load(step, pending)
 
     def _prior(self) -> np.ndarray:
         given = [domain.prior for domain in self.domains]
-        weight_K = np.array([n if p is None else p for p, n in zip(given, self.num_samples_K, strict=True)], np.float64)
+        weight_K = np.array([n if p is None else p for p, n in zip(given, self.num_samples, strict=True)], np.float64)
         return weight_K / weight_K.sum()

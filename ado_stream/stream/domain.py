@@ -1,12 +1,12 @@
-"""What a domain is: a name, where its shards are, and its weight before anything is learned.
+"""Domain: a name, the place of its shards, and its prior weight.
 
-A user's list of Streaming's `Stream(remote=..., local=..., split=..., proportion=...)` works in place of `Domain`s.
+A list of Streaming's `Stream(remote=..., local=..., split=..., proportion=...)` works in place of `Domain`s.
 """
 
 import math
 import os
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any
 
 from ado_stream.errors import ConfigError
@@ -16,9 +16,9 @@ from ado_stream.errors import ConfigError
 class Domain:
     """One domain of the mixture: an MDS data set (a folder with index.json) under a name.
 
-    remote: URL or path of the folder that is read from; None when everything is on this machine.
-    local:  folder on this machine: the data itself (remote None) or the cache of the remote.
-    prior:  weight, any positive scale; None for all domains means by number of tokens.
+    remote: URL or path of the folder that is read; None when the shards are in `local`.
+    local:  folder on this machine: the shards themselves (remote None) or the cache of the remote.
+    prior:  weight, on any positive scale; None for all domains: their numbers of tokens.
     """
 
     name: str
@@ -35,12 +35,16 @@ class Domain:
         if self.prior is not None and not (math.isfinite(self.prior) and self.prior >= 0):
             raise ConfigError(f"domain '{self.name}': prior {self.prior}; expected a finite weight >= 0, or None.")
 
+    def __repr__(self) -> str:
+        given = ((field.name, getattr(self, field.name)) for field in fields(self))
+        return f"Domain({', '.join(f'{name}={value!r}' for name, value in given if value is not None)})"
+
 
 def as_domains(given: Iterable[Any]) -> list[Domain]:
     """`given` (Domains, or Streaming's Stream objects) as a checked list of Domains.
 
     A Stream's name is the last part of its remote or local path. Raises ConfigError for an empty list, a name or a
-    folder that comes twice, and for Streams with `repeat` or `choose` (say it with `proportion`).
+    folder that comes twice, priors on some domains only, and Streams with `repeat` or `choose`.
     """
     domains = [item if isinstance(item, Domain) else _from_stream(item) for item in given]
     if not domains:
@@ -75,7 +79,7 @@ def _from_stream(stream: Any) -> Domain:
     name = path.rsplit("/", 1)[-1]
     for unit in ("repeat", "choose"):
         if hasattr(stream, unit):
-            raise ConfigError(f"stream '{name}': {unit}= has no meaning here; give all streams a proportion= instead.")
+            raise ConfigError(f"stream '{name}': {unit}= is not supported; give all streams a proportion= instead.")
     return Domain(
         name=name,
         remote=f"{stream.remote.rstrip('/')}/{split}".rstrip("/") if stream.remote else None,

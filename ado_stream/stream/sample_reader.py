@@ -2,9 +2,9 @@
 
 import numpy as np
 
-from ado_stream.storage.cache import NodeCache
+from ado_stream.storage.node_cache import NodeCache
 from ado_stream.stream.domain import Domain
-from ado_stream.stream.shard_table import Shards, open_indexes
+from ado_stream.stream.shard_table import ShardTable, open_indexes
 
 
 class SampleReader:
@@ -21,12 +21,13 @@ class SampleReader:
         token_dtype: str | None = None,
         vocab_size: int | None = None,
     ):
-        self._shards = Shards(open_indexes([domain], token_column, token_dtype), NodeCache(), vocab_size)
+        self._indexes = open_indexes([domain], token_column, token_dtype)
+        self._shards = ShardTable(self._indexes, NodeCache(), vocab_size=vocab_size)
 
     @property
     def num_samples(self) -> int:
-        """Samples in the domain."""
-        return self._shards.indexes[0].num_samples
+        """Samples of the domain."""
+        return self._indexes[0].num_samples
 
     @property
     def row_tokens(self) -> int:

@@ -1,27 +1,26 @@
-"""All shards of a data set's domains: opened through the node's cache, read by (domain, sample id).
+"""All shards of a data set's domains: mapped through the node's cache, read by (domain, sample id).
 
-Open shards are kept by last use, bounded by the process's limit of file descriptors and by a limit of bytes; while a
-shard is open, this process does not evict it. One reader owns one `Shards`; it is not for several threads at once.
-Downloads ahead go through the cache, which is safe to share.
+Open shards are bounded by the process's limit of file descriptors and by a limit of bytes, the least recently read
+closed first; while a shard is open, this process does not evict it. A table belongs to one thread. The table calls its
+fetcher and the cache; neither refers to the table.
 """
 
 import resource
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Protocol
 
 import numpy as np
 
 from ado_stream.errors import ConfigError, DataError, NotFound
-from ado_stream.storage.cache import NodeCache
 from ado_stream.storage.download import download
+from ado_stream.storage.node_cache import NodeCache
 from ado_stream.storage.retry import RetryPolicy
 from ado_stream.stream.domain import Domain
-from ado_stream.stream.gather import gather, locate
-from ado_stream.stream.index import MdsIndex, parse_index
+from ado_stream.stream.mds_index import INDEX_NAME, MdsIndex, parse_index
+from ado_stream.stream.row_gather import gather, locate
 from ado_stream.stream.shard_view import ShardView
-
-INDEX = "index.json"
 
 
 def open_indexes(
@@ -39,10 +38,10 @@ def open_indexes(
 def _index_text(domain: Domain, retry: RetryPolicy | None) -> bytes:
     assert domain.local is not None
     local = Path(domain.local)
-    path = local / INDEX
+    path = local / INDEX_NAME
     if domain.remote is not None and domain.remote.rstrip("/") != domain.local.rstrip("/"):
         local.mkdir(parents=True, exist_ok=True)
-        download(f"{domain.remote.rstrip('/')}/{INDEX}", path, retry=retry)
+        download(f"{domain.remote.rstrip('/')}/{INDEX_NAME}", path, retry=retry)
     try:
         return path.read_bytes()
     except OSError as error:
@@ -52,13 +51,23 @@ def _index_text(domain: Domain, retry: RetryPolicy | None) -> bytes:
         ) from None
 
 
-class Shards:
+class ShardFetcher(Protocol):
+    """Brings shards to the local disk for the thread that reads them."""
+
+    def fetch(self, domain: int, shard: int) -> None:
+        """Returns when the shard is verified on the local disk; the table opens it next."""
+
+    def release(self, domain: int, shard: int) -> None:
+        """The table has closed the shard: to be read again, it must be fetched again."""
+
+
+class ShardTable:
     """Rows of several domains by sample id.
 
-    open_limit_bytes: of open shards together. `before_open(domain, shard)` is called before a shard is opened; whoever
-    looks ahead sets it.
+    fetcher: called before a shard is opened and after it is closed; None: the cache fetches a shard when it is mapped.
+    open_limit_bytes: of open shards together.
 
-    All shards of all domains stand in one table (axis G), so that a batch is located by a few array operations: where
+    All shards of all domains are in one table (axis G), so that a batch is located by a few array operations: where
     the first row lies, how far apart rows are, and when the shard was last read.
     """
 
@@ -66,19 +75,19 @@ class Shards:
         self,
         indexes: Sequence[MdsIndex],
         cache: NodeCache,
+        fetcher: ShardFetcher | None = None,
+        *,
         vocab_size: int | None = None,
         open_limit_bytes: int | None = None,
     ):
-        self.indexes, self.cache, self.vocab_size = list(indexes), cache, vocab_size
-        self.before_open: Callable[[int, int], None] = lambda domain, shard: None
+        self._indexes, self._cache, self._fetcher, self._vocab_size = list(indexes), cache, fetcher, vocab_size
         self._first_shard_K = np.cumsum([0] + [index.samples_S.size for index in indexes])
         self._first_sample_K = np.cumsum([0] + [index.num_samples for index in indexes])
         self._first_sample_G = np.concatenate(
             [index.first_id_S[:-1] + first for index, first in zip(indexes, self._first_sample_K[:-1], strict=True)]
         )
         num_shards = self._first_sample_G.size
-        self._num_filled = sum(int((index.samples_S > 0).sum()) for index in indexes)
-        self._address_G = np.zeros(num_shards, np.uint64)  # of the first row; 0: not open, or rows at unequal distances
+        self._address_G = np.zeros(num_shards, np.uint64)  # of the first row; 0: not open, or rows at unequal strides
         self._stride_G = np.zeros(num_shards, np.uint64)
         self._last_read_G = np.zeros(num_shards, np.int64)
         self._num_reads = 0
@@ -86,19 +95,14 @@ class Shards:
         self._max_views = max(64, min(resource.getrlimit(resource.RLIMIT_NOFILE)[0], 1 << 14) // 4)
         self._max_bytes = open_limit_bytes or 1 << 62
         self._open_bytes = 0
-        self._opening = -1
         self._row_tokens = 0
         self._dtypes = list(dict.fromkeys(index.column.dtype for index in indexes))
         self._dtype_K = np.array([self._dtypes.index(index.column.dtype) for index in indexes])
 
-    def shard_of(self, domain: int, id_N: np.ndarray) -> np.ndarray:
-        """(N,) int64: the shard that holds each sample id of `domain`."""
-        return np.searchsorted(self.indexes[domain].first_id_S, id_N, side="right") - 1
-
     def row_tokens(self) -> int:
-        """Tokens a row, the same in all domains; from the indexes, or one shard a domain where they do not say."""
+        """Tokens a row, the same in all domains: from the indexes, or from one shard a domain without it there."""
         if not self._row_tokens:
-            lengths = {index.name: self._domain_row_tokens(domain) for domain, index in enumerate(self.indexes)}
+            lengths = {index.name: self._domain_row_tokens(domain) for domain, index in enumerate(self._indexes)}
             first, length = next(iter(lengths.items()))
             for name, other in lengths.items():
                 if other != length:
@@ -118,9 +122,11 @@ class Shards:
         shard_N, row_N = np.empty_like(id_N), np.empty_like(id_N)
         address_N = np.empty(id_N.size, np.uint64)
         self._num_reads += 1
-        table = (self._first_sample_G, self._address_G, self._stride_G, self._last_read_G)
-        held = []  # while the rows are copied, though a batch may need more shards than may stay open
-        if not locate(sample_N, *table, self._num_reads, shard_N, row_N, address_N):
+        table_G = (self._first_sample_G, self._address_G, self._stride_G, self._last_read_G)
+        # A batch may touch more shards than may stay open. Closing one drops the table's reference alone; the views in
+        # `held` keep the maps, and so the addresses, valid until the rows are copied.
+        held = []
+        if not locate(sample_N, *table_G, self._num_reads, shard_N, row_N, address_N):
             for shard in np.unique(shard_N).tolist():
                 held.append(view := self._view(shard))
                 here = shard_N == shard
@@ -129,29 +135,20 @@ class Shards:
             slot_N = np.arange(id_N.size)
             if len(self._dtypes) > 1:
                 slot_N = np.flatnonzero(self._dtype_K[domain_N] == number)
-            bad = gather(address_N[slot_N], slot_N, dtype, self.vocab_size, out_NT)
+            bad = gather(address_N[slot_N], slot_N, dtype, self._vocab_size, out_NT)
             if bad >= 0:
                 raise self._outside_vocabulary(shard_N[slot_N[bad]], row_N[slot_N[bad]], out_NT[slot_N[bad]])
 
-    def is_open(self, domain: int, shard: int) -> bool:
-        """Whether the shard is mapped, or about to be, so that nothing has to be fetched to read it."""
-        number = int(self._first_shard_K[domain]) + shard
-        return number in self._views or number == self._opening
-
-    def all_open(self) -> bool:
-        """Whether every shard is mapped."""
-        return len(self._views) == self._num_filled
-
     def close(self) -> None:
-        """Lets go of every open shard."""
+        """Closes every open shard."""
         while self._views:
-            self._drop_oldest()
+            self._close_oldest()
 
     def _domain_row_tokens(self, domain: int) -> int:
-        column = self.indexes[domain].column
+        column = self._indexes[domain].column
         if column.size_bytes is not None and not column.shaped:
             return column.size_bytes // column.dtype.itemsize
-        some_shard = int(np.argmax(self.indexes[domain].samples_S > 0))
+        some_shard = int(np.argmax(self._indexes[domain].samples_S > 0))
         return self._view(int(self._first_shard_K[domain]) + some_shard).row_tokens
 
     def _view(self, number: int) -> ShardView:
@@ -160,35 +157,36 @@ class Shards:
 
     def _open(self, number: int) -> ShardView:
         domain, shard = self._place(number)
-        index = self.indexes[domain]
+        index = self._indexes[domain]
         size = int(index.raw_bytes_S[shard])
         while self._views and (len(self._views) >= self._max_views or self._open_bytes + size > self._max_bytes):
-            self._drop_oldest()
-        self._opening = number
-        self.before_open(domain, shard)
+            self._close_oldest()
+        if self._fetcher is not None:
+            self._fetcher.fetch(domain, shard)
         spec = index.spec(shard)
-        mapped, _ = self.cache.map(spec)
+        mapped, _ = self._cache.map(spec)
         view = ShardView(mapped, index.column, int(index.samples_S[shard]), spec.label)
         if self._row_tokens and view.row_tokens != self._row_tokens:
             raise DataError(
-                f"{spec.label}: {view.row_tokens} tokens a sample, others have {self._row_tokens}. Prepare the domain "
-                f"again with one --seq-len."
+                f"{spec.label}: {view.row_tokens} tokens a sample, other shards have {self._row_tokens}. Prepare the "
+                f"domain again with one --seq-len."
             )
         self._views[number] = view
         self._address_G[number], self._stride_G[number] = view.regular
-        self._opening = -1
         self._open_bytes += size
-        self.cache.pin(spec)
+        self._cache.pin(spec)
         return view
 
-    def _drop_oldest(self) -> None:
+    def _close_oldest(self) -> None:
         open_G = np.fromiter(self._views, np.int64)
         number = int(open_G[self._last_read_G[open_G].argmin()])
         domain, shard = self._place(number)
         self._address_G[number] = 0
         del self._views[number]
-        self._open_bytes -= int(self.indexes[domain].raw_bytes_S[shard])
-        self.cache.unpin(self.indexes[domain].spec(shard))
+        self._open_bytes -= int(self._indexes[domain].raw_bytes_S[shard])
+        self._cache.unpin(self._indexes[domain].spec(shard))
+        if self._fetcher is not None:
+            self._fetcher.release(domain, shard)
 
     def _place(self, number: int) -> tuple[int, int]:
         """Domain, and shard within it, of a row of the table."""
@@ -197,10 +195,10 @@ class Shards:
 
     def _outside_vocabulary(self, number: int, row: int, token_T: np.ndarray) -> DataError:
         domain, shard = self._place(int(number))
-        index = self.indexes[domain]
+        index = self._indexes[domain]
         token = int(token_T.min() if token_T.min() < 0 else token_T.max())
         return DataError(
             f"domain '{index.name}', {index.files[shard][0]['basename']}, row {row} (id "
-            f"{index.first_id_S[shard] + row}): token {token} outside the vocabulary of {self.vocab_size}.\n"
+            f"{index.first_id_S[shard] + row}): token {token} outside the vocabulary of {self._vocab_size}.\n"
             f"  Was it prepared with another tokenizer? Set the model's vocab_size to cover it."
         )

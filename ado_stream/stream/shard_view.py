@@ -1,8 +1,8 @@
-"""One verified MDS shard, memory-mapped: where the tokens of each row lie.
+"""One verified MDS shard, memory-mapped: the addresses of each row's tokens.
 
 MDS: uint32 n, uint32[n + 1] offsets, a JSON header, then the samples; a sample is a uint32 size for each variable
 column, then the columns. Every offset is checked once at opening, so that a gather may read without checks.
-The map outlives an unlink of the file: eviction never pulls a page from under a reader.
+The map stays valid when the file is unlinked, and so when the shard is evicted while it is read.
 """
 
 import mmap
@@ -10,13 +10,13 @@ import mmap
 import numpy as np
 
 from ado_stream.errors import DataError, ShardCorrupt
-from ado_stream.stream.index import TokenColumn
+from ado_stream.stream.mds_index import TokenColumn
 
 
 class ShardView:
     """Rows of one shard: `address(rows)` and `row_tokens`, tokens a row, the same for all rows.
 
-    regular: (address of row 0, bytes from a row to the next), uint64; (0, 0) when rows lie at unequal distances.
+    regular: (address of row 0, bytes from a row to the next), uint64; (0, 0) when the stride varies.
 
     Raises ShardCorrupt when the header does not describe this file, DataError when rows differ in length.
     """
@@ -66,7 +66,7 @@ class ShardView:
         return offset_N
 
     def _token_spans(self, offset_N: np.ndarray, column: TokenColumn, label: str) -> tuple[np.ndarray, np.ndarray]:
-        """Begin and length in bytes of every row's tokens, checked to lie inside the row."""
+        """Start and length in bytes of every row's tokens, checked to lie inside the row."""
         begin_N = offset_N[:-1] + 4 * column.num_variable
         size_word = 0
         for size in column.columns_before:

@@ -1,4 +1,4 @@
-"""Which rows of the global batch this process reads: the only thing about the world that the stream needs to know."""
+"""Which slots of the global batch a rank reads: all that the stream depends on of the job's layout."""
 
 from dataclasses import dataclass
 
@@ -6,46 +6,46 @@ from ado_stream.errors import ConfigError
 
 
 @dataclass(frozen=True)
-class World:
-    """This rank among all; `replication` consecutive ranks read the same rows."""
+class RankSlots:
+    """One rank's place among all; `replication` consecutive ranks read the same slots."""
 
     rank: int
-    size: int
+    world_size: int
     replication: int
 
     @property
-    def readers(self) -> int:
-        """R: how many different parts the global batch is cut into."""
-        return self.size // self.replication
+    def num_parts(self) -> int:
+        """R: the number of different parts the global batch is cut into."""
+        return self.world_size // self.replication
 
-    def slots(self, global_batch_size: int, num_lanes: int) -> tuple[int, int]:
+    def slots(self, global_batch_size: int, num_lanes: int) -> slice:
         """This rank's slots [r B / R, (r + 1) B / R). Raises ConfigError with the nearest batch sizes that work."""
-        for divisor, what in ((num_lanes, "canonical_nodes"), (self.readers, "ranks")):
+        for divisor, what in ((num_lanes, "canonical_nodes"), (self.num_parts, "ranks")):
             if divisor < 1 or global_batch_size < 1 or global_batch_size % divisor:
                 below = global_batch_size // divisor * divisor if divisor > 0 else 0
                 nearest = " or ".join(str(size) for size in (below, below + divisor) if size > 0)
                 raise ConfigError(
                     f"global_batch_size {global_batch_size} is not a multiple of {what} {divisor}; nearest: {nearest}."
                 )
-        part = global_batch_size // self.readers
-        reader = self.rank // self.replication
-        return reader * part, (reader + 1) * part
+        num_slots = global_batch_size // self.num_parts
+        part = self.rank // self.replication
+        return slice(part * num_slots, (part + 1) * num_slots)
 
 
-def world_of(rank: int | None, size: int | None, replication: int) -> World:
-    """The world as given, else torch.distributed's when it runs, else one rank. Raises ConfigError when impossible."""
-    if (rank is None) != (size is None):
+def make_rank_slots(rank: int | None, world_size: int | None, replication: int) -> RankSlots:
+    """As given, else by torch.distributed when it runs, else one rank. Raises ConfigError for impossible numbers."""
+    if (rank is None) != (world_size is None):
         raise ConfigError("give both rank= and world_size=, or neither.")
-    if rank is None or size is None:
-        rank, size = _running_world()
-    if not 0 <= rank < size:
-        raise ConfigError(f"rank {rank} of world_size {size}; expected 0 <= rank < world_size.")
-    if replication < 1 or size % replication:
-        raise ConfigError(f"replication {replication} does not divide the {size} ranks.")
-    return World(rank, size, replication)
+    if rank is None or world_size is None:
+        rank, world_size = _distributed_rank()
+    if not 0 <= rank < world_size:
+        raise ConfigError(f"rank {rank} of world_size {world_size}; expected 0 <= rank < world_size.")
+    if replication < 1 or world_size % replication:
+        raise ConfigError(f"replication {replication} does not divide the {world_size} ranks.")
+    return RankSlots(rank, world_size, replication)
 
 
-def _running_world() -> tuple[int, int]:
+def _distributed_rank() -> tuple[int, int]:
     import torch.distributed as dist
 
     if dist.is_available() and dist.is_initialized():

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import xxhash
 
-from ado_stream.durable import sync_folder, write_durably
+from ado_stream.durable import sync, write_durably
 from ado_stream.errors import CheckpointError
 
 MARKER = "COMMIT.json"
@@ -61,7 +61,7 @@ def commit(directory: Path) -> None:
         path.name: {"bytes": path.stat().st_size, "xxh64": digest} for path, digest in zip(paths, hashes, strict=True)
     }
     write_durably(directory / MARKER, json.dumps({"version": VERSION, "files": files}, indent=1))
-    sync_folder(directory.parent)
+    sync(directory.parent)
 
 
 def find_fault(directory: Path) -> str | None:

@@ -13,8 +13,8 @@ from ado_model import PRESETS, ModelConfig
 from ado_stream.corpus import Corpus, open_corpus
 from ado_stream.errors import ConfigError
 from ado_stream.loader import AdaptiveLoader
-from ado_stream.policy import registry
-from ado_stream.policy.base import Policy
+from ado_stream.policy import policy_registry
+from ado_stream.policy.base_policy import Policy, RunContext
 from ado_stream.storage.retry import RetryPolicy
 from ado_stream.stream.dataset import AdaptiveStreamingDataset
 from ado_stream.train.config import TrainConfig
@@ -53,7 +53,7 @@ def build_components(config: TrainConfig, context: DistributedContext) -> RunCom
         device=context.device,
         timeout_s=context.timeout_s,
     )
-    rank_rows = config.data.global_batch_size // dataset.world.readers
+    rank_rows = config.data.global_batch_size // dataset.rank_slots.num_parts
     return RunComponents(
         corpus, model, loader, make_learning_rate_schedule(config, model.width), micro_rows(config, rank_rows)
     )
@@ -140,15 +140,15 @@ def make_dataset(config: TrainConfig, corpus: Corpus, context: DistributedContex
 
 def make_run_policy(config: TrainConfig, dataset: AdaptiveStreamingDataset) -> Policy:
     """The config's policy inside its guards; options that follow from the run are filled in."""
-    prior = dict(zip(dataset.names, dataset.prior_K.tolist(), strict=True))
-    facts = registry.RunFacts(
+    prior = dict(zip(dataset.names, dataset.prior.tolist(), strict=True))
+    context = RunContext(
         steps=config.train.steps,
         global_batch_size=config.data.global_batch_size,
         mixture_lag=config.data.mixture_lag,
-        sizes=dict(zip(dataset.names, dataset.num_samples_K.tolist(), strict=True)),
+        sizes=dict(zip(dataset.names, dataset.num_samples.tolist(), strict=True)),
     )
     section = config.policy
-    return registry.make_run_policy(section.name, prior, section.options, section.guards, facts)
+    return policy_registry.make_run_policy(section.name, prior, section.options, section.guards, context)
 
 
 def parse_bytes(text: str | None) -> int | None:

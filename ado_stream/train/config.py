@@ -5,7 +5,6 @@ reported with the nearest known one. Values that depend on the corpus or the mod
 """
 
 import dataclasses
-import difflib
 import math
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -18,8 +17,9 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from ado_stream.errors import ConfigError, NotFound
-from ado_stream.policy.weights import by_name
+from ado_stream.policy.domain_weights import with_text_keys
 from ado_stream.storage.retry import RetryPolicy
+from ado_stream.suggest import did_you_mean
 
 
 @dataclass(frozen=True)
@@ -237,7 +237,7 @@ def _with_names(values: Any) -> Any:
     policy = values.get("policy")
     if not (isinstance(policy, Mapping) and isinstance(policy.get("prior"), Mapping)):
         return values
-    return {**values, "policy": {**policy, "prior": by_name(policy["prior"], "'policy.prior'")}}
+    return {**values, "policy": {**policy, "prior": with_text_keys(policy["prior"], "'policy.prior'")}}
 
 
 def _assignment(text: str) -> str:
@@ -264,8 +264,8 @@ def _refuse_unknown(values: Any, section: type, prefix: str) -> None:
     for key, value in values.items():
         if key not in types:
             name = f"{prefix}{key}"
-            near = difflib.get_close_matches(name, _known_keys(TrainConfig, ""), n=1, cutoff=0.75)
-            hint = f"; did you mean '{near[0]}'?" if near else f"; known here: {', '.join(types)}."
+            # sections share prefixes, so that a lower cutoff would suggest a key of another meaning
+            hint = did_you_mean(name, _known_keys(TrainConfig, ""), cutoff=0.75) or f"; known here: {', '.join(types)}."
             raise ConfigError(f"unknown '{name}'{hint}")
         section_or_type = types[key]
         if isinstance(section_or_type, type) and dataclasses.is_dataclass(section_or_type):

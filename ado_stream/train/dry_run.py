@@ -114,7 +114,7 @@ def plan_run(config: TrainConfig, context: DistributedContext) -> RunPlan:
     components = build_components(config, context)
     dataset, model = components.loader.dataset, components.model
     batch, steps = config.data.global_batch_size, config.train.steps
-    prior_K, size_K = dataset.prior_K, dataset.num_samples_K
+    prior_K, size_K = dataset.prior, dataset.num_samples
     with np.errstate(divide="ignore"):
         repeats_after_K = size_K / (batch * prior_K)
     return RunPlan(

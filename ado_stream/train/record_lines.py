@@ -9,8 +9,9 @@ import numpy as np
 from ado_model import ModelConfig
 from ado_stream import record
 from ado_stream.corpus import Corpus
+from ado_stream.corpus.manifest import DomainEntry
 from ado_stream.loader import AdaptiveLoader
-from ado_stream.policy.base import Policy
+from ado_stream.policy.base_policy import Policy
 from ado_stream.train.config import TrainConfig
 from ado_stream.train.distributed import DistributedContext
 
@@ -32,7 +33,7 @@ def run_line(
         "run_id": run_id,
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
         "domains": dataset.names,
-        "prior": dataset.prior_K,
+        "prior": dataset.prior,
         "policy": config.policy.name,
         "policy_options": {
             **config.policy.options,
@@ -62,12 +63,10 @@ def run_line(
 def fit_line(policy: Policy, drawn_K: np.ndarray) -> dict[str, Any]:
     """The fields of a "fit" line; drawn_K: samples of each domain up to and with the step of the fit."""
     fit = policy.fit
-    innermost: Any = policy
-    while hasattr(innermost, "policy"):  # guards
-        innermost = innermost.policy
+    assert fit is not None, "called after a refit"
     return {
         "step": policy.fit_step,
-        "n": int(drawn_K.sum()) if innermost.config.shared_count else drawn_K,
+        "n": policy.law_counts(drawn_K),
         "log_beta": fit.log_beta,
         "log_eps": fit.log_eps,
         "alpha": fit.alpha,
@@ -79,7 +78,7 @@ def fit_line(policy: Policy, drawn_K: np.ndarray) -> dict[str, Any]:
     }
 
 
-def _domain(entry: dict[str, Any]) -> dict[str, Any]:
+def _domain(entry: DomainEntry) -> dict[str, Any]:
     train = entry["splits"]["train"]
     return {"tokens": train["tokens"], "samples": train["samples"], "bytes": entry["bytes"]}
 

@@ -19,10 +19,11 @@ from typing import Any
 import numpy as np
 import torch
 
-from ado_kernels.machine_code import compile_behind
+from ado_kernels.numba_cache import compile_in_background
 from ado_model import Transformer
 from ado_stream.errors import ResumeError, StorageError
 from ado_stream.record import RunRecord
+from ado_stream.stream.device_copies import TokenBatch
 from ado_stream.train.checkpoint import Checkpointer, CheckpointMetadata, TrainingState, load_training_state
 from ado_stream.train.checkpoint_commit import checkpoint_dir
 from ado_stream.train.components import build_components, open_split
@@ -63,7 +64,7 @@ def run_training(config: TrainConfig, resume: str | os.PathLike[str] = "auto") -
         if context.device.type == "cpu":
             keep_freed_memory()
         if context.is_main:
-            compile_behind("fit")  # seconds, once a machine; else every rank would wait for it at the first refit
+            compile_in_background("fit")  # seconds, once a machine; else all ranks would wait at the first refit
         with Trainer(config, context) as trainer, log_rank_errors(context):
             trainer.start(os.fspath(resume))
             with StopRequest(context) as stop:
@@ -177,7 +178,7 @@ class Trainer:
         if self._record is not None:
             self._record.close()
 
-    def _train_step(self, batches: Iterator[dict[str, Any]]) -> None:
+    def _train_step(self, batches: Iterator[TokenBatch]) -> None:
         timer = StepTimer(self._context.device, self._save_s)
         self._save_s = 0.0
         with timer.host("data"):
@@ -192,9 +193,8 @@ class Trainer:
         launched = LaunchedStep(
             batch["step"], self._loader.mixture, samples_K, self._drawn_K.copy(), learning_rate, timer
         )
-        self._log.push(
-            launched, outcome
-        )  # before `observe`: it waits for the device's previous step, `observe` then does not
+        # before `observe`: it waits for the device's previous step, `observe` then does not
+        self._log.push(launched, outcome)
         with timer.host("policy"):
             self._loader.observe(*outcome.for_policy(), reduced=True)
         self._finished += 1
@@ -256,7 +256,7 @@ class Trainer:
             self._sinks = make_sinks(options, self._run_dir, self._run_id, self._finished, config)
         log_options = LogOptions(
             names=self._names,
-            num_samples_K=self._loader.dataset.num_samples_K,
+            num_samples_K=self._loader.dataset.num_samples,
             seq_len=self._loader.dataset.seq_len,
             total_steps=self._config.train.steps,
             every_steps=options.every_steps,

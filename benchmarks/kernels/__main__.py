@@ -9,21 +9,18 @@ from datetime import UTC, datetime
 
 import torch
 
-from benchmarks.common import RESULTS, write_result
+from benchmarks.common import write_result
 from benchmarks.kernels import (
-    bars,
     ceilings,
     checks,
     domain_loss,
     fit,
     linear_cross_entropy,
     overhead,
-    plots,
     rms_norm,
     rms_norm_rope,
-    summary,
-    sweep,
     swiglu,
+    table,
     tune,
 )
 from benchmarks.kernels.harness import Bench
@@ -42,30 +39,31 @@ SECTIONS: tuple[tuple[str, Callable[[Bench], None]], ...] = (
     ("rms_norm_rope", rms_norm_rope.run_rms_norm_rope),
     ("domain_loss", domain_loss.run_sizes),
     ("overhead", overhead.run_overhead),
-    ("sweep", sweep.run_sweep),
+    ("sweep", tune.run_sweep),
 )
-NAMES = list(dict.fromkeys(name for name, _ in SECTIONS))
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.kernels", description=__doc__)
     parser.add_argument("--smoke", action="store_true", help="small shapes and two repeats; the figures mean nothing")
     parser.add_argument("--budget-s", type=float, default=480.0, help="start no case after this many seconds")
-    parser.add_argument("--only", nargs="+", choices=NAMES, help="sections to run after 'device'")
+    parser.add_argument("--only", nargs="+", choices=sorted({name for name, _ in SECTIONS}), help="after 'device'")
     parser.add_argument("--tune", action="store_true", help="only choose launches for this GPU and write the table")
     args = parser.parse_args()
-    if not torch.cuda.is_available() and (args.tune or not args.smoke):
+    on_gpu = torch.cuda.is_available()
+    if not on_gpu and (args.tune or not args.smoke):
         parser.error("no CUDA GPU: only --smoke runs here (CPU figures: benchmarks.bench_linear_cross_entropy)")
     torch.manual_seed(0)
-    bench = _bench(args.smoke, time.monotonic() + args.budget_s)
+    if on_gpu:
+        torch.cuda.set_stream(torch.cuda.Stream())  # graphs are recorded on the stream of the forward passes
+    # Without a GPU: Inductor's C++ takes minutes for what a smoke run shows.
+    device, backend = ("cuda", "inductor") if on_gpu else ("cpu", "eager")
+    bench = Bench(torch.device(device), args.smoke, time.monotonic() + args.budget_s, backend)
     if args.tune:
         tune.run_tune(bench)
         return 0
     for name, run in SECTIONS:
-        if args.only and name not in ("device", *args.only):
-            continue
-        if bench.out_of_time():
-            bench.emit(name, "section", skipped="out of time")
+        if (args.only and name not in ("device", *args.only)) or bench.out_of_time(name, "section"):
             continue
         try:
             run(bench)
@@ -76,30 +74,15 @@ def main() -> int:
     return 1 if bench.failed else 0
 
 
-def _bench(smoke: bool, deadline: float) -> Bench:
-    if not torch.cuda.is_available():
-        # Inductor's C++ takes minutes for what a smoke run shows.
-        return Bench(torch.device("cpu"), smoke, deadline, backend="eager")
-    torch.cuda.set_stream(torch.cuda.Stream())  # graphs are recorded on the stream of the forward passes
-    return Bench(torch.device("cuda"), smoke, deadline)
-
-
 def _report(bench: Bench) -> None:
-    """Writes the records and the bars' verdicts, prints the table, then draws: a picture that fails costs no figure."""
+    """Writes the records and the bars' verdicts, and prints the table."""
     card = torch.cuda.get_device_name().replace(" ", "-") if bench.on_gpu else "cpu"
     name = f"kernels-{card}-{datetime.now(UTC):%Y-%m-%d}{'-smoke' if bench.smoke else ''}"
     note = "Smoke run: proves the script; its figures mean nothing." if bench.smoke else ""
-    if not bench.on_gpu:
-        note += " The device is a CPU: no figure here is a GPU's."
-    judged = bars.verdicts(bench.records)
-    payload = {"device": bench.device.type, "note": note.strip(), "failed": bench.failed, "bars": judged}
+    judged = table.verdicts(bench.records)
+    payload = {"device": bench.device.type, "note": note, "failed": bench.failed, "bars": judged}
     write_result(name, payload | {"records": bench.records})
-    print(summary.table(bench.records, judged, bench.failed), flush=True)
-    try:
-        for path in plots.draw(bench.records, RESULTS / name):
-            print(f"written to {path}", file=sys.stderr)
-    except Exception as error:  # noqa: BLE001 - matplotlib is absent, say: no reason for another exit code
-        print(f"not drawn: {type(error).__name__}: {error}", file=sys.stderr)
+    print(table.table(bench.records, judged, bench.failed), flush=True)
 
 
 if __name__ == "__main__":

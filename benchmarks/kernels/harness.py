@@ -1,43 +1,33 @@
-"""Timing, guards and records: what every section of the kernel benchmark uses.
+"""The clock, the checks and the records that every script of this folder uses.
 
-On a GPU there are two clocks, each with the L2 cache emptied before every call by reading: a flush that writes would
-leave lines whose write-back is charged to the call.
-ms: events around single calls, median of 20. The flush before takes a quarter of a millisecond, in which the host
-enqueues the call; but what the call wrote last (up to a cache's worth) may still be in the cache when it ends.
-graph_ms, of calls under a millisecond and of the ceilings: replays of a CUDA graph of ten flushed calls, less those of
-the flushes alone. No host takes part, and every write is paid for, by the next flush. Each flush reads another part of
-the buffer: a cache that is not strictly LRU would keep some of what the flush before read, more of it where no call
-came between. Where there is a graph_ms, it is what shares and ratios are made of. On a CPU: ms, wall time.
-
-So a floor's rate is by graph, and a call under a millisecond too; a longer one, by events, leaves at most a cache's
-worth of writes unpaid, 12 us on an H200.
+On a GPU there are two clocks. ms: triton.testing.do_bench, events around single calls with the L2 cache flushed before
+each. It flushes by writing, so up to a cache's worth of write-back is charged to the call (12 us on an H200), and a
+host slower than the flush shows. graph_ms, of calls under a millisecond and of the ceilings: a CUDA graph of ten calls,
+each after a read of four times the cache, less a graph of the reads alone. No host takes part and every write is paid
+for. Where there is a graph_ms, shares and ratios are made of it. On a CPU: ms, wall time.
 """
 
-import functools
 import gc
 import json
 import math
 import signal
-import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
+import triton
 
-COMPILE_BUDGET_S = 25
-EVENT_FLUSH_BYTES = 1 << 30
+from benchmarks.common import median_s
+
+COMPILE_BUDGET_S = 25.0
 GRAPH_BELOW_MS = 1.0
-GRAPH_CALLS = 10
-FLUSH_PARTS = (1, 2, 5, 10)  # divisors of that: a replay does not begin with the part that the one before ended with
-CLOCK_READS = 100  # 30 ms of reading before a case: clocks fall while the host compiles
+# Calls of a graph, and parts of the flushed memory. A cache that is not strictly LRU would keep some of what the last
+# flush read: each reads another part, and a replay does not begin with the part that the one before ended with.
+GRAPH_CALLS, FLUSH_PARTS = 10, 5
 Call = Callable[[], Any]
-Builder = Callable[[], Call]
-
-
-class Absent(Exception):
-    """A baseline that the installed version of its package does not have."""
 
 
 @dataclass(frozen=True)
@@ -63,7 +53,7 @@ class Bench:
     smoke: bool
     deadline: float
     backend: Any = "inductor"
-    records: list[dict] = field(default_factory=list)
+    records: list[dict[str, Any]] = field(default_factory=list)
     failed: list[str] = field(default_factory=list)
     copy_bytes_per_s: float | None = None
     matmul_flop_per_s: float | None = None
@@ -73,8 +63,16 @@ class Bench:
     def on_gpu(self) -> bool:
         return self.device.type == "cuda"
 
-    def out_of_time(self) -> bool:
+    @property
+    def over(self) -> bool:
+        """Whether the time is up."""
         return time.monotonic() > self.deadline
+
+    def out_of_time(self, section: str, case: str, **values: Any) -> bool:
+        """Whether nothing more may start; that is then recorded for this case."""
+        if self.over:
+            self.emit(section, case, **values, skipped="out of time")
+        return self.over
 
     def emit(self, section: str, case: str, **values: Any) -> None:
         """Prints one record at once and keeps it."""
@@ -82,7 +80,7 @@ class Bench:
         self.records.append(record)
         print(json.dumps(record), flush=True)
 
-    def find(self, section: str, case: str, implementation: str = "ours") -> dict:
+    def find(self, section: str, case: str, implementation: str = "ours") -> dict[str, Any]:
         """The record of an implementation; empty if there is none."""
         wanted = {"section": section, "case": case, "implementation": implementation}
         return next((record for record in self.records if wanted.items() <= record.items()), {})
@@ -96,110 +94,101 @@ class Bench:
         torch._dynamo.reset()
         return torch.compile(function, fullgraph=True, dynamic=False, backend=self.backend)
 
+    def compare(
+        self,
+        section: str,
+        case: str,
+        builds: dict[str, Callable[[], Call]],
+        work: Work,
+        examine: Callable[[Any], dict[str, Any]] | None = None,
+    ) -> None:
+        """Times every implementation of one case, "ours" first (or taken from an earlier record).
+
+        A baseline may be absent (ImportError) or fail in any way: its record says how. What is called "ours..." may
+        not. examine: more fields, of the call's result; "wrong": True among them says that the result is not right.
+        """
+        ours = self.find(section, case)
+        for name, build in builds.items():
+            own = name.startswith("ours")
+            if self.out_of_time(section, case, implementation=name):
+                continue
+            try:
+                record = self._measure(build, work, examine)
+            except Exception as error:  # noqa: BLE001 - a baseline may raise anything
+                absent = isinstance(error, ImportError) and not own
+                record = {"skipped" if absent else "failed": f"{type(error).__name__}: {error}"[:300]}
+            ours = record if name == "ours" else ours
+            self.emit(section, case, implementation=name, **record, **_against(record, ours))
+            if own and ("failed" in record or record.get("wrong")):
+                self.failed.append(f"{section}, {case}, {name}")
+
+    def _measure(self, build: Callable[[], Call], work: Work, examine: Callable[[Any], dict] | None) -> dict[str, Any]:
+        with time_limit(COMPILE_BUDGET_S):
+            call = build()
+            result = call()
+            self.synchronize()
+        found = examine(result) if examine else {}  # before later calls write over it
+        record = self.times(call, graph_below_ms=GRAPH_BELOW_MS)
+        ms, floor_ms = judged_ms(record), self.floor_ms(work)
+        if floor_ms:
+            record |= {"floor_ms": floor_ms, "share_of_floor": floor_ms / ms}
+        if work.own_floor_ms:
+            record["share_of_own_floor"] = work.own_floor_ms / ms
+        if work.num_bytes:
+            record["gb_per_s"] = work.num_bytes / ms / 1e6
+        if work.num_flops:
+            record |= {"tflop_per_s": work.num_flops / ms / 1e9, "peak_bytes": self.peak_bytes(call)}
+        return record | found
+
     def floor_ms(self, work: Work) -> float | None:
         """The least milliseconds at the measured ceilings; None where one that it takes was not measured."""
         ceilings = ((work.num_bytes, self.copy_bytes_per_s), (work.num_flops, self.matmul_flop_per_s))
         taken = [(amount, rate) for amount, rate in ceilings if amount]
         if any(rate is None for _, rate in taken):
             return None
-        return 1e3 * max((amount / rate for amount, rate in taken), default=0.0)
-
-    def compare(
-        self,
-        section: str,
-        case: str,
-        builders: dict[str, Builder],
-        work: Work,
-        examine: Callable[[Any], dict] | None = None,
-    ) -> None:
-        """Times every implementation of one case, "ours" first (or taken from an earlier record).
-
-        A baseline may be absent or fail in any way: its record says how. What is called "ours..." may not.
-        examine: of the call's result, more fields; "wrong": True among them says that the result is not right.
-        """
-        ours = self.find(section, case)
-        for name, build in builders.items():
-            own = name.startswith("ours")
-            if self.out_of_time():
-                self.emit(section, case, implementation=name, skipped="out of time")
-                continue
-            try:
-                record = self._measure(build, work, examine)
-            except Exception as error:  # noqa: BLE001
-                absent = isinstance(error, (ModuleNotFoundError, Absent)) and not own
-                values = {"skipped" if absent else "failed": f"{type(error).__name__}: {error}"[:300]}
-                self.emit(section, case, implementation=name, **values)
-                self._note(own, section, case, name)
-                continue
-            ours = record if name == "ours" else ours
-            self.emit(section, case, implementation=name, **record, **_against(record, ours))
-            self._note(own and record.get("wrong", False), section, case, name)
-
-    def _note(self, wrong: bool, *what: str) -> None:
-        if wrong:
-            self.failed.append(", ".join(what))
-
-    def _measure(self, build: Builder, work: Work, examine: Callable[[Any], dict] | None) -> dict:
-        with Alarm(COMPILE_BUDGET_S):
-            call = build()
-            result = call()
-            self.synchronize()
-        record: dict[str, Any] = self.times(call, graph_below_ms=GRAPH_BELOW_MS)
-        seconds, floor_ms = judged_ms(record) / 1e3, self.floor_ms(work)
-        if floor_ms:
-            record |= {"floor_ms": floor_ms, "share_of_floor": floor_ms / judged_ms(record)}
-        if work.own_floor_ms:
-            record["share_of_own_floor"] = work.own_floor_ms / judged_ms(record)
-        if work.num_bytes:
-            record["gb_per_s"] = work.num_bytes / seconds / 1e9
-        if work.num_flops:
-            record |= {"tflop_per_s": work.num_flops / seconds / 1e12, "peak_bytes": self.peak_bytes(call)}
-        return record | (examine(result) if examine else {})
+        return 1e3 * max((amount / rate for amount, rate in taken if rate), default=0.0)
 
     def synchronize(self) -> None:
         if self.on_gpu:
             torch.cuda.synchronize()
 
-    def times(self, call: Call, graph_below_ms: float = math.inf) -> dict:
+    def times(self, call: Call, graph_below_ms: float = math.inf) -> dict[str, Any]:
         """{"ms"} of a call, and on a GPU, if that is less than this, {"graph_ms"}."""
-        record: dict[str, Any] = {"ms": self.time_ms(call)}
+        record = {"ms": self.time_ms(call)}
         return record | (self.graph_ms(call) if self.on_gpu and record["ms"] < graph_below_ms else {})
 
     def time_ms(self, call: Call) -> float:
         """Median milliseconds of one call."""
-        return self._time_gpu_ms(call) if self.on_gpu else _time_cpu_ms(call, repeats=2 if self.smoke else 20)
+        if not self.on_gpu:
+            return 1e3 * median_s(call, repeats=2 if self.smoke else 20)
+        warmup, rep = (1, 2) if self.smoke else (25, 100)
+        return triton.testing.do_bench(call, warmup, rep, return_mode="median")
 
-    def graph_ms(self, call: Call) -> dict:
-        """{"graph_ms": milliseconds of a call by replays}, or why it cannot be captured."""
-        num_bytes = 4 * torch.cuda.get_device_properties(self.device).L2_cache_size
+    def graph_ms(self, call: Call) -> dict[str, Any]:
+        """{"graph_ms"} of a call, or why it cannot be captured."""
+        cache_bytes = torch.cuda.get_device_properties(self.device).L2_cache_size
+        memory = torch.ones(FLUSH_PARTS, cache_bytes, device=self.device)  # float32: each part four times the cache
 
-        def flush(turn: int) -> None:
-            self._read(num_bytes, turn)
+        def replay_ms(*calls: Call) -> float:
+            def ten() -> None:
+                for turn in range(GRAPH_CALLS):
+                    memory[turn % FLUSH_PARTS].sum()
+                    for each in calls:
+                        each()
 
-        def flushed(turn: int) -> None:
-            flush(turn)
-            call()
+            return self.time_ms(self.captured(ten)[1])
 
         try:
-            with_call_ms = self._replay_ms(flushed)
+            return {"graph_ms": (replay_ms(call) - replay_ms()) / GRAPH_CALLS}
         except RuntimeError as error:
             return {"not_capturable": str(error)[:200]}
-        return {"graph_ms": (with_call_ms - self._replay_ms(flush)) / GRAPH_CALLS}
 
     def captured(self, call: Call) -> tuple[Any, Call]:
         """What `call` returned as it was recorded in a CUDA graph, and what fills it anew.
 
         The graph is recorded on the current stream, which must not be the default one: a backward pass runs on the
-        stream of its forward pass. On a CPU, calling again stands in for the replay.
+        stream of its forward pass.
         """
-        if not self.on_gpu:
-            outputs = call()
-
-            def again() -> None:
-                for output, new in zip(outputs, call(), strict=True):
-                    output.copy_(new)
-
-            return outputs, again
         graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(graph, stream=torch.cuda.current_stream()):
             outputs = call()
@@ -217,56 +206,15 @@ class Bench:
         torch.cuda.synchronize()
         return torch.cuda.max_memory_allocated() - before
 
-    @functools.cached_property
-    def _flush(self) -> torch.Tensor:
-        return torch.ones(EVENT_FLUSH_BYTES // 4, device=self.device)
 
-    def _read(self, num_bytes: int = EVENT_FLUSH_BYTES, turn: int = 0) -> None:
-        """Reads the turn-th part of this size, from the first again after the last."""
-        size = num_bytes // 4
-        parts = max(n for n in FLUSH_PARTS if n == 1 or n * size <= len(self._flush))
-        start = turn % parts * size
-        self._flush[start : start + size].sum()
-
-    def _time_gpu_ms(self, call: Call) -> float:
-        for _ in range(CLOCK_READS):
-            self._read()
-        for _ in range(1 if self.smoke else 5):
-            call()
-        return self._events_ms(call, self._read)
-
-    def _replay_ms(self, call: Callable[[int], None]) -> float:
-        """Milliseconds of GRAPH_CALLS calls in one graph, each told its number."""
-
-        def calls() -> None:
-            for turn in range(GRAPH_CALLS):
-                call(turn)
-
-        _, replay = self.captured(calls)
-        replay()
-        return self._events_ms(replay, lambda: None)
-
-    def _events_ms(self, call: Call, before: Call) -> float:
-        pairs = []
-        for _ in range(2 if self.smoke else 20):
-            start, stop = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-            before()
-            start.record()
-            call()
-            stop.record()
-            pairs.append((start, stop))
-        torch.cuda.synchronize()
-        return statistics.median(start.elapsed_time(stop) for start, stop in pairs)
-
-
-def judged_ms(record: dict) -> float:
+def judged_ms(record: dict[str, Any]) -> float:
     """The milliseconds that a record is judged by."""
     return record.get("graph_ms", record["ms"])
 
 
-def _against(record: dict, ours: dict) -> dict:
+def _against(record: dict[str, Any], ours: dict[str, Any]) -> dict[str, float]:
     """Time over ours, both by the same clock; and our peak memory over this one's."""
-    if "ms" not in ours:
+    if "ms" not in ours or "ms" not in record:
         return {}
     clock = "graph_ms" if "graph_ms" in record and "graph_ms" in ours else "ms"
     ratios = {"times_ours": record[clock] / ours[clock]}
@@ -275,29 +223,17 @@ def _against(record: dict, ours: dict) -> dict:
     return ratios
 
 
-def _time_cpu_ms(call: Call, repeats: int) -> float:
-    call()
-    seconds = []
-    for _ in range(repeats):
-        start = time.perf_counter()
-        call()
-        seconds.append(time.perf_counter() - start)
-    return statistics.median(seconds) * 1e3
-
-
-class Alarm:
+@contextmanager
+def time_limit(seconds: float) -> Iterator[None]:
     """Raises TimeoutError in the body after this many seconds: torch.compile may take minutes."""
 
-    def __init__(self, seconds: int) -> None:
-        self.seconds = seconds
+    def stop(*_: object) -> None:
+        raise TimeoutError(f"not ready after {seconds:g} s")
 
-    def __enter__(self) -> None:
-        self._handler = signal.signal(signal.SIGALRM, self._raise)
-        self._timer = signal.setitimer(signal.ITIMER_REAL, self.seconds)
-
-    def __exit__(self, *_: object) -> None:
-        signal.setitimer(signal.ITIMER_REAL, *self._timer)
-        signal.signal(signal.SIGALRM, self._handler)
-
-    def _raise(self, *_: object) -> None:
-        raise TimeoutError(f"not ready after {self.seconds} s")
+    handler = signal.signal(signal.SIGALRM, stop)
+    timer = signal.setitimer(signal.ITIMER_REAL, seconds)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, *timer)
+        signal.signal(signal.SIGALRM, handler)

@@ -1,16 +1,20 @@
-"""RMSNorm, alone and with the residual's addition, against eager torch, torch.compile, Liger-Kernel and quack."""
+"""How fast is RMSNorm, alone and with the residual's addition? Against torch, torch.compile, Liger-Kernel and quack.
+
+Prints ms, share of the memory's floor and others' time over ours, forward and backward. Bars: table.py.
+"""
 
 from collections.abc import Iterator
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 
 from ado_kernels import rms_norm
+from ado_kernels.ops.rms_norm import rms_norm_reference
 from benchmarks.kernels.harness import Bench
-from benchmarks.kernels.passes import Make, Operation
+from benchmarks.kernels.passes import Make, Passes
 
 EPS = 1e-6
-EAGER, COMPILED = "torch eager", "torch.compile"
 BAR_SHAPES = ((16384, 2048), (16384, 4096))
 SMOKE_SHAPES = ((512, 256),)
 OTHER_CASES = (
@@ -24,39 +28,45 @@ OTHER_CASES = (
 
 def run_bars(bench: Bench) -> None:
     """The shapes that have bars, against the implementations that these name."""
-    for operation, makes in _bar_cases(bench):
-        operation.compare(bench, {name: make for name, make in makes.items() if name != EAGER})
+    for passes, makes in _bar_cases(bench):
+        passes.compare(bench, {name: make for name, make in makes.items() if name != "torch eager"})
 
 
 def run_rest(bench: Bench) -> None:
     """Other shapes, without the slowest to compile; then eager torch at those that have bars."""
     for num_rows, width, dtype in () if bench.smoke else OTHER_CASES:
         makes = norms(bench, width)
-        norm(bench, num_rows, width, dtype).compare(bench, {name: makes[name] for name in ("ours", "Liger", COMPILED)})
-    for operation, makes in _bar_cases(bench):
-        operation.compare(bench, {EAGER: makes[EAGER]})
+        passes = norm(bench, num_rows, width, dtype)
+        passes.compare(bench, {name: makes[name] for name in ("ours", "Liger", "torch.compile")})
+    for passes, makes in _bar_cases(bench):
+        passes.compare(bench, {"torch eager": makes["torch eager"]})
 
 
-def _bar_cases(bench: Bench) -> Iterator[tuple[Operation, dict[str, Make]]]:
+def _bar_cases(bench: Bench) -> Iterator[tuple[Passes, dict[str, Make]]]:
     for num_rows, width in SMOKE_SHAPES if bench.smoke else BAR_SHAPES:
         yield norm(bench, num_rows, width, torch.bfloat16), norms(bench, width)
         yield add_norm(bench, num_rows, width), add_norms(bench, width)
 
 
-def norm(bench: Bench, num_rows: int, width: int, dtype: torch.dtype) -> Operation:
+def norm(bench: Bench, num_rows: int, width: int, dtype: torch.dtype) -> Passes:
     """Forward reads x and writes y; backward reads x and dy and writes dx."""
     x, dy = (torch.randn(num_rows, width, device=bench.device).to(dtype) for _ in range(2))
     weight = torch.ones(width, device=bench.device, dtype=dtype)
     case = f"{num_rows}x{width} {str(dtype)[6:]}"
-    return Operation("rms_norm", case, (x, weight), (dy,), 2 * x.nbytes, 3 * x.nbytes)
+    return Passes("rms_norm", case, (x, weight), (dy,), 2 * x.nbytes, 3 * x.nbytes, rms_norm_reference)
 
 
-def add_norm(bench: Bench, num_rows: int, width: int) -> Operation:
+def add_norm(bench: Bench, num_rows: int, width: int) -> Passes:
     """Forward reads x and the residual, writes y and the sum; backward reads the sum and two gradients, writes one."""
     x, residual, dy, dtotal = (torch.randn(num_rows, width, device=bench.device).bfloat16() for _ in range(4))
     weight = torch.ones(width, device=bench.device, dtype=torch.bfloat16)
-    inputs, grads = (x, residual, weight), (dy, dtotal)
-    return Operation("add_rms_norm", f"{num_rows}x{width} bfloat16", inputs, grads, 4 * x.nbytes, 4 * x.nbytes)
+    inputs, grads, num_bytes = (x, residual, weight), (dy, dtotal), 4 * x.nbytes
+
+    def reference(x: torch.Tensor, residual: torch.Tensor, weight: torch.Tensor) -> Any:
+        return rms_norm_reference(x, weight, EPS, residual)
+
+    case = f"{num_rows}x{width} bfloat16"
+    return Passes("add_rms_norm", case, inputs, grads, num_bytes, num_bytes, reference, roundings=2)
 
 
 def norms(bench: Bench, width: int) -> dict[str, Make]:
@@ -68,9 +78,9 @@ def norms(bench: Bench, width: int) -> dict[str, Make]:
     return {
         "ours": lambda: lambda x, weight: rms_norm(x, weight, EPS),
         "Liger": _liger,
-        COMPILED: lambda: bench.compiled(plain),
+        "torch.compile": lambda: bench.compiled(plain),
         "quack": _quack,
-        EAGER: lambda: plain,
+        "torch eager": lambda: plain,
     }
 
 
@@ -84,9 +94,9 @@ def add_norms(bench: Bench, width: int) -> dict[str, Make]:
     return {
         "ours": lambda: lambda x, residual, weight: rms_norm(x, weight, EPS, residual),
         "Liger": _liger_add,
-        COMPILED: lambda: bench.compiled(plain),
+        "torch.compile": lambda: bench.compiled(plain),
         "quack": _quack_add,
-        EAGER: lambda: plain,
+        "torch eager": lambda: plain,
     }
 
 

@@ -1,4 +1,4 @@
-"""Chooses launches for the GPU at hand and writes its rows into the table that ado_kernels.ops.launch reads.
+"""Which launches are fastest on the GPU at hand? Writes its rows of the table that ado_kernels.ops.launch reads.
 
     python -m benchmarks.kernels --tune
 
@@ -6,8 +6,12 @@ A row is written where a candidate beats the present entry by more than the nois
 here; what decides the bits of a sum over rows is no candidate (launch.SAME_BITS), nor is what the launcher refuses on
 this architecture. Time alone decides: of linear_cross_entropy's rows per chunk, weigh the memory that they take before
 the row is kept (predictions.md). Kernels inside a larger operation are chosen before it, and stay so while it is tuned.
+
+The sweep, last in a run of the benchmark, times what does decide bits: rows, warps, programs and stages of RMSNorm's
+backward pass, and tiles of "exponentials". A gain there is a reason to change the row for all architectures.
 """
 
+import json
 import math
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -16,22 +20,23 @@ from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import torch
 
 from ado_kernels import linear_cross_entropy, rms_norm, rms_norm_rope, swiglu
 from ado_kernels.ops import launch_table
-from ado_kernels.ops.launch import Key, architecture_of, read_table, using
-from benchmarks.kernels.harness import Alarm, Bench, Call
-from benchmarks.kernels.linear_cross_entropy import CHUNK_ROWS
-from benchmarks.kernels.linear_cross_entropy_baselines import methods
+from ado_kernels.ops.launch import Key, device_architecture, read_table, using
+from benchmarks.kernels import linear_cross_entropy as loss
+from benchmarks.kernels.harness import Bench, Call, time_limit
 
 GAIN = 0.02  # a smaller one is noise
 VOCABULARY = 50304
 COMPILE_BUDGET_S = 60  # of one candidate
 TABLE_PATH = Path(launch_table.__file__)
+SWEPT_WIDTHS = (2048, 768, 4096, 8192)
+TILES = ((128, 128, 4), (128, 128, 8), (128, 256, 8))  # rows, words, warps
 Fields = dict[str, Any]
-STAGES: tuple[Fields, ...] = tuple({"stages": stages} for stages in (1, 2, 3, 4))
 
 
 @dataclass(frozen=True)
@@ -47,7 +52,7 @@ class Space:
 
 def run_tune(bench: Bench) -> None:
     """Tries every space and writes the table."""
-    architecture = architecture_of(bench.device)
+    architecture = device_architecture(bench.device)
     write_table(TABLE_PATH, with_rows(launch_table.TABLE, architecture, choose_all(bench, spaces(bench.device))))
     bench.emit("tune", "table", written=str(TABLE_PATH), architecture=architecture)
 
@@ -57,10 +62,10 @@ def choose_all(bench: Bench, every: Iterator[Space]) -> dict[tuple[str, int], Fi
     chosen = {}
     with ExitStack() as kept:
         for space in every:
-            if bench.out_of_time():
-                bench.emit("tune", f"{space.op} {space.key}", skipped="out of time")
+            if bench.out_of_time("tune", f"{space.op} {space.key}"):
                 continue
-            fields = _choose(bench, space)
+            with using("linear_cross_entropy", **(space.within or {})):
+                fields = _fastest(bench, "tune", f"{space.op} {space.key}", space.op, space.candidates, space.build)
             if fields:
                 chosen[space.op, space.key] = fields
                 if space.within:
@@ -68,33 +73,30 @@ def choose_all(bench: Bench, every: Iterator[Space]) -> dict[tuple[str, int], Fi
     return chosen
 
 
-def _choose(bench: Bench, space: Space) -> Fields:
+def _fastest(
+    bench: Bench, section: str, case: str, op: str, candidates: Sequence[Fields], build: Callable[[], Call]
+) -> Fields:
     """The fastest candidate; none if the entry as it is comes within `GAIN` of it, or if nothing runs."""
-    with using("linear_cross_entropy", **(space.within or {})):
-        as_it_is_ms, *milliseconds = [_time_ms(bench, space, fields) for fields in ({}, *space.candidates)]
+    as_it_is_ms, *milliseconds = [_time_ms(bench, op, fields, build) for fields in ({}, *candidates)]
     best_ms = min(milliseconds, default=math.inf)
-    fields = space.candidates[milliseconds.index(best_ms)] if best_ms < (1 - GAIN) * as_it_is_ms else {}
-    bench.emit(
-        "tune",
-        f"{space.op} {space.key}",
-        ms=_finite(as_it_is_ms),
-        best_ms=_finite(best_ms),
-        chosen=fields,
-        candidates_ms=[_finite(each) for each in milliseconds],
-    )
+    fields = candidates[milliseconds.index(best_ms)] if best_ms < (1 - GAIN) * as_it_is_ms else {}
+    tried = [{**fields, "ms": _finite(ms)} for fields, ms in zip(candidates, milliseconds, strict=True)]
+    bench.emit(section, case, ms=_finite(as_it_is_ms), best_ms=_finite(best_ms), chosen=fields, candidates=tried)
     return fields
 
 
-def _time_ms(bench: Bench, space: Space, fields: Fields) -> float:
-    """Infinite where it cannot run: too much shared memory for this card, for example."""
-    with using(space.op, **fields):
-        try:
-            with Alarm(COMPILE_BUDGET_S):
-                call = space.build()
+def _time_ms(bench: Bench, op: str, fields: Fields, build: Callable[[], Call]) -> float:
+    """Infinite where it cannot run (too much shared memory for this card, for example) or time is up."""
+    if bench.over:
+        return math.inf
+    try:
+        with using(op, **fields):
+            with time_limit(COMPILE_BUDGET_S):
+                call = build()
                 call()
             return bench.time_ms(call)
-        except Exception:  # noqa: BLE001
-            return math.inf
+    except Exception:  # noqa: BLE001 - a candidate, not what is shipped
+        return math.inf
 
 
 def _finite(milliseconds: float) -> float | None:
@@ -104,52 +106,77 @@ def _finite(milliseconds: float) -> float | None:
 
 def spaces(device: torch.device) -> Iterator[Space]:
     """All that is tuned, most valuable first, for compiling takes seconds and time may run out."""
-    yield from _cross_entropy_spaces(device)
+    yield from _loss_spaces(device)
     gate, up = (_draw(device, 16384, 5632).detach() for _ in range(2))
     yield Space("swiglu", 0, _each(warps=(2, 4, 8)), lambda: lambda: swiglu(gate, up))
-    yield from _rope_spaces(device)
-    yield from _norm_spaces(device)
+    table = torch.rand(1024, 128, device=device)
+    for width in (64, 128, 256):
+        x, weight = _draw(device, 16, 1024, 768 // width, width), _draw(device, width)
+        yield from _norm_spaces("rms_norm_rope", width, x, weight, rms_norm_rope, *[table[:, : width // 2]] * 2)
+    for width in (2048, 4096, 1024, 8192, 512, 256, 16384, 128, 64):
+        x, weight = _draw(device, (1 << 25) // width, width), _draw(device, width)
+        yield from _norm_spaces("rms_norm", width, x, weight, rms_norm)
 
 
-def _cross_entropy_spaces(device: torch.device) -> Iterator[Space]:
+def _loss_spaces(device: torch.device) -> Iterator[Space]:
     """The kernels inside first, each under its own method."""
     targets = torch.randint(0, VOCABULARY, (16384,), device=device)
     ids = torch.zeros(1, dtype=torch.int64, device=device)
     for width, key in ((2048, 0), (768, 1024)):
         leaves = _draw(device, 16384, width), _draw(device, VOCABULARY, width)
 
-        def train(leaves=leaves) -> Call:
+        def train(leaves: tuple[torch.Tensor, torch.Tensor] = leaves) -> Call:
             return lambda: torch.autograd.grad(linear_cross_entropy(*leaves, targets, ids, 1)[0], leaves)
 
         if width == 2048:
             by_row = _each(block=(2048, 4096, 8192), warps=(4, 8, 16))
             yield Space("softmax_gradient", 0, by_row, train, {"method": "softmax_pass"})
-            if "exponentials" in methods(device):
+            if "exponentials" in loss.methods(device):
                 yield Space("exponentials", 0, _each(stages=(2, 3, 4)), train, {"method": "exponentials"})
-        yield Space("linear_cross_entropy", key, _each(rows=CHUNK_ROWS, method=methods(device)), train)
+        chunks = _each(rows=loss.CHUNK_ROWS, method=loss.methods(device))
+        yield Space("linear_cross_entropy", key, chunks, train)
 
 
-def _rope_spaces(device: torch.device) -> Iterator[Space]:
-    table = torch.rand(1024, 128, device=device)
-    for width in (64, 128, 256):
-        x, weight = _draw(device, 16, 1024, 768 // width, width), _draw(device, width)
+def _norm_spaces(
+    op: str, width: int, x: torch.Tensor, weight: torch.Tensor, function: Callable, *angles: torch.Tensor
+) -> Iterator[Space]:
+    """Forward: tiles of 1,024 to 8,192 elements, or of one row. Backward: stages, the rest decides bits."""
+    rows = [rows for rows in (1, 2, 4, 8, 16, 32, 64) if rows == 1 or 1024 <= rows * width <= 8192]
+    yield Space(op, width, _each(rows=rows, warps=(4, 8, 16)), lambda: lambda: function(x, weight, *angles))
 
-        def turn(x=x, weight=weight, table=table[:, : width // 2]) -> torch.Tensor:
-            return rms_norm_rope(x, weight, table, table)
+    def backward() -> Call:
+        y = function(x, weight, *angles)
+        dy = torch.randn_like(y)
+        return lambda: torch.autograd.grad(y, x, dy, retain_graph=True)
 
-        yield Space("rms_norm_rope", width, _tiles(width), lambda turn=turn: turn)
-        yield Space("rms_norm_rope_backward", width, STAGES, lambda turn=turn, x=x: _backward(turn(), x))
+    yield Space(f"{op}_backward", width, _each(stages=(1, 2, 3, 4)), backward)
 
 
-def _norm_spaces(device: torch.device) -> Iterator[Space]:
-    for width in (2048, 4096, 1024, 8192, 512, 256, 16384, 128, 64):
-        x, weight = _draw(device, (1 << 25) // width, width), _draw(device, width)
+def run_sweep(bench: Bench) -> None:
+    """On a GPU: the fastest RMSNorm backward of every width, then the training call by tiles."""
+    if not bench.on_gpu:
+        bench.emit("sweep", "rms_norm backward", skipped="needs a CUDA GPU")
+        return
+    for width in SWEPT_WIDTHS:
+        x, weight = _draw(bench.device, 16384, width), _draw(bench.device, width)
+        *_, space = _norm_spaces("rms_norm", width, x, weight, rms_norm)
+        case = f"rms_norm backward D={width}"
+        rows = [rows for rows in (1, 2, 4) if rows * width <= 8192]
+        found = _sweep(bench, f"{case} rows, warps", space.op, _each(rows=rows, warps=(4, 8, 16)), space.build)
+        grids = [{**found, **each} for each in _each(programs=(132, 264, 528, 1056), stages=(1, 2, 3))]
+        _sweep(bench, f"{case} programs, stages", space.op, grids, space.build)
+    for shape in loss.bar_shapes(bench) if "exponentials" in loss.methods(bench.device) else ():
+        inputs = loss.draw(bench, shape)
+        for long, wide, warps in TILES:
+            tile = patch.dict("ado_kernels.ops.linear_cross_entropy.exponentials.TILE", LONG=long, WIDE=wide)
+            with tile, using("linear_cross_entropy", method="exponentials"):
+                case = f"exponentials {shape} {long}x{wide}"
+                build = loss.training(lambda: loss.ours, inputs)
+                _sweep(bench, case, "exponentials", [{"warps": warps}], build)
 
-        def norm(x=x, weight=weight) -> torch.Tensor:
-            return rms_norm(x, weight)
 
-        yield Space("rms_norm", width, _tiles(width), lambda norm=norm: norm)
-        yield Space("rms_norm_backward", width, STAGES, lambda norm=norm, x=x: _backward(norm(), x))
+def _sweep(bench: Bench, case: str, op: str, candidates: Sequence[Fields], build: Callable[[], Call]) -> Fields:
+    return {} if bench.out_of_time("sweep", case) else _fastest(bench, "sweep", case, op, candidates, build)
 
 
 def _draw(device: torch.device, *shape: int) -> torch.Tensor:
@@ -159,17 +186,6 @@ def _draw(device: torch.device, *shape: int) -> torch.Tensor:
 def _each(**values: Sequence[Any]) -> tuple[Fields, ...]:
     """All combinations of the fields' values."""
     return tuple(dict(zip(values, each, strict=True)) for each in product(*values.values()))
-
-
-def _tiles(width: int) -> tuple[Fields, ...]:
-    """Rows and warps of tiles of 1,024 to 8,192 elements, or one row."""
-    rows = [rows for rows in (1, 2, 4, 8, 16, 32, 64) if rows == 1 or 1024 <= rows * width <= 8192]
-    return _each(rows=rows, warps=(4, 8, 16))
-
-
-def _backward(y: torch.Tensor, x: torch.Tensor) -> Call:
-    dy = torch.randn_like(y)
-    return lambda: torch.autograd.grad(y, x, dy, retain_graph=True)
 
 
 def with_rows(
@@ -185,14 +201,9 @@ def with_rows(
 def table_text(table: Mapping[Key, Mapping[str, Any]]) -> str:
     """The source of launch_table.py with these rows."""
     opening = TABLE_PATH.read_text().split("= {\n")[0]
-
-    def literal(value: Any) -> str:
-        return f'"{value}"' if isinstance(value, str) else str(value)
-
     lines = []
-    for (op, key, architecture), fields in table.items():
-        pairs = ", ".join(f'"{name}": {literal(value)}' for name, value in fields.items())
-        lines.append(f'    ("{op}", {key}, "{architecture}"): {{{pairs}}},\n')
+    for key, fields in table.items():
+        lines.append(f"    ({json.dumps(key)[1:-1]}): {json.dumps(fields)},\n")
     return opening + "= {\n" + "".join(lines) + "}\n"
 
 

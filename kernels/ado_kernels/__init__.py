@@ -1,32 +1,54 @@
-"""Kernels of ado-stream: Triton on GPUs, Numba or plain PyTorch on CPUs, one file per operation.
+"""Kernels of ado-stream: Triton on GPUs, Numba on CPUs, one folder per operation (ops/); the scaling-law fit (fit/).
 
-They know tensors; they know nothing of domains' names, files or policies. Names are loaded on first use: the
-scaling-law fit on a CPU needs no import of torch.
+They work on tensors and arrays alone: no domain names, files or policies. Names are imported on first use, so that the
+fit on a CPU needs no import of torch.
+
+Dimensions as suffixes: N rows, D or H width, Q width of a head, V vocabulary, T tokens, K domains, B ids (a batch's
+sequences); C rows of a chunk, G programs or slabs of a partial sum. Capitals in a kernel are compile-time constants;
+ACC is the dtype of its accumulators.
 """
 
 import importlib
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
-from ado_kernels.machine_code import drop_if_stale
+from ado_kernels.numba_cache import clear_stale_cache, use_writable_cache
 
-drop_if_stale(Path(__file__).parent)
+if TYPE_CHECKING:
+    from ado_kernels.fit.fit_dispatch import scaling_law_fit
+    from ado_kernels.ops.domain_loss import domain_loss
+    from ado_kernels.ops.linear_cross_entropy import linear_cross_entropy
+    from ado_kernels.ops.rms_norm import rms_norm
+    from ado_kernels.ops.rms_norm_rope import rms_norm_rope
+    from ado_kernels.ops.swiglu import swiglu
 
-_HOME = {
+# Before any import of numba below: its cache is looked up when a kernel's file is imported.
+clear_stale_cache(Path(__file__).parent)
+use_writable_cache(Path(__file__).parent)
+
+_MODULES = {
     "rms_norm": "ado_kernels.ops.rms_norm",
     "rms_norm_rope": "ado_kernels.ops.rms_norm_rope",
     "swiglu": "ado_kernels.ops.swiglu",
     "linear_cross_entropy": "ado_kernels.ops.linear_cross_entropy",
     "domain_loss": "ado_kernels.ops.domain_loss",
-    "scaling_law_fit": "ado_kernels.fit.dispatch",
+    "scaling_law_fit": "ado_kernels.fit.fit_dispatch",
 }
 
-__all__ = list(_HOME)
+__all__ = [
+    "domain_loss",
+    "linear_cross_entropy",
+    "rms_norm",
+    "rms_norm_rope",
+    "scaling_law_fit",
+    "swiglu",
+]
 
 
-def __getattr__(name: str):
-    if name not in _HOME:
+def __getattr__(name: str) -> Any:
+    if name not in _MODULES:
         raise AttributeError(f"module 'ado_kernels' has no attribute {name!r}")
-    value = getattr(importlib.import_module(_HOME[name]), name)
+    value = getattr(importlib.import_module(_MODULES[name]), name)
     globals()[name] = value
     return value
 

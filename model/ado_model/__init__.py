@@ -1,7 +1,7 @@
 """The decoder-only transformer that ado-stream trains, and its presets.
 
-Knows tensors and its own sizes; knows nothing of data, policies or files. Dimensions as suffixes: B batch rows,
-T tokens, D width, H heads, Q width of a head, V vocabulary, L layers, K domains.
+It works on tensors and its own sizes alone: no data, policies or files. Dimensions as suffixes: B batch rows, T tokens,
+D width, H heads, Q width of a head, V vocabulary, L layers, K domains.
 """
 
 from ado_model.config import PRESETS, ModelConfig

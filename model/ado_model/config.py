@@ -1,4 +1,4 @@
-"""Sizes of the transformer and the presets; everything that can be said of a model before it is built."""
+"""Sizes of the transformer and the presets: what is known of a model before it is built."""
 
 import math
 from dataclasses import dataclass
@@ -9,7 +9,7 @@ class ModelConfig:
     """Sizes of one decoder-only transformer.
 
     num_layers L, width D, num_heads H (D = H Q), vocab_size V, context_length: the longest sequence in tokens.
-    rope_theta is the base of the rotary embedding's wavelengths, norm_eps the floor under every RMSNorm's root.
+    rope_theta is the base of the rotary embedding's wavelengths, norm_eps is added under every RMSNorm's root.
     Raises ValueError for sizes that cannot work.
     """
 

@@ -1,10 +1,12 @@
 """The decoder-only transformer: tokens in, logits or a loss per domain out.
 
-Parts and their sources stand in layers.py. The embedding is also the output layer (arXiv 1608.05859). Training goes
-through `loss`, which never holds the (B, T, V) logits.
+The layers and their sources stand in layers.py. The embedding is also the output layer (arXiv 1608.05859). Training
+uses `loss`, which never holds the (B, T, V) logits.
 """
 
 import math
+from collections.abc import Callable
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -29,21 +31,48 @@ class Transformer(nn.Module):
     rotary_cos: Tensor
     rotary_sin: Tensor
 
-    def __init__(self, config: ModelConfig):
+    def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         self.config = config
         self.recompute_blocks = False
         self.embed_tokens = nn.Embedding(config.vocab_size, config.width)
         self.layers = nn.ModuleList(Block(config) for _ in range(config.num_layers))
         self.norm = RMSNorm(config.width, config.norm_eps)
-        cos, sin = rotary_tables(config.context_length, config.head_width, config.rope_theta)
+        cos, sin = self._rotary_tables()
         self.register_buffer("rotary_cos", cos, persistent=False)
         self.register_buffer("rotary_sin", sin, persistent=False)
+        self.register_load_state_dict_post_hook(lambda module, _: module._restore_rotary_tables())
+        self._restore_rotary_tables()
         self.initialise()
+
+    def _rotary_tables(self) -> tuple[Tensor, Tensor]:
+        return rotary_tables(self.config.context_length, self.config.head_width, self.config.rope_theta)
+
+    @torch.no_grad()
+    def _restore_rotary_tables(self) -> None:
+        """Makes the tables hold their values again, on the weights' device, in the dtype they have.
+
+        They are no part of a state dict. A model that was built on the meta device gets uninitialised memory for them
+        from `to_empty`, and keeps them on "meta" under `load_state_dict(assign=True)`.
+        """
+        device = self.embed_tokens.weight.device
+        for name, table in zip(("rotary_cos", "rotary_sin"), self._rotary_tables(), strict=True):
+            buffer = getattr(self, name)
+            if buffer.device == device and not buffer.is_meta:
+                buffer.copy_(table)  # in place: the memory may be shared
+            else:
+                setattr(self, name, table.to(device, buffer.dtype))
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Any:
+        """What `to`, `cuda`, `bfloat16`, `to_empty` and their like go through, FSDP's wrappers included."""
+        applied = super()._apply(fn, recurse)
+        self._restore_rotary_tables()
+        return applied
 
     @torch.no_grad()
     def initialise(self) -> None:
         """Draws all matrices anew from torch's global generator, in the order of `named_parameters`."""
+        self._restore_rotary_tables()
         for name, parameter in self.named_parameters():
             if parameter.ndim == 1:
                 parameter.fill_(1.0)
@@ -68,13 +97,15 @@ class Transformer(nn.Module):
             else:
                 branch, stream = block(branch, stream, cos, sin)
         assert stream is not None
-        return self.norm.add(branch, stream)[0]
+        return self.norm.add_and_norm(branch, stream)[0]
 
     def _embed(self, tokens_BT: Tensor) -> Tensor:
         """Embeddings (B, T, D); under autocast in its dtype, so that the residual stream is as narrow as the rest."""
         embedded = self.embed_tokens(tokens_BT)
         device = embedded.device.type
-        return embedded.to(torch.get_autocast_dtype(device)) if torch.is_autocast_enabled(device) else embedded
+        if embedded.dtype == torch.float64 or device == "meta" or not torch.is_autocast_enabled(device):
+            return embedded  # autocast leaves float64 alone; "meta" has none, and the question raises
+        return embedded.to(torch.get_autocast_dtype(device))
 
     def forward(self, tokens_BT: Tensor) -> Tensor:
         """Logits (B, T, V) of the next token, for tokens (B, T) int64."""

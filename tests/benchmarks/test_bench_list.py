@@ -1,4 +1,4 @@
-"""`python -m benchmarks` knows every benchmark and what it asks."""
+"""`python -m benchmarks` lists every benchmark with its question."""
 
 import ast
 from pathlib import Path
@@ -21,7 +21,7 @@ def test_every_benchmark_is_listed_with_its_question(monkeypatch, capsys):
     assert lines["kernels"].startswith("How fast and how right the kernels are")
 
 
-def test_those_named_run_and_a_failure_is_told(monkeypatch, capsys):
+def test_those_named_run_and_a_failure_is_reported(monkeypatch, capsys):
     class Done:
         def __init__(self, command, check):
             ran.append(command[2:])

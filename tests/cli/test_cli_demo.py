@@ -1,4 +1,4 @@
-"""`ado-stream demo` from end to end: whole, repeatable, and going on where it was."""
+"""`ado-stream demo` from end to end: complete, repeatable, resumed where it stopped."""
 
 import json
 from pathlib import Path
@@ -8,7 +8,7 @@ from rich.console import Console
 
 from ado_stream.cli.demo import _show_text
 from ado_stream.cli.main import main
-from ado_stream.demo.text import DomainText
+from ado_stream.demo.raw_text import DomainText
 from ado_stream.errors import ConfigError
 from ado_stream.record import read_run
 
@@ -33,10 +33,10 @@ def test_a_folder_that_looks_like_markup_is_shown_as_it_is(monkeypatch, capsys):
     def stopped(*_):
         raise ConfigError("stopped")
 
-    monkeypatch.setattr("ado_kernels.machine_code.compile_behind", lambda group: None)
-    monkeypatch.setattr("ado_stream.demo.run.run_demo", stopped)
+    monkeypatch.setattr("ado_kernels.numba_cache.compile_in_background", lambda group: None)
+    monkeypatch.setattr("ado_stream.demo.demo_run.run_demo", stopped)
     assert main(["demo", "--out", "[/a]"]) == 1
-    assert "stays in [/a]" in capsys.readouterr().out
+    assert "writes to [/a] only" in capsys.readouterr().out
 
 
 def test_the_table_of_the_text_is_whole_in_a_narrow_window(capsys):
@@ -84,13 +84,13 @@ def test_same_seed_same_numbers(demo, tmp_path, capsys):
 
 
 @pytest.mark.slow
-def test_a_finished_demo_is_taken_up_not_repeated(demo, capsys):
+def test_a_finished_demo_is_not_repeated(demo, capsys):
     def steps():  # with their clock times: a run done again would have others
         return [read_run(demo / "runs" / policy)[1]["step"] for policy in ("ado", "natural")]
 
     before = steps()
     assert main(["demo", "--quick", "--steps", "20", "--out", str(demo)]) == 0
-    assert "going on with what is there" in capsys.readouterr().out
+    assert "(resumed)" in capsys.readouterr().out
     assert steps() == before
 
 

@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from ado_stream.cli.info import print_sizes
+from ado_stream.cli.info import print_corpus
 from ado_stream.cli.main import main
 
 
@@ -36,7 +36,7 @@ def test_names_that_look_like_markup_and_narrow_windows_lose_nothing(corpus, cap
     manifest["domains"] = {"[/large]": domains["large"], "[bold]": domains["small"]}
     manifest["refused"] = {"[/a] reason": 3}
     capsys.readouterr()
-    print_sizes(manifest)
+    print_corpus(manifest, as_json=False)
     _, large, small, _, refused = capsys.readouterr().out.splitlines()
     assert large.split() == ["[/large]", "1", "0.00", "700", "7", "70.00%", "0"]
     assert small.split() == ["[bold]", "1", "0.00", "300", "3", "30.00%", "0"]

@@ -118,7 +118,7 @@ def test_wrong_usage_is_exit_2(arguments, capsys):
 
 
 def test_neither_the_verb_nor_a_worker_pays_for_torch():
-    check = "import sys, ado_stream.cli.prepare, ado_stream.prepare.worker; sys.exit('torch' in sys.modules)"
+    check = "import sys, ado_stream.cli.prepare, ado_stream.prepare.prepare_worker; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", check], timeout=120, check=False).returncode == 0
 
 

@@ -7,9 +7,9 @@ import pytest
 
 from ado_stream.cli.main import main
 from ado_stream.cli.simulate import summarise
-from ado_stream.report import style
-from ado_stream.report.style import new_figure
-from ado_stream.simulate.loop import Outcome, read_spec
+from ado_stream.report import plot_style
+from ado_stream.report.plot_style import new_figure
+from ado_stream.simulate.closed_loop import Outcome, read_spec
 
 SPEC = """
 steps: 400
@@ -113,7 +113,7 @@ def test_the_table_and_the_curves_of_a_world_computed_by_hand(by_hand, tmp_path,
         figures.append(new_figure(*arguments))
         return figures[0]
 
-    monkeypatch.setattr(style, "new_figure", kept)
+    monkeypatch.setattr(plot_style, "new_figure", kept)
     assert main(["simulate", str(by_hand), "--plot", str(tmp_path / "out.png")]) == 0
     rows = {row.split()[0]: row.split()[1:] for row in capsys.readouterr().out.splitlines() if row}
     for label, reached in (("first", ["4"]), ("natural", ["4"]), ("uniform", ["3"]), ("half", ["not", "reached"])):

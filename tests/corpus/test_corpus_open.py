@@ -7,11 +7,11 @@ import numpy as np
 import pytest
 
 import ado_stream as ado
-from ado_stream.corpus import manifest as manifests
-from ado_stream.corpus.check import CorpusReader
+from ado_stream.corpus.checker import CorpusChecker
+from ado_stream.corpus.manifest import decode_manifest
 from ado_stream.errors import ConfigError, DataError, IndexInvalid, NotFound, ShardCorrupt, StorageError
 from ado_stream.prepare.config import PrepareConfig
-from ado_stream.prepare.run import prepare
+from ado_stream.prepare.coordinator import prepare
 
 
 def _config(pile, out):
@@ -60,6 +60,14 @@ def test_a_local_corpus_opens(made):
     assert ado.open_corpus(made, "val").domains[0].local.endswith("/val")
 
 
+def test_a_corpus_is_shown_in_one_line(made):
+    counts = json.loads((made / "corpus.json").read_bytes())["domains"].values()
+    tokens = sum(domain["splits"]["val"]["tokens"] for domain in counts)
+    assert repr(ado.open_corpus(made, "val")) == (
+        f"Corpus('{made}', split='val': {len(counts)} domains, {tokens:,} tokens, tokenizer bpe:300, seq_len 64)"
+    )
+
+
 def test_what_is_not_there_is_said(made, tmp_path, corpus_copy):
     with pytest.raises(NotFound, match="corpus.json: no such file"):
         ado.open_corpus(tmp_path)
@@ -104,10 +112,10 @@ def test_a_manifest_that_cannot_be_trusted_is_refused(corpus_copy, message):
 
 
 def test_a_name_given_twice_or_a_file_cut_short_is_refused():
-    with pytest.raises(IndexInvalid, match="'a' stands twice"):
-        manifests.decode_manifest(b'{"version": 1, "domains": {"a": {}, "a": {}}}', "corpus.json")
+    with pytest.raises(IndexInvalid, match="'a' is given twice"):
+        decode_manifest(b'{"version": 1, "domains": {"a": {}, "a": {}}}', "corpus.json")
     with pytest.raises(IndexInvalid, match="cannot be read"):
-        manifests.decode_manifest(b'{"version": 1, "dom', "corpus.json")
+        decode_manifest(b'{"version": 1, "dom', "corpus.json")
 
 
 def _index(folder, domain="Books"):
@@ -117,7 +125,7 @@ def _index(folder, domain="Books"):
 
 def test_the_reader_trusts_no_shard(corpus_copy):
     folder, edit = corpus_copy
-    reader = CorpusReader(folder)
+    reader = CorpusChecker(folder)
     entry = reader.index("Books", "train")[0]
     shard = folder / "Books/train" / entry["zip_data"]["basename"]
     good = shard.read_bytes()
@@ -134,7 +142,7 @@ def test_the_reader_trusts_no_shard(corpus_copy):
     shard.write_bytes(good)
     edit(lambda manifest: manifest.update(vocab_size=200))
     with pytest.raises(DataError, match=r"row \d+, position \d+: token \d+, but the vocabulary ends at 199"):
-        CorpusReader(folder).shard("Books", "train", entry)
+        CorpusChecker(folder).shard("Books", "train", entry)
 
 
 @pytest.mark.parametrize("name", ["../../evil", "/etc/passwd", "a\0b", ""])
@@ -143,8 +151,8 @@ def test_the_reader_follows_no_name_out_of_the_corpus(corpus_copy, name):
     path, index = _index(folder)
     index["shards"][0]["zip_data"]["basename"] = name
     path.write_text(json.dumps(index))
-    with pytest.raises(IndexInvalid, match="must be a plain file name"):
-        CorpusReader(folder).index("Books", "train")
+    with pytest.raises(IndexInvalid, match="expected a plain file name"):
+        CorpusChecker(folder).index("Books", "train")
 
 
 @pytest.fixture(scope="module")
@@ -192,7 +200,7 @@ def test_an_object_store_holds_the_same_corpus(bucket, pile, made, tmp_path, tre
     assert np.array_equal(corpus.tokenizer.encode("some text"), here.tokenizer.encode("some text"))
     assert corpus.domains[0].remote == f"{bucket}/deep/corpus/{here.manifest['domains']['Books']['path']}/train"
     assert corpus.domains[0].local == str(tmp_path / "local/Books/train")
-    reader = CorpusReader(f"{bucket}/deep/corpus")
+    reader = CorpusChecker(f"{bucket}/deep/corpus")
     assert len(reader.shard("Books", "train", reader.index("Books", "train")[0])) > 0
 
     prepare(_config(pile, f"{bucket}/deep/corpus"))  # complete: nothing to do

@@ -13,7 +13,6 @@ from ado_stream.corpus.tokenizer import load_tokenizer
 from ado_stream.errors import ConfigError, StorageError
 from ado_stream.evaluate.tasks import USUAL_TASKS, evaluate_tasks
 
-pytest.importorskip("lm_eval")
 # The harness', its data sets' and its metrics' own.
 pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore")]
 NUM_QUESTIONS = 24

@@ -10,10 +10,10 @@ import zlib
 from contextlib import nullcontext
 from pathlib import Path
 
-from ado_stream.storage import cache as cache_module
+from ado_stream.storage import node_cache as cache_module
 from ado_stream.storage import s3
-from ado_stream.storage.cache import NodeCache
-from ado_stream.storage.spec import ObjectSpec
+from ado_stream.storage.node_cache import NodeCache
+from ado_stream.storage.object_spec import ObjectSpec
 
 
 def main() -> None:

@@ -1,4 +1,4 @@
-"""FAULTS.md C1, C2, C3 and C5 at the level of the cache: small disks, damaged files, eviction under a reader.
+"""docs/faults.md C1, C2, C3 and C5 at the level of the cache: small disks, damaged files, eviction under a reader.
 
 Every protection has a sibling run with it switched off that shows the fault biting.
 """
@@ -12,11 +12,12 @@ from pathlib import Path
 
 import pytest
 
+from ado_stream.durable import DiskError
 from ado_stream.errors import CacheFull, ConfigError, ShardCorrupt, StorageError
-from ado_stream.storage import cache as cache_module
-from ado_stream.storage.cache import NodeCache
-from ado_stream.storage.files import DiskError, object_lock
-from ado_stream.storage.retry import Patience
+from ado_stream.storage import node_cache as cache_module
+from ado_stream.storage.node_cache import NodeCache
+from ado_stream.storage.object_locks import object_lock
+from ado_stream.storage.retry import Deadline
 from tests.faults.conftest import BUCKET, QUICK
 
 pytestmark = pytest.mark.fault
@@ -57,7 +58,7 @@ def test_c2_a_disk_of_three_shards_serves_six_by_eviction(proxy, shards, small_d
 
 
 def test_c2_without_eviction_the_disk_is_full(proxy, shards, small_disk, monkeypatch):
-    def refuse(self, spec, patience):
+    def refuse(self, spec, deadline):
         raise CacheFull("switched off")
 
     monkeypatch.setattr(cache_module.Evictor, "relieve", refuse)
@@ -218,7 +219,7 @@ def test_c2_what_a_killed_downloader_left_makes_room_and_what_a_live_one_writes_
     unfinished_file.parent.mkdir(parents=True)
     unfinished_file.write_bytes(bytes(2 * SHARD_BYTES))
     with (
-        object_lock(tmp_path / "wiki" / "shard.00002.mds", Patience(1.0)),
+        object_lock(tmp_path / "wiki" / "shard.00002.mds", Deadline(1.0)),
         pytest.raises(CacheFull),  # its maker lives: nothing may go, and waiting has an end
     ):
         impatient.fetch(spec)

@@ -1,4 +1,4 @@
-"""FAULTS.md K1: kill -9 in a save, a full disk in a save: the newest committed checkpoint loads, bit-equal."""
+"""docs/faults.md K1: kill -9 in a save, a full disk in a save: the newest committed checkpoint loads, bit-equal."""
 
 import random
 import time

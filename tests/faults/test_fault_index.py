@@ -1,4 +1,4 @@
-"""FAULTS.md X1: an index or a shard made to do harm. Typed errors, nothing written outside the cache, nothing executed,
+"""docs/faults.md X1: an index or a shard made to do harm. Typed errors, nothing written outside, nothing executed,
 no huge allocation.
 """
 

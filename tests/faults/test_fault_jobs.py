@@ -1,4 +1,4 @@
-"""FAULTS.md C4 and C5 with real processes: killed downloaders, several jobs on one cache.
+"""docs/faults.md C4 and C5 with real processes: killed downloaders, several jobs on one cache.
 
 Every protection has a sibling run with it switched off that shows the fault biting.
 """
@@ -20,9 +20,9 @@ from pathlib import Path
 import pytest
 
 from ado_stream.errors import StorageError
-from ado_stream.storage import cache as cache_module
-from ado_stream.storage.cache import NodeCache
-from ado_stream.storage.files import lock_if_free
+from ado_stream.storage import node_cache as cache_module
+from ado_stream.storage.node_cache import NodeCache
+from ado_stream.storage.object_locks import lock_if_free, lock_path
 from tests.faults.conftest import BUCKET, QUICK, Shard, unfinished
 from tests.faults.proxy import Rule
 
@@ -103,6 +103,7 @@ def test_c4_a_downloader_killed_at_random_points_leaves_a_good_cache(proxy, shar
         assert unfinished(folder) == []
 
 
+@pytest.mark.deadline
 def test_c4_a_peer_that_waits_goes_on_when_the_downloader_is_killed(proxy, shards, tmp_path, start_jobs):
     proxy.rules = [Rule("stall", times=1)]
     (job,) = start_jobs(tmp_path, shards[:1])
@@ -127,7 +128,7 @@ def test_c4_a_peer_of_a_holder_that_hangs_gives_up_in_time_and_names_the_lock(sh
     spec = shards[0].spec(tmp_path)
     spec.raw.parent.mkdir()
     impatient = replace(QUICK, total_deadline_s=0.2, read_timeout_s=0.1, max_downloads=1)
-    with lock_if_free(spec.raw) as held:
+    with lock_if_free(lock_path(spec.raw)) as held:
         assert held
         with pytest.raises(StorageError, match=r"another process held .*shard\.00000\.mds\.lock"):
             NodeCache(retry=impatient).fetch(spec)
@@ -182,6 +183,7 @@ def test_c5_two_jobs_that_evict_each_other_read_the_right_bytes(proxy, shards, t
     assert ledger(jobs[1]) == reference(backwards, rounds=5)
 
 
+@pytest.mark.deadline
 def test_closing_ends_a_download_and_a_wait_at_once(proxy, shards, tmp_path):
     proxy.rules = [Rule("trickle")]
     stop = threading.Event()

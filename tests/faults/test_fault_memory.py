@@ -1,4 +1,4 @@
-"""FAULTS.md M1: many large shards, many steps, a consumer that pauses; memory and descriptors stay flat."""
+"""docs/faults.md M1: many large shards, many steps, a consumer that pauses; memory and descriptors stay flat."""
 
 import json
 import os

@@ -1,4 +1,4 @@
-"""FAULTS.md S1 to S7 for one object: the store misbehaves, the cache serves the right bytes or says why not.
+"""docs/faults.md S1 to S7 for one object: the store misbehaves, the cache serves the right bytes or says why not.
 
 Every protection has a sibling run with it switched off that shows the fault biting.
 """
@@ -11,7 +11,7 @@ import pytest
 
 from ado_stream.errors import AccessDenied, NotFound, ShardCorrupt, StorageError, Throttled
 from ado_stream.storage import s3
-from ado_stream.storage.cache import NodeCache
+from ado_stream.storage.node_cache import NodeCache
 from tests.faults.conftest import BUCKET, QUICK, make_shard
 from tests.faults.proxy import FaultProxy, Rule
 
@@ -52,6 +52,7 @@ def test_s2_503_for_a_while_is_survived(proxy, shards, tmp_path):
     fetch_all(NodeCache(retry=patient), shards[:1], tmp_path)
 
 
+@pytest.mark.deadline
 @pytest.mark.parametrize("bound", [{"attempts": 5}, {"attempts": 10_000, "total_deadline_s": 1.0}])
 def test_s2_503_for_ever_is_throttled_within_the_bounds(proxy, shards, tmp_path, bound):
     NodeCache(retry=QUICK).fetch(shards[1].spec(tmp_path))  # pays for the client's imports
@@ -62,6 +63,7 @@ def test_s2_503_for_ever_is_throttled_within_the_bounds(proxy, shards, tmp_path,
     assert time.monotonic() - started < 10.0  # the deadline of 1 s, and one slow attempt on a busy machine
 
 
+@pytest.mark.deadline
 @pytest.mark.parametrize("kind", ["cut", "reset", "stall", "trickle"])
 def test_s3_a_spoilt_body_is_fetched_anew(proxy, shards, tmp_path, kind):
     proxy.rules = [Rule(kind, times=1)]
@@ -72,6 +74,7 @@ def test_s3_a_spoilt_body_is_fetched_anew(proxy, shards, tmp_path, kind):
     assert min(proxy.gets.values()) >= 2
 
 
+@pytest.mark.deadline
 def test_s3_a_trickle_for_ever_meets_the_deadline(proxy, shards, tmp_path):
     proxy.rules = [Rule("trickle")]
     started = time.monotonic()

@@ -1,4 +1,4 @@
-"""FAULTS.md S1 to S7 and C1 to C5 for the whole stream: through the fault, the batches are exactly the reference's.
+"""docs/faults.md S1 to S7 and C1 to C5 for the whole stream: through a fault, the batches are the reference's.
 
 The ledger holds step, domain and every token of every sample; the reference reads the same shards from a local folder
 without any fault. A mixture that changes at every step is in force throughout.
@@ -139,6 +139,7 @@ def test_s7_a_restart_of_the_server_then_exact(bucket, proxy, reference, tmp_pat
         timer.join()
 
 
+@pytest.mark.deadline
 @pytest.mark.parametrize("rank", [0, 1])
 def test_s2_503_for_ever_is_throttled_on_every_rank(bucket, proxy, tmp_path, rank):
     dataset = remote_dataset(tmp_path, replace(QUICK, total_deadline_s=5.0), rank=rank, world_size=2)
@@ -261,6 +262,7 @@ for batch in data:
 """
 
 
+@pytest.mark.deadline
 @pytest.mark.parametrize("after_steps", [0, 2, 7])
 def test_c4_a_rank_killed_while_downloading_leaves_its_peer_exact(
     bucket, proxy, reference, tmp_path, repository, after_steps

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from ado_kernels.ops.domain_loss import domain_loss_reference, gpu
-from ado_kernels.ops.domain_loss.gpu import domain_loss_gpu, reduce_by_domain, report_stray
+from ado_kernels.ops.domain_loss.gpu import domain_loss_gpu, reduce_by_domain, warn_of_invalid_id
 
 pytestmark = pytest.mark.usefixtures("poisoned")
 
@@ -60,9 +60,9 @@ def test_the_last_place_counts_every_kept_token(num_domains):
 @pytest.mark.parametrize("mode", [torch.inference_mode, lambda: torch.device("meta")])
 def test_what_the_first_caller_was_in_does_not_outlive_it(mode):
     """Of an evaluation, or of a model that is being built; the word that mistakes are left in is made but once."""
-    gpu._stray_word.cache_clear()
+    gpu._invalid_id_word.cache_clear()
     with mode():
-        report_stray("cpu", 5)
+        warn_of_invalid_id(torch.device("cpu"), 5)
     test_a_mistaken_id_is_named_at_the_next_call(5, "5")
 
 
@@ -72,5 +72,28 @@ def test_a_mistaken_id_is_named_at_the_next_call(mistake, named):
     ids[217] = mistake
     check(losses, ids, 5)
     with pytest.warns(RuntimeWarning, match=rf"outside \[0, K\), among them {named} "):
-        report_stray("cpu", 5)  # what the next call does first
+        warn_of_invalid_id(torch.device("cpu"), 5)  # what the next call does first
     domain_loss_gpu(losses, ids.clamp(-1, 4), 5)  # warnings are errors: it is said once
+
+
+def test_the_first_call_may_be_recorded_into_a_graph(monkeypatch):
+    """No page-locked memory can be allocated there: the word lies on the device; the next call makes the real one."""
+    gpu._invalid_id_word.cache_clear()
+    monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: True)
+    device = torch.device("cuda")
+    allocated = []
+
+    def full(*arguments, **options):
+        allocated.append(options)
+        return real(*arguments, **{**options, "device": "cpu", "pin_memory": False})
+
+    real = torch.full
+    monkeypatch.setattr(torch, "full", full)
+    warn_of_invalid_id(device, 5)
+    assert allocated == [{"dtype": torch.int64, "device": device}]
+    monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: False)
+    for _ in range(2):
+        warn_of_invalid_id(device, 5)
+    assert len(allocated) == 2
+    assert allocated[1]["pin_memory"] is True
+    gpu._invalid_id_word.cache_clear()

@@ -11,17 +11,18 @@ import triton
 import triton.language as tl
 
 from ado_kernels import scaling_law_fit
-from ado_kernels.fit import points as numba_points
-from ado_kernels.fit import step as numba_step
-from ado_kernels.fit import triton_fit
-from ado_kernels.fit.problem import ALPHA_HIGH_KINK, LOG_EPS_KINK, FitOptions, objective
-from ado_kernels.fit.search import NUM_BINS, bin_points
-from ado_kernels.fit.smoothing import prepare
+from ado_kernels.fit import numba_points, numba_step, triton_fit
+from ado_kernels.fit.numba_search import NUM_BINS, bin_points
+from ado_kernels.fit.numba_smoothing import prepare_losses
+from ado_kernels.fit.objective import ALPHA_HIGH_KINK, LOG_EPS_KINK, FitOptions, objective
+from ado_kernels.fit.step_algebra import NUM_SUMS
 from ado_kernels.fit.triton_points import Points, bin_kernel, newton_sums
 from ado_kernels.fit.triton_step import model_step
+from tests.kernels.test_fit_minimum import PAST, pushed_past
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*encountered in:RuntimeWarning")  # lanes that are not used overflow
 DELTA = 1e-3
+SUMS = tl.constexpr(NUM_SUMS)
 FEW = {"grid_log_beta": (2.0, 4.0), "grid_log_eps": (0.5, 1.0), "grid_alpha": (0.2, 0.5)}
 
 
@@ -56,7 +57,7 @@ def test_smoothing_skips_what_is_missing(options):
     losses_KT[3, 3:] = np.nan  # three points: no cubic
     losses_KT[4] = np.nan
     points = smoothed(counts_T, losses_KT, options)
-    expected_KM = prepare(losses_KT, options)
+    expected_KM = prepare_losses(losses_KT, options)
     present_KM = np.isfinite(expected_KM)
     assert (points.w.numpy() == present_KM).all()
     np.testing.assert_allclose(points.y.numpy()[present_KM], np.log(expected_KM[present_KM]), rtol=0, atol=1e-13)
@@ -90,7 +91,7 @@ def test_bins():
 def _one_step(points, theta_ptr, x0, damping, face, sums_ptr, new_ptr, DELTA: tl.constexpr):
     theta = (tl.load(theta_ptr), tl.load(theta_ptr + 1), tl.load(theta_ptr + 2))
     sums = newton_sums(points, theta, tl.full((), DELTA, tl.float64), 32)
-    for i in tl.static_range(16):
+    for i in tl.static_range(SUMS):
         tl.store(sums_ptr + i, sums[i])
     new, change = model_step(theta, sums, tl.load(x0), tl.load(damping), face)
     tl.store(new_ptr, new[0])
@@ -113,10 +114,10 @@ def test_sums_and_steps_are_numbas(face):
             kinks = {1: (0, 6.5), 2: (1, 0.5), 3: (2, 0.8), 4: (2, 0.001)}
             theta_P[kinks[face][0]] = kinks[face][1]
         damping = 10.0 ** generator.uniform(-6, 3)
-        ours, new = torch.empty(16, dtype=torch.float64), torch.empty(4, dtype=torch.float64)
+        ours, new = torch.empty(NUM_SUMS, dtype=torch.float64), torch.empty(4, dtype=torch.float64)
         scalars = (torch.tensor(value, dtype=torch.float64) for value in (x0, damping))
         _one_step[(1,)](points, torch.from_numpy(theta_P), *scalars, face, ours, new, DELTA=DELTA)
-        sums, new_P = np.empty(16), np.empty(3)
+        sums, new_P = np.empty(NUM_SUMS), np.empty(3)
         numba_points.newton_sums(theta_P, arrays, DELTA, sums)
         np.testing.assert_allclose(ours.numpy(), sums, rtol=1e-9, atol=1e-9 * np.abs(sums).max())
         change = numba_step.model_step(theta_P, ours.numpy(), x0, damping, np.int64(face), new_P)
@@ -131,7 +132,7 @@ def fitted(counts, losses_KT, options):
     )
     assert (ours.num_points == numbas.num_points).all()
     assert (ours.valid == numbas.valid).all()
-    x_M, losses_KM = np.log(counts[options.ignore_steps :: options.every]), prepare(losses_KT, options)
+    x_M, losses_KM = np.log(counts[options.ignore_steps :: options.every]), prepare_losses(losses_KT, options)
     for k in np.flatnonzero(ours.valid):
         present = np.isfinite(losses_KM[k])
         data = x_M[present], np.log(losses_KM[k][present]), options.delta
@@ -162,3 +163,19 @@ def test_minima_on_kinks_are_exactly_there():
     ours = fitted(counts_T, losses_KT, FitOptions(smooth_window=0, every=1, **FEW))
     assert ours.theta[0, 2] == ALPHA_HIGH_KINK
     assert ours.theta[1, 1] == LOG_EPS_KINK
+
+
+@pytest.mark.parametrize("case", PAST)
+def test_minima_past_a_kink(case):
+    """A wide Huber loss lets the data push a parameter through its penalty."""
+    parameter, kink, *_ = PAST[case]
+    counts_T, loss_T = pushed_past(case, 40)
+    ours = fitted(counts_T, loss_T[None], FitOptions(smooth_window=0, every=1, delta=0.3, **FEW))
+    assert abs(ours.theta[0, parameter] - kink) > 0.01
+    assert ours.at_bound[0, parameter]
+
+
+def test_a_count_that_never_moves():
+    """No width to bin: one bin, and any constant level fits."""
+    noise_T = np.exp(0.01 * np.random.default_rng(5).standard_normal(220))
+    fitted(np.full(220, 64.0), 3.0 * noise_T[None], FitOptions(smooth_window=0, every=1, **FEW))

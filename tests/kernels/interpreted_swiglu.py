@@ -1,22 +1,28 @@
 """SwiGLU's Triton kernels against float64, under the interpreter (run by test_interpreter.py).
 
-Tolerances: exp, a division and three products in float32, 8 units of 2^-24; bf16 is truncated by the interpreter, one
-unit of 2^-7; the absolute part covers gradients that cancel near the zero of silu's slope.
+Tolerances (tests/rounding.py): exp, a division and three products; the interpreter truncates to bf16, one unit of 2^-7.
+The absolute part, of the largest product of gradient and other half, covers gradients that cancel near the zero of
+silu's slope.
 """
 
 import pytest
 import torch
+import triton
+import triton.language as tl
 
 from ado_kernels.ops.swiglu import swiglu_reference
-from ado_kernels.ops.swiglu.gpu import backward_gpu, forward_gpu
+from ado_kernels.ops.swiglu.gpu import BLOCK, _position, backward_gpu, forward_gpu
+from tests.rounding import rounding
 
-RELATIVE = {torch.float64: 1e-13, torch.float32: 1e-6, torch.float16: 2**-10, torch.bfloat16: 2**-7}
+STORED = {torch.float16: 2**-10, torch.bfloat16: 2**-7}
 pytestmark = pytest.mark.usefixtures("poisoned")
 
 
 def check(gate, up, dout):
     dtype = gate.dtype
-    close = {"rtol": RELATIVE[dtype], "atol": max(RELATIVE[dtype] / 16, 1e-6) if dtype != torch.float64 else 1e-14}
+    few, one_unit = rounding(1, dtype if dtype == torch.float64 else torch.float32), STORED.get(dtype, 0.0)
+    largest = (dout.double() * up.double()).abs().max().item()
+    close = {"rtol": few + one_unit, "atol": few * largest + one_unit / 16}
     wide_gate, wide_up = gate.double().requires_grad_(), up.double().requires_grad_()
     expected = swiglu_reference(wide_gate, wide_up)
     expected.backward(dout.double())
@@ -56,3 +62,19 @@ def test_rows_beyond_32_bit_offsets(far_apart):
 def test_nothing():
     assert forward_gpu(torch.empty(0, 8), torch.empty(0, 8)).shape == (0, 8)
     assert backward_gpu(*[torch.empty(0, 8)] * 3)[0].shape == (0, 8)
+
+
+@triton.jit
+def _position_of(program_ptr, width, out_ptr, BLOCK: tl.constexpr):
+    row, columns, mask = _position(tl.load(program_ptr), width, BLOCK)
+    tl.store(out_ptr, row)
+    tl.store(out_ptr + 1, tl.min(columns))
+    tl.store(out_ptr + 2, tl.sum(mask.to(tl.int64)))
+
+
+def test_the_last_block_of_a_row_of_nearly_2_to_the_31():
+    """The number of a row's blocks is computed in 32 bits, where width + BLOCK - 1 is negative."""
+    width, out = 2**31 - 5, torch.full((3,), -1, dtype=torch.int64)
+    last = width // BLOCK
+    _position_of[(1,)](torch.tensor([last], dtype=torch.int32), width, out, BLOCK=BLOCK)
+    assert out.tolist() == [0, last * BLOCK, BLOCK - 5]

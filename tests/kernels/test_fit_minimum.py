@@ -11,20 +11,21 @@ import pytest
 from scipy.optimize import minimize
 
 from ado_kernels import scaling_law_fit
-from ado_kernels.fit.points import NUM_SUMS, newton_sums
-from ado_kernels.fit.problem import FitOptions, objective
-from ado_kernels.fit.search import bin_points
-from ado_kernels.fit.step import NO_FACE, gain_of_one
-from benchmarks import bench_fit
+from ado_kernels.fit.numba_points import newton_sums
+from ado_kernels.fit.numba_search import bin_points
+from ado_kernels.fit.numba_step import single_parameter_gain
+from ado_kernels.fit.objective import FitOptions, log_law, objective
+from ado_kernels.fit.step_algebra import NO_FACE, NUM_SUMS
+from tests.kernels.golden import golden_fits
 
 CASES = ("k2_t6k", "pile22_t6k", "pile22_hard_t6k", "k100_t3500")
 BAR = 1e-6
 AS_IS = FitOptions(smooth_window=0, every=1)
 
 
-def golden_fits(shared, case, backend):
+def refits_of(golden, case, backend):
     """(the fit, counts, losses, options, F's best known and the reference's own) of refits of 50 points or more."""
-    for found, *history, points, best, reference in bench_fit.golden_fits(shared / "golden" / f"{case}.npz", backend):
+    for found, *history, points, best, reference in golden_fits(golden / f"{case}.npz", backend):
         assert (found.num_points == points).all()
         yield found, *history, best, reference
 
@@ -40,8 +41,8 @@ def assert_golden(fits):
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_golden_minima(shared, case):
-    assert_golden(golden_fits(shared, case, "numba"))
+def test_golden_minima(golden, case):
+    assert_golden(refits_of(golden, case, "numba"))
 
 
 def histories(num_points, seed=0):
@@ -85,17 +86,18 @@ def test_never_above_scipy():
 
 @pytest.mark.parametrize("num_points", [60, 240, 3000])
 def test_objective_is_f_at_the_parameters(num_points):
-    """Vectorised sums against F written out with libm: their exp is off by 3e-13, times delta, times the points."""
+    """Vectorised sums against F written out with libm: exp and log are off by 4e-13 (test_fit_points.py), times delta,
+    times the points."""
     counts, losses, _ = histories(num_points)
     found = scaling_law_fit(counts, losses, AS_IS, "numba")
     for k in range(len(losses)):
         plain = objective(found.theta[k], np.log(counts), np.log(losses[k]), 1e-3)
-        assert found.objective[k] == pytest.approx(plain, abs=1e-12)
+        assert found.objective[k] == pytest.approx(plain, abs=4e-13 * 1e-3 * num_points, rel=1e-12)
 
 
 def test_long_history_is_not_above_many_local_searches():
     """5,900 points are screened on 96 bins: no start on all points may end lower than what the bins led to."""
-    from ado_kernels.fit.descent import minimise
+    from ado_kernels.fit.numba_descent import minimise
 
     counts, losses, names = histories(5900, seed=3)
     found = scaling_law_fit(counts, losses, AS_IS, "numba")
@@ -108,18 +110,17 @@ def test_long_history_is_not_above_many_local_searches():
 
 
 @pytest.mark.parametrize(("num_points", "seed"), [(60, 7), (150, 69), (300, 10), (300, 83)])
-@pytest.mark.parametrize("backend", ["numba", "torch"])
-def test_a_model_that_sees_no_gain_is_not_the_end(num_points, seed, backend):
+def test_a_model_that_predicts_no_gain_does_not_end_the_search(num_points, seed):
     """Flat losses on which the model's least piece overshoots far from a minimum: a shorter step still gains."""
     counts, losses, names = histories(num_points, seed)
     flat = losses[names.index("flat")]
-    found = scaling_law_fit(counts, flat[None], AS_IS, backend)
+    found = scaling_law_fit(counts, flat[None], AS_IS, "numba")
     scipys = least_by_scipy(np.log(counts), np.log(flat))
     assert found.objective[0] <= scipys + BAR * (scipys + 0.001)
     sums = np.empty(NUM_SUMS)
     points = (np.log(counts), np.log(flat), np.ones(num_points))
     newton_sums(found.theta[0], points, AS_IS.delta, sums)
-    assert gain_of_one(found.theta[0], sums, NO_FACE) <= BAR * (found.objective[0] + 0.001)
+    assert single_parameter_gain(found.theta[0], sums, NO_FACE) <= BAR * (found.objective[0] + 0.001)
 
 
 @pytest.mark.parametrize(("height", "alpha", "gap"), [(0.5, 1.0, 0.0024), (0.75, 0.8, 0.005), (1.0, 1.0, 0.005)])
@@ -137,11 +138,10 @@ def test_a_law_that_vanished_into_a_constant_is_restarted(height, alpha, gap):
     assert found <= least + BAR * (least + 0.001)
 
 
-@pytest.mark.parametrize("backend", ["numba", "torch"])
-def test_a_count_that_never_moves(backend):
+def test_a_count_that_never_moves():
     """A domain that was never drawn keeps its own count: no width to bin, and any constant level fits."""
     losses = 3.0 * np.exp(0.01 * np.random.default_rng(5).standard_normal((1, 500)))
-    found = scaling_law_fit(np.full((1, 500), 64.0), losses, AS_IS, backend)
+    found = scaling_law_fit(np.full((1, 500), 64.0), losses, AS_IS, "numba")
     data = np.full(500, np.log(64.0)), np.log(losses[0]), 1e-3
     constant = minimize(lambda level: objective((-30.0, level[0], 0.5), *data), [np.log(3.0)], method="Nelder-Mead")
     assert found.objective[0] <= constant.fun + BAR * (constant.fun + 0.001)
@@ -156,14 +156,20 @@ PAST = {  # parameter that ends past its kink, the kink, the law that asks for i
 }
 
 
+def pushed_past(case, num_points):
+    """Counts (T,) and losses (T,) of the law of PAST[case], with noise."""
+    _, _, law, ends = PAST[case]
+    counts = np.geomspace(*ends, num_points)
+    noise = 1.0 + 1e-3 * np.random.default_rng(4).standard_normal(num_points)
+    return counts, np.exp(np.logaddexp(law[0] - law[2] * np.log(counts), law[1])) * noise
+
+
 @pytest.mark.parametrize("case", PAST)
 @pytest.mark.parametrize("num_points", [150, 1500])
 def test_penalties_pull_where_the_data_push_through_them(case, num_points):
     """A wide Huber loss lets the data win: the least F lies past the kink, short of the law by the penalty's slope."""
-    parameter, kink, law, ends = PAST[case]
-    counts = np.geomspace(*ends, num_points)
-    noise = 1.0 + 1e-3 * np.random.default_rng(4).standard_normal(num_points)
-    loss = np.exp(np.logaddexp(law[0] - law[2] * np.log(counts), law[1])) * noise
+    parameter, kink, law, _ = PAST[case]
+    counts, loss = pushed_past(case, num_points)
     options = FitOptions(smooth_window=0, every=1, delta=0.3)
     found = scaling_law_fit(counts, loss[None], options, "numba")
     data = (np.log(counts), np.log(loss), options.delta)
@@ -172,15 +178,11 @@ def test_penalties_pull_where_the_data_push_through_them(case, num_points):
     assert found.objective[0] <= least + BAR * (least + 0.001)
     assert abs(found.theta[0, parameter] - kink) > 0.01, "the case does not push through"
     assert found.at_bound[0, parameter]
-    if num_points == 150:
-        torch = scaling_law_fit(counts, loss[None], options, "torch")
-        assert torch.objective[0] <= least + BAR * (least + 0.001)
 
 
-def test_torch_reaches_the_same_minima():
-    pytest.importorskip("torch")
+def test_the_residual_scale_is_the_median_residual():
     counts, losses, names = histories(60)
-    numba, torch = (scaling_law_fit(counts, losses[:4], AS_IS, backend) for backend in ("numba", "torch"))
+    found = scaling_law_fit(counts, losses[:4], AS_IS, "numba")
     for k, name in enumerate(names[:4]):
-        assert torch.objective[k] == pytest.approx(numba.objective[k], abs=BAR * (numba.objective[k] + 0.001)), name
-    assert np.allclose(torch.residual_scale, numba.residual_scale, rtol=1e-3)
+        residual = np.abs(np.log(losses[k]) - log_law(found.theta[k], np.log(counts)))
+        assert found.residual_scale[k] == pytest.approx(np.median(residual), abs=1e-12), name  # exp and log as above

@@ -3,9 +3,10 @@
 import numpy as np
 import pytest
 
-from ado_kernels.fit.points import NUM_SUMS, fast_exp, fast_log, huber_sum, newton_sums
-from ado_kernels.fit.problem import objective, penalty
-from ado_kernels.fit.step import FACE_ALPHA_HIGH, NO_FACE, model_step, penalty_value, solve_held
+from ado_kernels.fit.numba_points import fast_exp, fast_log, huber_sum, newton_sums
+from ado_kernels.fit.numba_step import model_step, penalty_value, solve_held
+from ado_kernels.fit.objective import objective, penalty
+from ado_kernels.fit.step_algebra import FACE_ALPHA_HIGH, GRADIENT, INNER, LOSS, NO_FACE, NUM_SUMS, OUTER
 
 THETA = np.array([2.4, 0.7, 0.32])
 
@@ -39,12 +40,12 @@ def test_gradient_equals_central_differences(points):
     """Step 1e-6 on a sum near 1: truncation 1e-9, rounding 1e-10."""
     sums = np.empty(NUM_SUMS)
     newton_sums(THETA, points, 0.01, sums)
-    assert sums[0] == pytest.approx(huber_sum(THETA, points, 0.01), rel=1e-12)
+    assert sums[LOSS] == pytest.approx(huber_sum(THETA, points, 0.01), rel=1e-12)
     for p in range(3):
         step = np.zeros(3)
         step[p] = 1e-6
         slope = (huber_sum(THETA + step, points, 0.01) - huber_sum(THETA - step, points, 0.01)) / 2e-6
-        assert sums[1 + p] == pytest.approx(slope, rel=1e-6, abs=1e-8)
+        assert sums[GRADIENT[p]] == pytest.approx(slope, rel=1e-6, abs=1e-8)
 
 
 @pytest.mark.parametrize("delta", [1e-3, 1.0])
@@ -58,8 +59,8 @@ def test_matrices_equal_their_definition(points, delta):
     order = ([0, 0, 0, 1, 1, 2], [0, 1, 2, 1, 2, 2])
     inner = (jacobian * (w * (size <= delta))[:, None]).T @ jacobian
     outer = (jacobian * (w * (size > delta) * delta / size)[:, None]).T @ jacobian
-    assert np.allclose(sums[4:10], inner[order], rtol=1e-9, atol=1e-12)
-    assert np.allclose(sums[10:16], outer[order], rtol=1e-9, atol=1e-12)
+    assert np.allclose(sums[list(INNER)], inner[order], rtol=1e-9, atol=1e-12)
+    assert np.allclose(sums[list(OUTER)], outer[order], rtol=1e-9, atol=1e-12)
 
 
 def test_penalty_equals_its_formula():

@@ -235,8 +235,7 @@ def test_a_cuda_graph_captures_forward_and_backward_and_replays_on_new_inputs(me
     assert all(torch.equal(one, two) for one, two in zip(expected, captured, strict=True))
 
 
-@gpu_only
-@pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two CUDA GPUs")
+@pytest.mark.gpu(count=2)
 @pytest.mark.parametrize("method", METHODS_HERE)
 def test_tensors_of_another_device_than_the_current_one(method):
     inputs = step_inputs("cuda:1")

@@ -146,3 +146,35 @@ def test_shapes_on_the_meta_device():
     hidden, weight = torch.empty(6, 16, device="meta"), torch.empty(50, 16, device="meta")
     loss, sums, counts = linear_cross_entropy(hidden, weight, TARGETS.to("meta"), IDS.to("meta"), 4)
     assert (loss.shape, sums.shape, counts.shape) == ((), (4,), (4,))
+
+
+def operations():
+    """Every operation by name, as a scalar of one leaf."""
+    table = torch.rand(3, 4)
+    yield "rms_norm", lambda x: rms_norm(x).square().sum()
+    yield "add_rms_norm", lambda x: rms_norm(x, None, 1e-6, x)[0].square().sum()
+    yield "rms_norm_rope", lambda x: rms_norm_rope(x.view(2, 3, 2, 8), torch.ones(8), table, table).square().sum()
+    yield "swiglu", lambda x: swiglu(x, x).square().sum()
+    yield "linear_cross_entropy", lambda x: linear_cross_entropy(x, torch.randn(50, 16), TARGETS, IDS, 4)[0]
+
+
+@pytest.mark.parametrize("function", [pytest.param(function, id=name) for name, function in operations()])
+def test_a_second_derivative_raises(function):
+    """A gradient penalty: were the first gradient taken for a constant, the penalty would do nothing, in silence."""
+    x = leaf(6, 16)
+
+    def penalised():
+        gradient = torch.autograd.grad(function(x), x, create_graph=True)[0]
+        (function(x) + gradient.square().sum()).backward()
+
+    with pytest.raises(RuntimeError, match="second derivative|no autograd formula"):
+        penalised()
+
+
+def test_autocast_leaves_float64_alone():
+    hidden, weight = leaf(6, 16).double(), leaf(50, 16).double()
+    expected = linear_cross_entropy(hidden, weight, TARGETS, IDS, 4)[0]
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        loss = linear_cross_entropy(hidden, weight, TARGETS, IDS, 4)[0]
+    assert loss.dtype == torch.float64
+    assert torch.equal(loss, expected)

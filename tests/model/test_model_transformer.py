@@ -1,12 +1,15 @@
 """The transformer against Hugging Face's Qwen3, which has the same parts, and against its own definition."""
 
+import copy
 import math
+from contextlib import nullcontext
 
 import pytest
 import torch
 import torch.nn.functional as F
 
 from ado_model import ModelConfig, Transformer
+from tests.rounding import UNIT, perturb, rounding
 
 CONFIG = ModelConfig(num_layers=3, width=64, num_heads=4, vocab_size=211, context_length=48)
 
@@ -48,33 +51,36 @@ def qwen3(model: Transformer):
     return oracle.train()
 
 
-def qwen3_logits_and_gradients(model: Transformer, dtype: torch.dtype) -> tuple[torch.Tensor, torch.Tensor, dict]:
-    """Logits, loss and gradients by our names, computed by transformers in `dtype`."""
-    oracle, tokens = qwen3(model).to(dtype), draw()
+def qwen3_outputs(model: Transformer, perturbed: float = 0.0, seed: int = 0) -> dict[str, torch.Tensor]:
+    """Logits, loss and gradients by our names, computed by transformers in float64."""
+    oracle, tokens = qwen3(model).double(), draw()
+    perturb(oracle, perturbed, seed)
     logits = oracle(tokens[:, :-1]).logits
     loss = F.cross_entropy(logits.flatten(0, 1), tokens[:, 1:].flatten())
     loss.backward()
     gradients = {name.removeprefix("model."): parameter.grad for name, parameter in oracle.named_parameters()}
-    return logits.detach(), loss.detach(), gradients
+    return {"logits": logits.detach(), "loss": loss.detach(), **gradients}
 
 
 def test_forward_and_backward_equal_qwen3(model: Transformer):
-    """float32 on both sides: 1e-5 relative, of a gradient relative to its tensor's largest entry.
-
-    An entry is a sum of some hundred products that nearly cancel, so its own size says nothing of its error. Measured:
-    1.3e-6 between the two, and each 1.2e-6 from transformers in float64.
-    """
-    expected_logits, expected_loss, expected = qwen3_logits_and_gradients(model, torch.float32)
-    truth = qwen3_logits_and_gradients(model, torch.float64)[2]
+    """Of every tensor the largest error is under what rounding does to the oracle's, whose weights are perturbed so."""
+    expected = qwen3_outputs(model)
+    perturbed = [qwen3_outputs(model, rounding(CONFIG.mlp_width), seed) for seed in range(4)]
     tokens = draw()
-    torch.testing.assert_close(model(tokens[:, :-1]), expected_logits, rtol=1e-5, atol=1e-5)
     loss, _, _ = model.loss(tokens[:, :-1], tokens[:, 1:], torch.tensor([0, 1, 0]), 2)
     loss.backward()
-    torch.testing.assert_close(loss.detach(), expected_loss, rtol=1e-5, atol=0)
-    for name, parameter in model.named_parameters():
-        largest = truth[name].abs().max().item()
-        for other in (expected[name].double(), truth[name]):
-            assert (parameter.grad.double() - other).abs().max().item() < 1e-5 * largest, name
+    gradients = {name: parameter.grad for name, parameter in model.named_parameters()}
+    for name, ours in {"logits": model(tokens[:, :-1]), "loss": loss, **gradients}.items():
+        largest = expected[name].abs().max().item()
+        allowed = max((each[name] - expected[name]).abs().max().item() for each in perturbed) + rounding(1) * largest
+        assert (ours.double() - expected[name]).abs().max().item() < allowed, name
+        assert allowed < 1e-3 * largest, "an error in a part would not show"
+
+
+def logit_size(model: Transformer, tokens: torch.Tensor) -> float:
+    """The most that the products in one logit sum to in size: what its roundings are relative to."""
+    with torch.no_grad():
+        return (model.hidden(tokens).abs() @ model.embed_tokens.weight.abs().t()).max().item()
 
 
 def test_loss_is_split_by_domain(model: Transformer):
@@ -82,6 +88,7 @@ def test_loss_is_split_by_domain(model: Transformer):
     domain_ids = torch.tensor([2, 0, 2])
     loss, sums, counts = model.loss(tokens[:, :-1], tokens[:, 1:], domain_ids, 4)
     losses = F.cross_entropy(model(tokens[:, :-1]).double().transpose(1, 2), tokens[:, 1:], reduction="none")
+    allowed = 2 * rounding(CONFIG.width) * logit_size(model, tokens[:, :-1]) + rounding(CONFIG.vocab_size)  # a token
     per_row = losses.sum(1)
     expected = torch.stack(
         [
@@ -91,9 +98,9 @@ def test_loss_is_split_by_domain(model: Transformer):
             torch.zeros((), dtype=torch.float64),
         ]
     )
-    torch.testing.assert_close(sums.double(), expected, rtol=1e-6, atol=1e-6)
+    torch.testing.assert_close(sums.double(), expected, rtol=0, atol=80 * allowed)
     assert counts.tolist() == [40, 0, 80, 0]
-    torch.testing.assert_close(loss.double(), losses.mean(), rtol=1e-6, atol=0)
+    torch.testing.assert_close(loss.double(), losses.mean(), rtol=0, atol=allowed)
 
 
 def test_a_token_sees_only_the_past(model: Transformer):
@@ -101,8 +108,9 @@ def test_a_token_sees_only_the_past(model: Transformer):
     changed = tokens.clone()
     changed[:, 20] = (changed[:, 20] + 1) % CONFIG.vocab_size
     before, after = model(tokens), model(changed)
-    torch.testing.assert_close(before[:, :20], after[:, :20], rtol=0, atol=1e-6)
-    assert (before[:, 20:] - after[:, 20:]).abs().amax(dim=(0, 2)).min() > 1e-4
+    allowed = 2 * rounding(CONFIG.width) * logit_size(model, tokens)
+    torch.testing.assert_close(before[:, :20], after[:, :20], rtol=0, atol=allowed)
+    assert (before[:, 20:] - after[:, 20:]).abs().amax(dim=(0, 2)).min() > 4 * allowed
 
 
 def test_recomputed_blocks_give_the_same_gradients(model: Transformer):
@@ -131,15 +139,36 @@ def test_initialisation_is_the_documented_one():
 
 
 def test_autocast_runs_the_blocks_in_bfloat16(model: Transformer):
-    """bfloat16 keeps 8 bits: 2^-8 relative a product, over three blocks a few hundredths of a nat."""
+    """No further off than with weights perturbed by four roundings to bfloat16: of both factors, product and sum."""
     tokens = draw()
     exact = model.loss(tokens[:, :-1], tokens[:, 1:], torch.tensor([0, 1, 0]), 2)[0]
     with torch.autocast("cpu", torch.bfloat16):
         assert model.hidden(tokens[:, :-1]).dtype == torch.bfloat16
         rough = model.loss(tokens[:, :-1], tokens[:, 1:], torch.tensor([0, 1, 0]), 2)[0]
-    assert rough.item() == pytest.approx(exact.item(), abs=0.05)
+    weights, moved = copy.deepcopy(model.state_dict()), []
+    for seed in range(4):
+        model.load_state_dict(weights)
+        perturb(model, 4 * UNIT[torch.bfloat16], seed)
+        moved.append(model.loss(tokens[:, :-1], tokens[:, 1:], torch.tensor([0, 1, 0]), 2)[0].item() - exact.item())
+    assert abs(rough.item() - exact.item()) < max(map(abs, moved))
 
 
 def test_a_sequence_longer_than_the_context_is_refused(model: Transformer):
     with pytest.raises(ValueError, match="sequences of 49 tokens exceed the model's context of 48"):
         model(torch.zeros((1, 49), dtype=torch.int64))
+
+
+@pytest.mark.parametrize("breaks", [False, True])
+def test_the_loss_is_one_graph_to_dynamo(model: Transformer, breaks: bool):
+    """Every operation of ours in it; also where the break comes first, which torch._dynamo.explain may not count."""
+    tokens, domains = draw(), torch.tensor([0, 1, 0])
+
+    def loss() -> torch.Tensor:
+        if breaks:
+            torch._dynamo.graph_break()
+        return model.loss(tokens[:, :-1], tokens[:, 1:], domains, 2)[0]
+
+    torch._dynamo.reset()
+    compiled = torch.compile(loss, fullgraph=True, backend="eager")
+    with pytest.raises(torch._dynamo.exc.Unsupported) if breaks else nullcontext():
+        assert compiled().item() == pytest.approx(loss().item(), rel=1e-6)

@@ -1,12 +1,10 @@
-"""A step of the policy costs the same late as early, and next to nothing beside a step of training.
-
-benchmarks/bench_policy.py measures it well; this holds the order of magnitude on any machine.
-"""
+"""A step of the policy costs the same late as early; what it costs is measured by benchmarks/bench_policy.py."""
 
 import statistics
 import time
 
 import numpy as np
+import pytest
 
 import ado_stream as ado
 
@@ -32,16 +30,22 @@ def _driver():
     return advance
 
 
-def test_an_update_costs_the_same_late_as_early_and_under_half_a_millisecond():
+@pytest.mark.deadline
+def test_an_update_costs_the_same_late_as_early_and_as_little_as_2_000_additions():
     """Blocks in turn, medians of processor time: the reference, whose history is copied at every step, grows by 100."""
     late = _driver()
     late(LATE_STEP)
-    early_us, late_us = [], []
+    early_us, late_us, addition_us = [], [], []
+    total_K, number_K = np.zeros(K), np.ones(K)
     for _ in range(BLOCKS):
         early = _driver()
         early(50)
         early_us.append(early(BLOCK) / BLOCK * 1e6)
         late_us.append(late(BLOCK) / BLOCK * 1e6)
+        start = time.process_time()
+        for _ in range(1000):
+            np.add(total_K, number_K, out=total_K)
+        addition_us.append((time.process_time() - start) / 1000 * 1e6)
     early_cost, late_cost = statistics.median(early_us), statistics.median(late_us)
     assert late_cost < 2.0 * early_cost
-    assert max(early_cost, late_cost) < 500.0
+    assert max(early_cost, late_cost) < 2000 * statistics.median(addition_us)  # of K numbers, by NumPy

@@ -1,4 +1,4 @@
-"""AdoConfig.reference() reproduces what the public reference computed on recorded losses (../shared/golden)."""
+"""AdoConfig.reference() reproduces what the public reference computed on recorded losses (tests/golden)."""
 
 import json
 from pathlib import Path
@@ -8,10 +8,8 @@ import pytest
 
 import ado_stream as ado
 
-GOLDEN = Path(__file__).parents[3] / "shared" / "golden"
+GOLDEN = Path(__file__).parents[1] / "golden"
 CASES = ("k2_t6k", "k100_t3500", "pile22_t6k", "pile22_hard_t6k")
-
-pytestmark = pytest.mark.skipif(not GOLDEN.is_dir(), reason=f"no golden records at {GOLDEN}")
 
 
 def _load(case):
@@ -68,7 +66,7 @@ def test_mixture_follows_the_record_with_our_own_fits(case):
 
     mixtures, _ = _replay(record, fitter)
     assert near_RK.mean() > 0.75
-    # the bar is 1e-3; 4e-5 was measured, from minima that are flat in some direction
+    # the specification's bar: laws of one F to 1e-6 may differ where the minimum is flat in some direction
     np.testing.assert_allclose([mixtures[step] for step in record["p_step"]], record["p"], atol=1e-3, rtol=0)
 
 

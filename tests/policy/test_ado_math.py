@@ -1,4 +1,4 @@
-"""AdoPolicy against MATH section 4 written out domain by domain, and the credit experiments."""
+"""AdoPolicy against docs/math.md section 4 written out domain by domain, and the credit experiments."""
 
 import math
 
@@ -13,7 +13,7 @@ LAW = ado.ScalingLawFit([2.0, 1.5, 2.5, 1.0], [0.6, 0.7, 0.9, 0.8], [0.4, 0.03, 
 
 
 def _floor_by_bisection(share, floor):
-    """p_k = max(d, s p_k), the s found by bisection: not the way clip.py finds it."""
+    """p_k = max(d, s p_k), the s found by bisection: not by the algorithm of mixture_bounds.py."""
     low, high = 0.0, 1.0 / max(share)
     for _ in range(200):
         middle = (low + high) / 2
@@ -22,7 +22,7 @@ def _floor_by_bisection(share, floor):
 
 
 def _written_out(loss_TK, count_TK, start, interval, floor, residual, shared):
-    """The mixtures of MATH section 4 with plain loops; the law is LAW from the first refit on."""
+    """The mixtures of docs/math.md section 4 with plain loops; the law is LAW from the first refit on."""
     h, pibar, lbar, samples, mixtures = list(PRIOR), list(PRIOR), [None] * K, 0.0, []
     own = [0.0] * K
     fitted = False
@@ -57,7 +57,7 @@ def _written_out(loss_TK, count_TK, start, interval, floor, residual, shared):
 @pytest.mark.parametrize("credit", ["history", "residual"])
 @pytest.mark.parametrize("floor", [0.0, 0.01, 0.2])
 @pytest.mark.parametrize("shared", [True, False], ids=["shared count", "own counts"])
-def test_the_default_preset_is_the_mathematics(shared, floor, credit, loss_stream, make_ado):
+def test_the_default_preset_follows_the_formulas(shared, floor, credit, loss_stream, make_ado):
     loss_TK, count_TK = loss_stream(K, 300)
     settings = {"start_step": 13, "interval": 10, "floor": floor, "credit": credit, "shared_count": shared}
     policy = make_ado(PRIOR, lambda *_: LAW, **settings)
@@ -75,8 +75,8 @@ def test_the_floor_holds_exactly_from_the_first_step(loss_stream, make_ado):
         assert policy.update(loss_K, count_K).min() >= 0.01
 
 
-def test_residuals_of_a_perfect_forecast_change_nothing(make_ado):
-    """Losses that the law predicts to the digit: both credits give the same mixture."""
+def test_zero_residuals_change_nothing(make_ado):
+    """Losses equal to the law's: both credits give the same mixture."""
     batch = np.array([20, 20, 20, 4])
     mixtures = {}
     for credit in ("history", "residual"):
@@ -88,7 +88,7 @@ def test_residuals_of_a_perfect_forecast_change_nothing(make_ado):
 
 
 @pytest.mark.parametrize(("shift", "factor"), [(0.05, 1.2), (-0.05, 0.8), (9.0, 2.0), (-9.0, 0.5)])
-def test_a_domain_worse_than_its_forecast_gains_credit_in_units_of_its_gap(shift, factor, make_ado):
+def test_residual_credit_is_the_forecast_error_in_units_of_the_gap(shift, factor, make_ado):
     """(L - eps) = 0.25 for every domain; one is observed `shift` above its law, so credit is 1 + shift / 0.25."""
     law = ado.ScalingLawFit(np.full(K, math.log(0.25 * 64.0**0.3)), np.zeros(K), np.full(K, 0.3))
     prior = np.full(K, 0.25)
@@ -113,7 +113,7 @@ def test_a_domain_never_observed_has_no_residual(make_ado):
 
 
 def test_a_gap_under_a_thousandth_of_a_nat_counts_as_one(make_ado):
-    """Else a law that ends in a constant would turn noise into full credit: 5e-4 nats over a gap of 1e-5."""
+    """Else noise around a law at its eps would give full credit: 5e-4 nats over a gap of 1e-5."""
     gap_K = np.full(K, 1e-5)
     mixture_K = _residual_mixture(make_ado, gap_K, 1.0 + gap_K + [5e-4, 0, 0, 0], np.full(K, 16))
     np.testing.assert_allclose(mixture_K[0] / mixture_K[1], 1.5, rtol=1e-9)
@@ -129,8 +129,8 @@ def test_equal_domains_but_for_alpha_are_preferred_in_its_ratio(make_ado):
 
 
 @pytest.mark.parametrize("power", [0.5, 1.0, 0.0])
-def test_credit_is_the_power_of_the_share_drawn_lately(power, make_ado):
-    """One domain drawn three times as often: after long, its credit is 3^s that of the others."""
+def test_credit_is_a_power_of_the_recent_share_of_samples(power, make_ado):
+    """One domain drawn three times as often: in the long run its credit is 3^s that of the others."""
     law = ado.ScalingLawFit(np.full(K, 1.0), np.zeros(K), np.full(K, 0.3))
     settings = {"start_step": 0, "floor": 0.0, "mixture_memory": 1.0, "credit_power": power}
     policy = make_ado(np.full(K, 0.25), lambda *_: law, **settings)
@@ -139,8 +139,8 @@ def test_credit_is_the_power_of_the_share_drawn_lately(power, make_ado):
     np.testing.assert_allclose(mixture_K[0] / mixture_K[1], 3.0**power, rtol=1e-12)
 
 
-def test_the_mixture_moves_at_most_by_g2_at_once_and_then_with_its_average(make_ado):
-    """A law that wants one domain only: pi is g2 rho + (1 - g2) pibar, pibar the average of rho over all steps."""
+def test_the_mixture_moves_by_at_most_g2_a_step_and_then_with_its_average(make_ado):
+    """A law that prefers one domain only: pi is g2 rho + (1 - g2) pibar, pibar the average of rho over all steps."""
     law = ado.ScalingLawFit([5.0, -20.0, -20.0, -20.0], np.zeros(K), np.full(K, 0.3))
     policy = make_ado(np.full(K, 0.25), lambda *_: law, start_step=99, interval=99, floor=0.0)
     for _ in range(100):
@@ -200,18 +200,18 @@ def _preference(make_ado, prior, gap_K):
     return make_ado(prior, lambda *_: law, **settings).update(np.full(num, 2.0), np.full(num, 16))
 
 
-def test_a_domain_without_a_law_is_as_fast_as_the_others_weighted_by_the_prior(make_ado):
+def test_a_domain_without_a_law_has_the_prior_weighted_mean_speed(make_ado):
     """Gaps 0.5 and 0.1 with priors 0.2 and 0.6: 0.2 for the third, where the plain mean would be 0.3."""
     mixture_K = _preference(make_ado, [0.2, 0.6, 0.2], [0.5, 0.1, np.nan])
     np.testing.assert_allclose(mixture_K, np.array([0.1, 0.06, 0.04]) / 0.2, rtol=1e-12)
 
 
-def test_laws_of_domains_that_the_prior_leaves_out_still_have_a_mean(make_ado):
+def test_laws_of_domains_with_zero_prior_still_have_a_mean_speed(make_ado):
     np.testing.assert_allclose(_preference(make_ado, [0.0, 1.0], [0.5, np.nan]), [0.0, 1.0], rtol=1e-12)
 
 
 @pytest.mark.parametrize("log_beta", [-800.0, 800.0], ids=["all speeds 0", "speeds beyond float64"])
-def test_speeds_that_cannot_be_compared_leave_the_prior(log_beta, make_ado):
+def test_speeds_that_overflow_or_are_all_zero_give_the_prior(log_beta, make_ado):
     law = ado.ScalingLawFit(np.full(K, log_beta), np.zeros(K), np.full(K, 0.3))
     policy = make_ado(PRIOR, lambda *_: law, start_step=0, floor=0.0, mixture_memory=1.0)
     with np.errstate(over="ignore"):
@@ -220,7 +220,7 @@ def test_speeds_that_cannot_be_compared_leave_the_prior(log_beta, make_ado):
 
 
 def test_the_floor_holds_at_once_after_the_domains_changed(make_ado):
-    """The newcomer's share of the prior is under the floor, and no step has raised it yet."""
+    """The new domain's prior is below the floor, before any update."""
     before, after = make_ado({"a": 1, "b": 1}, floor=0.1), make_ado({"a": 50, "b": 49, "c": 1}, floor=0.1)
     before.update([2.0, 2.0], [32, 32])
     after.load_state_dict(before.state_dict(), names=["a", "b", "c"])

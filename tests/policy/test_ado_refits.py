@@ -1,11 +1,12 @@
-"""When ADO refits, from what, with which backend; what is left of a fit, and what a fit that fails leaves behind."""
+"""When ADO refits, on which points and backend; the state after a fit, and after a failed one."""
 
 import numpy as np
 import pytest
+import torch
 
 import ado_stream as ado
-from ado_stream.policy import laws
-from ado_stream.simulate.loop import read_spec, simulate
+from ado_stream.policy import scaling_laws
+from ado_stream.simulate.closed_loop import read_spec, simulate
 
 PRIOR = {"web": 5.0, "code": 3.0, "math": 2.0}
 K = len(PRIOR)
@@ -41,9 +42,9 @@ class CompilationError(Exception):
     ],
     ids=repr,
 )
-def test_whatever_the_kernel_raises_at_a_refit_the_run_goes_on_with_its_laws(failure, loss_stream, monkeypatch):
+def test_any_exception_of_the_kernel_at_a_refit_keeps_the_laws(failure, loss_stream, monkeypatch):
     loss_TK, count_TK = _stream(loss_stream, 100)
-    kernel, calls = laws.scaling_law_fit, []
+    kernel, calls = scaling_laws.scaling_law_fit, []
 
     def fails_twice(*arguments):
         calls.append(None)
@@ -51,7 +52,7 @@ def test_whatever_the_kernel_raises_at_a_refit_the_run_goes_on_with_its_laws(fai
             raise failure
         return kernel(*arguments)
 
-    monkeypatch.setattr(laws, "scaling_law_fit", fails_twice)
+    monkeypatch.setattr(scaling_laws, "scaling_law_fit", fails_twice)
     policy = ado.AdoPolicy(PRIOR, ado.AdoConfig(**SCHEDULE))
     mixture_TK = _run(policy, loss_TK, count_TK)
     fits = iter(range(4))
@@ -63,7 +64,7 @@ def test_whatever_the_kernel_raises_at_a_refit_the_run_goes_on_with_its_laws(fai
         return kept
 
     kept = None
-    monkeypatch.setattr(laws, "scaling_law_fit", kernel)
+    monkeypatch.setattr(scaling_laws, "scaling_law_fit", kernel)
     np.testing.assert_array_equal(
         mixture_TK, _run(ado.AdoPolicy(PRIOR, ado.AdoConfig(**SCHEDULE), keeps), loss_TK, count_TK)
     )
@@ -81,15 +82,15 @@ def test_a_fitter_of_other_domains_fails_like_any_other(loss_stream):
 # The backend --------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("asked", [None, "numba", "torch", "auto"])
+@pytest.mark.parametrize("asked", [None, "numba", "triton", "auto"])
 def test_the_backend_is_the_configured_one_whatever_is_imported(asked, loss_stream, monkeypatch):
-    kernel, used = laws.scaling_law_fit, []
+    kernel, used = scaling_laws.scaling_law_fit, []
 
     def spy(counts, losses, options, backend):
         used.append(backend)
         return kernel(counts, losses, options, "numba")
 
-    monkeypatch.setattr(laws, "scaling_law_fit", spy)
+    monkeypatch.setattr(scaling_laws, "scaling_law_fit", spy)
     policy = ado.AdoPolicy(PRIOR, ado.AdoConfig(**SCHEDULE, **({} if asked is None else {"fit_backend": asked})))
     used.clear()
     _run(policy, *_stream(loss_stream, 50))
@@ -97,8 +98,7 @@ def test_the_backend_is_the_configured_one_whatever_is_imported(asked, loss_stre
 
 
 def test_a_backend_that_is_unknown_or_missing_is_refused_at_construction(monkeypatch):
-    torch = pytest.importorskip("torch")
-    with pytest.raises(ado.ConfigError, match="fit_backend is 'cuda'; expected one of auto, numba, triton, torch"):
+    with pytest.raises(ado.ConfigError, match="fit_backend is 'cuda'; expected one of auto, numba, triton"):
         ado.AdoPolicy(PRIOR, ado.AdoConfig(fit_backend="cuda"))
     monkeypatch.delenv("TRITON_INTERPRET", raising=False)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
@@ -109,8 +109,8 @@ def test_a_backend_that_is_unknown_or_missing_is_refused_at_construction(monkeyp
 # What is left of a fit ----------------------------------------------------------------------------------------------
 
 
-def test_all_that_a_fit_says_is_kept_with_its_law(loss_stream):
-    """Two real fits, the second of them called bad for one domain: that one keeps every number of its older law."""
+def test_all_fields_of_a_fit_are_kept_with_its_law(loss_stream):
+    """Two real fits, the second invalid for one domain, which keeps every field of its older law."""
     found = []
 
     def fitter(counts, losses, config):
@@ -172,8 +172,8 @@ def test_by_default_a_short_run_fits_eight_points_or_a_quarter_of_its_steps(tota
 
 
 @pytest.mark.parametrize("total_steps", [60, 100, 150, 300])
-def test_a_short_runs_first_law_is_fitted_to_a_stretch_of_it(total_steps, loss_stream, quick_fit):
-    """Its points are spread: eight steps in a row say nothing of a slope, however many points they are."""
+def test_the_first_law_of_a_short_run_is_fitted_to_points_spread_over_it(total_steps, loss_stream, quick_fit):
+    """Its points are spread over the run: eight steps in a row determine no slope."""
     spans = []
 
     def fitter(counts, losses, config):
@@ -235,8 +235,8 @@ def test_a_run_whose_last_refit_lacks_points_is_refused(settings):
         ({}, 1000, 1103),
     ],
 )
-def test_a_run_that_ends_before_a_law_is_drawn_by_is_refused(settings, lag, drawn_at):
-    """What is said after step s is drawn at s + 1 + lag; the last of 300 steps is 299. The closed loop agrees."""
+def test_a_run_that_ends_before_the_first_refit_takes_effect_is_refused(settings, lag, drawn_at):
+    """The mixture after step s is drawn at step s + 1 + lag; the last of 300 steps is 299. The closed loop agrees."""
     spec = {"steps": 300, "mixture_lag": lag, "domains": 3, "policies": {"ado": settings, "natural": {}}}
     if drawn_at > 299:
         with pytest.raises(
@@ -253,7 +253,7 @@ def test_a_run_that_ends_before_a_law_is_drawn_by_is_refused(settings, lag, draw
 # Forecasts ----------------------------------------------------------------------------------------------------------
 
 
-def test_forecasts_are_judged_by_the_law_before_a_refit_even_at_every_step(loss_stream):
+def test_forecast_errors_are_of_the_law_before_the_refit(loss_stream):
     """A law of 2 for all, losses of 2.2: every step is a refit, and every forecast before it was 10 % too low."""
     law = ado.ScalingLawFit(np.full(K, -50.0), np.full(K, np.log(2.0)), np.full(K, 0.3))
     policy = ado.AdoPolicy(PRIOR, ado.AdoConfig(start_step=0, interval=1, ignore_steps=0), lambda *_: law)

@@ -4,10 +4,14 @@ import json
 
 import numpy as np
 import pytest
+from scipy.optimize import minimize
 
-from ado_kernels.fit.problem import FitOptions, objective
+from ado_kernels import scaling_law_fit
+from ado_kernels.fit.numba_search import TOLERANCE
+from ado_kernels.fit.numba_smoothing import prepare_losses
+from ado_kernels.fit.objective import FitOptions, objective
+from ado_stream.simulate.closed_loop import Outcome, read_spec
 from ado_stream.simulate.default_spec import default_spec
-from ado_stream.simulate.loop import Outcome, read_spec
 from benchmarks import bench_fit, bench_policy, bench_sensitivity, common
 
 
@@ -30,12 +34,43 @@ def test_the_gradient_that_scipy_is_given_is_that_of_the_objective(theta):
         assert gradient_P[index] == pytest.approx(numeric, abs=2e-7, rel=1e-6)
 
 
-def test_scipy_and_the_fit_end_at_the_same_minimum():
+def allowance(theta_P, log_count_M, log_loss_M, delta):
+    """How far a minimum of F may lie above another's: what the search leaves, and rounding.
+
+    The search stops at gains under TOLERANCE of F + 0.001. It minimises F with exp and log that are off by 4e-13
+    (test_exp_and_log_equal_libm); a residual is a difference of numbers of at most `size`, each rounded, and moves F by
+    delta at most; the sum of M terms is rounded M times. Two points are compared, so rounding counts twice.
+    """
+    eps = np.finfo(np.float64).eps
+    value = objective(theta_P, log_count_M, log_loss_M, delta)
+    size = np.abs(theta_P[:2]).max() + np.abs(theta_P[2] * log_count_M).max() + np.abs(log_loss_M).max()
+    of_terms = len(log_loss_M) * delta * (4e-13 + 4 * eps * size)
+    of_sum = eps * (len(log_loss_M) + 4) * (abs(value) + 0.001)
+    return TOLERANCE * (value + 0.001) + 2 * (of_terms + of_sum)
+
+
+def test_the_fit_ends_at_a_minimum_that_scipy_does_not_undercut():
+    """Where scipy itself ends depends on how its processor rounds; it is asked for nothing but a lower F."""
     found = bench_fit.against_scipy(num_starts=24, steps=3000)
-    assert found["points"] == 200
-    assert found["scipy_best_above_ours"] > -1e-9
-    assert found["scipy_best_above_ours"] < 1e-3  # it stops short where a kink holds the minimum: 1.3e-4 here
-    assert found["ratio"] > 100
+    counts_T, losses_KT = bench_fit.history(1, steps=3000)
+    points_M = counts_T[bench_fit.OPTIONS.ignore_steps :: bench_fit.OPTIONS.every]
+    smooth_M = prepare_losses(losses_KT, bench_fit.OPTIONS)[0]
+    theta_P = scaling_law_fit(points_M, smooth_M[None], FitOptions(smooth_window=0, every=1), "numba").theta[0]
+    data = np.log(points_M), np.log(smooth_M), bench_fit.OPTIONS.delta
+    ours, allowed = objective(theta_P, *data), allowance(theta_P, *data)
+    assert found["points"] == len(points_M) == 200
+    assert found["scipy_best_above_ours"] * (ours + 0.001) > -allowed
+    assert found["ratio"] == pytest.approx(1e3 * found["scipy_s_scaled_to_512_starts"] / found["ours_ms"])
+
+    descent = minimize(bench_fit.value_and_gradient, theta_P, data, "L-BFGS-B", jac=True, options={"ftol": 0.0})
+    simplex = minimize(objective, theta_P, data, "Nelder-Mead", options={"xatol": 1e-9, "fatol": allowed})
+    assert min(descent.fun, simplex.fun) > ours - allowed
+    direction_NP = np.random.default_rng(0).standard_normal((100, 3))
+    direction_NP = np.concatenate([np.eye(3), -np.eye(3), direction_NP])
+    for size in (1e-6, 1e-5, 1e-4, 1e-3, 1e-2):
+        least = min(objective(theta_P + size * direction_P, *data) for direction_P in direction_NP)
+        assert least > ours - allowed
+    assert least > ours + 1000 * allowed, "a step of 0.01 leaves the minimum: what is allowed hides no real descent"
 
 
 def test_the_fit_is_timed_on_what_the_policy_keeps():
@@ -48,19 +83,30 @@ def test_the_fit_is_timed_on_what_the_policy_keeps():
 
 
 @pytest.mark.parametrize(
-    ("seconds", "frac", "above", "passed"),
+    ("evaluations", "frac", "above", "passed"),
     [
-        (0.06, 1.0, 1e-9, [False, True, True]),
-        (0.04, 0.98, -1.0, [True, False, True]),
-        (0.05, 0.99, 2e-6, [True, True, False]),
+        (40.1, 1.0, 1e-9, [False, True, True]),
+        (39.0, 0.98, -1.0, [True, False, True]),
+        (40.0, 0.99, 2e-6, [True, True, False]),
     ],
 )
-def test_a_bar_of_the_fit_that_is_missed_is_said_to_be(seconds, frac, above, passed, capsys):
+def test_a_bar_of_the_fit_that_is_missed_is_said_to_be(evaluations, frac, above, passed, capsys, tmp_path, monkeypatch):
     low = {"within_1e-6_frac": frac, "worst_above_reference": above}
-    held = bench_fit.bars("numba", [{"domains": 22, "host_s": seconds}], low)
+    held = bench_fit.bars("numba", [{"domains": 22, "evaluations": evaluations}], low)
     assert [bar["pass"] for bar in held] == passed
-    common.print_bars(held)
-    assert [line.split()[0] == "pass" for line in capsys.readouterr().out.splitlines()] == passed
+    monkeypatch.setattr(common, "RESULTS", tmp_path)
+    path = common.write_result("fit", {"fits": []}, held)
+    assert json.loads(path.read_text())["bars"] == held
+    assert [line.split()[0] == "pass" for line in capsys.readouterr().out.splitlines()[-3:]] == passed
+
+
+def test_an_evaluation_is_f_without_its_penalties_on_the_points_that_a_fit_keeps():
+    counts_T, losses_KT = bench_fit.history(2, steps=1500)
+    kept = slice(1000, None, bench_fit.OPTIONS.every)
+    points = [(np.log(counts_T[kept]), np.log(losses_T[kept]), 1e-3) for losses_T in losses_KT]
+    free = np.array([2.0, 0.7, 0.4])  # between the kinks; the constant of F is -0.001
+    expected = sum(objective(free, *each) + 0.001 for each in points)
+    assert bench_fit.evaluate(counts_T, losses_KT) == pytest.approx(expected, rel=1e-9)
 
 
 def test_how_low_the_fit_gets_is_taken_from_the_golden_records(tmp_path, monkeypatch):
@@ -93,20 +139,25 @@ def test_how_low_the_fit_gets_is_taken_from_the_golden_records(tmp_path, monkeyp
 
 
 @pytest.mark.parametrize(
-    ("early_us", "late_us", "ratio", "seconds", "passed"),
+    ("additions", "ratio", "updates", "passed"),
     [
-        (60.0, 59.0, 1.2, {22: 9.9, 1000: 179.0}, [True, True, True, True]),
-        (61.0, 50.0, 0.8, {22: 9.9}, [False, True, True]),
-        (50.0, 61.0, 1.22, {22: 10.1, 1000: 181.0}, [False, False, False, False]),
+        (250.0, 1.2, {22: 5.9, 1000: 23.9}, [True, True, True, True]),
+        (251.0, 0.8, {22: 5.9}, [False, True, True]),
+        (250.0, 1.22, {22: 6.1, 1000: 24.1}, [True, False, False, False]),
     ],
 )
-def test_a_bar_of_the_policy_that_is_missed_is_said_to_be(early_us, late_us, ratio, seconds, passed):
-    default = {"early_us": early_us, "late_us": late_us, "late_over_early": ratio, "late_step": 10_000}
-    payload = {f"simulate_K{num}": {"steps": 60_000, "seconds": taken} for num, taken in seconds.items()}
-    held = bench_policy.bars({"update_K22": {"default": default}, **payload})
+def test_a_bar_of_the_policy_that_is_missed_is_said_to_be(additions, ratio, updates, passed):
+    """Updates of 20 us at K = 22 and of 100 us at K = 1000."""
+    default = {"additions": additions, "late_us": 20.0, "late_over_early": ratio, "late_step": 10_000}
+    took_us = {22: 20.0, 1000: 100.0}
+    payload = {
+        f"simulate_K{num}": {"steps": 60_000, "processor_seconds": 0.06 * took_us[num] * count}
+        for num, count in updates.items()
+    }
+    held = bench_policy.bars({"update_K22": {"default": default}, "update_K1000": {"late_us": 100.0}, **payload})
     assert [bar["pass"] for bar in held] == passed
-    assert [bar["measured"] for bar in held] == [max(early_us, late_us), ratio, *seconds.values()]
-    assert [bar["bar"] for bar in held] == [60.0, 1.2, 10.0, 180.0][: len(held)]
+    assert [bar["measured"] for bar in held] == pytest.approx([additions, ratio, *updates.values()])
+    assert [bar["bar"] for bar in held] == [250.0, 1.2, 6.0, 24.0][: len(held)]
 
 
 def test_the_figures_of_the_sensitivity_table():
@@ -123,18 +174,17 @@ def test_the_figures_of_the_sensitivity_table():
     assert figures == pytest.approx((1e3 * (2.5 - 4.0), 1e3 * (3.0 - 5.0), 30.0))
 
 
-def test_the_bars_of_the_policy_are_printed_and_kept(monkeypatch, capsys):
+def test_the_bars_of_the_policy_are_printed_and_kept(monkeypatch):
     """The whole benchmark with its measurements replaced: what it hands over has a verdict for every bar."""
-    cost = {"early_us": 20.0, "late_us": 99.0, "late_over_early": 1.0, "late_step": 5}
+    cost = {"early_us": 20.0, "late_us": 99.0, "late_over_early": 1.0, "late_step": 5, "additions": 251.0}
     monkeypatch.setattr(bench_policy, "cost_of_update", lambda *_, **__: cost)
     monkeypatch.setattr(bench_policy, "cost_of_state", lambda *_: {})
-    monkeypatch.setattr(bench_policy, "closed_loop", lambda num, steps: {"steps": steps, "seconds": 1.0})
+    monkeypatch.setattr(bench_policy, "closed_loop", lambda num, steps: {"steps": steps, "processor_seconds": 1.0})
     monkeypatch.setattr("sys.argv", ["bench_policy"])
-    written = {}
-    monkeypatch.setattr(bench_policy, "write_result", lambda name, payload: written.update(payload))
+    written = []
+    monkeypatch.setattr(bench_policy, "write_result", lambda name, payload, bars: written.extend(bars))
     bench_policy.main()
-    assert [bar["pass"] for bar in written["bars"]] == [False, True, True]
-    assert capsys.readouterr().out.startswith("FAIL  microseconds of update(), 22 domains: 99 (bar 60)")
+    assert [bar["pass"] for bar in written] == [False, True, True]
 
 
 @pytest.mark.parametrize("steps", [300, 6000, 60_000])
@@ -181,6 +231,7 @@ def test_another_seed_is_the_floor_under_what_moved(monkeypatch):
 
 def test_the_cost_of_an_update_is_taken_early_and_late():
     found = bench_policy.cost_of_update(3, late_step=500, blocks=2)
+    assert found["additions"] > 1
     assert 0 < found["best_us"] <= min(found["early_us"], found["late_us"])
     assert bench_policy.cost_of_state(3, steps=50)["megabytes"] > 0
     assert bench_policy.closed_loop(3, steps=60)["refits"] > 10

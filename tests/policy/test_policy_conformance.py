@@ -1,4 +1,4 @@
-"""Every policy, guarded or not, keeps the promises of policy/base.py."""
+"""Every policy, guarded or not, keeps the invariants of policy/base_policy.py."""
 
 import json
 
@@ -133,7 +133,9 @@ def test_every_guard_holds_around_every_policy_and_over_a_resume(guard, inside, 
     np.testing.assert_allclose(mixture_TK.sum(axis=1), 1.0, atol=1e-13)
     alone = _bare(make_ado)[inside](PRIOR)
     _run(alone, loss_TK, count_TK)
-    np.testing.assert_array_equal(policy.policy.mixture, alone.mixture)  # the policy inside goes on as if alone
+    np.testing.assert_array_equal(
+        policy.policy.mixture, alone.mixture
+    )  # the wrapped policy is updated as without a guard
 
 
 @pytest.mark.parametrize("maker", CASES, indirect=True)
@@ -154,7 +156,7 @@ def test_permuting_the_domains_permutes_the_mixture(maker, loss_stream):
 
 
 @pytest.mark.parametrize("maker", CASES, indirect=True)
-def test_callers_cannot_reach_into_the_policy(maker, loss_stream):
+def test_returned_arrays_are_copies(maker, loss_stream):
     loss_TK, count_TK = loss_stream(len(NAMES), 40)
     spoiled, untouched = maker(PRIOR), maker(PRIOR)
     for loss_K, count_K in zip(loss_TK, count_TK, strict=True):

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 import ado_stream as ado
-from ado_stream.policy.static import unimax
-from ado_stream.policy.tables import PILE_DOREMI
+from ado_stream.policy.published_mixtures import PILE_DOREMI
+from ado_stream.policy.static_policies import unimax
 
 PRIOR = {"web": 60.0, "code": 30.0, "math": 10.0}
 
@@ -44,7 +44,7 @@ def test_unimax_fills_the_smallest_first():
     ],
 )
 def test_unimax_needs_sizes_not_shares(prior, options, says):
-    """Shares against a budget in tokens would be all used up at once, which means natural and says nothing."""
+    """Shares against a budget in tokens would all be exhausted at once and give the natural mixture."""
     with pytest.raises(ado.ConfigError, match=says):
         ado.make_policy("unimax", prior, budget=90.0, **options)
 
@@ -83,7 +83,7 @@ def test_a_schedule_gives_each_step_its_mixture(interpolation, halfway):
 
 
 @pytest.mark.parametrize("lag", [0, 1, 6])
-def test_a_schedule_told_of_the_lag_draws_every_later_step_with_its_own_mixture(lag):
+def test_a_schedule_with_lag_draws_every_later_step_by_its_own_mixture(lag):
     weights = np.linspace([1, 0, 0], [0, 1, 1], 41)
     policy = ado.make_policy("schedule", PRIOR, knots=list(enumerate(weights.tolist())), mixture_lag=lag)
     drawn = [policy.mixture] * (lag + 1) + [policy.update([2.0, 2.0, 2.0], [1, 1, 1]) for _ in range(30)]
@@ -106,7 +106,7 @@ def _explore(t, num=3):
 
 
 @pytest.mark.parametrize(("form", "lag"), [("odm", 0), ("odm", 1), ("odm", 8), ("odm-code", 0)])
-def test_odm_is_its_formula(form, lag):
+def test_odm_follows_its_formula(form, lag):
     """Losses are divided by the share that their own batch was drawn with, given lag + 1 updates ago."""
     policy, reward = ado.make_policy(form, PRIOR, **({"mixture_lag": lag} if lag else {})), [0.0] * 3
     said = [[1 / 3] * 3] * (lag + 1)
@@ -132,7 +132,7 @@ def test_odm_survives_losses_that_overflow_an_exponential(form):
     assert mixture_K.argmax() == 1
 
 
-def test_doremi_is_its_formula():
+def test_doremi_follows_its_formula():
     reference = {"web": 2.0, "code": 1.5, "math": 3.0}
     policy = ado.make_policy("doremi", PRIOR, reference_losses=reference, eta=0.1, smoothing=0.01)
     np.testing.assert_allclose(policy.mixture, [1 / 3] * 3, rtol=1e-15)

@@ -1,4 +1,4 @@
-"""Faults A1 to A5: what losses, fits and states can do to a policy, and what must not follow."""
+"""Bad losses, failed fits and damaged states: the policy stays valid or refuses them."""
 
 import copy
 import json
@@ -45,7 +45,7 @@ def test_one_bad_loss_is_as_if_the_domain_had_been_absent(bad, credit, loss_stre
     assert policy.health()["ignored_losses"] == {**dict.fromkeys(NAMES, 0), "books": 1}
 
 
-def test_a_domain_bad_for_fifty_steps_leaves_the_others_adapting(loss_stream, make_ado):
+def test_fifty_bad_losses_of_a_domain_do_not_stop_the_others_adapting(loss_stream, make_ado):
     loss_TK, count_TK = _stream(loss_stream)
     loss_TK[60:110, 4] = np.nan
     seen = []
@@ -125,7 +125,7 @@ def test_a_domain_with_a_bad_fit_keeps_its_last_law_and_only_it(how, loss_stream
     assert np.isfinite(mixture_TK).all()
 
 
-def test_a_domain_that_never_had_a_law_learns_as_fast_as_the_others_on_average(loss_stream, make_ado):
+def test_a_domain_that_never_had_a_law_has_the_mean_speed_of_the_others(loss_stream, make_ado):
     loss_TK, count_TK = _stream(loss_stream, 20)
     valid_K = np.arange(K) != 0
     equal = _laws(np.where(valid_K, 0.3, np.nan))
@@ -134,7 +134,7 @@ def test_a_domain_that_never_had_a_law_learns_as_fast_as_the_others_on_average(l
     np.testing.assert_allclose(_run(policy, loss_TK, count_TK), _run(all_known, loss_TK, count_TK), rtol=1e-12)
 
 
-def test_no_law_for_anyone_leaves_the_prior(loss_stream, make_ado):
+def test_without_any_law_the_mixture_is_the_prior(loss_stream, make_ado):
     loss_TK, count_TK = _stream(loss_stream, 40)
     policy = make_ado(PRIOR, lambda *_: _laws(np.full(K, np.nan)), floor=0.0)
     np.testing.assert_array_equal(_run(policy, loss_TK, count_TK)[-1], policy.prior_K)
@@ -224,7 +224,7 @@ def test_a_damaged_state_is_refused_and_changes_nothing(damage, state, loss_stre
 
 
 @pytest.mark.parametrize("not_a_state", [None, [], {}, "state", {"version": 1}])
-def test_what_is_no_state_is_refused(not_a_state, make_ado):
+def test_an_object_that_is_no_state_is_refused(not_a_state, make_ado):
     with pytest.raises(ado.ResumeError, match="policy state"):
         make_ado(PRIOR).load_state_dict(not_a_state)
 
@@ -313,7 +313,7 @@ def test_impossible_batches_are_refused_with_the_step(losses, counts, make_ado):
 
 
 def test_the_forecast_error_is_of_the_last_whole_interval(make_ado):
-    """Losses 10 % above and, in the next interval, 20 % below what the law says."""
+    """Losses 10 % above and, in the next interval, 20 % below the law."""
     law = ado.ScalingLawFit(np.full(K, 2.0), np.full(K, 0.5), np.full(K, 0.3))
     policy = make_ado(PRIOR, lambda *_: law, start_step=0, interval=10)
     for step in range(31):
@@ -326,7 +326,7 @@ def test_the_forecast_error_is_of_the_last_whole_interval(make_ado):
     assert (error["mean"], error["mean_abs"]) == (pytest.approx(-0.2), pytest.approx(0.2))
 
 
-def test_domains_at_a_bound_are_told(make_ado):
+def test_health_lists_parameters_at_a_bound(make_ado):
     law = ado.ScalingLawFit(np.full(K, 2.0), np.full(K, 0.6), np.array([0.3, 0.9, 0.3, 0.3, 0.3, 0.3]))
     policy = make_ado(PRIOR, lambda *_: law, start_step=0)
     policy.update(np.full(K, 3.0), np.full(K, 8))

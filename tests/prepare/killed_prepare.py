@@ -14,9 +14,9 @@ from collections.abc import Callable
 from pathlib import Path
 
 from ado_stream.corpus import bpe
-from ado_stream.prepare import lines, packing, readers
+from ado_stream.prepare import documents, line_blocks, packing
 from ado_stream.prepare.config import PrepareConfig
-from ado_stream.prepare.run import prepare
+from ado_stream.prepare.coordinator import prepare
 from ado_stream.prepare.spool import Spool
 
 
@@ -79,8 +79,8 @@ def _hash(folder: Path) -> str:
 def main(source: str, folder: str) -> None:
     assert bpe.END_TOKEN  # imported here once, not in every fork
     os.fsync = lambda descriptor: None  # what is written outlives a kill; it is a power cut that fsync is for
-    readers.PIECE_BYTES = 20_000
-    lines._READ_BYTES = 10_000
+    documents.PIECE_BYTES = 20_000
+    line_blocks._READ_BYTES = 10_000
     packing._COMMIT_EVERY_S = 0.0
     ends = []
     for num_events in [None, *range(100_000)]:

@@ -3,8 +3,10 @@
 The oracle is built here from the documents themselves: bytes, 256 after each, cut at seq_len + 1.
 """
 
+import fcntl
 import json
 import os
+import tempfile
 from pathlib import Path
 
 import numpy as np
@@ -12,11 +14,11 @@ import pytest
 import xxhash
 
 import ado_stream as ado
-from ado_stream.corpus.check import CorpusReader
-from ado_stream.errors import AccessDenied, ConfigError, DataError, NotFound, StorageError
-from ado_stream.prepare import lines, readers, run
+from ado_stream.corpus.checker import CorpusChecker
+from ado_stream.durable import DiskError
+from ado_stream.errors import ConfigError, DataError, NotFound, StorageError
 from ado_stream.prepare.config import PrepareConfig
-from ado_stream.prepare.run import prepare
+from ado_stream.prepare.coordinator import prepare
 
 SEQ_LEN = 64
 
@@ -24,8 +26,8 @@ SEQ_LEN = 64
 @pytest.fixture(autouse=True)
 def small_pieces(monkeypatch):
     """Many pieces, many shards and a commit after each, so that every path is walked."""
-    monkeypatch.setattr(readers, "PIECE_BYTES", 20_000)
-    monkeypatch.setattr(lines, "_READ_BYTES", 4_000)
+    monkeypatch.setattr("ado_stream.prepare.documents.PIECE_BYTES", 20_000)
+    monkeypatch.setattr("ado_stream.prepare.line_blocks._READ_BYTES", 4_000)
     monkeypatch.setattr("ado_stream.prepare.packing._COMMIT_EVERY_S", 0.0)
 
 
@@ -41,7 +43,7 @@ def _config(inputs, out, **settings):
 
 def _tokens(out, domain, split="train"):
     """All tokens of a domain's split, in order, read back and verified."""
-    reader = CorpusReader(out)
+    reader = CorpusChecker(out)
     shards = [reader.shard(domain, split, entry) for entry in reader.index(domain, split)]
     return np.concatenate(shards), len(shards)
 
@@ -112,7 +114,7 @@ def test_bpe_decodes_to_the_documents(pile, tmp_path):
 
 
 def test_the_seed_of_the_sample_changes_the_tokenizer(pile, tmp_path, monkeypatch):
-    monkeypatch.setattr(run, "_SAMPLE_BYTES_PER_TOKEN", 40)
+    monkeypatch.setattr("ado_stream.prepare.coordinator._SAMPLE_BYTES_PER_TOKEN", 40)
     written = []
     for seed in (1, 2, 1):
         out = tmp_path / str(len(written))
@@ -209,7 +211,7 @@ def test_an_empty_domain_is_named(pile, tmp_path):
         prepare(
             _config([folder / "full.jsonl"], tmp_path / "out", domain_key=None, val=(str(folder / "hollow.jsonl"),))
         )
-    assert not [path for path in (tmp_path / "out").rglob("*") if path.is_file() and path.name != "lock"]
+    assert not [path for path in (tmp_path / "out").rglob("*") if path.is_file() and path.suffix != ".lock"]
 
 
 def test_an_unreadable_line_is_named_and_skipping_goes_on_from_there(pile, tmp_path, tree_hashes, write_jsonl):
@@ -239,11 +241,33 @@ def test_unfinished_work_over_other_settings_is_not_thrown_away(pile, tmp_path):
 
 
 def test_two_runs_at_once_are_refused(pile, tmp_path):
-    from filelock import FileLock
-
     (tmp_path / "out/.prepare").mkdir(parents=True)
-    with FileLock(tmp_path / "out/.prepare/lock"), pytest.raises(ConfigError, match="another process is writing"):
-        prepare(_config(pile[0], tmp_path / "out"))
+    with open(tmp_path / "out/.prepare/lock", "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        with pytest.raises(ConfigError, match="another process is writing"):
+            prepare(_config(pile[0], tmp_path / "out"))
+
+
+def test_every_byte_that_the_journal_counts_is_synced(tmp_path, monkeypatch):
+    """Full shards and the one being filled, with their names in the folder: the journal is written right after."""
+    from ado_stream.corpus.mds import ShardFormat
+    from ado_stream.prepare.spool import Spool
+
+    synced = {}
+
+    def record(descriptor):
+        synced[os.readlink(f"/proc/self/fd/{descriptor}")] = os.fstat(descriptor).st_size
+
+    monkeypatch.setattr(os, "fsync", record)
+    spool = Spool(tmp_path / "spool", ShardFormat(17, "uint16", 4096))
+    for size_bytes in (5_000, 2, 9_000):
+        spool.append(1, 10, bytes(size_bytes))
+    spool.sync()
+    sizes = {str(path): path.stat().st_size for path in spool.folder.iterdir()}
+    assert len(sizes) == spool.state.shard + 1 >= 4
+    assert sum(sizes.values()) == 14_002
+    assert {path: size for path, size in synced.items() if path != str(spool.folder)} == sizes
+    assert str(spool.folder) in synced
 
 
 def test_a_full_disk_is_one_clear_error_and_the_next_run_goes_on(pile, tmp_path, tree_hashes, monkeypatch):
@@ -259,7 +283,7 @@ def test_a_full_disk_is_one_clear_error_and_the_next_run_goes_on(pile, tmp_path,
         return append(self, *arguments)
 
     monkeypatch.setattr(Spool, "append", full)
-    with pytest.raises(StorageError, match=r"no space left on the disk.\n  Finished work is kept"):
+    with pytest.raises(StorageError, match=r"No space left on device.\n  Finished work is kept"):
         prepare(_config(pile[0], tmp_path / "out"))
     prepare(_config(pile[0], tmp_path / "out"))
     prepare(_config(pile[0], tmp_path / "clean"))
@@ -283,11 +307,24 @@ def test_settings_that_cannot_be(pile, tmp_path):
         prepare(_config(["nowhere.jsonl"], tmp_path))
 
 
-@pytest.mark.skipif(os.geteuid() == 0, reason="root may write anywhere")
-def test_a_folder_that_cannot_be_written_is_access_denied(pile, tmp_path):
-    tmp_path.chmod(0o500)
-    with pytest.raises(AccessDenied, match="permission denied"):
-        prepare(_config(pile[0], tmp_path / "out"))
+@pytest.fixture
+def unprivileged_folder():
+    """A folder of this user's, for whom permissions hold: root becomes nobody until the test ends."""
+    user = os.geteuid()
+    os.seteuid(user or 65534)
+    try:
+        with tempfile.TemporaryDirectory(dir="/tmp") as folder:
+            yield Path(folder)
+    finally:
+        os.seteuid(user)
+
+
+def test_a_folder_that_cannot_be_written_is_a_disk_error(unprivileged_folder):
+    text, out = unprivileged_folder / "text.jsonl", unprivileged_folder / "closed"
+    text.write_text(json.dumps({"text": "words"}) + "\n")
+    out.mkdir(0o500)
+    with pytest.raises(DiskError, match=rf"(?s){out}.*[Pp]ermission denied|[Pp]ermission denied.*{out}"):
+        prepare(_config([str(text)], out / "corpus"))
 
 
 def test_too_many_domains_point_to_the_key(tmp_path, monkeypatch):

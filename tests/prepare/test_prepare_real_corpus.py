@@ -1,37 +1,32 @@
-"""The whole of a real corpus through prepare, and an input far larger than the memory it may use."""
+"""A small real corpus through prepare, and an input far larger than the memory it may use."""
 
 import json
 import resource
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 import zstandard
 
-from ado_stream.corpus.check import CorpusReader
+from ado_stream.corpus.checker import CorpusChecker
 from ado_stream.prepare.config import PrepareConfig
-from ado_stream.prepare.run import prepare
-
-SHARED = Path(__file__).parents[2] / ".." / "shared" / "corpus"
+from ado_stream.prepare.coordinator import prepare
 
 
-@pytest.mark.slow
-@pytest.mark.skipif(not (SHARED / "manifest.json").exists(), reason="no corpus at ../shared/corpus")
-def test_the_shared_corpus_has_the_documents_that_its_manifest_counts(tmp_path):
-    manifest = json.loads((SHARED / "manifest.json").read_bytes())["domains"]
+def test_a_real_corpus_has_the_documents_that_its_manifest_counts(real_corpus, tmp_path):
+    manifest = json.loads((real_corpus / "manifest.json").read_bytes())["domains"]
     prepare(
         PrepareConfig(
-            inputs=tuple(map(str, sorted(SHARED.glob("train-*.jsonl.zst")))),
+            inputs=tuple(map(str, sorted(real_corpus.glob("train-*.jsonl.zst")))),
             out=str(tmp_path / "out"),
-            val=(str(SHARED / "val.jsonl.zst"),),
+            val=(str(real_corpus / "val.jsonl.zst"),),
             domain_key="meta.pile_set_name",
             tokenizer="bpe:8192",
             seq_len=256,
             workers=2,
         )
     )
-    reader = CorpusReader(tmp_path / "out")
+    reader = CorpusChecker(tmp_path / "out")
     domains = reader.manifest["domains"]
     assert set(domains) == set(manifest)
     for name, counts in manifest.items():

@@ -28,6 +28,7 @@ def _children(pid: int) -> list[int]:
     return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
 
 
+@pytest.mark.deadline
 @pytest.mark.slow
 def test_killed_with_its_workers_at_random_times_it_ends_the_same(tmp_path, pile, write_jsonl, tree_hashes):
     source = write_jsonl(

@@ -1,4 +1,4 @@
-"""The page stands alone, holds every figure, and comes out of short, odd and broken records too."""
+"""The page is self-contained, has every figure, and is written from short and broken records too."""
 
 import base64
 import itertools
@@ -13,9 +13,9 @@ from matplotlib.text import Text
 from ado_stream.cli.main import main
 from ado_stream.errors import StorageError
 from ado_stream.record import RunRecord
-from ado_stream.report import page
-from ado_stream.report.data import load_runs
-from ado_stream.report.style import colors_of, styled
+from ado_stream.report import report_page
+from ado_stream.report.plot_style import domain_colors, styled
+from ado_stream.report.run_data import load_runs
 
 SEVEN = ["python", "c-headers", "docs", "readmes", "licences", "json", "tables"]
 
@@ -64,10 +64,10 @@ def test_two_runs_side_by_side(simulate, tmp_path, num):
     batch = 32 if num < 50 else 256
     for policy in ("ado", "natural"):
         simulate(tmp_path / policy, names_of(num), policy=policy, steps=150, batch=batch)
-    path = page.write_report([tmp_path], tmp_path / "out")
+    path = report_page.write_report([tmp_path], tmp_path / "out")
     document, images = check_page(path)
-    assert len(images) == 7
-    expected = {"validation", "mixture", "laws-ado", "selection-ado", "progress", "throughput", "controlled"}
+    assert len(images) == 6
+    expected = {"validation", "mixture", "laws-ado", "selection-ado", "progress", "throughput"}
     assert {file.stem for file in path.parent.glob("*.png")} == expected
     assert "ado against natural" in document
     assert "ends lower than natural on" in document
@@ -81,14 +81,14 @@ def test_two_runs_side_by_side(simulate, tmp_path, num):
 
 
 def test_png_beside_the_page_is_the_one_inside(simulate, tmp_path):
-    path = page.write_report([simulate(tmp_path / "ado", SEVEN, steps=60)], tmp_path / "out")
+    path = report_page.write_report([simulate(tmp_path / "ado", SEVEN, steps=60)], tmp_path / "out")
     _, images = check_page(path)
     inside = {base64.b64decode(image["src"].partition(",")[2]) for image in images}
     assert inside == {file.read_bytes() for file in path.parent.glob("*.png")}
 
 
 def test_natural_run_alone(simulate, tmp_path):
-    path = page.write_report([simulate(tmp_path / "n", SEVEN, policy="natural", steps=40)], tmp_path)
+    path = report_page.write_report([simulate(tmp_path / "n", SEVEN, policy="natural", steps=40)], tmp_path)
     document, _ = check_page(path)
     assert "No comparison" in document
     assert "Scaling laws" not in document
@@ -96,7 +96,7 @@ def test_natural_run_alone(simulate, tmp_path):
 
 
 def test_broken_losses_and_laws(simulate, tmp_path):
-    path = page.write_report([simulate(tmp_path / "ado", SEVEN, steps=200, broken=True, planned=500)], tmp_path)
+    path = report_page.write_report([simulate(tmp_path / "ado", SEVEN, steps=200, broken=True, planned=500)], tmp_path)
     document, _ = check_page(path)
     assert "stopped at step 200 of 500" in document
     assert "0 of 4" in document  # the domain without a law: none of its refits was valid
@@ -105,12 +105,12 @@ def test_broken_losses_and_laws(simulate, tmp_path):
 
 
 @pytest.mark.parametrize("steps", [0, 1, 2])
-def test_hardly_any_steps(tmp_path, steps):
+def test_very_few_steps(tmp_path, steps):
     with RunRecord(tmp_path / "run") as record:
         record.write("run", version=1, domains=["a", "b"], policy="ado", prior=[0.5, 0.5])
         for step in range(steps):
             record.write("step", step=step, loss=3.0, domain_loss=[3.0, None], samples=[4, 0], mixture=[0.5, 0.5])
-    check_page(page.write_report([tmp_path / "run"], tmp_path / "out"))
+    check_page(report_page.write_report([tmp_path / "run"], tmp_path / "out"))
 
 
 def test_everything_non_finite(tmp_path):
@@ -121,27 +121,27 @@ def test_everything_non_finite(tmp_path):
             record.write("step", step=step, loss=float("inf"), domain_loss=nothing, samples=[2, 2], mixture=[0.5, 0.5])
         record.write("fit", step=9, n=40, log_beta=nothing, log_eps=nothing, alpha=nothing, valid=[False, False])
         record.write("eval", step=30, split="val", loss=float("nan"), domain_loss=nothing, domain_tokens=[9, 9])
-    check_page(page.write_report([tmp_path / "run"], tmp_path / "out"))
+    check_page(report_page.write_report([tmp_path / "run"], tmp_path / "out"))
 
 
 def test_runs_over_different_domains(simulate, tmp_path):
     simulate(tmp_path / "ado", SEVEN[:4], steps=60)
     simulate(tmp_path / "natural", SEVEN[2:], policy="natural", steps=60)
-    document, _ = check_page(page.write_report([tmp_path], tmp_path / "out"))
+    document, _ = check_page(report_page.write_report([tmp_path], tmp_path / "out"))
     assert "of 2 domains" in document  # those that both runs know
 
 
 def test_names_are_escaped(simulate, tmp_path):
     names = ["<script>alert(1)</script>", 'a"b&c', "$x^2$ {y}"]
-    document, _ = check_page(page.write_report([simulate(tmp_path / "ado", names, steps=60)], tmp_path))
+    document, _ = check_page(report_page.write_report([simulate(tmp_path / "ado", names, steps=60)], tmp_path))
     assert "&lt;script&gt;alert(1)&lt;/script&gt;" in document
 
 
-def test_unwritable_folder_is_told(simulate, tmp_path):
+def test_unwritable_folder_raises_storage_error(simulate, tmp_path):
     run = simulate(tmp_path / "ado", SEVEN, steps=5)
     (tmp_path / "file").write_text("in the way")
     with pytest.raises(StorageError, match="cannot write the report"):
-        page.write_report([run], tmp_path / "file" / "out")
+        report_page.write_report([run], tmp_path / "file" / "out")
 
 
 def texts_of(figure):
@@ -161,13 +161,13 @@ def texts_of(figure):
 
 
 @pytest.mark.parametrize("num", [2, 7, 22, pytest.param(100, marks=pytest.mark.slow)])
-def test_no_text_lies_on_another(simulate, tmp_path, num):
+def test_texts_do_not_overlap(simulate, tmp_path, num):
     batch = 32 if num < 50 else 256
     for policy in ("ado", "natural"):
         simulate(tmp_path / policy, names_of(num), policy=policy, steps=150, batch=batch)
     runs = load_runs([tmp_path])
     with styled():
-        for plot in page._plots(runs, colors_of(runs[0].domains)):
+        for plot in report_page._plots(runs, domain_colors(runs[0].domains)):
             boxes = list(texts_of(plot.figure))
             width, height = plot.figure.canvas.get_width_height()
             for text, box in boxes:
@@ -186,9 +186,9 @@ def test_domains_have_one_colour_in_every_figure(simulate, tmp_path):
     for policy in ("ado", "natural"):
         simulate(tmp_path / policy, SEVEN, policy=policy, steps=150)
     runs = load_runs([tmp_path])
-    colors = colors_of(runs[0].domains)
+    colors = domain_colors(runs[0].domains)
     with styled():
-        plots = {plot.name: plot.figure for plot in page._plots(runs, colors)}
+        plots = {plot.name: plot.figure for plot in report_page._plots(runs, colors)}
     lines = {line.get_color() for line in plots["mixture"].axes[1].lines}
     assert set(colors.values()) <= lines
     bars = {tuple(np.round(patch.get_facecolor()[:3], 3)) for patch in plots["selection-ado"].axes[1].patches}

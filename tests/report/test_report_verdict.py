@@ -1,11 +1,11 @@
-"""The verdict counts right, names both overall measures, and says what makes a comparison unfair."""
+"""The verdict counts domains, gives both overall measures, and lists what makes a comparison unfair."""
 
 from dataclasses import replace
 
 import numpy as np
 import pytest
 
-from ado_stream.report.data import Evaluation, load_runs
+from ado_stream.report.run_data import Evaluation, load_runs
 from ado_stream.report.verdict import caveats, compare
 
 NAMES = ["a", "b", "c", "d"]
@@ -19,9 +19,9 @@ def runs_with(simulate, tmp_path, ado_loss, natural_loss):
         (run,) = load_runs([simulate(tmp_path / label, NAMES, policy=label, steps=10)])
         losses = np.array(losses, dtype=float)
         sizes = {name: {"tokens": tokens} for name, tokens in zip(NAMES, TOKENS, strict=True)}
-        about = {**run.about, "corpus": {**run.about["corpus"], "domains": sizes}}
+        metadata = {**run.metadata, "corpus": {**run.metadata["corpus"], "domains": sizes}}
         evaluation = Evaluation(10, "val", float(np.nanmean(losses)), losses, np.full(4, 50.0))
-        runs.append(replace(run, about=about, evaluations=(evaluation,)))
+        runs.append(replace(run, metadata=metadata, evaluations=(evaluation,)))
     return runs
 
 

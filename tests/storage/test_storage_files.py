@@ -10,16 +10,14 @@ from contextlib import suppress
 import pytest
 
 from ado_stream.errors import StorageError
-from ado_stream.storage.files import (
+from ado_stream.storage.complete_file import (
     CompleteFile,
-    lock_if_free,
-    lock_path,
-    object_lock,
     quarantine,
     remove_leftovers,
     remove_old_leftovers,
 )
-from ado_stream.storage.retry import Patience, StoppedError
+from ado_stream.storage.object_locks import lock_if_free, lock_path, object_lock
+from ado_stream.storage.retry import Deadline, StoppedError
 from ado_stream.storage.verify import ContentError
 
 
@@ -98,7 +96,7 @@ def test_one_holder_at_a_time_among_threads(tmp_path):
 
     def work():
         for _ in range(5):
-            with object_lock(tmp_path / "shard.mds", Patience(30)):
+            with object_lock(tmp_path / "shard.mds", Deadline(30)):
                 inside[0] += 1
                 most[0] = max(most[0], inside[0])
                 time.sleep(0.001)
@@ -115,19 +113,19 @@ def test_one_holder_at_a_time_among_threads(tmp_path):
 def test_the_kernel_drops_the_lock_of_a_killed_process(tmp_path):
     target = tmp_path / "shard.mds"
     code = (
-        "import sys, time; from pathlib import Path; from ado_stream.storage.files import object_lock\n"
-        "from ado_stream.storage.retry import Patience\n"
-        "with object_lock(Path(sys.argv[1]), Patience(5)): print('held', flush=True); time.sleep(60)"
+        "import sys, time; from pathlib import Path; from ado_stream.storage.object_locks import object_lock\n"
+        "from ado_stream.storage.retry import Deadline\n"
+        "with object_lock(Path(sys.argv[1]), Deadline(5)): print('held', flush=True); time.sleep(60)"
     )
     with subprocess.Popen([sys.executable, "-c", code, str(target)], stdout=subprocess.PIPE, text=True) as holder:
         assert holder.stdout is not None
         assert holder.stdout.readline() == "held\n"
-        with lock_if_free(target) as held:
+        with lock_if_free(lock_path(target)) as held:
             assert not held
-        with pytest.raises(StorageError, match="another process held"), object_lock(target, Patience(0.1)):
+        with pytest.raises(StorageError, match="another process held"), object_lock(target, Deadline(0.1)):
             pass
         holder.kill()
-    with object_lock(target, Patience(2.0)):
+    with object_lock(target, Deadline(2.0)):
         pass
 
 
@@ -135,8 +133,8 @@ def test_a_wait_for_the_lock_can_be_given_up(tmp_path):
     stop = threading.Event()
     stop.set()
     with (
-        object_lock(tmp_path / "shard.mds", Patience(5)),
+        object_lock(tmp_path / "shard.mds", Deadline(5)),
         pytest.raises(StoppedError, match="what waits"),
-        object_lock(tmp_path / "shard.mds", Patience(5, "what waits", stop)),
+        object_lock(tmp_path / "shard.mds", Deadline(5, "what waits", stop)),
     ):
         pass

@@ -5,7 +5,7 @@ import threading
 import pytest
 
 from ado_stream.errors import ConfigError, NotFound, StorageError, Throttled
-from ado_stream.storage.retry import AttemptError, Pace, RetryPolicy, StoppedError, with_retries
+from ado_stream.storage.retry import AttemptError, DownloadMonitor, RetryPolicy, StoppedError, with_retries
 
 
 class Clock:
@@ -50,27 +50,27 @@ def test_delays_double_up_to_the_cap_and_are_jittered_from_zero():
 
 def test_success_after_failures_counts_the_attempts(clock):
     policy = RetryPolicy(random=lambda: 1.0, clock=clock, base_delay_s=1.0)
-    assert with_retries(failing(3), Pace(policy, "s3://b/k")) == ("done", 4)
+    assert with_retries(failing(3), DownloadMonitor(policy, "s3://b/k")) == ("done", 4)
     assert clock.now == 1.0 + 2.0 + 4.0
 
 
 def test_attempts_are_capped_and_the_message_names_object_attempts_seconds_advice(clock):
     policy = RetryPolicy(attempts=3, random=lambda: 1.0, clock=clock, base_delay_s=1.0)
     with pytest.raises(Throttled) as caught:
-        with_retries(failing(99), Pace(policy, "s3://b/k"))
+        with_retries(failing(99), DownloadMonitor(policy, "s3://b/k"))
     assert str(caught.value) == "s3://b/k: HTTP 503 (3 attempts in 3.0 s).\n  Wait."
 
 
 def test_no_pause_crosses_the_total_deadline(clock):
     policy = RetryPolicy(attempts=1000, total_deadline_s=10.0, random=lambda: 1.0, clock=clock, base_delay_s=1.0)
     with pytest.raises(Throttled, match="4 attempts in 7.0 s"):  # 1 + 2 + 4; the next pause of 8 s would end at 15
-        with_retries(failing(9999), Pace(policy, "s3://b/k"))
+        with_retries(failing(9999), DownloadMonitor(policy, "s3://b/k"))
     assert clock.now <= 10.0
 
 
 def test_what_trying_again_cannot_help_ends_at_once(clock):
     with pytest.raises(NotFound, match=r"\(1 attempt in 0.0 s\)"):
-        with_retries(failing(9, NotFound, transient=False), Pace(RetryPolicy(clock=clock), "s3://b/k"))
+        with_retries(failing(9, NotFound, transient=False), DownloadMonitor(RetryPolicy(clock=clock), "s3://b/k"))
 
 
 def test_other_exceptions_pass_through_untouched(clock):
@@ -78,27 +78,27 @@ def test_other_exceptions_pass_through_untouched(clock):
         raise ZeroDivisionError
 
     with pytest.raises(ZeroDivisionError):
-        with_retries(broken, Pace(RetryPolicy(clock=clock), "s3://b/k"))
+        with_retries(broken, DownloadMonitor(RetryPolicy(clock=clock), "s3://b/k"))
 
 
 def test_the_least_rate_is_asked_over_a_whole_read_timeout(clock):
-    pace = Pace(RetryPolicy(read_timeout_s=10.0, min_bytes_per_s=100.0, clock=clock), "s3://b/k")
+    monitor = DownloadMonitor(RetryPolicy(read_timeout_s=10.0, min_bytes_per_s=100.0, clock=clock), "s3://b/k")
     for _ in range(9):
         clock.now += 1.0
-        pace.moved(1)
+        monitor.received(1)
     clock.now += 1.0
-    pace.moved(991)  # 1,000 bytes in 10 s: just enough
+    monitor.received(991)  # 1,000 bytes in 10 s: just enough
     clock.now += 10.0
     with pytest.raises(AttemptError, match="only 100 bytes/s for 10.0 s") as caught:
-        pace.moved(999)
+        monitor.received(999)
     assert caught.value.transient
 
 
 def test_past_the_deadline_receiving_ends_for_good(clock):
-    pace = Pace(RetryPolicy(total_deadline_s=5.0, clock=clock), "s3://b/k")
+    monitor = DownloadMonitor(RetryPolicy(total_deadline_s=5.0, clock=clock), "s3://b/k")
     clock.now = 5.1
     with pytest.raises(AttemptError, match="deadline") as caught:
-        pace.moved(1 << 30)
+        monitor.received(1 << 30)
     assert not caught.value.transient
 
 
@@ -107,7 +107,7 @@ def test_a_set_stop_ends_the_pause_between_attempts():
     policy = RetryPolicy(base_delay_s=60.0, max_delay_s=60.0, random=lambda: 1.0)
     threading.Timer(0.05, stop.set).start()
     with pytest.raises(StoppedError):
-        with_retries(failing(9), Pace(policy, "s3://b/k", stop))
+        with_retries(failing(9), DownloadMonitor(policy, "s3://b/k", stop))
 
 
 @pytest.mark.parametrize(

@@ -15,7 +15,7 @@ import pytest
 import torch
 
 import ado_stream as ado
-from ado_stream.stream.mailbox import Mailbox
+from ado_stream.stream.shared_mixtures import SharedMixtures
 from tests.stream.helpers import SAMPLES, changing_mixture, ledger, run, write_domain
 
 BATCH = 24
@@ -39,7 +39,7 @@ def rows(batches, step):
 
 def test_batches_hold_what_their_ids_say(corpus):
     dataset = make(corpus)
-    offset = np.cumsum(dataset.num_samples_K) - dataset.num_samples_K
+    offset = np.cumsum(dataset.num_samples) - dataset.num_samples
     for batch in run(dataset, STEPS):
         tokens, domain = batch["tokens"].numpy(), batch["domain"].numpy()
         assert tokens.dtype == np.int64
@@ -49,7 +49,7 @@ def test_batches_hold_what_their_ids_say(corpus):
         assert np.array_equal(dataset.sample_counts(batch["step"]), np.bincount(domain, minlength=5))
         assert (np.abs(dataset.sample_counts(batch["step"]) - BATCH * dataset.mixture(batch["step"])) < 1 + 1e-9).all()
     assert dataset.seq_len == 15
-    assert dataset.num_samples_K.tolist() == list(SAMPLES)
+    assert dataset.num_samples.tolist() == list(SAMPLES)
 
 
 @pytest.mark.parametrize(("ranks", "replication"), [(2, 1), (3, 1), (4, 2), (8, 1), (24, 1)])
@@ -111,8 +111,8 @@ def run_without_closing(dataset, steps):
 
 def test_no_sample_comes_twice_before_its_lanes_share_is_through():
     """A million draws through cursors and order, the mixture changed at every step, a resume every 1,000 steps."""
-    from ado_stream.stream.draw import advance, draw_domains
-    from ado_stream.stream.order import DomainOrder
+    from ado_stream.stream.batch_draw import advance, draw_domains
+    from ado_stream.stream.sample_order import DomainOrder
 
     sizes, lanes, batch = (40_000, 9_000, 1_000, 64, 3), 4, 256
     orders = [DomainOrder(str(k), np.full(-(-n // 50), 50), 1, lanes) for k, n in enumerate(sizes)]
@@ -258,7 +258,7 @@ def test_what_is_published_reaches_a_data_loaders_worker(corpus, reference):
 
 def test_a_mailbox_never_drops_nor_tears_a_mixture():
     """A fork that collects while this process posts, each mixture one number K times: what arrives is whole."""
-    mailbox = Mailbox(num_domains=500)
+    mailbox = SharedMixtures(num_domains=500)
     reader, writer = os.pipe()
     child = os.fork()
     if child == 0:
@@ -297,7 +297,7 @@ def test_streams_of_streaming_are_domains(corpus):
     streams = [Stream(local=domain.local, proportion=float(weight)) for weight, domain in enumerate(corpus, 1)]
     dataset = make(streams)
     assert dataset.names == [domain.name for domain in corpus]
-    assert dataset.prior_K == pytest.approx(np.arange(1, 6) / 15)
+    assert dataset.prior == pytest.approx(np.arange(1, 6) / 15)
     with pytest.raises(ado.ConfigError, match="repeat="):
         make([Stream(local=corpus[0].local, repeat=2)])
 
@@ -325,8 +325,9 @@ def test_nothing_is_left_behind(corpus):
     assert set(os.listdir("/dev/shm")) == memory
 
 
+@pytest.mark.deadline
 def test_closing_while_shards_are_awaited_is_prompt(corpus, monkeypatch, caplog):
-    from ado_stream.storage.cache import NodeCache
+    from ado_stream.storage.node_cache import NodeCache
 
     fetch = NodeCache.fetch
 
@@ -344,13 +345,14 @@ def test_closing_while_shards_are_awaited_is_prompt(corpus, monkeypatch, caplog)
     assert not caplog.records
 
 
+@pytest.mark.deadline
 def test_an_error_behind_reaches_the_consumer_as_itself_within_a_second(corpus, monkeypatch):
-    from ado_stream.stream import pipeline, shard_table
+    from ado_stream.stream import batch_pipeline, shard_table
 
     class Odd(Exception):
         pass
 
-    for module, name in ((pipeline, "draw_step"), (shard_table, "gather"), (shard_table.NodeCache, "fetch")):
+    for module, name in ((batch_pipeline, "draw_step"), (shard_table, "gather"), (shard_table.NodeCache, "fetch")):
         dataset = make(corpus)
         with monkeypatch.context() as patch:
 
@@ -402,3 +404,22 @@ def test_domains_that_cannot_work_are_named(corpus, tmp_path):
 def test_tokens_outside_the_vocabulary_are_named(corpus):
     with pytest.raises(ado.DataError, match=r"domain 'd\d', shard.\d+.mds, row \d+ \(id \d+\): token \d+ outside"):
         run(make(corpus, vocab_size=1000), 3)
+
+
+def test_a_repr_is_one_line_that_says_what_the_data_are(corpus):
+    dataset = make(corpus)
+    text = "AdaptiveStreamingDataset(5 domains, 1070 samples, global_batch_size=24, seed=5, mixture_lag=8, at step 0)"
+    assert repr(dataset) == text
+    loader = ado.AdaptiveLoader(dataset, policy=ado.make_policy("natural", dataset.prior))
+    assert repr(loader) == f"AdaptiveLoader({text}, policy={type(loader.policy).__name__}, prefetch=4, io_threads=4)"
+    one = make(corpus[2:3])
+    assert repr(one).startswith("AdaptiveStreamingDataset(1 domain (d2), 300 samples,")
+    domain = ado.Domain("code", remote="s3://b/code", local="/cache/code")
+    assert repr(domain) == "Domain(name='code', remote='s3://b/code', local='/cache/code')"
+    assert eval(repr(domain), {"Domain": ado.Domain}) == domain
+
+
+def test_names_with_a_suffix_remain_as_aliases(corpus):
+    dataset = make(corpus)
+    assert np.array_equal(dataset.prior_K, dataset.prior)
+    assert np.array_equal(dataset.num_samples_K, dataset.num_samples)

@@ -17,8 +17,8 @@ import torch
 import ado_stream as ado
 from ado_stream import reduction as reduction_module
 from ado_stream.reduction import LossReduction
-from ado_stream.stream import pipeline
-from ado_stream.stream.device import DeviceCopies
+from ado_stream.stream import batch_pipeline
+from ado_stream.stream.device_copies import DeviceCopies
 from tests.stream.helpers import ledger
 
 
@@ -80,7 +80,7 @@ def test_the_policy_is_told_global_means_and_its_answer_comes_after_the_lag(corp
             assert told[~absent] == pytest.approx((sums / counts).numpy()[~absent], rel=1e-15)
             assert np.array_equal(samples, loader.dataset.sample_counts(step))
             answers.append(policy.mixture.copy())
-            expected = answers[step - 5] if step >= 5 else loader.dataset.prior_K
+            expected = answers[step - 5] if step >= 5 else loader.dataset.prior
             assert np.array_equal(loader.mixture, expected)
             assert np.array_equal(loader.dataset.mixture(step), expected)
             if step == 30:
@@ -101,6 +101,16 @@ def test_saved_and_loaded_at_any_step_it_goes_on_exactly(corpus):
         second.close()
         assert again == entries[stop * 24 :]
         assert their == mixtures[stop:]
+
+
+def test_a_state_with_a_policy_is_not_loaded_without_one(corpus):
+    with make(corpus) as loader:
+        state = loader.state_dict()
+    without = ado.AdaptiveLoader(ado.AdaptiveStreamingDataset(corpus, global_batch_size=24, seed=5, canonical_nodes=2))
+    with pytest.raises(ado.ResumeError, match="saved with a policy, but this loader was made without one"):
+        without.load_state_dict(state)
+    with make(corpus) as loader, pytest.raises(ado.ResumeError, match="saved without a policy, but .* made with one"):
+        loader.load_state_dict(without.state_dict())
 
 
 def test_forgetting_observe_names_the_call_and_the_step(corpus):
@@ -203,7 +213,7 @@ def test_with_page_locked_memory_both_tensors_of_a_batch_lie_in_it(corpus, prefe
         locked.append(np.empty(shape, np.int64))
         return locked[-1]
 
-    monkeypatch.setattr(pipeline, "_pinned", stand_in)
+    monkeypatch.setattr(batch_pipeline, "_pinned", stand_in)
     dataset = ado.AdaptiveStreamingDataset(corpus, global_batch_size=24, mixture_lag=None)
     with ado.AdaptiveLoader(dataset, prefetch=prefetch, pin_memory=True) as loader:
         batch = next(iter(loader))
@@ -263,7 +273,7 @@ sys.path.insert(0, os.environ["ROOT"])
 import torch.distributed as dist
 import ado_stream as ado
 from ado_stream.reduction import LossReduction
-from ado_stream.stream import pipeline
+from ado_stream.stream import batch_pipeline
 from tests.stream.test_loader import fingerprint, losses, make, plain_rows
 dist.init_process_group("gloo")
 loader = make([ado.Domain(name, local=path) for name, path in json.loads(os.environ["DOMAINS"])])

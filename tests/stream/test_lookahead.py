@@ -8,18 +8,18 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from ado_stream.storage.spec import Fetched
+from ado_stream.storage.object_spec import Fetched
 from ado_stream.stream.lookahead import Lookahead, LookaheadLimits
-from ado_stream.stream.order import DomainOrder
-from ado_stream.stream.statistics import Statistics
+from ado_stream.stream.sample_order import DomainOrder
+from ado_stream.stream.stream_statistics import StreamStatistics
 
 SHARD_SAMPLES, NUM_SHARDS, SHARD_BYTES = 10, 200, 1000
 BATCH = 40
 
 
 @dataclass
-class FakeShards:
-    """Shards of some domains, with a cache that takes `gate` to fetch and keeps the order of fetches."""
+class FakeCache:
+    """A cache whose fetches wait for `gate` and are listed in their order, and the indexes of some domains."""
 
     num_domains: int
     gate: threading.Event = field(default_factory=threading.Event)
@@ -29,17 +29,8 @@ class FakeShards:
     failing: tuple[int, int] | None = None
 
     def __post_init__(self):
-        self.cache, self.indexes = self, [FakeIndex(domain) for domain in range(self.num_domains)]
+        self.indexes = [FakeIndex(domain) for domain in range(self.num_domains)]
         self.lock = threading.Lock()
-
-    def shard_of(self, domain, id_N):
-        return id_N // SHARD_SAMPLES
-
-    def all_open(self):
-        return False
-
-    def is_open(self, domain, shard):
-        return False
 
     def fetch(self, spec, stop=None):
         with self.lock:
@@ -57,6 +48,10 @@ class FakeShards:
 class FakeIndex:
     domain: int
     raw_bytes_S: np.ndarray = field(default_factory=lambda: np.full(NUM_SHARDS, SHARD_BYTES))
+    samples_S: np.ndarray = field(default_factory=lambda: np.full(NUM_SHARDS, SHARD_SAMPLES))
+
+    def shards_at(self, id_N):
+        return id_N // SHARD_SAMPLES
 
     def spec(self, shard):
         return self.domain, shard
@@ -77,11 +72,11 @@ def make():
     made = []
 
     def build(num_domains, lanes=range(1), num_lanes=1, **limits):
-        shards = FakeShards(num_domains)
+        shards = FakeCache(num_domains)
         orders = [CountingOrder(str(k), np.full(NUM_SHARDS, SHARD_SAMPLES), 3, num_lanes) for k in range(num_domains)]
         chosen = {"samples": 800, "flight_bytes": 1 << 40, "unopened_bytes": 1 << 40, "threads": 2, "timeout_s": 5.0}
-        statistics = Statistics([str(k) for k in range(num_domains)])
-        lookahead = Lookahead(shards, orders, lanes, LookaheadLimits(**(chosen | limits)), statistics)
+        statistics = StreamStatistics([str(k) for k in range(num_domains)])
+        lookahead = Lookahead(shards.indexes, shards, orders, lanes, LookaheadLimits(**(chosen | limits)), statistics)
         made.append((lookahead, shards))
         return lookahead, shards, orders
 
@@ -199,3 +194,20 @@ def test_nothing_is_asked_or_fetched_twice_while_cursors_move(make):
     time.sleep(0.05)
     assert len(set(shards.started)) == len(shards.started)
     assert all(order.num_asked <= 99 * BATCH // 2 + 400 + 1 for order in orders)
+
+
+def test_an_open_shard_is_fetched_ahead_only_after_its_release(make):
+    """The reader holds it mapped: the file may be evicted meanwhile, and must come back only to be opened again."""
+    lookahead, shards, orders = make(1)
+    shards.gate.set()
+    first = int(orders[0].ids(0, 0, 1)[0]) // SHARD_SAMPLES
+    lookahead.fetch(0, first)
+    lookahead.follow(np.zeros((1, 1), np.int64), np.ones(1), BATCH)
+    settle(shards, 80)
+    assert shards.started.count((0, first)) == 1
+    lookahead.release(0, first)
+    lookahead.follow(np.full((1, 1), NUM_SHARDS * SHARD_SAMPLES - BATCH), np.ones(1), BATCH)  # up to the next epoch
+    wait_for(lambda: shards.num_done == len(shards.started) > 81)
+    time.sleep(0.05)
+    again = set((orders[0].ids(0, NUM_SHARDS * SHARD_SAMPLES - BATCH, 800) // SHARD_SAMPLES).tolist())
+    assert shards.started.count((0, first)) == 1 + (first in again)

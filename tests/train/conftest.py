@@ -1,8 +1,6 @@
 """Fixtures of the training tests: child processes, ranks, network namespaces, a corpus, a config, a fake clock."""
 
-import contextlib
 import json
-import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -10,8 +8,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from benchmarks.bench_multinode import network
 from tests.train.child_processes import ChildProcesses
+from tests.train.network import network
 from tests.train.tiny_model import TINY_MODEL
 
 
@@ -37,12 +35,8 @@ def ranks(children: ChildProcesses, tmp_path_factory) -> Callable[..., Any]:
 
 @pytest.fixture
 def nodes() -> Iterator[None]:
-    """Two network namespaces on one switch; skips where they cannot be created."""
-    with contextlib.ExitStack() as stack:
-        try:
-            stack.enter_context(network())
-        except (OSError, subprocess.CalledProcessError) as error:
-            pytest.skip(f"no network namespaces here (they need root and iproute2): {error}")
+    """Two network namespaces on one switch."""
+    with network():
         yield
 
 
@@ -50,7 +44,7 @@ def nodes() -> Iterator[None]:
 def tiny_corpus(tmp_path_factory) -> Path:
     """Three domains of different size and difficulty, tokenised as bytes, sequences of 32; each has validation text."""
     from ado_stream.prepare.config import PrepareConfig
-    from ado_stream.prepare.run import prepare
+    from ado_stream.prepare.coordinator import prepare
 
     folder = tmp_path_factory.mktemp("tiny")
     for domain, num_documents, vocabulary in (("easy", 60, 4), ("medium", 120, 40), ("hard", 30, 400)):

@@ -10,12 +10,13 @@ import torch
 from ado_model import ModelConfig, Transformer
 from ado_stream.corpus import open_corpus
 from ado_stream.loader import AdaptiveLoader
-from ado_stream.policy.registry import make_policy
+from ado_stream.policy.policy_registry import make_policy
 from ado_stream.stream.dataset import AdaptiveStreamingDataset
 from ado_stream.train.config import TrainSection
 from ado_stream.train.distributed import DistributedContext
 from ado_stream.train.parallel import ParallelModel
 from ado_stream.train.train_step import StepOutcome, TrainStep, make_optimizer
+from tests.rounding import perturb
 
 ONE_CPU = DistributedContext(0, 1, torch.device("cpu"))
 
@@ -26,9 +27,15 @@ def build_step(
     num_domains: int,
     context: DistributedContext = ONE_CPU,
     replication: int = 1,
+    perturbed: tuple[float, int] = (0.0, 0),
 ) -> tuple[TrainStep, ParallelModel, torch.optim.AdamW]:
-    """A train step with its model and optimizer; the model's weights are drawn from torch's generator."""
-    parallel = ParallelModel(Transformer(sizes), context, options)
+    """A train step with its model and optimizer; the model's weights are drawn from torch's generator.
+
+    perturbed: how far parameters are moved from there, and a seed (tests/rounding.py).
+    """
+    model = Transformer(sizes)
+    perturb(model, *perturbed)
+    parallel = ParallelModel(model, context, options)
     optimizer = make_optimizer(parallel.model, options)
     return TrainStep(parallel, optimizer, options, num_domains, replication), parallel, optimizer
 

@@ -29,7 +29,7 @@ def main(corpus: str, order: list[int], out: str) -> None:
         dataset = ado.AdaptiveStreamingDataset(
             ado.open_corpus(corpus).domains, global_batch_size=8, mixture_lag=LAG, seed=3
         )
-        policy = ado.make_policy("ado", dict(zip(dataset.names, dataset.prior_K.tolist(), strict=True)), **OPTIONS)
+        policy = ado.make_policy("ado", dict(zip(dataset.names, dataset.prior.tolist(), strict=True)), **OPTIONS)
         share = NUM_PARTS // context.size
         mine = order[context.rank * share : (context.rank + 1) * share]
         mixtures = []

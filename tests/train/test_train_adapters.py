@@ -11,8 +11,9 @@ from ado_model import ModelConfig, Transformer
 from ado_stream.corpus import open_corpus
 from ado_stream.errors import ConfigError
 from ado_stream.loader import AdaptiveLoader
-from ado_stream.policy.registry import make_policy
+from ado_stream.policy.policy_registry import make_policy
 from ado_stream.stream.dataset import AdaptiveStreamingDataset
+from tests.rounding import rounding
 
 NUM_STEPS = 30
 HALF = 15
@@ -23,7 +24,7 @@ SIZES = ModelConfig(num_layers=1, width=32, num_heads=2, vocab_size=320, context
 def adaptive_loader(corpus) -> Iterator[AdaptiveLoader]:
     domains, _, _ = open_corpus(corpus)
     dataset = AdaptiveStreamingDataset(domains, global_batch_size=8, mixture_lag=2)
-    prior = dict(zip(dataset.names, dataset.prior_K, strict=True))
+    prior = dict(zip(dataset.names, dataset.prior, strict=True))
     policy = make_policy("ado", prior, start_step=4, ignore_steps=0, interval=4, total_steps=NUM_STEPS)
     with AdaptiveLoader(dataset, policy, prefetch=2, io_threads=1) as loader:
         yield loader
@@ -85,7 +86,6 @@ def hugging_face_losses(corpus, folder, resume: bool) -> list[float]:
 
 
 def test_hugging_face_trainer_trains_and_resumes(tiny_corpus, tmp_path):
-    pytest.importorskip("accelerate")
     whole = hugging_face_losses(tiny_corpus, tmp_path, resume=False)
     assert whole[-1] < whole[0] - 1
     assert hugging_face_losses(tiny_corpus, tmp_path, resume=True) == whole
@@ -94,7 +94,6 @@ def test_hugging_face_trainer_trains_and_resumes(tiny_corpus, tmp_path):
 @pytest.fixture
 def small_trainer(tiny_corpus, tmp_path):
     """An untrained Trainer on the loader."""
-    pytest.importorskip("accelerate")
     from transformers import Qwen3Config, Qwen3ForCausalLM, TrainingArguments
 
     from ado_stream.adapters.hugging_face import AdaptiveTrainer
@@ -139,7 +138,7 @@ def test_hugging_face_evaluates_with_a_domain_or_labels_or_both(small_trainer, w
         with torch.no_grad():
             asked = {"input_ids": tokens, "labels": labels if with_labels else tokens}
             expected = small_trainer.model(**asked, **({} if with_domain else {"attention_mask": mask})).loss
-        assert found["eval_loss"] == pytest.approx(expected.item(), rel=1e-6)  # float32
+        assert found["eval_loss"] == pytest.approx(expected.item(), rel=rounding(320))  # of the vocabulary
     assert small_trainer._loader.policy.step == 0  # the policy does not see evaluation losses
 
 
@@ -195,7 +194,6 @@ def lightning_losses(corpus, folder, resume: bool) -> list[float]:
 
 @pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::UserWarning")  # Lightning's own
 def test_lightning_trains_and_resumes(tiny_corpus, tmp_path):
-    pytest.importorskip("lightning")
     whole = lightning_losses(tiny_corpus, tmp_path, resume=False)
     assert len(whole) == NUM_STEPS
     assert whole[-1] < whole[0] - 1
@@ -204,7 +202,8 @@ def test_lightning_trains_and_resumes(tiny_corpus, tmp_path):
 
 @pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::UserWarning")  # Lightning's own
 def test_lightning_validates(loader, tmp_path):
-    lightning = pytest.importorskip("lightning")
+    import lightning
+
     from ado_stream.adapters.lightning import AdaptiveModule
 
     torch.manual_seed(0)
@@ -218,5 +217,5 @@ def test_lightning_validates(loader, tmp_path):
     tokens = torch.cat([batch["tokens"] for batch in batches])
     with torch.no_grad():
         expected, _, _ = module.model.loss(tokens[:, :-1], tokens[:, 1:], torch.zeros(6, dtype=torch.int64), 1)
-    assert found["val_loss"] == pytest.approx(expected.item(), rel=1e-6)  # float32
+    assert found["val_loss"] == pytest.approx(expected.item(), rel=rounding(320))  # of the vocabulary
     assert loader.policy.step == 0

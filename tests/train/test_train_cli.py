@@ -11,6 +11,7 @@ from ado_stream.cli import eval as eval_verb
 from ado_stream.cli.main import main
 from ado_stream.evaluate import tasks
 from ado_stream.evaluate.trained_run import open_run
+from tests.rounding import perturb, rounding
 from tests.train.child_processes import finish
 
 
@@ -28,8 +29,8 @@ def test_train_then_eval(config_file: Path, settings: dict, capsys):
     found = json.loads(capsys.readouterr().out)
     last = [json.loads(line) for line in (Path(settings["run_dir"]) / "record.jsonl").read_text().splitlines()]
     recorded = [line for line in last if line["kind"] == "eval"][-1]
-    # the same model and samples; batched otherwise, so float32 sums differ in their last bits
-    assert found["validation"]["loss"] == pytest.approx(recorded["loss"], abs=1e-5)
+    # the same model and samples, batched otherwise: float32 sums over the vocabulary in another order
+    assert found["validation"]["loss"] == pytest.approx(recorded["loss"], rel=2 * rounding(320))
     assert set(found["validation"]["domains"]) == {"easy", "medium", "hard"}
     assert main(["eval", settings["run_dir"], "--max-samples", "2", "--device", "cpu"]) == 0
     assert "mean of domains" in capsys.readouterr().out
@@ -65,23 +66,26 @@ def test_an_exported_run_is_loaded_by_transformers(config_file: Path, settings: 
     assert tokens.tolist() == [list(b"w1 w2 w30")]
     assert loaded.generate(**encoded, max_new_tokens=2).shape == (1, 11)
     with torch.no_grad():
-        expected, found = open_run(settings["run_dir"]).model(tokens), loaded(tokens).logits
-    torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)  # float32, some dozen terms of order one
+        model = open_run(settings["run_dir"]).model
+        expected, found = model(tokens), loaded(tokens).logits
+        perturb(model, rounding(model.config.mlp_width))
+        allowed = 2 * (model(tokens) - expected).abs().max().item()  # float32 on both sides
+    torch.testing.assert_close(found, expected, rtol=0, atol=allowed)
 
 
 def test_eval_takes_another_corpus_with_the_same_tokenizer(
-    config_file: Path, settings: dict, tmp_path: Path, shared: Path, capsys
+    config_file: Path, settings: dict, tmp_path: Path, real_corpus: Path, capsys
 ):
     """Validation of real text in The Pile's format, of other domains than the run's."""
     assert main(["train", str(config_file), "train.steps=6"]) == 0
-    source, other = str(shared / "corpus" / "val.jsonl.zst"), str(tmp_path / "other")
+    source, other = str(real_corpus / "val.jsonl.zst"), str(tmp_path / "other")
     options = ["--val", source, "--domain-key", "meta.pile_set_name", "--tokenizer", "bytes", "--seq-len", "32"]
     assert main(["prepare", source, *options, "--workers", "1", "--out", other]) == 0
     capsys.readouterr()
     evaluate = ["eval", settings["run_dir"], "--corpus", other, "--max-samples", "4", "--device", "cpu"]
     assert main([*evaluate, "--json"]) == 0
     domains = json.loads(capsys.readouterr().out)["validation"]["domains"]
-    assert set(domains) == set(json.loads((shared / "corpus" / "manifest.json").read_text())["domains"])
+    assert set(domains) == set(json.loads((real_corpus / "manifest.json").read_text())["domains"])
     for name, each in domains.items():
         assert each["tokens"] == 4 * 32, name
         assert 4 < each["loss"] < 6.5, name  # after three steps still close to log 320 = 5.8

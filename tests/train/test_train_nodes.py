@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.bench_multinode import NETWORK, NODES, STORE, inside, ip
 from tests.train import ledger_run
+from tests.train.network import NETWORK, NODES, STORE, inside, ip
 
 pytestmark = pytest.mark.fault
 ROOT = Path(__file__).parents[2]
@@ -74,6 +74,7 @@ def test_a_link_that_is_down_for_three_seconds_changes_nothing(launch, children,
     assert ledger_run.read_ledger(tmp_path) == ledger_run.read_ledger(reference)
 
 
+@pytest.mark.deadline
 def test_a_link_that_stays_down_ends_all_ranks_within_the_timeout(launch, tmp_path: Path):
     launched = launch()
     wait_for_step(tmp_path, 10)

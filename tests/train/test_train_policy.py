@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from ado_stream.cli.main import main
-from ado_stream.policy import laws
+from ado_stream.policy import scaling_laws
 from ado_stream.record import read_run
 from ado_stream.train.config import load_config
 from ado_stream.train.trainer import run_training
@@ -50,7 +50,7 @@ def test_a_runs_own_policy_replayed_gives_its_mixtures_to_the_bit(settings, poli
 
 
 def test_a_refit_that_fails_leaves_a_health_line_and_no_law(settings, monkeypatch):
-    kernel, calls = laws.scaling_law_fit, []
+    kernel, calls = scaling_laws.scaling_law_fit, []
 
     def fails_once(*arguments):
         calls.append(None)
@@ -58,7 +58,7 @@ def test_a_refit_that_fails_leaves_a_health_line_and_no_law(settings, monkeypatc
             raise RuntimeError("can't start new thread")
         return kernel(*arguments)
 
-    monkeypatch.setattr(laws, "scaling_law_fit", fails_once)
+    monkeypatch.setattr(scaling_laws, "scaling_law_fit", fails_once)
     guards = [{"name": "floor", "minimum": 0.05}]
     run_training(load_config({**settings, "policy": {"name": "ado", "options": EASY, "guards": guards}}))
     run, lines = read_run(settings["run_dir"])

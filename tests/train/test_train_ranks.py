@@ -4,6 +4,7 @@ import json
 import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from ado_stream.record import read_run
@@ -27,17 +28,30 @@ def written(settings: dict, tmp_path: Path):
     return write
 
 
-def assert_close_steps(one: list[dict], other: list[dict]) -> None:
-    """Equal draws; losses within 1e-5, a hundred float32 roundings of a sum in another order.
+@pytest.fixture
+def allowed(ranks, written) -> dict[str, float]:
+    """How far rounding may move losses and mixtures of 24 steps: the most of three runs from perturbed weights.
 
-    ADO's laws, fitted to a handful of steps here, amplify those roundings; measured: 2e-5 in the mixture.
+    (tests/rounding.py.) ADO's laws, fitted to a handful of steps, amplify what it does to losses.
     """
+    plain = ranks(1, train_on_ranks.main, written("plain", steps=24), "auto")["steps"]
+    found = {"loss": 0.0, "mixture": 0.0}
+    for seed in range(3):
+        moved = ranks(1, train_on_ranks.perturbed, written(f"perturbed {seed}", steps=24), seed)["steps"]
+        for one, other in zip(plain, moved, strict=True):
+            for key in found:
+                found[key] = max(found[key], np.abs(np.subtract(one[key], other[key])).max())
+    return found
+
+
+def assert_close_steps(one: list[dict], other: list[dict], allowed: dict[str, float]) -> None:
+    """Equal draws, and losses and mixtures that differ by no more than is allowed."""
     assert [line["step"] for line in one] == [line["step"] for line in other]
     for mine, theirs in zip(one, other, strict=True):
         assert mine["samples"] == theirs["samples"]
         assert mine["domain_tokens"] == theirs["domain_tokens"]
-        assert mine["mixture"] == pytest.approx(theirs["mixture"], abs=1e-4)
-        assert mine["loss"] == pytest.approx(theirs["loss"], abs=1e-5)
+        assert mine["mixture"] == pytest.approx(theirs["mixture"], abs=allowed["mixture"])
+        assert mine["loss"] == pytest.approx(theirs["loss"], abs=allowed["loss"])
 
 
 def rows(folder: Path) -> dict[tuple[int, int], str]:
@@ -46,7 +60,7 @@ def rows(folder: Path) -> dict[tuple[int, int], str]:
 
 
 @pytest.mark.slow
-def test_several_ranks_train_as_one(children: ChildProcesses, written, tmp_path: Path):
+def test_several_ranks_train_as_one(children: ChildProcesses, written, allowed: dict[str, float], tmp_path: Path):
     """Row by row, although ADO decides by losses that ranks add up in another order."""
     found = {}
     for num_ranks, strategy in PLACEMENTS:
@@ -60,17 +74,17 @@ def test_several_ranks_train_as_one(children: ChildProcesses, written, tmp_path:
     assert len({line["mixture"][0] for line in one_rank_steps}) > 5  # ADO changed it
     for many_steps, many_rows in found.values():
         assert many_rows == one_rank_rows
-        assert_close_steps(one_rank_steps, many_steps)
+        assert_close_steps(one_rank_steps, many_steps, allowed)
 
 
 @pytest.mark.slow
-def test_a_run_resumes_on_another_number_of_ranks(ranks, written, tmp_path: Path):
+def test_a_run_resumes_on_another_number_of_ranks(ranks, written, allowed: dict[str, float], tmp_path: Path):
     """Each resumes from the previous one's checkpoint of `newest`; the oracle runs on one rank throughout."""
     whole = ranks(1, train_on_ranks.main, written("whole", steps=24), "auto")
     placements = [(1, "ddp"), (4, "fsdp"), (2, "ddp"), (4, "ddp"), (2, "fsdp"), (1, "ddp")]
     for newest, (num_ranks, strategy) in zip(range(4, 28, 4), placements, strict=True):
         found = ranks(num_ranks, train_on_ranks.main, written("moved", steps=24, strategy=strategy), "auto")
-        assert_close_steps(whole["steps"], found["steps"])
+        assert_close_steps(whole["steps"], found["steps"], allowed)
         for path in (tmp_path / "moved" / "checkpoints").glob("step_*"):  # as if the run had stopped at `newest`
             if int(path.name.removeprefix("step_")) > newest:
                 shutil.rmtree(path)

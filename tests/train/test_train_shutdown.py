@@ -60,6 +60,7 @@ def test_the_record_names_no_checkpoint_that_was_not_committed(settings: dict, m
     assert read_run(settings["run_dir"])[1]["event"] == []
 
 
+@pytest.mark.deadline
 def test_a_rank_that_fails_does_not_wait_for_the_others(children: ChildProcesses, tmp_path: Path):
     """Destroying the process group would wait for an all-reduce that rank 0 never joins, until the timeout."""
     timeout_s = 20.0

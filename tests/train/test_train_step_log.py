@@ -5,6 +5,7 @@ import time
 from pathlib import Path
 
 import numpy as np
+import pytest
 import torch
 
 from ado_stream.loader import AdaptiveLoader
@@ -48,6 +49,7 @@ def test_a_step_lasts_until_the_next_one_starts_or_the_log_is_flushed(fake_clock
     assert all("  50 tokens/s" in line for line in console[1:])
 
 
+@pytest.mark.deadline
 def test_validation_does_not_count_as_a_steps_time(settings: dict, monkeypatch):
     """Nor does reading its samples: the previous step was written first, which ends its time."""
 
@@ -67,6 +69,7 @@ def test_validation_does_not_count_as_a_steps_time(settings: dict, monkeypatch):
             assert steps == list(range(line["step"]))
 
 
+@pytest.mark.deadline
 def test_waiting_for_the_device_does_not_count_as_the_policys_time(settings: dict, monkeypatch):
     """The first reader of a step's results waits 0.3 s for it; that must be the log."""
     push, observe, wait_s, running = StepLog.push, AdaptiveLoader.observe, 0.3, []

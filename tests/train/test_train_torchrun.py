@@ -142,6 +142,7 @@ def test_without_the_death_signal_ranks_outlive_their_launcher(written, launch):
             os.kill(pid, signal.SIGKILL)
 
 
+@pytest.mark.deadline
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_signal_stops_all_ranks_at_one_step_with_exit_code_0(
     reference, written, launch, children, number: signal.Signals

@@ -12,9 +12,11 @@ from ado_stream.corpus import open_corpus
 from ado_stream.stream.sample_reader import SampleReader
 from ado_stream.train.distributed import DistributedContext
 from ado_stream.train.validation import ValidationResult, Validator
+from tests.rounding import rounding
 
 CPU = torch.device("cpu")
 NAMES = ["hard", "easy", "medium", "absent"]
+WITHIN = rounding(320)  # losses are logarithms of sums over the vocabulary, in float32
 
 
 @pytest.fixture(scope="module")
@@ -34,14 +36,14 @@ def test_losses_are_those_of_a_plain_loop(tiny_corpus, model):
         losses = F.cross_entropy(model(tokens[:, :-1]).double().flatten(0, 1), tokens[:, 1:].flatten())
         means.append(losses.item())
         num_bytes.append(int((tokens[:, 1:] != corpus.tokenizer.end_id).sum()))  # a byte is a token here
-    np.testing.assert_allclose(result.domain_loss_K[:3], means, rtol=1e-6)  # float32 losses
+    np.testing.assert_allclose(result.domain_loss_K[:3], means, rtol=WITHIN)
     assert np.isnan(result.domain_loss_K[3])
     assert result.domain_tokens_K.tolist() == [160, 160, 160, 0]
     assert result.domain_bytes_K.tolist() == [*num_bytes, 0]
-    assert result.loss == pytest.approx(np.mean(means), rel=1e-6)
-    assert result.domain_average == pytest.approx(np.mean(means), rel=1e-6)
+    assert result.loss == pytest.approx(np.mean(means), rel=WITHIN)
+    assert result.domain_average == pytest.approx(np.mean(means), rel=WITHIN)
     expected = means[0] * 160 / math.log(2) / num_bytes[0]
-    assert result.bits_per_byte_K[0] == pytest.approx(expected, rel=1e-6)
+    assert result.bits_per_byte_K[0] == pytest.approx(expected, rel=WITHIN)
 
 
 def test_ranks_share_the_samples_without_overlap(tiny_corpus, model, monkeypatch):
@@ -66,7 +68,7 @@ def test_ranks_share_the_samples_without_overlap(tiny_corpus, model, monkeypatch
     tokens = np.sum([part.domain_tokens_K for part in parts], axis=0)
     assert tokens.tolist() == whole.domain_tokens_K.tolist()
     sums = np.sum([np.nan_to_num(part.domain_loss_K) * part.domain_tokens_K for part in parts], axis=0)
-    np.testing.assert_allclose(sums[:3] / tokens[:3], whole.domain_loss_K[:3], rtol=1e-6)
+    np.testing.assert_allclose(sums[:3] / tokens[:3], whole.domain_loss_K[:3], rtol=2 * WITHIN)
 
 
 def test_means_over_tokens_and_over_domains_differ():

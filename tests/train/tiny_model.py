@@ -1,10 +1,30 @@
 """The smallest model that trains, as the preset "tiny", and a training run of it for tests that start processes."""
 
-from ado_model import PRESETS, ModelConfig
+import contextlib
+from collections.abc import Iterator
+
+import pytest
+
+from ado_model import PRESETS, ModelConfig, Transformer
 from ado_stream.train.config import load_config
 from ado_stream.train.trainer import RunResult, run_training
+from tests.rounding import perturb
 
 TINY_MODEL = ModelConfig(num_layers=1, width=16, num_heads=1)
+
+
+@contextlib.contextmanager
+def perturbed_weights(size: float, seed: int) -> Iterator[None]:
+    """Models created inside start from perturbed parameters (tests/rounding.py)."""
+    plain = Transformer.initialise
+
+    def initialise(model: Transformer) -> None:
+        plain(model)
+        perturb(model, size, seed)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Transformer, "initialise", initialise)
+        yield
 
 
 def train_tiny(settings: dict, resume: str = "auto") -> RunResult:

@@ -4,7 +4,14 @@ import json
 from pathlib import Path
 
 from ado_stream.record import read_run
-from tests.train.tiny_model import train_tiny
+from tests.rounding import rounding
+from tests.train.tiny_model import TINY_MODEL, perturbed_weights, train_tiny
+
+
+def perturbed(settings: str, seed: int, out: str) -> None:
+    """As `main`, from parameters that are moved by what rounding may do to the widest operand."""
+    with perturbed_weights(rounding(TINY_MODEL.mlp_width), seed):
+        main(settings, "auto", out)
 
 
 def main(settings: str, resume: str, out: str) -> None:

@@ -27,13 +27,16 @@ def weights(model: torch.nn.Module) -> float:
     return total.item()
 
 
-def main(changes: dict, poisoned: dict[str, int], out: str) -> None:
-    """changes: TrainSection's. poisoned: the steps at which the last rank's "loss" or "gradient" is NaN."""
+def main(changes: dict, poisoned: dict[str, int], perturbed: tuple[float, int], out: str) -> None:
+    """changes: TrainSection's. poisoned: the steps at which the last rank's "loss" or "gradient" is NaN.
+
+    perturbed: how far parameters are moved before the first step, and a seed (tests/rounding.py).
+    """
     options = TrainSection(**{"micro_batch_size": 2, "grad_clip": 1.0, **changes})
     found = []
     with join_process_group("cpu", 60) as context:
         torch.manual_seed(0)
-        step, parallel, _ = build_step(CONFIG, options, NUM_DOMAINS, context)
+        step, parallel, _ = build_step(CONFIG, options, NUM_DOMAINS, context, perturbed=perturbed)
         generator = torch.Generator().manual_seed(1)
         rows = GLOBAL_ROWS // context.size
         last = context.rank == context.size - 1

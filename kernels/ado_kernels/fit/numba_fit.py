@@ -1,4 +1,4 @@
-"""The fit on a CPU: one nogil Numba function per domain, domains handed out to threads.
+"""The fit on a CPU: nogil Numba functions that fit one domain, on as many threads as Numba is set to.
 
 Plain threads and not Numba's own parallel loops: those share one pool per process, which aborts when two Python threads
 fit at the same time (workqueue) or after a fork (OpenMP). Even asking Numba for its number of threads would start that
@@ -13,14 +13,14 @@ from collections.abc import Iterator
 import numpy as np
 from numba import config, njit
 
-from ado_kernels.fit.problem import FitOptions, FitResult, as_result
-from ado_kernels.fit.search import Grid, search
-from ado_kernels.fit.smoothing import filter_weights, present_points, smooth_kept, window_that_fits
-from ado_kernels.machine_code import compile_apart
+from ado_kernels.fit.numba_search import Grid, search
+from ado_kernels.fit.numba_smoothing import filter_weights, present_points, smooth_kept, window_that_fits
+from ado_kernels.fit.objective import FitOptions, FitResult, as_result
+from ado_kernels.numba_cache import ensure_compiled
 
 
 @njit(cache=True, nogil=True)
-def _log_points(count_T, step_M, loss_M):
+def _log_points(count_T: np.ndarray, step_M: np.ndarray, loss_M: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """log n and log loss at the kept steps whose smoothed loss is positive."""
     x = np.empty(step_M.size)
     y = np.empty(step_M.size)
@@ -50,7 +50,7 @@ def _fit_domain(
 
 def fit(counts: np.ndarray, loss_KT: np.ndarray, options: FitOptions) -> FitResult:
     """Fits every domain; counts (T,) or (K, T) float64, loss_KT (K, T) float64 with NaN where a point is missing."""
-    compile_apart("fit")
+    ensure_compiled("fit")
     num_domains = loss_KT.shape[0]
     grid = Grid(
         np.asarray(options.grid_log_beta),

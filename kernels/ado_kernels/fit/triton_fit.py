@@ -1,7 +1,7 @@
-"""The fit on a GPU: five kernels (smooth, bin, search, refine, choose); nothing waits before the results come back.
+"""The fit on a GPU: five kernels (smooth, bin, coarse, refine, choose) and no synchronisation before the results.
 
-What bounds it is latency, not arithmetic: a search is a chain of some fifty dependent Newton steps. So the chain's
-bulk runs on 96 binned points, by one warp per domain and search without a barrier; only ends that differ are refined on
+It is bound by latency, not by arithmetic: a search is a chain of some fifty dependent Newton steps. So most of that
+chain runs on 96 binned points, by one warp per domain and search without a barrier; only distinct ends are refined on
 all points, side by side. Everything is float64.
 """
 
@@ -13,7 +13,8 @@ import torch
 import triton
 from torch import Tensor
 
-from ado_kernels.fit.problem import (
+from ado_kernels.fit.numba_search import NUM_BINS
+from ado_kernels.fit.objective import (
     ALPHA_HIGH_KINK,
     ALPHA_LOW_KINK,
     LOG_BETA_KINK,
@@ -22,17 +23,16 @@ from ado_kernels.fit.problem import (
     FitResult,
     as_result,
 )
-from ado_kernels.fit.search import NUM_BINS
 from ado_kernels.fit.triton_points import History, Points, bin_kernel, smooth_kernel
 from ado_kernels.fit.triton_search import choose_kernel, coarse_kernel, refine_kernel
 
 SMOOTH = {"BLOCK": 128, "num_warps": 4}
 BIN = {"BLOCK": 512, "num_warps": 4}
-COARSE = {"BLOCK": 64, "num_warps": 1}
+COARSE = {"BLOCK": 64, "num_warps": 1}  # one warp reduces by shuffles, without a barrier
 REFINE = {"BLOCK": 512, "num_warps": 8}
 
 
-def device() -> str:
+def available_device() -> str:
     """Where the kernels can run: "cuda", or "cpu" under the interpreter. Raises RuntimeError where they cannot."""
     if os.environ.get("TRITON_INTERPRET") == "1":
         return "cpu"
@@ -46,8 +46,8 @@ def device() -> str:
 
 def fit(counts: np.ndarray, loss_KT: np.ndarray, options: FitOptions) -> FitResult:
     """Fits every domain; counts (T,) or (K, T), loss_KT (K, T) float64 with NaN where a point is missing."""
-    where = device()
-    counts_there, loss_there = (torch.from_numpy(value).to(where) for value in (counts, loss_KT))
+    device = available_device()
+    counts_there, loss_there = torch.from_numpy(counts).to(device), torch.from_numpy(loss_KT).to(device)
     row_K6 = fit_on_device(counts_there, loss_there, options).cpu().numpy()
     return as_result(row_K6[:, :3], row_K6[:, 3], row_K6[:, 4], row_K6[:, 5].astype(np.int64))
 
@@ -56,7 +56,7 @@ def fit_on_device(counts: Tensor, loss_KT: Tensor, options: FitOptions) -> Tenso
     """(K, 6) float64 on the device: log_beta, log_eps, alpha, F, median |r|, number of points; NaN without a point.
 
     counts: (T,) or (K, T) float64, increasing along T; loss_KT: (K, T) float64, NaN, infinite or not positive where a
-    point is missing. Nothing waits for the device and no shape depends on a value: capturable in a CUDA graph.
+    point is missing. No host synchronisation, and no shape depends on a value: a CUDA graph can capture it.
     """
     num_domains, num_steps = loss_KT.shape
     num_points = len(range(options.ignore_steps, num_steps, options.every))
@@ -76,11 +76,14 @@ def fit_on_device(counts: Tensor, loss_KT: Tensor, options: FitOptions) -> Tenso
 
 
 def _history(counts: Tensor, loss_KT: Tensor) -> History:
-    """The losses that are present, moved together, so that the filter can run over them."""
+    """The present losses compacted to the front of each row, so that the filter can run over them.
+
+    By a scatter and not by a boolean mask, whose output shape would have to be read back by the host.
+    """
     present_KT = torch.isfinite(loss_KT) & (loss_KT > 0.0)
     rank_KT = torch.where(present_KT, present_KT.cumsum(dim=1), 0)
     num_domains, num_steps = loss_KT.shape
-    value_KT = loss_KT.new_empty(num_domains, num_steps + 1)  # what is missing lands in the last column
+    value_KT = loss_KT.new_empty(num_domains, num_steps + 1)  # missing ones go to the last column
     value_KT.scatter_(1, torch.where(present_KT, rank_KT - 1, num_steps), loss_KT)
     count_stride = counts.stride(0) if counts.ndim == 2 else 0
     return History(value_KT, rank_KT, present_KT.sum(dim=1), counts, count_stride, num_steps)
@@ -100,12 +103,12 @@ def _search(points: Points, options: FitOptions, best_K4: Tensor) -> None:
         bin_kernel[(num_domains, NUM_BINS)](points, bins, **BIN)
     start_SGP, alpha_A = _starts(options.grid_log_beta, options.grid_log_eps, options.grid_alpha, where)
     num_searches, num_starts = start_SGP.shape[:2]
-    every = (num_domains, num_searches)
+    programs = (num_domains, num_searches)
     lanes = triton.next_power_of_2(num_searches)
-    coarse, refined = best_K4.new_empty(2, *every, best_K4.shape[1])
+    coarse, refined = best_K4.new_empty(2, *programs, best_K4.shape[1])
     delta = options.delta
-    coarse_kernel[every](bins, start_SGP, coarse, DELTA=delta, STARTS=num_starts, **COARSE)
-    refine_kernel[every](points, coarse, refined, DELTA=delta, SEARCHES=lanes, **REFINE)
+    coarse_kernel[programs](bins, start_SGP, coarse, DELTA=delta, STARTS=num_starts, **COARSE)
+    refine_kernel[programs](points, coarse, refined, DELTA=delta, SEARCHES=lanes, **REFINE)
     choose_kernel[(num_domains,)](
         points, refined, alpha_A, best_K4, num_searches, len(alpha_A), DELTA=delta, SEARCHES=lanes, **REFINE
     )
@@ -120,12 +123,12 @@ def _empty(num_domains: int, size: int, where: torch.device) -> Points:
 def _starts(
     log_beta: tuple[float, ...], log_eps: tuple[float, ...], alpha: tuple[float, ...], where: torch.device
 ) -> tuple[Tensor, Tensor]:
-    """Starts (S, G, P) of every search in search.py's order, G a power of two; and the alphas of a seed."""
+    """Starts (S, G, P) of every search in numba_search.py's order, G a power of two; and the alphas of a restart."""
     kink_PF = (LOG_BETA_KINK,), (LOG_EPS_KINK,), (ALPHA_HIGH_KINK,), (ALPHA_LOW_KINK,)
     searches = [(kink_PF[0], log_eps, alpha), (log_beta, kink_PF[1], alpha)]
-    searches += [(log_beta, log_eps, each) for each in (*kink_PF[2:], *((own,) for own in alpha))]
-    lists = [np.stack([axis.ravel() for axis in np.meshgrid(*own, indexing="ij")], axis=1) for own in searches]
-    size = triton.next_power_of_2(max(map(len, lists)))
-    start_SGP = np.stack([np.concatenate([own, np.repeat(own[:1], size - len(own), axis=0)]) for own in lists])
-    seeds = torch.tensor([ALPHA_LOW_KINK, ALPHA_HIGH_KINK, *alpha], dtype=torch.float64)
-    return torch.from_numpy(start_SGP).to(where), seeds.to(where)
+    searches += [(log_beta, log_eps, each) for each in (*kink_PF[2:], *((value,) for value in alpha))]
+    lists = [np.stack([axis.ravel() for axis in np.meshgrid(*grid, indexing="ij")], axis=1) for grid in searches]
+    size = triton.next_power_of_2(max(map(len, lists)))  # shorter lists repeat their first start
+    start_SGP = np.stack([np.concatenate([grid, np.repeat(grid[:1], size - len(grid), axis=0)]) for grid in lists])
+    restarts = torch.tensor([ALPHA_LOW_KINK, ALPHA_HIGH_KINK, *alpha], dtype=torch.float64)
+    return torch.from_numpy(start_SGP).to(where), restarts.to(where)

@@ -1,14 +1,14 @@
 """A domain's points on a GPU: smoothed and thinned from its history, binned, and the sums over them.
 
-The Triton counterparts of smoothing.py, of search.bin_points and of points.py; float64 throughout. Points of all
-domains lie in (K, M) arrays; a weight of 0 says that there is none, every formula stays finite there.
+The Triton counterparts of numba_smoothing.py, of numba_search.bin_points and of numba_points.py; float64 throughout.
+Points of all domains lie in (K, M) arrays; a weight of 0 marks a missing one, where every formula stays finite.
 
-The Savitzky-Golay filter is computed as what it is, a least-squares cubic, from the four Gram polynomials of a window
-of 2 h + 1 positions i = -h..h, orthogonal to each other:
+The Savitzky-Golay filter is a least-squares cubic, here computed from the four Gram polynomials of a window of 2 h + 1
+positions i = -h..h, which are orthogonal to each other:
 
     1      i      3 i^2 - h (h + 1)      5 i^3 - (3 h^2 + 3 h - 1) i
 
-so no table of weights has to be made or read, whatever window fits a domain. Source: Gram; Savitzky, Golay 1964.
+so no table of weights is made or read, whatever window fits a domain. Source: Gram; Savitzky, Golay 1964.
 """
 
 from typing import Any, NamedTuple
@@ -16,9 +16,9 @@ from typing import Any, NamedTuple
 import triton
 import triton.language as tl
 
-from ado_kernels.fit import search
+from ado_kernels.fit import numba_search
 
-NUM_BINS = tl.constexpr(search.NUM_BINS)
+NUM_BINS = tl.constexpr(numba_search.NUM_BINS)
 
 
 class History(NamedTuple):
@@ -48,15 +48,16 @@ class Points(NamedTuple):
 @triton.jit
 def smooth_kernel(history, points, first, every, window, BLOCK: tl.constexpr):
     """Fills `points` at the steps first, first + every, ...; grid (K, blocks of kept steps)."""
-    domain = tl.program_id(0).to(tl.int64)
+    domain = tl.program_id(0).to(tl.int64)  # K times T may exceed 2^31
     kept = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
     inside = kept < points.size
     step = tl.where(inside, first + kept * every, 0)
     rank = tl.load(history.rank + domain * history.num_steps + step, inside, other=0)
     num_present = tl.load(history.num_present + domain)
-    width = tl.minimum(num_present - 1 + num_present % 2, window)
-    half = tl.where(width > 3, width // 2, 0)  # smoothing.window_that_fits
+    width = tl.minimum(num_present - 1 + num_present % 2, window)  # the largest odd window that fits
+    half = tl.where(width > 3, width // 2, 0)  # no cubic through fewer: not smoothed
     place = tl.maximum(rank - 1, 0)
+    # Near the ends the window stops moving, and the point is read off-centre from the last full window's cubic.
     start = tl.minimum(tl.maximum(place - half, 0), num_present - 1 - 2 * half)
     values = history.value + domain * (history.num_steps + 1) + start
     smooth = _cubic_at(values, place - start - half, half, inside & (rank > 0), BLOCK)
@@ -72,8 +73,8 @@ def smooth_kernel(history, points, first, every, window, BLOCK: tl.constexpr):
 def _cubic_at(value_ptrs, position, half, mask, BLOCK: tl.constexpr):
     """At `position` in -half..half the cubic fitted to the 2 half + 1 values from value_ptrs on."""
     h = half.to(tl.float64)
-    nothing = tl.zeros([BLOCK], tl.float64)
-    dot0, dot1, dot2, dot3 = nothing, nothing, nothing, nothing
+    zeros = tl.zeros([BLOCK], tl.float64)
+    dot0, dot1, dot2, dot3 = zeros, zeros, zeros, zeros
     for i in range(2 * half + 1):
         value = tl.load(value_ptrs + i, mask, other=0.0)
         _, p1, p2, p3 = _gram(i - half, h)
@@ -101,21 +102,21 @@ def _gram(position, h):
 
 @triton.jit
 def bin_kernel(points, bins, BLOCK: tl.constexpr):
-    """search.bin_points: means of x and y over equal widths of x, and how many points each holds; grid (K, bins)."""
+    """numba_search.bin_points: means of x and y over equal widths of x, and counts; program (domain, bin)."""
     domain = tl.program_id(0).to(tl.int64)
     which = tl.program_id(1)
-    own = of_domain(points, domain)
-    nothing = tl.zeros([BLOCK], tl.float64)
-    lows, highs = nothing + float("inf"), nothing + float("-inf")
+    own = domain_points(points, domain)
+    zeros = tl.zeros([BLOCK], tl.float64)
+    lows, highs = zeros + float("inf"), zeros + float("-inf")
     for first in range(0, own.size, BLOCK):
-        x, _, w = load(own, first + tl.arange(0, BLOCK))
+        x, _, w = load_points(own, first + tl.arange(0, BLOCK))
         lows = tl.where(w > 0.0, tl.minimum(lows, x), lows)
         highs = tl.where(w > 0.0, tl.maximum(highs, x), highs)
     low, high = tl.min(lows), tl.max(highs)
     scale = tl.where(high > low, NUM_BINS / (high - low), 0.0)
-    sum_x, sum_y, number = nothing, nothing, nothing
+    sum_x, sum_y, number = zeros, zeros, zeros
     for first in range(0, own.size, BLOCK):
-        x, y, w = load(own, first + tl.arange(0, BLOCK))
+        x, y, w = load_points(own, first + tl.arange(0, BLOCK))
         inside = (w > 0.0) & (tl.minimum(((x - low) * scale).to(tl.int32), NUM_BINS - 1) == which)
         sum_x += tl.where(inside, x, 0.0)
         sum_y += tl.where(inside, y, 0.0)
@@ -128,20 +129,20 @@ def bin_kernel(points, bins, BLOCK: tl.constexpr):
 
 
 @triton.jit
-def wide(constant: tl.constexpr):
+def float64(constant: tl.constexpr):
     """A constant as float64; a bare one within tl.where, tl.minimum or tl.maximum would be rounded to float32."""
     return tl.full((), constant, tl.float64)
 
 
 @triton.jit
-def of_domain(points, domain):
+def domain_points(points, domain):
     """The points of one domain."""
     first = domain * points.size
     return Points(points.x + first, points.y + first, points.w + first, points.size)
 
 
 @triton.jit
-def load(points, at):
+def load_points(points, at):
     """x, y, w of one domain's points; weight 0 beyond the last."""
     mask = at < points.size
     x = tl.load(points.x + at, mask, other=0.0)
@@ -154,7 +155,7 @@ def mean_x(points, BLOCK: tl.constexpr):
     """The weighted mean of log n."""
     total, weight = tl.zeros([BLOCK], tl.float64), tl.zeros([BLOCK], tl.float64)
     for first in range(0, points.size, BLOCK):
-        x, _, w = load(points, first + tl.arange(0, BLOCK))
+        x, _, w = load_points(points, first + tl.arange(0, BLOCK))
         total += w * x
         weight += w
     return tl.sum(total) / tl.maximum(tl.sum(weight), 1.0)
@@ -168,20 +169,20 @@ def odds(theta, x):
 
 @triton.jit
 def huber(size, delta):
-    """size^2 / 2 up to delta, a straight line beyond."""
+    """The Huber loss: size^2 / 2 up to delta, a straight line beyond."""
     inner = tl.minimum(size, delta)
     return inner * (size - 0.5 * inner)
 
 
 @triton.jit
 def newton_sums(points, theta, delta, BLOCK: tl.constexpr):
-    """points.newton_sums: (huber_sum, gradient (3), inner matrix (6), outer matrix (6)), flat, as scalars."""
-    nothing = tl.zeros([BLOCK], tl.float64)
-    f, ga, ge, gx = nothing, nothing, nothing, nothing
-    in_aa, in_ae, in_ax, in_ee, in_ex, in_xx = nothing, nothing, nothing, nothing, nothing, nothing
-    out_aa, out_ae, out_ax, out_ee, out_ex, out_xx = nothing, nothing, nothing, nothing, nothing, nothing
+    """The sums of step_algebra.py in their slots, as a tuple of scalars."""
+    zeros = tl.zeros([BLOCK], tl.float64)
+    f, gb, ge, ga = zeros, zeros, zeros, zeros
+    in_bb, in_be, in_ba, in_ee, in_ea, in_aa = zeros, zeros, zeros, zeros, zeros, zeros
+    out_bb, out_be, out_ba, out_ee, out_ea, out_aa = zeros, zeros, zeros, zeros, zeros, zeros
     for first in range(0, points.size, BLOCK):
-        x, y, w = load(points, first + tl.arange(0, BLOCK))
+        x, y, w = load_points(points, first + tl.arange(0, BLOCK))
         u = odds(theta, x)
         q = 1.0 / (1.0 + u)
         p = u * q
@@ -192,24 +193,25 @@ def newton_sums(points, theta, delta, BLOCK: tl.constexpr):
         inside = tl.where(size <= delta, w, 0.0)
         outside = w * delta / tl.maximum(size, delta) - inside
         xp = x * p
-        ga -= slope * p
+        gb -= slope * p
         ge -= slope * q
-        gx += slope * xp
-        aa, ae, ax, ee, ex, xx = p * p, p * q, p * xp, q * q, q * xp, xp * xp
-        in_aa += inside * aa
-        in_ae += inside * ae
-        in_ax -= inside * ax
+        ga += slope * xp
+        bb, be, ba, ee, ea, aa = p * p, p * q, p * xp, q * q, q * xp, xp * xp
+        in_bb += inside * bb
+        in_be += inside * be
+        in_ba -= inside * ba
         in_ee += inside * ee
-        in_ex -= inside * ex
-        in_xx += inside * xx
-        out_aa += outside * aa
-        out_ae += outside * ae
-        out_ax -= outside * ax
+        in_ea -= inside * ea
+        in_aa += inside * aa
+        out_bb += outside * bb
+        out_be += outside * be
+        out_ba -= outside * ba
         out_ee += outside * ee
-        out_ex -= outside * ex
-        out_xx += outside * xx
+        out_ea -= outside * ea
+        out_aa += outside * aa
+    # Lanes are added once, after the last block: a reduction in the loop would be a chain of shuffles in each step.
     return (
-        tl.sum(f), tl.sum(ga), tl.sum(ge), tl.sum(gx),
-        tl.sum(in_aa), tl.sum(in_ae), tl.sum(in_ax), tl.sum(in_ee), tl.sum(in_ex), tl.sum(in_xx),
-        tl.sum(out_aa), tl.sum(out_ae), tl.sum(out_ax), tl.sum(out_ee), tl.sum(out_ex), tl.sum(out_xx),
+        tl.sum(f), tl.sum(gb), tl.sum(ge), tl.sum(ga),
+        tl.sum(in_bb), tl.sum(in_be), tl.sum(in_ba), tl.sum(in_ee), tl.sum(in_ea), tl.sum(in_aa),
+        tl.sum(out_bb), tl.sum(out_be), tl.sum(out_ba), tl.sum(out_ee), tl.sum(out_ea), tl.sum(out_aa),
     )  # fmt: skip

@@ -1,75 +1,81 @@
-"""The step of step.py on a GPU: one search's step, every piece of the penalty a lane.
+"""The step of the fit in Triton: one search's step, with every piece of the penalty in a lane of its own.
 
-The formulas stand in step.py, and without branches, as here, in torch_step.py, function by function. theta is
-(log_beta, log_eps, alpha), scalars; a law is (eps, v, v_held, alpha, x0); pieces are (beta, eps, alpha) states.
-A constant alone would be float32, hence `wide`; and it stands right of a tensor, for the interpreter takes
-`constant - tensor` for a constant.
+The algebra stands in step_algebra.py; functions have the names and the results of those in numba_step.py, without
+branches. theta is (log_beta, log_eps, alpha), scalars; a law is (eps, v, v_held, alpha, x0); pieces are the states of
+(log_beta, log_eps, alpha), one entry a lane.
+Two traps: a constant alone is float32, hence `float64`; and the interpreter takes `constant - tensor` for a constant,
+so constants stand right of a tensor.
 """
 
 import triton
 import triton.language as tl
 
-from ado_kernels.fit import problem, step
-from ado_kernels.fit.triton_points import wide
+from ado_kernels.fit import objective, step_algebra
+from ado_kernels.fit.triton_points import float64
 
 LANES = tl.constexpr(64)  # 48 pieces, in a power of two
-BETA_KINK = tl.constexpr(problem.LOG_BETA_KINK)
-EPS_KINK = tl.constexpr(problem.LOG_EPS_KINK)
-LOW_KINK = tl.constexpr(problem.ALPHA_LOW_KINK)
-HIGH_KINK = tl.constexpr(problem.ALPHA_HIGH_KINK)
-HELD = tl.constexpr(step.HELD)
-HELD_HIGH = tl.constexpr(step.HELD_HIGH)
-PULLED = tl.constexpr(step.PULLED)
-PULLED_LOW = tl.constexpr(step.PULLED_LOW)
-PULLED_HIGH = tl.constexpr(step.PULLED_HIGH)
-VANISHING = tl.constexpr(step.VANISHING)
-ON_BETA = tl.constexpr(step.FACE_LOG_BETA)
-ON_EPS = tl.constexpr(step.FACE_LOG_EPS)
-ON_HIGH = tl.constexpr(step.FACE_ALPHA_HIGH)
-ON_LOW = tl.constexpr(step.FACE_ALPHA_LOW)
-SHRINK = tl.constexpr(step.SHRINK)
-SMALLEST_ALPHA = tl.constexpr(step.SMALLEST_ALPHA)
-TINY = tl.constexpr(step.TINY)
+LOSS = tl.constexpr(step_algebra.LOSS)
+GRAD_B, GRAD_E, GRAD_A = map(tl.constexpr, step_algebra.GRADIENT)
+INNER_BB, INNER_BE, INNER_BA, INNER_EE, INNER_EA, INNER_AA = map(tl.constexpr, step_algebra.INNER)
+OUTER_BB, OUTER_BE, OUTER_BA, OUTER_EE, OUTER_EA, OUTER_AA = map(tl.constexpr, step_algebra.OUTER)
+BETA_KINK = tl.constexpr(objective.LOG_BETA_KINK)
+EPS_KINK = tl.constexpr(objective.LOG_EPS_KINK)
+LOW_KINK = tl.constexpr(objective.ALPHA_LOW_KINK)
+HIGH_KINK = tl.constexpr(objective.ALPHA_HIGH_KINK)
+HELD = tl.constexpr(step_algebra.HELD)
+HELD_HIGH = tl.constexpr(step_algebra.HELD_HIGH)
+PAST = tl.constexpr(step_algebra.PAST)
+PAST_LOW = tl.constexpr(step_algebra.PAST_LOW)
+PAST_HIGH = tl.constexpr(step_algebra.PAST_HIGH)
+VANISHING = tl.constexpr(step_algebra.VANISHING)
+FACE_LOG_BETA = tl.constexpr(step_algebra.FACE_LOG_BETA)
+FACE_LOG_EPS = tl.constexpr(step_algebra.FACE_LOG_EPS)
+FACE_ALPHA_HIGH = tl.constexpr(step_algebra.FACE_ALPHA_HIGH)
+FACE_ALPHA_LOW = tl.constexpr(step_algebra.FACE_ALPHA_LOW)
+SHRINK = tl.constexpr(step_algebra.SHRINK)
+SMALLEST_ALPHA = tl.constexpr(step_algebra.SMALLEST_ALPHA)
+TINY = tl.constexpr(step_algebra.TINY)
 
 
 @triton.jit
 def penalty(theta):
     """The four penalty terms of F."""
     high = tl.maximum(theta[2] - HIGH_KINK, 0.0) + tl.maximum(theta[0] - BETA_KINK, 0.0)
-    return high - tl.minimum(theta[2], wide(LOW_KINK)) - tl.minimum(theta[1] - EPS_KINK, 0.0)
+    return high - tl.minimum(theta[2], float64(LOW_KINK)) - tl.minimum(theta[1] - EPS_KINK, 0.0)
 
 
 @triton.jit
-def on_face(theta, face):
-    """theta with the parameter that the face holds put onto its kink."""
-    alpha = tl.where(face == ON_HIGH, wide(HIGH_KINK), theta[2])
+def put_on_face(theta, face):
+    """theta with the parameter that `face` holds moved onto its kink."""
+    alpha = tl.where(face == FACE_ALPHA_HIGH, float64(HIGH_KINK), theta[2])
     return (
-        tl.where(face == ON_BETA, wide(BETA_KINK), theta[0]),
-        tl.where(face == ON_EPS, wide(EPS_KINK), theta[1]),
-        tl.where(face == ON_LOW, wide(LOW_KINK), alpha),
+        tl.where(face == FACE_LOG_BETA, float64(BETA_KINK), theta[0]),
+        tl.where(face == FACE_LOG_EPS, float64(EPS_KINK), theta[1]),
+        tl.where(face == FACE_ALPHA_LOW, float64(LOW_KINK), alpha),
     )
 
 
 @triton.jit
-def gain_of_one(theta, sums, face):
-    """The most that F can fall, by the majorising matrix, when one parameter moves alone."""
-    beta = _pull_left(sums[1], theta[0] > BETA_KINK, theta[0] >= BETA_KINK)
-    eps = _pull_left(-sums[2], theta[1] < EPS_KINK, theta[1] <= EPS_KINK)
+def single_parameter_gain(theta, sums, face):
+    """The largest fall of F that the majorising matrix promises when one parameter moves alone."""
+    beta = _one_sided_slope(sums[GRAD_B], theta[0] > BETA_KINK, theta[0] >= BETA_KINK)
+    eps = _one_sided_slope(-sums[GRAD_E], theta[1] < EPS_KINK, theta[1] <= EPS_KINK)
     low, high = theta[2] <= LOW_KINK, theta[2] >= HIGH_KINK
     left = (theta[2] > HIGH_KINK).to(tl.float64) - low.to(tl.float64)
     right = high.to(tl.float64) - (theta[2] < LOW_KINK).to(tl.float64)
-    slope = _pull_left(sums[3], left, right)
-    of_beta = tl.where(face == ON_BETA, wide(0.0), beta * beta / (sums[4] + sums[10] + TINY))
-    of_eps = tl.where(face == ON_EPS, wide(0.0), eps * eps / (sums[7] + sums[13] + TINY))
-    of_alpha = slope * slope / (sums[9] + sums[15] + TINY)
-    of_alpha = tl.where((face == ON_LOW) | (face == ON_HIGH), wide(0.0), of_alpha)
-    return tl.maximum(tl.maximum(of_beta, of_eps), of_alpha) * 0.5
+    slope = _one_sided_slope(sums[GRAD_A], left, right)
+    beta_gain = tl.where(face == FACE_LOG_BETA, float64(0.0), beta * beta / (sums[INNER_BB] + sums[OUTER_BB] + TINY))
+    eps_gain = tl.where(face == FACE_LOG_EPS, float64(0.0), eps * eps / (sums[INNER_EE] + sums[OUTER_EE] + TINY))
+    alpha_gain = slope * slope / (sums[INNER_AA] + sums[OUTER_AA] + TINY)
+    alpha_gain = tl.where((face == FACE_ALPHA_LOW) | (face == FACE_ALPHA_HIGH), float64(0.0), alpha_gain)
+    return tl.maximum(tl.maximum(beta_gain, eps_gain), alpha_gain) * 0.5
 
 
 @triton.jit
-def _pull_left(slope, left, right):
+def _one_sided_slope(slope, left, right):
+    """The slope along which F falls, where the penalty adds `left` below the parameter and `right` above it; else 0."""
     above, below = slope + left.to(tl.float64), slope + right.to(tl.float64)
-    return tl.maximum(above, wide(0.0)) + tl.minimum(below, wide(0.0))
+    return tl.maximum(above, float64(0.0)) + tl.minimum(below, float64(0.0))
 
 
 @triton.jit
@@ -80,37 +86,38 @@ def model_step(theta, sums, x0, damping, face):
     vanishing = beta_state == VANISHING
     on_kink = (alpha_state == HELD) | (alpha_state == HELD_HIGH)
     law = _law(theta, x0)
-    kink = tl.where(alpha_state == HELD_HIGH, wide(HIGH_KINK), wide(LOW_KINK))
+    kink = tl.where(alpha_state == HELD_HIGH, float64(HIGH_KINK), float64(LOW_KINK))
     jacobian = _tangent(pieces, law)
-    gradient = (sums[1], sums[2], sums[3])
-    a = _pulled_back(jacobian, _damped(sums, damping))
-    pulled = (
-        sums[1] + tl.where(beta_state == PULLED, 1.0, 0.0),
-        sums[2] - tl.where(eps_state == PULLED, 1.0, 0.0),
-        sums[3] + tl.where(alpha_state == PULLED_HIGH, 1.0, 0.0) - tl.where(alpha_state == PULLED_LOW, 1.0, 0.0),
+    gradient = (sums[GRAD_B], sums[GRAD_E], sums[GRAD_A])
+    a = _transform_matrix(jacobian, _damped(sums, damping))
+    g_piece = (
+        sums[GRAD_B] + tl.where(beta_state == PAST, 1.0, 0.0),
+        sums[GRAD_E] - tl.where(eps_state == PAST, 1.0, 0.0),
+        sums[GRAD_A] + tl.where(alpha_state == PAST_HIGH, 1.0, 0.0) - tl.where(alpha_state == PAST_LOW, 1.0, 0.0),
     )
     held = ((beta_state == HELD) | vanishing, eps_state == HELD, on_kink | vanishing)
     fixed = (
-        tl.where(vanishing, wide(SHRINK - 1.0), tl.where(held[0], -theta[0] + BETA_KINK, 0.0)),
+        tl.where(vanishing, float64(SHRINK - 1.0), tl.where(held[0], -theta[0] + BETA_KINK, 0.0)),
         tl.where(held[1], -theta[1] + EPS_KINK, 0.0),
         tl.where(on_kink, kink - theta[2], 0.0),
     )
-    d, positive = _solve_held(a, _transposed(jacobian, pulled), held, fixed)
+    d, positive = _solve_held(a, _transform_gradient(jacobian, g_piece), held, fixed)
     new_alpha = tl.where(on_kink, kink, theta[2] + d[2])
     new, d = _retract(pieces, theta, law, new_alpha, d)
-    g = _transposed(jacobian, gradient)
+    g = _transform_gradient(jacobian, gradient)
+    a00, a01, a02, a11, a12, a22 = a
     value = g[0] * d[0] + g[1] * d[1] + g[2] * d[2] + penalty(new) - penalty(theta)
-    value += 0.5 * (a[0] * d[0] * d[0] + a[3] * d[1] * d[1] + a[5] * d[2] * d[2])
-    value += a[1] * d[0] * d[1] + a[2] * d[0] * d[2] + a[4] * d[1] * d[2]
-    usable = positive & _allowed(pieces, face) & (value == value)
+    value += 0.5 * (a00 * d[0] * d[0] + a11 * d[1] * d[1] + a22 * d[2] * d[2])
+    value += a01 * d[0] * d[1] + a02 * d[0] * d[2] + a12 * d[1] * d[2]
+    usable = positive & _allowed_pieces(pieces, face) & (value == value)  # NaN from lanes whose system is singular
     value = tl.where(usable, value, float("inf"))
     best = tl.argmin(value, axis=0)
-    return (pick(new[0], best), pick(new[1], best), pick(new[2], best)), tl.min(value, axis=0)
+    return (take_lane(new[0], best), take_lane(new[1], best), take_lane(new[2], best)), tl.min(value, axis=0)
 
 
 @triton.jit
-def pick(value, lane):
-    """The value of one lane, as a scalar."""
+def take_lane(value, lane):
+    """The value of one lane, as a scalar: Triton cannot index a tensor by a variable."""
     lanes = tl.arange(0, value.shape[0])
     return tl.sum(tl.where(lanes == lane, value, 0.0), axis=0)
 
@@ -119,45 +126,52 @@ def pick(value, lane):
 def _pieces():
     """States (log_beta, log_eps, alpha) of each lane's piece: 45 combinations, then 3 in which the law vanishes."""
     lane = tl.arange(0, LANES)
-    free = lane < 45
+    free = lane < 45  # 3 x 3 x 5 states
     beta = tl.where(free, lane // 15, VANISHING)
     eps = tl.where(free, lane // 5 % 3, lane - 45)
     return beta, eps, tl.where(free, lane % 5, 0)
 
 
 @triton.jit
-def _allowed(pieces, face):
-    """Which pieces exist, and may be used by a search held on a face."""
+def _allowed_pieces(pieces, face):
+    """Which pieces exist and may be used by a search confined to `face`."""
     beta, eps, alpha = pieces
-    on_low = (face != ON_LOW) | (alpha == HELD) | (beta == VANISHING)
-    on_high = (face != ON_HIGH) | (alpha == HELD_HIGH) | (beta == VANISHING)
+    on_low = (face != FACE_ALPHA_LOW) | (alpha == HELD) | (beta == VANISHING)
+    on_high = (face != FACE_ALPHA_HIGH) | (alpha == HELD_HIGH) | (beta == VANISHING)
     exists = tl.arange(0, LANES) < 48
-    return exists & ((face != ON_BETA) | (beta == HELD)) & ((face != ON_EPS) | (eps == HELD)) & on_low & on_high
+    return (
+        exists
+        & ((face != FACE_LOG_BETA) | (beta == HELD))
+        & ((face != FACE_LOG_EPS) | (eps == HELD))
+        & on_low
+        & on_high
+    )
 
 
 @triton.jit
 def _damped(sums, damping):
-    """Entries 00, 01, 02, 11, 12, 22 of the damped matrix."""
+    """Entries 00, 01, 02, 11, 12, 22 of H."""
     scale = tl.maximum(damping, 1.0)
     return (
-        scale * sums[4] + damping * sums[10],
-        scale * sums[5] + damping * sums[11],
-        scale * sums[6] + damping * sums[12],
-        scale * sums[7] + damping * sums[13],
-        scale * sums[8] + damping * sums[14],
-        scale * sums[9] + damping * sums[15],
+        scale * sums[INNER_BB] + damping * sums[OUTER_BB],
+        scale * sums[INNER_BE] + damping * sums[OUTER_BE],
+        scale * sums[INNER_BA] + damping * sums[OUTER_BA],
+        scale * sums[INNER_EE] + damping * sums[OUTER_EE],
+        scale * sums[INNER_EA] + damping * sums[OUTER_EA],
+        scale * sums[INNER_AA] + damping * sums[OUTER_AA],
     )
 
 
 @triton.jit
 def _law(theta, x0):
-    alpha = tl.where(tl.abs(theta[2]) > SMALLEST_ALPHA, theta[2], wide(SMALLEST_ALPHA))
+    """(eps, v, v with log_beta on its kink, alpha kept off 0, x0)."""
+    alpha = tl.where(tl.abs(theta[2]) > SMALLEST_ALPHA, theta[2], float64(SMALLEST_ALPHA))
     return tl.exp(theta[1]), tl.exp(theta[0] - alpha * x0), tl.exp(-alpha * x0 + BETA_KINK), alpha, x0
 
 
 @triton.jit
 def _tangent(pieces, law):
-    """Rows d log_beta and d log_eps over the coordinates of each lane's piece, flat."""
+    """d(log_beta, log_eps) / d(coordinates) of each lane's piece: two rows of three, flat."""
     beta_state, eps_state, _ = pieces
     eps, v, v_held, alpha, x0 = law
     moves_beta = (beta_state != HELD) & (beta_state != VANISHING)
@@ -175,8 +189,8 @@ def _tangent(pieces, law):
 
 
 @triton.jit
-def _pulled_back(jacobian, h):
-    """Entries 00, 01, 02, 11, 12, 22 of J' H J + tiny, J being the jacobian's two rows and (0, 0, 1)."""
+def _transform_matrix(jacobian, h):
+    """The six entries of J' H J + TINY, J being the jacobian's two rows and (0, 0, 1)."""
     b0, b1, b2, e0, e1, e2 = jacobian
     p0, q0 = h[0] * b0 + h[1] * e0, h[1] * b0 + h[3] * e0
     p1, q1 = h[0] * b1 + h[1] * e1, h[1] * b1 + h[3] * e1
@@ -193,14 +207,15 @@ def _pulled_back(jacobian, h):
 
 
 @triton.jit
-def _transposed(jacobian, g):
+def _transform_gradient(jacobian, g):
+    """J' g in each piece's coordinates."""
     b0, b1, b2, e0, e1, e2 = jacobian
     return b0 * g[0] + e0 * g[1], b1 * g[0] + e1 * g[1], b2 * g[0] + e2 * g[1] + g[2]
 
 
 @triton.jit
 def _solve_held(a, g, held, fixed):
-    """step.solve_held: the minimiser, held coordinates at `fixed` (0 where not held); where the matrix is positive."""
+    """The minimiser, held coordinates at `fixed` (0 where not held); and where the matrix is positive definite."""
     a00, a01, a02, a11, a12, a22 = a
     r0 = tl.where(held[0], fixed[0], -g[0] - a01 * fixed[1] - a02 * fixed[2])
     r1 = tl.where(held[1], fixed[1], -g[1] - a01 * fixed[0] - a12 * fixed[2])
@@ -221,7 +236,7 @@ def _solve_held(a, g, held, fixed):
 
 @triton.jit
 def _retract(pieces, theta, law, new_alpha, d):
-    """Parameters at displacement d, and d corrected to what eps and v were really allowed to move."""
+    """Parameters at displacement d, and d set to the displacement made where eps or v was clamped."""
     beta_state, eps_state, _ = pieces
     eps, v, v_held, alpha, x0 = law
     moves_beta = (beta_state != HELD) & (beta_state != VANISHING)
@@ -232,8 +247,8 @@ def _retract(pieces, theta, law, new_alpha, d):
     wanted = tl.where(both, eps + v + d[0] - new_v, eps + d[1] - moved)
     new_eps = tl.maximum(wanted, 0.1 * eps)
     free = tl.where(both, tl.log(new_v) + new_alpha * x0, theta[0] + d[0] + (new_alpha - alpha) * x0)
-    stopped = tl.where(beta_state == VANISHING, theta[0] + tl.log(wide(SHRINK)), wide(BETA_KINK))
-    new = (tl.where(moves_beta, free, stopped), tl.where(moves_eps, tl.log(new_eps), wide(EPS_KINK)), new_alpha)
+    stopped = tl.where(beta_state == VANISHING, theta[0] + tl.log(float64(SHRINK)), float64(BETA_KINK))
+    new = (tl.where(moves_beta, free, stopped), tl.where(moves_eps, tl.log(new_eps), float64(EPS_KINK)), new_alpha)
     d0 = tl.where(both, new_eps + new_v - eps - v, d[0])
     d1 = tl.where(both, new_v * new_alpha - v * alpha, tl.where(alone, new_eps - eps + moved, d[1]))
     return new, (d0, d1, d[2])

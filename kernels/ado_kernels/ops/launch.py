@@ -53,7 +53,7 @@ def size_class(width: int) -> int:
 
 def launch(op: str, width: int = 0, device: torch.device | None = None) -> Launch:
     """The entry of `op` for this width and device; ValueError for a width no entry covers."""
-    return entry(op, size_class(width) if width else 0, architecture_of(device))
+    return entry(op, size_class(width) if width else 0, device_architecture(device))
 
 
 def entry(op: str, key: int, architecture: str = "") -> Launch:
@@ -100,7 +100,7 @@ def _check(key: Key, plan: Launch, before: Mapping[Key, Launch]) -> None:
     ):
         raise ValueError(f"{plan} is out of range")
     if (plan.method in METHODS) != (op == "linear_cross_entropy"):
-        raise ValueError(f"method {plan.method!r}; linear_cross_entropy knows {METHODS}, other operations none")
+        raise ValueError(f"method {plan.method!r}; linear_cross_entropy has {METHODS}, other operations none")
     if plan.method == "exponentials" and not (architecture.startswith("sm_") and int(architecture[3:]) >= 90):
         raise ValueError("method 'exponentials' needs tensor descriptors: sm_90 or later")
     common = before.get((op, width, ""))
@@ -113,7 +113,7 @@ def _check(key: Key, plan: Launch, before: Mapping[Key, Launch]) -> None:
 
 
 @functools.cache
-def shared_bytes_of(device: torch.device) -> int:
+def shared_memory_bytes(device: torch.device) -> int:
     """Shared memory that one program may use."""
     if device.type != "cuda":
         return 1 << 30  # the interpreter's: no limit
@@ -122,7 +122,7 @@ def shared_bytes_of(device: torch.device) -> int:
 
 
 @functools.cache
-def architecture_of(device: torch.device | None) -> str:
+def device_architecture(device: torch.device | None) -> str:
     """Key of the device's architecture, as "sm_90" or "gfx942"; empty where there is no GPU."""
     if device is None or device.type != "cuda":
         return ""

@@ -1,15 +1,17 @@
-"""What the Numba kernels of all operations share: a vectorised exp, the number of threads, tensors as arrays.
+"""Shared by the Numba kernels of all operations: a vectorised exp, the number of threads, tensors as arrays.
 
 LLVM turns a loop over `math.exp` into one library call per element; the polynomial here has none, so it becomes
 AVX code: 0.3 ns instead of 5 ns per element. Row loops run on as many threads as torch would use, and no result
 depends on that number: every parallel index owns its outputs, and partial sums have a fixed layout.
 
-Kernels are compiled once and cached beside their file (`cache=True`, seconds saved at every start; machine_code.py).
+Kernels are compiled once and cached beside their file (`cache=True`, seconds saved at every start; numba_cache.py).
 
 Source of the polynomial: S. Moshier, Cephes `expf` (minimax of degree 5 on [-ln 2 / 2, ln 2 / 2], 2 ulp).
 """
 
 import math
+from collections.abc import Callable
+from typing import Any
 
 import numba
 import numpy as np
@@ -18,32 +20,33 @@ from numba import types
 from numba.core import config
 from numba.extending import overload
 
-from ado_kernels.machine_code import compile_apart
+from ado_kernels.numba_cache import ensure_compiled
 
 # Sums may be reordered and contracted (hence vectorised), but NaN and infinity keep their meaning.
 FAST_SUMS = {"reassoc", "contract", "arcp", "nsz"}
-_GRAIN_ELEMENTS = 32768
+_GRAIN_ELEMENTS = 32768  # at::internal::GRAIN_SIZE
 
 
-def exp(x):
+def exp(x: Any) -> Any:
     """e^x of a Numba scalar: vectorisable for float32 (2 ulp; 0 below -87.6, inf above 88.4), libm for float64."""
     return math.exp(x)
 
 
 @overload(exp, inline="always")
-def _exp_overload(x):
+def _exp_overload(x: Any) -> Callable[[Any], Any]:
     return _exp_float32 if x == types.float32 else _exp_float64
 
 
-def _exp_float64(x):
+def _exp_float64(x: Any) -> Any:
     return math.exp(x)
 
 
-def _exp_float32(x):
+def _exp_float32(x: Any) -> Any:
     # Comparisons, not min and max: NaN fails both and stays. The bounds give exponent fields of 0 (zero) and 255 (inf).
     raised = np.float32(-88.0) if x < np.float32(-88.0) else x
     clamped = np.float32(88.8) if raised > np.float32(88.8) else raised
     k = np.rint(clamped * np.float32(1.44269504088896341))
+    # ln 2 in two parts, the first exact in few bits: k times it has no rounding error.
     r = clamped - k * np.float32(0.693359375) + k * np.float32(2.12194440e-4)
     p = np.float32(1.9875691500e-4)
     p = p * r + np.float32(1.3981999507e-3)
@@ -56,17 +59,18 @@ def _exp_float32(x):
     return p * power
 
 
-def use_threads(num_elements: int) -> None:
-    """Makes ready for this thread's next Numba loop: its code is on disk; torch's number of threads, fewer for little.
+def set_loop_threads(num_elements: int) -> None:
+    """Sets how many threads this thread's next Numba loop uses; first waits until the loops are compiled and on disk.
 
-    torch's, so that torchrun's limit per rank counts here too; one per torch's own grain of 32,768 elements, because
-    waking and joining a thread costs 10 us, and milliseconds where another process holds its core. Both libraries sit
-    on one OpenMP, whose number Numba sets to the machine's cores when its pool starts: torch gets its own back.
+    At most torch's number, so that torchrun's limit per rank holds here too; one per torch's own grain of 32,768
+    elements, because waking and joining a thread costs 10 us, and milliseconds where another process holds its core.
     """
-    compile_apart("ops")
+    ensure_compiled("ops")
     num_threads = torch.get_num_threads()
     most = min(num_threads, config.NUMBA_NUM_THREADS)  # type: ignore[attr-defined]
     numba.set_num_threads(max(min(most, num_elements // _GRAIN_ELEMENTS), 1))
+    # Both libraries may share one OpenMP runtime, whose number of threads Numba sets to the machine's cores when its
+    # pool starts: torch's own number is restored.
     if torch.get_num_threads() != num_threads:
         torch.set_num_threads(num_threads)
 
@@ -76,11 +80,6 @@ def array(tensor: torch.Tensor) -> np.ndarray:
     return tensor.detach().numpy()
 
 
-def array_of_own(parameter: torch.Tensor, dtype: torch.dtype) -> np.ndarray:
-    """A contiguous copy: a NumPy view of a parameter would pin a storage that FSDP must resize."""
+def array_copy(parameter: torch.Tensor, dtype: torch.dtype) -> np.ndarray:
+    """A contiguous copy: a NumPy view of a parameter would hold a storage that FSDP must resize."""
     return array(parameter.to(dtype, copy=True, memory_format=torch.contiguous_format))
-
-
-def accumulation_dtype(dtype: torch.dtype) -> torch.dtype:
-    """The dtype of arithmetic and sums: float64 for float64, float32 for the rest (bf16 and fp16 are storage)."""
-    return torch.float64 if dtype == torch.float64 else torch.float32

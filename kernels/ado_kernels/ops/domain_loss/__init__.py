@@ -1,12 +1,12 @@
-"""domain_loss: per-domain sums and counts of token losses, the numbers that a data policy lives on.
+"""domain_loss: per-domain sums and counts of token losses, the numbers that a data policy observes.
 
     sums[k] = sum of losses[i] over i with id[i] = k      counts[k] = their number
 
 Sums are float64 whatever the losses' dtype, counts int64. The result is deterministic on every device: partial sums
 have a layout that depends on the number of tokens alone and are added in a fixed order; no atomics.
 
-An id outside [0, K) is counted nowhere. -1 says so on purpose: a token of no domain. Any other is a mistake: a warning
-names one, on a CPU at once, on a GPU at the next call, because looking at once would wait for the device.
+An id outside [0, K) is counted nowhere. -1 marks a token of no domain. Any other is invalid: a warning names one, on a
+CPU at once, on a GPU at the next call, because to read it at once would wait for the device.
 
 Cost: one read of losses and ids. On a GPU every token is compared with every domain (no scatter, no atomics): by count
 of instructions some 17 us for N = 65,536 and K = 512, 130 us for K = 4096, and under a launch for K = 22.
@@ -17,8 +17,8 @@ import warnings
 import torch
 
 from ado_kernels.ops.domain_loss.cpu import domain_loss_cpu
-from ado_kernels.ops.numba_math import accumulation_dtype
-from ado_kernels.ops.on_gpu import register_gpu
+from ado_kernels.ops.gpu_dispatch import register_gpu
+from ado_kernels.ops.operands import accumulation_dtype, check_operands
 
 
 def domain_loss(
@@ -28,9 +28,10 @@ def domain_loss(
 
     token_losses: any shape with N elements, any floating dtype; NaN makes its own domain's sum NaN, no other.
     domain_ids: integers; one per token, or one per N / B consecutive tokens (a batch's domains); K = num_domains.
-    -1: of no domain. The results carry no gradient. Raises ValueError where shapes do not fit, and warns
-    (RuntimeWarning) of other ids outside [0, K).
+    -1: of no domain. The results carry no gradient. Raises ValueError where shapes, dtypes or devices do not fit, and
+    warns (RuntimeWarning) of other ids outside [0, K).
     """
+    check_operands("domain_loss", {"token_losses": token_losses}, {"domain_ids": domain_ids})
     check_domains(token_losses.numel(), domain_ids, num_domains)
     return torch.ops.ado_kernels.domain_loss(token_losses.detach(), domain_ids, num_domains)
 
@@ -52,8 +53,6 @@ def check_domains(num_tokens: int, domain_ids: torch.Tensor, num_domains: int) -
     num_ids = domain_ids.numel()
     if num_domains < 1:
         raise ValueError(f"num_domains must be at least 1, got {num_domains}")
-    if domain_ids.is_floating_point() or domain_ids.dtype == torch.bool:
-        raise ValueError(f"domain_ids must be integers, got {domain_ids.dtype}")
     if num_tokens != num_ids and (num_ids == 0 or num_tokens % num_ids):
         raise ValueError(
             f"{num_ids} domain ids cannot stand for {num_tokens} tokens: give one per token or per sequence"
@@ -68,16 +67,16 @@ def _domain_loss(
     ids_B = domain_ids if domain_ids.dtype == torch.int32 else domain_ids.long()
     sums_K, counts_K = domain_loss_cpu(losses_N, ids_B.reshape(-1).contiguous(), num_domains)
     if int(counts_K.sum()) < losses_N.numel():
-        _warn_of_strays(ids_B, num_domains)
+        _warn_of_invalid_ids(ids_B, num_domains)
     return sums_K, counts_K
 
 
-def _warn_of_strays(ids_B: torch.Tensor, num_domains: int) -> None:
-    strays = ids_B[(ids_B < -1) | (ids_B >= num_domains)]
-    if strays.numel():
+def _warn_of_invalid_ids(ids_B: torch.Tensor, num_domains: int) -> None:
+    invalid = ids_B[(ids_B < -1) | (ids_B >= num_domains)]
+    if invalid.numel():
         warnings.warn(
-            f"{strays.numel()} of {ids_B.numel()} domain ids lie outside [0, {num_domains}), the first is "
-            f"{int(strays[0])}: their tokens are counted in no domain; give -1 where that is meant",
+            f"{invalid.numel()} of {ids_B.numel()} domain ids lie outside [0, {num_domains}), the first is "
+            f"{int(invalid[0])}: their tokens are counted in no domain; give -1 where that is meant",
             RuntimeWarning,
             stacklevel=2,
         )

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from numba import njit, prange
 
-from ado_kernels.ops.numba_math import FAST_SUMS, array, use_threads
+from ado_kernels.ops.numba_math import FAST_SUMS, array, set_loop_threads
 
 _RUN = 32
 _SLAB_TOKENS = 32768
@@ -21,10 +21,10 @@ def domain_loss_cpu(losses_N: torch.Tensor, ids_B: torch.Tensor, num_domains: in
     """(K,) float64 sums, (K,) int64 counts; `losses_N` float32 or float64, `ids_B` one id per N // B tokens."""
     num_tokens, num_ids = losses_N.numel(), ids_B.numel()
     num_slabs = min(max(num_tokens // _SLAB_TOKENS, 1), _MAX_SLABS)
-    # Behind the last domain is a place for tokens of none.
+    # One more column, behind the last domain, for tokens of none.
     sums_SK1, counts_SK1 = np.zeros((num_slabs, num_domains + 1)), np.zeros((num_slabs, num_domains + 1), np.int32)
     if num_tokens:
-        use_threads(num_tokens)
+        set_loop_threads(num_tokens)
         if num_tokens == num_ids:
             _per_token(array(losses_N), array(ids_B), sums_SK1, counts_SK1)
         else:
@@ -34,12 +34,12 @@ def domain_loss_cpu(losses_N: torch.Tensor, ids_B: torch.Tensor, num_domains: in
 
 
 @njit(nogil=True, cache=True)
-def _place(id_, num_domains):
+def _place(id_: int, num_domains: int) -> np.uint64:
     return min(np.uint64(id_), np.uint64(num_domains))  # a negative id is a huge unsigned one
 
 
 @njit(parallel=True, nogil=True, cache=True)
-def _per_token(losses_N, ids_N, sums_SK1, counts_SK1):
+def _per_token(losses_N: np.ndarray, ids_N: np.ndarray, sums_SK1: np.ndarray, counts_SK1: np.ndarray) -> None:
     num_tokens, num_slabs = losses_N.size, sums_SK1.shape[0]
     for s in prange(num_slabs):
         start, stop = s * num_tokens // num_slabs, (s + 1) * num_tokens // num_slabs
@@ -47,7 +47,7 @@ def _per_token(losses_N, ids_N, sums_SK1, counts_SK1):
 
 
 @njit(nogil=True, cache=True, fastmath=FAST_SUMS)
-def _add_slab(losses_N, ids_N, sums_K1, counts_K1):
+def _add_slab(losses_N: np.ndarray, ids_N: np.ndarray, sums_K1: np.ndarray, counts_K1: np.ndarray) -> None:
     num_domains = sums_K1.size - 1
     num_runs = losses_N.size // _RUN
     one = np.int32(1)
@@ -82,7 +82,7 @@ def _add_slab(losses_N, ids_N, sums_K1, counts_K1):
 
 
 @njit(parallel=True, nogil=True, cache=True, fastmath=FAST_SUMS)
-def _per_sequence(losses_BT, ids_B, sums_SK1, counts_SK1):
+def _per_sequence(losses_BT: np.ndarray, ids_B: np.ndarray, sums_SK1: np.ndarray, counts_SK1: np.ndarray) -> None:
     num_ids, num_slabs = ids_B.size, sums_SK1.shape[0]
     num_domains = sums_SK1.shape[1] - 1
     for s in prange(num_slabs):

@@ -2,10 +2,10 @@
 
 Program (s, j) compares the tokens of slab s with domains [jB, (j + 1) B) and keeps float64 sums and integer counts;
 slabs are then added in a fixed order. The number of slabs depends on the number of tokens alone, so the bits do not
-depend on the GPU. Place K, behind the last domain, takes every kept token whatever its domain: what a mean loss needs.
+depend on the GPU. Column K, behind the last domain, takes every kept token whatever its domain: what a mean loss needs.
 
-An id that is a mistake is written to one word of page-locked memory, which the host reads at the next call: reported
-without waiting for the device, and for nothing where there is none.
+An invalid id is written to one word of page-locked memory, which the host reads at the next call: reported without
+waiting for the device, at no cost where there is none.
 """
 
 import functools
@@ -19,7 +19,7 @@ from ado_kernels.ops.launch import Launch
 
 _BLOCK_N, _BLOCK_K, _SUM_K = 128, 16, 16
 _SLAB_TOKENS, _MAX_SLABS = 1024, 128
-_NO_STRAY = -1  # an id that is never a mistake
+_NO_INVALID_ID = -1  # a valid id: a token of no domain
 _Pair = tuple[torch.Tensor, torch.Tensor]
 
 
@@ -39,7 +39,7 @@ def reduce_by_domain(
     """(K + 1,) float64 sums and int64 counts, the last of all tokens. Those of target ignore_index are not counted."""
     losses_N, ids_B = token_losses.reshape(-1).contiguous(), domain_ids.reshape(-1).contiguous()
     num_tokens, device = losses_N.numel(), losses_N.device
-    stray = report_stray(device.type, num_domains)
+    invalid_id = warn_of_invalid_id(device, num_domains)
     num_slabs = min(max(triton.cdiv(num_tokens, _SLAB_TOKENS), 1), _MAX_SLABS)
     sums_SK = torch.empty(num_slabs, num_domains + 1, dtype=torch.float64, device=device)
     counts_SK = torch.empty(num_slabs, num_domains + 1, dtype=torch.int64, device=device)
@@ -49,7 +49,7 @@ def reduce_by_domain(
         losses_N if targets_N is None else targets_N,
         sums_SK,
         counts_SK,
-        stray,
+        invalid_id,
         num_tokens,
         num_tokens // max(ids_B.numel(), 1),
         triton.cdiv(triton.cdiv(num_tokens, num_slabs), _BLOCK_N) * _BLOCK_N,
@@ -68,15 +68,25 @@ def reduce_by_domain(
     return sums_K1, counts_K1
 
 
-def report_stray(device_type: str, num_domains: int) -> torch.Tensor:
-    """The word where kernels leave an id that is a mistake; warns (RuntimeWarning) of one left by an earlier call."""
-    word = _stray_word(device_type)
-    stray = int(word)
-    if stray != _NO_STRAY:
-        word.fill_(_NO_STRAY)
+def warn_of_invalid_id(device: torch.device, num_domains: int) -> torch.Tensor:
+    """The word where kernels leave an invalid id; warns (RuntimeWarning) of one left by an earlier call.
+
+    The first call ever may be recorded into a CUDA graph, where no page-locked memory can be allocated: that graph
+    writes to a word of its own, which is never read.
+    """
+    if (
+        device.type == "cuda"
+        and torch.cuda.is_current_stream_capturing()
+        and not _invalid_id_word.cache_info().currsize
+    ):
+        return torch.full((), _NO_INVALID_ID, dtype=torch.int64, device=device)
+    word = _invalid_id_word(device.type)
+    invalid_id = int(word)
+    if invalid_id != _NO_INVALID_ID:
+        word.fill_(_NO_INVALID_ID)
         warnings.warn(
-            f"an earlier call on the GPU had domain ids outside [0, K), among them {stray} (K is {num_domains} now): "
-            "their tokens are counted in no domain; give -1 where that is meant",
+            f"an earlier call on the GPU had domain ids outside [0, K), among them {invalid_id} (K is {num_domains} "
+            "now): their tokens are counted in no domain; give -1 where that is meant",
             RuntimeWarning,
             stacklevel=2,
         )
@@ -84,9 +94,9 @@ def report_stray(device_type: str, num_domains: int) -> torch.Tensor:
 
 
 @functools.cache
-def _stray_word(device_type: str) -> torch.Tensor:
+def _invalid_id_word(device_type: str) -> torch.Tensor:
     with torch.inference_mode(False):  # it outlives the first caller's modes, a default device among them
-        return torch.full((), _NO_STRAY, dtype=torch.int64, device="cpu", pin_memory=device_type == "cuda")
+        return torch.full((), _NO_INVALID_ID, dtype=torch.int64, device="cpu", pin_memory=device_type == "cuda")
 
 
 @triton.jit(do_not_specialize=["num_tokens", "slab_tokens", "ignore_index"])
@@ -96,7 +106,7 @@ def domain_loss_kernel(
     targets_ptr,
     sums_ptr,
     counts_ptr,
-    stray_ptr,
+    invalid_id_ptr,
     num_tokens,
     tokens_per_id,
     slab_tokens,
@@ -111,7 +121,7 @@ def domain_loss_kernel(
     domains = tl.program_id(1) * BLOCK_K + tl.arange(0, BLOCK_K)
     sums = tl.zeros((BLOCK_N, BLOCK_K), tl.float64)
     counts = tl.zeros((BLOCK_N, BLOCK_K), tl.int32)
-    strays = tl.full((BLOCK_N,), -1, tl.int64)
+    invalid = tl.full((BLOCK_N,), -1, tl.int64)
     for start in range(0, slab_tokens, BLOCK_N):
         tokens = slab * slab_tokens + start + tl.arange(0, BLOCK_N)
         kept = tokens < num_tokens
@@ -119,13 +129,15 @@ def domain_loss_kernel(
             kept &= tl.load(targets_ptr + tokens, kept, other=0) != ignore_index
         losses = tl.load(losses_ptr + tokens, kept, other=0.0).to(tl.float64)
         ids = tl.load(ids_ptr + tokens // tokens_per_id, kept, other=0).to(tl.int64)
+        # tl.where and not a product: a NaN loss must not reach other domains.
         own = kept[:, None] & ((ids[:, None] == domains[None, :]) | (domains == num_domains)[None, :])
         sums += tl.where(own, losses[:, None], 0.0)
         counts += own.to(tl.int32)
-        strays = tl.where(kept & ((ids < -1) | (ids >= num_domains)), ids, strays)
-    highest, lowest = tl.max(strays, axis=0), tl.min(strays, axis=0)
+        invalid = tl.where(kept & ((ids < -1) | (ids >= num_domains)), ids, invalid)
+    # One racing store of any program's id is enough: the host names one.
+    highest, lowest = tl.max(invalid, axis=0), tl.min(invalid, axis=0)
     if (highest > -1) | (lowest < -1):
-        tl.store(stray_ptr, tl.where(highest > -1, highest, lowest))
+        tl.store(invalid_id_ptr, tl.where(highest > -1, highest, lowest))
     place = slab.to(tl.int64) * (num_domains + 1) + domains
     tl.store(sums_ptr + place, tl.sum(sums, axis=0), domains <= num_domains)
     tl.store(counts_ptr + place, tl.sum(counts.to(tl.int64), axis=0), domains <= num_domains)

@@ -6,25 +6,27 @@
 Logits exist for a few large chunks of rows only, in one reused buffer, and become their own gradient in place; both
 gradients are formed in the forward pass (three matmuls in all, none repeated) and scaled in the backward pass. Few
 large chunks, because each one after the first reads and writes the float32 sum that is the weight's gradient. Sums are
-float32 for every dtype and rounded once, after scaling: rounding them to bf16 per chunk is what derails other chunked
-implementations (Liger-Kernel issues 512, 827). For GPUs from sm_90 on, the launch table can choose a second method,
-which spares the pass over a chunk's logits (exponentials.py).
+float32 for every dtype and rounded once, after scaling: rounding them to bf16 per chunk makes other chunked
+implementations diverge (Liger-Kernel issues 512, 827). For GPUs from sm_90 on, the launch table can choose a second
+method, which saves the pass over a chunk's logits (exponentials.py).
 
 Numbers: no host synchronisation on a GPU. All tokens ignored: loss 0, gradients 0. A target outside the vocabulary
 raises on a CPU and makes the loss NaN on a GPU (its gradient rows are 0). Domain ids outside [0, K) are counted
-nowhere: -1 on purpose, any other is a mistake that domain_loss warns of, on a GPU at the next call.
+nowhere: -1 on purpose, any other is invalid and domain_loss warns of it, on a GPU at the next call.
 Under autocast, matmul operands take autocast's dtype inside; the weight's gradient keeps the weight's dtype.
 Idea of chunking with gradients in the forward pass: malek, efficient_cross_entropy; Liger-Kernel, arXiv 2410.10989.
 Local tensors only: under FSDP the weight must be unsharded when this is called.
 """
 
+from typing import Any
+
 import torch
 
 from ado_kernels.ops.domain_loss import check_domains, domain_loss, domain_loss_reference
+from ado_kernels.ops.gpu_dispatch import register_gpu
 from ado_kernels.ops.linear_cross_entropy.cpu import linear_cross_entropy_cpu
 from ado_kernels.ops.linear_cross_entropy.problem import Outputs, Problem
-from ado_kernels.ops.numba_math import accumulation_dtype
-from ado_kernels.ops.on_gpu import register_gpu
+from ado_kernels.ops.operands import accumulation_dtype, check_operands
 
 
 def linear_cross_entropy(
@@ -40,11 +42,15 @@ def linear_cross_entropy(
 
     hidden: (N, H), weight: (V, H), floating; targets: (N,) int64 in [0, V) or ignore_index; domain_ids: (N,) integers,
     or (b,) with one id per N / b consecutive rows (a sequence), -1: of no domain. loss is float32 (float64 for float64
-    input) and differentiable in hidden and weight; sums and counts carry no gradient.
-    Raises ValueError where shapes do not fit, and on a CPU for a target outside the vocabulary; warns (RuntimeWarning)
-    of domain ids outside [-1, K).
+    input) and differentiable in hidden and weight, once: a second derivative raises RuntimeError, for the gradients are
+    formed in the forward pass. Sums and counts carry no gradient.
+    Raises ValueError where shapes, dtypes or devices do not fit, and on a CPU for a target outside the vocabulary;
+    warns (RuntimeWarning) of domain ids outside [-1, K).
     """
-    _check(hidden, weight, targets)
+    check_operands(
+        "linear_cross_entropy", {"hidden": hidden, "weight": weight}, {"targets": targets, "domain_ids": domain_ids}
+    )
+    _check_shapes(hidden, weight, targets)
     check_domains(hidden.shape[0], domain_ids, num_domains)
     recording = torch.is_grad_enabled()
     outputs = torch.ops.ado_kernels.linear_cross_entropy(
@@ -83,7 +89,7 @@ def linear_cross_entropy_reference(
     return loss, *domain_loss_reference(losses_N, torch.where(kept_N, ids_N, -1), num_domains)
 
 
-def _check(hidden: torch.Tensor, weight: torch.Tensor, targets: torch.Tensor) -> None:
+def _check_shapes(hidden: torch.Tensor, weight: torch.Tensor, targets: torch.Tensor) -> None:
     if hidden.dim() != 2 or weight.dim() != 2 or hidden.shape[1] != weight.shape[1]:
         raise ValueError(
             f"hidden must be (N, H) and weight (V, H), got {tuple(hidden.shape)} and {tuple(weight.shape)}"
@@ -95,10 +101,11 @@ def _check(hidden: torch.Tensor, weight: torch.Tensor, targets: torch.Tensor) ->
 
 
 def _compute_dtype(hidden: torch.Tensor, weight: torch.Tensor) -> torch.dtype:
-    device = hidden.device.type
-    if device != "meta" and torch.is_autocast_enabled(device):  # which raises for devices without autocast
+    device, dtype = hidden.device.type, torch.promote_types(hidden.dtype, weight.dtype)
+    # Autocast leaves float64 alone, here as in torch's own operations. "meta" has no autocast: the question raises.
+    if dtype != torch.float64 and device != "meta" and torch.is_autocast_enabled(device):
         return torch.get_autocast_dtype(device)
-    return torch.promote_types(hidden.dtype, weight.dtype)
+    return dtype
 
 
 @torch.library.custom_op("ado_kernels::linear_cross_entropy", mutates_args=(), device_types="cpu")
@@ -127,7 +134,12 @@ register_gpu(_linear_cross_entropy, "ado_kernels.ops.linear_cross_entropy.gpu", 
 
 @_linear_cross_entropy.register_fake
 def _linear_cross_entropy_fake(
-    hidden: torch.Tensor, weight: torch.Tensor, targets: torch.Tensor, domain_ids: torch.Tensor, num_domains: int, *rest
+    hidden: torch.Tensor,
+    weight: torch.Tensor,
+    targets: torch.Tensor,
+    domain_ids: torch.Tensor,
+    num_domains: int,
+    *rest: Any,
 ) -> Outputs:
     *_, hidden_grad, weight_grad, compute_dtype = rest
     wide = accumulation_dtype(compute_dtype)
@@ -158,7 +170,7 @@ def _scale_gradient_fake(
     return gradient.new_empty(gradient.shape, dtype=dtype)
 
 
-def _save(ctx, inputs, output) -> None:
+def _save(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
     hidden, weight = inputs[:2]
     _, sums_K, counts_K, dhidden_NH, dweight_VH, inverse = output
     ctx.set_materialize_grads(False)
@@ -168,8 +180,14 @@ def _save(ctx, inputs, output) -> None:
     ctx.wanted = inputs[7:9]
 
 
-def _backward(ctx, dloss, *_):
-    gradients = [None, None]
+def _backward(ctx: Any, dloss: torch.Tensor | None, *_: None) -> tuple[torch.Tensor | None, ...]:
+    # Grad mode is on in a backward pass that is itself recorded (create_graph). The saved gradients are constants to
+    # autograd: differentiating them would give zeros without a word.
+    if torch.is_grad_enabled():
+        raise RuntimeError(
+            "linear_cross_entropy has no second derivative; use linear_cross_entropy_reference where one is needed"
+        )
+    gradients: list[torch.Tensor | None] = [None, None]
     if dloss is not None:
         *unscaled, inverse = ctx.saved_tensors
         for i in range(2):

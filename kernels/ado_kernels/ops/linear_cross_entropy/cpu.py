@@ -12,7 +12,8 @@ import torch
 from numba import njit, prange
 
 from ado_kernels.ops.linear_cross_entropy.problem import Problem, Result
-from ado_kernels.ops.numba_math import FAST_SUMS, accumulation_dtype, array, exp, use_threads
+from ado_kernels.ops.numba_math import FAST_SUMS, array, exp, set_loop_threads
+from ado_kernels.ops.operands import accumulation_dtype
 
 _CHUNK_BYTES = 256 << 20
 
@@ -34,8 +35,8 @@ def linear_cross_entropy_cpu(problem: Problem) -> Result:
         part = slice(start, min(start + rows, num_rows))
         x_CH = hidden_NH[part]
         logits_CV = buffer[: x_CH.shape[0] * vocabulary].view(-1, vocabulary)
-        torch.mm(x_CH, weight_VH.t(), out=logits_CV)
-        use_threads(logits_CV.numel())
+        torch.mm(x_CH, weight_VH.t(), out=logits_CV)  # the buffer holds logits, then exponentials, then gradients
+        set_loop_threads(logits_CV.numel())
         _softmax_rows(
             array(logits_CV), array(targets_N[part]), problem.options(), array(losses_N[part]), array(squares_N[part])
         )
@@ -65,7 +66,13 @@ def _check_targets(problem: Problem) -> None:
 
 
 @njit(parallel=True, nogil=True, cache=True, fastmath=FAST_SUMS)
-def _softmax_rows(logits_CV, targets_C, options, losses_C, squares_C):
+def _softmax_rows(
+    logits_CV: np.ndarray,
+    targets_C: np.ndarray,
+    options: tuple[int, float, bool],
+    losses_C: np.ndarray,
+    squares_C: np.ndarray,
+) -> None:
     """Losses, squared log-partition functions, and in place of the logits their gradients (0 for ignored rows)."""
     ignore_index, z_loss, with_grad = options
     num_rows, vocabulary = logits_CV.shape
@@ -82,11 +89,12 @@ def _softmax_rows(logits_CV, targets_C, options, losses_C, squares_C):
         for v in range(vocabulary):
             highest = max(highest, row_V[v])
         at_target = row_V[target]
-        total = scalar(0)
+        total = scalar(0)  # in the logits' dtype: float64 would halve the width of the vectors
         for v in range(vocabulary):
             power = exp(row_V[v] - highest)
             row_V[v] = power
             total += power
+        # As differences from the highest logit: log-partition minus target would cancel for large logits.
         log_total = math.log(np.float64(total))
         log_partition = np.float64(highest) + log_total
         losses_C[n] = log_total - (np.float64(at_target) - np.float64(highest))

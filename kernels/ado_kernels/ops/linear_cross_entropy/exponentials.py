@@ -1,7 +1,7 @@
-"""One chunk without a softmax pass: the first matmul leaves exponentials behind, which serve the other two as they are.
+"""One chunk without a softmax pass: the first matmul writes exponentials, which the other two take as they are.
 
-With z_t a row's logit at its target, known from one dot product, the exponentials are the odds of every other word
-against the target. No maximum has to be found first, and nothing is left to be scaled inside the later products:
+With z_t a row's logit at its target, known from one dot product, the exponentials are the odds of every other token
+against the target. No maximum has to be found first, and nothing has to be scaled inside the later products:
 
     E = exp(x W^T - z_t)                     in the epilogue of the first matmul, with r = sum of E but for the target
     loss = log(1 + r)      s = 1 / (1 + r)   so that g = s E, but s - 1 at the target: there E is set to -r
@@ -9,14 +9,14 @@ against the target. No maximum has to be found first, and nothing is left to be 
 
 (with z_loss: s = (1 + 2 z lse) / (1 + r), and E at the target is (2 z lse - r) / (1 + 2 z lse)). Against softmax_pass
 one read and one write of the chunk's logits fall away, and evaluation writes no logits at all. E has bfloat16's range
-of exponents, so its precision does not depend on z_t; it is held below e^80: where a word is likelier than the target
+of exponents, so its precision does not depend on z_t; it is held below e^80: where a token is likelier than the target
 by more than 80 nats, and nowhere else, loss and gradient are those of e^80. Losses of confident rows keep their digits,
 since r is summed and not subtracted from 1.
 
 What it can win at N = 16,384, V = 50,304 on an H200 is 0.77 ms of memory traffic; what it pays is the epilogue of its
 own matmul, some 3,500 clocks a tile beside 12,288 (H = 768) or 32,768 (H = 2048) of matrix work, by the compiler's
-output 0.5 ms, and what that matmul is slower than torch's. So the launch table has it off until a GPU shows that it
-wins. Idea of keeping exponentials: Dao-AILab quack, linear_cross_entropy, "scaled_exp", which scales by tiles.
+output 0.5 ms, and what that matmul is slower than torch's. The launch table leaves it off until it is measured to be
+faster. Idea of keeping exponentials: Dao-AILab quack, linear_cross_entropy, "scaled_exp", which scales by tiles.
 """
 
 import torch
@@ -25,14 +25,13 @@ import triton.language as tl
 from triton.tools.tensor_descriptor import TensorDescriptor
 
 from ado_kernels.ops.launch import Launch, launch
-from ado_kernels.ops.linear_cross_entropy.matmul import matmul_into
-from ado_kernels.ops.linear_cross_entropy.problem import Chunk, Problem
+from ado_kernels.ops.linear_cross_entropy.problem import Chunk, Problem, matmul_into
 
 # Tiles of E are LONG x WIDE; the inner dimension is taken DEEP at a time. No spill: tests/kernels/test_ahead_of_time.py
 TILE = {"LONG": 128, "WIDE": 256, "DEEP": 64}
-CEILING = 80.0  # nats: 256 words at e^80 still sum in float32
+CEILING = 80.0  # nats: 256 entries at e^80 still sum in float32
 _MOST_Z_LOSS = 1e-3  # 1 + 2 z lse must stay clear of 0: here down to a log-partition function of -500
-LEVEL_BLOCK, _GLUE_ELEMENTS = 512, 4096
+TARGET_LOGIT_BLOCK, _COMBINE_ELEMENTS = 512, 4096
 
 
 def can_take(problem: Problem) -> bool:
@@ -68,7 +67,7 @@ def _odds(chunk: Chunk) -> torch.Tensor:
     sums_TC = chunk.losses_C.new_empty(grid[1], num_rows)
     target_logit_kernel[(num_rows,)](
         chunk.x_CH, chunk.weight_VH, chunk.targets_C, level_C, width, vocabulary, ignore_index,
-        BLOCK=LEVEL_BLOCK, **Launch(warps=2).options(),
+        BLOCK=TARGET_LOGIT_BLOCK, **Launch(warps=2).options(),
     )  # fmt: skip
     exponentials_kernel[(grid[0] * grid[1],)](
         _descriptor(chunk.x_CH, "LONG", "DEEP"),
@@ -87,8 +86,8 @@ def _odds(chunk: Chunk) -> torch.Tensor:
         **plan.options(),
     )
     tiles = triton.next_power_of_2(grid[1])
-    rows = max(_GLUE_ELEMENTS // tiles, 1)
-    glue_kernel[(triton.cdiv(num_rows, rows),)](
+    rows = max(_COMBINE_ELEMENTS // tiles, 1)
+    combine_tiles_kernel[(triton.cdiv(num_rows, rows),)](
         sums_TC,
         level_C,
         chunk.targets_C,
@@ -117,7 +116,7 @@ def _descriptor(tensor: torch.Tensor, *sides: str) -> TensorDescriptor:
 def target_logit_kernel(
     hidden_ptr, weight_ptr, targets_ptr, level_ptr, width, vocabulary, ignore_index, BLOCK: tl.constexpr
 ):
-    """Program (row): its target's logit; infinity for a row that does not count, against which all odds are 0."""
+    """Program (row): its target's logit; infinity for a row that is not counted, against which all odds are 0."""
     row = tl.program_id(0).to(tl.int64)
     target = tl.load(targets_ptr + row)
     usable = (target >= 0) & (target < vocabulary) & (target != ignore_index)
@@ -148,7 +147,7 @@ def exponentials_kernel(
     WIDE: tl.constexpr,
     DEEP: tl.constexpr,
 ):
-    """Program (tile of rows, tile of words): E, and its sums but for the targets; logits stay in registers.
+    """Program (tile of rows, tile of the vocabulary): E, and its sums without the targets; logits stay in registers.
 
     Rows run fastest: the chunk's hidden states stay in the L2 cache while the weight is read once.
     """
@@ -158,12 +157,13 @@ def exponentials_kernel(
     logits = tl.zeros((LONG, WIDE), tl.float32)
     for start in tl.range(0, width, DEEP, num_stages=STAGES):
         logits = tl.dot(hidden.load([first_row, start]), weight.load([tile * WIDE, start]).T, logits)
-    rows, words = first_row + tl.arange(0, LONG), tile * WIDE + tl.arange(0, WIDE)
+    rows, columns = first_row + tl.arange(0, LONG), tile * WIDE + tl.arange(0, WIDE)
     in_row = rows < num_rows
     above = logits - tl.load(level_ptr + rows, in_row, other=0.0)[:, None]
-    powers = tl.exp(tl.where(above > MOST, MOST, above))  # not minimum: NaN must stay
+    powers = tl.exp(tl.where(above > MOST, MOST, above))  # not tl.minimum, which drops NaN
+    # The target's own exponential is left out of the sum: r is summed and not got by 1 - s, which would cancel.
     targets = tl.load(targets_ptr + rows, in_row, other=-1).to(tl.int32)
-    counts = (words < vocabulary)[None, :] & (words[None, :] != targets[:, None])
+    counts = (columns < vocabulary)[None, :] & (columns[None, :] != targets[:, None])
     sums = tl.sum(tl.where(counts, powers, 0.0), axis=1)
     tl.store(sums_ptr + tl.cast(tile, tl.int64) * num_rows + rows, sums, in_row)
     if WITH_GRAD:
@@ -171,7 +171,7 @@ def exponentials_kernel(
 
 
 @triton.jit(do_not_specialize=["num_rows", "num_tiles", "ignore_index"])
-def glue_kernel(
+def combine_tiles_kernel(
     sums_ptr,
     level_ptr,
     targets_ptr,
@@ -201,11 +201,11 @@ def glue_kernel(
     usable = level != float("inf")
     loss = tl.log(1.0 + others)
     log_partition = tl.where(usable, level, 0.0) + loss
-    nothing = tl.where(targets == ignore_index, 0.0, float("nan"))
-    tl.store(losses_ptr + rows, tl.where(usable, loss, nothing), in_row)
-    tl.store(squares_ptr + rows, tl.where(usable, log_partition * log_partition, nothing), in_row)
+    missing = tl.where(targets == ignore_index, 0.0, float("nan"))  # a target outside the vocabulary: NaN
+    tl.store(losses_ptr + rows, tl.where(usable, loss, missing), in_row)
+    tl.store(squares_ptr + rows, tl.where(usable, log_partition * log_partition, missing), in_row)
     if WITH_GRAD:
-        pull = 2.0 * z_loss * log_partition
+        pull = 2.0 * z_loss * log_partition  # derivative of z_loss lse^2 by lse
         tl.store(scale_ptr + rows, tl.where(usable, (1.0 + pull) / (1.0 + others), 0.0), in_row)
         at_target = ((pull - others) / (1.0 + pull)).to(exponentials_ptr.dtype.element_ty)
         tl.store(exponentials_ptr + rows * stride + targets, at_target, in_row & usable)

@@ -1,11 +1,14 @@
 """linear_cross_entropy on a GPU: few large chunks of rows, each by one of two methods, and the scaling of gradients.
 
 softmax_pass.py: torch's matmuls, and between them one Triton kernel that turns logits into their gradient in place.
-exponentials.py: the first matmul is Triton's and leaves exponentials behind, so that no pass over logits is left.
+exponentials.py: the first matmul is Triton's and writes exponentials, so that no pass over logits is needed.
 The launch table chooses by width and architecture, and says how many rows a chunk has: 4096 to 5632, a multiple of
 full waves of 128 x 256 tiles, and only 3 to 4 accumulations of the weight's gradient at N = 16,384 where 64 cost 9 ms
-of memory traffic. No value leaves the device and no shape depends on one: capturable in a CUDA graph.
+of memory traffic. No host synchronisation, and no shape depends on a value: a CUDA graph can capture it.
 """
+
+from collections.abc import Callable
+from typing import Any
 
 import torch
 import triton
@@ -15,13 +18,18 @@ from ado_kernels.ops.domain_loss.gpu import reduce_by_domain
 from ado_kernels.ops.launch import Launch, launch
 from ado_kernels.ops.linear_cross_entropy import exponentials, softmax_pass
 from ado_kernels.ops.linear_cross_entropy.problem import Chunk, Outputs, Problem, Result
-from ado_kernels.ops.numba_math import accumulation_dtype
+from ado_kernels.ops.operands import accumulation_dtype
 
 _SCALE_BLOCK = 2048
 
 
 def linear_cross_entropy_gpu(
-    hidden: torch.Tensor, weight: torch.Tensor, targets: torch.Tensor, domain_ids: torch.Tensor, num_domains: int, *rest
+    hidden: torch.Tensor,
+    weight: torch.Tensor,
+    targets: torch.Tensor,
+    domain_ids: torch.Tensor,
+    num_domains: int,
+    *rest: Any,
 ) -> Outputs:
     """The operation on a GPU; rest: the fields of Problem that follow `targets`."""
     problem = Problem(hidden, weight, targets, *rest).cast()
@@ -69,7 +77,7 @@ def chunk_class(width: int) -> int:
     return 1024 if width <= 1024 else 0
 
 
-def _method(plan: Launch, problem: Problem):
+def _method(plan: Launch, problem: Problem) -> Callable[[Chunk], None]:
     use_exponentials = plan.method == "exponentials" and exponentials.can_take(problem)
     return exponentials.run_chunk if use_exponentials else softmax_pass.run_chunk
 
@@ -97,6 +105,7 @@ def scale_gradient_kernel(gradient_ptr, dloss_ptr, inverse_ptr, out_ptr, size, B
     """out = gradient x dloss x inverse, rounded once."""
     places = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
     mask = places < size
+    # The factors are multiplied in float64, the dtype of `inverse`, and rounded once.
     scale = (tl.load(dloss_ptr).to(tl.float64) * tl.load(inverse_ptr)).to(tl.float32)
     gradient = tl.load(gradient_ptr + places, mask, other=0.0)
     if gradient_ptr.dtype.element_ty == tl.float64:

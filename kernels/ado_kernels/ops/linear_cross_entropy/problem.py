@@ -1,10 +1,11 @@
-"""What goes into and comes out of one device's implementation of linear_cross_entropy."""
+"""Inputs and results of linear_cross_entropy on one device, and the matrix product that its chunks are made of."""
 
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 
-from ado_kernels.ops.numba_math import accumulation_dtype
+from ado_kernels.ops.operands import accumulation_dtype
 
 # Mean loss, per-domain sums and counts, unscaled gradients of hidden and weight, and what scales them: 1 / kept tokens.
 Outputs = tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]
@@ -64,7 +65,7 @@ class Result:
 
 @dataclass(frozen=True)
 class Chunk:
-    """Rows of a problem that are worked on together, and where their results go (empty where not asked for).
+    """Rows of a problem that are processed together, and where their results go (empty where not asked for).
 
     buffer_CV: scratch for logits or what stands in for them, rows 16-byte aligned. dweight_VH is the accumulator of
     all chunks; the `first` one overwrites it.
@@ -80,3 +81,12 @@ class Chunk:
     dhidden_CH: torch.Tensor
     dweight_VH: torch.Tensor
     first: bool
+
+
+def matmul_into(out: torch.Tensor, a: torch.Tensor, b: torch.Tensor, add: bool = False) -> None:
+    """out = a b, or out += a b, with float32 sums for narrower operands (which torch offers on a GPU only)."""
+    wide: dict[str, Any] = {} if out.dtype == a.dtype else {"out_dtype": out.dtype}
+    if add:
+        torch.addmm(out, a, b, out=out, **wide)
+    else:
+        torch.mm(a, b, out=out, **wide)

@@ -9,13 +9,12 @@ exp per pass. Rows are padded to PADDING columns that are read and written like 
 size (GPT-2's 50,257) is accessed 128 bits at a time.
 """
 
-import torch
 import triton
 import triton.language as tl
 
 from ado_kernels.ops.launch import launch
-from ado_kernels.ops.linear_cross_entropy.matmul import matmul_into
-from ado_kernels.ops.linear_cross_entropy.problem import Chunk
+from ado_kernels.ops.linear_cross_entropy.problem import Chunk, matmul_into
+from ado_kernels.ops.triton_operands import triton_accumulator
 
 PADDING = tl.constexpr(16)  # columns: Triton keeps an access whole only where it knows that 16 divides the bound
 
@@ -49,7 +48,7 @@ def softmax_gradient(chunk: Chunk) -> None:
         ignore_index,
         z_loss,
         WITH_GRAD=with_grad,
-        ACC=tl.float64 if chunk.losses_C.dtype == torch.float64 else tl.float32,
+        ACC=triton_accumulator(chunk.losses_C.dtype),
         BLOCK_V=min(plan.block, triton.next_power_of_2(vocabulary)),
         **plan.options(),
     )
@@ -80,6 +79,8 @@ def softmax_gradient_kernel(
     usable = in_range & (ignored == 0)
     if usable:
         at_target = tl.load(row_ptr + target).to(ACC)
+        # Online softmax: sums are relative to the highest logit so far and rescaled when it rises. A block has at least
+        # one real column, so the maximum is finite after the first and -inf - -inf does not occur.
         highest = tl.cast(float("-inf"), ACC)
         sums = tl.zeros((BLOCK_V,), ACC)
         for start in range(0, vocabulary, BLOCK_V):
@@ -95,17 +96,19 @@ def softmax_gradient_kernel(
         tl.store(losses_ptr + row, log_total - (at_target - highest))
         tl.store(squares_ptr + row, log_partition * log_partition)
         if WITH_GRAD:
-            tl.debug_barrier()  # every warp has read the target's logit before any overwrites it
+            tl.debug_barrier()  # every warp must have read the target's logit before one overwrites it
             scale = (1.0 + 2.0 * tl.cast(z_loss, ACC) * log_partition) / total
             for start in range(0, vocabulary, BLOCK_V):
                 columns = start + lanes
                 logits = tl.load(row_ptr + columns, columns < padded, eviction_policy="evict_first").to(ACC)
+                # The one-hot is subtracted before the only rounding.
                 gradient = tl.exp(logits - highest) * scale - tl.where(columns == target, 1.0, 0.0).to(ACC)
                 tl.store(row_ptr + columns, gradient.to(logits_ptr.dtype.element_ty), columns < padded)
     else:
-        nothing = tl.where(ignored, 0.0, float("nan")).to(ACC)
-        tl.store(losses_ptr + row, nothing)
-        tl.store(squares_ptr + row, nothing)
+        # The device cannot raise for a target outside the vocabulary: the loss is NaN, the gradient row 0.
+        missing = tl.where(ignored, 0.0, float("nan")).to(ACC)
+        tl.store(losses_ptr + row, missing)
+        tl.store(squares_ptr + row, missing)
         if WITH_GRAD:
             zeros = tl.zeros((BLOCK_V,), logits_ptr.dtype.element_ty)
             for start in range(0, vocabulary, BLOCK_V):

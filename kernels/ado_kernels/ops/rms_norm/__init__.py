@@ -10,22 +10,38 @@ Source: Zhang, Sennrich, "Root Mean Square Layer Normalization", arXiv 1910.0746
 call it on the unsharded weight, as module forward does.
 """
 
+import math
+from typing import Any, overload
+
 import torch
 
-from ado_kernels.ops.on_gpu import register_gpu
+from ado_kernels.ops.gpu_dispatch import register_gpu
+from ado_kernels.ops.operands import accumulation_dtype, check_operands
 from ado_kernels.ops.rms_norm.cpu import backward_cpu, forward_cpu
 
 _Pair = tuple[torch.Tensor, torch.Tensor]
 
 
+@overload
+def rms_norm(
+    x: torch.Tensor, weight: torch.Tensor | None = ..., eps: float = ..., residual: None = ...
+) -> torch.Tensor: ...
+@overload
+def rms_norm(x: torch.Tensor, weight: torch.Tensor | None, eps: float, residual: torch.Tensor) -> _Pair: ...
+@overload
+def rms_norm(
+    x: torch.Tensor, weight: torch.Tensor | None = ..., eps: float = ..., *, residual: torch.Tensor
+) -> _Pair: ...
 def rms_norm(
     x: torch.Tensor, weight: torch.Tensor | None = None, eps: float = 1e-6, residual: torch.Tensor | None = None
 ) -> torch.Tensor | _Pair:
     """y in x's dtype and shape; with a residual (y, x + residual).
 
-    x: (..., D) floating; weight: (D,) or None for ones; residual: x's shape, the sum has the promoted dtype.
-    Differentiable in x, weight and residual. Raises ValueError where shapes do not fit.
+    x: (..., D) floating, D at most 16,384 on a GPU; weight: (D,) or None for ones; residual: x's shape, the sum has the
+    promoted dtype. Differentiable once in x, weight and residual. Raises ValueError where shapes, dtypes or devices do
+    not fit.
     """
+    check_operands("rms_norm", {"x": x, "weight": weight, "residual": residual})
     if x.dim() == 0 or x.shape[-1] == 0:
         raise ValueError(f"rms_norm needs x of shape (..., D) with D > 0, got {tuple(x.shape)}")
     if weight is not None and weight.shape != x.shape[-1:]:
@@ -75,7 +91,7 @@ def _rms_norm_backward(
     dy: torch.Tensor, dtotal: torch.Tensor | None, x: torch.Tensor, weight: torch.Tensor | None, rstd: torch.Tensor
 ) -> _Pair:
     dx_ND, dweight_D = backward_cpu(_rows(dy).contiguous(), _rows(x).contiguous(), weight, rstd)
-    dx = dx_ND.view(x.shape)
+    dx = dx_ND.view(x.shape)  # in the accumulation dtype until dtotal is added: one rounding
     if dtotal is not None:
         dx += dtotal
     return dx.to(x.dtype), dweight_D if weight is None else dweight_D.to(weight.dtype)
@@ -110,18 +126,18 @@ def _rms_norm_backward_fake(
 
 
 def _rstd_fake(x: torch.Tensor) -> torch.Tensor:
-    dtype = torch.float64 if x.dtype == torch.float64 else torch.float32
-    return x.new_empty(x.shape[:-1].numel(), dtype=dtype)
+    # math.prod and not Size.numel(), which turns a symbolic shape into a number: a graph per length.
+    return x.new_empty(math.prod(x.shape[:-1]), dtype=accumulation_dtype(x.dtype))
 
 
-def _save(ctx, inputs, output) -> None:
+def _save(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
     x, weight, _ = inputs
-    ctx.set_materialize_grads(False)
+    ctx.set_materialize_grads(False)  # absent gradients come as None, not as tensors of zeros to be read
     ctx.mark_non_differentiable(output[1])
     ctx.save_for_backward(x, weight, output[1])
 
 
-def _backward(ctx, dy, _drstd):
+def _backward(ctx: Any, dy: torch.Tensor | None, _drstd: None) -> tuple[torch.Tensor | None, ...]:
     if dy is None:
         return None, None, None
     x, weight, rstd = ctx.saved_tensors
@@ -129,7 +145,7 @@ def _backward(ctx, dy, _drstd):
     return dx, None if weight is None else dweight, None
 
 
-def _save_add(ctx, inputs, output) -> None:
+def _save_add(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
     x, residual, weight, _ = inputs
     _, rstd, total = output
     ctx.set_materialize_grads(False)
@@ -138,7 +154,9 @@ def _save_add(ctx, inputs, output) -> None:
     ctx.dtypes = x.dtype, residual.dtype
 
 
-def _backward_add(ctx, dy, _drstd, dtotal):
+def _backward_add(
+    ctx: Any, dy: torch.Tensor | None, _drstd: None, dtotal: torch.Tensor | None
+) -> tuple[torch.Tensor | None, ...]:
     total, weight, rstd = ctx.saved_tensors
     dweight = None
     if dy is not None:

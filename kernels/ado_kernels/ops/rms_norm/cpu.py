@@ -8,7 +8,8 @@ import numpy as np
 import torch
 from numba import njit, prange
 
-from ado_kernels.ops.numba_math import FAST_SUMS, accumulation_dtype, array, array_of_own, use_threads
+from ado_kernels.ops.numba_math import FAST_SUMS, array, array_copy, set_loop_threads
+from ado_kernels.ops.operands import accumulation_dtype
 
 _SLABS = 16
 
@@ -18,7 +19,7 @@ def forward_cpu(x_ND: torch.Tensor, weight_D: torch.Tensor | None, eps: float) -
     dtype = accumulation_dtype(x_ND.dtype)
     y_ND = torch.empty(x_ND.shape, dtype=dtype)
     rstd_N = torch.empty(x_ND.shape[0], dtype=dtype)
-    use_threads(x_ND.numel())
+    set_loop_threads(x_ND.numel())
     _forward(array(x_ND.to(dtype)), _optional(weight_D, dtype), eps, array(y_ND), array(rstd_N))
     return y_ND.to(x_ND.dtype), rstd_N
 
@@ -31,17 +32,17 @@ def backward_cpu(
     dx_ND = torch.empty(x_ND.shape, dtype=dtype)
     weight = _optional(weight_D, dtype)
     partial_SD = np.zeros((_SLABS, weight.size), weight.dtype)
-    use_threads(x_ND.numel())
+    set_loop_threads(x_ND.numel())
     _backward(array(dy_ND.to(dtype)), array(x_ND.to(dtype)), weight, array(rstd_N), array(dx_ND), partial_SD)
     return dx_ND, torch.from_numpy(partial_SD.sum(axis=0))
 
 
 def _optional(weight_D: torch.Tensor | None, dtype: torch.dtype) -> np.ndarray:
-    return array_of_own(torch.empty(0) if weight_D is None else weight_D, dtype)
+    return array_copy(torch.empty(0) if weight_D is None else weight_D, dtype)
 
 
 @njit(parallel=True, nogil=True, cache=True, fastmath=FAST_SUMS)
-def _forward(x_ND, weight_D, eps, y_ND, rstd_N):
+def _forward(x_ND: np.ndarray, weight_D: np.ndarray, eps: float, y_ND: np.ndarray, rstd_N: np.ndarray) -> None:
     num_rows, width = x_ND.shape
     scalar = x_ND.dtype.type
     for n in prange(num_rows):
@@ -59,11 +60,18 @@ def _forward(x_ND, weight_D, eps, y_ND, rstd_N):
 
 
 @njit(parallel=True, nogil=True, cache=True, fastmath=FAST_SUMS)
-def _backward(dy_ND, x_ND, weight_D, rstd_N, dx_ND, partial_SD):
+def _backward(
+    dy_ND: np.ndarray,
+    x_ND: np.ndarray,
+    weight_D: np.ndarray,
+    rstd_N: np.ndarray,
+    dx_ND: np.ndarray,
+    partial_SD: np.ndarray,
+) -> None:
     num_rows, width = x_ND.shape
     num_slabs = partial_SD.shape[0]
     scalar = x_ND.dtype.type
-    for s in prange(num_slabs):
+    for s in prange(num_slabs):  # a slab owns its partial sums: no atomics, and no order that threads decide
         partial_D = partial_SD[s]
         for n in range(s * num_rows // num_slabs, (s + 1) * num_rows // num_slabs):
             rstd = rstd_N[n]

@@ -4,7 +4,7 @@ A program holds whole rows in registers: forward a tile of a few rows, backward 
 p + 2G, ... of program p of G), pipelined so that the next rows' loads are under way during this row's reduction.
 G comes from the launch table and not from the number of multiprocessors: program p's float32 partial of the weight's
 gradient, and the order in which partials are added, are the same on every GPU.
-What limits other kernels: one row in flight per multiprocessor (Liger-Kernel's backward) starves the memory; a
+What limits others: one row in flight per multiprocessor (Liger-Kernel's backward) starves the memory; a
 separate reduction over rows for the weight (torch.compile) reads x and dy twice.
 Widths and row strides that 16 does not divide are right but slower: Triton then accesses 16 bits at a time.
 """
@@ -13,9 +13,9 @@ import torch
 import triton
 import triton.language as tl
 
-from ado_kernels.ops.launch import Launch, launch, shared_bytes_of, size_class
-from ado_kernels.ops.numba_math import accumulation_dtype
-from ado_kernels.ops.rows import rows_of
+from ado_kernels.ops.launch import Launch, launch, shared_memory_bytes, size_class
+from ado_kernels.ops.operands import accumulation_dtype
+from ado_kernels.ops.triton_operands import as_rows, triton_accumulator
 
 SUM = {"BLOCK_G": 256, "BLOCK_D": 16}  # a few loads of 16 bytes a thread, and programs enough for every multiprocessor
 _Pair = tuple[torch.Tensor, torch.Tensor]
@@ -48,7 +48,7 @@ def forward_gpu(
     x: torch.Tensor, residual: torch.Tensor | None, weight_D: torch.Tensor | None, eps: float
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:
     """y (N, D) in x's dtype, 1 / rms (N,) float32, and x + residual (N, D) or None, for x (..., D) of N rows."""
-    x_ND, residual_ND = rows_of(x), None if residual is None else rows_of(residual)
+    x_ND, residual_ND = as_rows(x), None if residual is None else as_rows(residual)
     num_rows, width = x_ND.shape
     y_ND = torch.empty(x_ND.shape, dtype=x_ND.dtype, device=x_ND.device)
     total_ND = None
@@ -72,7 +72,7 @@ def forward_gpu(
             eps,
             HAS_WEIGHT=weight_D is not None,
             HAS_RESIDUAL=residual_ND is not None,
-            ACC=_triton_dtype(wide),
+            ACC=triton_accumulator(wide),
             ROWS=plan.rows,
             BLOCK_D=size_class(width),
             **plan.options(),
@@ -88,7 +88,7 @@ def backward_gpu(
     rstd_N: torch.Tensor,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """dx (N, D) in x's dtype, `dtotal` added, and the weight's gradient in its dtype (empty without a weight)."""
-    dy_ND, x_ND, dtotal_ND = rows_of(dy), rows_of(x), None if dtotal is None else rows_of(dtotal)
+    dy_ND, x_ND, dtotal_ND = as_rows(dy), as_rows(x), None if dtotal is None else as_rows(dtotal)
     num_rows, width = x_ND.shape
     dx_ND = torch.empty(x_ND.shape, dtype=x_ND.dtype, device=x_ND.device)
     plan = launch("rms_norm_backward", width, x_ND.device)
@@ -111,17 +111,17 @@ def backward_gpu(
         width,
         HAS_WEIGHT=weight_D is not None,
         HAS_DTOTAL=dtotal_ND is not None,
-        ACC=_triton_dtype(rstd_N.dtype),
+        ACC=triton_accumulator(rstd_N.dtype),
         ROWS=plan.rows,
         BLOCK_D=size_class(width),
-        STAGES=stages_of(plan, tile_bytes, shared_bytes_of(x_ND.device)),
+        STAGES=pipeline_stages(plan, tile_bytes, shared_memory_bytes(x_ND.device)),
         **plan.options(),
     )
     return dx_ND, partial_GD if weight_D is None else sum_partials(partial_GD, weight_D.dtype)
 
 
-def stages_of(plan: Launch, tile_bytes: int, shared_bytes: int) -> int:
-    """The plan's stages if the tiles in flight fit the shared memory, else 1. Stages decide no bits."""
+def pipeline_stages(plan: Launch, tile_bytes: int, shared_bytes: int) -> int:
+    """The plan's stages if the tiles in flight fit the shared memory, else 1. Results do not depend on stages."""
     return plan.stages if (plan.stages - 1) * tile_bytes <= shared_bytes else 1
 
 
@@ -133,10 +133,6 @@ def sum_partials(partial_GD: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
         partial_GD, out_D, num_partials, width, **SUM, **Launch().options()
     )
     return out_D
-
-
-def _triton_dtype(dtype: torch.dtype) -> tl.dtype:
-    return tl.float64 if dtype == torch.float64 else tl.float32
 
 
 @triton.jit(do_not_specialize=["num_rows"])
@@ -161,6 +157,8 @@ def rms_norm_forward_kernel(
     """Program (ROWS rows, whole width): x + residual, its norm and 1 / rms in one read."""
     rows = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
     columns = tl.arange(0, BLOCK_D)
+    # Offsets are 64-bit through `rows`. Masked elements are 0: they add nothing to the sum of squares, and the mean
+    # divides by the true width.
     in_row, in_column = rows < num_rows, columns < width
     mask = in_row[:, None] & in_column[None, :]
     x = tl.load(x_ptr + rows[:, None] * x_stride + columns[None, :], mask, other=0.0).to(ACC)
@@ -168,8 +166,8 @@ def rms_norm_forward_kernel(
         at_residual = residual_ptr + rows[:, None] * residual_stride + columns[None, :]
         rounded = (x + tl.load(at_residual, mask, other=0.0).to(ACC)).to(total_ptr.dtype.element_ty)
         tl.store(total_ptr + rows[:, None] * width + columns[None, :], rounded, mask)
-        x = rounded.to(ACC)
-    if HAS_WEIGHT:  # before the reduction, which would wait for it
+        x = rounded.to(ACC)  # the backward pass sees the rounded sum only
+    if HAS_WEIGHT:  # loaded before the reduction, so that its latency is hidden by it
         weight = tl.load(weight_ptr + columns, in_column, other=0.0).to(ACC)
     mean_square = tl.sum(x * x, axis=1) / tl.cast(width, ACC)
     rstd = 1.0 / tl.sqrt(mean_square + tl.cast(eps, ACC))
@@ -208,6 +206,7 @@ def rms_norm_backward_kernel(
     weight = tl.full((BLOCK_D,), 1.0, ACC)
     if HAS_WEIGHT:
         weight = tl.load(weight_ptr + columns, in_column, other=0.0).to(ACC)
+    # One accumulator per row of the tile: rows are added once, after the loop, in an order fixed by ROWS.
     partial = tl.zeros((ROWS, BLOCK_D), ACC)
     for tile in tl.range(program, tl.cdiv(num_rows, ROWS), num_programs, num_stages=STAGES):
         rows = tl.cast(tile, tl.int64) * ROWS + tl.arange(0, ROWS)
@@ -218,6 +217,7 @@ def rms_norm_backward_kernel(
         rstd = tl.load(rstd_ptr + rows, in_row, other=0.0)[:, None]
         normed = x * rstd
         dnormed = dy * weight[None, :]
+        # dx = rstd (g - n mean(g n)) with g = dy weight and n = x rstd: the part of g along n does not change the norm.
         slope = tl.sum(dnormed * normed, axis=1)[:, None] / tl.cast(width, ACC)
         dx = rstd * (dnormed - normed * slope)
         if HAS_DTOTAL:

@@ -10,9 +10,13 @@ benchmarks.kernels --smoke --only rms_norm_rope`; on a GPU the same command meas
 Sources: arXiv 1910.07467 and 2104.09864, in the half-split layout of GPT-NeoX; QK-norm arXiv 2010.04245.
 """
 
+import math
+from typing import Any
+
 import torch
 
-from ado_kernels.ops.on_gpu import register_gpu
+from ado_kernels.ops.gpu_dispatch import register_gpu
+from ado_kernels.ops.operands import accumulation_dtype, check_operands
 from ado_kernels.ops.rms_norm_rope.cpu import backward_cpu, forward_cpu
 
 _Pair = tuple[torch.Tensor, torch.Tensor]
@@ -21,11 +25,12 @@ _Pair = tuple[torch.Tensor, torch.Tensor]
 def rms_norm_rope(
     x: torch.Tensor, weight: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor, eps: float = 1e-6
 ) -> torch.Tensor:
-    """y in x's dtype and shape: each head's channels normed, weighted and turned by their position's angles.
+    """y in x's dtype and shape: each head's channels normed, weighted and rotated by their position's angles.
 
-    x: (B, T, H, Q) floating, Q even; weight: (Q,); cos, sin: (T, Q/2), float32 or float64. Differentiable in x and
-    weight, not in the tables. Raises ValueError where shapes do not fit.
+    x: (B, T, H, Q) floating, Q even, at most 256 on a GPU; weight: (Q,); cos, sin: (T, Q/2) floating. Differentiable
+    once in x and weight, not in the tables. Raises ValueError where shapes, dtypes or devices do not fit.
     """
+    check_operands("rms_norm_rope", {"x": x, "weight": weight, "cos": cos, "sin": sin})
     if x.dim() != 4 or x.shape[-1] == 0 or x.shape[-1] % 2:
         raise ValueError(f"rms_norm_rope needs x of shape (B, T, H, Q) with Q even, got {tuple(x.shape)}")
     if weight.shape != x.shape[-1:]:
@@ -67,8 +72,8 @@ register_gpu(_rms_norm_rope_backward, "ado_kernels.ops.rms_norm_rope.gpu", "back
 def _rms_norm_rope_fake(
     x: torch.Tensor, weight: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor, eps: float
 ) -> _Pair:
-    dtype = torch.float64 if x.dtype == torch.float64 else torch.float32
-    return x.new_empty(x.shape), x.new_empty(x.shape[:-1].numel(), dtype=dtype)
+    # math.prod and not Size.numel(), which turns a symbolic shape into a number: a graph per length.
+    return x.new_empty(x.shape), x.new_empty(math.prod(x.shape[:-1]), dtype=accumulation_dtype(x.dtype))
 
 
 @_rms_norm_rope_backward.register_fake
@@ -78,13 +83,13 @@ def _rms_norm_rope_backward_fake(
     return x.new_empty(x.shape), weight.new_empty(weight.shape)
 
 
-def _save(ctx, inputs, output) -> None:
+def _save(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
     ctx.set_materialize_grads(False)
     ctx.mark_non_differentiable(output[1])
     ctx.save_for_backward(*inputs[:4], output[1])
 
 
-def _backward(ctx, dy, _drstd):
+def _backward(ctx: Any, dy: torch.Tensor | None, _drstd: None) -> tuple[torch.Tensor | None, ...]:
     if dy is None:
         return None, None, None, None, None
     dx, dweight = torch.ops.ado_kernels.rms_norm_rope_backward(dy, *ctx.saved_tensors)

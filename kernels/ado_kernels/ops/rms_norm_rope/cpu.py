@@ -4,13 +4,17 @@ A row is one head of one token. The weight's gradient is summed in fixed slabs o
 for any number of threads.
 """
 
+import math
+
 import numpy as np
 import torch
 from numba import njit, prange
 
-from ado_kernels.ops.numba_math import FAST_SUMS, accumulation_dtype, array, array_of_own, use_threads
+from ado_kernels.ops.numba_math import FAST_SUMS, array, array_copy, set_loop_threads
+from ado_kernels.ops.operands import accumulation_dtype
 
 _SLABS = 16
+_Constants = tuple[np.ndarray, np.ndarray, np.ndarray]  # weight (Q,), cos and sin (T, Q/2)
 
 
 def forward_cpu(
@@ -19,8 +23,8 @@ def forward_cpu(
     """y in x's dtype and shape (B, T, H, Q), and 1 / rms (N,) of its N = B T H rows in the accumulation dtype."""
     dtype = accumulation_dtype(x.dtype)
     y = torch.empty(x.shape, dtype=dtype)
-    rstd_N = torch.empty(x.shape[:-1].numel(), dtype=dtype)
-    use_threads(x.numel())
+    rstd_N = torch.empty(math.prod(x.shape[:-1]), dtype=dtype)
+    set_loop_threads(x.numel())
     _forward(_rows(x, dtype), _constants(weight_Q, cos, sin, dtype), x.shape[2], eps, _rows(y, dtype), array(rstd_N))
     return y.to(x.dtype), rstd_N
 
@@ -38,7 +42,7 @@ def backward_cpu(
     dx = torch.empty(x.shape, dtype=dtype)
     constants = _constants(weight_Q, cos, sin, dtype)
     partial_SQ = np.zeros((_SLABS, x.shape[-1]), constants[0].dtype)
-    use_threads(x.numel())
+    set_loop_threads(x.numel())
     _backward(_rows(dy, dtype), _rows(x, dtype), constants, x.shape[2], array(rstd_N), _rows(dx, dtype), partial_SQ)
     return dx.to(x.dtype), torch.from_numpy(partial_SQ.sum(axis=0)).to(weight_Q.dtype)
 
@@ -47,20 +51,20 @@ def _rows(x: torch.Tensor, dtype: torch.dtype) -> np.ndarray:
     return array(x.to(dtype).contiguous().view(-1, x.shape[-1]))
 
 
-def _constants(
-    weight_Q: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor, dtype: torch.dtype
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    return array_of_own(weight_Q, dtype), array(cos.to(dtype).contiguous()), array(sin.to(dtype).contiguous())
+def _constants(weight_Q: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor, dtype: torch.dtype) -> _Constants:
+    return array_copy(weight_Q, dtype), array(cos.to(dtype).contiguous()), array(sin.to(dtype).contiguous())
 
 
 @njit(parallel=True, nogil=True, cache=True, fastmath=FAST_SUMS)
-def _forward(x_NQ, constants, num_heads, eps, y_NQ, rstd_N):
+def _forward(
+    x_NQ: np.ndarray, constants: _Constants, num_heads: int, eps: float, y_NQ: np.ndarray, rstd_N: np.ndarray
+) -> None:
     weight_Q, cos, sin = constants
     num_rows, width = x_NQ.shape
     num_tokens, half = cos.shape
     scalar = x_NQ.dtype.type
     for n in prange(num_rows):
-        t = n // num_heads % num_tokens
+        t = n // num_heads % num_tokens  # rows run over batch, token, head
         squares = scalar(0)
         for q in range(width):
             squares += x_NQ[n, q] * x_NQ[n, q]
@@ -74,7 +78,15 @@ def _forward(x_NQ, constants, num_heads, eps, y_NQ, rstd_N):
 
 
 @njit(parallel=True, nogil=True, cache=True, fastmath=FAST_SUMS)
-def _backward(dy_NQ, x_NQ, constants, num_heads, rstd_N, dx_NQ, partial_SQ):
+def _backward(
+    dy_NQ: np.ndarray,
+    x_NQ: np.ndarray,
+    constants: _Constants,
+    num_heads: int,
+    rstd_N: np.ndarray,
+    dx_NQ: np.ndarray,
+    partial_SQ: np.ndarray,
+) -> None:
     weight_Q, cos, sin = constants
     num_rows, width = x_NQ.shape
     num_tokens, half = cos.shape

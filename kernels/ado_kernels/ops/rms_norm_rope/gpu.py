@@ -1,25 +1,27 @@
 """RMSNorm and rotary embedding of heads on a GPU: Triton kernels for forward and backward, each one pass over memory.
 
-A row is one head of one token; its two halves are loaded apart, because channel i turns with channel i + Q/2. The
-backward pass is organised as rms_norm's: a fixed grid of programs, each over every grid-th tile of rows, pipelined;
+A row is one head of one token; its two halves are loaded apart, because channel i is rotated with channel i + Q/2. The
+backward pass has the form of rms_norm's: a fixed grid of programs, each over every grid-th tile of rows, pipelined;
 partial weight gradients in float32, added in a fixed order.
 """
+
+import math
 
 import torch
 import triton
 import triton.language as tl
 
 from ado_kernels.ops.launch import launch
-from ado_kernels.ops.numba_math import accumulation_dtype
+from ado_kernels.ops.operands import accumulation_dtype
 from ado_kernels.ops.rms_norm.gpu import sum_partials
-from ado_kernels.ops.rows import aligned
+from ado_kernels.ops.triton_operands import aligned, triton_accumulator
 
 
 def forward_gpu(
     x: torch.Tensor, weight_Q: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor, eps: float
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """y in x's dtype and shape (B, T, H, Q), and 1 / rms (N,) of its N = B T H rows, float32."""
-    (_, num_tokens, num_heads, width), num_rows = x.shape, x.shape[:-1].numel()
+    (_, num_tokens, num_heads, width), num_rows = x.shape, math.prod(x.shape[:-1])
     wide = accumulation_dtype(x.dtype)
     y = torch.empty(x.shape, dtype=x.dtype, device=x.device)
     rstd_N = torch.empty(num_rows, dtype=wide, device=x.device)
@@ -37,7 +39,7 @@ def forward_gpu(
             num_tokens,
             width,
             eps,
-            ACC=tl.float64 if wide == torch.float64 else tl.float32,
+            ACC=triton_accumulator(wide),
             ROWS=plan.rows,
             HALF=triton.next_power_of_2(width // 2),
             **plan.options(),
@@ -54,7 +56,7 @@ def backward_gpu(
     rstd_N: torch.Tensor,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Gradients of x and of the weight, in their dtypes."""
-    (_, num_tokens, num_heads, width), num_rows = x.shape, x.shape[:-1].numel()
+    (_, num_tokens, num_heads, width), num_rows = x.shape, math.prod(x.shape[:-1])
     dx = torch.empty(x.shape, dtype=x.dtype, device=x.device)
     plan = launch("rms_norm_rope_backward", width, x.device)
     partial_GQ = torch.empty((plan.programs, width), dtype=rstd_N.dtype, device=x.device)
@@ -71,7 +73,7 @@ def backward_gpu(
         num_heads,
         max(num_tokens, 1),
         width,
-        ACC=tl.float64 if rstd_N.dtype == torch.float64 else tl.float32,
+        ACC=triton_accumulator(rstd_N.dtype),
         ROWS=plan.rows,
         HALF=triton.next_power_of_2(width // 2),
         STAGES=plan.stages,
@@ -82,13 +84,12 @@ def backward_gpu(
 
 @triton.jit
 def _places(rows, in_row, num_heads, num_tokens, width, HALF: tl.constexpr):
-    """Offsets of the first half of each row and of its token's angles, and which of them exist."""
+    """Offsets of the first half of each row and of its token's angles, and the mask of those that exist."""
     channels = tl.arange(0, HALF)
     half = width // 2
     mask = in_row[:, None] & (channels < half)[None, :]
-    token = (rows.to(tl.int32) // num_heads % num_tokens).to(
-        tl.int64
-    )  # heads x tokens fit 32 bits, their places need not
+    # A row's number fits 32 bits, in which division is several times cheaper; offsets of elements need 64.
+    token = (rows.to(tl.int32) // num_heads % num_tokens).to(tl.int64)
     return rows[:, None] * width + channels[None, :], token[:, None] * half + channels[None, :], mask
 
 
@@ -114,7 +115,7 @@ def rms_norm_rope_forward_kernel(
     ROWS: tl.constexpr,
     HALF: tl.constexpr,
 ):
-    """Program (ROWS rows): normed, weighted and turned."""
+    """Program (ROWS rows): normed, weighted and rotated."""
     rows = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
     in_row = rows < num_rows
     places, angles, mask = _places(rows, in_row, num_heads, num_tokens, width, HALF)
@@ -168,6 +169,7 @@ def rms_norm_rope_backward_kernel(
         cos = tl.load(cos_ptr + angles, mask, other=0.0).to(ACC)
         sin = tl.load(sin_ptr + angles, mask, other=0.0).to(ACC)
         rstd = tl.load(rstd_ptr + rows, in_row, other=0.0)[:, None]
+        # The transpose of a rotation is the rotation by the opposite angle.
         first, second = dy_first * cos + dy_second * sin, dy_second * cos - dy_first * sin
         x_first *= rstd
         x_second *= rstd

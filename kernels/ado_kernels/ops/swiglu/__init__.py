@@ -6,14 +6,18 @@ Memory decides the speed: forward moves 3 elements, backward 5; silu is recomput
 Source: Shazeer, "GLU Variants Improve Transformer", arXiv 2002.05202.
 """
 
+from typing import Any
+
 import torch
 
-from ado_kernels.ops.on_gpu import register_gpu
+from ado_kernels.ops.gpu_dispatch import register_gpu
+from ado_kernels.ops.operands import check_operands
 from ado_kernels.ops.swiglu.cpu import backward_cpu, forward_cpu
 
 
 def swiglu(gate: torch.Tensor, up: torch.Tensor) -> torch.Tensor:
-    """silu(gate) * up: same shape and dtype as both; differentiable in both. Raises ValueError where they differ."""
+    """silu(gate) * up, of the shape and dtype of both; differentiable once in both. ValueError where they differ."""
+    check_operands("swiglu", {"gate": gate, "up": up})
     if gate.shape != up.shape or gate.dtype != up.dtype:
         raise ValueError(
             f"gate and up must agree in shape and dtype, got {tuple(gate.shape)} {gate.dtype} "
@@ -54,11 +58,11 @@ def _swiglu_backward_fake(
     return gate.new_empty(gate.shape), up.new_empty(up.shape)
 
 
-def _save(ctx, inputs, output) -> None:
+def _save(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
     ctx.save_for_backward(*inputs)
 
 
-def _backward(ctx, dout):
+def _backward(ctx: Any, dout: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     return torch.ops.ado_kernels.swiglu_backward(dout, *ctx.saved_tensors)
 
 

@@ -1,9 +1,11 @@
 """SwiGLU on a CPU: one pass forward, one backward, with a vectorised exp; threads over blocks of elements."""
 
+import numpy as np
 import torch
 from numba import njit, prange
 
-from ado_kernels.ops.numba_math import FAST_SUMS, accumulation_dtype, array, exp, use_threads
+from ado_kernels.ops.numba_math import FAST_SUMS, array, exp, set_loop_threads
+from ado_kernels.ops.operands import accumulation_dtype
 
 _BLOCK = 4096
 
@@ -12,7 +14,7 @@ def forward_cpu(gate: torch.Tensor, up: torch.Tensor) -> torch.Tensor:
     """silu(gate) * up in gate's dtype and shape."""
     dtype = accumulation_dtype(gate.dtype)
     out = torch.empty(gate.shape, dtype=dtype)
-    use_threads(gate.numel())
+    set_loop_threads(gate.numel())
     _forward(_flat(gate, dtype), _flat(up, dtype), _flat(out, dtype))
     return out.to(gate.dtype)
 
@@ -21,17 +23,17 @@ def backward_cpu(dout: torch.Tensor, gate: torch.Tensor, up: torch.Tensor) -> tu
     """Gradients of gate and up, in their dtype and shape."""
     dtype = accumulation_dtype(gate.dtype)
     dgate, dup = torch.empty(gate.shape, dtype=dtype), torch.empty(gate.shape, dtype=dtype)
-    use_threads(gate.numel())
+    set_loop_threads(gate.numel())
     _backward(_flat(dout, dtype), _flat(gate, dtype), _flat(up, dtype), _flat(dgate, dtype), _flat(dup, dtype))
     return dgate.to(gate.dtype), dup.to(up.dtype)
 
 
-def _flat(tensor: torch.Tensor, dtype: torch.dtype):
+def _flat(tensor: torch.Tensor, dtype: torch.dtype) -> np.ndarray:
     return array(tensor.to(dtype).contiguous().view(-1))
 
 
 @njit(parallel=True, nogil=True, cache=True, fastmath=FAST_SUMS)
-def _forward(gate, up, out):
+def _forward(gate: np.ndarray, up: np.ndarray, out: np.ndarray) -> None:
     one = gate.dtype.type(1)
     for block in prange((gate.size + _BLOCK - 1) // _BLOCK):
         for i in range(block * _BLOCK, min((block + 1) * _BLOCK, gate.size)):
@@ -39,7 +41,7 @@ def _forward(gate, up, out):
 
 
 @njit(parallel=True, nogil=True, cache=True, fastmath=FAST_SUMS)
-def _backward(dout, gate, up, dgate, dup):
+def _backward(dout: np.ndarray, gate: np.ndarray, up: np.ndarray, dgate: np.ndarray, dup: np.ndarray) -> None:
     one = gate.dtype.type(1)
     for block in prange((gate.size + _BLOCK - 1) // _BLOCK):
         for i in range(block * _BLOCK, min((block + 1) * _BLOCK, gate.size)):

@@ -1,8 +1,8 @@
 """SwiGLU on a GPU: Triton kernels over blocks of 2048 elements, 128-bit accesses, offsets in 64 bits.
 
 Contiguous tensors are one long row, without idle lanes; the two halves of a fused projection are rows with a stride.
-A program never spans rows, so the only index division is of the program's number. Halves whose width 16 does not
-divide are right but slower: Triton then accesses 16 bits at a time.
+A program never spans rows, so the only division of an index is that of the program's number. Halves whose width is no
+multiple of 16 are right but slower: Triton then accesses 16 bits at a time.
 """
 
 import torch
@@ -10,7 +10,7 @@ import triton
 import triton.language as tl
 
 from ado_kernels.ops.launch import launch
-from ado_kernels.ops.rows import rows_of
+from ado_kernels.ops.triton_operands import as_rows, triton_accumulator
 
 BLOCK = 2048
 
@@ -27,7 +27,7 @@ def forward_gpu(gate: torch.Tensor, up: torch.Tensor) -> torch.Tensor:
             gate_NF.stride(0),
             up_NF.stride(0),
             width,
-            ACC=_accumulator(gate),
+            ACC=triton_accumulator(gate.dtype),
             BLOCK=BLOCK,
             **launch("swiglu", device=gate.device).options(),
         )
@@ -50,7 +50,7 @@ def backward_gpu(dout: torch.Tensor, gate: torch.Tensor, up: torch.Tensor) -> tu
             gate_NF.stride(0),
             up_NF.stride(0),
             width,
-            ACC=_accumulator(gate),
+            ACC=triton_accumulator(gate.dtype),
             BLOCK=BLOCK,
             **launch("swiglu", device=gate.device).options(),
         )
@@ -60,21 +60,17 @@ def backward_gpu(dout: torch.Tensor, gate: torch.Tensor, up: torch.Tensor) -> tu
 def _as_rows(*tensors: torch.Tensor) -> tuple[list[torch.Tensor], int, int]:
     """Two-dimensional views (copies where there is no such view) of unit inner stride, and their common shape."""
     if all(tensor.is_contiguous() for tensor in tensors):
-        rows = [rows_of(tensor.view(1, -1)) for tensor in tensors]
+        rows = [as_rows(tensor.view(1, -1)) for tensor in tensors]
     else:
-        rows = [rows_of(tensor) for tensor in tensors]
+        rows = [as_rows(tensor) for tensor in tensors]
     return rows, *rows[0].shape
 
 
-def _accumulator(gate: torch.Tensor) -> tl.dtype:
-    return tl.float64 if gate.dtype == torch.float64 else tl.float32
-
-
 @triton.jit
-def _position(width, BLOCK: tl.constexpr):
-    """This program's row, its columns, and which of them exist."""
-    blocks = tl.cdiv(width, BLOCK)
-    program = tl.program_id(0)
+def _position(program, width, BLOCK: tl.constexpr):
+    """The row and the columns of a program, and the mask of the columns that exist."""
+    # Not tl.cdiv: width + BLOCK - 1 wraps in 32 bits for widths within BLOCK of 2^31.
+    blocks = width // BLOCK + (width % BLOCK != 0)
     columns = (program % blocks).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
     return (program // blocks).to(tl.int64), columns, columns < width
 
@@ -84,7 +80,7 @@ def swiglu_forward_kernel(
     gate_ptr, up_ptr, out_ptr, gate_stride, up_stride, width, ACC: tl.constexpr, BLOCK: tl.constexpr
 ):
     """out = silu(gate) * up, one block of one row."""
-    row, columns, mask = _position(width, BLOCK)
+    row, columns, mask = _position(tl.program_id(0), width, BLOCK)
     gate = tl.load(gate_ptr + row * gate_stride + columns, mask, other=0.0).to(ACC)
     up = tl.load(up_ptr + row * up_stride + columns, mask, other=0.0).to(ACC)
     out = gate / (1.0 + tl.exp(-gate)) * up
@@ -106,11 +102,11 @@ def swiglu_backward_kernel(
     BLOCK: tl.constexpr,
 ):
     """Gradients of gate and up, one block of one row; silu is computed again."""
-    row, columns, mask = _position(width, BLOCK)
+    row, columns, mask = _position(tl.program_id(0), width, BLOCK)
     dout = tl.load(dout_ptr + row * dout_stride + columns, mask, other=0.0).to(ACC)
     gate = tl.load(gate_ptr + row * gate_stride + columns, mask, other=0.0).to(ACC)
     up = tl.load(up_ptr + row * up_stride + columns, mask, other=0.0).to(ACC)
-    sigmoid = 1.0 / (1.0 + tl.exp(-gate))
+    sigmoid = 1.0 / (1.0 + tl.exp(-gate))  # exp overflows to infinity, sigmoid to its limit 0
     silu = gate * sigmoid
     dgate = dout * up * (sigmoid + silu * (1.0 - sigmoid))
     tl.store(dgate_ptr + row * width + columns, dgate.to(dgate_ptr.dtype.element_ty), mask)

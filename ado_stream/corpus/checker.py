@@ -1,0 +1,122 @@
+"""Reads a prepared corpus shard by shard, checking each against its index: for `lint` and `preview`.
+
+Nothing is trusted: names must be plain, sizes and hashes those of the index, the zstd frame no larger than the index
+says, every token inside the vocabulary. Of a remote corpus, one shard at a time is on the disk.
+"""
+
+import json
+import os
+import tempfile
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import zstandard
+
+from ado_stream.corpus.corpus import load_manifest, local_folder
+from ado_stream.corpus.manifest import MANIFEST_NAME, SPLITS, num_samples
+from ado_stream.corpus.mds import HASH, ShardFormat, decode_shard, digest
+from ado_stream.errors import ConfigError, DataError, IndexInvalid, NotFound, ShardCorrupt
+from ado_stream.storage.download import download
+from ado_stream.stream.mds_index import INDEX_NAME, parse_index
+
+
+class CorpusChecker:
+    """The shards of a corpus at a folder or URL."""
+
+    def __init__(self, url: str | os.PathLike[str]):
+        """Raises NotFound or IndexInvalid when there is no corpus.json, or an invalid one."""
+        self.url = os.fspath(url).rstrip("/")
+        self.manifest = load_manifest(url)
+
+    def splits(self) -> Iterator[tuple[str, str]]:
+        """Every (domain, split) that has samples."""
+        for name, domain in self.manifest["domains"].items():
+            yield from ((name, split) for split in SPLITS if num_samples(domain, split))
+
+    def index(self, domain: str, split: str) -> list[dict[str, Any]]:
+        """The entries of a split's index.json. Raises NotFound, IndexInvalid."""
+        folder = self._folder(domain, split)
+        where = f"{folder}/{INDEX_NAME}"
+        text = self._read(where)
+        try:
+            found = parse_index(text, domain, folder, Path()).num_samples
+        except ConfigError as error:  # no shards or no token column: `prepare` never writes that
+            raise IndexInvalid(f"{where}: {error}") from error
+        expected = num_samples(self.manifest["domains"][domain], split)
+        if found != expected:
+            raise IndexInvalid(f"{where}: {found} samples, but {MANIFEST_NAME} says {expected}.")
+        return json.loads(text)["shards"]
+
+    def shard(self, domain: str, split: str, entry: Mapping[str, Any]) -> np.ndarray:
+        """(samples, seq_len + 1) ids of one shard of `index`. Raises NotFound, ShardCorrupt, DataError (an id too
+        large)."""
+        raw_file, stored_file = entry["raw_data"], entry.get("zip_data") or entry["raw_data"]
+        where = f"{self._folder(domain, split)}/{stored_file['basename']}"
+        raw = data = self._read(where)
+        _check_bytes(where, data, stored_file)
+        if stored_file is not raw_file:
+            raw = _decompress(where, data, raw_file["bytes"])
+            _check_bytes(where, raw, raw_file)
+        # decode_shard compares the whole header, and `size_limit` is a part of it
+        shard_format = ShardFormat(
+            self.manifest["seq_len"] + 1, self.manifest["token_dtype"], entry.get("size_limit", 0)
+        )
+        try:
+            tokens = decode_shard(raw, shard_format)
+        except ValueError as error:
+            raise ShardCorrupt(f"{where}: {error}. Prepare the corpus again.") from error
+        if len(tokens) != entry["samples"]:
+            raise ShardCorrupt(f"{where}: {len(tokens)} samples, but its index says {entry['samples']}.")
+        self._check_vocabulary(where, tokens)
+        return tokens
+
+    def _folder(self, domain: str, split: str) -> str:
+        """The path or URL of a split's data set."""
+        return f"{self.url}/{self.manifest['domains'][domain]['path']}/{split}"
+
+    def _check_vocabulary(self, where: str, tokens: np.ndarray) -> None:
+        vocab_size = self.manifest["vocab_size"]
+        if tokens.max() >= vocab_size:
+            row, column = np.argwhere(tokens >= vocab_size)[0]
+            raise DataError(
+                f"{where}: row {row}, position {column}: token {tokens[row, column]}, but the vocabulary ends at "
+                f"{vocab_size - 1}.\n  Shards and {MANIFEST_NAME} do not belong together; prepare them again."
+            )
+
+    def _read(self, where: str) -> bytes:
+        path = local_folder(where)
+        if path is not None:
+            if not path.is_file():
+                raise NotFound(f"{where}: no such file. Prepare the corpus again.")
+            return path.read_bytes()
+        with tempfile.TemporaryDirectory() as folder:
+            path = Path(folder) / "object"
+            download(where, path)
+            return path.read_bytes()
+
+
+def _check_bytes(where: str, data: bytes, expected: Mapping[str, Any]) -> None:
+    if len(data) != expected["bytes"]:
+        raise ShardCorrupt(f"{where}: {len(data):,} bytes, but its index says {expected['bytes']:,}.")
+    expected_hash = (expected.get("hashes") or {}).get(HASH)
+    if expected_hash is None:
+        raise IndexInvalid(f"{where}: its index has no {HASH} to check it against.")
+    found = digest(data)
+    if found != expected_hash:
+        raise ShardCorrupt(
+            f"{where}: {HASH} {found} but its index says {expected_hash}.\n"
+            "  The file is damaged or index.json is stale. Prepare the corpus again."
+        )
+
+
+def _decompress(where: str, data: bytes, raw_bytes: int) -> bytes:
+    """`data`, one zstd frame; its size is checked first, so that a forged frame cannot fill the memory."""
+    try:
+        size = zstandard.get_frame_parameters(data).content_size
+        if size != raw_bytes:
+            raise ShardCorrupt(f"{where}: decompresses to {size:,} bytes, but its index says {raw_bytes:,}.")
+        return zstandard.ZstdDecompressor().decompress(data)
+    except zstandard.ZstdError as error:
+        raise ShardCorrupt(f"{where}: not a zstd frame: {error}. Prepare the corpus again.") from error

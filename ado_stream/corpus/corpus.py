@@ -1,0 +1,111 @@
+"""Opens a prepared corpus: corpus.json to domains, tokenizer and sequence length.
+
+A local corpus is read in place. For a remote one, corpus.json and the tokenizer are downloaded into a cache folder,
+and the domains point to both places, so that the stream downloads shards when it needs them.
+"""
+
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ado_stream.corpus.manifest import MANIFEST_NAME, SPLITS, Manifest, decode_manifest, json_hash, num_samples
+from ado_stream.corpus.tokenizer import BYTES, TOKENIZER_CONFIG_NAME, Tokenizer, load_tokenizer
+from ado_stream.errors import ConfigError, NotFound
+from ado_stream.storage.download import download
+from ado_stream.stream.domain import Domain
+
+
+@dataclass(frozen=True, repr=False)
+class Corpus:
+    """One split of a corpus, ready for AdaptiveStreamingDataset; unpacks to (domains, tokenizer, seq_len)."""
+
+    domains: list[Domain]
+    tokenizer: Tokenizer
+    seq_len: int  # tokens a model reads at once; samples hold one more
+    manifest: Manifest  # corpus.json
+    url: str  # of the corpus, or its local folder
+    split: str
+
+    def __iter__(self) -> Iterator[Any]:
+        return iter((self.domains, self.tokenizer, self.seq_len))
+
+    def __repr__(self) -> str:
+        entries = self.manifest["domains"]
+        tokens = sum(num_samples(entries[domain.name], self.split) for domain in self.domains) * (self.seq_len + 1)
+        return (
+            f"Corpus({self.url!r}, split={self.split!r}: {len(self.domains)} domains, {tokens:,} tokens, "
+            f"tokenizer {self.tokenizer.name}, seq_len {self.seq_len})"
+        )
+
+    def has(self, split: str) -> bool:
+        """Whether any domain has samples in `split`."""
+        return any(num_samples(domain, split) for domain in self.manifest["domains"].values())
+
+
+def open_corpus(
+    url: str | os.PathLike[str], split: str = "train", cache_dir: str | os.PathLike[str] | None = None
+) -> Corpus:
+    """The corpus at a local folder or a URL; domains in corpus.json's order, those with samples in `split`.
+
+    `cache_dir` (remote only) defaults to a folder of the user's cache. Raises NotFound (no corpus.json there),
+    IndexInvalid (corpus.json cannot be understood), ConfigError (nothing in this split), StorageError.
+    """
+    if split not in SPLITS:
+        raise ConfigError(f"split {split!r}: a corpus has {' and '.join(SPLITS)}.")
+    local, remote = _locate(url, cache_dir)
+    manifest = _read_manifest(local, remote)
+    tokenizer_file = manifest["tokenizer"]
+    if remote and tokenizer_file != BYTES:
+        for name in (tokenizer_file, TOKENIZER_CONFIG_NAME):
+            download(f"{remote}/{name}", local / name)
+    domains = [
+        Domain(
+            name=name,
+            remote=f"{remote}/{domain['path']}/{split}" if remote else None,
+            local=str(local / domain["path"] / split),
+            prior=None,
+        )
+        for name, domain in manifest["domains"].items()
+        if num_samples(domain, split)
+    ]
+    if not domains:
+        raise ConfigError(f"{url}: no sample in split {split!r}. Prepare it with --val or --val-fraction.")
+    tokenizer = load_tokenizer(BYTES if tokenizer_file == BYTES else local / tokenizer_file)
+    return Corpus(domains, tokenizer, manifest["seq_len"], manifest, remote or str(local), split)
+
+
+def load_manifest(url: str | os.PathLike[str]) -> Manifest:
+    """corpus.json of the corpus at a local folder or a URL, checked. Raises NotFound, IndexInvalid, StorageError."""
+    return _read_manifest(*_locate(url, None))
+
+
+def local_folder(url: str | os.PathLike[str]) -> Path | None:
+    """The folder behind a path or file:// URL; None for an object store's URL."""
+    path = os.fspath(url).removeprefix("file://")
+    return None if "://" in path else Path(path).expanduser()
+
+
+def user_cache(kind: str, url: str) -> Path:
+    """The folder of the user's cache for work of this `kind` on the remote corpus at `url`."""
+    cache = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser()
+    return cache / "ado-stream" / kind / json_hash(url)
+
+
+def _locate(url: str | os.PathLike[str], cache_dir: str | os.PathLike[str] | None) -> tuple[Path, str | None]:
+    """The corpus' local folder, and its URL if it is remote."""
+    local = local_folder(url)
+    if local is not None:
+        return local, None
+    remote = os.fspath(url).rstrip("/")
+    return Path(cache_dir).expanduser() if cache_dir is not None else user_cache("corpora", remote), remote
+
+
+def _read_manifest(local: Path, remote: str | None) -> Manifest:
+    path = local / MANIFEST_NAME
+    if remote:
+        download(f"{remote}/{MANIFEST_NAME}", path)
+    elif not path.is_file():
+        raise NotFound(f"{path}: no such file. Give the folder that `ado-stream prepare` wrote, or finish that run.")
+    return decode_manifest(path.read_bytes(), f"{remote}/{MANIFEST_NAME}" if remote else str(path))

@@ -1,0 +1,274 @@
+"""The interface of policies: one step's losses and sample counts in, the next mixture out; state saved and loaded.
+
+Invariants: `mixture` is (K,) float64, finite, not negative, sums to 1; it depends only on the prior, the options and
+the sequence of updates (no clock, no global generator); a state taken at any step and loaded into a policy made with
+the same prior and options gives the same mixtures to the bit.
+
+Per-domain state lives in `memory`, one (K,) array a name, so that saving it, checking it and carrying it over to
+another set of domains is written once, here.
+
+A policy of your own is a subclass with a constructor `(prior, **options)` that overrides `_initial` and
+`_next_mixture`. `make_policy("package.module:Class", prior, ...)` finds it without registration.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from ado_stream.errors import ConfigError, PolicyError, ResumeError
+from ado_stream.policy import state_codec
+from ado_stream.policy.domain_weights import Weights, domain_labels, domain_names, parse_shares
+from ado_stream.policy.option_checks import check_arguments
+
+if TYPE_CHECKING:
+    from ado_stream.policy.scaling_laws import ScalingLawFit
+
+Floats = NDArray[np.float64]
+Bools = NDArray[np.bool_]
+Ints = NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class RunContext:
+    """Properties of a run that fill in options which its config leaves out; None where unknown.
+
+    steps, mixture_lag: in steps. global_batch_size: samples. sizes: {domain: samples of one epoch}.
+    """
+
+    steps: int | None
+    global_batch_size: int | None
+    mixture_lag: int = 0
+    sizes: Mapping[str, float] | None = None
+
+    @property
+    def total_samples(self) -> int | None:
+        """Samples that the whole run draws."""
+        return self.steps and self.global_batch_size and self.steps * self.global_batch_size
+
+    def options_for(self, policy: type["Policy"]) -> dict[str, Any]:
+        """The options that `policy` takes from a run (its `run_options`), as far as they are known."""
+        found = {option: getattr(self, name) for option, name in policy.run_options.items()}
+        return {option: value for option, value in found.items() if value is not None}
+
+
+class Policy(ABC):
+    """Base of all policies.
+
+    prior: (K,) weights or {name: weight}; any positive scale. Raises ConfigError naming a domain with a bad weight.
+    """
+
+    kind: ClassVar[str]  # name in states, records and messages; default "module:Class"
+    run_options: ClassVar[Mapping[str, str]] = {}  # {option: the field of RunContext that fills it in}
+    share_arrays: tuple[str, ...] = ()  # arrays of `memory` that sum to 1
+    fit: "ScalingLawFit | None" = None  # the last one, of policies that fit laws
+    fit_step: int | None = None  # step of the last refit
+    attempt_step: int | None = None  # step of the last refit, failed ones included
+
+    def __init_subclass__(cls, **arguments: Any) -> None:
+        super().__init_subclass__(**arguments)
+        if "kind" not in vars(cls):  # not inherited: the state of a subclass is not that of its parent
+            cls.kind = f"{cls.__module__}:{cls.__qualname__}"
+
+    def __init__(self, prior: Weights):
+        self.names = domain_names(prior)
+        self.num_domains = len(prior)
+        if self.num_domains == 0:
+            raise ConfigError(f"policy {self.kind!r}: no domains; the prior is empty.")
+        self.labels = domain_labels(self.names, self.num_domains)
+        self._prior_K = parse_shares(prior, self.names, self.num_domains, "prior")
+        self.step = 0
+        self.memory = self._initial()
+        self._mixture_K = self._prior_K
+
+    @classmethod
+    def parse_options(cls, options: Mapping[str, Any]) -> dict[str, Any]:
+        """The constructor's keyword arguments for the options of a config. Raises ConfigError: unknown or missing."""
+        check_arguments(cls.kind, cls, options)
+        return dict(options)
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({', '.join(self._repr_parts())})"
+
+    def _repr_parts(self) -> list[str]:
+        low, high = int(np.argmin(self._mixture_K)), int(np.argmax(self._mixture_K))
+        extremes = [f"{self._mixture_K[index]:.3g} ({self.labels[index]})" for index in (low, high)]
+        return [f"{self.num_domains} domains", f"step {self.step}", f"shares {' to '.join(extremes)}"]
+
+    @property
+    def prior(self) -> Floats:
+        """(K,) float64: the prior as shares that sum to 1. A copy."""
+        return self._prior_K.copy()
+
+    @property
+    def prior_K(self) -> Floats:
+        """Former name of `prior`."""
+        return self.prior
+
+    @property
+    def floor(self) -> float:
+        """The least share that every domain has in every mixture; 0 where there is no such bound."""
+        return 0.0
+
+    @property
+    def mixture(self) -> Floats:
+        """(K,) float64: the mixture of the last update, or the initial one before any. A copy."""
+        return self._mixture_K.copy()
+
+    def update(self, mean_losses: ArrayLike, sample_counts: ArrayLike) -> Floats:
+        """The mixture after one more step, (K,) float64.
+
+        mean_losses: (K,) nats per token, the global batch's; NaN where the domain was absent. A loss that is not
+        finite or not above 0 is ignored and counted. sample_counts: (K,) samples of each domain in the global batch.
+        Raises PolicyError when shapes are wrong, a count is negative or the batch was empty.
+        """
+        loss_K = np.asarray(mean_losses, dtype=np.float64)
+        count_K = np.asarray(sample_counts, dtype=np.float64)
+        if loss_K.shape != self._prior_K.shape or count_K.shape != self._prior_K.shape:
+            raise PolicyError(
+                f"policy {self.kind!r}, step {self.step}: {self.num_domains} domains, but losses have shape "
+                f"{loss_K.shape} and counts {count_K.shape}."
+            )
+        total = float(np.add.reduce(count_K))
+        if not (0.0 < total < np.inf and np.minimum.reduce(count_K) >= 0.0):
+            raise PolicyError(
+                f"policy {self.kind!r}, step {self.step}: sample counts must be 0 or more and not all 0, "
+                f"got a sum of {total:g} and a least of {count_K.min():g}."
+            )
+        drawn_K = count_K > 0.0
+        seen_K = drawn_K & (loss_K > 0.0) & (loss_K < np.inf)
+        if np.count_nonzero(seen_K) != np.count_nonzero(drawn_K):
+            self.memory["ignored"] += drawn_K & ~seen_K
+        self._mixture_K = self._next_mixture(loss_K, count_K, seen_K)
+        self.step += 1
+        return self._mixture_K.copy()
+
+    def law_counts(self, drawn: ArrayLike) -> int | Floats:
+        """The n at which the laws in `fit` give today's loss, after `drawn` (K,) samples of the domains.
+
+        The samples of all domains together; (K,) where laws are functions of each domain's own.
+        """
+        return int(np.sum(drawn))
+
+    def state_dict(self) -> dict[str, Any]:
+        """The whole state as JSON values; exact and portable between machines."""
+        return state_codec.seal(
+            {
+                "policy": self.kind,
+                "names": self.names,
+                "num_domains": self.num_domains,
+                "step": self.step,
+                "mixture": state_codec.pack(self._mixture_K),
+                "memory": {name: state_codec.pack(array) for name, array in self.memory.items()},
+                **self._extra_state(),
+            }
+        )
+
+    def load_state_dict(self, state: Mapping[str, Any], names: Sequence[str] | None = None) -> None:
+        """Continues from `state`.
+
+        names: this policy's domains in order, given when domains were added or retired since the state was saved:
+        those in both keep their memory, new ones start from the prior, retired ones are dropped. Without it the
+        domains must be the saved ones. Raises ResumeError naming the domains that differ, or what is damaged; the
+        policy is then unchanged.
+        """
+        saved = state_codec.unseal(state)
+        if saved.get("policy") != self.kind:
+            raise ResumeError(
+                f"policy state: saved by policy {saved.get('policy')!r}, but this run has {self.kind!r}.\n"
+                "  Use the policy that it was saved with, or start a new run: `train ... --resume none`."
+            )
+        source_K = self._source_indices(saved, names)
+        memory = self._remap_memory(saved, source_K)
+        mixture_K = _remap(_unpack_row(saved, "mixture", source_K), self._prior_K, source_K, is_share=True)
+        self._load_extra(saved, source_K, names)  # the last that can raise; nothing was changed before it
+        self.step = int(saved["step"])
+        self.memory = memory
+        self._mixture_K = mixture_K
+        self._after_load(names is None)
+
+    def health(self) -> dict[str, Any]:
+        """Counters for operators as JSON values, by domain where they are of a domain."""
+        return {"policy": self.kind, "step": self.step, "ignored_losses": self._by_domain(self.memory["ignored"])}
+
+    # Overridden by policies ------------------------------------------------------------------------------------
+
+    def _initial(self) -> dict[str, NDArray[Any]]:
+        """The (K,) arrays of `memory` before the first step."""
+        return {"ignored": np.zeros(self.num_domains, dtype=np.int64)}
+
+    @abstractmethod
+    def _next_mixture(self, loss_K: Floats, count_K: Floats, seen_K: Bools) -> Floats:
+        """The mixture after step `self.step`; a new array. Losses are valid where `seen_K`."""
+
+    def _extra_state(self) -> dict[str, Any]:
+        """State beyond `memory`, as JSON values."""
+        return {}
+
+    def _load_extra(self, saved: Mapping[str, Any], source_K: Ints, names: Sequence[str] | None) -> None:  # noqa: B027
+        """Restores what `_extra_state` saved; all checks before the first change."""
+
+    def _after_load(self, same_domains: bool) -> None:  # noqa: B027 - a hook
+        """Recomputes what is derived from `memory`; the mixture too where other domains could break its bounds."""
+
+    # Carrying state over to other domains ----------------------------------------------------------------------
+
+    def _source_indices(self, saved: Mapping[str, Any], names: Sequence[str] | None) -> Ints:
+        """(K,) index of each domain in the saved state, -1 for a new one."""
+        old = saved.get("names")
+        if names is None:
+            if old == self.names and saved.get("num_domains") == self.num_domains:
+                return np.arange(self.num_domains)
+            raise ResumeError(_domain_difference(self.names, self.num_domains, old, saved.get("num_domains")))
+        if len(names) != self.num_domains or (self.names is not None and list(names) != self.names):
+            raise ConfigError(f"names: {list(names)} are not this policy's domains {self.labels}.")
+        if old is None:
+            raise ResumeError("policy state: saved without domain names, so it fits no other domains.")
+        where = {name: index for index, name in enumerate(old)}
+        return np.array([where.get(name, -1) for name in names], dtype=np.int64)
+
+    def _remap_memory(self, saved: Mapping[str, Any], source_K: Ints) -> dict[str, NDArray[Any]]:
+        initial = self._initial()
+        packed = saved.get("memory")
+        if not isinstance(packed, Mapping) or packed.keys() != initial.keys():
+            raise ResumeError(f"policy state: its memory should hold {sorted(initial)}, not {packed!r:.80}.")
+        return {
+            name: _remap(_unpack_row(packed, name, source_K), initial_K, source_K, name in self.share_arrays)
+            for name, initial_K in initial.items()
+        }
+
+    def _by_domain(self, value_K: NDArray[Any]) -> dict[str, Any]:
+        return dict(zip(self.labels, value_K.tolist(), strict=True))
+
+
+def _remap(old_K: NDArray[Any], initial_K: NDArray[Any], source_K: Ints, is_share: bool) -> NDArray[Any]:
+    """`old_K` in this policy's order, `initial_K` where the domain is new; shares divided by their sum."""
+    value_K = np.where(source_K >= 0, old_K[source_K], initial_K).astype(initial_K.dtype)
+    # the same domains again: the sum is 1 up to rounding, and dividing by it would change the last bit
+    reordered = np.array_equal(np.sort(source_K), np.arange(len(old_K)))
+    return value_K if reordered or not is_share else value_K / value_K.sum()
+
+
+def _unpack_row(packed: Mapping[str, Any], name: str, source_K: Ints) -> NDArray[Any]:
+    array = state_codec.unpack(packed.get(name), name)
+    if array.ndim != 1 or len(array) <= source_K.max(initial=0):
+        raise ResumeError(f"policy state: {name} has shape {array.shape}.")
+    return array
+
+
+def _domain_difference(names: list[str] | None, num: int, old: list[str] | None, old_num: object) -> str:
+    if names is None or old is None:
+        return (
+            f"policy state: of {old_num} domains ({'with' if old else 'without'} names), "
+            f"but this policy has {num} ({'with' if names else 'without'} names)."
+        )
+    added = [name for name in names if name not in old]
+    gone = [name for name in old if name not in names]
+    what = "; ".join(text for text in (added and f"new {', '.join(added)}", gone and f"gone {', '.join(gone)}") if text)
+    return (
+        f"policy state: other domains than it was saved with: {what or 'the same in another order'}.\n"
+        "  To carry over those that remain, call load_state_dict(state, names=[the domains in their new order])."
+    )

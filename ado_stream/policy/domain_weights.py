@@ -1,0 +1,86 @@
+"""Per-domain numbers of a config, parsed and checked: weights, sizes, losses; shares that sum to one.
+
+Given as a list in the order of the domains, or as a mapping {domain: number}. Invariant: what is returned is finite and
+not negative; anything else raises a ConfigError that names the domain.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any, TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ado_stream.errors import ConfigError
+
+Value = TypeVar("Value")
+Weights = Mapping[str, float] | Sequence[float] | NDArray[Any]
+
+
+def domain_names(weights: Weights) -> list[str] | None:
+    """The domains' names in order, or None when `weights` is a bare sequence."""
+    return [str(name) for name in weights] if isinstance(weights, Mapping) else None
+
+
+def with_text_keys(given: Mapping[Any, Value], what: str) -> dict[str, Value]:
+    """`given` with its keys as text: YAML reads a domain called 2023 as a number.
+
+    Raises ConfigError for a domain given as both.
+    """
+    named = {str(name): value for name, value in given.items()}
+    if len(named) != len(given):
+        names = [str(name) for name in given]
+        twice = next(name for name in named if names.count(name) > 1)
+        raise ConfigError(f"{what}: domain {twice!r} is given twice, as a number and as text.")
+    return named
+
+
+def domain_labels(names: Sequence[str] | None, num_domains: int) -> list[str]:
+    """The domains' names in messages and counters; their indices where they have none."""
+    return list(names) if names is not None else [str(index) for index in range(num_domains)]
+
+
+def quoted_list(names: Sequence[str], most: int = 6) -> str:
+    """The names in quotes, for a message: the first few, and how many more."""
+    more = [f"and {len(names) - most} more"] if len(names) > most else []
+    return ", ".join([*map(repr, names[:most]), *more])
+
+
+def parse_values(weights: Weights, names: Sequence[str] | None, num_domains: int, what: str) -> NDArray[np.float64]:
+    """(K,) float64 in the order of `names`; finite and not negative.
+
+    what: what messages call the numbers. Raises ConfigError naming a domain that is missing, unknown or negative.
+    """
+    if isinstance(weights, Mapping):
+        weights = _in_order(weights, domain_labels(names, num_domains), what)
+    try:
+        value_K = np.array(weights, dtype=np.float64)
+    except (TypeError, ValueError):
+        raise ConfigError(f"{what}: expected {num_domains} numbers, got {weights!r:.80}.") from None
+    if value_K.shape != (num_domains,):
+        raise ConfigError(f"{what}: {num_domains} domains need {num_domains} numbers, got shape {value_K.shape}.")
+    bad_K = ~(np.isfinite(value_K) & (value_K >= 0))
+    if bad_K.any():
+        index = int(np.argmax(bad_K))
+        label = domain_labels(names, num_domains)[index]
+        raise ConfigError(f"{what}: domain {label!r} has {value_K[index]}; give it a finite number, 0 or more.")
+    return value_K
+
+
+def parse_shares(weights: Weights, names: Sequence[str] | None, num_domains: int, what: str) -> NDArray[np.float64]:
+    """(K,) float64 shares, `weights` over their sum. Raises ConfigError as `parse_values`, and when all are 0."""
+    value_K = parse_values(weights, names, num_domains, what)
+    total = value_K.sum()
+    if not total > 0:
+        raise ConfigError(f"{what}: all {num_domains} weights are 0; at least one domain must be drawn.")
+    return value_K / total
+
+
+def _in_order(weights: Mapping[Any, float], labels: list[str], what: str) -> list[float]:
+    weights = with_text_keys(weights, what)
+    missing = [label for label in labels if label not in weights]
+    unknown = [name for name in weights if name not in labels]
+    if missing or unknown:
+        parts = [f"missing {quoted_list(missing)}"] if missing else []
+        parts += [f"unknown {quoted_list(unknown)}"] if unknown else []
+        raise ConfigError(f"{what}: {'; '.join(parts)}. Give one weight to each of the {len(labels)} domains.")
+    return [weights[label] for label in labels]

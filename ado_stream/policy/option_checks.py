@@ -1,0 +1,80 @@
+"""Checks of options that users give: each returns the checked value or raises ConfigError with got and expected.
+
+`name` is what messages call the option, with the policy or file that it belongs to. Invariant: what passes has the type
+and range asked for; NaN, infinity, and true or false in place of a number never pass.
+"""
+
+import inspect
+import math
+from collections.abc import Callable, Collection, Iterable
+from numbers import Integral, Real
+
+from ado_stream.errors import ConfigError
+from ado_stream.suggest import did_you_mean
+
+
+def whole(name: str, value: object, least: int = 0) -> int:
+    """`value` as an int, `least` or more."""
+    if not isinstance(value, Integral) or isinstance(value, bool) or value < least:
+        raise ConfigError(f"{name} is {value!r}; expected a whole number, {least} or more.")
+    return int(value)
+
+
+def number(name: str, value: object, least: float = -math.inf, most: float = math.inf) -> float:
+    """`value` as a finite float from `least` to `most`."""
+    finite = _finite(value)
+    if finite is None or not least <= finite <= most:
+        bounds = (
+            f" from {least:g} to {most:g}" if most < math.inf else f", {least:g} or more" if least > -math.inf else ""
+        )
+        raise ConfigError(f"{name} is {value!r}; expected a finite number{bounds}.")
+    return finite
+
+
+def positive(name: str, value: object) -> float:
+    """`value` as a finite float above 0."""
+    finite = _finite(value)
+    if finite is None or finite <= 0:
+        raise ConfigError(f"{name} is {value!r}; expected a finite number above 0.")
+    return finite
+
+
+def flag(name: str, value: object) -> bool:
+    """`value`, which must be True or False."""
+    if not isinstance(value, bool):
+        raise ConfigError(f"{name} is {value!r}; expected true or false.")
+    return value
+
+
+def one_of(name: str, value: object, choices: Collection[str]) -> str:
+    """`value`, which must be among `choices`."""
+    if not isinstance(value, str) or value not in choices:
+        raise ConfigError(f"{name} is {value!r}; expected one of {', '.join(choices)}.")
+    return value
+
+
+def check_arguments(name: str, function: Callable[..., object], given: Iterable[str]) -> None:
+    """Raises ConfigError unless `given` are keyword arguments that complete a call of `function` with one positional.
+
+    function: a class whose constructor takes a prior or a policy first.
+    """
+    parameters = list(inspect.signature(function).parameters.values())[1:]
+    named = [each for each in parameters if each.kind not in (each.VAR_POSITIONAL, each.VAR_KEYWORD)]
+    if not any(each.kind is each.VAR_KEYWORD for each in parameters):
+        refuse_unknown(name, given, [each.name for each in named])
+    given = set(given)
+    missing = [each.name for each in named if each.default is each.empty and each.name not in given]
+    if missing:
+        raise ConfigError(f"{name}: option {', '.join(map(repr, missing))} is missing.")
+
+
+def refuse_unknown(name: str, given: Iterable[str], known: Collection[str]) -> None:
+    """Raises ConfigError for the first of `given` that is not in `known`, with the nearest known one."""
+    for option in given:
+        if option not in known:
+            takes = f"; it takes: {', '.join(known)}" if known else "; it takes none"
+            raise ConfigError(f"{name}: unknown option {option!r}{did_you_mean(option, known)}{takes}.")
+
+
+def _finite(value: object) -> float | None:
+    return float(value) if isinstance(value, Real) and not isinstance(value, bool) and math.isfinite(value) else None

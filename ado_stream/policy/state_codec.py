@@ -1,0 +1,84 @@
+"""Policy state as JSON values: exact to the bit, portable, and checksummed.
+
+Arrays become {"dtype", "shape", "base64"} of little-endian bytes, so that a float64 survives to the bit. A sealed
+state has a version and a CRC-32 over everything in it; `unseal` raises ResumeError where they do not match.
+Invariant: unpack(pack(x)) equals x bit for bit, through json.dumps and json.loads, on any machine.
+"""
+
+import base64
+import binascii
+import json
+import zlib
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ado_stream.errors import ResumeError
+
+VERSION = 1
+_DTYPES = ("<f8", "<i8", "|b1")
+
+
+def pack(array: NDArray[Any]) -> dict[str, Any]:
+    """`array` (float64, int64 or bool) as JSON values."""
+    little = np.ascontiguousarray(array, dtype=array.dtype.newbyteorder("<"))
+    assert little.dtype.str in _DTYPES, array.dtype
+    text = base64.b64encode(little.tobytes()).decode("ascii")
+    return {"dtype": little.dtype.str, "shape": list(array.shape), "base64": text}
+
+
+def unpack(packed: Any, what: str) -> NDArray[Any]:
+    """The array of `pack`, writable and in this machine's byte order. Raises ResumeError naming `what`."""
+    try:
+        dtype, shape, text = packed["dtype"], tuple(packed["shape"]), packed["base64"]
+        if dtype not in _DTYPES:
+            raise ValueError(dtype)
+        array = np.frombuffer(base64.b64decode(text, validate=True), dtype=dtype).reshape(shape)
+    except (TypeError, KeyError, ValueError, binascii.Error) as error:
+        raise ResumeError(f"policy state: {what} cannot be read ({type(error).__name__}: {error}).") from None
+    return array.astype(array.dtype.newbyteorder("="))
+
+
+def seal(state: dict[str, Any]) -> dict[str, Any]:
+    """`state` with its version and checksum."""
+    sealed = {"version": VERSION, **state}
+    return {**sealed, "crc32": _crc32(sealed)}
+
+
+def unseal(state: Any) -> dict[str, Any]:
+    """`state` without its checksum, after verifying it.
+
+    Raises ResumeError when it is no mapping, of another version, or damaged.
+    """
+    if not isinstance(state, Mapping) or "version" not in state or "crc32" not in state:
+        raise ResumeError("policy state: not saved by a policy (no version, no checksum).")
+    if state["version"] != VERSION:
+        raise ResumeError(f"policy state: version {state['version']!r}; this ado-stream reads version {VERSION}.")
+    content = {key: value for key, value in state.items() if key != "crc32"}
+    try:
+        found = _crc32(content)
+    except (TypeError, ValueError) as error:
+        raise ResumeError(f"policy state: holds values that no policy saves ({error}).") from None
+    if found != state["crc32"]:
+        raise ResumeError(
+            f"policy state: damaged, checksum {found:08x} but {state['crc32']!r} was saved.\n"
+            "  Resume from an older checkpoint, or start a new run: `train ... --resume none`."
+        )
+    return content
+
+
+def _crc32(value: Any, crc: int = 0) -> int:
+    """CRC-32 of JSON values, keys in sorted order, without copying long strings into one text."""
+    if isinstance(value, Mapping):
+        for key in sorted(value):
+            crc = _crc32(value[key], zlib.crc32(str(key).encode(), crc))
+        return zlib.crc32(b"}", crc)  # an end mark, so that moving a key to an outer mapping changes the sum
+    if isinstance(value, (list, tuple)):
+        for item in value:
+            crc = _crc32(item, crc)
+        return zlib.crc32(b"]", crc)
+    if isinstance(value, str):
+        return zlib.crc32(value.encode(), crc)
+    return zlib.crc32(json.dumps(value).encode(), crc)

@@ -1,0 +1,251 @@
+"""`prepare`: raw text to a corpus, from the list of files to corpus.json.
+
+The coordinator (this process) cuts the input into pieces, submits them to workers, takes the results in input order
+and keeps the journal; memory is a few pieces per worker, whatever the size of the input. Corpus and
+journal depend on the input and the settings alone: not on the number of workers, nor on kills and restarts in between.
+"""
+
+import shutil
+from collections import deque
+from collections.abc import Iterable, Iterator
+from concurrent.futures import Future
+from contextlib import closing
+from itertools import islice
+from pathlib import Path
+from typing import TypeVar
+
+from ado_stream.corpus.manifest import (
+    MANIFEST_VERSION,
+    SPLITS,
+    DomainEntry,
+    Manifest,
+    corpus_fingerprint,
+    domain_fingerprint,
+    domain_folder,
+    encode_manifest,
+)
+from ado_stream.corpus.mds import ShardFormat
+from ado_stream.corpus.tokenizer import (
+    BYTES,
+    TOKENIZER_CONFIG_NAME,
+    Tokenizer,
+    bpe_vocabulary,
+    load_tokenizer,
+    train_tokenizer,
+)
+from ado_stream.durable import disk_errors, write_durably
+from ado_stream.errors import ConfigError
+from ado_stream.prepare.config import PrepareConfig
+from ado_stream.prepare.corpus_output import CorpusOutput
+from ado_stream.prepare.document_sample import DocumentSample
+from ado_stream.prepare.documents import Piece, RecordErrors, RecordKeys, cut_pieces
+from ado_stream.prepare.input_files import InputFile, find_input_files
+from ado_stream.prepare.packing import PackedSplit, Packer
+from ado_stream.prepare.prepare_worker import PieceResult, Worker, WorkerSetup
+from ado_stream.prepare.progress_bar import ProgressBar
+from ado_stream.prepare.worker_pool import WorkerPool, worker_result
+from ado_stream.prepare.workspace import (
+    begin_or_resume,
+    clear,
+    is_complete,
+    locked,
+    open_output,
+    plan_fingerprint,
+)
+
+_SAMPLE_BYTES_PER_TOKEN = 512  # of training text for each id of a BPE vocabulary
+_SCAN_BYTES = 4 << 30  # of input to draw that text from
+_R = TypeVar("_R")
+_PENDING_MANIFEST = "manifest"  # corpus.json of a corpus that has only to be made visible
+
+
+def prepare(config: PrepareConfig) -> Path | str:
+    """Writes the corpus of `config`; returns its local folder, or its URL.
+
+    A run that was killed is resumed; a complete corpus is left as it is. Worker processes are spawned: a script that
+    calls this needs the usual `if __name__ == "__main__":`, or workers=1.
+
+    Raises ConfigError (settings, an empty domain, another corpus in the way), NotFound (input), DataError (unreadable
+    text, with file and line), StorageError (disk full, permission denied, upload failed).
+    """
+    by_path = config.domain_key is None
+    files = find_input_files(config.inputs, "hash" if config.val_frac else "train", by_path)
+    files += find_input_files(config.val, "val", by_path)
+    plan = plan_fingerprint(config, files)
+    work, output = open_output(config)
+    advice = "Finished work is kept: free space or fix the permissions, then run the same command again."
+    with disk_errors(config.out, advice), locked(work):
+        if not is_complete(output, plan, config.out):
+            begin_or_resume(work, output, plan)
+            _Coordinator(config, files, plan, work, output).execute()
+    shutil.rmtree(work)
+    return config.local_out or config.out
+
+
+class _Coordinator:
+    """One run over `files`, in the locked working folder `work`."""
+
+    def __init__(self, config: PrepareConfig, files: list[InputFile], plan: str, work: Path, output: CorpusOutput):
+        self.config = config
+        self.files = files
+        self.plan = plan
+        self.work = work
+        self.output = output
+        self.progress = ProgressBar(config.progress)
+        setup = WorkerSetup(
+            tokenizer=BYTES if config.tokenizer == BYTES else str(work / "tokenizer"),
+            keys=RecordKeys(config.text_key, config.domain_key),
+            val_frac=config.val_frac,
+            skip_errors=config.skip_errors,
+        )
+        self.pool = WorkerPool(setup, config.workers)
+
+    def execute(self) -> None:
+        """Tokenizer, shards, corpus.json, in this order."""
+        manifest = self.work / _PENDING_MANIFEST
+        if not manifest.exists():
+            # Once this file exists nothing is built again: a kill in `complete` repeats `complete` alone.
+            write_durably(manifest, encode_manifest(self._build()))
+        self.output.complete(manifest.read_bytes())
+
+    def _build(self) -> Manifest:
+        """Writes and publishes shards and tokenizer; returns the manifest."""
+        with closing(self.pool), self.progress:
+            tokenizer = self._make_tokenizer()
+            packed, refused = self._pack(tokenizer)
+        return self._manifest(tokenizer, packed, refused)
+
+    def _make_tokenizer(self) -> Tokenizer:
+        """The tokenizer, kept in the working folder so that a resumed run has the same one."""
+        folder = self.work / "tokenizer"
+        if self.config.tokenizer == BYTES or (folder / "complete").exists():
+            return load_tokenizer(BYTES if self.config.tokenizer == BYTES else folder)
+        size = bpe_vocabulary(self.config.tokenizer)
+        if size is None:
+            tokenizer = load_tokenizer(self.config.tokenizer)
+        else:
+            tokenizer = train_tokenizer(self._sample_texts(size * _SAMPLE_BYTES_PER_TOKEN), self.config.tokenizer)
+        folder.mkdir(parents=True, exist_ok=True)
+        tokenizer.save(folder)
+        write_durably(folder / "complete", b"")
+        return tokenizer
+
+    def _sample_texts(self, budget_bytes: int) -> list[str]:
+        """Training documents for a BPE: a seeded sample of all files but those for validation.
+
+        Of an input beyond _SCAN_BYTES only every n-th piece is read.
+        """
+        files = [file for file in self.files if file.split != "val"]
+        source_bytes = sum(file.size_bytes for file in files)
+        self.progress.start("sampling text", source_bytes)
+        sample = DocumentSample(budget_bytes)
+        pieces = cut_pieces(files, RecordErrors(self.config.skip_errors))
+        jobs = (
+            (self.pool.submit(Worker.sample, piece, self.config.seed, budget_bytes, sample.threshold), piece)
+            for piece in islice(pieces, 0, None, 1 + source_bytes // _SCAN_BYTES)
+        )
+        for items, piece in self._in_order(jobs):
+            sample.merge(items)
+            self.progress.advance(piece.source_bytes, 0)
+        return [text for _, text in sample.items()]
+
+    def _pack(self, tokenizer: Tokenizer) -> tuple[dict[tuple[str, str], PackedSplit], dict[str, int]]:
+        """Tokenises and packs all of the input: the totals of each split, and the counts of skipped records."""
+        shard_format = ShardFormat(self.config.seq_len + 1, tokenizer.dtype, self.config.shard_bytes)
+        packer = Packer(self.work, self.output, shard_format, self.pool, max_jobs=2 * self.config.workers)
+        cutting = RecordErrors(self.config.skip_errors)
+        self.progress.start("tokenising", sum(file.size_bytes for file in self.files))
+        with closing(packer):
+            for result, piece in self._in_order(
+                self._tokenise_jobs(cut_pieces(self.files, cutting), packer.num_pieces)
+            ):
+                packer.add(result)
+                self.progress.advance(piece.source_bytes, sum(block.text_bytes for block in result.blocks))
+            return packer.finish(), dict(packer.refused + cutting.counts)
+
+    def _tokenise_jobs(self, pieces: Iterator[Piece], num_done: int) -> Iterator[tuple["Future[PieceResult]", Piece]]:
+        """Submits all pieces but the first `num_done`, which an earlier run packed."""
+        for number, piece in enumerate(pieces):
+            if number < num_done:
+                self.progress.advance(piece.source_bytes, 0)
+            else:
+                yield self.pool.submit(Worker.tokenise, piece), piece
+
+    def _in_order(self, jobs: Iterable[tuple["Future[_R]", Piece]]) -> Iterator[tuple[_R, Piece]]:
+        """(result, piece) in the order of `jobs`; memory is bounded by submitting only a few of them ahead."""
+        window: deque[tuple[Future[_R], Piece]] = deque()
+        for job in jobs:
+            window.append(job)
+            if len(window) >= 2 * self.config.workers:
+                future, piece = window.popleft()
+                yield worker_result(future), piece
+        for future, piece in window:
+            yield worker_result(future), piece
+
+    def _manifest(
+        self, tokenizer: Tokenizer, packed: dict[tuple[str, str], PackedSplit], refused: dict[str, int]
+    ) -> Manifest:
+        """The content of corpus.json; publishes the tokenizer's files."""
+        # A domain that has a file of its own must have a document too.
+        expected = [] if self.config.domain_key else [file.domain for file in self.files]
+        try:
+            domains = _domains(packed, expected, self.config.seq_len)
+        except ConfigError:
+            clear(self.work)  # the same input will fail again, so there is nothing to resume
+            raise
+        tokenizer_file = BYTES
+        if tokenizer.name != BYTES:
+            tokenizer_file = tokenizer.save(self.output.local_path("."))
+            for name in (tokenizer_file, TOKENIZER_CONFIG_NAME):
+                self.output.publish(name)
+        return {
+            "version": MANIFEST_VERSION,
+            "seq_len": self.config.seq_len,
+            "tokenizer": tokenizer_file,
+            "vocab_size": tokenizer.vocab_size,
+            "token_dtype": tokenizer.dtype,
+            "fingerprint": corpus_fingerprint(domains),
+            "source": self.plan,
+            "refused": refused,
+            "domains": domains,
+        }
+
+
+def _domains(packed: dict[tuple[str, str], PackedSplit], expected: list[str], seq_len: int) -> dict[str, DomainEntry]:
+    """corpus.json's "domains". Raises ConfigError when one has nothing to train on, or there is none at all."""
+    names = list(dict.fromkeys([*(domain for domain, _ in packed), *expected]))
+    if not names:
+        raise ConfigError("no document in the input.")
+    domains: dict[str, DomainEntry] = {}
+    for name in names:
+        splits = {split: packed[name, split] for split in SPLITS if (name, split) in packed}
+        _check_not_empty(name, splits, seq_len)
+        domains[name] = {
+            "path": domain_folder(name),
+            "documents": sum(split.documents for split in splits.values()),
+            "bytes": sum(split.text_bytes for split in splits.values()),
+            "fingerprint": domain_fingerprint({split: part.shard_hashes for split, part in splits.items()}),
+            "splits": {
+                split: {
+                    "documents": part.documents,
+                    "tokens": part.samples * (seq_len + 1),
+                    "samples": part.samples,
+                    "dropped_tokens": part.dropped_tokens,
+                }
+                for split, part in splits.items()
+            },
+        }
+    return domains
+
+
+def _check_not_empty(name: str, splits: dict[str, PackedSplit], seq_len: int) -> None:
+    train = splits.get("train")
+    if train is None or not train.documents:
+        documents = "validation documents only" if splits else "no document"
+        raise ConfigError(f"domain {name!r} has {documents}, none to train on.\n  Give it text, or leave it out.")
+    if not train.samples:
+        raise ConfigError(
+            f"domain {name!r}: {train.documents} training documents with {train.dropped_tokens} tokens are less than "
+            f"one sample of {seq_len + 1}.\n"
+            "  Give it more text, leave it out, merge it with another domain, or use a smaller sequence length."
+        )

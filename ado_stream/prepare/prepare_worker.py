@@ -1,0 +1,113 @@
+"""What a worker process does: a piece of input to token blocks, a raw shard file to a finished shard.
+
+A worker has its tokenizer and settings from the start; every call depends on its arguments alone. No torch and no
+mosaicml-streaming, so that a worker starts in a fraction of a second.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import xxhash
+
+from ado_stream.corpus.mds import ShardFormat, compress_shard, encode_shard, shard_entry
+from ado_stream.corpus.tokenizer import Tokenizer, load_tokenizer
+from ado_stream.durable import write_durably
+from ado_stream.prepare.document_sample import DocumentSample, priority
+from ado_stream.prepare.documents import Document, Piece, RecordErrors, RecordKeys, read_documents
+
+_HASH_RANGE = 1 << 64
+
+
+@dataclass(frozen=True)
+class WorkerSetup:
+    """What every piece needs: the tokenizer, the keys of text and domain, how to split."""
+
+    tokenizer: str  # what load_tokenizer takes; a folder may be written as late as before the first `tokenise`
+    keys: RecordKeys
+    val_frac: float
+    skip_errors: bool
+
+
+@dataclass(frozen=True)
+class TokenBlock:
+    """All of a piece's documents of one domain and split, each followed by the end token."""
+
+    domain: str
+    split: str
+    documents: int
+    text_bytes: int
+    tokens: bytes
+
+
+@dataclass(frozen=True)
+class PieceResult:
+    """A piece's blocks, in the order in which their domains first came, and the counts of skipped records."""
+
+    blocks: list[TokenBlock]
+    refused: dict[str, int]
+
+
+@dataclass(frozen=True)
+class ShardJob:
+    """One shard to finish: its raw samples on disk and its destination."""
+
+    samples_path: Path
+    samples_bytes: int  # from the beginning of the file
+    shard: int
+    shard_format: ShardFormat
+    out_path: Path
+
+
+class Worker:
+    """The calls of a worker process; used directly where there is only one process."""
+
+    def __init__(self, setup: WorkerSetup):
+        self.setup = setup
+
+    @cached_property
+    def _tokenizer(self) -> Tokenizer:
+        return load_tokenizer(self.setup.tokenizer)
+
+    def tokenise(self, piece: Piece) -> PieceResult:
+        """A piece's documents as token blocks per domain and split."""
+        errors = RecordErrors(self.setup.skip_errors)
+        groups: dict[tuple[str, str], list[Document]] = {}
+        for document in read_documents(piece, self.setup.keys, errors):
+            groups.setdefault((document.domain, self._split(document)), []).append(document)
+        blocks = [_token_block(self._tokenizer, *key, documents) for key, documents in groups.items()]
+        return PieceResult(blocks, errors.counts)
+
+    def sample(self, piece: Piece, seed: int, budget_bytes: int, threshold: int) -> list[tuple[int, str]]:
+        """The piece's part of a training sample: (priority, text) of training documents below `threshold`."""
+        sample = DocumentSample(budget_bytes, threshold)
+        for document in read_documents(piece, self.setup.keys, RecordErrors(self.setup.skip_errors)):
+            if self._split(document) == "train":
+                sample.offer(priority(document.utf8, seed), document.text)
+        return sample.items()
+
+    def finish_shard(self, job: ShardJob) -> dict[str, Any]:
+        """Writes the shard under its final name, complete or not at all, and returns its index entry."""
+        with open(job.samples_path, "rb") as file:
+            raw = encode_shard(file.read(job.samples_bytes), job.shard_format)
+        compressed = compress_shard(raw)
+        write_durably(job.out_path, compressed)
+        return shard_entry(job.shard, raw, compressed, job.shard_format)
+
+    def _split(self, document: Document) -> str:
+        """The document's split: its file's, else by xxh64 of its text, so the same in every corpus."""
+        if document.split != "hash":
+            return document.split
+        return "val" if xxhash.xxh64_intdigest(document.utf8) < self.setup.val_frac * _HASH_RANGE else "train"
+
+
+def _token_block(tokenizer: Tokenizer, domain: str, split: str, documents: Sequence[Document]) -> TokenBlock:
+    ids = tokenizer.encode_batch([document.text for document in documents])
+    end = np.array([tokenizer.end_id], tokenizer.dtype)
+    tokens = np.concatenate([part for document in ids for part in (document, end)])
+    assert tokens.dtype == tokenizer.dtype
+    text_bytes = sum(len(document.utf8) for document in documents)
+    return TokenBlock(domain, split, len(documents), text_bytes, tokens.tobytes())

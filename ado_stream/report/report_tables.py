@@ -1,0 +1,210 @@
+"""The report's tables as rows of text: domains, laws, policy health, runs. A missing number is a dash."""
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from ado_stream.report.forecast_plot import forecast_error, halfway_law, next_interval_error
+from ado_stream.report.mixture_plot import mixture_varies
+from ado_stream.report.plot_style import compact, signed
+from ado_stream.report.report_html import Cell
+from ado_stream.report.run_data import Run
+from ado_stream.report.throughput_plot import median_tokens_per_s
+from ado_stream.report.validation_plot import OVERALL, final_losses, pick_baseline
+from ado_stream.report.verdict import LEVEL_NATS
+
+Row = list[str | Cell]
+DASH = "–"
+
+
+def number(value: float | None, form: str) -> str:
+    """`value` by `form`, or a dash when it is missing or not finite."""
+    return DASH if value is None or not math.isfinite(value) else format(value, form)
+
+
+def domain_table(runs: list[Run], colors: dict[str, str], sizes: bool = True) -> tuple[list[str], list[Row]]:
+    """(header, rows): tokens if `sizes`, shares and validation loss of each domain, then the two overall measures."""
+    measured = [run for run in runs if run.final is not None]
+    baseline = pick_baseline(measured) if measured else None
+    others = [run for run in measured if run is not baseline]
+    moving = [run for run in runs if mixture_varies(run)]
+    header = ["domain"] + ["train tokens"] * sizes + ["prior"] + [f"{run.label}: mean share" for run in moving]
+    header += ["validation tokens"] * (sizes and bool(measured))
+    header += [f"{run.label}: loss" for run in measured] + [
+        f"{run.label} − {baseline.label}" for run in others if baseline
+    ]
+    rows: list[Row] = []
+    for name in [*colors, *(OVERALL if measured else ())]:
+        swatch = colors.get(name, "")
+        row: Row = [Cell(name, swatch=swatch)] + [_train_tokens(runs[0], name)] * sizes + [_prior(runs[0], name)]
+        row += [_mean_share(run, name) for run in moving]
+        row += [_validation_tokens(measured[0], name)] if sizes and measured else []
+        row += [number(final_losses(run).get(name), ".3f") for run in measured]
+        row += [_difference(run, baseline, name) for run in others if baseline]
+        rows.append(row)
+    return header, rows
+
+
+def law_table(run: Run, colors: dict[str, str]) -> tuple[list[str], list[Row]]:
+    """(header, rows): the last law of every domain, and the errors of forecasts."""
+    header = [
+        "domain",
+        "floor ε (nats)",
+        "β",
+        "α",
+        "law now (nats)",
+        "forecast from half-way",
+        "next-interval miss",
+        "refits",
+    ]
+    half = halfway_law(run)
+    rows: list[Row] = []
+    for index, name in enumerate(run.domains):
+        known = [law for law in run.laws if law.known(index)]
+        law = known[-1] if known else None
+        now = float(law.predict(index, run.counts_SK[-1:, index])[0]) if law and len(run.counts_SK) else None
+        rows.append(
+            [
+                Cell(name, swatch=colors[name]),
+                number(float(np.exp(law.log_eps_K[index])) if law else None, ".3f"),
+                number(float(np.exp(law.log_beta_K[index])) if law else None, ".4g"),
+                number(float(law.alpha_K[index]) if law else None, ".3f"),
+                number(now, ".3f"),
+                signed(100 * forecast_error(run, half, index) if half else math.nan, ".1f") + " %",
+                number(100 * next_interval_error(run, index), ".1f") + " %",
+                f"{sum(law.valid_K[index] for law in known)} of {len(run.laws)}",
+            ]
+        )
+    return header, rows
+
+
+def health_table(health: dict[str, Any], colors: dict[str, str]) -> tuple[list[str], list[Row]]:
+    """(header, rows): the policy's counters for every domain, and its forecast errors over the last interval."""
+    header = ["domain", "losses ignored", "laws held", "at a bound", "forecast error", "its size"]
+    rows: list[Row] = []
+    for name, ignored in health["ignored_losses"].items():
+        error = {
+            key: math.nan if value is None else 100 * value for key, value in health["forecast_error"][name].items()
+        }
+        rows.append(
+            [
+                Cell(name, swatch=colors[name]),
+                f"{ignored:,}",
+                f"{health['held_laws'][name]:,}",
+                ", ".join(health["at_bound"].get(name, ())) or DASH,
+                signed(error["mean"], ".2f") + " %",
+                number(error["mean_abs"], ".2f") + " %",
+            ]
+        )
+    return header, rows
+
+
+def fact_table(runs: list[Run]) -> tuple[list[str], list[Row]]:
+    """(header, rows): a column per run with its settings, environment and duration."""
+    return ["", *(run.label for run in runs)], [
+        ["policy", *(_policy(run) for run in runs)],
+        ["model", *(_model(run) for run in runs)],
+        ["batch", *(_batch(run) for run in runs)],
+        ["steps done", *(_steps(run) for run in runs)],
+        ["time in steps", *(_duration(run) for run in runs)],
+        ["throughput", *(number(median_tokens_per_s(run), ",.0f") + " tokens/s (median)" for run in runs)],
+        ["seed, lanes, lag", *(_all(run, "seed", "canonical_nodes", "mixture_lag") for run in runs)],
+        [
+            "device",
+            *(f"{run.metadata.get('device', DASH)}, {run.metadata.get('world_size', 1)} rank(s)" for run in runs),
+        ],
+        ["corpus", *(_corpus(run) for run in runs)],
+        ["tokenizer", *(_tokenizer(run) for run in runs)],
+        ["started", *(str(run.metadata.get("created", DASH)) for run in runs)],
+        ["versions", *(_versions(run) for run in runs)],
+        ["events", *(_events(run) for run in runs)],
+    ]
+
+
+def _train_tokens(run: Run, name: str) -> str:
+    tokens = run.train_tokens_K[run.domains.index(name)] if name in run.domains else math.nan
+    return "" if name in OVERALL else compact(tokens) if math.isfinite(tokens) else DASH
+
+
+def _prior(run: Run, name: str) -> str:
+    share = run.prior_K[run.domains.index(name)] if name in run.domains else math.nan
+    return "" if name in OVERALL else number(100 * float(share), ".1f") + " %"
+
+
+def _mean_share(run: Run, name: str) -> str:
+    if name not in run.domains:
+        return "" if name in OVERALL else DASH
+    shares_S = run.mixture_SK[:, run.domains.index(name)]
+    finite = shares_S[np.isfinite(shares_S)]
+    return number(100 * float(finite.mean()) if finite.size else None, ".1f") + " %"
+
+
+def _validation_tokens(run: Run, name: str) -> str:
+    if run.final is None or name not in run.domains:
+        return ""
+    tokens = float(run.final.domain_tokens_K[run.domains.index(name)])
+    return compact(tokens) if math.isfinite(tokens) else DASH
+
+
+def _difference(run: Run, baseline: Run, name: str) -> Cell:
+    difference = final_losses(run).get(name, math.nan) - final_losses(baseline).get(name, math.nan)
+    level = not math.isfinite(difference) or abs(difference) < LEVEL_NATS
+    return Cell(signed(difference, ".3f"), "" if level else "lower" if difference < 0 else "higher")
+
+
+def _policy(run: Run) -> str:
+    listed = ", ".join(_options(run.metadata.get("policy_options") or {}))
+    return f"{run.metadata.get('policy', DASH)}" + (f" ({listed})" if listed else "")
+
+
+def _options(options: dict[str, Any], prefix: str = "") -> list[str]:
+    """ "key value" of every option, nested ones as outer.inner."""
+    found = []
+    for key, value in options.items():
+        found += _options(value, f"{prefix}{key}.") if isinstance(value, dict) else [f"{prefix}{key} {value}"]
+    return found
+
+
+def _model(run: Run) -> str:
+    model = run.metadata.get("model") or {}
+    parameters = model.get("parameters")
+    return f"{model.get('preset') or 'custom'}" + (f", {compact(parameters)} parameters" if parameters else "")
+
+
+def _batch(run: Run) -> str:
+    size, length = run.metadata.get("global_batch_size"), run.metadata.get("seq_len")
+    return f"{size} samples × {length} tokens" if size and length else DASH
+
+
+def _steps(run: Run) -> str:
+    return f"{run.num_steps:,}" + (f" of {run.planned_steps:,}" if run.planned_steps else "")
+
+
+def _duration(run: Run) -> str:
+    total_s = float(np.nansum(run.time_s["total"]))
+    return f"{total_s / 60:.1f} min" if total_s >= 120 else f"{total_s:.1f} s"
+
+
+def _all(run: Run, *keys: str) -> str:
+    return ", ".join(str(run.metadata.get(key, DASH)) for key in keys)
+
+
+def _corpus(run: Run) -> str:
+    corpus = run.metadata.get("corpus") or {}
+    return f"{corpus.get('path', DASH)} (fingerprint {str(corpus.get('fingerprint', DASH))[:16]})"
+
+
+def _tokenizer(run: Run) -> str:
+    return f"{run.metadata.get('tokenizer', DASH)}, vocabulary {run.metadata.get('vocab_size', DASH)}"
+
+
+def _versions(run: Run) -> str:
+    return ", ".join(f"{name} {version}" for name, version in (run.metadata.get("versions") or {}).items()) or DASH
+
+
+def _events(run: Run) -> str:
+    names: Sequence[str] = [event.get("name", "?") for event in run.events]
+    counted = {name: names.count(name) for name in dict.fromkeys(names)}
+    return ", ".join(f"{name} ×{count}" if count > 1 else name for name, count in counted.items()) or DASH

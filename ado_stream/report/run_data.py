@@ -1,0 +1,209 @@
+"""A run's record as arrays.
+
+A record may be short, sparse or partly non-finite: a missing value is NaN, never zero, and a run without fits or
+validations has empty tuples. The laws' n is the number of samples so far (docs/math.md section 1), of all domains, or
+of each domain where the "fit" lines hold a list.
+"""
+
+import math
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ado_stream.errors import ConfigError, NotFound
+from ado_stream.record import FILE_NAME, column, read_run
+
+PARTS = ("data", "forward_backward", "optimizer", "policy", "checkpoint")
+
+
+@dataclass(frozen=True)
+class RefitLaws:
+    """The laws after one refit: L(n) = exp(log_eps) + exp(log_beta) n^-alpha, per domain; NaN where there was none yet.
+
+    valid_K: whether the domain's law is of this refit; else it is of an earlier one.
+    """
+
+    step: int
+    n_K: np.ndarray
+    log_beta_K: np.ndarray
+    log_eps_K: np.ndarray
+    alpha_K: np.ndarray
+    objective_K: np.ndarray
+    valid_K: np.ndarray
+
+    def known(self, domain: int) -> bool:
+        """Whether `domain` has a law, of this refit or an earlier one."""
+        return bool(np.isfinite([self.log_beta_K[domain], self.log_eps_K[domain], self.alpha_K[domain]]).all())
+
+    def predict(self, domain: int, n: np.ndarray) -> np.ndarray:
+        """Loss of `domain` in nats per token after `n` samples; NaN where n <= 0 or there is no law."""
+        with np.errstate(invalid="ignore", divide="ignore", over="ignore"):
+            power = self.log_beta_K[domain] - self.alpha_K[domain] * np.log(n)
+            return np.exp(np.logaddexp(power, self.log_eps_K[domain]))
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """One validation: mean loss over all tokens, and per domain, in nats per token."""
+
+    step: int
+    split: str
+    loss: float
+    domain_loss_K: np.ndarray
+    domain_tokens_K: np.ndarray
+
+    @property
+    def domain_average(self) -> float:
+        """The mean of the domains' losses, each domain counting once; NaN when none was measured."""
+        finite = self.domain_loss_K[np.isfinite(self.domain_loss_K)]
+        return float(finite.mean()) if finite.size else math.nan
+
+
+@dataclass(frozen=True)
+class Run:
+    """A run's record as arrays: S recorded steps, K domains. metadata: the record's "run" line."""
+
+    path: Path
+    label: str
+    metadata: dict[str, Any]
+    domains: tuple[str, ...]
+    step_S: np.ndarray
+    loss_S: np.ndarray
+    domain_loss_SK: np.ndarray
+    samples_SK: np.ndarray
+    mixture_SK: np.ndarray
+    tokens_per_s_S: np.ndarray
+    time_s: dict[str, np.ndarray]
+    laws: tuple[RefitLaws, ...]
+    health: dict[str, Any] | None  # of the policy after its last refit
+    evaluations: tuple[Evaluation, ...]
+    events: tuple[dict[str, Any], ...]
+
+    @cached_property
+    def prior_K(self) -> np.ndarray:
+        """The prior as shares; NaN where the record has none."""
+        return _row(self.metadata.get("prior"), len(self.domains))
+
+    @cached_property
+    def train_tokens_K(self) -> np.ndarray:
+        """Training tokens of each domain in the corpus; NaN where the record has none."""
+        known = (self.metadata.get("corpus") or {}).get("domains") or {}
+        return np.array([(known.get(name) or {}).get("tokens") or math.nan for name in self.domains], dtype=np.float64)
+
+    @property
+    def num_steps(self) -> int:
+        """Steps up to the last recorded one."""
+        return int(self.step_S[-1]) + 1 if self.step_S.size else 0
+
+    @property
+    def planned_steps(self) -> int | None:
+        """Steps of the config; None where the record has none."""
+        return self.metadata.get("steps")
+
+    @property
+    def final(self) -> Evaluation | None:
+        """The last validation, or None."""
+        return self.evaluations[-1] if self.evaluations else None
+
+    @cached_property
+    def counts_SK(self) -> np.ndarray:
+        """(S, K) cumulative samples n, the argument of the laws, at each recorded step."""
+        own = any(np.unique(law.n_K).size > 1 for law in self.laws)
+        if not own:
+            shared_S = (self.step_S + 1.0) * (self.metadata.get("global_batch_size") or math.nan)
+            return np.repeat(shared_S[:, None], len(self.domains), axis=1)
+        gap_S = np.diff(
+            self.step_S, prepend=-1
+        )  # of a sparse record, a line's counts stand in for the steps since the last line
+        return np.cumsum(np.nan_to_num(self.samples_SK) * gap_S[:, None], axis=0)
+
+
+def load_runs(paths: Sequence[str | os.PathLike[str]]) -> list[Run]:
+    """Runs of the given directories, in order; a directory of runs (a demo's) is replaced by all of its runs.
+
+    Raises NotFound without a record, DataError for a damaged one, ConfigError for no directories.
+    """
+    directories = list(dict.fromkeys(found for path in paths for found in _expand(Path(path))))
+    if not directories:
+        raise ConfigError("report: no run given. Name at least one run directory.")
+    labels = _labels(directories)
+    return [_load(directory, label) for directory, label in zip(directories, labels, strict=True)]
+
+
+def _expand(path: Path) -> list[Path]:
+    if (path / FILE_NAME).exists():
+        return [path]
+    found = sorted({*path.glob(f"*/{FILE_NAME}"), *path.glob(f"runs/*/{FILE_NAME}")})
+    if not found:
+        raise NotFound(f"{path}: no run record ({FILE_NAME}) here. Name the directory of a run, or of a demo.")
+    return [file.parent for file in found]
+
+
+def _labels(directories: list[Path]) -> list[str]:
+    """The shortest tails of the paths that differ."""
+    parts = [directory.resolve().parts for directory in directories]
+    for depth in range(1, max(map(len, parts)) + 1):
+        labels = ["/".join(part[-depth:]) for part in parts]
+        if len(set(labels)) == len(labels):
+            return labels
+    return [str(directory) for directory in directories]
+
+
+def _load(directory: Path, label: str) -> Run:
+    metadata, lines = read_run(directory)
+    domains = tuple(metadata["domains"])
+    steps, num_domains = lines["step"], len(domains)
+    return Run(
+        path=directory,
+        label=label,
+        metadata=metadata,
+        domains=domains,
+        step_S=np.array([line["step"] for line in steps], dtype=np.int64),
+        loss_S=np.array(column(steps, "loss"), dtype=np.float64),
+        domain_loss_SK=_matrix(steps, "domain_loss", num_domains),
+        samples_SK=_matrix(steps, "samples", num_domains),
+        mixture_SK=_matrix(steps, "mixture", num_domains),
+        tokens_per_s_S=np.array(column(steps, "tokens_per_s"), dtype=np.float64),
+        time_s={part: _times(steps, part) for part in (*PARTS, "total")},
+        laws=tuple(_law(line, num_domains) for line in lines["fit"]),
+        health=lines["health"][-1]["health"] if lines["health"] else None,
+        evaluations=tuple(_evaluation(line, num_domains) for line in lines["eval"]),
+        events=tuple(lines["event"]),
+    )
+
+
+def _row(value: Any, num_domains: int) -> np.ndarray:
+    """`value` as (K,) float64; a scalar or null is repeated for all domains."""
+    (cell,) = column([{"cell": value}], "cell")
+    return np.broadcast_to(np.asarray(cell, dtype=np.float64), (num_domains,)).copy()
+
+
+def _matrix(lines: list[dict[str, Any]], key: str, num_domains: int) -> np.ndarray:
+    rows = [_row(line.get(key), num_domains) for line in lines]
+    return np.array(rows).reshape(len(rows), num_domains)
+
+
+def _times(lines: list[dict[str, Any]], part: str) -> np.ndarray:
+    return np.array([_row((line.get("time_s") or {}).get(part), 1)[0] for line in lines])
+
+
+def _law(line: dict[str, Any], num_domains: int) -> RefitLaws:
+    keys = ("n", "log_beta", "log_eps", "alpha", "objective")
+    rows = {f"{key}_K": _row(line.get(key), num_domains) for key in keys}
+    valid_K = np.array(line.get("valid") or [True] * num_domains, dtype=bool)
+    return RefitLaws(line["step"], valid_K=valid_K, **rows)
+
+
+def _evaluation(line: dict[str, Any], num_domains: int) -> Evaluation:
+    return Evaluation(
+        step=line["step"],
+        split=line.get("split", "val"),
+        loss=float(_row(line.get("loss"), 1)[0]),
+        domain_loss_K=_row(line.get("domain_loss"), num_domains),
+        domain_tokens_K=_row(line.get("domain_tokens"), num_domains),
+    )

@@ -1,0 +1,126 @@
+"""Validation loss of several runs side by side, per domain and over all, with the differences to a baseline.
+
+Two measures over all, since a mixture may trade one for the other. "by corpus size" weights every domain by its share
+of the training tokens, also where validation takes equally many samples of each; "mean of domains" counts each domain
+once.
+"""
+
+import math
+from typing import Any
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.lines import Line2D
+
+from ado_stream.report.plot_style import INK, RUN_MARKERS, SOFT, Plot, label_rows, new_figure, signed
+from ado_stream.report.run_data import Evaluation, Run
+
+MAX_ROWS = 36
+OVERALL = ("by corpus size", "mean of domains")
+
+
+def pick_baseline(runs: list[Run]) -> Run:
+    """The run that the others are compared with: the first natural one, else the first."""
+    return next((run for run in runs if run.metadata.get("policy") == "natural"), runs[0])
+
+
+def final_losses(run: Run) -> dict[str, float]:
+    """{domain or overall measure: final validation loss}; empty without a validation."""
+    final = run.final
+    if final is None:
+        return {}
+    overall = dict(zip(OVERALL, (_by_corpus_size(run, final), final.domain_average), strict=True))
+    return {**dict(zip(run.domains, final.domain_loss_K.tolist(), strict=True)), **overall}
+
+
+def _by_corpus_size(run: Run, final: Evaluation) -> float:
+    """Mean of the domains' losses by training tokens; by validation tokens where the record has none of these."""
+    measured_K = np.isfinite(final.domain_loss_K)
+    weight_K = run.train_tokens_K[measured_K]
+    if not measured_K.any() or not np.isfinite(weight_K).all():
+        return final.loss
+    return float(np.average(final.domain_loss_K[measured_K], weights=weight_K))
+
+
+def draw_validation(runs: list[Run], colors: dict[str, str]) -> Plot | None:
+    """Final validation loss of each run per domain, and differences to the baseline. None when nothing was measured."""
+    measured = [run for run in runs if run.final is not None]
+    if not measured:
+        return None
+    baseline = pick_baseline(measured)
+    others = [run for run in measured if run is not baseline]
+    names = _rows(measured, baseline, list(colors))
+    y = {name: row + (0.6 if name in OVERALL else 0.0) for row, name in enumerate(names)}
+    figure = new_figure(0.9 + 0.29 * (len(names) + 1))
+    grid = figure.subplots(1, 2 if others else 1, squeeze=False, sharey=True)[0]
+    _levels(grid[0], measured, y, colors)
+    if others:
+        _differences(grid[1], others, baseline, y, colors)
+    part = "" if len(names) - 2 >= len(colors) else f" Shown: the {len(names) - 2} domains that differ most."
+    caption = (
+        "Loss on held-out documents at the end of each run; lower is better. 'By corpus size' weights domains "
+        "by their training tokens."
+    )
+    if others:
+        caption += f" Right: difference to {baseline.label}; bars left of zero: a lower loss."
+    return Plot("validation", "Validation loss side by side", caption + part, figure)
+
+
+def _rows(runs: list[Run], baseline: Run, domains: list[str]) -> list[str]:
+    known = {name for run in runs for name in run.domains}
+    domains = [name for name in domains if name in known]
+    if len(domains) > MAX_ROWS:
+        base, others = final_losses(baseline), [final_losses(run) for run in runs]
+        size = {name: max(abs(o.get(name, math.nan) - base.get(name, math.nan)) for o in others) for name in domains}
+        kept = sorted(domains, key=lambda name: -size[name] if math.isfinite(size[name]) else math.inf)[:MAX_ROWS]
+        domains = [name for name in domains if name in kept]
+    return [*domains, *OVERALL]
+
+
+def _levels(axes: Axes, runs: list[Run], y: dict[str, float], colors: dict[str, str]) -> None:
+    for number, run in enumerate(runs):
+        found = {name: value for name, value in final_losses(run).items() if name in y and math.isfinite(value)}
+        hollow = run is not runs[0] and number == runs.index(pick_baseline(runs))
+        for name, value in found.items():
+            color = colors.get(name, INK)
+            face = "white" if hollow else color
+            marker = RUN_MARKERS[number % len(RUN_MARKERS)]
+            axes.plot(value, y[name], marker, ms=6.5, mfc=face, mec=color, mew=1.5, zorder=3)
+    for name, row in y.items():
+        values = [final_losses(run).get(name, math.nan) for run in runs]
+        if np.isfinite(values).any():
+            axes.plot([np.nanmin(values), np.nanmax(values)], [row, row], color=colors.get(name, INK), lw=1, alpha=0.5)
+    label_rows(axes, list(y.values()), list(y), colors)
+    for tick, name in zip(axes.get_yticklabels(), y, strict=True):
+        tick.set_fontweight("bold" if name in OVERALL else "normal")
+    axes.set(xlabel="validation loss (nats per token)", ylim=(max(y.values()) + 0.7, -0.7))
+    handles = [
+        Line2D([], [], ls="none", marker=RUN_MARKERS[number % len(RUN_MARKERS)], mec=INK, mew=1.5, label=run.label,
+               mfc="white" if run is not runs[0] and run is pick_baseline(runs) else INK)
+        for number, run in enumerate(runs)
+    ]  # fmt: skip
+    axes.legend(handles=handles, loc="lower left", bbox_to_anchor=(0, 1), ncols=3, borderaxespad=0.2, handletextpad=0.3)
+
+
+def _differences(axes: Axes, others: list[Run], base: Run, y: dict[str, float], colors: dict[str, str]) -> None:
+    base_loss = final_losses(base)
+    thickness = 0.62 / len(others)
+    largest = 0.0
+    for number, run in enumerate(others):
+        losses = final_losses(run)
+        for name, row in y.items():
+            difference = losses.get(name, math.nan) - base_loss.get(name, math.nan)
+            if not math.isfinite(difference):
+                continue
+            largest = max(largest, abs(difference))
+            place = row + (number - (len(others) - 1) / 2) * thickness
+            axes.barh(place, difference, thickness * 0.92, color=colors.get(name, INK), alpha=1 - 0.45 * (number % 2))
+            offset = (4 if difference >= 0 else -4, 0)
+            side = "left" if difference >= 0 else "right"
+            style: Any = {"textcoords": "offset points", "ha": side, "va": "center", "fontsize": 8, "color": SOFT}
+            axes.annotate(signed(difference, ".3f"), (difference, place), offset, **style)
+    axes.axvline(0, color=INK, lw=0.9)
+    limit = 1.35 * largest or 0.01
+    axes.set(xlim=(-limit, limit), xlabel=f"difference to {base.label} (nats per token)")
+    axes.set_title(" and ".join(run.label for run in others[:2]) + f" minus {base.label}", loc="center", fontsize=9.5)
+    axes.tick_params(axis="y", length=0)

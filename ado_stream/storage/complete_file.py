@@ -1,0 +1,105 @@
+"""Files that appear complete and verified or not at all; what unfinished and bad ones leave behind.
+
+Invariants: a visible name always has all of its bytes, synced; a temporary file whose object's lock is free was left by
+a dead process, and whoever takes the lock may delete it.
+"""
+
+import os
+import threading
+import time
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from pathlib import Path
+
+from ado_stream.durable import disk_errors, rename_durably
+from ado_stream.storage.verify import ContentError, Verifier
+
+TEMP_DIR = ".ado-tmp"
+BAD_PREFIX = ".bad-"
+LEFTOVER_AGE_S = 3600.0  # longer than any download may take
+
+
+def temporary_path(destination: Path) -> Path:
+    """A name for unfinished bytes of `destination` on the same file system; unique per process and thread."""
+    return destination.parent / TEMP_DIR / f"{destination.name}.{os.getpid()}-{threading.get_native_id()}"
+
+
+def remove_leftovers(destination: Path) -> None:
+    """Deletes unfinished files of `destination`; only for the holder of its lock."""
+    _unlink_temporaries(destination.parent, lambda entry: entry.name.startswith(destination.name + "."))
+
+
+def remove_old_leftovers(folder: Path) -> None:
+    """Deletes unfinished files not written to for an hour: left by processes that were killed."""
+    oldest_s = time.time() - LEFTOVER_AGE_S
+    _unlink_temporaries(folder, lambda entry: entry.stat(follow_symlinks=False).st_mtime < oldest_s)
+
+
+class CompleteFile:
+    """A file written and verified under a temporary name, then synced and renamed by `commit`.
+
+    Other than durable_file, it may start over, checks what it commits, and has a name that other processes can remove
+    when this one was killed. As a context manager it leaves no temporary file behind. The full size is set at the start
+    (sparse), so that other processes that sum up the cache's files count what is reserved.
+    """
+
+    def __init__(self, destination: Path, expected_bytes: int | None, hashes: Mapping[str, str]) -> None:
+        self.destination = destination
+        self.temporary = temporary_path(destination)
+        self._expected_bytes, self._hashes = expected_bytes, hashes
+
+    def __enter__(self) -> "CompleteFile":
+        with disk_errors(self.destination):
+            self.temporary.parent.mkdir(parents=True, exist_ok=True)
+            self._file = open(self.temporary, "wb", buffering=0)  # noqa: SIM115 (closed in __exit__)
+        self.restart()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._file.close()
+        with suppress(FileNotFoundError):
+            self.temporary.unlink()
+
+    def restart(self) -> None:
+        """Discards what was written: the next attempt starts at the first byte."""
+        self.verifier = Verifier(self._expected_bytes, self._hashes)
+        with disk_errors(self.destination):
+            self._file.seek(0)
+            self._file.truncate(self._expected_bytes or 0)
+
+    def write(self, chunk: bytes) -> None:
+        """Appends and hashes; raises ContentError beyond the expected size, DiskError when the disk refuses."""
+        self.verifier.update(chunk)
+        view = memoryview(chunk)
+        with disk_errors(self.destination):
+            while view:
+                view = view[self._file.write(view) :]
+
+    def commit(self) -> None:
+        """Makes the file visible under its name; raises ContentError when it is not what the index says."""
+        mismatch = self.verifier.mismatch()
+        if mismatch is not None:
+            raise ContentError(mismatch)
+        with disk_errors(self.destination):
+            rename_durably(self._file, self.temporary, self.destination)
+
+
+def quarantine(path: Path) -> None:
+    """Renames a bad file to .bad-NAME, for inspection; its folder keeps only the newest such file."""
+    aside = path.with_name(BAD_PREFIX + path.name)
+    with disk_errors(path):
+        os.replace(path, aside)
+        for old in path.parent.glob(f"{BAD_PREFIX}*"):
+            if old != aside:
+                old.unlink(missing_ok=True)
+
+
+def _unlink_temporaries(folder: Path, dead: Callable[[os.DirEntry], bool]) -> None:
+    try:
+        with os.scandir(folder / TEMP_DIR) as entries:
+            for entry in entries:
+                with suppress(FileNotFoundError):
+                    if dead(entry):
+                        os.unlink(entry.path)
+    except FileNotFoundError:
+        return

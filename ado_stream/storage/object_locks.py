@@ -1,0 +1,71 @@
+"""Locks among the processes and threads of a machine: which of them makes an object, or works in a folder.
+
+Locks are flock(2) on empty files: the kernel drops them when their holder dies. Lock files are never unlinked: a
+process that waits on an unlinked file and one that creates it anew would both hold the lock.
+A lock belongs to the open file, not to the process: threads exclude each other, too. O_CLOEXEC keeps it from programs
+that this one starts, which would go on holding it.
+Order: a thread holds at most one object's lock while it waits. Eviction, which runs under the lock of the object to be
+made, only tries the locks of others (`lock_if_free`), so that two makers cannot wait for each other.
+"""
+
+import fcntl
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from ado_stream.durable import disk_errors
+from ado_stream.errors import StorageError
+from ado_stream.storage.retry import Deadline
+
+LOCK_DIR = ".ado-locks"
+COMPRESSED_SUFFIXES = (".zstd", ".gz", ".bz2", ".br", ".snappy")
+
+
+@contextmanager
+def object_lock(destination: Path, deadline: Deadline) -> Iterator[None]:
+    """Holds the one lock of `destination`.
+
+    Raises StorageError when `deadline` has passed, StoppedError when its `stop` is set.
+    """
+    path = lock_path(destination)
+    with _open_lock(path) as descriptor:
+        while not _try_flock(descriptor):
+            if not deadline.wait():
+                raise StorageError(
+                    f"{destination}: another process held {path} for over {deadline.seconds:.0f} s.\n"
+                    "  It may be stopped in a debugger or on a dead network disk; end it and start again."
+                )
+        yield
+
+
+@contextmanager
+def lock_if_free(path: Path) -> Iterator[bool]:
+    """Holds the lock file `path` when nobody else does; yields whether it does."""
+    with _open_lock(path) as descriptor:
+        yield _try_flock(descriptor)
+
+
+def lock_path(destination: Path) -> Path:
+    """The lock file of `destination`, in a hidden folder beside it; a compressed file shares its raw file's lock."""
+    name = destination.stem if destination.suffix in COMPRESSED_SUFFIXES else destination.name
+    return destination.parent / LOCK_DIR / f"{name}.lock"
+
+
+@contextmanager
+def _open_lock(path: Path) -> Iterator[int]:
+    with disk_errors(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+    try:
+        yield descriptor
+    finally:
+        os.close(descriptor)  # drops the lock
+
+
+def _try_flock(descriptor: int) -> bool:
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True

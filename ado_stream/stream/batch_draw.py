@@ -1,0 +1,70 @@
+"""The draw of a step's global batch: domains by the mixture, positions by the cursors. Pure functions.
+
+Systematic resampling (docs/math.md section 7; Carpenter, Clifford, Fearnhead 1999): one u in [0, 1) a step; point j of
+B takes the domain whose interval of the cumulative mixture holds (u + j) / B. So E[c_k] = B p_k and |c_k - B p_k| < 1
+at every step. The points are then shuffled over the slots. `multinomial` draws each slot on its own.
+Cost O(B + K).
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from ado_stream.errors import ConfigError
+from ado_stream.stream import numba_order
+from ado_stream.stream.sample_order import hash_key
+
+SAMPLINGS = ("systematic", "multinomial")
+
+
+@dataclass(frozen=True)
+class DrawSettings:
+    """What the draw depends on besides cursors and mixtures."""
+
+    global_batch_size: int
+    num_lanes: int
+    seed: int
+    sampling: str
+
+
+@dataclass(frozen=True)
+class StepDraw:
+    """The global batch of one step, before any byte is read."""
+
+    step: int
+    mixture_K: np.ndarray  # (K,) float64, in force
+    domain_B: np.ndarray  # (B,) int32: the domain of every slot
+    position_B: np.ndarray  # (B,) int64: its place in the order of domain and lane
+
+
+def draw_step(settings: DrawSettings, step: int, mixture_K: np.ndarray, cursors_KC: np.ndarray) -> StepDraw:
+    """The draw of `step`; moves `cursors_KC` (int64), the next position of every domain and lane, in place."""
+    domain_B = draw_domains(mixture_K, settings.global_batch_size, settings.seed, step, settings.sampling)
+    return StepDraw(step, mixture_K, domain_B, advance(domain_B, cursors_KC))
+
+
+def draw_domains(mixture_K: np.ndarray, num_slots: int, seed: int, step: int, sampling: str) -> np.ndarray:
+    """(B,) int32: the domain of every slot of step `step`'s global batch.
+
+    mixture_K: (K,) float64 >= 0, not all 0; its sum is divided out. Raises ConfigError for an unknown `sampling`.
+    """
+    domain_B = np.empty(num_slots, np.int32)
+    if sampling == "systematic":
+        u = numba_order.uniform(hash_key("draw", seed, step), np.uint64(0))
+        numba_order.systematic(mixture_K, u, hash_key("slots", seed, step), domain_B)
+    elif sampling == "multinomial":
+        numba_order.multinomial(mixture_K, hash_key("draw", seed, step), domain_B)
+    else:
+        raise ConfigError(f"sampling '{sampling}'; expected one of {', '.join(SAMPLINGS)}.")
+    return domain_B
+
+
+def advance(domain_B: np.ndarray, cursors_KC: np.ndarray) -> np.ndarray:
+    """(B,) int64: each slot's position in its domain's order, in its lane; moves `cursors_KC` (int64) in place.
+
+    Slot j belongs to lane floor(j C / B), so lane c fills the slots [c B / C, (c + 1) B / C) when C divides B. Within
+    a lane, slots are served in ascending order: any run of slots of one domain reads consecutive positions.
+    """
+    position_B = np.empty(domain_B.size, np.int64)
+    numba_order.advance(domain_B, cursors_KC, position_B)
+    return position_B

@@ -1,0 +1,241 @@
+"""Makes batches ahead of the training loop: one thread draws, waits for shards and gathers; a pool fetches shards.
+
+Invariants: batches come in the order of their steps and depend on nothing but (data, seed, cursors, mixtures); an
+exception in any thread is raised by `next`, unchanged; every wait has a deadline and says what it waited for.
+"""
+
+import logging
+import sys
+import threading
+import time
+import weakref
+from contextlib import suppress
+from dataclasses import dataclass
+from queue import Empty, SimpleQueue
+
+import numpy as np
+
+from ado_stream.errors import StorageError
+from ado_stream.storage.node_cache import NodeCache
+from ado_stream.stream.batch_draw import DrawSettings, StepDraw, draw_step
+from ado_stream.stream.board import MixtureBoard
+from ado_stream.stream.lookahead import Lookahead, LookaheadLimits
+from ado_stream.stream.mds_index import MdsIndex
+from ado_stream.stream.sample_order import SampleOrder, UpcomingIds
+from ado_stream.stream.shard_table import ShardTable
+from ado_stream.stream.stream_statistics import StreamStatistics
+
+_JOIN_S = 30
+_POLL_S = 0.2  # between checks for a failed fetch
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class BatchSource:
+    """What batches are made from, and which slots of each are this rank's."""
+
+    indexes: list[MdsIndex]
+    cache: NodeCache
+    orders: list[SampleOrder]
+    board: MixtureBoard
+    settings: DrawSettings
+    slots: slice  # of the global batch
+
+    @property
+    def lanes(self) -> range:
+        """The lanes that this rank's slots belong to."""
+        lane_B = self.lane_B[self.slots]
+        return range(int(lane_B[0]), int(lane_B[-1]) + 1)
+
+    @property
+    def lane_B(self) -> np.ndarray:
+        """(B,) int64: the lane of every slot."""
+        num_slots = self.settings.global_batch_size
+        return np.arange(num_slots) * self.settings.num_lanes // num_slots
+
+
+@dataclass(frozen=True)
+class PipelineOptions:
+    """How batches are made ahead and checked; none of it changes a batch."""
+
+    prefetch: int
+    pin_memory: bool
+    timeout_s: float
+    lookahead: LookaheadLimits
+    vocab_size: int | None
+    open_limit_bytes: int | None
+
+
+@dataclass(frozen=True)
+class RankBatch:
+    """One step's rows of this rank, and the draw they come from."""
+
+    draw: StepDraw
+    domain_N: np.ndarray  # (b,) int64
+    tokens_NT: np.ndarray  # (b, T + 1) int64
+
+
+_probe = [np.empty(0)]
+_UNUSED = sys.getrefcount(_probe[0])  # references to an array that one list alone holds: differs between Pythons
+
+
+class _Buffers:
+    """int64 arrays that are used again once nothing refers to them; fresh memory costs a page fault every 4 KiB.
+
+    With pin_memory, arrays come from torch's caching allocator of page-locked memory instead, which reuses memory only
+    after the copies to the GPU that read it.
+    """
+
+    def __init__(self, shape: tuple[int, ...], pin_memory: bool):
+        self._shape, self._pin_memory = shape, pin_memory
+        self._free: list[np.ndarray] = []
+
+    def get(self) -> np.ndarray:
+        if self._pin_memory:
+            return _pinned(self._shape)
+        for number in range(len(self._free)):
+            if sys.getrefcount(self._free[number]) == _UNUSED:
+                return self._free[number]
+        self._free.append(np.empty(self._shape, np.int64))
+        return self._free[-1]
+
+
+def _pinned(shape: tuple[int, ...]) -> np.ndarray:
+    import torch
+
+    return torch.empty(shape, dtype=torch.int64, pin_memory=True).numpy()
+
+
+class BatchPipeline:
+    """The batches from `step` and `cursors_KC` on, without end. Its threads end at `close` or when it is collected.
+
+    options.prefetch: batches made ahead; 0 makes each in `next`, in the caller's thread.
+    """
+
+    def __init__(self, source: BatchSource, step: int, cursors_KC: np.ndarray, options: PipelineOptions):
+        self._maker = _BatchMaker(source, step, cursors_KC, options)
+        if options.prefetch:
+            self._maker.thread.start()
+        self._finalizer = weakref.finalize(self, self._maker.close)
+
+    @property
+    def statistics(self) -> StreamStatistics:
+        """Counts and waits so far."""
+        return self._maker.statistics
+
+    def next(self) -> RankBatch:
+        """The next step's batch. Raises the exception of a thread that failed, StorageError past the deadline."""
+        return self._maker.next()
+
+    def next_if_ready(self) -> RankBatch | None:
+        """The next step's batch if it is made already."""
+        return self._maker.take(wait_s=0.0)
+
+    def close(self) -> None:
+        """Stops and joins every thread; idempotent."""
+        self._finalizer()
+
+
+class _BatchMaker:
+    """What the threads run. It has no reference to its BatchPipeline, which can so be collected while they run."""
+
+    def __init__(self, source: BatchSource, step: int, cursors_KC: np.ndarray, options: PipelineOptions):
+        self.source, self.options = source, options
+        self.step, self.cursors_KC = step, cursors_KC.copy()
+        indexes, cache, lanes, settings = source.indexes, source.cache, source.lanes, source.settings
+        self.lane_N = source.lane_B[source.slots]
+        self.upcoming = UpcomingIds(source.orders, lanes, settings.global_batch_size // settings.num_lanes)
+        self.statistics = StreamStatistics([index.name for index in indexes])
+        self.lookahead = Lookahead(indexes, cache, source.orders, lanes, options.lookahead, self.statistics)
+        self.shards = ShardTable(
+            indexes,
+            cache,
+            self.lookahead,
+            vocab_size=options.vocab_size,
+            open_limit_bytes=options.open_limit_bytes,
+        )
+        num_rows = self.lane_N.size
+        self.domain_buffers = _Buffers((num_rows,), options.pin_memory)
+        self.token_buffers = _Buffers((num_rows, self.shards.row_tokens()), options.pin_memory)
+        self.thread = threading.Thread(target=self._run, name="ado-batches", daemon=True)
+        self.stop = threading.Event()
+        self.ready: SimpleQueue[RankBatch | None] = SimpleQueue()  # None: look at `failure`
+        self.room: SimpleQueue[None] = SimpleQueue()  # one entry for each batch that may still be made ahead
+        for _ in range(options.prefetch):
+            self.room.put(None)
+        self.failure: BaseException | None = None  # of `thread`; set before None is put into `ready`
+        self.doing = "the start"
+
+    def make(self) -> RankBatch:
+        """Draws the next step, fetches its shards and gathers its rows."""
+        step, source = self.step, self.source
+        self.doing = f"the mixture of step {step}"
+        started = time.monotonic()
+        mixture_K = source.board.take(step, self.options.timeout_s, self.stop)
+        self.statistics.mixture_wait_s += time.monotonic() - started
+        if mixture_K is None:
+            raise StorageError("the stream was closed.")
+        # Before the draw moves the cursors: this step's own shards are the first to be requested.
+        self.lookahead.follow(self.cursors_KC, mixture_K, source.settings.global_batch_size)
+        draw = draw_step(source.settings, step, mixture_K, self.cursors_KC)
+        domain_N = self.domain_buffers.get()
+        domain_N[:] = draw.domain_B[source.slots]
+        id_N = self.upcoming.at(domain_N, self.lane_N, draw.position_B[source.slots])
+        tokens_NT = self.token_buffers.get()
+        self.doing = f"the shards of step {step}"
+        self.shards.read(domain_N, id_N, tokens_NT)
+        self.statistics.count_batch(domain_N)
+        self.step = step + 1
+        return RankBatch(draw, domain_N, tokens_NT)
+
+    def next(self) -> RankBatch:
+        """Takes the oldest finished batch, or makes one."""
+        if not self.options.prefetch:
+            return self.make()
+        started = time.monotonic()
+        while True:
+            batch = self.take(min(_POLL_S, self.options.timeout_s))
+            if self.lookahead.failure is not None:
+                raise self.lookahead.failure
+            if batch is not None:
+                self.statistics.consumer_wait_s += time.monotonic() - started
+                return batch
+            if self.failure is not None:
+                raise self.failure
+            if time.monotonic() > started + self.options.timeout_s:
+                raise StorageError(f"no batch for {self.options.timeout_s:.0f} s; waiting for {self.doing}.")
+
+    def close(self) -> None:
+        """Stops and joins the threads."""
+        # `thread` may be waiting in one of three places: for a mixture, for room, or for a shard.
+        self.stop.set()
+        self.source.board.wake()
+        self.room.put(None)
+        self.lookahead.close()
+        # The finalizer may run in any thread, this one included.
+        if self.thread.is_alive() and threading.current_thread() is not self.thread:
+            self.thread.join(timeout=_JOIN_S)
+            if self.thread.is_alive():
+                _log.warning("a thread of the stream did not end within %d s; waiting for %s", _JOIN_S, self.doing)
+        self.shards.close()
+
+    def take(self, wait_s: float) -> RankBatch | None:
+        """The oldest finished batch; None when there is none within `wait_s`, or when `thread` has failed."""
+        with suppress(Empty):
+            batch = self.ready.get(block=wait_s > 0, timeout=wait_s)
+            if batch is not None:
+                self.room.put(None)
+            return batch
+        return None
+
+    def _run(self) -> None:
+        try:
+            while True:
+                self.room.get()
+                if self.stop.is_set():
+                    return
+                self.ready.put(self.make())
+        except BaseException as error:
+            if not self.stop.is_set():
+                self.failure = error
+                self.ready.put(None)

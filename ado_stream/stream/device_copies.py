@@ -1,0 +1,44 @@
+"""A batch as the training loop gets it, and its copy to a device while the step before is computed."""
+
+import contextlib
+from typing import TypedDict
+
+import torch
+
+
+class TokenBatch(TypedDict):
+    """One step's rows of this rank."""
+
+    tokens: torch.Tensor  # (b, T + 1) int64
+    domain: torch.Tensor  # (b,) int64
+    step: int
+
+
+class DeviceCopies:
+    """On a GPU copies run on a stream of their own; they overlap with compute when the batches lie in pinned memory.
+
+    `begin` starts a batch's copy ahead of its step; after `end` the current stream waits for that copy.
+    """
+
+    def __init__(self, device: torch.device, pinned: bool):
+        self._device, self._pinned = device, pinned
+        self._stream = torch.cuda.Stream(device) if device.type == "cuda" else None
+
+    def begin(self, batch: TokenBatch) -> TokenBatch:
+        """`batch` with its tensors on the device, their copies started."""
+        on_own_stream = contextlib.nullcontext() if self._stream is None else torch.cuda.stream(self._stream)
+        with on_own_stream:
+            tokens, domain = (
+                tensor.to(self._device, non_blocking=self._pinned) for tensor in (batch["tokens"], batch["domain"])
+            )
+        return {"tokens": tokens, "domain": domain, "step": batch["step"]}
+
+    def end(self, batch: TokenBatch) -> TokenBatch:
+        """`batch`, safe to use on the current stream."""
+        if self._stream is not None:
+            current = torch.cuda.current_stream(self._device)
+            current.wait_stream(self._stream)
+            # The memory was allocated on the copying stream: it must not be reused before `current` has read it.
+            for tensor in (batch["tokens"], batch["domain"]):
+                tensor.record_stream(current)
+        return batch

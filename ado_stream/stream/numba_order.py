@@ -1,0 +1,210 @@
+"""The compiled arithmetic of order and draw: integer hashes, a permutation, and the loops over slots and positions.
+
+All of it stands in one file on purpose: Numba's cache on disk notices changes of the file itself but not of functions
+that it calls from other files, and stale code on one node would draw another order there.
+
+Integer arithmetic only, so the same numbers come on every machine, NumPy version and thread. `mix64` is the finaliser
+of SplitMix64 (Steele, Lea, Flood 2014, variant 13 of Stafford). `permute` is an alternating Feistel network with cycle
+walking (Black, Rogaway 2002): a bijection of [0, n) that is evaluated one element at a time, so the order of 10^9
+samples costs no memory. It shuffles; it does not encrypt.
+"""
+
+import numpy as np
+from numba import njit
+
+_GOLDEN = np.uint64(0x9E3779B97F4A7C15)
+_MULTIPLIER_1 = np.uint64(0xBF58476D1CE4E5B9)
+_MULTIPLIER_2 = np.uint64(0x94D049BB133111EB)
+_PAIRS = 4  # of rounds, one for each half
+_PAIRS_SMALL = 16  # halves of a bit or two need more rounds until all permutations are equally likely
+
+
+@njit(cache=True, nogil=True, inline="always")
+def mix64(value: np.uint64) -> np.uint64:
+    """A bijection of 64-bit words in which every output bit depends on every input bit."""
+    value = (value ^ (value >> np.uint64(30))) * _MULTIPLIER_1
+    value = (value ^ (value >> np.uint64(27))) * _MULTIPLIER_2
+    return value ^ (value >> np.uint64(31))
+
+
+@njit(cache=True, nogil=True, inline="always")
+def word(key: np.uint64, counter: np.uint64) -> np.uint64:
+    """The 64-bit word number `counter` of the stream `key`."""
+    return mix64(mix64(counter * _GOLDEN + _GOLDEN) ^ key)
+
+
+@njit(cache=True, nogil=True, inline="always")
+def uniform(key: np.uint64, counter: np.uint64) -> np.float64:
+    """The float64 number `counter` of the stream `key`, in [0, 1): 53 random bits."""
+    return np.float64(word(key, counter) >> np.uint64(11)) * (1.0 / 9007199254740992.0)
+
+
+@njit(cache=True, nogil=True)
+def permute(index: int, size: int, key: np.uint64) -> np.int64:
+    """Where `index` of [0, size) goes under the permutation `key`.
+
+    The network permutes [0, 2^bits), the least power of two (but 4) that holds `size`; a value outside [0, size) is put
+    through again (cycle walking), which keeps it a bijection of [0, size) in fewer than two passes on average.
+    """
+    if size <= 1:
+        return np.int64(0)
+    bits = 2
+    while (1 << bits) < size:
+        bits += 1
+    pairs = _PAIRS if bits > 6 else _PAIRS_SMALL
+    low_bits = np.uint64(bits // 2)
+    low_mask = (np.uint64(1) << low_bits) - np.uint64(1)
+    high_mask = (np.uint64(1) << (np.uint64(bits) - low_bits)) - np.uint64(1)
+    value = np.uint64(index)
+    while True:
+        low = value & low_mask
+        high = value >> low_bits
+        for pair in range(pairs):  # each half takes a keyed hash of the other; the round number is in the low 5 bits
+            low ^= mix64(((high << np.uint64(5)) | np.uint64(2 * pair)) * _GOLDEN + key) & low_mask
+            high ^= mix64(((low << np.uint64(5)) | np.uint64(2 * pair + 1)) * _GOLDEN + key) & high_mask
+        value = (high << low_bits) | low
+        if value < np.uint64(size):
+            return np.int64(value)
+
+
+@njit(cache=True, nogil=True)
+def words(key: np.uint64, count: int) -> np.ndarray:
+    """The first `count` words of the stream `key`, uint64."""
+    out = np.empty(count, np.uint64)
+    for index in range(count):
+        out[index] = word(key, np.uint64(index))
+    return out
+
+
+@njit(cache=True, nogil=True)
+def systematic(mixture_K: np.ndarray, u: np.float64, key: np.uint64, domain_B: np.ndarray) -> None:
+    """Fills `domain_B`: point j takes the domain whose interval of the cumulative mixture holds (u + j) / B.
+
+    The points are then shuffled over the slots (Durstenfeld 1964).
+    """
+    num_slots = domain_B.size
+    total = 0.0
+    last = 0
+    for k in range(mixture_K.size):
+        total += mixture_K[k]
+        if mixture_K[k] > 0.0:
+            last = k
+    cumulative = 0.0
+    start = 0
+    for k in range(last + 1):
+        cumulative += mixture_K[k]
+        # the first point at or beyond the interval's end; the last domain with a share takes what rounding left over
+        end = num_slots if k == last else min(num_slots, int(np.ceil(num_slots * (cumulative / total) - u)))
+        for j in range(start, end):
+            domain_B[j] = k
+        start = max(start, end)
+    for j in range(num_slots - 1, 0, -1):
+        other = np.int64(word(key, np.uint64(j)) % np.uint64(j + 1))
+        domain_B[j], domain_B[other] = domain_B[other], domain_B[j]
+
+
+@njit(cache=True, nogil=True)
+def multinomial(mixture_K: np.ndarray, key: np.uint64, domain_B: np.ndarray) -> None:
+    """Fills `domain_B`, each slot on its own."""
+    cumulative_K = np.cumsum(mixture_K)
+    total = cumulative_K[-1]
+    last = 0
+    for k in range(mixture_K.size):
+        if mixture_K[k] > 0.0:
+            last = k
+    for slot in range(domain_B.size):
+        point = uniform(key, np.uint64(slot)) * total
+        domain_B[slot] = min(last, np.searchsorted(cumulative_K, point, side="right"))
+
+
+@njit(cache=True, nogil=True)
+def advance(domain_B: np.ndarray, cursors_KC: np.ndarray, position_B: np.ndarray) -> None:
+    """Gives every slot the next position of its domain in its lane."""
+    num_lanes = cursors_KC.shape[1]
+    num_slots = domain_B.size
+    for slot in range(num_slots):
+        k = domain_B[slot]
+        lane = slot * num_lanes // num_slots
+        position_B[slot] = cursors_KC[k, lane]
+        cursors_KC[k, lane] += 1
+
+
+@njit(cache=True, nogil=True)
+def look_up(
+    group_N: np.ndarray,
+    position_N: np.ndarray,
+    begin_G: np.ndarray,
+    end_G: np.ndarray,
+    id_GR: np.ndarray,
+    done: int,
+    id_N: np.ndarray,
+) -> int:
+    """Fills `id_N` from slot `done` on; returns the first slot whose position is outside its group's run, or N."""
+    for n in range(done, group_N.size):
+        group = group_N[n]
+        if position_N[n] < begin_G[group] or position_N[n] >= end_G[group]:
+            return n
+        id_N[n] = id_GR[group, position_N[n] - begin_G[group]]
+    return group_N.size
+
+
+@njit(cache=True, nogil=True)
+def short_groups(cursor_KL: np.ndarray, wanted_K: np.ndarray, until_KL: np.ndarray) -> np.ndarray:
+    """The groups (domain * lanes + lane) with less than three quarters of `wanted_K` requested beyond their cursors.
+
+    until_KL: the position up to which each group is requested; raised to the cursor where that is further.
+    """
+    short = np.empty(cursor_KL.size, np.int64)
+    count = 0
+    for k in range(cursor_KL.shape[0]):
+        least = wanted_K[k] - wanted_K[k] // 4
+        for lane in range(cursor_KL.shape[1]):
+            until_KL[k, lane] = max(until_KL[k, lane], cursor_KL[k, lane])
+            if until_KL[k, lane] - cursor_KL[k, lane] < least:
+                short[count] = k * cursor_KL.shape[1] + lane
+                count += 1
+    return short[:count]
+
+
+@njit(cache=True, nogil=True)
+def group_pieces(start: np.ndarray, block_samples: int) -> np.ndarray:
+    """First pieces of the blocks, and the number of pieces at the end; `start`: positions where pieces begin."""
+    pieces = start.size - 1
+    bounds = np.empty(pieces + 1, np.int64)
+    count = 0
+    piece = 0
+    target = 0
+    while piece < pieces:
+        bounds[count] = piece
+        count += 1
+        begin = start[piece]
+        piece += 1
+        while piece < pieces and start[piece] - begin < target:
+            piece += 1
+        # blocks double from a single piece on, up to block_samples: the first batch waits for one shard
+        target = min(block_samples, max(2 * target, 2 * (start[piece] - begin)))
+    bounds[count] = pieces
+    return bounds[: count + 1].copy()
+
+
+@njit(cache=True, nogil=True)
+def epoch_sample_ids(
+    first_id: np.ndarray,
+    start: np.ndarray,
+    block: np.ndarray,
+    block_start: np.ndarray,
+    key: np.uint64,
+    begin: int,
+    out: np.ndarray,
+) -> None:
+    """Writes the sample ids at positions begin, begin + 1, ... of a lane's epoch; see _Epoch in sample_order.py."""
+    b = np.searchsorted(block_start, begin, side="right") - 1
+    for i in range(out.size):
+        position = begin + i
+        while position >= block_start[b + 1]:
+            b += 1
+        low = block_start[b]
+        mixed = low + permute(position - low, block_start[b + 1] - low, key + np.uint64(b))
+        lo, hi = block[b], block[b + 1]
+        piece = lo + np.searchsorted(start[lo:hi], mixed, side="right") - 1
+        out[i] = first_id[piece] + mixed - start[piece]

@@ -1,0 +1,119 @@
+"""A model built on the meta device computes what one built with memory does, however it gets its weights."""
+
+import copy
+
+import pytest
+import torch
+import torch.distributed as dist
+from torch.distributed.fsdp import fully_shard
+
+from ado_model import ModelConfig, Transformer
+
+CONFIG = ModelConfig(num_layers=2, width=64, num_heads=4, vocab_size=211, context_length=48)
+TOKENS = torch.arange(80).view(2, 40)
+
+
+def built():
+    torch.manual_seed(3)
+    return Transformer(CONFIG)
+
+
+def on_meta():
+    with torch.device("meta"):
+        return Transformer(CONFIG)
+
+
+def poisoned_empty(model):
+    """`to_empty`, with NaN for what uninitialised memory may hold."""
+    return model._apply(lambda tensor: torch.full_like(tensor, torch.nan, device="cpu"))
+
+
+def to_empty(expected):
+    model = poisoned_empty(on_meta())
+    model.load_state_dict(expected.state_dict(), strict=True)
+    return model
+
+
+def assigned(expected):
+    model = on_meta()
+    model.load_state_dict(expected.state_dict(), strict=True, assign=True)
+    return model
+
+
+def initialised(expected):
+    model = poisoned_empty(on_meta())
+    for each in (model, expected):
+        torch.manual_seed(3)
+        each.initialise()
+    return model
+
+
+@pytest.mark.parametrize("materialise", [to_empty, assigned, initialised])
+def test_logits_are_those_of_a_model_built_with_memory(materialise):
+    expected = built()
+    assert torch.equal(materialise(expected)(TOKENS), expected(TOKENS))
+
+
+def test_tables_keep_their_dtype_and_their_memory():
+    model = built().bfloat16()
+    assert model.rotary_cos.dtype == torch.bfloat16
+    assert torch.equal(model.rotary_cos, built().rotary_cos.bfloat16())
+    shared = built().share_memory()
+    assert shared.rotary_cos.is_shared()
+    assert torch.equal(copy.deepcopy(shared).rotary_sin, built().rotary_sin)
+
+
+def test_a_model_of_float64_stays_so_under_autocast():
+    model = built().double()
+    with torch.autocast("cpu", torch.bfloat16):
+        assert model.hidden(TOKENS).dtype == torch.float64
+
+
+@pytest.fixture
+def process_group():
+    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+    yield
+    dist.destroy_process_group()
+
+
+@pytest.mark.usefixtures("process_group")
+def test_fully_shard_on_the_meta_device():
+    """torchtitan's order: built on meta, sharded, given memory, then loaded."""
+    from torch.distributed.checkpoint.state_dict import StateDictOptions, set_model_state_dict
+    from torch.distributed.device_mesh import init_device_mesh
+
+    expected, model = built(), on_meta()
+    mesh = init_device_mesh("cpu", (1,))
+    for layer in model.layers:
+        fully_shard(layer, mesh=mesh)
+    fully_shard(model, mesh=mesh)
+    model.to_empty(device="cpu")
+    set_model_state_dict(model, expected.state_dict(), options=StateDictOptions(full_state_dict=True))
+    assert torch.equal(model.rotary_cos, expected.rotary_cos)
+    assert torch.equal(model(TOKENS), expected(TOKENS))
+
+
+def test_one_graph_serves_sequences_of_many_lengths():
+    """The first length makes a graph, the second the one for all; marking the dimension makes it at once."""
+    graphs = []
+
+    def backend(module, _):
+        graphs.append(module)
+        return module
+
+    torch._dynamo.reset()
+    model = built()
+    loss = torch.compile(model.loss, backend=backend, fullgraph=True)
+    ids = torch.tensor([0, 1])
+    for length in (7, 9, 12, 15, 21, 30, 40):
+        tokens = TOKENS[:, :length].contiguous()
+        expected = model.loss(tokens, tokens, ids, 2)[0]
+        torch.testing.assert_close(loss(tokens, tokens, ids, 2)[0], expected)
+    assert len(graphs) == 2
+    torch._dynamo.reset()
+    graphs.clear()
+    for length in (7, 9, 12):
+        tokens = TOKENS[:, :length].contiguous()
+        torch._dynamo.mark_dynamic(tokens, 1)
+        loss(tokens, tokens, ids, 2)
+    assert len(graphs) == 1

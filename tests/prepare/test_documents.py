@@ -1,0 +1,134 @@
+"""Records become documents, or errors that name file, line and what to do; tables are read like lines."""
+
+import json
+
+import pyarrow as pa
+import pyarrow.parquet as parquet
+import pytest
+
+from ado_stream.errors import ConfigError, DataError
+from ado_stream.prepare import columnar
+from ado_stream.prepare import documents as module
+from ado_stream.prepare.documents import RecordErrors, RecordKeys, cut_pieces, read_documents
+from ado_stream.prepare.input_files import find_input_files
+
+PILE = RecordKeys("text", "meta.pile_set_name")
+RECORDS = [{"text": f"text {n} ä", "meta": {"pile_set_name": f"domain {n % 3}"}, "more": n} for n in range(500)]
+
+
+def _read(path, fields=PILE, skip=False):
+    refusals = RecordErrors(skip)
+    pieces = list(cut_pieces(find_input_files([path], "train", True), refusals))
+    documents = [document for piece in pieces for document in read_documents(piece, fields, refusals)]
+    return documents, refusals.counts, pieces
+
+
+def _expected():
+    return [(record["text"], record["meta"]["pile_set_name"]) for record in RECORDS]
+
+
+def _write(path, lines):
+    path.write_bytes(b"\n".join(lines) + b"\n")
+    return path
+
+
+def _record(**fields):
+    return json.dumps({"text": "good", "meta": {"pile_set_name": "d"}, **fields}).encode()
+
+
+@pytest.mark.parametrize("kind", ["jsonl", "parquet", "arrow stream", "arrow file"])
+def test_every_kind_gives_the_same_documents(tmp_path, monkeypatch, kind):
+    path = tmp_path / f"data.{kind.split()[0]}"
+    if kind == "jsonl":
+        _write(path, [json.dumps(record).encode() for record in RECORDS])
+    elif kind == "parquet":
+        parquet.write_table(pa.Table.from_pylist(RECORDS), path, row_group_size=60)
+    else:
+        table = pa.Table.from_pylist(RECORDS)
+        new = pa.ipc.new_stream if kind == "arrow stream" else pa.ipc.new_file
+        with new(str(path), table.schema) as writer:
+            writer.write_table(table, max_chunksize=60)
+    monkeypatch.setattr(module, "PIECE_BYTES", 4000)
+    monkeypatch.setattr(columnar, "_GROUP_BYTES", 4000)
+    documents, _, pieces = _read(path)
+    assert [(document.text, document.domain) for document in documents] == _expected()
+    assert len(pieces) > 1 or kind == "jsonl"
+    assert all(document.utf8 == document.text.encode() for document in documents)
+    assert sum(piece.source_bytes for piece in pieces) == pytest.approx(path.stat().st_size, abs=len(pieces))
+
+
+def test_text_files_are_one_document_each_in_pieces_of_several(tmp_path, monkeypatch):
+    monkeypatch.setattr(module, "PIECE_BYTES", 50)
+    for number in range(20):
+        path = tmp_path / f"domain{number % 2}" / f"{number:02}.txt"
+        path.parent.mkdir(exist_ok=True)
+        path.write_text(f"text of {number}\n" * 2)
+    documents, _, pieces = _read(tmp_path, RecordKeys())
+    assert 1 < len(pieces) < 20
+    assert [(document.domain, document.text) for document in documents] == [
+        (f"domain{parity}", f"text of {number}\n" * 2) for parity in (0, 1) for number in range(parity, 20, 2)
+    ]
+
+
+BAD_LINES = {
+    "unreadable line": (b'{"text": ', r":3: unreadable line \(.*\)\."),
+    "unreadable line ": (b"[" * 100_000, r":3: unreadable line"),
+    "invalid UTF-8": (b'{"text": "\xff"}', r":3: invalid UTF-8 at byte 10 of the line"),
+    "no text": (b'{"meta": {"pile_set_name": "d"}}', r":3: no text under key 'text'; keys: meta"),
+    "no text ": (_record(text=""), r":3: no text"),
+    "no text  ": (_record(text=7), r":3: no text"),
+    "no text   ": (b"7", r":3: no text"),
+    "no domain": (_record(meta={}), r":3: no domain under key 'meta.pile_set_name'"),
+    "no domain ": (_record(meta="Wiki"), r":3: no domain"),
+    "no domain  ": (_record(meta={"pile_set_name": 4}), r":3: no domain under key 'meta.pile_set_name', got 4"),
+    "invalid Unicode": (b'{"text": "a\\ud800", "meta": {"pile_set_name": "d"}}', r":3: invalid Unicode"),
+    "invalid Unicode ": (b'{"text": "a", "meta": {"pile_set_name": "\\ud800"}}', r":3: invalid Unicode"),
+}
+
+
+@pytest.mark.parametrize("reason", BAD_LINES)
+def test_a_bad_line_is_named_or_counted(tmp_path, reason):
+    bad, message = BAD_LINES[reason]
+    path = _write(tmp_path / "bad.jsonl", [_record(), b"", bad, _record(text="after")])
+    with pytest.raises(DataError, match=message) as caught:
+        _read(path)
+    assert "--on-error skip" in str(caught.value)
+    assert str(caught.value).count("\n") <= 2
+    documents, counts, _ = _read(path, skip=True)
+    assert [document.text for document in documents] == ["good", "after"]
+    assert counts == {reason.strip(): 1}
+
+
+def test_bad_text_files_are_named_or_counted(tmp_path, monkeypatch):
+    monkeypatch.setattr(module, "MAX_LINE_BYTES", 100)
+    for name, data in {"a": b"good", "b": b"", "c": b"a\xff", "d": b"x" * 101}.items():
+        (tmp_path / f"{name}.txt").write_bytes(data)
+    for name, message in {"b": "no text", "c": "invalid UTF-8 at byte 1", "d": "document too long"}.items():
+        with pytest.raises(DataError, match=f"{name}.txt: {message}"):
+            _read(tmp_path / f"{name}.txt", RecordKeys())
+    documents, counts, _ = _read(tmp_path, RecordKeys(), skip=True)
+    assert [document.text for document in documents] == ["good"]
+    assert counts == {"no text": 1, "invalid UTF-8": 1, "document too long": 1}
+
+
+def test_a_damaged_file_stops_or_is_counted(tmp_path):
+    (tmp_path / "a.jsonl.zst").write_bytes(b"not zstd")
+    (tmp_path / "b.parquet").write_bytes(b"not parquet")
+    (tmp_path / "c.arrow").write_bytes(b"not arrow")
+    for name in ("a.jsonl.zst", "b.parquet", "c.arrow"):
+        with pytest.raises(DataError, match=name):
+            _read(tmp_path / name)
+    documents, counts, _ = _read(tmp_path, skip=True)
+    assert documents == []
+    assert counts == {"file damaged, its rest left out": 3}
+
+
+def test_a_table_without_the_column_names_those_it_has(tmp_path):
+    parquet.write_table(pa.table({"content": ["a"]}), tmp_path / "t.parquet")
+    with pytest.raises(ConfigError, match="no column for key 'text'; columns: content"):
+        _read(tmp_path / "t.parquet", RecordKeys())
+
+
+def test_a_key_with_dots_in_it_is_found_before_a_path(tmp_path):
+    path = _write(tmp_path / "dots.jsonl", [b'{"a.b": "flat", "a": {"b": "deep"}}', b'{"a": {"b": "deep"}}'])
+    assert [document.text for document in _read(path, RecordKeys("a.b"))[0]] == ["flat", "deep"]

@@ -1,0 +1,101 @@
+"""docs/faults.md E1 and E2 with real processes, each node with its own cache: one global order in every world."""
+
+import json
+import multiprocessing
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+import ado_stream as ado
+from tests.stream.helpers import SAMPLES, ledger, run
+
+BATCH, LANES = 24, 4
+
+
+@dataclass(frozen=True)
+class Job:
+    """One rank's part of a run."""
+
+    remote: Path
+    cache: Path  # of its node
+    rank: int
+    world_size: int
+    io_threads: int
+    steps: int
+    state: str | None
+
+
+def make(job: Job) -> ado.AdaptiveStreamingDataset:
+    names = [f"d{number}" for number in range(len(SAMPLES))]
+    return ado.AdaptiveStreamingDataset(
+        [ado.Domain(name, str(job.remote / name), str(job.cache / name)) for name in names],
+        global_batch_size=BATCH,
+        canonical_nodes=LANES,
+        seed=9,
+        rank=job.rank,
+        world_size=job.world_size,
+    )
+
+
+def read(job: Job) -> tuple[list[list], str]:
+    """The ledger of each step, and the state at the end; runs in a process of its own."""
+    dataset = make(job)
+    if job.state is not None:
+        dataset.load_state_dict(json.loads(job.state))
+    dataset.start(prefetch=min(job.io_threads, 4), io_threads=job.io_threads)
+    batches = run(dataset, job.steps)
+    return [ledger([batch]) for batch in batches], json.dumps(dataset.state_dict())
+
+
+@pytest.fixture(scope="module")
+def pool_of():
+    """Processes that share no memory with this one, but were loaded once."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["tests.stream.test_rank_layouts"])
+    return context.Pool
+
+
+@pytest.fixture(scope="module")
+def remote(corpus, tmp_path_factory):
+    root = tmp_path_factory.mktemp("remote")
+    for domain in corpus:
+        shutil.copytree(domain.local, root / domain.name)
+    return root
+
+
+def global_ledger(pool_of, remote, folder, nodes, ranks, io_threads, steps, state=None):
+    """The union over ranks, in the order of slots, and the state, the same on all of them."""
+    jobs = [
+        Job(remote, folder / f"node{rank // ranks}", rank, nodes * ranks, io_threads, steps, state)
+        for rank in range(nodes * ranks)
+    ]
+    with pool_of(len(jobs)) as pool:
+        parts = pool.map(read, jobs, chunksize=1)
+    assert len({state for _, state in parts}) == 1
+    return [entry for step in range(steps) for ledgers, _ in parts for entry in ledgers[step]], parts[0][1]
+
+
+@pytest.fixture(scope="module")
+def reference(remote, tmp_path_factory):
+    ledgers, _ = read(Job(remote, tmp_path_factory.mktemp("one"), 0, 1, 1, 60, None))
+    return [entry for entries in ledgers for entry in entries]
+
+
+@pytest.mark.parametrize(
+    ("nodes", "ranks", "io_threads"), [(1, 1, 0), (1, 2, 1), (2, 1, 4), (2, 2, 1), (4, 1, 0), (3, 1, 4), (4, 2, 4)]
+)
+def test_e1_nodes_ranks_and_threads_read_one_global_order(
+    pool_of, remote, reference, tmp_path, nodes, ranks, io_threads
+):
+    union, _ = global_ledger(pool_of, remote, tmp_path, nodes, ranks, io_threads, 30)
+    assert union == reference[: 30 * BATCH]
+
+
+def test_e2_a_run_moves_from_two_ranks_to_four_to_one(pool_of, remote, reference, tmp_path):
+    union, state = [], None
+    for nodes, ranks, io_threads in ((1, 2, 1), (2, 2, 4), (1, 1, 0)):
+        part, state = global_ledger(pool_of, remote, tmp_path, nodes, ranks, io_threads, 20, state)
+        union += part
+    assert union == reference
