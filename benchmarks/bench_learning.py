@@ -17,7 +17,7 @@ import yaml
 from ado_stream.report.run_data import load_runs
 from ado_stream.report.validation_plot import OVERALL, final_losses
 from ado_stream.train.config import load_config
-from ado_stream.train.run import run_training
+from ado_stream.train.trainer import run_training
 from benchmarks.common import write_result
 
 BASELINE = "natural"
