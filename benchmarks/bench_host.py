@@ -1,8 +1,8 @@
 """What does keeping freed memory, and letting idle threads sleep, do for the steps of a small model on a CPU?
 
 Both are settings of a process, so each of the six combinations has its own; they are asked for a few steps in turn and
-compared round by round with what training sets (ado_stream/train/host.py). Prints tokens/s and a step's time over ours;
-no bar.
+compared round by round with what training sets (ado_stream/train/cpu_tuning.py). Prints tokens/s and a step's time over
+ours; no bar.
 """
 
 import multiprocessing
@@ -12,7 +12,7 @@ import time
 from multiprocessing.connection import Connection
 from typing import Any
 
-from ado_stream.train.host import SPIN_COUNT
+from ado_stream.train.cpu_tuning import SPIN_COUNT
 from benchmarks.bench_train import CASES, Case, make_step
 from benchmarks.common import write_result
 
@@ -59,7 +59,7 @@ def _variant(connection: Connection, case: Case, keep_memory: bool) -> None:
     """Says None when it is warm; then answers each number of steps with seconds a step; 0 ends it."""
     import torch
 
-    from ado_stream.train.host import keep_freed_memory
+    from ado_stream.train.cpu_tuning import keep_freed_memory
 
     if keep_memory:
         keep_freed_memory()

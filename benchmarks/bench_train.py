@@ -67,7 +67,7 @@ CASES = {
 
 def measure(case: Case) -> dict[str, Any]:
     """Speed of the natural loop, and ADO's share of its step."""
-    from ado_stream.train.host import keep_freed_memory
+    from ado_stream.train.cpu_tuning import keep_freed_memory
 
     if case.device == "cpu":
         keep_freed_memory()
@@ -117,14 +117,14 @@ def make_step(case: Case) -> tuple[Any, int]:
 
     from ado_model import PRESETS, Transformer
     from ado_stream.train.config import TrainSection
-    from ado_stream.train.distributed import World
+    from ado_stream.train.distributed import DistributedContext
     from ado_stream.train.parallel import ParallelModel
-    from ado_stream.train.step import TrainStep, make_optimizer
+    from ado_stream.train.train_step import TrainStep, make_optimizer
 
     torch.manual_seed(0)
     options = TrainSection(compile=case.device == "cuda")
     sizes = replace(PRESETS[case.preset], vocab_size=case.vocabulary, context_length=case.num_tokens)
-    parallel = ParallelModel(Transformer(sizes), World(0, 1, torch.device(case.device)), options)
+    parallel = ParallelModel(Transformer(sizes), DistributedContext(0, 1, torch.device(case.device)), options)
     step = TrainStep(parallel, make_optimizer(parallel.model, options), options, case.num_domains)
     return step, sizes.flops_per_token(case.num_tokens)
 

@@ -1,4 +1,4 @@
-"""ado-stream in other people's training loops, one file each.
+"""AdaptiveLoader in the training loops of other frameworks, one file each.
 
-There is none for Composer: its newest release (0.32.1) asks for torch below 2.7.1, this project for 2.11 or newer.
+There is none for Composer: its newest release (0.32.1) needs torch below 2.7.1, this project 2.11 or newer.
 """

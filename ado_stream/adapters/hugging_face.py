@@ -1,9 +1,9 @@
-"""Hugging Face Trainer on an adaptive stream: `AdaptiveTrainer(model=..., args=..., loader=...)`.
+"""Hugging Face's Trainer with an AdaptiveLoader: `AdaptiveTrainer(model=..., args=..., loader=...)`.
 
 The loader's batch is already this rank's part of the global batch, so `gradient_accumulation_steps` must be 1 and the
-batch size of `args` is not used for training. Losses per domain are taken from the model's logits, without a second
-forward pass. Evaluation takes whatever Trainer takes, and samples with a domain. Resuming: the loader's state lies in
-each of Trainer's checkpoints and is loaded with it.
+batch size in `args` is not used for training. Per-domain losses come from the model's logits, without a second forward
+pass. Evaluation accepts what Trainer accepts, and samples with a domain. The loader's state is saved in each of
+Trainer's checkpoints and loaded with it.
 """
 
 import json
@@ -24,7 +24,7 @@ _IGNORED, _NO_DOMAIN = -100, -1
 
 
 class _Batches:
-    """The loader as what Trainer iterates: "input_ids" (b, T + 1) and "domain" (b,)."""
+    """The loader's batches as Trainer's inputs: "input_ids" (b, T + 1) and "domain" (b,)."""
 
     def __init__(self, loader: AdaptiveLoader):
         self.dataset = loader.dataset
@@ -36,27 +36,27 @@ class _Batches:
 
 
 class AdaptiveTrainer(Trainer):
-    """Trainer that reads from `loader` and tells it what each batch taught; set `max_steps` in its arguments."""
+    """A Trainer that reads from `loader` and passes it the per-domain losses; `max_steps` must be set."""
 
     def __init__(self, *arguments: Any, loader: AdaptiveLoader, **options: Any):
         super().__init__(*arguments, **options)
         if self.args.gradient_accumulation_steps != 1 or self.args.max_steps < 1:
             raise ConfigError("AdaptiveTrainer needs gradient_accumulation_steps=1 and max_steps of at least 1.")
-        if self.is_deepspeed_enabled:  # Trainer resumes it without `_load_from_checkpoint`: the loader would start anew
+        if self.is_deepspeed_enabled:  # it resumes without `_load_from_checkpoint`: the loader would restart
             raise ConfigError("AdaptiveTrainer cannot resume under DeepSpeed; use DDP or FSDP.")
-        self.args.ignore_data_skip = True  # the loader knows where it stands, and must not be read ahead to there again
+        self.args.ignore_data_skip = True  # the loader's state includes its position; Trainer must not skip batches too
         self._loader, self._num_domains = loader, len(loader.dataset.names)
 
     def get_train_dataloader(self) -> Any:
-        """The adaptive loader; each rank of it serves its own part."""
+        """The loader, which yields this rank's part of each batch."""
         return _Batches(self._loader)
 
     def compute_loss(
         self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
     ) -> Any:
-        """Mean next-token loss; in training the per-domain sums go to the loader. Trainer's own without a domain.
+        """Mean next-token loss; in training the per-domain sums go to the loader. Without "domain", Trainer's own loss.
 
-        labels, where given: the targets, as Hugging Face's models take them; -100 is not counted.
+        labels, if given: the targets as Hugging Face's models take them; -100 is not counted.
         """
         if "domain" not in inputs:
             return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
@@ -72,7 +72,7 @@ class AdaptiveTrainer(Trainer):
         return (loss, outputs) if return_outputs else loss
 
     def prediction_step(self, model: Any, inputs: dict[str, Any], *arguments: Any, **options: Any) -> Any:
-        """Trainer's, which asks for a loss only where there are labels; samples with a domain are their own."""
+        """Trainer's, which computes a loss only with labels; samples with a domain are their own labels."""
         if "domain" in inputs:
             inputs = {"labels": inputs["input_ids"], **inputs}
         return super().prediction_step(model, inputs, *arguments, **options)

@@ -1,8 +1,7 @@
-"""Lightning on an adaptive stream: `Trainer(...).fit(module)` with `module = AdaptiveModule(model, loader, ...)`.
+"""Lightning with an AdaptiveLoader: `Trainer(...).fit(module)` with `module = AdaptiveModule(model, loader, ...)`.
 
-The module brings its own data, tells the loader what each batch taught, and puts the loader's state into Lightning's
-checkpoints. One optimizer step a batch: set `max_steps`, leave `accumulate_grad_batches` at 1, and
-`use_distributed_sampler=False`.
+The module provides the data loader, passes it the per-domain losses, and adds its state to Lightning's checkpoints. One
+optimizer step a batch: set `max_steps`, leave `accumulate_grad_batches` at 1, and `use_distributed_sampler=False`.
 """
 
 from collections.abc import Callable, Iterator
@@ -20,7 +19,7 @@ STATE_KEY = "adaptive_loader"
 
 
 class _Batches:
-    """The loader with a length, without which Lightning would take each batch one step before training on it."""
+    """The loader with a length; without one Lightning fetches each batch a step early, before `observe`."""
 
     def __init__(self, loader: AdaptiveLoader, num_batches: int):
         self._loader, self._num_batches = loader, num_batches
@@ -33,10 +32,13 @@ class _Batches:
 
 
 class AdaptiveModule(lightning.LightningModule):
-    """A transformer that trains on `loader`; make_optimizer(parameters) returns its optimizer."""
+    """A transformer trained on `loader`; make_optimizer(parameters) returns its optimizer."""
 
     def __init__(
-        self, model: Transformer, loader: AdaptiveLoader, make_optimizer: Callable[[Any], torch.optim.Optimizer]
+        self,
+        model: Transformer,
+        loader: AdaptiveLoader,
+        make_optimizer: Callable[[Iterator[torch.nn.Parameter]], torch.optim.Optimizer],
     ):
         super().__init__()
         self.model = model
@@ -44,12 +46,12 @@ class AdaptiveModule(lightning.LightningModule):
         self._num_domains = len(loader.dataset.names)
 
     def on_fit_start(self) -> None:
-        """Raises ConfigError for settings of the Trainer under which steps and batches would not match."""
+        """Raises ConfigError for Trainer settings with which a step would not be one batch."""
         if self.trainer.accumulate_grad_batches != 1 or self.trainer.max_steps < 1:
             raise ConfigError("AdaptiveModule needs accumulate_grad_batches=1 and max_steps of at least 1.")
 
     def train_dataloader(self) -> _Batches:
-        """The adaptive loader; each rank of it serves its own part."""
+        """The loader, which yields this rank's part of each batch."""
         return _Batches(self._loader, self.trainer.max_steps)
 
     def training_step(self, batch: dict[str, Any], batch_index: int) -> torch.Tensor:
@@ -62,19 +64,19 @@ class AdaptiveModule(lightning.LightningModule):
         return loss
 
     def validation_step(self, batch: dict[str, Any], batch_index: int) -> None:
-        """Logs the mean loss of batches with "tokens" (b, T + 1) as "val_loss"; the loader is not told."""
+        """Logs the mean loss of batches with "tokens" (b, T + 1) as "val_loss"; the policy does not see it."""
         tokens_BT = batch["tokens"]
         loss, _, _ = self.model.loss(tokens_BT[:, :-1], tokens_BT[:, 1:], torch.zeros_like(tokens_BT[:, 0]), 1)
         self.log("val_loss", loss, batch_size=len(tokens_BT), sync_dist=True)
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
-        """What `make_optimizer` makes of the model's parameters."""
+        """`make_optimizer` of the model's parameters."""
         return self._make_optimizer(self.model.parameters())
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Adds where the data and the policy stand."""
+        """Adds the state of the loader and its policy."""
         checkpoint[STATE_KEY] = self._loader.state_dict()
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Goes to where the data and the policy stood."""
+        """Restores the loader and its policy."""
         self._loader.load_state_dict(checkpoint[STATE_KEY])

@@ -33,7 +33,7 @@ def run(args: argparse.Namespace) -> None:
 
     from ado_kernels.numba_cache import compile_in_background
     from ado_stream.demo.demo_plan import DemoPlan
-    from ado_stream.train.host import let_idle_threads_sleep
+    from ado_stream.train.cpu_tuning import let_idle_threads_sleep
 
     console = Console(stderr=args.json, highlight=False, markup=False)
     plan = DemoPlan.create(args.seed, args.quick, args.steps)

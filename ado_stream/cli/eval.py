@@ -9,7 +9,7 @@ from ado_stream.cli.shared import add_trained_run_argument, check_positive, is_m
 from ado_stream.errors import ConfigError
 
 if TYPE_CHECKING:
-    from ado_stream.evaluate.trained import Trained
+    from ado_stream.evaluate.trained_run import TrainedRun
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -26,11 +26,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> None:
     """Runs the verb."""
-    from ado_stream.train.host import let_idle_threads_sleep
+    from ado_stream.train.cpu_tuning import let_idle_threads_sleep
 
     let_idle_threads_sleep()
     _check(args)
-    from ado_stream.evaluate.trained import open_run
+    from ado_stream.evaluate.trained_run import open_run
 
     trained = open_run(args.run)
     found: dict[str, Any] = {"step": trained.step}
@@ -54,17 +54,28 @@ def _check(args: argparse.Namespace) -> None:
     pick_device(args.device)
 
 
-def _validate(trained: "Trained", args: argparse.Namespace) -> dict[str, Any]:
-    from ado_stream.train.distributed import join_world
-    from ado_stream.train.host import keep_freed_memory
+def _validate(trained: "TrainedRun", args: argparse.Namespace) -> dict[str, Any]:
+    from ado_stream.train.config import DataSection
+    from ado_stream.train.cpu_tuning import keep_freed_memory
+    from ado_stream.train.distributed import join_process_group
     from ado_stream.train.validation import Validator
 
     corpus = trained.open_corpus("val", args.corpus)
     names = [domain.name for domain in corpus.domains]
-    with join_world(args.device) as world:
+    data = DataSection() if args.corpus else trained.config.data
+    with join_process_group(args.device) as context:
         keep_freed_memory()
-        model = trained.model.to(world.device)
-        validation = Validator(corpus, names, args.max_samples, world, args.batch_size)(model.loss)
+        model = trained.model.to(context.device)
+        validator = Validator(
+            corpus,
+            names,
+            args.max_samples,
+            context,
+            args.batch_size,
+            token_column=data.token_column,
+            token_dtype=data.token_dtype,
+        )
+        validation = validator(model.loss)
     assert validation is not None, "no stop was requested"
     columns = zip(names, validation.domain_loss_K, validation.bits_per_byte_K, validation.domain_tokens_K, strict=True)
     return {
@@ -77,7 +88,7 @@ def _validate(trained: "Trained", args: argparse.Namespace) -> dict[str, Any]:
     }
 
 
-def _tasks(trained: "Trained", args: argparse.Namespace) -> dict[str, Any]:
+def _tasks(trained: "TrainedRun", args: argparse.Namespace) -> dict[str, Any]:
     from ado_stream.evaluate.export import export_hugging_face
     from ado_stream.evaluate.tasks import evaluate_tasks
     from ado_stream.train.distributed import pick_device

@@ -15,7 +15,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> None:
     """Runs the verb."""
     from ado_stream.evaluate.export import export_hugging_face
-    from ado_stream.evaluate.trained import open_run
+    from ado_stream.evaluate.trained_run import open_run
 
     trained = open_run(args.run)
     tokenizer = trained.open_corpus("train").tokenizer

@@ -24,20 +24,20 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> None:
     """Runs the verb."""
     from ado_stream.train.config import load_config
-    from ado_stream.train.host import let_idle_threads_sleep
+    from ado_stream.train.cpu_tuning import let_idle_threads_sleep
 
     let_idle_threads_sleep()
     config = load_config(Path(args.config), args.overrides)
     if args.dry_run:
-        from ado_stream.train.distributed import expected_world
-        from ado_stream.train.plan import plan_run, plan_text
+        from ado_stream.train.distributed import detect_context
+        from ado_stream.train.dry_run import plan_run, plan_text
 
-        world = expected_world(config.train.device)
-        plan = plan_run(config, world)
-        if world.is_main:
+        context = detect_context(config.train.device)
+        plan = plan_run(config, context)
+        if context.is_main:
             print(plan_text(plan))
         return
-    from ado_stream.train.run import run_training
+    from ado_stream.train.trainer import run_training
 
     result = run_training(config, args.resume)
     if is_main_rank():

@@ -20,7 +20,7 @@ from ado_stream.prepare.coordinator import prepare
 from ado_stream.record import FILE_NAME
 from ado_stream.report.report_page import write_report
 from ado_stream.train.config import load_config
-from ado_stream.train.run import run_training
+from ado_stream.train.trainer import run_training
 
 Log = Callable[[str], None]
 

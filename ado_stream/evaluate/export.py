@@ -1,7 +1,7 @@
 """A trained model as a Hugging Face folder: config.json, model.safetensors, generation_config.json, tokenizer files.
 
-The transformer has the parts of Qwen3 and its parameters carry Qwen3's names, so that this is a renaming. Invariant:
-the folder appears complete or not at all (written beside its place, then renamed).
+The transformer has Qwen3's layers and parameter names, so no tensor is reshaped. Invariant: the folder appears complete
+or not at all (written under a temporary name, then renamed).
 """
 
 import json
@@ -26,8 +26,8 @@ def export_hugging_face(
 ) -> Path:
     """Writes `model` so that transformers' AutoModelForCausalLM loads it; returns the folder.
 
-    model: with whole parameters (one process, or FSDP gathered), saved in float32. tokenizer: the corpus' own, whose
-    files are added. Raises ConfigError when the folder holds something already, StorageError when it cannot be written.
+    model: with unsharded parameters, saved in float32. tokenizer: the corpus's, whose files are added. Raises
+    ConfigError when the folder is not empty, StorageError when it cannot be written.
     """
     from safetensors.torch import save_file
 
@@ -53,7 +53,7 @@ def export_hugging_face(
 
 
 def byte_tokenizer() -> HuggingFaceTokenizer:
-    """The byte tokenizer in Hugging Face's format: a BPE without merges, every character falling back to its bytes."""
+    """The byte tokenizer in Hugging Face's format: a BPE without merges, with byte fallback for every character."""
     from tokenizers import AddedToken, decoders, models
     from tokenizers import Tokenizer as HuggingFace
 
@@ -66,7 +66,7 @@ def byte_tokenizer() -> HuggingFaceTokenizer:
 
 
 def renamed_parameters(model: "Transformer") -> "dict[str, Tensor]":
-    """Parameters by Qwen3's names; the output layer is the embedding and not written twice."""
+    """Parameters by Qwen3's names; the output layer is tied to the embedding and not written."""
     return {f"model.{name}": value.detach().cpu().contiguous() for name, value in model.named_parameters()}
 
 

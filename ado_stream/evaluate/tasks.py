@@ -1,7 +1,6 @@
-"""Downstream tasks by EleutherAI's lm-evaluation-harness, on the exported model.
+"""Downstream tasks of EleutherAI's lm-evaluation-harness, run on an exported model.
 
-The usual set for models of these sizes: hellaswag, winogrande, piqa, arc_easy, logiqa2, sciq, lambada_openai. Names are
-the harness's own; a folder of task files (YAML) can be given beside them, so that it also runs without a network.
+Task names are the harness's own; a folder of task files (YAML) can be added, so that it also runs without a network.
 """
 
 import os
@@ -10,7 +9,7 @@ from typing import Any
 
 from ado_stream.errors import ConfigError, StorageError
 
-USUAL = ("hellaswag", "winogrande", "piqa", "arc_easy", "logiqa2", "sciq", "lambada_openai")
+USUAL_TASKS = ("hellaswag", "winogrande", "piqa", "arc_easy", "logiqa2", "sciq", "lambada_openai")
 
 
 def evaluate_tasks(
@@ -22,10 +21,10 @@ def evaluate_tasks(
 ) -> dict[str, dict[str, Any]]:
     """{task: {metric: value}} of the exported model in `model_dir`; batch_size: sequences at once.
 
-    Under torchrun all ranks call; rank 0 has the result, the others an empty one.
+    Under torchrun all ranks call; rank 0 returns the result, the others an empty dict.
 
-    Raises ConfigError when the harness is not installed, or for a task that it does not know; StorageError when it
-    cannot get at a task's questions.
+    Raises ConfigError when the harness is not installed or does not have a task, StorageError when a task's data cannot
+    be loaded.
     """
     try:
         import lm_eval
@@ -35,9 +34,9 @@ def evaluate_tasks(
     manager = TaskManager(include_path=task_dir)
     unknown = [name for name in tasks if not manager.match_tasks([name])]
     if unknown:
-        raise ConfigError(f"no task {unknown[0]!r}; the usual set is {', '.join(USUAL)}.")
+        raise ConfigError(f"no task {unknown[0]!r}; the usual set is {', '.join(USUAL_TASKS)}.")
     try:
-        found = lm_eval.simple_evaluate(
+        output = lm_eval.simple_evaluate(
             model="hf",
             model_args=f"pretrained={os.fspath(model_dir)}",
             tasks=list(tasks),
@@ -45,9 +44,9 @@ def evaluate_tasks(
             device=device,
             batch_size=batch_size,
         )
-    except OSError as error:  # what its libraries raise for a hub that cannot be reached, too
+    except OSError as error:  # its libraries' errors for an unreachable hub are OSErrors
         raise StorageError(
             f"tasks {', '.join(tasks)}: {str(error).partition(chr(10))[0]}.\n"
-            "  Their questions come from the Hugging Face hub; without a network, give task files by --task-dir."
+            "  Task data come from the Hugging Face hub; without a network, give task files by --task-dir."
         ) from error
-    return {} if found is None else dict(found["results"])
+    return {} if output is None else dict(output["results"])

@@ -1,8 +1,11 @@
-"""Saves and loads a training run: tensors by torch.distributed.checkpoint, the rest as JSON beside them.
+"""Saves and loads a training run: tensors by torch.distributed.checkpoint (DCP), metadata as JSON beside them.
 
-Each rank writes the parts it holds as safetensors (DCP's own storage for that format), so a checkpoint of any world
-and strategy loads on any other, and no file of it can carry a pickle. Invariant: a checkpoint counts only once it is
-committed (commit.py); an older one stays until then. A save in the background works on a copy.
+Each rank writes its shards as safetensors (DCP's storage for that format), so a checkpoint loads under any number of
+ranks and either strategy, and no file of it can hold a pickle. Invariant: a checkpoint is valid only once committed
+(checkpoint_commit.py), and older ones are kept until then.
+
+Order of a save, the same on all ranks: rank 0 creates the directory and writes the metadata; all copy their tensors to
+the host (asynchronous saves only); all write their shards; rank 0 commits and prunes while the others wait for it.
 """
 
 import json
@@ -13,7 +16,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict, cast
 
 import torch
 import torch.distributed as dist
@@ -25,193 +28,210 @@ from torch.distributed.checkpoint.staging import DefaultStager, StagingOptions
 
 from ado_stream.durable import write_durably
 from ado_stream.errors import CheckpointError
-from ado_stream.train import commit
-from ado_stream.train.distributed import World, on_main
+from ado_stream.train import checkpoint_commit
+from ado_stream.train.distributed import DistributedContext, call_on_main
 
 STATE_FILE = "state.json"
 _MOMENTS = ("step", "exp_avg", "exp_avg_sq")
 
 
+class CheckpointMetadata(TypedDict):
+    """The content of state.json: all that is not a tensor."""
+
+    finished_steps: int
+    run_id: str
+    drawn: dict[str, int]  # samples by domain
+    skipped: int  # steps that were not finite
+    model: dict[str, Any]  # ModelConfig's fields
+    tokenizer: str  # its fingerprint
+    loader: dict[str, Any]  # AdaptiveLoader.state_dict()
+
+
 @dataclass(frozen=True)
 class TrainingState:
-    """What a checkpoint is of: tensors that are read or filled in place, and JSON-able facts."""
+    """What a checkpoint holds of a model and its optimizer: their tensors, saved from and loaded into them in place."""
 
     model: nn.Module
     optimizer: torch.optim.AdamW
-    facts: dict[str, Any]
 
     def tensors(self) -> dict[str, Tensor]:
-        """Every tensor by name; AdamW's moments are made where there are none yet."""
-        found = {"rng.cpu": torch.get_rng_state(), **model_tensors(self.model)}
+        """Every tensor by name; AdamW's moments are created where there are none yet."""
+        tensors = {"rng.cpu": torch.get_rng_state(), **model_tensors(self.model)}
         optimized = {parameter for group in self.optimizer.param_groups for parameter in group["params"]}
         for name, parameter in self.model.named_parameters():
-            assert parameter in optimized, f"{name} is gathered, not this rank's part of it"  # its moments would be new
+            # FSDP swaps gathered parameters in for its shards; moments created for those would be new ones.
+            assert parameter in optimized, f"{name} is gathered, not this rank's shard"
             moments = self.optimizer.state[parameter]
             if not moments:
                 moments["step"] = torch.zeros((), dtype=torch.float32, device=parameter.device)
                 moments["exp_avg"] = torch.zeros_like(parameter, requires_grad=False)
                 moments["exp_avg_sq"] = torch.zeros_like(parameter, requires_grad=False)
             for key in _MOMENTS:
-                found[f"optimizer.{key}.{name}"] = moments[key]
-        return found
+                tensors[f"optimizer.{key}.{name}"] = moments[key]
+        return tensors
 
 
 def model_tensors(model: nn.Module) -> dict[str, Tensor]:
-    """A model's parameters under the names that they have in a checkpoint."""
+    """A model's parameters by their names in a checkpoint."""
     return {f"model.{name}": parameter.detach() for name, parameter in model.named_parameters()}
 
 
 class Checkpointer:
-    """Writes checkpoints of one run under `directory`, keeps the newest `keep`.
+    """Writes checkpoints of one run under `directory` and keeps the newest `keep`.
 
-    asynchronous: `save` returns once the tensors are copied; `wait`, called by the next save and at the end, raises
-    what went wrong. All ranks call every method at the same step, and none goes on before a checkpoint is committed.
+    asynchronous: `save` returns once the tensors are copied; `wait`, called by the next save and at the end of a run,
+    raises the error of the save in the background. All ranks call every method at the same step; none returns from a
+    synchronous `save`, or from `wait`, before the checkpoint is committed.
     """
 
-    def __init__(self, directory: Path, world: World, keep: int, asynchronous: bool):
-        self._directory, self._world, self._keep = directory, world, keep
+    def __init__(self, directory: Path, context: DistributedContext, keep: int, asynchronous: bool):
+        self._directory, self._context, self._keep = directory, context, keep
         self._asynchronous = asynchronous
-        self._pending: _Background | None = None
-        self._group: Any = None
-        if asynchronous and world.size > 1:
-            self._group = dist.new_group(backend="gloo", timeout=timedelta(seconds=world.timeout_s))
+        self._pending: _BackgroundSave | None = None
+        self._group: Any = None  # torch types a new group as a union of ProcessGroup and a sentinel
+        if asynchronous and context.size > 1:  # of its own: the saving thread's collectives run beside the training's
+            self._group = dist.new_group(backend="gloo", timeout=timedelta(seconds=context.timeout_s))
 
-    def save(self, step: int, state: TrainingState, committed: Callable[[], None] = lambda: None) -> Path:
-        """Saves `state` as the checkpoint of `step` finished steps; raises CheckpointError, older ones stay.
+    def save(
+        self,
+        state: TrainingState,
+        metadata: CheckpointMetadata,
+        on_commit: Callable[[], None] = lambda: None,
+    ) -> Path:
+        """Saves a checkpoint and returns its directory. Raises CheckpointError; older checkpoints are then unchanged.
 
-        committed: called on every rank once the checkpoint counts, by the thread that saved it.
+        on_commit: called on every rank once the checkpoint is committed, in the thread that saved it.
         """
         self.wait()
-        directory = commit.directory_of(self._directory, step)
-        on_main(self._world, self._begin, directory, state.facts)
+        directory = checkpoint_commit.checkpoint_dir(self._directory, metadata["finished_steps"])
+        call_on_main(self._context, lambda: self._begin(directory, metadata))
         tensors = _copied_to_host(state.tensors()) if self._asynchronous else state.tensors()
 
         def finish() -> None:
-            self._finish(directory, tensors, committed)
+            self._finish(directory, tensors, on_commit)
 
         if self._asynchronous:
-            self._pending = _Background(directory, self._world, finish)
+            self._pending = _BackgroundSave(directory, self._context, finish)
         else:
             finish()
         return directory
 
     def wait(self) -> None:
-        """Returns when nothing is being saved. Raises CheckpointError of a save in the background."""
+        """Waits for the save in the background, if any, and raises its CheckpointError."""
         pending, self._pending = self._pending, None
         if pending is not None:
             pending.join()
 
-    def _begin(self, directory: Path, facts: dict[str, Any]) -> None:
+    def _begin(self, directory: Path, metadata: CheckpointMetadata) -> None:
         try:
-            commit.make_fresh(directory)
-            write_durably(directory / STATE_FILE, json.dumps(facts))
+            checkpoint_commit.create_empty(directory)
+            write_durably(directory / STATE_FILE, json.dumps(metadata))
         except OSError as error:
             raise _not_saved(directory, error) from error
 
-    def _finish(self, directory: Path, tensors: dict[str, Tensor], committed: Callable[[], None]) -> None:
-        """Writes until every rank's files are there; then rank 0 commits while the others wait for it."""
+    def _finish(self, directory: Path, tensors: dict[str, Tensor], on_commit: Callable[[], None]) -> None:
+        """Writes every rank's shards; then rank 0 commits while the others wait for it."""
         writer = HuggingFaceStorageWriter(str(directory), save_distributed=True)
-        _silence_the_warning_of_one_process()
+        _ignore_single_process_warning()
         try:
-            dcp.save(tensors, storage_writer=writer, process_group=self._group, no_dist=self._world.size == 1)
-            on_main(self._world, self._commit, directory, group=self._group)
+            dcp.save(tensors, storage_writer=writer, process_group=self._group, no_dist=self._context.size == 1)
+            call_on_main(self._context, lambda: self._commit(directory), self._group)
         except (CheckpointException, OSError) as error:  # the first is a BaseException
-            if self._world.is_main:
-                shutil.rmtree(directory, ignore_errors=True)  # torn anyway; its room may be what is missing
+            if self._context.is_main:
+                shutil.rmtree(directory, ignore_errors=True)  # not valid, and the disk may be full
             raise _not_saved(directory, error) from error
-        committed()
+        on_commit()
 
     def _commit(self, directory: Path) -> None:
-        commit.commit(directory)
+        checkpoint_commit.commit(directory)
         try:
-            commit.prune(self._directory, self._keep)
+            checkpoint_commit.prune(self._directory, self._keep)
         except OSError as error:
             raise CheckpointError(
-                f"{directory} is saved, but an older checkpoint cannot be removed: {_reason(error)}."
+                f"{directory} is saved, but an older checkpoint could not be removed: {_reason(error)}."
             ) from error
 
 
-def load_facts(directory: Path) -> dict[str, Any]:
-    """The JSON-able facts of a checkpoint. Raises CheckpointError when it is torn or not one."""
-    fault = commit.fault_of(directory)
+def verify_checkpoint(directory: Path) -> None:
+    """Raises CheckpointError when `directory` is not a valid checkpoint; reads and hashes every file."""
+    fault = checkpoint_commit.find_fault(directory)
     if fault is not None:
         raise CheckpointError(f"{directory}: {fault}. Resume from another checkpoint, or with --resume auto.")
-    return read_facts(directory)
 
 
-def read_facts(directory: Path) -> dict[str, Any]:
-    """The JSON-able facts of a checkpoint that is known to be sound."""
-    facts = json.loads((directory / STATE_FILE).read_text())
-    assert isinstance(facts, dict)
-    return facts
+def read_metadata(directory: Path) -> CheckpointMetadata:
+    """The metadata of a checkpoint that was verified."""
+    return cast(CheckpointMetadata, json.loads((directory / STATE_FILE).read_text()))
 
 
-def load_training(directory: Path, world: World, state: TrainingState) -> None:
-    """Fills `state`'s tensors from a checkpoint of any world, on all ranks together. Raises CheckpointError."""
+def load_training_state(directory: Path, context: DistributedContext, state: TrainingState) -> None:
+    """Loads a checkpoint into `state` on all ranks, whatever ranks saved it. Raises CheckpointError."""
     tensors = state.tensors()
-    _load(directory, tensors, alone=world.size == 1)
+    _load(directory, tensors, single_process=context.size == 1)
     torch.set_rng_state(tensors["rng.cpu"])
 
 
 def load_model(directory: Path, model: nn.Module) -> None:
-    """Fills a whole model's parameters, on this process alone. Raises CheckpointError."""
-    _load(directory, model_tensors(model), alone=True)
+    """Loads the parameters of a whole model in this process only. Raises CheckpointError."""
+    _load(directory, model_tensors(model), single_process=True)
 
 
-def _load(directory: Path, tensors: dict[str, Tensor], alone: bool) -> None:
-    _silence_the_warning_of_one_process()
+def _load(directory: Path, tensors: dict[str, Tensor], single_process: bool) -> None:
+    _ignore_single_process_warning()
     try:
-        dcp.load(tensors, storage_reader=HuggingFaceStorageReader(str(directory)), no_dist=alone)
+        dcp.load(tensors, storage_reader=HuggingFaceStorageReader(str(directory)), no_dist=single_process)
     except CheckpointException as error:
         raise CheckpointError(f"{directory}: {_reason(error)}") from error
 
 
-class _Background:
-    """A save in a thread; `join` raises its exception, and CheckpointError when it does not end."""
+class _BackgroundSave:
+    """A save in a thread; `join` raises its exception, and CheckpointError when it exceeds the timeout."""
 
-    def __init__(self, directory: Path, world: World, call: Callable[[], None]):
+    def __init__(self, directory: Path, context: DistributedContext, call: Callable[[], None]):
         self._error: BaseException | None = None
-        self._directory, self._world, self._call = directory, world, call
+        self._directory, self._context, self._call = directory, context, call
         self._thread = threading.Thread(target=self._run, name="checkpoint", daemon=True)
         self._thread.start()
 
     def _run(self) -> None:
         try:
-            if self._world.device.type == "cuda":
-                torch.cuda.set_device(self._world.device)  # a thread begins on device 0, which is another rank's
+            if self._context.device.type == "cuda":
+                torch.cuda.set_device(self._context.device)  # a new thread's device is 0, another rank's
             self._call()
         except BaseException as error:  # raised again by join
             self._error = error
 
     def join(self) -> None:
-        timeout_s = self._world.timeout_s
+        timeout_s = self._context.timeout_s
         self._thread.join(timeout_s)
         if self._thread.is_alive():
-            raise CheckpointError(f"{self._directory}: still not saved after {timeout_s:.0f} s of waiting for it.")
+            raise CheckpointError(
+                f"{self._directory}: the save in the background did not end within {timeout_s:.0f} s."
+            )
         if self._error is not None:
             raise self._error
 
 
 def _copied_to_host(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    """A copy that training does not change; shards stay shards of the same whole."""
-    stager = DefaultStager(StagingOptions(False, False, False, False))  # plain memory, copied before it returns
+    """A copy in host memory that training does not change; DTensors stay DTensors."""
+    stager = DefaultStager(StagingOptions(False, False, False, False))  # not pinned, copied before `stage` returns
     copied = stager.stage(tensors)
     stager.close()
     assert isinstance(copied, dict)
     return copied
 
 
-def _silence_the_warning_of_one_process() -> None:
-    """DCP warns that it takes a process without a group for a single one, which is what it is."""
+def _ignore_single_process_warning() -> None:
+    """DCP warns that without a process group it assumes a single process; here that is what is meant."""
     warnings.filterwarnings("ignore", message="torch.distributed is disabled", category=UserWarning)
 
 
 def _not_saved(directory: Path, error: BaseException) -> CheckpointError:
-    return CheckpointError(f"{directory}: not saved: {_reason(error)}\n  Older checkpoints are untouched.")
+    return CheckpointError(f"{directory}: not saved: {_reason(error)}\n  Older checkpoints are unchanged.")
 
 
 def _reason(error: BaseException) -> str:
-    """The first cause in one line."""
+    """The first rank's error, or the error itself, in one line."""
     if isinstance(error, CheckpointException) and error.failures:
         rank, (cause, _) = next(iter(error.failures.items()))
         return f"rank {rank}: {type(cause).__name__}: {str(cause).splitlines()[0] if str(cause) else ''}"

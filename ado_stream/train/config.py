@@ -1,13 +1,13 @@
-"""The training config: its keys, its defaults, and how a YAML file and dotted overrides become one checked object.
+"""The training config: its keys, defaults and allowed values, and how YAML and dotted overrides become one object.
 
-Invariant: what `load_config` returns has known keys of the right type only; a misspelt key is named with its nearest
-known one. Values that depend on the corpus or the model (None here) are settled in assemble.py.
+Invariant: what `load_config` returns has known keys only, of the right types and within their bounds; a misspelt key is
+reported with the nearest known one. Values that depend on the corpus or the model (None here) are set in components.py.
 """
 
 import dataclasses
 import math
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, get_origin
@@ -18,7 +18,38 @@ from omegaconf.errors import OmegaConfBaseException
 
 from ado_stream.errors import ConfigError, NotFound
 from ado_stream.policy.domain_weights import with_text_keys
+from ado_stream.storage.retry import RetryPolicy
 from ado_stream.suggest import did_you_mean
+
+
+@dataclass(frozen=True)
+class Bounds:
+    """Allowed values of a field, in its metadata: as text for messages, and as a test. None is always allowed."""
+
+    text: str
+    allow: Callable[[Any], bool]
+
+
+def at_least(least: float, default: Any, null: str = "") -> Any:
+    """A field of finite numbers from `least` on. null: what None means, for messages."""
+    return _bounded(default, f"{least} or more", lambda value: least <= value < math.inf, null)
+
+
+def above_zero(default: Any, null: str = "") -> Any:
+    """A field of finite positive numbers."""
+    return _bounded(default, "a number above 0", lambda value: 0 < value < math.inf, null)
+
+
+def one_of(*choices: str) -> Any:
+    """A field whose default is the first choice."""
+    return _bounded(choices[0], f"one of {', '.join(choices)}", lambda value: value in choices)
+
+
+def _bounded(default: Any, text: str, allow: Callable[[Any], bool], null: str = "") -> Any:
+    """A dataclass field with Bounds. Any, as dataclasses.field: it stands in for a default of the field's type."""
+    bounds = Bounds(f"{text}, or null for {null}" if null else text, allow)
+    make_default = {"default_factory": lambda: list(default)} if isinstance(default, list) else {"default": default}
+    return field(**make_default, metadata={"bounds": bounds})
 
 
 @dataclass
@@ -26,8 +57,21 @@ class ModelSection:
     """Which transformer. context_length None: the corpus's seq_len; vocab_size None: the corpus's, padded to 64."""
 
     preset: str = "124M"
-    context_length: int | None = None
-    vocab_size: int | None = None
+    context_length: int | None = at_least(1, None)
+    vocab_size: int | None = at_least(1, None)
+
+
+@dataclass
+class RetrySection:
+    """Bounds of one object's download, in attempts and seconds; see RetryPolicy in ado_stream/storage/retry.py."""
+
+    attempts: int = at_least(1, RetryPolicy.attempts)
+    total_deadline_s: float = above_zero(RetryPolicy.total_deadline_s)
+    read_timeout_s: float = above_zero(RetryPolicy.read_timeout_s)
+    base_delay_s: float = at_least(0, RetryPolicy.base_delay_s)
+    max_delay_s: float = at_least(0, RetryPolicy.max_delay_s)
+    min_bytes_per_s: float = at_least(0, RetryPolicy.min_bytes_per_s)
+    max_downloads: int = at_least(1, RetryPolicy.max_downloads)
 
 
 @dataclass
@@ -35,24 +79,33 @@ class DataSection:
     """How batches are drawn and read; the names are AdaptiveStreamingDataset's and AdaptiveLoader's.
 
     cache_dir: where shards of a remote corpus are kept; cache_limit: its size, bytes or a text such as "50gb".
+    predownload: samples to keep on the local disk ahead; None: 64 steps. shuffle: "blocks", or one of Streaming's
+    py1e, py1br, py1s, py2s, naive. token_column, token_dtype: where the shards of a corpus that `prepare` did not write
+    keep their tokens. timeout_s: longest wait for a mixture, a shard or a batch.
     """
 
-    global_batch_size: int = 32
-    canonical_nodes: int = 1
-    mixture_lag: int = 8
-    sampling: str = "systematic"
-    prefetch: int = 4
-    io_threads: int = 4
+    global_batch_size: int = at_least(1, 32)
+    canonical_nodes: int = at_least(1, 1)
+    mixture_lag: int = at_least(0, 8)
+    sampling: str = one_of("systematic", "multinomial")
+    shuffle: str = "blocks"
+    prefetch: int = at_least(0, 4)
+    io_threads: int = at_least(0, 4)
+    predownload: int | None = at_least(1, None)
     cache_dir: str | None = None
     cache_limit: str | None = None
-    replication: int = 1
+    replication: int = at_least(1, 1)
+    token_column: str = "tokens"
+    token_dtype: str | None = None
+    timeout_s: float = above_zero(900.0)
+    retry: RetrySection = field(default_factory=RetrySection)
 
 
 @dataclass
 class PolicySection:
-    """Which policy, by `make_policy`.
+    """Which policy, as `make_policy` takes it.
 
-    prior: weights by domain, empty for the token shares; guards: [{name: floor, ...}, ...], the innermost first.
+    prior: weights by domain; empty: token shares. guards: [{name: floor, ...}, ...], the innermost first.
     """
 
     name: str = "ado"
@@ -63,38 +116,42 @@ class PolicySection:
 
 @dataclass
 class TrainSection:
-    """The optimisation and the machine.
+    """The optimization and the hardware.
 
     learning_rate None: 0.46 / width, which is 6.0e-4 at width 768 and 2.2e-4 at 2048, where GPT-3 took 6.0e-4 and
     2.0e-4 (arXiv 2005.14165, table 2.1). warmup_steps None: a tenth of the run, at most 1000. grad_clip: largest norm
-    of the gradient; None: any. micro_batch_size: rows of one forward and backward on one rank; None: all of the rank's.
-    dtype, device "auto": bfloat16 on a GPU, float32 on a CPU. collective_timeout_s: how long ranks wait for each other,
-    and for a save in the background, before all of them fail.
+    of the gradient. micro_batch_size: rows of one forward and backward on one rank; None: all of the rank's.
+    dtype, device "auto": bfloat16 on a GPU, float32 on a CPU. max_nonfinite: skipped steps before the run fails.
+    collective_timeout_s: how long ranks wait for each other, and for a save in the background, before all of them fail.
     """
 
-    steps: int = 1000
-    learning_rate: float | None = None
-    min_learning_rate_frac: float = 0.1
-    warmup_steps: int | None = None
-    weight_decay: float = 0.1
-    betas: list[float] = field(default_factory=lambda: [0.9, 0.95])
-    grad_clip: float | None = 1.0
-    micro_batch_size: int | None = None
-    dtype: str = "auto"
+    steps: int = at_least(1, 1000)
+    learning_rate: float | None = above_zero(None, null="0.46 / width")
+    min_learning_rate_frac: float = _bounded(0.1, "a number from 0 to 1", lambda value: 0 <= value <= 1)
+    warmup_steps: int | None = at_least(0, None)
+    weight_decay: float = at_least(0, 0.1)
+    betas: list[float] = _bounded(
+        [0.9, 0.95],
+        "two numbers from 0 to below 1",
+        lambda value: len(value) == 2 and all(0 <= beta < 1 for beta in value),
+    )
+    grad_clip: float | None = above_zero(1.0, null="no limit")
+    micro_batch_size: int | None = at_least(1, None)
+    dtype: str = one_of("auto", "float32", "bfloat16")
     compile: bool = False
     activation_checkpointing: bool = False
-    strategy: str = "ddp"
+    strategy: str = one_of("ddp", "fsdp")
     device: str = "auto"
-    max_nonfinite: int = 10
-    collective_timeout_s: float = 600.0
+    max_nonfinite: int = at_least(0, 10)
+    collective_timeout_s: float = above_zero(600.0)
 
 
 @dataclass
 class CheckpointSection:
-    """every_steps 0: only at the end and when stopped; keep: how many complete ones stay on disk."""
+    """every_steps 0: only at the end and when stopped; keep: how many committed ones stay on disk."""
 
-    every_steps: int = 1000
-    keep: int = 2
+    every_steps: int = at_least(0, 1000)
+    keep: int = at_least(1, 2)
     asynchronous: bool = False
 
 
@@ -102,22 +159,22 @@ class CheckpointSection:
 class EvaluateSection:
     """every_steps 0: only at the end; max_samples_per_domain None: every validation sample."""
 
-    every_steps: int = 1000
-    max_samples_per_domain: int | None = 256
+    every_steps: int = at_least(0, 1000)
+    max_samples_per_domain: int | None = at_least(1, 256)
 
 
 @dataclass
 class LogSection:
-    """every_steps: distance of console lines and of what goes to TensorBoard and Weights & Biases."""
+    """every_steps: between console lines, and between points in TensorBoard and Weights & Biases."""
 
-    every_steps: int = 10
+    every_steps: int = at_least(1, 10)
     tensorboard: bool = False
     wandb: bool = False
 
 
 @dataclass
 class TrainConfig:
-    """Everything that `run_training` needs; `corpus` and `run_dir` must be given."""
+    """All that `run_training` needs; `corpus` and `run_dir` must be given."""
 
     corpus: str = ""
     run_dir: str = ""
@@ -131,30 +188,6 @@ class TrainConfig:
     log: LogSection = field(default_factory=LogSection)
 
 
-CHOICES = {
-    "data.sampling": ("systematic", "multinomial"),
-    "train.dtype": ("auto", "float32", "bfloat16"),
-    "train.strategy": ("ddp", "fsdp"),
-}
-AT_LEAST = {
-    "data.global_batch_size": 1,
-    "data.canonical_nodes": 1,
-    "train.steps": 1,
-    "train.warmup_steps": 0,
-    "train.weight_decay": 0,
-    "train.micro_batch_size": 1,
-    "train.max_nonfinite": 0,
-    "checkpoint.every_steps": 0,
-    "checkpoint.keep": 1,
-    "evaluate.every_steps": 0,
-    "evaluate.max_samples_per_domain": 1,
-    "log.every_steps": 1,
-}
-ABOVE_0 = {  # and what else may be given
-    "train.learning_rate": ", or null for 0.46 / width",
-    "train.grad_clip": ", or null for no limit",
-    "train.collective_timeout_s": "",
-}
 _CONTAINERS = {list: "a list: [VALUE, ...]", dict: "a mapping: {KEY: VALUE, ...}"}
 
 
@@ -200,7 +233,7 @@ def _read(source: str | os.PathLike[str] | Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _with_names(values: Any) -> Any:
-    """The values, with text for the domains of `policy.prior` that YAML takes for numbers."""
+    """The values with the domains of `policy.prior` as text; YAML reads a name such as 2023 as a number."""
     policy = values.get("policy")
     if not (isinstance(policy, Mapping) and isinstance(policy.get("prior"), Mapping)):
         return values
@@ -215,16 +248,16 @@ def _assignment(text: str) -> str:
 
 
 def _known_keys(section: type, prefix: str) -> list[str]:
-    found = []
+    keys = []
     for each in dataclasses.fields(section):
-        found.append(prefix + each.name)
-        if dataclasses.is_dataclass(each.type):
-            found += _known_keys(each.type, f"{prefix}{each.name}.")  # type: ignore[arg-type]
-    return found
+        keys.append(prefix + each.name)
+        if isinstance(each.type, type) and dataclasses.is_dataclass(each.type):
+            keys += _known_keys(each.type, f"{prefix}{each.name}.")
+    return keys
 
 
 def _refuse_unknown(values: Any, section: type, prefix: str) -> None:
-    """Raises ConfigError for the first key of `values` that `section` does not have, or has as a list or a mapping."""
+    """Raises ConfigError for a key that `section` does not have, or a value that is not the container it takes."""
     types = {each.name: each.type for each in dataclasses.fields(section)}
     if not isinstance(values, dict):
         raise ConfigError(f"'{prefix.rstrip('.')}' is a section with the keys {', '.join(types)}; got {values!r}.")
@@ -234,9 +267,10 @@ def _refuse_unknown(values: Any, section: type, prefix: str) -> None:
             # sections share prefixes, so that a lower cutoff would suggest a key of another meaning
             hint = did_you_mean(name, _known_keys(TrainConfig, ""), cutoff=0.75) or f"; known here: {', '.join(types)}."
             raise ConfigError(f"unknown '{name}'{hint}")
-        if dataclasses.is_dataclass(types[key]):
-            _refuse_unknown(value, types[key], f"{prefix}{key}.")  # type: ignore[arg-type]
-        container = get_origin(types[key])
+        section_or_type = types[key]
+        if isinstance(section_or_type, type) and dataclasses.is_dataclass(section_or_type):
+            _refuse_unknown(value, section_or_type, f"{prefix}{key}.")
+        container = get_origin(section_or_type)
         if container in _CONTAINERS and value is not None and not isinstance(value, container):
             raise ConfigError(f"'{prefix}{key}' is {value!r}; give {_CONTAINERS[container]}.")
 
@@ -245,28 +279,21 @@ def _check(config: TrainConfig) -> None:
     for name in ("corpus", "run_dir"):
         if not getattr(config, name):
             raise ConfigError(f"'{name}' is not set; give it in the file or as {name}=PATH.")
-    for name, choices in CHOICES.items():
-        if _value(config, name) not in choices:
-            raise ConfigError(f"'{name}' is {_value(config, name)!r}; choose one of {', '.join(choices)}.")
-    for name, least in AT_LEAST.items():
-        value = _value(config, name)
-        if value is not None and not least <= value < math.inf:
-            raise ConfigError(f"'{name}' is {value}; it must be at least {least}.")
-    for name, otherwise in ABOVE_0.items():
-        value = _value(config, name)
-        if value is not None and not 0 < value < math.inf:
-            raise ConfigError(f"'{name}' is {value}; give a number above 0{otherwise}.")
+    for key, value, bounds in _bounded_values(config, ""):
+        if value is not None and not bounds.allow(value):
+            raise ConfigError(f"'{key}' is {value!r}; allowed: {bounds.text}.")
     train = config.train
-    if len(train.betas) != 2 or not all(0 <= beta < 1 for beta in train.betas):
-        raise ConfigError(f"'train.betas' is {train.betas}; give two numbers from 0 to below 1.")
-    if not 0 <= train.min_learning_rate_frac <= 1:
-        raise ConfigError(f"'train.min_learning_rate_frac' is {train.min_learning_rate_frac}; give one from 0 to 1.")
     if train.warmup_steps is not None and train.warmup_steps >= train.steps:
         raise ConfigError(
             f"'train.warmup_steps' is {train.warmup_steps}; it must be below 'train.steps', {train.steps}."
         )
 
 
-def _value(config: TrainConfig, name: str) -> Any:
-    section, key = name.split(".")
-    return getattr(getattr(config, section), key)
+def _bounded_values(section: Any, prefix: str) -> Iterator[tuple[str, Any, Bounds]]:
+    """(dotted key, value, bounds) of every field with Bounds, in nested sections too."""
+    for each in dataclasses.fields(section):
+        value = getattr(section, each.name)
+        if dataclasses.is_dataclass(value):
+            yield from _bounded_values(value, f"{prefix}{each.name}.")
+        elif "bounds" in each.metadata:
+            yield prefix + each.name, value, each.metadata["bounds"]

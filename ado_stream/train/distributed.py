@@ -1,8 +1,7 @@
-"""The ranks of a run: who they are, how they meet, what one tells the others.
+"""torch.distributed for a training run: rank, size and device, the process group, calls and sums over all ranks.
 
-torchrun is the launcher; alone, the world is one rank without any process group. Every wait between ranks ends after
-the group's timeout. Source of the store per attempt: a restarted worker group that meets in the store of the dead one
-can read its stale port; torchrun's restart count as a prefix keeps them apart.
+torchrun is the launcher; a process started alone is one rank without a process group. Invariant: every wait for other
+ranks ends after the process group's timeout.
 """
 
 import contextlib
@@ -11,10 +10,10 @@ import os
 import re
 import signal
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import Any
+from typing import TypeVar, cast
 
 import torch
 import torch.distributed as dist
@@ -22,11 +21,12 @@ import torch.distributed as dist
 from ado_stream.errors import ConfigError
 
 PR_SET_PDEATHSIG = 1  # linux/prctl.h
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
-class World:
-    """One rank's view: its number, how many there are, the device it computes on, how long it waits for the others."""
+class DistributedContext:
+    """This process's rank, the number of ranks, its device, and the timeout of waits for other ranks, in seconds."""
 
     rank: int
     size: int
@@ -35,84 +35,84 @@ class World:
 
     @property
     def is_main(self) -> bool:
-        """Whether this rank writes the records and files that exist once."""
+        """Whether this is rank 0, which writes the run record and every file that exists once."""
         return self.rank == 0
 
 
 @contextlib.contextmanager
-def join_world(device: str = "auto", timeout_s: float = 600.0) -> Iterator[World]:
-    """Meets the other ranks that torchrun started, and leaves them at the end; alone without torchrun.
+def join_process_group(device: str = "auto", timeout_s: float = 600.0) -> Iterator[DistributedContext]:
+    """Creates the process group of the ranks that torchrun started; destroys it at the end. No group without torchrun.
 
-    A process group that the caller has made is used as it is and left alone. Raises ConfigError when the environment
-    is half a launcher's, the device is not there, or the caller's group has no way to send what lies on the host.
-    An exception inside leaves without taking leave: others may be in a collective that nobody will join, and torchrun
-    ends them once this rank is gone.
+    A process group that the caller has created is used and kept. Raises ConfigError when torchrun's environment is
+    incomplete, the device does not exist, or the caller's group has no CPU backend.
     """
-    world = expected_world(device, timeout_s)
+    context = detect_context(device, timeout_s)
     if dist.is_initialized() or "RANK" not in os.environ:
-        yield world
+        yield context
         return
-    _die_with_the_launcher()
-    backend = "cpu:gloo,cuda:nccl" if world.device.type == "cuda" else "gloo"
+    _die_with_launcher()
+    backend = "cpu:gloo,cuda:nccl" if context.device.type == "cuda" else "gloo"
     timeout = timedelta(seconds=timeout_s)
-    store = _store(world.rank, world.size, timeout)
-    dist.init_process_group(backend, store=store, rank=world.rank, world_size=world.size, timeout=timeout)
-    yield world
+    store = _store(context.rank, context.size, timeout)
+    dist.init_process_group(backend, store=store, rank=context.rank, world_size=context.size, timeout=timeout)
+    yield context
+    # Not in a `finally`: destroying the group waits for pending collectives, which after an exception on this rank
+    # others may never complete. Exiting instead lets torchrun end the other ranks at once.
     dist.destroy_process_group()
 
 
-def expected_world(device: str = "auto", timeout_s: float = 600.0) -> World:
-    """The world that `join_world` joins, without meeting anyone. Raises ConfigError as that does."""
+def detect_context(device: str = "auto", timeout_s: float = 600.0) -> DistributedContext:
+    """The context that `join_process_group` yields, without creating a group. Raises the same ConfigError."""
     picked = pick_device(device)
     if dist.is_initialized():
-        _refuse_a_group_without_cpu()
-        return World(dist.get_rank(), dist.get_world_size(), picked, timeout_s)
+        _require_cpu_backend()
+        return DistributedContext(dist.get_rank(), dist.get_world_size(), picked, timeout_s)
     if "RANK" not in os.environ:
-        return World(0, 1, picked, timeout_s)
-    _refuse_half_a_launcher()
-    return World(int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"]), picked, timeout_s)
+        return DistributedContext(0, 1, picked, timeout_s)
+    _require_launcher_variables()
+    return DistributedContext(int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"]), picked, timeout_s)
 
 
 @contextlib.contextmanager
-def told_at_once(world: World) -> Iterator[None]:
-    """An exception inside is printed with this rank's number before it goes on, since what it passes may wait."""
+def log_rank_errors(context: DistributedContext) -> Iterator[None]:
+    """Prints an exception raised inside with its rank, before clean-up that may wait for other ranks, and re-raises."""
     try:
         yield
     except BaseException as error:
-        if world.size > 1:
-            print(f"rank {world.rank}: {type(error).__name__}: {error}", file=sys.stderr, flush=True)
+        if context.size > 1:
+            print(f"rank {context.rank}: {type(error).__name__}: {error}", file=sys.stderr, flush=True)
         raise
 
 
-def on_main(world: World, call: Any, *arguments: Any, group: dist.ProcessGroup | None = None) -> Any:
-    """What `call(*arguments)` returns on rank 0, on every rank; its exception likewise. Other ranks do not call.
+def call_on_main(context: DistributedContext, call: Callable[[], T], group: dist.ProcessGroup | None = None) -> T:
+    """Calls `call` on rank 0 only; returns its result, or raises its exception, on every rank.
 
-    group: of all ranks, by which they are told (the default group if None); another thread needs one of its own.
+    group: what the outcome is broadcast over; a thread needs a group of its own, because collectives of two threads on
+    one group could interleave.
     """
-    value, error = None, None
-    if world.is_main:
+    outcome: list[tuple[T | None, Exception | None]] = [(None, None)]
+    if context.is_main:
         try:
-            value = call(*arguments)
-        except Exception as caught:  # handed to every rank below, where it is raised
-            error = caught
-    if world.size > 1:
-        box = [(value, error)]
-        dist.broadcast_object_list(box, src=0, group=group, device=torch.device("cpu"))
-        value, error = box[0]
-    if error is not None:
-        raise error
-    return value
+            outcome[0] = call(), None
+        except Exception as error:  # broadcast, so that the other ranks raise it and do not wait for rank 0
+            outcome[0] = None, error
+    if context.size > 1:
+        dist.broadcast_object_list(outcome, src=0, group=group, device=torch.device("cpu"))
+    value, caught = outcome[0]
+    if caught is not None:
+        raise caught
+    return cast(T, value)
 
 
-def sum_over_ranks(world: World, tensor: torch.Tensor) -> torch.Tensor:
-    """The sum of every rank's `tensor`, in place."""
-    if world.size > 1:
+def sum_over_ranks(context: DistributedContext, tensor: torch.Tensor) -> torch.Tensor:
+    """All-reduces `tensor` in place and returns it."""
+    if context.size > 1:
         dist.all_reduce(tensor)
     return tensor
 
 
 def pick_device(device: str) -> torch.device:
-    """The device that "auto", "cpu", "cuda" or "cuda:N" means for this local rank. Raises ConfigError: not there."""
+    """The device that "auto", "cpu", "cuda" or "cuda:N" means for this local rank. Raises ConfigError if not there."""
     local_rank = int(os.environ.get("LOCAL_RANK", 0))
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
@@ -135,26 +135,30 @@ def pick_device(device: str) -> torch.device:
     return picked
 
 
-def _refuse_a_group_without_cpu() -> None:
+def _require_cpu_backend() -> None:
     backends = dist.get_backend_config()
     if "cpu:" not in backends:
         raise ConfigError(
-            f"the process group is of {backends}: ranks cannot tell each other what lies on the host.\n"
-            f"  Make it with torch.distributed.init_process_group('cpu:gloo,cuda:nccl'), or leave it to this program."
+            f"the process group's backends are {backends}; a CPU backend is needed too.\n"
+            f"  Create it with torch.distributed.init_process_group('cpu:gloo,cuda:nccl'), or let this program do so."
         )
 
 
-def _refuse_half_a_launcher() -> None:
+def _require_launcher_variables() -> None:
     missing = [name for name in ("WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT") if name not in os.environ]
     if missing:
         raise ConfigError(
-            f"RANK is set but {', '.join(missing)} not: this process was not started by torchrun.\n"
+            f"RANK is set, but {', '.join(missing)} is not: this process was not started by torchrun.\n"
             f"  Start it with `torchrun --nproc-per-node N -m ado_stream.cli train CONFIG.yaml`, or unset RANK."
         )
 
 
 def _store(rank: int, size: int, timeout: timedelta) -> dist.Store:
-    """The key-value store where this attempt's ranks meet."""
+    """The key-value store for rendezvous.
+
+    Prefixed with torchrun's restart count: a restarted worker group that reuses the keys of the one that died can read
+    its stale port.
+    """
     agent_serves = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
     store = dist.TCPStore(
         os.environ["MASTER_ADDR"],
@@ -166,7 +170,7 @@ def _store(rank: int, size: int, timeout: timedelta) -> dist.Store:
     return dist.PrefixStore(f"attempt {os.environ.get('TORCHELASTIC_RESTART_COUNT', 0)}", store)
 
 
-def _die_with_the_launcher() -> None:
-    """Asks the kernel to kill this rank when torchrun's agent dies, which else would leave its ranks running."""
+def _die_with_launcher() -> None:
+    """Has the kernel kill this rank when torchrun's agent dies; otherwise the rank would be orphaned and train on."""
     if "TORCHELASTIC_RUN_ID" in os.environ:
         ctypes.CDLL(None, use_errno=True).prctl(PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)

@@ -1,7 +1,7 @@
-"""One model over all ranks: DDP (a copy on each) or FSDP2 (`fully_shard`: a part on each).
+"""The model on all ranks: DDP (a copy on each) or FSDP2 (`fully_shard`, a shard on each).
 
-Invariant: whatever the strategy and the world, the gradient is that of the mean loss over the global batch. Matrices
-are multiplied in bfloat16 where asked; parameters, gradients' sums and the optimiser stay float32.
+Invariant: with either strategy and any number of ranks, the gradient is that of the mean loss over the global batch.
+Matrices may be multiplied in bfloat16; parameters, gradient reductions and the optimizer stay float32.
 """
 
 import contextlib
@@ -17,83 +17,87 @@ from torch.nn.parallel import DistributedDataParallel
 
 from ado_model import Transformer
 from ado_stream.train.config import TrainSection
-from ado_stream.train.distributed import World
+from ado_stream.train.distributed import DistributedContext
+
+Losses = tuple[Tensor, Tensor, Tensor]  # mean loss, per-domain sums (K,), per-domain token counts (K,)
 
 
 class ParallelModel:
-    """A transformer placed on the world's devices; its `loss` is `Transformer.loss` with all that the world needs.
+    """A transformer on the ranks' devices; its `loss` is `Transformer.loss` under DDP or FSDP and autocast.
 
-    `model` is the bare transformer: with FSDP its parameters are DTensors.
+    `model` is the transformer itself; with FSDP its parameters are DTensors.
     """
 
-    def __init__(self, model: Transformer, world: World, options: TrainSection):
-        self.world = world
-        self.dtype = compute_dtype(options.dtype, world.device)
-        self.model = model.to(world.device)
+    def __init__(self, model: Transformer, context: DistributedContext, options: TrainSection):
+        self.context = context
+        self.dtype = compute_dtype(options.dtype, context.device)
+        self.model = model.to(context.device)
         self.model.recompute_blocks = options.activation_checkpointing
         if options.compile:
-            torch._dynamo.config.optimize_ddp = False  # a block is a unit already; DDP's buckets would cut its graph
+            torch._dynamo.config.optimize_ddp = False  # DDP's buckets would cut a block's graph in two
             for block in self.model.layers:
                 block.compile()
-        if world.size == 1:
-            self._shared: nn.Module = _Loss(model)
+        if context.size == 1:
+            self._wrapped: nn.Module = _LossModule(model)
         elif options.strategy == "fsdp":
-            self._shared = _by_fsdp(model, world, self.dtype)
+            self._wrapped = _by_fsdp(model, context, self.dtype)
         else:
-            self._shared = _by_ddp(model, world)
+            self._wrapped = _by_ddp(model, context)
 
-    def loss(self, tokens_BT: Tensor, targets_BT: Tensor, domain_ids_B: Tensor, num_domains: int):
+    def loss(self, tokens_BT: Tensor, targets_BT: Tensor, domain_ids_B: Tensor, num_domains: int) -> Losses:
         """(mean loss of this rank's rows, per-domain sums (K,), per-domain counts (K,)); see `Transformer.loss`."""
-        with torch.autocast(self.world.device.type, self.dtype, enabled=self.dtype != torch.float32):
-            found = self._shared(tokens_BT, targets_BT, domain_ids_B, num_domains)
+        with torch.autocast(self.context.device.type, self.dtype, enabled=self.dtype != torch.float32):
+            loss, sums_K, counts_K = self._wrapped(tokens_BT, targets_BT, domain_ids_B, num_domains)
         if isinstance(self.model, FSDPModule) and not torch.is_grad_enabled():
-            self.model.reshard()  # what a backward pass does else; until then its parameters are not the optimizer's
-        return found
+            # Otherwise the backward pass reshards. Until then the root's parameters are gathered ones, which the
+            # optimizer does not have: a checkpoint would find no moments for them.
+            self.model.reshard()
+        return loss, sums_K, counts_K
 
-    def accumulating(self, last: bool) -> contextlib.AbstractContextManager[None]:
-        """With DDP ranks exchange gradients only in the backward of the `last` micro-batch of a step.
+    def gradient_sync(self, last: bool) -> contextlib.AbstractContextManager[None]:
+        """A context for the backward pass of a micro-batch: DDP all-reduces gradients only in the `last` of a step.
 
-        With FSDP in every one: to wait would keep the whole model's gradients on each rank.
+        FSDP reduce-scatters in each; deferring it would keep the whole model's gradients on every rank.
         """
-        if isinstance(self._shared, DistributedDataParallel) and not last:
-            return self._shared.no_sync()
+        if isinstance(self._wrapped, DistributedDataParallel) and not last:
+            return self._wrapped.no_sync()
         return contextlib.nullcontext()
 
 
-class _Loss(nn.Module):
-    """`Transformer.loss` as a forward, which is what DDP and FSDP hook into."""
+class _LossModule(nn.Module):
+    """`Transformer.loss` as a module's forward, where DDP and FSDP add their hooks."""
 
     def __init__(self, model: Transformer):
         super().__init__()
         self.model = model
 
-    def forward(self, tokens_BT: Tensor, targets_BT: Tensor, domain_ids_B: Tensor, num_domains: int):
+    def forward(self, tokens_BT: Tensor, targets_BT: Tensor, domain_ids_B: Tensor, num_domains: int) -> Losses:
         return self.model.loss(tokens_BT, targets_BT, domain_ids_B, num_domains)
 
 
 def compute_dtype(name: str, device: torch.device) -> torch.dtype:
-    """The dtype that matrices are multiplied in: "auto" is bfloat16 on a GPU, float32 elsewhere."""
+    """The dtype of matrix multiplications: "auto" is bfloat16 on a GPU, float32 on a CPU."""
     if name == "auto":
         return torch.bfloat16 if device.type == "cuda" else torch.float32
     return {"float32": torch.float32, "bfloat16": torch.bfloat16}[name]
 
 
-def _by_ddp(model: Transformer, world: World) -> nn.Module:
+def _by_ddp(model: Transformer, context: DistributedContext) -> nn.Module:
     known = inspect.signature(DistributedDataParallel).parameters
     sync_buffers = "forward_sync_buffers" if "forward_sync_buffers" in known else "broadcast_buffers"  # torch < 2.14
-    options: dict[str, Any] = {sync_buffers: False}  # the rotary tables are the same everywhere
-    device_ids = [world.device] if world.device.type == "cuda" else None
-    return DistributedDataParallel(_Loss(model), device_ids=device_ids, gradient_as_bucket_view=True, **options)
+    options: dict[str, Any] = {sync_buffers: False}  # the only buffers, rotary tables, are equal on all ranks
+    device_ids = [context.device] if context.device.type == "cuda" else None
+    return DistributedDataParallel(_LossModule(model), device_ids=device_ids, gradient_as_bucket_view=True, **options)
 
 
-def _by_fsdp(model: Transformer, world: World, dtype: torch.dtype) -> nn.Module:
-    """Each block is one unit that is gathered for its own computation; the embedding and the last norm another."""
-    mesh = init_device_mesh(world.device.type, (world.size,))
-    # What a block returns goes into operations that write nothing in place.
+def _by_fsdp(model: Transformer, context: DistributedContext, dtype: torch.dtype) -> nn.Module:
+    """Each block is an FSDP unit, gathered for its own computation; the embedding and the last norm are another."""
+    mesh = init_device_mesh(context.device.type, (context.size,))
+    # The warning is about in-place writes to such a view; the operations after a block make none.
     warnings.filterwarnings("ignore", message="FSDP2-wrapped module .* returned a view", category=UserWarning)
     policy = MixedPrecisionPolicy(param_dtype=dtype, reduce_dtype=torch.float32, cast_forward_inputs=False)
     for block in model.layers:
         fully_shard(block, mesh=mesh, mp_policy=policy)
     fully_shard(model, mesh=mesh, mp_policy=policy)
     register_fsdp_forward_method(model, "loss")
-    return _Loss(model)
+    return _LossModule(model)

@@ -1,85 +1,88 @@
-"""Where a run begins: the checkpoint that it goes on from, and its directory made ready for that.
+"""Finds the checkpoint that a run resumes from and prepares its run directory.
 
-Invariant: nothing that an earlier run left is lost. What lies beyond the point of resuming is renamed; a run that goes
-on from its own checkpoint keeps its id and its record, another one starts both anew.
+Invariant: nothing that an earlier run wrote is lost. Checkpoints and records after the resume point are renamed; a run
+that resumes from its own checkpoint keeps its id and its record, any other starts new ones.
 """
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from ado_stream.errors import CheckpointError
 from ado_stream.record import FILE_NAME, rewind
-from ado_stream.train import commit
-from ado_stream.train.checkpoint import load_facts, read_facts
+from ado_stream.train import checkpoint_commit
+from ado_stream.train.checkpoint import CheckpointMetadata, read_metadata, verify_checkpoint
 
 CHECKPOINTS = "checkpoints"
 
 
 @dataclass(frozen=True)
-class Beginning:
-    """directory: the checkpoint, None to start anew; facts: what it says; passed_over: why newer ones were not taken.
+class ResumePoint:
+    """The checkpoint to resume from, or None in `directory` and `metadata` to start from step 0.
 
-    goes_on: under the run's own id, in its record. is_saved: the checkpoint is this run's newest, where it belongs.
+    skipped: "NAME: REASON" of each newer checkpoint that is not valid. continues_run: the run keeps its id and record.
+    already_saved: the checkpoint is where this run would save it.
     """
 
     directory: Path | None = None
-    facts: dict[str, Any] = field(default_factory=dict)
-    passed_over: tuple[str, ...] = ()
-    goes_on: bool = False
-    is_saved: bool = False
+    metadata: CheckpointMetadata | None = None
+    skipped: tuple[str, ...] = ()
+    continues_run: bool = False
+    already_saved: bool = False
 
     @property
     def step(self) -> int:
         """Finished steps."""
-        return int(self.facts.get("finished_steps", 0))
+        return 0 if self.metadata is None else self.metadata["finished_steps"]
 
 
-def find_beginning(run_dir: Path, resume: str) -> Beginning:
-    """What `resume` ("auto", "none" or a checkpoint's path) means for the run in `run_dir`; all files are checked.
+def find_resume_point(run_dir: Path, resume: str) -> ResumePoint:
+    """What `resume` ("auto", "none" or a checkpoint's path) means for the run in `run_dir`; verifies every file.
 
-    Raises CheckpointError: the checkpoint named is not sound, or there are some and none is.
+    Raises CheckpointError: the named checkpoint is not valid, or there are committed ones and none is valid.
     """
     if resume == "none":
-        return Beginning()
+        return ResumePoint()
     checkpoints = run_dir / CHECKPOINTS
     if resume != "auto":
-        directory = _named(resume)
-        facts = load_facts(directory)
+        directory = _named_checkpoint(resume)
+        verify_checkpoint(directory)
+        metadata = read_metadata(directory)
         own = directory.resolve().is_relative_to(run_dir.resolve())
-        place = commit.directory_of(checkpoints, int(facts["finished_steps"]))
-        return Beginning(directory, facts, goes_on=own, is_saved=directory.resolve() == place.resolve())
-    newest, passed_over = commit.newest_sound(checkpoints)
+        place = checkpoint_commit.checkpoint_dir(checkpoints, metadata["finished_steps"])
+        already_saved = directory.resolve() == place.resolve()
+        return ResumePoint(directory, metadata, continues_run=own, already_saved=already_saved)
+    newest, skipped = checkpoint_commit.newest_valid(checkpoints)
     if newest is not None:
-        return Beginning(newest, read_facts(newest), tuple(passed_over), goes_on=True, is_saved=True)
-    if any((each / commit.MARKER).exists() for each in commit.newest_first(checkpoints)):
+        return ResumePoint(newest, read_metadata(newest), tuple(skipped), continues_run=True, already_saved=True)
+    if any((each / checkpoint_commit.MARKER).exists() for each in checkpoint_commit.list_checkpoints(checkpoints)):
         raise CheckpointError(
-            f"{checkpoints}: no checkpoint can be trusted: {'; '.join(passed_over)}.\n  Start anew with --resume none."
+            f"{checkpoints}: no valid checkpoint: {'; '.join(skipped)}.\n  Start from step 0 with --resume none."
         )
-    return Beginning(passed_over=tuple(passed_over), goes_on=True)
+    return ResumePoint(skipped=tuple(skipped), continues_run=True)
 
 
-def _named(resume: str) -> Path:
+def _named_checkpoint(resume: str) -> Path:
     """The checkpoint directory at the path `resume`. Raises CheckpointError for a path that cannot be one."""
     directory = Path(resume)
     if not directory.is_dir():
         raise CheckpointError(
             f"{directory}: no such directory. Name a checkpoint, such as RUN/{CHECKPOINTS}/step_00000300, or auto."
         )
-    inside = commit.newest_first(directory / CHECKPOINTS) or commit.newest_first(directory)
+    inside = checkpoint_commit.list_checkpoints(directory / CHECKPOINTS)
+    inside = inside or checkpoint_commit.list_checkpoints(directory)
     if inside:
-        raise CheckpointError(f"{directory}: not a checkpoint; it holds some. Name one of them, such as {inside[0]}.")
-    if not (directory / commit.MARKER).exists():
-        commit.step_of(directory)  # raises for a name that no save gives
+        raise CheckpointError(f"{directory}: contains checkpoints, is not one. Name one of them, such as {inside[0]}.")
+    if not (directory / checkpoint_commit.MARKER).exists():
+        checkpoint_commit.checkpoint_step(directory)  # raises for a name that no save gives
     return directory
 
 
-def make_ready(run_dir: Path, beginning: Beginning) -> None:
-    """A run directory whose checkpoints and record end where the run begins; the rest is set aside."""
+def prepare_run_dir(run_dir: Path, resume_point: ResumePoint) -> None:
+    """Creates `run_dir`, or ends its checkpoints and its record at the resume point by renaming what comes after."""
     run_dir.mkdir(parents=True, exist_ok=True)
-    if beginning.goes_on:
-        commit.set_aside_newer(run_dir / CHECKPOINTS, beginning.step)
-        rewind(run_dir, beginning.step)
+    if resume_point.continues_run:
+        checkpoint_commit.set_aside_newer(run_dir / CHECKPOINTS, resume_point.step)
+        rewind(run_dir, resume_point.step)
     else:
-        commit.set_aside_newer(run_dir / CHECKPOINTS, 0)
-        commit.set_aside(run_dir / FILE_NAME)
+        checkpoint_commit.set_aside_newer(run_dir / CHECKPOINTS, 0)
+        checkpoint_commit.set_aside(run_dir / FILE_NAME)

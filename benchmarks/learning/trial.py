@@ -25,9 +25,9 @@ from ado_stream.corpus import open_corpus
 from ado_stream.policy.base_policy import Policy, RunContext
 from ado_stream.policy.policy_registry import make_run_policy
 from ado_stream.train.config import TrainSection
-from ado_stream.train.distributed import expected_world
+from ado_stream.train.distributed import detect_context
 from ado_stream.train.parallel import ParallelModel
-from ado_stream.train.step import Schedule, TrainStep, make_optimizer
+from ado_stream.train.train_step import LearningRateSchedule, TrainStep, make_optimizer
 from ado_stream.train.validation import Validator
 from benchmarks.learning.scenarios import BASELINE, CONTROL, DUPLICATES, EXHAUSTED, UNLEARNABLE, Scenario
 
@@ -80,16 +80,16 @@ class Trial:
             sizes.num_layers, sizes.width, sizes.num_heads, 64 * -(-opened.tokenizer.vocab_size // 64), opened.seq_len
         )
         self._options = TrainSection(steps=sizes.steps, device="cpu", dtype="float32")
-        self._world = expected_world("cpu")
+        self._context = detect_context("cpu")
         warmup = sizes.steps // 10
-        self._rate = Schedule(_PEAK_RATE_TIMES_WIDTH / sizes.width, warmup, sizes.steps, 0.1)
+        self._rate = LearningRateSchedule(_PEAK_RATE_TIMES_WIDTH / sizes.width, warmup, sizes.steps, 0.1)
         torch.manual_seed(seed)
-        self._parallel = ParallelModel(Transformer(config), self._world, self._options)
+        self._parallel = ParallelModel(Transformer(config), self._context, self._options)
         self._optimizer = make_optimizer(self._parallel.model, self._options)
         self._step = TrainStep(self._parallel, self._optimizer, self._options, len(self.names))
         val = open_corpus(corpus, "val")
         self._validators = {
-            num: Validator(val, self.measured, num, self._world, 200) for num in (_VAL_SAMPLES, _VAL_SAMPLES_MIDWAY)
+            num: Validator(val, self.measured, num, self._context, 200) for num in (_VAL_SAMPLES, _VAL_SAMPLES_MIDWAY)
         }
         self._losses: list[tuple[np.ndarray, np.ndarray]] = []  # of the shared steps: mean losses, samples
         self._begin()

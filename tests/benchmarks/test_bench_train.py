@@ -10,7 +10,7 @@ import pytest
 from ado_model import PRESETS
 from benchmarks import bench_host, bench_train
 from benchmarks.bench_train import CASES, Case, Loop
-from tests.train.micro import MICRO
+from tests.train.tiny_model import TINY_MODEL
 
 TINY = Case(
     "micro", "cpu", rows=4, num_tokens=32, vocabulary=320, num_domains=3, pairs=4, steps=2, matmul_size=64,
@@ -20,14 +20,14 @@ TINY = Case(
 
 @pytest.fixture(autouse=True)
 def micro(monkeypatch) -> None:
-    monkeypatch.setitem(PRESETS, "micro", MICRO)
+    monkeypatch.setitem(PRESETS, "micro", TINY_MODEL)
 
 
 def test_a_case_is_measured_from_end_to_end():
     found = bench_train.measure(TINY)
     assert found["pairs_of_windows"] == 4
     assert found["tokens_per_s"] == pytest.approx(4 * 32 / found["step_s"])
-    flops = replace(MICRO, vocab_size=320, context_length=32).flops_per_token(32)
+    flops = replace(TINY_MODEL, vocab_size=320, context_length=32).flops_per_token(32)
     assert found["share_of_matmul"] == pytest.approx(flops * found["tokens_per_s"] / found["matmul_flop_per_s"])
     low, high = found["ado_share_of_loop"]["interval_95"]
     assert low <= found["ado_share_of_loop"]["median"] <= high

@@ -11,7 +11,7 @@ import ado_stream as ado
 from ado_model import ModelConfig, Transformer
 from ado_stream.corpus.tokenizer import load_tokenizer
 from ado_stream.errors import ConfigError, StorageError
-from ado_stream.evaluate.tasks import USUAL, evaluate_tasks
+from ado_stream.evaluate.tasks import USUAL_TASKS, evaluate_tasks
 
 # The harness', its data sets' and its metrics' own.
 pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore")]
@@ -83,7 +83,7 @@ def test_the_usual_tasks_are_the_harness_own():
     from lm_eval.tasks import TaskManager
 
     manager = TaskManager()
-    assert [name for name in USUAL if not manager.match_tasks([name])] == []
+    assert [name for name in USUAL_TASKS if not manager.match_tasks([name])] == []
 
 
 def test_an_unknown_task_is_named(model: Transformer, tmp_path: Path):
@@ -95,7 +95,7 @@ def test_questions_that_cannot_be_had_are_said_in_one_line(model: Transformer, q
     """A hub that cannot be reached ends in an OSError just so."""
     exported = ado.export_hugging_face(model, tmp_path / "exported", load_tokenizer("bytes"))
     (tmp_path / "tasks" / "test.jsonl").unlink()
-    with pytest.raises(StorageError, match=r"^tasks which_word: .*test\.jsonl.*\n  Their questions come from"):
+    with pytest.raises(StorageError, match=r"^tasks which_word: .*test\.jsonl.*\n  Task data come from"):
         evaluate_tasks(exported, ["which_word"], str(tmp_path / "tasks"))
 
 

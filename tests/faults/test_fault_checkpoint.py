@@ -10,22 +10,22 @@ import torch
 
 from ado_model import ModelConfig, Transformer
 from ado_stream.errors import CheckpointError
-from ado_stream.train import commit
-from ado_stream.train.checkpoint import Checkpointer, TrainingState, load_training
+from ado_stream.train import checkpoint_commit
+from ado_stream.train.checkpoint import Checkpointer, TrainingState, load_training_state
 from ado_stream.train.config import TrainSection
-from ado_stream.train.distributed import World
-from ado_stream.train.step import make_optimizer
-from tests.train.forked import Forked
+from ado_stream.train.distributed import DistributedContext
+from ado_stream.train.train_step import make_optimizer
+from tests.train.child_processes import ChildProcesses
 
 pytestmark = pytest.mark.fault
-ALONE = World(0, 1, torch.device("cpu"))
+ALONE = DistributedContext(0, 1, torch.device("cpu"))
 SIZES = ModelConfig(num_layers=2, width=64, num_heads=1, vocab_size=256, context_length=8)
 NUM_KILLS = 40
 
 
 @pytest.fixture(scope="module")
-def forked(tmp_path_factory) -> Iterator[Forked]:
-    children = Forked(tmp_path_factory.mktemp("forked"))
+def forked(tmp_path_factory) -> Iterator[ChildProcesses]:
+    children = ChildProcesses(tmp_path_factory.mktemp("children"))
     yield children
     children.close()
 
@@ -33,7 +33,7 @@ def forked(tmp_path_factory) -> Iterator[Forked]:
 def state_of(step: int) -> TrainingState:
     """The numbers that the checkpoint of `step` must hold."""
     model = Transformer(SIZES)
-    state = TrainingState(model, make_optimizer(model, TrainSection()), {"finished_steps": step})
+    state = TrainingState(model, make_optimizer(model, TrainSection()))
     torch.manual_seed(step)
     for name, tensor in state.tensors().items():
         if name != "rng.cpu":
@@ -43,10 +43,10 @@ def state_of(step: int) -> TrainingState:
 
 def holds_what_was_saved(directory: Path) -> bool:
     """Whether the tensors are to the bit those of the directory's step; False also when they cannot be read."""
-    step = commit.step_of(directory)
+    step = checkpoint_commit.checkpoint_step(directory)
     expected, found = state_of(step).tensors(), state_of(step + 1)
     try:
-        load_training(directory, ALONE, found)
+        load_training_state(directory, ALONE, found)
     except (CheckpointError, FileNotFoundError, ValueError):
         return False
     return all(torch.equal(tensor, expected[name]) for name, tensor in found.tensors().items())
@@ -57,7 +57,7 @@ def save_for_ever(folder: Path, first: int, asynchronous: bool) -> None:
     torch.set_num_threads(1)
     saver = Checkpointer(folder, ALONE, keep=2, asynchronous=asynchronous)
     for step in range(first, first + 10_000):
-        saver.save(step, state_of(step))
+        saver.save(state_of(step), {"finished_steps": step})
 
 
 def test_k1_kill_9_at_forty_random_points_of_a_save(forked, tmp_path: Path):
@@ -66,21 +66,21 @@ def test_k1_kill_9_at_forty_random_points_of_a_save(forked, tmp_path: Path):
     newest, torn, useless = 0, 0, 0
     for number in range(NUM_KILLS):
         child = forked.start(save_for_ever, tmp_path, newest + 1, number % 2 == 1)
-        last = commit.directory_of(tmp_path, newest + generator.randrange(2, 4))
+        last = checkpoint_commit.checkpoint_dir(tmp_path, newest + generator.randrange(2, 4))
         while not last.exists():
             assert child.is_alive(), child.log.read_text()
             time.sleep(0.001)
         time.sleep(generator.uniform(0.0, 0.05))
         child.kill()
         child.join()
-        directory, passed_over = commit.newest_sound(tmp_path)
-        assert all(text.startswith("step_000") for text in passed_over)
-        torn += len(passed_over)
-        useless += sum(not holds_what_was_saved(tmp_path / text.partition(":")[0]) for text in passed_over)
+        directory, skipped = checkpoint_commit.newest_valid(tmp_path)
+        assert all(text.startswith("step_000") for text in skipped)
+        torn += len(skipped)
+        useless += sum(not holds_what_was_saved(tmp_path / text.partition(":")[0]) for text in skipped)
         if directory is not None:
             assert holds_what_was_saved(directory)
-            assert commit.step_of(directory) >= newest
-            newest = commit.step_of(directory)
+            assert checkpoint_commit.checkpoint_step(directory) >= newest
+            newest = checkpoint_commit.checkpoint_step(directory)
     assert newest >= NUM_KILLS
     assert torn > NUM_KILLS / 4
     assert useless > 0
@@ -92,12 +92,12 @@ def test_k1_a_disk_that_is_full_in_a_save(small_disk):
     folder = small_disk(int(2.6 * num_bytes) + 2**17)
     saver = Checkpointer(folder, ALONE, keep=3, asynchronous=False)
     for step in (1, 2):
-        saver.save(step, state_of(step))
+        saver.save(state_of(step), {"finished_steps": step})
     with pytest.raises(CheckpointError, match=r"step_00000003: not saved: .*No space left on device"):
-        saver.save(3, state_of(3))
+        saver.save(state_of(3), {"finished_steps": 3})
     assert [path.name for path in folder.iterdir() if path.name.endswith("3")] == []
-    assert commit.newest_sound(folder) == (commit.directory_of(folder, 2), [])
-    assert holds_what_was_saved(commit.directory_of(folder, 2))
-    commit.prune(folder, keep=1)
-    saver.save(3, state_of(3))
-    assert holds_what_was_saved(commit.directory_of(folder, 3))
+    assert checkpoint_commit.newest_valid(folder) == (checkpoint_commit.checkpoint_dir(folder, 2), [])
+    assert holds_what_was_saved(checkpoint_commit.checkpoint_dir(folder, 2))
+    checkpoint_commit.prune(folder, keep=1)
+    saver.save(state_of(3), {"finished_steps": 3})
+    assert holds_what_was_saved(checkpoint_commit.checkpoint_dir(folder, 3))

@@ -1,4 +1,4 @@
-"""What the tests of training share: ways to run a function elsewhere and on several ranks, a corpus, a config."""
+"""Fixtures of the training tests: child processes, ranks, network namespaces, a corpus, a config, a fake clock."""
 
 import json
 from collections.abc import Callable, Iterator
@@ -8,26 +8,26 @@ from typing import Any
 import numpy as np
 import pytest
 
-from tests.train.forked import Forked
-from tests.train.micro import MICRO
+from tests.train.child_processes import ChildProcesses
 from tests.train.network import network
+from tests.train.tiny_model import TINY_MODEL
 
 
 @pytest.fixture(scope="session")
-def forked(tmp_path_factory) -> Iterator[Forked]:
-    """Starts children in milliseconds (tests/train/forked.py)."""
-    children = Forked(tmp_path_factory.mktemp("forked"))
-    yield children
-    children.close()
+def children(tmp_path_factory) -> Iterator[ChildProcesses]:
+    """Starts child processes in milliseconds (tests/train/child_processes.py)."""
+    processes = ChildProcesses(tmp_path_factory.mktemp("children"))
+    yield processes
+    processes.close()
 
 
 @pytest.fixture(scope="session")
-def ranks(forked: Forked, tmp_path_factory) -> Callable[..., Any]:
-    """Runs `function(*arguments, OUT)` on `num_ranks` CPU ranks and returns the JSON that OUT then holds."""
+def ranks(children: ChildProcesses, tmp_path_factory) -> Callable[..., Any]:
+    """Runs `function(*arguments, OUT)` on `num_ranks` CPU ranks and returns the JSON that it wrote to OUT."""
 
     def run(num_ranks: int, function: Callable[..., None], *arguments: Any) -> Any:
         out = tmp_path_factory.mktemp("ranks") / "out.json"
-        forked.run(function, *arguments, str(out), num_ranks=num_ranks)
+        children.run(function, *arguments, str(out), num_ranks=num_ranks)
         return json.loads(out.read_text())
 
     return run
@@ -42,7 +42,7 @@ def nodes() -> Iterator[None]:
 
 @pytest.fixture(scope="session")
 def tiny_corpus(tmp_path_factory) -> Path:
-    """Three domains of different size and difficulty, as bytes, sequences of 32; each with validation text."""
+    """Three domains of different size and difficulty, tokenised as bytes, sequences of 32; each has validation text."""
     from ado_stream.prepare.config import PrepareConfig
     from ado_stream.prepare.coordinator import prepare
 
@@ -65,18 +65,14 @@ def tiny_corpus(tmp_path_factory) -> Path:
 
 @pytest.fixture
 def settings(tiny_corpus: Path, tmp_path: Path, monkeypatch) -> dict:
-    """A config of twelve quick steps of a model called micro, in which ADO acts from the second step on."""
+    """A config of twelve quick steps of the preset "tiny", in which ADO changes the mixture from the second step on."""
     from ado_model import PRESETS
 
-    monkeypatch.setitem(PRESETS, "micro", MICRO)
-    return _settings(tiny_corpus, tmp_path)
-
-
-def _settings(corpus: Path, folder: Path) -> dict:
+    monkeypatch.setitem(PRESETS, "tiny", TINY_MODEL)
     return {
-        "corpus": str(corpus),
-        "run_dir": str(folder / "run"),
-        "model": {"preset": "micro"},
+        "corpus": str(tiny_corpus),
+        "run_dir": str(tmp_path / "run"),
+        "model": {"preset": "tiny"},
         "data": {"global_batch_size": 8, "prefetch": 2, "mixture_lag": 2, "io_threads": 1},
         "policy": {"name": "ado", "options": {"start_step": 2, "ignore_steps": 0, "interval": 2}},
         "train": {"steps": 12, "device": "cpu"},
@@ -84,3 +80,24 @@ def _settings(corpus: Path, folder: Path) -> dict:
         "evaluate": {"every_steps": 4, "max_samples_per_domain": 8},
         "log": {"every_steps": 100},
     }
+
+
+class FakeClock:
+    """Replaces the module `time`; a test sets `now`."""
+
+    def __init__(self) -> None:
+        self.now = 100.0
+
+    def perf_counter(self) -> float:
+        return self.now
+
+
+@pytest.fixture
+def fake_clock(monkeypatch) -> FakeClock:
+    """The clock of StepTimer and StepLog."""
+    from ado_stream.train import step_log, step_timer
+
+    clock = FakeClock()
+    monkeypatch.setattr(step_timer, "time", clock)
+    monkeypatch.setattr(step_log, "time", clock)
+    return clock

@@ -1,4 +1,4 @@
-"""Runs a command in place of a rank and leaves its exit code in FOLDER/exit.RANK; signals to the group pass it by.
+"""Runs a command as a rank and writes its exit code to FOLDER/exit.RANK; ignores the signals that reach its group.
 
 usage: exit_code.py FOLDER COMMAND...     (by torchrun --no-python)
 """

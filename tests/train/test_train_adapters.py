@@ -1,4 +1,4 @@
-"""Other people's loops train on an adaptive stream: losses fall, every step is told, a resumed run goes on exactly."""
+"""Training loops of other frameworks: losses fall, every step is observed, a resumed run has the same losses."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -24,7 +24,7 @@ SIZES = ModelConfig(num_layers=1, width=32, num_heads=2, vocab_size=320, context
 def adaptive_loader(corpus) -> Iterator[AdaptiveLoader]:
     domains, _, _ = open_corpus(corpus)
     dataset = AdaptiveStreamingDataset(domains, global_batch_size=8, mixture_lag=2)
-    prior = dict(zip(dataset.names, dataset.prior_K, strict=True))
+    prior = dict(zip(dataset.names, dataset.prior, strict=True))
     policy = make_policy("ado", prior, start_step=4, ignore_steps=0, interval=4, total_steps=NUM_STEPS)
     with AdaptiveLoader(dataset, policy, prefetch=2, io_threads=1) as loader:
         yield loader
@@ -57,7 +57,7 @@ def test_plain_pytorch(loader):
 
 
 def hugging_face_losses(corpus, folder, resume: bool) -> list[float]:
-    """The losses of a Trainer's NUM_STEPS steps that saves half-way, or of its second half, gone on from there."""
+    """The losses of NUM_STEPS steps of a Trainer that saves half-way; resume: from that checkpoint on."""
     from transformers import Qwen3Config, Qwen3ForCausalLM, TrainingArguments
 
     from ado_stream.adapters.hugging_face import AdaptiveTrainer
@@ -85,6 +85,7 @@ def hugging_face_losses(corpus, folder, resume: bool) -> list[float]:
     return [losses[step] for step in range(1, NUM_STEPS + 1)]
 
 
+@pytest.mark.slow
 def test_hugging_face_trainer_trains_and_resumes(tiny_corpus, tmp_path):
     whole = hugging_face_losses(tiny_corpus, tmp_path, resume=False)
     assert whole[-1] < whole[0] - 1
@@ -93,7 +94,7 @@ def test_hugging_face_trainer_trains_and_resumes(tiny_corpus, tmp_path):
 
 @pytest.fixture
 def small_trainer(tiny_corpus, tmp_path):
-    """A Trainer on the loader that has not trained."""
+    """An untrained Trainer on the loader."""
     from transformers import Qwen3Config, Qwen3ForCausalLM, TrainingArguments
 
     from ado_stream.adapters.hugging_face import AdaptiveTrainer
@@ -116,7 +117,7 @@ def small_trainer(tiny_corpus, tmp_path):
 def test_hugging_face_evaluates_with_a_domain_or_labels_or_both(small_trainer, with_domain, with_labels):
     """Oracle: Qwen3's own loss. Half of the targets are masked where labels are given; two batches of equal size.
 
-    Without a domain it is Trainer's business, so the padding of an ordinary set is masked as there.
+    Without a domain the loss is Trainer's own, so the padding of an ordinary data set is masked.
     """
     tokens = torch.randint(320, (4, 33), generator=torch.Generator().manual_seed(1))
     labels = tokens.clone()
@@ -139,11 +140,11 @@ def test_hugging_face_evaluates_with_a_domain_or_labels_or_both(small_trainer, w
             asked = {"input_ids": tokens, "labels": labels if with_labels else tokens}
             expected = small_trainer.model(**asked, **({} if with_domain else {"attention_mask": mask})).loss
         assert found["eval_loss"] == pytest.approx(expected.item(), rel=rounding(320))  # of the vocabulary
-    assert small_trainer._loader.policy.step == 0  # evaluation teaches the policy nothing
+    assert small_trainer._loader.policy.step == 0  # the policy does not see evaluation losses
 
 
 def test_hugging_face_under_deepspeed_is_refused(loader, small_trainer):
-    """Trainer loads a checkpoint of DeepSpeed by another way, on which the loader would silently begin anew."""
+    """Trainer loads DeepSpeed checkpoints by another method, with which the loader would silently restart."""
     from ado_stream.adapters.hugging_face import AdaptiveTrainer
 
     class UnderDeepSpeed(AdaptiveTrainer):
@@ -155,7 +156,7 @@ def test_hugging_face_under_deepspeed_is_refused(loader, small_trainer):
         UnderDeepSpeed(small_trainer.model, small_trainer.args, loader=loader)
 
 
-def test_hugging_face_gives_the_outputs_that_are_asked_for(small_trainer):
+def test_hugging_face_returns_outputs_on_request(small_trainer):
     tokens, domain = torch.randint(320, (3, 33)), torch.tensor([0, 2, 2])
     small_trainer.model.eval()
     batch = {"input_ids": tokens, "domain": domain}
@@ -165,14 +166,14 @@ def test_hugging_face_gives_the_outputs_that_are_asked_for(small_trainer):
 
 
 def lightning_losses(corpus, folder, resume: bool) -> list[float]:
-    """As above, by Lightning."""
+    """The same with Lightning; resume: the second half's losses only."""
     import lightning
 
     from ado_stream.adapters.lightning import AdaptiveModule
 
     losses = []
 
-    class Noted(AdaptiveModule):
+    class Recorded(AdaptiveModule):
         def training_step(self, batch, batch_index):
             loss = super().training_step(batch, batch_index)
             losses.append(loss.item())
@@ -180,7 +181,7 @@ def lightning_losses(corpus, folder, resume: bool) -> list[float]:
 
     torch.manual_seed(0)
     with adaptive_loader(corpus) as loader:
-        module = Noted(Transformer(SIZES), loader, lambda parameters: torch.optim.AdamW(parameters, lr=1e-2))
+        module = Recorded(Transformer(SIZES), loader, lambda parameters: torch.optim.AdamW(parameters, lr=1e-2))
         saving = lightning.pytorch.callbacks.ModelCheckpoint(folder, "{step}", every_n_train_steps=HALF, save_top_k=-1)
         trainer = lightning.Trainer(
             max_steps=NUM_STEPS, accelerator="cpu", logger=False, enable_progress_bar=False,

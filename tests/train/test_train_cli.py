@@ -1,4 +1,4 @@
-"""The verbs train, eval and export: a run from a file, its losses, its model; mistakes in one message."""
+"""The verbs train, eval and export: a run from a config file, its losses, its model; mistakes in one message."""
 
 import json
 from pathlib import Path
@@ -10,9 +10,9 @@ import yaml
 from ado_stream.cli import eval as eval_verb
 from ado_stream.cli.main import main
 from ado_stream.evaluate import tasks
-from ado_stream.evaluate.trained import open_run
+from ado_stream.evaluate.trained_run import open_run
 from tests.rounding import perturb, rounding
-from tests.train.forked import finish
+from tests.train.child_processes import finish
 
 
 @pytest.fixture
@@ -41,13 +41,13 @@ def print_losses(run_dir: str) -> None:
     assert main(["eval", run_dir, "--max-samples", "2", "--json", "--device", "cpu"]) == 0
 
 
-def test_of_several_ranks_one_prints(config_file: Path, settings: dict, forked, capsys):
+def test_only_rank_0_prints(config_file: Path, settings: dict, children, capsys):
     assert main(["train", str(config_file), "train.steps=6"]) == 0
     capsys.readouterr()
     print_losses(settings["run_dir"])
     alone = json.loads(capsys.readouterr().out)
     printed = []
-    for rank in forked.start_ranks(2, print_losses, settings["run_dir"]):
+    for rank in children.start_ranks(2, print_losses, settings["run_dir"]):
         finish(rank)
         printed.append(rank.log.read_text())
     assert json.loads(printed[0])["validation"]["loss"] == pytest.approx(alone["validation"]["loss"])
@@ -55,7 +55,7 @@ def test_of_several_ranks_one_prints(config_file: Path, settings: dict, forked, 
 
 
 def test_an_exported_run_is_loaded_by_transformers(config_file: Path, settings: dict, tmp_path: Path):
-    """The same logits as of the model that the checkpoint holds; the tokenizer of its corpus gives what it takes."""
+    """With the logits of the checkpoint's model and the tokenizer of its corpus."""
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     assert main(["train", str(config_file), "train.steps=6"]) == 0
@@ -92,22 +92,22 @@ def test_eval_takes_another_corpus_with_the_same_tokenizer(
 
 
 def test_another_tokenizer_is_refused(config_file: Path, settings: dict, tmp_path: Path, capsys):
-    """Its vocabulary is small enough for the model, so that only wrong losses would show."""
+    """Its vocabulary fits the model, so without the check there would only be wrong losses."""
     assert main(["train", str(config_file), "train.steps=6"]) == 0
     text, other = tmp_path / "text.jsonl", str(tmp_path / "other")
     text.write_text("".join(json.dumps({"text": f"the {word} and the other {word} " * 40}) + "\n" for word in "abcdef"))
     options = ["--val", str(text), "--tokenizer", "bpe:270", "--seq-len", "32", "--workers", "1"]
     assert main(["prepare", str(text), *options, "--out", other]) == 0
     assert main(["eval", settings["run_dir"], "--corpus", other, "--device", "cpu"]) == 1
-    assert f"{other}: its tokenizer, bpe:270, is not the one that the run learned with" in capsys.readouterr().err
+    assert f"{other}: its tokenizer, bpe:270, is not the one of the training run" in capsys.readouterr().err
     config = Path(settings["run_dir"]) / "config.yaml"
     config.write_text(config.read_text().replace(settings["corpus"], other))  # as if the corpus was prepared anew
     assert main(["export", settings["run_dir"], "--out", str(tmp_path / "exported")]) == 1
-    assert "is not the one that the run learned with" in capsys.readouterr().err
+    assert "is not the one of the training run" in capsys.readouterr().err
 
 
-def test_tasks_run_where_the_model_would(config_file: Path, settings: dict, monkeypatch, capsys):
-    """On the first GPU if there is one; the harness and the GPU are stood in for."""
+def test_tasks_run_on_the_device_asked_for(config_file: Path, settings: dict, monkeypatch, capsys):
+    """On the first GPU if there is one; the harness and the GPU are replaced."""
     assert main(["train", str(config_file), "train.steps=6"]) == 0
     asked = []
     monkeypatch.setattr(tasks, "evaluate_tasks", lambda *arguments: asked.append(arguments[1:]) or {})

@@ -1,11 +1,16 @@
-"""A config file becomes a checked object, and every mistake in it is named by its key."""
+"""A config file becomes a checked object, every mistake in it is named by its key, and no option is left out."""
 
+import dataclasses
+import inspect
 from pathlib import Path
 
 import pytest
 
 from ado_stream.errors import ConfigError, NotFound
-from ado_stream.train.config import TrainConfig, load_config, save_config
+from ado_stream.loader import AdaptiveLoader
+from ado_stream.storage.retry import RetryPolicy
+from ado_stream.stream.dataset import AdaptiveStreamingDataset
+from ado_stream.train.config import DataSection, RetrySection, TrainConfig, load_config, save_config
 
 LEAST = {"corpus": "c", "run_dir": "r"}
 
@@ -48,19 +53,24 @@ def test_null_takes_the_limit_off_the_gradient():
         ("model.zzz=1", "unknown 'model.zzz'; known here: preset, context_length, vocab_size."),
         ("train.steps=many", "'train.steps': Value 'many' of type 'str' could not be converted to Integer"),
         ("train=3", "'train' is a section with the keys steps, learning_rate"),
-        ("train.steps=0", "'train.steps' is 0; it must be at least 1."),
-        ("train.strategy=zero", "'train.strategy' is 'zero'; choose one of ddp, fsdp."),
-        ("train.betas=[0.9]", "'train.betas' is [0.9]; give two numbers from 0 to below 1."),
+        ("train.steps=0", "'train.steps' is 0; allowed: 1 or more."),
+        ("train.strategy=zero", "'train.strategy' is 'zero'; allowed: one of ddp, fsdp."),
+        ("train.betas=[0.9]", "'train.betas' is [0.9]; allowed: two numbers from 0 to below 1."),
         ("train.betas=0.9", "'train.betas' is 0.9; give a list: [VALUE, ...]."),
         ("policy.prior=[1]", "'policy.prior' is [1]; give a mapping: {KEY: VALUE, ...}."),
         ("policy.guards={name: floor}", "'policy.guards' is {'name': 'floor'}; give a list: [VALUE, ...]."),
-        ("train.learning_rate=0", "'train.learning_rate' is 0.0; give a number above 0, or null for 0.46 / width."),
-        ("train.learning_rate=.nan", "'train.learning_rate' is nan; give a number above 0"),
-        ("train.grad_clip=0", "'train.grad_clip' is 0.0; give a number above 0, or null for no limit."),
-        ("train.grad_clip=-1", "'train.grad_clip' is -1.0; give a number above 0"),
-        ("train.collective_timeout_s=0", "'train.collective_timeout_s' is 0.0; give a number above 0."),
-        ("train.weight_decay=-0.1", "'train.weight_decay' is -0.1; it must be at least 0."),
-        ("train.min_learning_rate_frac=1.1", "'train.min_learning_rate_frac' is 1.1; give one from 0 to 1."),
+        ("train.learning_rate=0", "'train.learning_rate' is 0.0; allowed: a number above 0, or null for 0.46 / width."),
+        ("train.learning_rate=.nan", "'train.learning_rate' is nan; allowed: a number above 0"),
+        ("train.grad_clip=0", "'train.grad_clip' is 0.0; allowed: a number above 0, or null for no limit."),
+        ("train.grad_clip=-1", "'train.grad_clip' is -1.0; allowed: a number above 0"),
+        ("train.collective_timeout_s=0", "'train.collective_timeout_s' is 0.0; allowed: a number above 0."),
+        ("train.weight_decay=-0.1", "'train.weight_decay' is -0.1; allowed: 0 or more."),
+        ("train.min_learning_rate_frac=1.1", "'train.min_learning_rate_frac' is 1.1; allowed: a number from 0 to 1."),
+        ("data.sampling=random", "'data.sampling' is 'random'; allowed: one of systematic, multinomial."),
+        ("data.predownload=0", "'data.predownload' is 0; allowed: 1 or more."),
+        ("data.retry.attempts=0", "'data.retry.attempts' is 0; allowed: 1 or more."),
+        ("data.retry.atempts=1", "unknown 'data.retry.atempts'; did you mean 'data.retry.attempts'?"),
+        ("data.retry=3", "'data.retry' is a section with the keys attempts, total_deadline_s"),
         ("train.warmup_steps=1000", "'train.warmup_steps' is 1000; it must be below 'train.steps', 1000."),
         ("train.steps", "override 'train.steps' is not KEY=VALUE; for example train.steps=300."),
     ],
@@ -87,3 +97,33 @@ def test_a_missing_file_a_folder_and_broken_yaml(tmp_path: Path):
     (tmp_path / "broken.yaml").write_text("train: [")
     with pytest.raises(ConfigError, match="not YAML"):
         load_config(tmp_path / "broken.yaml")
+
+
+def options(callable_or_dataclass) -> dict[str, object]:
+    """{parameter: default} of a class; of a dataclass, its fields and defaults."""
+    parameters = inspect.signature(callable_or_dataclass).parameters.values()
+    return {each.name: each.default for each in parameters}
+
+
+def test_the_config_has_every_option_of_data_set_and_loader():
+    """Except those that other keys or the run decide; a new option must be added to the config or to this list."""
+    elsewhere = {
+        "domains": "corpus",
+        "seed": "seed",
+        "vocab_size": "the corpus's tokenizer",
+        "rank": "torchrun",
+        "world_size": "torchrun",
+        "dataset": "all of data",
+        "policy": "policy",
+        "pin_memory": "train.device",
+        "device": "train.device",
+    }
+    takes = {*options(AdaptiveStreamingDataset), *options(AdaptiveLoader)}
+    assert elsewhere.keys() <= takes
+    config = {each.name for each in dataclasses.fields(DataSection)}
+    assert takes - elsewhere.keys() == config - {"cache_dir"}  # a corpus's option
+
+
+def test_download_retries_have_the_fields_and_defaults_of_retry_policy():
+    expected = {name: value for name, value in options(RetryPolicy).items() if name not in ("random", "clock")}
+    assert options(RetrySection) == expected

@@ -1,4 +1,4 @@
-"""docs/faults.md P5: two nodes, which are network namespaces with a torchrun each, and the link between them is cut."""
+"""Two nodes (network namespaces with a torchrun each) between which the network link is cut."""
 
 import json
 import os
@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.train import ledgered
+from tests.train import ledger_run
 from tests.train.network import NETWORK, NODES, STORE, inside, ip
 
 pytestmark = pytest.mark.fault
@@ -22,7 +22,7 @@ ADDRESS, PORT = f"{NETWORK}.2", "29512"
 
 @pytest.fixture
 def launch(settings: dict, tmp_path: Path, nodes) -> Iterator[Callable[..., list[subprocess.Popen]]]:
-    """Starts one torchrun a node, as on two machines; kills what is left at the end."""
+    """Starts one torchrun per node, as on two machines; kills them at the end."""
     launched: list[subprocess.Popen] = []
 
     def start() -> list[subprocess.Popen]:
@@ -33,9 +33,9 @@ def launch(settings: dict, tmp_path: Path, nodes) -> Iterator[Callable[..., list
         environment["PYTHONPATH"] = os.pathsep.join(str(ROOT / part) for part in (".", "kernels", "model"))
         for number, node in enumerate(NODES):
             launcher = [sys.executable, "-m", "torch.distributed.run", "--nnodes=2", "--nproc-per-node=1"]
-            meeting = [f"--node-rank={number}", f"--master-addr={ADDRESS}", f"--master-port={PORT}"]
-            program = ["-m", "tests.train.ledgered", str(tmp_path / "settings.json"), str(tmp_path)]
-            launched.append(inside(node, *launcher, *meeting, *program, env=environment, cwd=ROOT))
+            rendezvous = [f"--node-rank={number}", f"--master-addr={ADDRESS}", f"--master-port={PORT}"]
+            program = ["-m", "tests.train.ledger_run", str(tmp_path / "settings.json"), str(tmp_path)]
+            launched.append(inside(node, *launcher, *rendezvous, *program, env=environment, cwd=ROOT))
         return launched
 
     yield start
@@ -45,37 +45,37 @@ def launch(settings: dict, tmp_path: Path, nodes) -> Iterator[Callable[..., list
 
 
 def wait_for_step(folder: Path, step: int) -> None:
-    """Returns when both ranks have drawn `step`."""
+    """Returns when both ranks have read the rows of `step`."""
     deadline = time.monotonic() + 120
-    while min(ledgered.last_step(folder, rank) for rank in (0, 1)) < step:
-        assert time.monotonic() < deadline, "the nodes do not train"
+    while min(ledger_run.last_step(folder, rank) for rank in (0, 1)) < step:
+        assert time.monotonic() < deadline, f"step {step} not reached within 120 s"
         time.sleep(0.02)
 
 
 def link(state: str) -> None:
-    """Plugs the second node's cable "up" or "down" at the switch."""
+    """Sets the second node's port at the switch "up" or "down"."""
     ip("-n", STORE, "link", "set", "port1", state)
 
 
-def test_p5_a_link_cut_for_three_seconds_changes_nothing(launch, forked, settings: dict, tmp_path: Path):
+def test_a_link_that_is_down_for_three_seconds_changes_nothing(launch, children, settings: dict, tmp_path: Path):
     launched = launch()
     wait_for_step(tmp_path, 10)
     link("down")
     time.sleep(3.0)
-    stood = [ledgered.last_step(tmp_path, rank) for rank in (0, 1)]
+    last_steps = [ledger_run.last_step(tmp_path, rank) for rank in (0, 1)]
     link("up")
     assert [process.wait(60) for process in launched] == [0, 0]
-    assert max(stood) < NUM_STEPS - 1  # so the cut was met
+    assert max(last_steps) < NUM_STEPS - 1  # the link was down during training
     reference = tmp_path / "reference"
     reference.mkdir()
     changed = {**json.loads((tmp_path / "settings.json").read_text()), "run_dir": str(reference / "run")}
     (reference / "settings.json").write_text(json.dumps(changed))
-    forked.run(ledgered.main, str(reference / "settings.json"), str(reference), num_ranks=2)
-    assert ledgered.read_ledger(tmp_path) == ledgered.read_ledger(reference)
+    children.run(ledger_run.main, str(reference / "settings.json"), str(reference), num_ranks=2)
+    assert ledger_run.read_ledger(tmp_path) == ledger_run.read_ledger(reference)
 
 
 @pytest.mark.deadline
-def test_p5_a_link_cut_for_ever_ends_all_ranks_within_the_groups_timeout(launch, tmp_path: Path):
+def test_a_link_that_stays_down_ends_all_ranks_within_the_timeout(launch, tmp_path: Path):
     launched = launch()
     wait_for_step(tmp_path, 10)
     pids = [int((tmp_path / f"pid.{rank}").read_text()) for rank in (0, 1)]

@@ -9,7 +9,7 @@ from ado_stream.cli.main import main
 from ado_stream.policy import scaling_laws
 from ado_stream.record import read_run
 from ado_stream.train.config import load_config
-from ado_stream.train.run import run_training
+from ado_stream.train.trainer import run_training
 from tests.train import losses_on_ranks
 
 EASY = {"min_points": 1, "start_step": 2, "ignore_steps": 0, "interval": 2}
@@ -38,7 +38,7 @@ EASY = {"min_points": 1, "start_step": 2, "ignore_steps": 0, "interval": 2}
     ids=lambda value: value["name"] if isinstance(value, dict) else "",
 )
 def test_a_runs_own_policy_replayed_gives_its_mixtures_to_the_bit(settings, policy, mean_options, capsys):
-    """Sizes, budget, lag and guards included; one option changed gives others, so that equality says something."""
+    """Sizes, budget, lag and guards included; with one option changed the mixtures differ."""
     run_training(load_config({**settings, "policy": policy}))
     recorded = [line["mixture"] for line in read_run(settings["run_dir"])[1]["step"]]
     replay = ["replay", settings["run_dir"], "--policy", policy["name"], "--json"]
@@ -73,8 +73,8 @@ def test_a_refit_that_fails_leaves_a_health_line_and_no_law(settings, monkeypatc
         assert np.shape(fit["at_bound"]) == (3, 3)
 
 
-def test_health_goes_on_over_a_resume(settings):
-    """The step after the checkpoint has no refit: what was written of the one before is not written again."""
+def test_health_lines_continue_after_a_resume(settings):
+    """The step after the checkpoint has no refit: the previous refit's line is not written again."""
     config = load_config({**settings, "policy": {"name": "ado", "options": {**EASY, "interval": 3}}})
     run_training(config)
     whole = read_run(settings["run_dir"])[1]["health"]
@@ -83,14 +83,14 @@ def test_health_goes_on_over_a_resume(settings):
     assert read_run(settings["run_dir"])[1]["health"] == whole
 
 
-def test_losses_told_by_ranks_in_any_order_give_every_rank_the_same_mixture_to_the_bit(ranks, tiny_corpus):
-    """Sums that round. Two addends have one sum in either order, so two ranks may exchange what they tell; of four the
-    order counts in the last bits, which rank 0 then decides for all."""
+def test_losses_observed_by_ranks_in_any_order_give_every_rank_the_same_mixture_to_the_bit(ranks, tiny_corpus):
+    """The sums round. Two addends have one sum in either order, so two ranks may exchange their losses; with four the
+    order changes the last bits, and rank 0's sum decides for all."""
     by_order = []
     for num_ranks, order in ((2, [0, 1, 2, 3]), (2, [2, 3, 0, 1]), (4, [3, 1, 0, 2])):
         mixtures = ranks(num_ranks, losses_on_ranks.main, str(tiny_corpus), order)
         assert len(mixtures) == num_ranks
         assert all(one == mixtures[0] for one in mixtures)
-        assert len(set(mixtures[0])) > 20, "a mixture that stands still agrees with itself"
+        assert len(set(mixtures[0])) > 20, "a constant mixture would agree trivially"
         by_order.append(mixtures[0])
     assert by_order[0] == by_order[1]

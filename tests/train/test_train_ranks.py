@@ -1,4 +1,4 @@
-"""Whole runs on several ranks: as alone in batches and losses, and a checkpoint of any world goes on in any other."""
+"""Whole runs on several ranks: the batches and losses of one rank, and checkpoints that load on any number of ranks."""
 
 import json
 import shutil
@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 
 from ado_stream.record import read_run
-from tests.train import checkpoints_on_ranks, ledgered, train_on_ranks
-from tests.train.forked import Forked
+from tests.train import checkpoint_on_ranks, ledger_run, train_on_ranks
+from tests.train.child_processes import ChildProcesses
 
-WORLDS = [(1, "ddp"), (2, "ddp"), (2, "fsdp"), (4, "ddp"), (4, "fsdp")]
+PLACEMENTS = [(1, "ddp"), (2, "ddp"), (2, "fsdp"), (4, "ddp"), (4, "fsdp")]
 
 
 @pytest.fixture
@@ -32,7 +32,7 @@ def written(settings: dict, tmp_path: Path):
 def allowed(ranks, written) -> dict[str, float]:
     """How far rounding may move losses and mixtures of 24 steps: the most of three runs from perturbed weights.
 
-    (tests/rounding.py.) ADO's laws, fitted to a handful of steps, magnify what it does to losses.
+    (tests/rounding.py.) ADO's laws, fitted to a handful of steps, amplify what it does to losses.
     """
     plain = ranks(1, train_on_ranks.main, written("plain", steps=24), "auto")["steps"]
     found = {"loss": 0.0, "mixture": 0.0}
@@ -44,7 +44,7 @@ def allowed(ranks, written) -> dict[str, float]:
     return found
 
 
-def compare(one: list[dict], other: list[dict], allowed: dict[str, float]) -> None:
+def assert_close_steps(one: list[dict], other: list[dict], allowed: dict[str, float]) -> None:
     """Equal draws, and losses and mixtures that differ by no more than is allowed."""
     assert [line["step"] for line in one] == [line["step"] for line in other]
     for mine, theirs in zip(one, other, strict=True):
@@ -56,44 +56,44 @@ def compare(one: list[dict], other: list[dict], allowed: dict[str, float]) -> No
 
 def rows(folder: Path) -> dict[tuple[int, int], str]:
     """(step, slot) -> domain and checksum of the tokens, of all ranks together."""
-    return {key: row.rpartition(" ")[0] for key, row in ledgered.read_ledger(folder).items()}
+    return {key: row.rpartition(" ")[0] for key, row in ledger_run.read_ledger(folder).items()}
 
 
 @pytest.mark.slow
-def test_several_ranks_train_as_one(forked: Forked, written, allowed: dict[str, float], tmp_path: Path):
+def test_several_ranks_train_as_one(children: ChildProcesses, written, allowed: dict[str, float], tmp_path: Path):
     """Row by row, although ADO decides by losses that ranks add up in another order."""
     found = {}
-    for num_ranks, strategy in WORLDS:
+    for num_ranks, strategy in PLACEMENTS:
         name = f"{num_ranks}-{strategy}"
         (tmp_path / f"ledger {name}").mkdir()
         settings = written(name, steps=20, strategy=strategy)
-        forked.run(ledgered.main, settings, str(tmp_path / f"ledger {name}"), num_ranks=num_ranks)
+        children.run(ledger_run.main, settings, str(tmp_path / f"ledger {name}"), num_ranks=num_ranks)
         found[name] = read_run(tmp_path / name)[1]["step"], rows(tmp_path / f"ledger {name}")
-    alone_steps, alone_rows = found.pop("1-ddp")
-    assert alone_rows.keys() == {(step, slot) for step in range(20) for slot in range(8)}
-    assert len({line["mixture"][0] for line in alone_steps}) > 5  # ADO did decide
+    one_rank_steps, one_rank_rows = found.pop("1-ddp")
+    assert one_rank_rows.keys() == {(step, slot) for step in range(20) for slot in range(8)}
+    assert len({line["mixture"][0] for line in one_rank_steps}) > 5  # ADO changed it
     for many_steps, many_rows in found.values():
-        assert many_rows == alone_rows
-        compare(alone_steps, many_steps, allowed)
+        assert many_rows == one_rank_rows
+        assert_close_steps(one_rank_steps, many_steps, allowed)
 
 
 @pytest.mark.slow
-def test_a_run_moves_from_one_world_to_another(ranks, written, allowed: dict[str, float], tmp_path: Path):
-    """Each goes on from the checkpoint that the one before left at `newest`; the oracle never moved."""
+def test_a_run_resumes_on_another_number_of_ranks(ranks, written, allowed: dict[str, float], tmp_path: Path):
+    """Each resumes from the previous one's checkpoint of `newest`; the oracle runs on one rank throughout."""
     whole = ranks(1, train_on_ranks.main, written("whole", steps=24), "auto")
-    worlds = [(1, "ddp"), (4, "fsdp"), (2, "ddp"), (4, "ddp"), (2, "fsdp"), (1, "ddp")]
-    for newest, (num_ranks, strategy) in zip(range(4, 28, 4), worlds, strict=True):
+    placements = [(1, "ddp"), (4, "fsdp"), (2, "ddp"), (4, "ddp"), (2, "fsdp"), (1, "ddp")]
+    for newest, (num_ranks, strategy) in zip(range(4, 28, 4), placements, strict=True):
         found = ranks(num_ranks, train_on_ranks.main, written("moved", steps=24, strategy=strategy), "auto")
-        compare(whole["steps"], found["steps"], allowed)
-        for path in (tmp_path / "moved" / "checkpoints").glob("step_*"):  # as if the run had ended after `newest`
+        assert_close_steps(whole["steps"], found["steps"], allowed)
+        for path in (tmp_path / "moved" / "checkpoints").glob("step_*"):  # as if the run had stopped at `newest`
             if int(path.name.removeprefix("step_")) > newest:
                 shutil.rmtree(path)
 
 
 @pytest.mark.slow
-def test_a_checkpoint_of_any_world_loads_on_any_other_to_the_bit(ranks, tmp_path: Path):
-    for num_ranks, strategy in WORLDS:
-        ranks(num_ranks, checkpoints_on_ranks.save, strategy, str(tmp_path / f"{num_ranks}-{strategy}"))
-    for num_ranks, strategy in WORLDS:
-        found = ranks(num_ranks, checkpoints_on_ranks.load, strategy, str(tmp_path))
-        assert found == {f"{size}-{kind}": [] for size, kind in WORLDS}
+def test_a_checkpoint_loads_to_the_bit_on_any_number_of_ranks(ranks, tmp_path: Path):
+    for num_ranks, strategy in PLACEMENTS:
+        ranks(num_ranks, checkpoint_on_ranks.save, strategy, str(tmp_path / f"{num_ranks}-{strategy}"))
+    for num_ranks, strategy in PLACEMENTS:
+        found = ranks(num_ranks, checkpoint_on_ranks.load, strategy, str(tmp_path))
+        assert found == {f"{size}-{kind}": [] for size, kind in PLACEMENTS}

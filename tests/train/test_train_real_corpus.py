@@ -21,7 +21,7 @@ evaluate: {{every_steps: 0}}
 
 
 def unigram_entropy(corpus):
-    """Nats per token of the best model that knows the training tokens' frequencies and no context."""
+    """Nats per token of the unigram model of the training tokens."""
     counts = np.zeros(corpus.tokenizer.vocab_size, np.int64)
     for domain in corpus.domains:
         reader = SampleReader(domain)

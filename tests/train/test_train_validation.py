@@ -1,6 +1,5 @@
 """Validation against a plain loop over the same samples."""
 
-import dataclasses
 import math
 
 import numpy as np
@@ -11,8 +10,8 @@ import torch.nn.functional as F
 from ado_model import ModelConfig, Transformer
 from ado_stream.corpus import open_corpus
 from ado_stream.stream.sample_reader import SampleReader
-from ado_stream.train.distributed import World
-from ado_stream.train.validation import Validator
+from ado_stream.train.distributed import DistributedContext
+from ado_stream.train.validation import ValidationResult, Validator
 from tests.rounding import rounding
 
 CPU = torch.device("cpu")
@@ -29,29 +28,29 @@ def model() -> Transformer:
 @torch.no_grad()
 def test_losses_are_those_of_a_plain_loop(tiny_corpus, model):
     corpus = open_corpus(tiny_corpus, "val")
-    found = Validator(corpus, NAMES, 5, World(0, 1, CPU), batch_rows=2)(model.loss)
-    where = {domain.name: domain for domain in corpus.domains}
+    result = Validator(corpus, NAMES, 5, DistributedContext(0, 1, CPU), batch_rows=2)(model.loss)
+    domain_by_name = {domain.name: domain for domain in corpus.domains}
     means, num_bytes = [], []
     for name in NAMES[:3]:
-        tokens = torch.from_numpy(SampleReader(where[name]).read(np.arange(5)))
+        tokens = torch.from_numpy(SampleReader(domain_by_name[name]).read(np.arange(5)))
         losses = F.cross_entropy(model(tokens[:, :-1]).double().flatten(0, 1), tokens[:, 1:].flatten())
         means.append(losses.item())
         num_bytes.append(int((tokens[:, 1:] != corpus.tokenizer.end_id).sum()))  # a byte is a token here
-    np.testing.assert_allclose(found.domain_loss_K[:3], means, rtol=WITHIN)
-    assert np.isnan(found.domain_loss_K[3])
-    assert found.domain_tokens_K.tolist() == [160, 160, 160, 0]
-    assert found.domain_bytes_K.tolist() == [*num_bytes, 0]
-    assert found.loss == pytest.approx(np.mean(means), rel=WITHIN)
-    assert found.domain_average == pytest.approx(np.mean(means), rel=WITHIN)
+    np.testing.assert_allclose(result.domain_loss_K[:3], means, rtol=WITHIN)
+    assert np.isnan(result.domain_loss_K[3])
+    assert result.domain_tokens_K.tolist() == [160, 160, 160, 0]
+    assert result.domain_bytes_K.tolist() == [*num_bytes, 0]
+    assert result.loss == pytest.approx(np.mean(means), rel=WITHIN)
+    assert result.domain_average == pytest.approx(np.mean(means), rel=WITHIN)
     expected = means[0] * 160 / math.log(2) / num_bytes[0]
-    assert found.bits_per_byte_K[0] == pytest.approx(expected, rel=WITHIN)
+    assert result.bits_per_byte_K[0] == pytest.approx(expected, rel=WITHIN)
 
 
 def test_ranks_share_the_samples_without_overlap(tiny_corpus, model, monkeypatch):
-    """Parts of all ranks add up to the whole, each rank in as many forward passes as the others, all of one shape."""
+    """The parts of all ranks add up to the whole, each rank with equally many forward passes of one shape."""
     corpus = open_corpus(tiny_corpus, "val")
-    whole = Validator(corpus, NAMES, 7, World(0, 1, CPU), batch_rows=2)(model.loss)
-    monkeypatch.setattr("ado_stream.train.validation.sum_over_ranks", lambda world, tensor: tensor)
+    whole = Validator(corpus, NAMES, 7, DistributedContext(0, 1, CPU), batch_rows=2)(model.loss)
+    monkeypatch.setattr("ado_stream.train.validation.sum_over_ranks", lambda context, tensor: tensor)
     parts, passes, shapes = [], [], set()
     for rank in range(4):
         calls = []
@@ -62,7 +61,7 @@ def test_ranks_share_the_samples_without_overlap(tiny_corpus, model, monkeypatch
             return model.loss(*arguments)
 
         with np.errstate(all="ignore"):
-            parts.append(Validator(corpus, NAMES, 7, World(rank, 4, CPU), batch_rows=2)(counted))
+            parts.append(Validator(corpus, NAMES, 7, DistributedContext(rank, 4, CPU), batch_rows=2)(counted))
         passes.append(len(calls))
     assert len(set(passes)) == 1
     assert shapes == {(2, 32), (2,)}
@@ -73,9 +72,6 @@ def test_ranks_share_the_samples_without_overlap(tiny_corpus, model, monkeypatch
 
 
 def test_means_over_tokens_and_over_domains_differ():
-    from ado_stream.train.validation import Validation
-
-    found = Validation(np.array([1.0, 3.0, np.nan]), np.array([30, 10, 0]), np.array([60, 10, 0]))
-    assert found.loss == pytest.approx(1.5)
-    assert found.domain_average == pytest.approx(2.0)
-    assert dataclasses.is_dataclass(found)
+    result = ValidationResult(np.array([1.0, 3.0, np.nan]), np.array([30, 10, 0]), np.array([60, 10, 0]))
+    assert result.loss == pytest.approx(1.5)
+    assert result.domain_average == pytest.approx(2.0)

@@ -1,4 +1,4 @@
-"""TensorBoard and Weights & Biases get the record's numbers; a resumed run goes on in the same curves, by its id."""
+"""TensorBoard and Weights & Biases get the record's values; a resumed run continues the same curves."""
 
 import sys
 from pathlib import Path
@@ -9,27 +9,18 @@ import pytest
 from ado_stream.errors import ConfigError
 from ado_stream.record import read_run
 from ado_stream.train.config import load_config
-from ado_stream.train.run import run_training
+from ado_stream.train.trainer import run_training
+from tests.train.run_helpers import SimulatedCrash, changed, crash_at
 
 
-def train_in_two_parts(settings: dict, monkeypatch, sink: str) -> dict[str, list[dict]]:
-    """Twelve steps; the first process dies in the ninth. Returns the record's lines."""
-    from ado_stream.train.step import TrainStep
-
-    settings["log"] = {"every_steps": 1, sink: True}
-    update, calls = TrainStep.update, []
-
-    def dying(self, *arguments):
-        calls.append(None)
-        if len(calls) == 9:
-            raise KeyError("died")
-        return update(self, *arguments)
-
-    monkeypatch.setattr(TrainStep, "update", dying)
-    settings["checkpoint"]["every_steps"] = 5
-    with pytest.raises(KeyError):
-        run_training(load_config(settings))
-    run_training(load_config(settings))
+def crash_and_resume(settings: dict, monkeypatch, sink: str) -> dict[str, list[dict]]:
+    """Twelve steps; the first process crashes in the ninth. Returns the record's lines."""
+    config = load_config(changed(settings, log={"every_steps": 1, sink: True}, checkpoint={"every_steps": 5}))
+    with monkeypatch.context() as patch:
+        crash_at(patch, 8)
+        with pytest.raises(SimulatedCrash):
+            run_training(config)
+    run_training(config)
     return read_run(settings["run_dir"])[1]
 
 
@@ -37,7 +28,7 @@ def train_in_two_parts(settings: dict, monkeypatch, sink: str) -> dict[str, list
 def test_tensorboard_holds_every_step_once(settings: dict, monkeypatch):
     from tensorboard.backend.event_processing import event_accumulator as events
 
-    lines = train_in_two_parts(settings, monkeypatch, "tensorboard")
+    lines = crash_and_resume(settings, monkeypatch, "tensorboard")
     found = events.EventAccumulator(str(Path(settings["run_dir"]) / "tensorboard")).Reload()
     losses = found.Scalars("loss")
     assert [point.step for point in losses] == list(range(12))
@@ -55,11 +46,12 @@ def test_tensorboard_holds_every_step_once(settings: dict, monkeypatch):
         assert points == [(line["step"], pytest.approx(line[key][place])) for line in lines[kind]], name
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")  # Weights & Biases' own
-def test_wandb_keeps_the_runs_id_over_a_resume(settings: dict, monkeypatch):
+def test_wandb_keeps_the_runs_id_after_a_resume(settings: dict, monkeypatch):
     for name, value in (("WANDB_MODE", "offline"), ("WANDB_SILENT", "true"), ("WANDB_DIR", settings["run_dir"])):
         monkeypatch.setenv(name, value)
-    train_in_two_parts(settings, monkeypatch, "wandb")
+    crash_and_resume(settings, monkeypatch, "wandb")
     run_id = read_run(settings["run_dir"])[0]["run_id"]
     parts = sorted((Path(settings["run_dir"]) / "wandb").glob("offline-run-*"))
     assert len(parts) == 2
@@ -68,14 +60,14 @@ def test_wandb_keeps_the_runs_id_over_a_resume(settings: dict, monkeypatch):
         assert (part / f"run-{run_id}.wandb").stat().st_size > 0
 
 
-class StandIn:
-    """What of `wandb` the sink uses; notes what it is told."""
+class FakeWandb:
+    """The part of `wandb` that the sink uses; records its calls."""
 
     def __init__(self) -> None:
-        self.told: list[tuple] = []
+        self.calls: list[tuple] = []
 
     def init(self, **options):
-        self.told.append(("project", options["project"]))
+        self.calls.append(("project", options["project"]))
         return self
 
     def define_metric(self, *arguments, **options):
@@ -85,18 +77,18 @@ class StandIn:
         pass
 
     def finish(self, exit_code):
-        self.told.append(("exit_code", exit_code))
+        self.calls.append(("exit_code", exit_code))
 
 
-def test_wandb_is_told_of_a_crash_and_of_the_users_project(settings: dict, monkeypatch):
-    wandb = StandIn()
+def test_wandb_gets_the_exit_code_and_the_users_project(settings: dict, monkeypatch):
+    wandb = FakeWandb()
     monkeypatch.setitem(sys.modules, "wandb", wandb)
     monkeypatch.delenv("WANDB_PROJECT", raising=False)
-    train_in_two_parts(settings, monkeypatch, "wandb")
-    assert wandb.told == [("project", "ado-stream"), ("exit_code", 1), ("project", "ado-stream"), ("exit_code", 0)]
+    crash_and_resume(settings, monkeypatch, "wandb")
+    assert wandb.calls == [("project", "ado-stream"), ("exit_code", 1), ("project", "ado-stream"), ("exit_code", 0)]
     monkeypatch.setenv("WANDB_PROJECT", "mine")
-    run_training(load_config(settings))
-    assert wandb.told[4:] == [("project", "mine"), ("exit_code", 0)]
+    run_training(load_config(changed(settings, log={"wandb": True})))
+    assert wandb.calls[4:] == [("project", "mine"), ("exit_code", 0)]
 
 
 @pytest.mark.parametrize(("sink", "module"), [("tensorboard", "torch.utils.tensorboard"), ("wandb", "wandb")])

@@ -1,4 +1,4 @@
-"""The smallest model that trains, as preset "micro", for tests that start processes."""
+"""The smallest model that trains, as the preset "tiny", and a training run of it for tests that start processes."""
 
 import contextlib
 from collections.abc import Iterator
@@ -7,15 +7,15 @@ import pytest
 
 from ado_model import PRESETS, ModelConfig, Transformer
 from ado_stream.train.config import load_config
-from ado_stream.train.run import RunResult, run_training
+from ado_stream.train.trainer import RunResult, run_training
 from tests.rounding import perturb
 
-MICRO = ModelConfig(num_layers=1, width=16, num_heads=1)
+TINY_MODEL = ModelConfig(num_layers=1, width=16, num_heads=1)
 
 
 @contextlib.contextmanager
 def perturbed_weights(size: float, seed: int) -> Iterator[None]:
-    """Models that are made meanwhile start from perturbed parameters (tests/rounding.py)."""
+    """Models created inside start from perturbed parameters (tests/rounding.py)."""
     plain = Transformer.initialise
 
     def initialise(model: Transformer) -> None:
@@ -27,7 +27,7 @@ def perturbed_weights(size: float, seed: int) -> Iterator[None]:
         yield
 
 
-def train_micro(settings: dict, resume: str = "auto") -> RunResult:
-    """`run_training` of what `load_config` takes."""
-    PRESETS["micro"] = MICRO
+def train_tiny(settings: dict, resume: str = "auto") -> RunResult:
+    """`run_training` with a config that `load_config` takes."""
+    PRESETS["tiny"] = TINY_MODEL
     return run_training(load_config(settings), resume)

@@ -1,4 +1,4 @@
-"""TensorBoard and Weights & Biases, when asked; a resumed run goes on under the id it had."""
+"""TensorBoard and Weights & Biases as metric sinks; a resumed run continues its curves."""
 
 import importlib
 import os
@@ -7,7 +7,7 @@ from typing import Any
 
 from ado_stream.errors import ConfigError
 from ado_stream.train.config import LogSection
-from ado_stream.train.steplog import Sink
+from ado_stream.train.step_log import MetricSink
 
 
 class TensorBoardSink:
@@ -18,20 +18,20 @@ class TensorBoardSink:
 
         self._writer = SummaryWriter(str(run_dir / "tensorboard"), purge_step=first_step)
 
-    def scalars(self, step: int, values: dict[str, float]) -> None:
-        """Adds one point to every curve."""
+    def write_scalars(self, step: int, values: dict[str, float]) -> None:
+        """Writes one point of every curve."""
         for name, value in values.items():
             self._writer.add_scalar(name, value, step)
 
     def close(self, failed: bool) -> None:
-        """Writes what is still in memory."""
+        """Writes what is still buffered."""
         self._writer.close()
 
 
 class WandbSink:
-    """A run at Weights & Biases with this run's id; its curves go over "step", since a step's numbers come one late.
+    """A Weights & Biases run with this run's id, in the project WANDB_PROJECT or "ado-stream".
 
-    Its project is WANDB_PROJECT, or "ado-stream".
+    Its x axis is the metric "step": values are logged one step late, so W&B's own step counter would be off by one.
     """
 
     def __init__(self, run_dir: Path, run_id: str, config: dict[str, Any]):
@@ -41,17 +41,17 @@ class WandbSink:
         self._run = wandb.init(id=run_id, dir=str(run_dir), config=config, resume="allow", project=project)
         self._run.define_metric("*", step_metric="step")
 
-    def scalars(self, step: int, values: dict[str, float]) -> None:
-        """Adds one point to every curve."""
+    def write_scalars(self, step: int, values: dict[str, float]) -> None:
+        """Writes one point of every curve."""
         self._run.log({"step": step, **values})
 
     def close(self, failed: bool) -> None:
-        """Ends the upload; a failed run is shown as such."""
+        """Ends the run at Weights & Biases, as failed or finished."""
         self._run.finish(exit_code=int(failed))
 
 
 def require_packages(options: LogSection) -> None:
-    """Raises ConfigError with the command that installs what `make_sinks` would miss."""
+    """Raises ConfigError, with the command that installs it, for a package that `make_sinks` would not find."""
     for extra, module in (("tensorboard", "torch.utils.tensorboard"), ("wandb", "wandb")):
         if getattr(options, extra):
             try:
@@ -63,9 +63,11 @@ def require_packages(options: LogSection) -> None:
                 ) from None
 
 
-def make_sinks(options: LogSection, run_dir: Path, run_id: str, first_step: int, config: dict[str, Any]) -> list[Sink]:
+def make_sinks(
+    options: LogSection, run_dir: Path, run_id: str, first_step: int, config: dict[str, Any]
+) -> list[MetricSink]:
     """The sinks that the config asks for."""
-    sinks: list[Sink] = []
+    sinks: list[MetricSink] = []
     if options.tensorboard:
         sinks.append(TensorBoardSink(run_dir, first_step))
     if options.wandb:

@@ -1,4 +1,4 @@
-"""The run record's lines about a run as a whole and about its laws (schema: ado_stream/record.py)."""
+"""The fields of the run record's "run" and "fit" lines (schema: ado_stream/record.py)."""
 
 from datetime import UTC, datetime
 from importlib import metadata
@@ -13,13 +13,18 @@ from ado_stream.corpus.manifest import DomainEntry
 from ado_stream.loader import AdaptiveLoader
 from ado_stream.policy.base_policy import Policy
 from ado_stream.train.config import TrainConfig
-from ado_stream.train.distributed import World
+from ado_stream.train.distributed import DistributedContext
 
 _PACKAGES = ("ado-stream", "torch", "numpy", "numba", "mosaicml-streaming")
 
 
 def run_line(
-    config: TrainConfig, corpus: Corpus, loader: AdaptiveLoader, model: ModelConfig, world: World, run_id: str
+    config: TrainConfig,
+    corpus: Corpus,
+    loader: AdaptiveLoader,
+    model: ModelConfig,
+    context: DistributedContext,
+    run_id: str,
 ) -> dict[str, Any]:
     """The fields of a "run" line."""
     dataset, manifest = loader.dataset, corpus.manifest
@@ -44,8 +49,8 @@ def run_line(
         "model": {"preset": config.model.preset, "parameters": model.num_parameters},
         "tokenizer": corpus.tokenizer.name,
         "vocab_size": model.vocab_size,
-        "world_size": world.size,
-        "device": str(world.device),
+        "world_size": context.size,
+        "device": str(context.device),
         "versions": {name: _version(name) for name in _PACKAGES},
         "corpus": {
             "path": config.corpus,

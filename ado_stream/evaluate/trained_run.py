@@ -1,4 +1,4 @@
-"""Opens what a run left: its config, its newest sound checkpoint, its model, and the corpora that fit it."""
+"""Opens a finished run: its config, the model of its newest valid checkpoint, and corpora that fit the model."""
 
 import dataclasses
 import os
@@ -8,17 +8,17 @@ from pathlib import Path
 from ado_model import ModelConfig, Transformer
 from ado_stream.corpus import Corpus
 from ado_stream.errors import CheckpointError, ConfigError, NotFound
-from ado_stream.train import commit
-from ado_stream.train.assemble import open_split
-from ado_stream.train.checkpoint import load_model, read_facts
+from ado_stream.train.checkpoint import load_model, read_metadata
+from ado_stream.train.checkpoint_commit import newest_valid
+from ado_stream.train.components import open_split
 from ado_stream.train.config import TrainConfig, load_config
 from ado_stream.train.resume import CHECKPOINTS
-from ado_stream.train.run import CONFIG_FILE
+from ado_stream.train.trainer import CONFIG_FILE
 
 
 @dataclass(frozen=True)
-class Trained:
-    """A run's config, and its model after `step` finished steps, on the CPU in float32. tokenizer: its fingerprint."""
+class TrainedRun:
+    """A run's config and its model after `step` finished steps, on the CPU in float32. tokenizer: its fingerprint."""
 
     config: TrainConfig
     model: Transformer
@@ -31,8 +31,8 @@ class Trained:
         corpus = open_split(config, split)
         if corpus.tokenizer.fingerprint != self.tokenizer:
             raise ConfigError(
-                f"{config.corpus}: its tokenizer, {corpus.tokenizer.name}, is not the one that the run learned with.\n"
-                f"  Prepare it with --tokenizer and what the run's corpus {self.config.corpus} has."
+                f"{config.corpus}: its tokenizer, {corpus.tokenizer.name}, is not the one of the training run.\n"
+                f"  Prepare it with the tokenizer of the run's corpus, {self.config.corpus}."
             )
         if corpus.seq_len > self.model.config.context_length:
             raise ConfigError(
@@ -42,17 +42,17 @@ class Trained:
         return corpus
 
 
-def open_run(run_dir: str | os.PathLike[str]) -> Trained:
-    """The newest complete checkpoint of a run. Raises NotFound (no run there), CheckpointError (none is sound)."""
+def open_run(run_dir: str | os.PathLike[str]) -> TrainedRun:
+    """Loads the newest valid checkpoint of a run. Raises NotFound (no run there), CheckpointError (none is valid)."""
     run_dir = Path(run_dir)
     if not (run_dir / CONFIG_FILE).is_file():
         raise NotFound(f"{run_dir}: no {CONFIG_FILE} here; name the run_dir of a training run.")
-    directory, passed_over = commit.newest_sound(run_dir / CHECKPOINTS)
+    directory, skipped = newest_valid(run_dir / CHECKPOINTS)
     if directory is None:
-        why = "; ".join(passed_over) or "none was saved yet"
-        raise CheckpointError(f"{run_dir}: no complete checkpoint: {why}.")
-    facts = read_facts(directory)
-    model = Transformer(ModelConfig(**facts["model"]))
+        why = "; ".join(skipped) or "none was saved yet"
+        raise CheckpointError(f"{run_dir}: no valid checkpoint: {why}.")
+    metadata = read_metadata(directory)
+    model = Transformer(ModelConfig(**metadata["model"]))
     load_model(directory, model)
     config = load_config(run_dir / CONFIG_FILE)
-    return Trained(config, model.eval(), int(facts["finished_steps"]), facts["tokenizer"])
+    return TrainedRun(config, model.eval(), metadata["finished_steps"], metadata["tokenizer"])

@@ -1,7 +1,7 @@
-"""Runs functions in children of a process that has imported everything: a start takes milliseconds, not seconds.
+"""Runs functions in children of a fork server that has imported everything: a start takes milliseconds, not seconds.
 
-The process that forks runs no kernel, because threads do not survive a fork. Children write to a log file and are
-killed when they are still there at the end. Each has one thread of OpenMP.
+The fork server runs no kernel, because threads do not survive a fork. Children write to a log file and have one OpenMP
+thread each; those still running at the end are killed.
 """
 
 import multiprocessing
@@ -16,11 +16,11 @@ from typing import Any
 import pytest
 
 _CONTEXT = multiprocessing.get_context("forkserver")
-_PRELOADED = ["ado_stream.train.run", "torch._dynamo", "safetensors.torch", "tests.train.forked"]
+_PRELOADED = ["ado_stream.train.trainer", "torch._dynamo", "safetensors.torch", "tests.train.child_processes"]
 
 
-class Forked:
-    """Starts children; see the module."""
+class ChildProcesses:
+    """Starts children and kills those still running when closed."""
 
     def __init__(self, folder: Path):
         self._folder = folder
@@ -40,30 +40,30 @@ class Forked:
         return child
 
     def start_ranks(self, num_ranks: int, function: Callable[..., None], *arguments: Any) -> list[Any]:
-        """`function` on ranks that meet as under torchrun."""
+        """Starts `function` on ranks with the environment that torchrun sets."""
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
             port = str(free.getsockname()[1])
-        meeting = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "WORLD_SIZE": str(num_ranks)}
+        rendezvous = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "WORLD_SIZE": str(num_ranks)}
         numbers = [str(rank) for rank in range(num_ranks)]
-        return [self.start(function, *arguments, RANK=each, LOCAL_RANK=each, **meeting) for each in numbers]
+        return [self.start(function, *arguments, RANK=each, LOCAL_RANK=each, **rendezvous) for each in numbers]
 
     def run(self, function: Callable[..., None], *arguments: Any, num_ranks: int = 1) -> None:
-        """Runs `function` to its end, on one process or on several ranks; fails with the log of the one that failed."""
-        alone = num_ranks == 1
-        children = [self.start(function, *arguments)] if alone else self.start_ranks(num_ranks, function, *arguments)
+        """Runs `function` in one process or on several ranks until it returns; fails with the log of a failed one."""
+        single = num_ranks == 1
+        children = [self.start(function, *arguments)] if single else self.start_ranks(num_ranks, function, *arguments)
         for child in children:
             finish(child)
 
     def close(self) -> None:
-        """Leaves no child behind."""
+        """Kills every child."""
         for child in self._children:
             child.kill()
             child.join()
 
 
 def finish(child: Any, timeout_s: float = 120.0) -> None:
-    """Waits until `child` has ended well."""
+    """Waits for `child` and asserts exit code 0."""
     child.join(timeout_s)
     assert child.exitcode == 0, f"exit code {child.exitcode}: {child.log.read_text()[-4000:]}"
 

@@ -1,6 +1,7 @@
-"""From a config to the parts of a run: data, policy, model sizes, schedule. What the config left open is settled here.
+"""Builds the components of a run from its config: corpus, loader, policy, model config, learning-rate schedule.
 
-Invariant: settings that cannot work together raise ConfigError here, before the first step and the same on all ranks.
+Values that the config leaves as None are set here. Invariant: settings that cannot work together raise ConfigError
+here, before the first step and alike on all ranks.
 """
 
 import dataclasses
@@ -14,49 +15,52 @@ from ado_stream.errors import ConfigError
 from ado_stream.loader import AdaptiveLoader
 from ado_stream.policy import policy_registry
 from ado_stream.policy.base_policy import Policy, RunContext
+from ado_stream.storage.retry import RetryPolicy
 from ado_stream.stream.dataset import AdaptiveStreamingDataset
 from ado_stream.train.config import TrainConfig
-from ado_stream.train.distributed import World
-from ado_stream.train.sinks import require_packages
-from ado_stream.train.step import Schedule
+from ado_stream.train.distributed import DistributedContext
+from ado_stream.train.metric_sinks import require_packages
+from ado_stream.train.train_step import LearningRateSchedule
 
-_VOCAB_MULTIPLE = 64  # matrix units want it
+_VOCAB_MULTIPLE = 64  # tensor cores need whole tiles
 _RATE_TIMES_WIDTH = 0.46
 _UNITS = {"": 1, "b": 1, "kb": 10**3, "mb": 10**6, "gb": 10**9, "tb": 10**12}
 
 
 @dataclass(frozen=True)
-class Parts:
-    """What a run is made of, on one rank, before there is a model. micro_rows: samples of a forward and backward."""
+class RunComponents:
+    """The components of a run on one rank, without the model. micro_rows: samples of one forward and backward pass."""
 
     corpus: Corpus
     model: ModelConfig
     loader: AdaptiveLoader
-    schedule: Schedule
+    schedule: LearningRateSchedule
     micro_rows: int
 
 
-def assemble(config: TrainConfig, world: World) -> Parts:
-    """The parts of a run; nothing is started. Raises ConfigError for whatever cannot work, DataError, StorageError."""
+def build_components(config: TrainConfig, context: DistributedContext) -> RunComponents:
+    """Builds all components, starts nothing. Raises ConfigError (impossible settings), DataError, StorageError."""
     require_packages(config.log)
     corpus = open_split(config, "train")
     model = model_config(config, corpus)
-    dataset = make_dataset(config, corpus, world)
+    dataset = make_dataset(config, corpus, context)
     loader = AdaptiveLoader(
         dataset,
         make_run_policy(config, dataset),
         prefetch=config.data.prefetch,
         io_threads=config.data.io_threads,
-        pin_memory=world.device.type == "cuda",
-        device=world.device,
-        timeout_s=world.timeout_s,
+        pin_memory=context.device.type == "cuda",
+        device=context.device,
+        timeout_s=context.timeout_s,
     )
     rank_rows = config.data.global_batch_size // dataset.rank_slots.num_parts
-    return Parts(corpus, model, loader, make_schedule(config, model.width), micro_rows(config, rank_rows))
+    return RunComponents(
+        corpus, model, loader, make_learning_rate_schedule(config, model.width), micro_rows(config, rank_rows)
+    )
 
 
 def open_split(config: TrainConfig, split: str) -> Corpus:
-    """The corpus' train or val split, cached where the config says, with the config's prior."""
+    """The corpus's train or val split, cached in the config's cache_dir, with the config's prior."""
     corpus = open_corpus(config.corpus, split, config.data.cache_dir)
     prior = config.policy.prior
     if not prior:
@@ -70,7 +74,7 @@ def open_split(config: TrainConfig, split: str) -> Corpus:
 
 
 def model_config(config: TrainConfig, corpus: Corpus) -> ModelConfig:
-    """The preset with the corpus' vocabulary and sequence length where the config names none."""
+    """The preset with the corpus's vocabulary and sequence length where the config gives none."""
     section = config.model
     if section.preset not in PRESETS:
         raise ConfigError(f"'model.preset' is {section.preset!r}; choose one of {', '.join(PRESETS)}.")
@@ -89,29 +93,29 @@ def model_config(config: TrainConfig, corpus: Corpus) -> ModelConfig:
     )
 
 
-def make_schedule(config: TrainConfig, width: int) -> Schedule:
-    """The learning rate's course; see TrainSection for what None means."""
+def make_learning_rate_schedule(config: TrainConfig, width: int) -> LearningRateSchedule:
+    """The learning-rate schedule; see TrainSection for what None means."""
     train = config.train
     warmup = train.warmup_steps if train.warmup_steps is not None else min(1000, train.steps // 10)
     peak = train.learning_rate if train.learning_rate is not None else _RATE_TIMES_WIDTH / width
-    return Schedule(peak, warmup, train.steps, train.min_learning_rate_frac)
+    return LearningRateSchedule(peak, warmup, train.steps, train.min_learning_rate_frac)
 
 
 def micro_rows(config: TrainConfig, rank_rows: int) -> int:
-    """Rows of one forward and backward. Compiled, they must divide the rank's: the rest would be another shape."""
+    """Rows of one forward and backward pass. With torch.compile they must divide the rank's rows: one shape only."""
     rows = min(config.train.micro_batch_size or rank_rows, rank_rows)
     if config.train.compile and rank_rows % rows:
         divisors = [each for each in range(1, rank_rows + 1) if rank_rows % each == 0]
         below, above = max(each for each in divisors if each < rows), min(each for each in divisors if each > rows)
         raise ConfigError(
-            f"'train.micro_batch_size' is {rows}, a rank has {rank_rows} rows: the rest of {rank_rows % rows} would be "
-            f"compiled for itself.\n  Set it to {below} or {above}, or train.compile=false."
+            f"'train.micro_batch_size' is {rows}, a rank has {rank_rows} rows: the last {rank_rows % rows} would be "
+            f"compiled separately.\n  Set it to {below} or {above}, or train.compile=false."
         )
     return rows
 
 
-def make_dataset(config: TrainConfig, corpus: Corpus, world: World) -> AdaptiveStreamingDataset:
-    """The stream of this rank."""
+def make_dataset(config: TrainConfig, corpus: Corpus, context: DistributedContext) -> AdaptiveStreamingDataset:
+    """This rank's data set."""
     data = config.data
     return AdaptiveStreamingDataset(
         corpus.domains,
@@ -121,15 +125,21 @@ def make_dataset(config: TrainConfig, corpus: Corpus, world: World) -> AdaptiveS
         mixture_lag=data.mixture_lag,
         sampling=data.sampling,
         cache_limit=parse_bytes(data.cache_limit),
+        predownload=data.predownload,
         replication=data.replication,
+        shuffle=data.shuffle,
+        token_column=data.token_column,
+        token_dtype=data.token_dtype,
         vocab_size=corpus.tokenizer.vocab_size,
-        rank=world.rank,
-        world_size=world.size,
+        timeout_s=data.timeout_s,
+        retry=RetryPolicy(**dataclasses.asdict(data.retry)),
+        rank=context.rank,
+        world_size=context.size,
     )
 
 
 def make_run_policy(config: TrainConfig, dataset: AdaptiveStreamingDataset) -> Policy:
-    """The config's policy inside its guards. What options need to know of the run is filled in."""
+    """The config's policy inside its guards; options that follow from the run are filled in."""
     prior = dict(zip(dataset.names, dataset.prior.tolist(), strict=True))
     context = RunContext(
         steps=config.train.steps,
@@ -142,7 +152,7 @@ def make_run_policy(config: TrainConfig, dataset: AdaptiveStreamingDataset) -> P
 
 
 def parse_bytes(text: str | None) -> int | None:
-    """Bytes of "50gb", "1.5 TB" or "800000000"; None for None."""
+    """The number of bytes in "50gb", "1.5 TB" or "800000000"; None for None."""
     if text is None:
         return None
     match = re.fullmatch(r"\s*([0-9.]+)\s*([kmgt]?b?)\s*", text.lower())

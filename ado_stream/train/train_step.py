@@ -1,8 +1,8 @@
 """One optimizer step: micro-batches, gradient accumulation, clipping, AdamW.
 
-Invariant: a step whose loss or gradient is not finite on any rank changes neither parameters nor the optimizer's
-moments nor, through its counts, the policy; and nothing here waits for the device, so the host can run ahead. Fused
-AdamW (arXiv 1711.05101) skips on the device by its `found_inf` flag, as torch's GradScaler has it do.
+Invariant: a step whose loss or gradient is not finite on any rank changes neither parameters nor AdamW's moments nor,
+because its counts are then zero, the policy. Nothing here waits for the device, so the host can run ahead: fused AdamW
+(arXiv 1711.05101) skips the update on the device by its `found_inf` flag, as under torch's GradScaler.
 """
 
 import math
@@ -13,16 +13,16 @@ from torch import Tensor
 from torch.distributed.tensor import DTensor
 
 from ado_stream.train.config import TrainSection
-from ado_stream.train.distributed import World, sum_over_ranks
+from ado_stream.train.distributed import sum_over_ranks
 from ado_stream.train.parallel import ParallelModel
 
 
 @dataclass(frozen=True)
 class StepOutcome:
-    """What one step left behind, on the device.
+    """Results of one step, on the device.
 
-    sums_K nats, counts_K tokens: of the global batch as they came, finite or not, float64. grad_norm: before clipping.
-    finite: bool, whether the parameters moved.
+    sums_K nats, counts_K tokens: (K,) float64 over the global batch, finite or not. grad_norm: before clipping.
+    finite: bool; False: the update was skipped.
     """
 
     sums_K: Tensor
@@ -36,7 +36,7 @@ class StepOutcome:
 
 
 def make_optimizer(model: torch.nn.Module, options: TrainSection) -> torch.optim.AdamW:
-    """Fused AdamW; weight decay on matrices, the embedding included, and none on norm weights."""
+    """Fused AdamW with weight decay on matrices (the embedding included) and none on norm weights."""
     parameters = list(model.parameters())
     groups = [
         {"params": [each for each in parameters if each.ndim >= 2], "weight_decay": options.weight_decay},
@@ -47,9 +47,9 @@ def make_optimizer(model: torch.nn.Module, options: TrainSection) -> torch.optim
 
 
 class TrainStep:
-    """Forward, backward and update on one rank's part of a global batch.
+    """Forward, backward and update on one rank's rows of a global batch.
 
-    replication: so many consecutive ranks are given the same rows; their losses count once.
+    replication: number of consecutive ranks that get the same rows; their losses count once.
     """
 
     def __init__(
@@ -61,7 +61,7 @@ class TrainStep:
         replication: int = 1,
     ):
         self._parallel = parallel
-        self._world: World = parallel.world
+        self._context = parallel.context
         self._optimizer = optimizer
         self._parameters = [each for group in optimizer.param_groups for each in group["params"]]
         self._micro_rows = options.micro_batch_size
@@ -71,7 +71,7 @@ class TrainStep:
     def forward_backward(self, tokens_BT: Tensor, domain_ids_B: Tensor) -> tuple[Tensor, Tensor]:
         """(per-domain sums (K,) float64, counts (K,) int64) of this rank's rows; gradients are left in the parameters.
 
-        tokens (b, T + 1) int64, domain ids (b,) int64, both on the world's device.
+        tokens (b, T + 1) int64, domain ids (b,) int64, both on this rank's device.
         """
         num_rows = tokens_BT.shape[0]
         sums_K = torch.zeros(self._num_domains, dtype=torch.float64, device=tokens_BT.device)
@@ -80,20 +80,23 @@ class TrainStep:
         for start in range(0, num_rows, rows):
             part = slice(start, min(start + rows, num_rows))
             tokens, domains = tokens_BT[part], domain_ids_B[part]
-            with self._parallel.accumulating(last=part.stop == num_rows):
+            with self._parallel.gradient_sync(last=part.stop == num_rows):
                 loss, sums, counts = self._parallel.loss(tokens[:, :-1], tokens[:, 1:], domains, self._num_domains)
+                # `loss` is the micro-batch's mean: weighted by its share of the rows, gradients add up to the mean's.
                 (loss * ((part.stop - start) / num_rows)).backward()
             sums_K += sums
             counts_K += counts
         return sums_K, counts_K
 
     def update(self, sums_K: Tensor, counts_K: Tensor, learning_rate: float) -> StepOutcome:
-        """Clips, steps AdamW unless anything is not finite, and clears the gradients."""
-        totals_2K = sum_over_ranks(self._world, torch.stack([sums_K, counts_K.double()])) / self._replication
+        """Sums the losses over ranks, clips, updates unless anything is not finite, and clears the gradients."""
+        totals_2K = sum_over_ranks(self._context, torch.stack([sums_K, counts_K.double()])) / self._replication
         gradients = [each.grad for each in self._parameters if each.grad is not None]
         grad_norm = torch.nn.utils.get_total_norm(gradients)
-        if isinstance(grad_norm, DTensor):
+        if isinstance(grad_norm, DTensor):  # of this rank's shards; a collective makes it the whole gradient's
             grad_norm = grad_norm.full_tensor()
+        # Both are equal on all ranks, so that all ranks skip the same steps: the sums are over ranks, and so are the
+        # gradients, which DDP and FSDP have reduced.
         finite = torch.isfinite(totals_2K).all() & torch.isfinite(grad_norm)
         if self._grad_clip is not None:
             torch.nn.utils.clip_grads_with_norm_(self._parameters, self._grad_clip, grad_norm)
@@ -106,8 +109,8 @@ class TrainStep:
 
 
 @dataclass(frozen=True)
-class Schedule:
-    """Peak rate, warm-up steps, total steps, and the last step's rate as a fraction of the peak."""
+class LearningRateSchedule:
+    """Linear warm-up to `peak`, then a cosine to `min_frac` of it at the last step."""
 
     peak: float
     warmup_steps: int

@@ -1,9 +1,9 @@
-"""What a run would be, without running it: sizes, memory, and how often each domain would be read under the prior.
+"""The plan of a run, without running it: sizes, memory, and the epochs of each domain under the prior.
 
-Memory is an estimate from sizes alone, term by term. What is kept for the backward pass is what the model's operations
-save (ado_model/layers.py): per layer ten tensors of the width (norms, queries, keys, values, attention, projections)
-and three of the MLP's. Not in it: the allocator's fragments, the communication library's buffers, what torch.compile
-saves or spares.
+Memory is estimated from sizes alone, term by term. Activations are what the model's operations save for the backward
+pass (ado_model/layers.py): per layer ten tensors of the model's width (norms, queries, keys, values, attention,
+projections) and three of the MLP's. Not included: fragmentation, buffers of the communication library, and what
+torch.compile saves or recomputes.
 """
 
 import math
@@ -14,25 +14,25 @@ import torch
 
 from ado_kernels.ops.launch_table import TABLE
 from ado_model import ModelConfig
-from ado_stream.train.assemble import assemble
+from ado_stream.train.components import build_components
 from ado_stream.train.config import TrainConfig, TrainSection
-from ado_stream.train.distributed import World
+from ado_stream.train.distributed import DistributedContext
 from ado_stream.train.parallel import compute_dtype
 
 _STATE_BYTES = 16  # a parameter's float32 value, gradient and two moments
 _FLOAT32_BYTES = 4
-# Rows of logits that linear_cross_entropy holds at once: on a GPU as its launch table says, on a CPU by bytes.
+# linear_cross_entropy holds the logits of a chunk: rows by its launch table on a GPU, at most so many bytes on a CPU.
 _GPU_LOGITS_ROWS = max(row["rows"] for (operation, *_), row in TABLE.items() if operation == "linear_cross_entropy")
 _CPU_LOGITS_BYTES = 256 << 20
 
 
 @dataclass(frozen=True)
 class MemoryEstimate:
-    """Bytes on one rank, at the peak of each part.
+    """Peak bytes of each part on one rank.
 
-    state: parameters, gradients, AdamW's moments. copies: weights in the dtype that they are multiplied in, and with
-    FSDP those gathered for their use. activations: kept for the backward pass of one micro-batch. loss: logits of a
-    chunk, and gradients of the last hidden states and of the vocabulary's weight.
+    state: parameters, gradients, AdamW's moments. copies: weights in the compute dtype, and with FSDP the gathered
+    ones. activations: saved for the backward pass of one micro-batch. loss: logits of a chunk, and gradients of the
+    last hidden states and of the output weight.
     """
 
     state: int
@@ -42,14 +42,14 @@ class MemoryEstimate:
 
     @property
     def total(self) -> int:
-        """Their sum: the parts' peaks lie within one backward pass of each other."""
+        """The sum: the parts peak within the same backward pass."""
         return self.state + self.copies + self.activations + self.loss
 
 
 def estimate_memory(
     model: ModelConfig, options: TrainSection, device: torch.device, rows: int, num_tokens: int, num_ranks: int
 ) -> MemoryEstimate:
-    """For micro-batches of `rows` samples of `num_tokens`, on each of `num_ranks` ranks."""
+    """The memory of each of `num_ranks` ranks, for micro-batches of `rows` samples of `num_tokens` tokens."""
     sharded = options.strategy == "fsdp" and num_ranks > 1
     dtype = compute_dtype(options.dtype, device)
     return MemoryEstimate(
@@ -65,18 +65,18 @@ def _block_weights(model: ModelConfig) -> int:
 
 
 def _copies(model: ModelConfig, dtype: torch.dtype) -> int:
-    """Autocast's copies of the blocks' matrices, kept for the backward pass; none of what is float32 already."""
+    """Autocast's copies of the blocks' matrices, kept for the backward pass; none in float32."""
     return 0 if dtype == torch.float32 else dtype.itemsize * model.num_layers * _block_weights(model)
 
 
 def _gathered(model: ModelConfig, dtype: torch.dtype) -> int:
-    """The embedding and two blocks, the one at work and the next, each whole; and their gradients, to be summed."""
+    """FSDP's gathered embedding and two blocks (the current and the prefetched one), and their unreduced gradients."""
     numbers = model.vocab_size * model.width + 2 * _block_weights(model)
     return numbers * (dtype.itemsize + _FLOAT32_BYTES)
 
 
 def _activations(model: ModelConfig, options: TrainSection, dtype: torch.dtype) -> int:
-    """Of one token. A block that is computed again keeps its two inputs; one at a time keeps everything."""
+    """Bytes of one token. With activation checkpointing a block saves its two inputs, and one block at a time all."""
     block = 10 * model.width + 3 * model.mlp_width
     if options.activation_checkpointing:
         return dtype.itemsize * (model.num_layers * 2 * model.width + block)
@@ -85,7 +85,7 @@ def _activations(model: ModelConfig, options: TrainSection, dtype: torch.dtype) 
 
 def _loss(model: ModelConfig, device: torch.device, dtype: torch.dtype, num_rows: int) -> int:
     weight = model.vocab_size * model.width
-    if device.type == "cpu":  # computes in float32, whatever it is given
+    if device.type == "cpu":  # the CPU's operation computes in float32 for any input
         logits = min(num_rows * model.vocab_size * _FLOAT32_BYTES, _CPU_LOGITS_BYTES)
         return logits + _FLOAT32_BYTES * (weight + num_rows * model.width)
     logits = min(num_rows, _GPU_LOGITS_ROWS) * model.vocab_size * dtype.itemsize
@@ -94,8 +94,8 @@ def _loss(model: ModelConfig, device: torch.device, dtype: torch.dtype, num_rows
 
 
 @dataclass(frozen=True)
-class Plan:
-    """The facts of a planned run. Arrays over domains; memory is an estimate for one rank."""
+class RunPlan:
+    """What a run would do; memory is an estimate for one rank."""
 
     parameters: int
     flops_per_token: int
@@ -106,25 +106,25 @@ class Plan:
     names: list[str]
     prior_K: np.ndarray
     epochs_K: np.ndarray
-    repeats_after_K: np.ndarray  # steps under the prior until the domain was read once; inf when never drawn
+    repeats_after_K: np.ndarray  # steps of one epoch under the prior; inf: never drawn
 
 
-def plan_run(config: TrainConfig, world: World) -> Plan:
-    """The plan of `config` on `world`. Raises what `run_training` would raise before its first step."""
-    parts = assemble(config, world)
-    dataset, model = parts.loader.dataset, parts.model
+def plan_run(config: TrainConfig, context: DistributedContext) -> RunPlan:
+    """The plan of `config` on `context`'s ranks. Raises what `run_training` would raise before its first step."""
+    components = build_components(config, context)
+    dataset, model = components.loader.dataset, components.model
     batch, steps = config.data.global_batch_size, config.train.steps
     prior_K, size_K = dataset.prior, dataset.num_samples
     with np.errstate(divide="ignore"):
         repeats_after_K = size_K / (batch * prior_K)
-    return Plan(
+    return RunPlan(
         parameters=model.num_parameters,
         flops_per_token=model.flops_per_token(dataset.seq_len),
         tokens_per_step=batch * dataset.seq_len,
         total_tokens=batch * dataset.seq_len * steps,
-        peak_learning_rate=parts.schedule.peak,
+        peak_learning_rate=components.schedule.peak,
         memory=estimate_memory(
-            model, config.train, world.device, parts.micro_rows, dataset.seq_len, num_ranks=world.size
+            model, config.train, context.device, components.micro_rows, dataset.seq_len, num_ranks=context.size
         ),
         names=dataset.names,
         prior_K=prior_K,
@@ -133,8 +133,8 @@ def plan_run(config: TrainConfig, world: World) -> Plan:
     )
 
 
-def plan_text(plan: Plan) -> str:
-    """The plan as lines for a terminal."""
+def plan_text(plan: RunPlan) -> str:
+    """The plan as text for a terminal."""
     memory = plan.memory
     lines = [
         f"parameters        {plan.parameters:,}",

@@ -1,0 +1,140 @@
+"""Committing checkpoint directories, verifying them, and finding the newest valid one.
+
+RUN/checkpoints/step_00000300/ is the state after 300 finished steps. Invariant: COMMIT.json is written last, after all
+other files are on disk, with the size and xxh64 of each; a directory without it, or with a file that does not match, is
+incomplete and is never loaded. Nothing here unpickles.
+"""
+
+import itertools
+import json
+import re
+import shutil
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import xxhash
+
+from ado_stream.durable import sync, write_durably
+from ado_stream.errors import CheckpointError
+
+MARKER = "COMMIT.json"
+VERSION = 1
+_NAME = re.compile(r"step_(\d{8,})")
+_READ_BYTES = 1 << 22
+_HASH_THREADS = 4
+
+
+def checkpoint_dir(checkpoints: Path, step: int) -> Path:
+    """The directory of the checkpoint after `step` finished steps."""
+    return checkpoints / f"step_{step:08d}"
+
+
+def checkpoint_step(directory: Path) -> int:
+    """The number of finished steps in a checkpoint directory's name. Raises CheckpointError for another name."""
+    match = _NAME.fullmatch(directory.name)
+    if match is None:
+        raise CheckpointError(f"{directory}: not a checkpoint directory; expected a name such as step_00000300.")
+    return int(match[1])
+
+
+def list_checkpoints(checkpoints: Path) -> list[Path]:
+    """Checkpoint directories, committed or not, the newest first."""
+    if not checkpoints.is_dir():
+        return []
+    directories = [each for each in checkpoints.iterdir() if each.is_dir() and _NAME.fullmatch(each.name)]
+    return sorted(directories, key=checkpoint_step, reverse=True)
+
+
+def create_empty(directory: Path) -> None:
+    """Creates `directory` empty, removing what an interrupted save left there."""
+    if directory.exists():
+        shutil.rmtree(directory)
+    directory.mkdir(parents=True)
+
+
+def commit(directory: Path) -> None:
+    """Hashes every file of `directory`, then writes the marker atomically; from then on the checkpoint is valid."""
+    paths = sorted(path for path in directory.iterdir() if path.name != MARKER)
+    with ThreadPoolExecutor(_HASH_THREADS) as pool:
+        hashes = list(pool.map(_hash, paths))
+    files = {
+        path.name: {"bytes": path.stat().st_size, "xxh64": digest} for path, digest in zip(paths, hashes, strict=True)
+    }
+    write_durably(directory / MARKER, json.dumps({"version": VERSION, "files": files}, indent=1))
+    sync(directory.parent)
+
+
+def find_fault(directory: Path) -> str | None:
+    """Why a checkpoint is not valid; None when every file is there with the size and hash in the marker."""
+    try:
+        marker = json.loads((directory / MARKER).read_text())
+        files = {str(name): (int(each["bytes"]), str(each["xxh64"])) for name, each in marker["files"].items()}
+        version = marker["version"]
+    except FileNotFoundError:
+        return f"{MARKER} is missing; the save did not finish"
+    except (ValueError, KeyError, TypeError, AttributeError):
+        return f"{MARKER} cannot be read"
+    if version != VERSION:
+        return f"{MARKER} has version {version}; this ado-stream reads version {VERSION}"
+    unexpected = sorted({path.name for path in directory.iterdir()} - files.keys() - {MARKER})
+    if unexpected:
+        return f"{unexpected[0]} is not listed in {MARKER}"
+    with ThreadPoolExecutor(_HASH_THREADS) as pool:
+        faults = pool.map(lambda item: _file_fault(directory / item[0], *item[1]), files.items())
+        return next((fault for fault in faults if fault), None)
+
+
+def newest_valid(checkpoints: Path) -> tuple[Path | None, list[str]]:
+    """(the newest valid checkpoint or None, "NAME: REASON" of each newer one that was skipped)."""
+    skipped: list[str] = []
+    for directory in list_checkpoints(checkpoints):
+        fault = find_fault(directory)
+        if fault is None:
+            return directory, skipped
+        skipped.append(f"{directory.name}: {fault}")
+    return None, skipped
+
+
+def prune(checkpoints: Path, keep: int) -> None:
+    """Removes all but the newest `keep` committed checkpoints, and uncommitted ones older than those."""
+    committed = [each for each in list_checkpoints(checkpoints) if (each / MARKER).exists()]
+    if len(committed) <= keep:
+        return
+    oldest_kept = checkpoint_step(committed[keep - 1])
+    for directory in list_checkpoints(checkpoints):
+        if checkpoint_step(directory) < oldest_kept:
+            (directory / MARKER).unlink(missing_ok=True)  # first, so that a partly removed directory is not committed
+            shutil.rmtree(directory)
+
+
+def set_aside_newer(checkpoints: Path, step: int) -> None:
+    """Renames checkpoints after `step`, which a run that resumes at `step` will write again."""
+    for directory in list_checkpoints(checkpoints):
+        if checkpoint_step(directory) > step:
+            set_aside(directory)
+
+
+def set_aside(path: Path) -> None:
+    """Renames `path`, if it exists, to the first free abandoned_N_NAME in the same folder."""
+    if path.exists():
+        names = (path.with_name(f"abandoned_{number}_{path.name}") for number in itertools.count())
+        path.rename(next(name for name in names if not name.exists()))
+
+
+def _hash(path: Path) -> str:
+    digest = xxhash.xxh64()
+    with open(path, "rb") as file:
+        while chunk := file.read(_READ_BYTES):
+            digest.update(chunk)
+    return digest.hexdigest()
+
+
+def _file_fault(path: Path, num_bytes: int, expected: str) -> str | None:
+    try:
+        found_bytes = path.stat().st_size
+    except FileNotFoundError:
+        return f"{path.name} is missing"
+    if found_bytes != num_bytes:
+        return f"{path.name} has {found_bytes} bytes, saved were {num_bytes}"
+    found = _hash(path)
+    return None if found == expected else f"{path.name} has xxh64 {found}, saved was {expected}"

@@ -1,0 +1,304 @@
+"""`run_training`: from a config to a trained run, resumable at any step.
+
+Invariant: step s follows from the config, the corpus and s alone, so a run that was killed and resumed equals one that
+was not (to the bit on one CPU process). A checkpoint of s finished steps holds all that step s needs: parameters,
+AdamW's moments, the loader's cursors and pending mixtures, the policy, torch's generator.
+"""
+
+import dataclasses
+import os
+import sys
+import time
+import uuid
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import numpy as np
+import torch
+
+from ado_kernels.numba_cache import compile_in_background
+from ado_model import Transformer
+from ado_stream.errors import ResumeError, StorageError
+from ado_stream.record import RunRecord
+from ado_stream.stream.device_copies import TokenBatch
+from ado_stream.train.checkpoint import Checkpointer, CheckpointMetadata, TrainingState, load_training_state
+from ado_stream.train.checkpoint_commit import checkpoint_dir
+from ado_stream.train.components import build_components, open_split
+from ado_stream.train.config import TrainConfig, save_config
+from ado_stream.train.cpu_tuning import keep_freed_memory
+from ado_stream.train.distributed import DistributedContext, call_on_main, join_process_group, log_rank_errors
+from ado_stream.train.metric_sinks import make_sinks
+from ado_stream.train.parallel import ParallelModel
+from ado_stream.train.record_lines import fit_line, run_line
+from ado_stream.train.resume import CHECKPOINTS, ResumePoint, find_resume_point, prepare_run_dir
+from ado_stream.train.step_log import LaunchedStep, LogOptions, MetricSink, StepLog
+from ado_stream.train.step_timer import StepTimer
+from ado_stream.train.stop_request import StopRequest
+from ado_stream.train.train_step import TrainStep, make_optimizer
+from ado_stream.train.validation import Validator
+
+CONFIG_FILE = "config.yaml"
+
+
+@dataclass(frozen=True)
+class RunResult:
+    """A run's directory, its finished steps, and whether a signal stopped it before the last step."""
+
+    run_dir: Path
+    step: int
+    stopped: bool
+
+
+def run_training(config: TrainConfig, resume: str | os.PathLike[str] = "auto") -> RunResult:
+    """Trains to the config's last step, or until SIGTERM or SIGINT; writes checkpoints and the run record.
+
+    resume: "auto" resumes from the newest valid checkpoint of the run directory, or starts from step 0 when there is
+    none; "none" starts from step 0; a path names a checkpoint directory, of this run or of another one. What an earlier
+    run wrote after that step is renamed, not removed. Call on every rank, with or without torchrun. Raises ConfigError,
+    ResumeError, CheckpointError, DataError, StorageError.
+    """
+    with join_process_group(config.train.device, config.train.collective_timeout_s) as context:
+        if context.device.type == "cpu":
+            keep_freed_memory()
+        if context.is_main:
+            compile_in_background("fit")  # seconds, once a machine; else all ranks would wait at the first refit
+        with Trainer(config, context) as trainer, log_rank_errors(context):
+            trainer.start(os.fspath(resume))
+            with StopRequest(context) as stop:
+                return trainer.loop(stop)
+
+
+class Trainer:
+    """One run on one rank."""
+
+    def __init__(self, config: TrainConfig, context: DistributedContext):
+        self._config, self._context = config, context
+        self._run_dir = Path(config.run_dir)
+        self._checkpoints = self._run_dir / CHECKPOINTS
+        self._components = build_components(config, context)
+        self._loader = self._components.loader
+        self._names = self._loader.dataset.names
+        torch.manual_seed(config.seed)
+        self._parallel = ParallelModel(Transformer(self._components.model), context, config.train)
+        self._optimizer = make_optimizer(self._parallel.model, config.train)
+        self._step = TrainStep(self._parallel, self._optimizer, config.train, len(self._names), config.data.replication)
+        self._state = TrainingState(self._parallel.model, self._optimizer)
+        self._checkpointer = Checkpointer(
+            self._checkpoints, context, config.checkpoint.keep, config.checkpoint.asynchronous
+        )
+        self._validator: Validator | None = None
+        self._record: RunRecord | None = None
+        self._sinks: list[MetricSink] = []
+        self._run_id = uuid.uuid4().hex[:12]
+        self._finished = self._saved = 0  # steps
+        self._drawn_K = np.zeros(len(self._names), np.int64)  # samples
+        self._refit_step: int | None = None  # of the last refit in the record, failed ones included
+        self._save_s = 0.0
+
+    def start(self, resume: str) -> None:
+        """Loads the checkpoint that `resume` means, if any, and opens the record at its step."""
+        # In this order: a checkpoint that does not fit raises before anything in the run directory is renamed, and the
+        # record is opened only after rank 0 has cut it at the resume point.
+        resume_point = call_on_main(self._context, lambda: find_resume_point(self._run_dir, resume))
+        if resume_point.directory is not None and resume_point.metadata is not None:
+            self._restore(resume_point, resume_point.directory, resume_point.metadata)
+        call_on_main(self._context, lambda: self._prepare_run_dir(resume_point))
+        self._log = self._open_log(0 if resume_point.metadata is None else resume_point.metadata.get("skipped", 0))
+        line = run_line(
+            self._config, self._components.corpus, self._loader, self._components.model, self._context, self._run_id
+        )
+        self._write("run", **line)
+        for fault in resume_point.skipped:
+            self._write_event("checkpoint skipped", fault=fault)
+            if self._context.is_main:
+                print(f"skipped checkpoint {fault}", flush=True)
+        if resume_point.directory is not None:
+            self._write_event("resume", checkpoint=str(resume_point.directory))
+
+    def loop(self, stop: StopRequest) -> RunResult:
+        """Trains until the last step or a signal, saves, and returns how far it came."""
+        steps, every = self._config.train.steps, self._config.checkpoint.every_steps
+        batches = iter(self._loader)
+        while self._finished < steps and not stop.agreed():
+            if self._due(self._config.evaluate.every_steps) and not self.evaluate(stop):
+                break
+            self._train_step(batches)
+            if every and self._finished % every == 0:
+                self._save()
+        if self._saved != self._finished:
+            self._save()
+        self._log.flush()
+        self._record_refit()
+        stopped = self._finished < steps or not self.evaluate(stop)
+        self._checkpointer.wait()
+        self._write_event("stop" if stopped else "done")
+        return RunResult(self._run_dir, self._finished, stopped)
+
+    def evaluate(self, stop: StopRequest) -> bool:
+        """Records validation losses, if the corpus has a val split. False: a stop request interrupted it."""
+        self._log.flush()  # before anything else, so that validation is not in the last step's time
+        if self._validator is None:
+            self._validator = self._make_validator()
+        if self._validator is None:
+            return True
+        result = self._validator(self._parallel.loss, stop.agreed)
+        if result is None:
+            return False
+        self._write(
+            "eval",
+            step=self._finished,
+            split="val",
+            loss=result.loss,
+            domain_loss=result.domain_loss_K,
+            domain_tokens=result.domain_tokens_K,
+            domain_bytes=result.domain_bytes_K,
+        )
+        self._log.write_scalars(self._finished, {"val_loss": result.loss}, val_domain_loss=result.domain_loss_K)
+        if self._context.is_main:
+            print(f"step {self._finished:>6}  validation loss {result.loss:.4f}", flush=True)
+        return True
+
+    def __enter__(self) -> "Trainer":
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Waits for a save in the background, also after a failure: it is the newest state to resume from."""
+        try:
+            self._checkpointer.wait()
+        except Exception as unsaved:  # `loop` waits too, so another exception is on its way: that one is raised
+            print(unsaved, file=sys.stderr, flush=True)
+        self._loader.close()
+        for sink in self._sinks:
+            sink.close(failed=error is not None)
+        if self._record is not None:
+            self._record.close()
+
+    def _train_step(self, batches: Iterator[TokenBatch]) -> None:
+        timer = StepTimer(self._context.device, self._save_s)
+        self._save_s = 0.0
+        with timer.host("data"):
+            batch = next(batches)
+        with timer.device("forward_backward"):
+            sums_K, counts_K = self._step.forward_backward(batch["tokens"], batch["domain"])
+        learning_rate = self._components.schedule(self._finished)
+        with timer.device("optimizer"):
+            outcome = self._step.update(sums_K, counts_K, learning_rate)
+        samples_K = self._loader.dataset.sample_counts(batch["step"])
+        self._drawn_K += samples_K
+        launched = LaunchedStep(
+            batch["step"], self._loader.mixture, samples_K, self._drawn_K.copy(), learning_rate, timer
+        )
+        # before `observe`: it waits for the device's previous step, `observe` then does not
+        self._log.push(launched, outcome)
+        with timer.host("policy"):
+            self._loader.observe(*outcome.for_policy(), reduced=True)
+        self._finished += 1
+        self._record_refit()
+
+    def _save(self) -> None:
+        """Saves a checkpoint of the current step; the seconds it takes are added to the next step's line."""
+        started = time.perf_counter()
+        self._log.flush()
+        loader_state = self._loader.state_dict()  # brings the last losses to the policy, which may refit
+        self._record_refit()
+        metadata: CheckpointMetadata = {
+            "finished_steps": self._finished,
+            "run_id": self._run_id,
+            "drawn": dict(zip(self._names, self._drawn_K.tolist(), strict=True)),
+            "skipped": self._log.num_skipped,
+            "model": dataclasses.asdict(self._components.model),
+            "tokenizer": self._components.corpus.tokenizer.fingerprint,
+            "loader": loader_state,
+        }
+        directory = checkpoint_dir(self._checkpoints, self._finished)
+
+        def write_event(step: int = self._finished) -> None:  # in the saving thread, when training may be further on
+            detail = {"directory": str(directory), "seconds": time.perf_counter() - started}
+            self._write("event", step=step, name="checkpoint", detail=detail)
+
+        self._checkpointer.save(self._state, metadata, write_event)
+        self._saved = self._finished
+        self._save_s = time.perf_counter() - started
+
+    def _restore(self, resume_point: ResumePoint, directory: Path, metadata: CheckpointMetadata) -> None:
+        """Loads a checkpoint: its model must be this one; then the loader and policy; then tensors and generator."""
+        saved, wanted = metadata["model"], dataclasses.asdict(self._components.model)
+        differing = [
+            f"{key} {saved.get(key)} saved, {wanted[key]} now" for key in wanted if saved.get(key) != wanted[key]
+        ]
+        if differing:
+            raise ResumeError(f"{directory} is of another model: {'; '.join(differing)}.")
+        self._finished = resume_point.step
+        self._saved = self._finished if resume_point.already_saved else 0
+        self._run_id = metadata["run_id"] if resume_point.continues_run else self._run_id
+        self._loader.load_state_dict(metadata["loader"])
+        load_training_state(directory, self._context, self._state)
+        self._refit_step = self._loader.policy.attempt_step
+        self._drawn_K = np.array([metadata["drawn"].get(name, 0) for name in self._names], np.int64)
+
+    def _prepare_run_dir(self, resume_point: ResumePoint) -> None:
+        try:
+            prepare_run_dir(self._run_dir, resume_point)
+            save_config(self._config, self._run_dir / CONFIG_FILE)
+        except OSError as error:
+            raise StorageError(f"'run_dir' is {self._run_dir}: cannot be created: {error.strerror}.") from error
+
+    def _open_log(self, num_skipped: int) -> StepLog:
+        options = self._config.log
+        if self._context.is_main:
+            self._record = RunRecord(self._run_dir)
+            config = dataclasses.asdict(self._config)
+            self._sinks = make_sinks(options, self._run_dir, self._run_id, self._finished, config)
+        log_options = LogOptions(
+            names=self._names,
+            num_samples_K=self._loader.dataset.num_samples,
+            seq_len=self._loader.dataset.seq_len,
+            total_steps=self._config.train.steps,
+            every_steps=options.every_steps,
+            max_nonfinite=self._config.train.max_nonfinite,
+        )
+        return StepLog(self._context, self._record, self._sinks, log_options, num_skipped)
+
+    def _make_validator(self) -> Validator | None:
+        if not self._components.corpus.has("val"):
+            return None
+        return Validator(
+            open_split(self._config, "val"),
+            self._names,
+            self._config.evaluate.max_samples_per_domain,
+            self._context,
+            self._components.micro_rows,
+            token_column=self._config.data.token_column,
+            token_dtype=self._config.data.token_dtype,
+        )
+
+    def _record_refit(self) -> None:
+        """Writes the policy's health once after each refit, and its laws unless the refit failed."""
+        policy = self._loader.policy
+        if policy.attempt_step == self._refit_step:
+            return
+        self._refit_step = policy.attempt_step
+        self._write("health", step=policy.attempt_step, health=policy.health())
+        if policy.fit_step != policy.attempt_step:
+            return
+        later = range(policy.fit_step + 1, self._finished)  # losses reach the policy late: steps since are subtracted
+        drawn_K = self._drawn_K - sum(self._loader.dataset.sample_counts(step) for step in later)
+        self._write("fit", **fit_line(policy, drawn_K))
+        fit = policy.fit
+        laws = {"log_beta": fit.log_beta, "log_eps": fit.log_eps, "alpha": fit.alpha}
+        self._log.write_scalars(policy.fit_step, {}, **laws)
+
+    def _due(self, every_steps: int) -> bool:
+        return every_steps > 0 and self._finished > 0 and self._finished % every_steps == 0
+
+    def _write_event(self, name: str, **detail: Any) -> None:
+        self._write("event", step=self._finished, name=name, detail=detail)
+
+    def _write(self, kind: str, **fields: Any) -> None:
+        if self._record is not None:
+            self._record.write(kind, **fields)

@@ -1,0 +1,39 @@
+"""Environments in which no process group can be created are refused with what to do."""
+
+import pytest
+import torch
+import torch.distributed as dist
+
+from ado_stream.errors import ConfigError
+from ado_stream.train.distributed import detect_context, join_process_group
+
+
+def test_rank_without_a_launcher_is_refused(monkeypatch):
+    monkeypatch.setenv("RANK", "0")
+    with pytest.raises(ConfigError, match="torchrun --nproc-per-node"):
+        detect_context("cpu")
+
+
+def test_more_ranks_than_gpus_are_refused(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setenv("LOCAL_RANK", "2")
+    with pytest.raises(ConfigError, match="local rank 2 needs GPU 2, this machine has 2"):
+        detect_context("cuda")
+
+
+def test_a_callers_process_group_needs_a_cpu_backend(monkeypatch):
+    """A group of NCCL alone cannot be created here; the name of its backends is replaced."""
+    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+    try:
+        with join_process_group("cpu") as context:
+            assert (context.rank, context.size, context.device) == (0, 1, torch.device("cpu"))
+        assert dist.is_initialized()
+        monkeypatch.setattr(dist, "get_backend_config", lambda: "cuda:nccl")
+        with (
+            pytest.raises(ConfigError, match="init_process_group\\('cpu:gloo,cuda:nccl'\\)"),
+            join_process_group("cpu"),
+        ):
+            pass
+    finally:
+        dist.destroy_process_group()
