@@ -35,6 +35,13 @@ class BlockPoints:
     samples_KM: Floats
     total_M: Floats
 
+    def recent(self, num_blocks: int) -> tuple[Floats, Floats]:
+        """(K,) mean losses, NaN where absent, and samples of the newest `num_blocks` blocks."""
+        samples_KM = self.samples_KM[:, -num_blocks:]
+        samples_K = samples_KM.sum(axis=1)
+        with np.errstate(invalid="ignore"):
+            return (np.nan_to_num(self.loss_KM[:, -num_blocks:]) * samples_KM).sum(axis=1) / samples_K, samples_K
+
 
 class BlockHistory:
     """Blocks of K domains, oldest first; the newest may be unfinished.

@@ -9,7 +9,7 @@ m the middle elasticity,
     f = s (min(0, r_high + log d) + max(0, r_low - log d))        0 unless it is surely d times slower or faster
     g <- a f + (1 - a) g;   p = w exp(g) / sum(w exp(g))
 
-d = 2, z = 2, s = 4, a = 1/2. A domain that surely learns less than half as fast as the middle, because its text cannot
+d = 1.75, z = 1.5, s = 4, a = 1/2. A domain that surely learns less than half as fast as the middle, because its text cannot
 be learnt (hashes, base64, noise) or is learnt already, gives way; one that surely learns more than twice as fast gains.
 Everything else keeps exactly its share: estimates of elasticity are off by some ten percent for any finite run, and a
 policy that followed them all would pay for that noise on clean text (docs/policies.md has the figures).
@@ -18,7 +18,7 @@ m is the elasticity at the middle of what is gained: domains sorted by e, the on
 Text that cannot be learnt has no weight in it, so half of all domains may be such text and m is still that of the rest.
 
 Why s = 4 and not the stationary point p ~ w e (s = 1, no zone): w counts the useless text as wanted, which nobody means
-who does not know of it. At 2^-4/3 of m both rules agree; below, this one takes more away, down to the floor.
+who does not know of it. At 1.75^-4/3 of m both rules agree; below, this one takes more away, down to the floor.
 
 Training loss on text seen before says nothing about what there is to learn. Where the domains' sizes are known, laws
 are fitted to first-epoch losses only, and e is discounted by exp(-(epochs - 1) / 15), the decay of a repeated sample's
@@ -78,8 +78,8 @@ class TargetPolicy(Policy):
         self,
         prior: Weights,
         weights: Weights | str = "size",
-        dead_zone: float = 2.0,
-        confidence: float = 2.0,
+        dead_zone: float = 1.75,
+        confidence: float = 1.5,
         strength: float = 4.0,
         damping: float = 0.5,
         floor: float | None = None,
@@ -102,6 +102,12 @@ class TargetPolicy(Policy):
         num = self.num_domains
         least = check_floor(min(0.002, 0.1 / num) if floor is None else floor, num, "target: floor")
         self._floor_K = np.minimum(least, self.target_K)
+        with np.errstate(
+            divide="ignore", invalid="ignore"
+        ):  # e below the floor, so that it is reached, and no further:
+            self._least_log_factor_K = np.nan_to_num(
+                np.log(self._floor_K / self.target_K) - 1.0
+            )  # a way back stays short
         if total_steps is not None:
             whole("target: total_steps", total_steps, 1)
         self._ignore_steps = whole("target: ignore_steps", _capped(ignore_steps, 1000, total_steps, 10))
@@ -135,7 +141,7 @@ class TargetPolicy(Policy):
             "middle_elasticity": _or_none(self._middle),
             "moved": {
                 self.labels[index]: {
-                    "factor": float(np.exp(memory["log_factor"][index])),
+                    "share_over_target": float(self._mixture_K[index] / self.target_K[index]),
                     "since_step": int(memory["moved_since"][index]),
                     "elasticity": _or_none(memory["elasticity"][index]),
                     "elasticity_sd": _or_none(memory["elasticity_sd"][index]),
@@ -162,6 +168,8 @@ class TargetPolicy(Policy):
             "moved_since": np.full(self.num_domains, -1, dtype=np.int64),
             "laws_from": np.zeros(self.num_domains, dtype=np.int64),
             "pull": np.zeros(self.num_domains),
+            "loss_before": unknown_K.copy(),
+            "others_before": unknown_K.copy(),
             "elasticity": unknown_K.copy(),
             "elasticity_sd": unknown_K.copy(),
             **{name: unknown_K.copy() for name in _LAW},
@@ -198,7 +206,7 @@ class TargetPolicy(Policy):
         # Below this share nothing more is learnt of a domain: what was known when it came there draws it further down.
         sinks_K = ~lawful_K & (old_K < np.log(_LEAST_DRAWN)) & (memory["pull"] < 0.0)
         kept_K = np.where(sinks_K, 1.0, 1.0 - self._damping) * old_K
-        new_K = np.maximum(self._damping * memory["pull"] + kept_K, _LEAST_LOG)
+        new_K = np.maximum(self._damping * memory["pull"] + kept_K, self._least_log_factor_K)
         memory["log_factor"] = np.where(np.abs(new_K) < _SETTLED, 0.0, new_K)
         began_K = (old_K == 0.0) & (memory["log_factor"] != 0.0)
         memory["moved_since"] = np.where(began_K, self.step, memory["moved_since"])
@@ -242,26 +250,27 @@ class TargetPolicy(Policy):
     def _restore(self, points: BlockPoints) -> None:
         """Gives back its share to a domain that was cut and learns all the same, from what the others teach.
 
-        That is: whose loss fell, since the cut, by 1 / d of what the others' fell, or more. Its law starts anew.
+        That is: whose loss fell, from before the cut, by 1 / d of what the others' fell, or more. Its law starts anew.
         """
         memory = self.memory
-        cut_K = memory["pull"] < 0.0
-        weight_K1 = np.where(cut_K, 0.0, self.target_K)[:, None]
-        for domain in np.flatnonzero(cut_K & (memory["log_factor"] < 0.0)):
-            since_M = points.step_M >= memory["moved_since"][domain]
-            if np.count_nonzero(since_M) < 2 * _LEAST_BLOCKS:
-                continue
-            early_M, late_M = np.flatnonzero(since_M)[:_LEAST_BLOCKS], np.flatnonzero(since_M)[-_LEAST_BLOCKS:]
-            own, others = (
-                _mean_loss(points, weight_1, early_M) - _mean_loss(points, weight_1, late_M)
-                for weight_1 in (np.eye(self.num_domains)[domain][:, None], weight_K1)
-            )
-            samples = points.samples_KM[domain][late_M].sum()
-            noise = 2.0 * np.sqrt(2.0 * _SAMPLE_SD**2 / max(samples, 1.0))
-            if own - noise > others / np.exp(self._log_zone) > 0.0:
-                memory["pull"][domain] = 0.0
-                memory["laws_from"][domain] = self.step
-                memory["elasticity"][domain] = memory["elasticity_sd"][domain] = np.nan
+        recent_K, samples_K = points.recent(_LEAST_BLOCKS)
+        pulled_K = memory["pull"] < 0.0
+        weight_K = np.where(pulled_K | np.isnan(recent_K), 0.0, self.target_K)
+        if not weight_K.any():
+            return
+        others = float(np.average(np.nan_to_num(recent_K), weights=weight_K))
+        new_K = pulled_K & (memory["log_factor"] == 0.0)
+        memory["loss_before"] = np.where(new_K, recent_K, memory["loss_before"])
+        memory["others_before"] = np.where(new_K, others, memory["others_before"])
+        noise_K = 2.0 * _SAMPLE_SD * np.sqrt(2.0 / np.maximum(samples_K, 1.0))
+        fell_K = memory["loss_before"] - recent_K - noise_K  # NaN, so never enough, where nothing was seen
+        enough_K = np.maximum(memory["others_before"] - others, 0.0) / np.exp(self._log_zone)
+        settled_K = self.step - memory["moved_since"] > _LEAST_BLOCKS * self._blocks.length
+        back_K = pulled_K & ~new_K & settled_K & (fell_K > enough_K)
+        memory["pull"] = np.where(back_K, 0.0, memory["pull"])
+        memory["laws_from"] = np.where(back_K, self.step, memory["laws_from"])
+        for name in ("elasticity", "elasticity_sd"):
+            memory[name] = np.where(back_K, np.nan, memory[name])
 
     def _epochs(self) -> Floats:
         if self._size_K is None:
@@ -330,16 +339,6 @@ def middle_elasticity(elasticity_K: Floats, target_K: Floats) -> float:
 
 def _or_none(value: float) -> float | None:
     return float(value) if np.isfinite(value) else None
-
-
-def _mean_loss(points: BlockPoints, weight_K1: Floats, chosen_M: NDArray[np.int64]) -> float:
-    """The domains' losses over some blocks, each block's samples pooled, averaged with `weight_K1`; NaN if none."""
-    samples_KM = points.samples_KM[:, chosen_M]
-    total_K1 = samples_KM.sum(axis=1, keepdims=True)
-    weight_K1 = np.where(total_K1 > 0.0, weight_K1, 0.0)
-    loss_K1 = (np.nan_to_num(points.loss_KM[:, chosen_M]) * samples_KM).sum(axis=1, keepdims=True)
-    total = weight_K1.sum()
-    return float((weight_K1 * loss_K1 / np.maximum(total_K1, 1.0)).sum() / total) if total > 0.0 else float("nan")
 
 
 def _capped(value: int | None, default: int, total_steps: int | None, divisor: int) -> Any:

@@ -8,6 +8,7 @@ import os
 import shlex
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from ado_stream.durable import write_durably
 from ado_stream.errors import StorageError
@@ -16,7 +17,7 @@ from ado_stream.report.forecast_plot import draw_forecasts
 from ado_stream.report.mixture_plot import draw_mixture, mixture_varies
 from ado_stream.report.plot_style import Plot, domain_colors, styled
 from ado_stream.report.progress_plot import draw_progress
-from ado_stream.report.report_tables import domain_table, fact_table, health_table, law_table
+from ado_stream.report.report_tables import domain_table, fact_table, health_table, law_table, moved_table
 from ado_stream.report.run_data import Run, load_runs
 from ado_stream.report.selection_plot import draw_selection
 from ado_stream.report.throughput_plot import draw_throughput
@@ -127,6 +128,8 @@ def _laws(runs: list[Run], colors: dict[str, str]) -> list[str]:
 
 def _health(run: Run, colors: dict[str, str]) -> list[str]:
     health = run.health
+    if health is not None and "moved" in health:
+        return [_moved(run, health, colors)]
     if health is None or "forecast_error" not in health:  # of a policy without laws
         return []
     note = (
@@ -136,6 +139,19 @@ def _health(run: Run, colors: dict[str, str]) -> list[str]:
         "steps between the last two refits; its mean and its mean size."
     )
     return [html.table_section(f"Policy health: {run.label}", note, html.table(*health_table(health, colors)))]
+
+
+def _moved(run: Run, health: dict[str, Any], colors: dict[str, str]) -> str:
+    """What the target policy moved."""
+    note = (
+        f"Refits: {health['refits']}. Elasticity: how much a domain's loss falls per unit of the logarithm of its own "
+        "samples. A domain is moved only where it surely learns less than half, or more than twice, as fast as the "
+        "middle one."
+    )
+    if not health["moved"]:
+        note += " None was moved: the mixture is the one wanted, to the bit."
+        return html.table_section(f"Moved by the policy: {run.label}", note, "")
+    return html.table_section(f"Moved by the policy: {run.label}", note, html.table(*moved_table(health, colors)))
 
 
 def _facts(runs: list[Run]) -> str:

@@ -101,6 +101,33 @@ def health_table(health: dict[str, Any], colors: dict[str, str]) -> tuple[list[s
     return header, rows
 
 
+def moved_table(health: dict[str, Any], colors: dict[str, str]) -> tuple[list[str], list[Row]]:
+    """(header, rows): the domains that the target policy moved from the share wanted, and the evidence."""
+    header = [
+        "domain",
+        "share over the wanted one",
+        "since step",
+        "elasticity (nats)",
+        "its deviation",
+        "the middle one",
+    ]
+    rows: list[Row] = [
+        [
+            Cell(name, swatch=colors[name]),
+            f"{moved['share_over_target']:.3g}",
+            f"{moved['since_step']:,}",
+            *(number(_nan_if_none(moved[key]), ".3f") for key in ("elasticity", "elasticity_sd")),
+            number(_nan_if_none(health["middle_elasticity"]), ".3f"),
+        ]
+        for name, moved in health["moved"].items()
+    ]
+    return header, rows
+
+
+def _nan_if_none(value: float | None) -> float:
+    return math.nan if value is None else value
+
+
 def fact_table(runs: list[Run]) -> tuple[list[str], list[Row]]:
     """(header, rows): a column per run with its settings, environment and duration."""
     return ["", *(run.label for run in runs)], [

@@ -70,12 +70,10 @@ class Trial:
         if scenario.made:
             self.prior[scenario.made] = scenario.share
         self.size = {name: size[name] for name in self.measured}
-        self._domains = [
-            dataclasses.replace(domain, prior=self.prior[domain.name])
-            for domain in opened.domains
-            if domain.name in self.prior
-        ]
-        self.names = [domain.name for domain in self._domains]
+        domains = [domain for domain in opened.domains if domain.name in self.prior]
+        self.names = [domain.name for domain in domains]
+        self.prior = {name: self.prior[name] for name in self.names}  # in the data set's order, as the policy's
+        self._domains = [dataclasses.replace(domain, prior=self.prior[domain.name]) for domain in domains]
         config = ModelConfig(
             sizes.num_layers, sizes.width, sizes.num_heads, 64 * -(-opened.tokenizer.vocab_size // 64), opened.seq_len
         )

@@ -68,7 +68,7 @@ def test_text_that_cannot_be_learnt_gives_way_and_the_rest_keeps_its_proportions
     np.testing.assert_allclose(mixture_TK[:, 2:] / mixture_TK[:, 1:2], np.tile(prior_K[2:] / prior_K[1], (STEPS, 1)))
     moved = policy.health()["moved"]
     assert list(moved) == ["0"]
-    assert moved["0"]["factor"] < 0.1
+    assert moved["0"]["share_over_target"] < 0.15
     assert 0 < moved["0"]["since_step"] < STEPS / 4
 
 
