@@ -9,8 +9,8 @@ m the middle elasticity,
     f = s (min(0, r_high + log d) + max(0, r_low - log d))        0 unless it is surely d times slower or faster
     g <- a f + (1 - a) g;   p = w exp(g) / sum(w exp(g))
 
-d = 1.75, z = 1.5, s = 4, a = 1/2. A domain that surely learns less than half as fast as the middle, because its text cannot
-be learnt (hashes, base64, noise) or is learnt already, gives way; one that surely learns more than twice as fast gains.
+d = 2, z = 1.5, s = 4, a = 1/2. A domain that surely learns less than 1 / d as fast as the middle, because its text cannot
+be learnt (hashes, base64, noise) or is learnt already, gives way; one that surely learns more than d times as fast gains.
 Everything else keeps exactly its share: estimates of elasticity are off by some ten percent for any finite run, and a
 policy that followed them all would pay for that noise on clean text (docs/policies.md has the figures).
 
@@ -18,7 +18,7 @@ m is the elasticity at the middle of what is gained: domains sorted by e, the on
 Text that cannot be learnt has no weight in it, so half of all domains may be such text and m is still that of the rest.
 
 Why s = 4 and not the stationary point p ~ w e (s = 1, no zone): w counts the useless text as wanted, which nobody means
-who does not know of it. At 1.75^-4/3 of m both rules agree; below, this one takes more away, down to the floor.
+who does not know of it. At 2^-4/3 of m both rules agree; below, this one takes more away, down to the floor.
 
 Training loss on text seen before says nothing about what there is to learn. Where the domains' sizes are known, laws
 are fitted to first-epoch losses only, and e is discounted by exp(-(epochs - 1) / 15), the decay of a repeated sample's
@@ -78,7 +78,7 @@ class TargetPolicy(Policy):
         self,
         prior: Weights,
         weights: Weights | str = "size",
-        dead_zone: float = 1.75,
+        dead_zone: float = 2.0,
         confidence: float = 1.5,
         strength: float = 4.0,
         damping: float = 0.5,

@@ -145,7 +145,7 @@ def _moved(run: Run, health: dict[str, Any], colors: dict[str, str]) -> str:
     """What the target policy moved."""
     note = (
         f"Refits: {health['refits']}. Elasticity: how much a domain's loss falls per unit of the logarithm of its own "
-        "samples. A domain is moved only where it surely learns less than half, or more than twice, as fast as the "
+        "samples. A domain is moved only where it surely learns much slower or faster than the "
         "middle one."
     )
     if not health["moved"]:
