@@ -1,19 +1,20 @@
 """corpus.json: what a corpus holds. Written last, so a corpus that has one is complete.
 
     version 1, seq_len, tokenizer ("bytes" or the file beside it), vocab_size, token_dtype, fingerprint, source,
-    refused {reason: records}, domains {name: path, documents, bytes, fingerprint,
+    refused {reason: records}, val_in_train (if any), domains {name: path, documents, bytes, fingerprint,
         splits {train | val: documents, tokens, samples, dropped_tokens}}
 
-`documents` and `bytes` (UTF-8) of a domain are those read, both splits together. `tokens` are those stored, samples
-times seq_len + 1; `dropped_tokens` did not fill a last sample. A domain's `fingerprint` hashes the hashes of its
-shards, the corpus' hashes the domains', so a change of any shard changes both; `source` hashes the input files' names,
-sizes and times with the settings.
+`val_in_train`: validation documents whose text is that of a training document, too. `documents` and `bytes` (UTF-8)
+of a domain are those read, both splits together. `tokens` are those stored, samples times seq_len + 1;
+`dropped_tokens` did not fill a last sample. A domain's `fingerprint` hashes the hashes of its shards, the corpus'
+hashes the domains', so a change of any shard changes both; `source` hashes the settings, a given tokenizer's content,
+and the input files' names, sizes and times.
 """
 
 import json
 import re
 from collections.abc import Mapping, Sequence
-from typing import Any, TypedDict, TypeGuard
+from typing import Any, NotRequired, TypedDict, TypeGuard
 
 import xxhash
 
@@ -57,6 +58,7 @@ class Manifest(TypedDict):
     fingerprint: str
     source: str
     refused: dict[str, int]
+    val_in_train: NotRequired[int]
     domains: dict[str, DomainEntry]
 
 
