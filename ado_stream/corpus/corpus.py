@@ -5,16 +5,22 @@ and the domains point to both places, so that the stream downloads shards when i
 """
 
 import os
+import re
+import urllib.parse
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from ado_stream.corpus.manifest import MANIFEST_NAME, SPLITS, Manifest, decode_manifest, json_hash, num_samples
-from ado_stream.corpus.tokenizer import BYTES, TOKENIZER_CONFIG_NAME, Tokenizer, load_tokenizer
+from ado_stream.corpus.slow_notice import slow_notice
+from ado_stream.corpus.tokenizer import BYTES, TOKENIZER_CONFIG_NAME, Tokenizer, load_tokenizer, load_tokenizer_file
 from ado_stream.errors import ConfigError, NotFound
 from ado_stream.storage.download import download
 from ado_stream.stream.domain import Domain
+
+SCHEMES = ("s3", "gs", "azure", "azure-dl", "oci", "hf", "sftp", "dbfs", "alipan")  # of streaming's clients
+_SCHEME = re.compile(r"([a-zA-Z][a-zA-Z0-9+.-]+):(?=/)")
 
 
 @dataclass(frozen=True, repr=False)
@@ -72,7 +78,7 @@ def open_corpus(
     ]
     if not domains:
         raise ConfigError(f"{url}: no sample in split {split!r}. Prepare it with --val or --val-fraction.")
-    tokenizer = load_tokenizer(BYTES if tokenizer_file == BYTES else local / tokenizer_file)
+    tokenizer = load_tokenizer(BYTES) if tokenizer_file == BYTES else load_tokenizer_file(local / tokenizer_file)
     return Corpus(domains, tokenizer, manifest["seq_len"], manifest, remote or str(local), split)
 
 
@@ -82,9 +88,29 @@ def load_manifest(url: str | os.PathLike[str]) -> Manifest:
 
 
 def local_folder(url: str | os.PathLike[str]) -> Path | None:
-    """The folder behind a path or file:// URL; None for an object store's URL."""
+    """The folder behind a path or file:// URL; None for an object store's URL.
+
+    Raises ConfigError for a scheme that no client reads, which would otherwise fail after every retry, or be a folder.
+    """
     path = os.fspath(url).removeprefix("file://")
-    return None if "://" in path else Path(path).expanduser()
+    found = _SCHEME.match(path)
+    if found is None:
+        return Path(path).expanduser()
+    scheme, rest = found[1], path[found.end() :]
+    if scheme not in SCHEMES or not (rest.startswith("//") or scheme == "dbfs") or not rest.strip("/"):
+        near = f"; did you mean {scheme.lower()}:// and a path?" if scheme.lower() in (*SCHEMES, "file") else ""
+        raise ConfigError(
+            f"{url}: not a URL that can be read or written{near}\n"
+            f"  Use a path, file://, or one of {', '.join(f'{name}://' for name in SCHEMES)}."
+        )
+    return None
+
+
+def remote_text(url: str) -> str:
+    """`url`, with the host that S3_ENDPOINT_URL names where it is one of S3, for messages; without credentials."""
+    endpoint = urllib.parse.urlsplit(os.environ.get("S3_ENDPOINT_URL", ""))
+    host = endpoint.netloc.rpartition("@")[2]
+    return f"{url} (S3_ENDPOINT_URL: {host})" if url.startswith("s3://") and host else url
 
 
 def user_cache(kind: str, url: str) -> Path:
@@ -105,7 +131,8 @@ def _locate(url: str | os.PathLike[str], cache_dir: str | os.PathLike[str] | Non
 def _read_manifest(local: Path, remote: str | None) -> Manifest:
     path = local / MANIFEST_NAME
     if remote:
-        download(f"{remote}/{MANIFEST_NAME}", path)
+        with slow_notice(remote_text(remote)):
+            download(f"{remote}/{MANIFEST_NAME}", path)
     elif not path.is_file():
         raise NotFound(f"{path}: no such file. Give the folder that `ado-stream prepare` wrote, or finish that run.")
     return decode_manifest(path.read_bytes(), f"{remote}/{MANIFEST_NAME}" if remote else str(path))
