@@ -24,8 +24,9 @@ from ado_stream.stream.board import MixtureBoard
 from ado_stream.stream.device_copies import DeviceCopies, TokenBatch
 from ado_stream.stream.domain import as_domains
 from ado_stream.stream.lookahead import LookaheadLimits
+from ado_stream.stream.open_indexes import open_indexes
 from ado_stream.stream.sample_order import UpcomingIds, make_order
-from ado_stream.stream.shard_table import ShardTable, open_indexes
+from ado_stream.stream.shard_table import ShardTable
 from ado_stream.stream.slots import make_rank_slots
 from ado_stream.stream.stream_state import decode_state, encode_state
 

@@ -6,7 +6,8 @@ Ranks, nodes and threads are not in it: the state is the same on every rank, and
     identity           what the order depends on: seed, global_batch_size, canonical_nodes, mixture_lag, sampling,
                        shuffle
     step               next step to be handed out
-    domains            {name: {fingerprint, samples, cursors: [C] drawn so far per lane}}, in the mixture's order
+    domains            {name: {fingerprint, versions, samples, cursors: [C] drawn so far per lane}}, in the mixture's
+                       order; versions: only of data without hashes, see open_indexes.py
     mixtures           {step: [K]} known for steps from `step` on ("-1": that of the step before, without a lag)
 """
 
@@ -32,7 +33,12 @@ def encode_state(
         "identity": dict(identity),
         "step": step,
         "domains": {
-            index.name: {"fingerprint": index.fingerprint, "samples": index.num_samples, "cursors": cursor_C}
+            index.name: {
+                "fingerprint": index.fingerprint,
+                **({"versions": index.versions} if index.versions else {}),
+                "samples": index.num_samples,
+                "cursors": cursor_C,
+            }
             for index, cursor_C in zip(indexes, cursors_KC.tolist(), strict=True)
         },
         "mixtures": {str(key): mixture_K.tolist() for key, mixture_K in pending.items()},
@@ -90,4 +96,11 @@ def _check(state: Mapping[str, Any], identity: dict[str, Any], indexes: list[Mds
             raise ResumeError(
                 f"domain '{name}': its shards are not those of the saved run ({domains[name]['samples']} samples then, "
                 f"{known[name].num_samples} now).\n  Restore the old shards, or add the new data under another name."
+            )
+        versions = domains[name].get("versions", "")
+        if versions and known[name].versions and versions != known[name].versions:
+            raise ResumeError(
+                f"domain '{name}': its index has no hashes, and its shards have other times or tags than those of the "
+                "saved run.\n  Restore the old shards (copy them with their times), or write them with "
+                "hashes=['xxh64'] from the start."
             )
