@@ -107,10 +107,11 @@ class Evictor:
             evictable_bytes = sum(entry.num_bytes for entry in self._entries() if entry.raw not in self._pins)
         for spec in specs:
             need_bytes, folder = spec.peak_bytes, spec.raw.parent
-            if self.limit_bytes is not None and spec.remote is not None and self.limit_bytes < need_bytes:
+            # Up to half of the limit is for open shards (dataset.py), which are not evicted, the rest for the next one.
+            if self.limit_bytes is not None and spec.remote is not None and self.limit_bytes < 2 * need_bytes:
                 raise ConfigError(
-                    f"{spec.label}: one shard needs {need_bytes} bytes but the cache limit is {self.limit_bytes}.\n"
-                    f"  Set the cache limit to several shards, at least {need_bytes}."
+                    f"{spec.label}: one shard needs {need_bytes} bytes but the cache limit is {self.limit_bytes}, and "
+                    f"two must fit.\n  Set the cache limit to several shards, at least {2 * need_bytes}."
                 )
             free_bytes = shutil.disk_usage(folder).free + evictable_bytes
             if free_bytes < need_bytes and not spec.raw.exists():

@@ -45,8 +45,8 @@ class NodeCache:
     """
 
     def __init__(self, limit_bytes: int | None = None, retry: RetryPolicy | None = None) -> None:
-        if limit_bytes is not None and limit_bytes <= 0:
-            raise ConfigError(f"cache limit {limit_bytes} bytes: must be positive, or None for the whole disk.")
+        if limit_bytes is not None and not (type(limit_bytes) is int and limit_bytes > 0):
+            raise ConfigError(f"cache limit {limit_bytes!r}: must be a positive number of bytes, or None for all.")
         self.retry = retry or RetryPolicy()
         self._evictor = Evictor(limit_bytes)
         self._verified: dict[Path, _Identity] = {}
