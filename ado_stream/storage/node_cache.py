@@ -191,8 +191,10 @@ class NodeCache:
 
     def _download_until_good(self, spec: ObjectSpec, stop: threading.Event | None) -> int:
         assert spec.remote is not None
-        remote = spec.remote
-        self._evictor.make_room(spec, Deadline(self.retry.total_deadline_s, spec.where, stop))
+        with self._evictor.room(spec, Deadline(self.retry.total_deadline_s, spec.where, stop)):
+            return self._download(spec, spec.remote, stop)
+
+    def _download(self, spec: ObjectSpec, remote: str, stop: threading.Event | None) -> int:
         for _ in range(self.retry.max_downloads):
             try:
                 got = self._with_room(
