@@ -155,6 +155,8 @@ class AdaptiveLoader:
             raise ResumeError(
                 "not the state of an AdaptiveLoader: 'stream', 'observed' or 'policy' is missing."
             ) from None
+        if not isinstance(observed, int) or observed < 0:
+            raise ResumeError(f"not the state of an AdaptiveLoader: 'observed' is {observed!r}, not a step.")
         if (policy is None) != (self.policy is None):
             saved, here = ("without", "with") if policy is None else ("with", "without")
             raise ResumeError(f"the state was saved {saved} a policy, but this loader was made {here} one.")

@@ -9,10 +9,10 @@ m the middle elasticity,
     f = s (min(0, r_high + log d) + max(0, r_low - log d))        0 unless it is surely d times slower or faster
     g <- a f + (1 - a) g;   p = w exp(g) / sum(w exp(g))
 
-d = 2, z = 1.5, s = 4, a = 1/2. A domain that surely learns less than 1 / d as fast as the middle, because its text cannot
-be learnt (hashes, base64, noise) or is learnt already, gives way; one that surely learns more than d times as fast gains.
-Everything else keeps exactly its share: estimates of elasticity are off by some ten percent for any finite run, and a
-policy that followed them all would pay for that noise on clean text (docs/policies.md has the figures).
+d = 2, z = 1.5, s = 4, a = 1/2. A domain that surely learns less than 1 / d as fast as the middle, because its text
+cannot be learnt (hashes, base64, noise) or is learnt already, gives way; one that surely learns more than d times as
+fast gains. Everything else keeps exactly its share: estimates of elasticity are off by some ten percent for any finite
+run, and a policy that followed them all would pay for that noise on clean text (docs/policies.md has the figures).
 
 m is the elasticity at the middle of what is gained: domains sorted by e, the one at which half of sum w e is reached.
 Text that cannot be learnt has no weight in it, so half of all domains may be such text and m is still that of the rest.
