@@ -40,7 +40,7 @@ def write_report(run_dirs: Sequence[str | os.PathLike[str]], out_dir: str | os.P
     body = [*_opening(runs, title), _domains(runs, colors)]
     body += [html.picture(plot.title, plot.caption, png) for plot, png in pictures]
     body += [*_laws(runs, colors), *(part for run in runs for part in _health(run, colors))]
-    body += [_facts(runs), _reproduce(runs)]
+    body += [html.section("Runs and environment", html.table(*fact_table(runs), kind="facts")), _reproduce(runs)]
     document = html.page(f"ado-stream: {title}", body)
     out = Path(out_dir)
     try:
@@ -120,9 +120,10 @@ def _laws(runs: list[Run], colors: dict[str, str]) -> list[str]:
         "mean of that forecast, less one. Next-interval miss: the same up to the following refit, the median of its "
         "size over refits. Refits: those with a good law for the domain; at the others it kept the one before."
     )
-    with_laws = [run for run in runs if run.laws]
     return [
-        html.table_section(f"Scaling laws: {run.label}", note, html.table(*law_table(run, colors))) for run in with_laws
+        html.table_section(f"Scaling laws: {run.label}", note, html.table(*law_table(run, colors)))
+        for run in runs
+        if run.laws
     ]
 
 
@@ -152,10 +153,6 @@ def _moved(run: Run, health: dict[str, Any], colors: dict[str, str]) -> str:
         note += " None was moved: the mixture is the one wanted, to the bit."
         return html.table_section(f"Moved by the policy: {run.label}", note, "")
     return html.table_section(f"Moved by the policy: {run.label}", note, html.table(*moved_table(health, colors)))
-
-
-def _facts(runs: list[Run]) -> str:
-    return html.section("Runs and environment", html.table(*fact_table(runs), kind="facts"))
 
 
 def _reproduce(runs: list[Run]) -> str:
