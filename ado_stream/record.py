@@ -18,7 +18,8 @@ tokens, samples.
            at_bound [K][3] (log_beta, log_eps, alpha), residual_scale [K] (median |log loss - log law|), num_points [K]
     health step (of a refit, failed ones too), health {} (the policy's health() after it)
     eval   step, split, loss (mean over tokens), domain_loss [K], domain_tokens [K], domain_bytes [K] or null
-    event  step, name (resume, checkpoint {directory, seconds}, skip, stop, done, ...), detail {}
+    event  step, name (resume {checkpoint, changes {setting: [saved, now]}}, checkpoint {directory, seconds}, skip,
+           stop, done, ...), detail {}
 
 A resumed run drops the step, fit, health, eval and event lines from its first step on, then appends, so a record never
 holds a step twice. A torn last line (power cut) is ignored.

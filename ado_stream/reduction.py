@@ -68,7 +68,7 @@ class LossReduction:
         read other data, and when rank 0 called `send_failure` instead.
         """
         # One message: the mixture, 1 for success, and the digest.
-        message = torch.full((self._num_domains + 2,), torch.nan, dtype=torch.float64)
+        message = torch.full((self._num_domains + 2,), torch.nan, dtype=torch.float64, device="cpu")
         message[-1] = own = digest % _DIGEST_RANGE
         message[-2] = 1.0
         if mixture_K is not None:
@@ -85,11 +85,11 @@ class LossReduction:
 
     def send_failure(self) -> None:
         """In place of `broadcast` on rank 0 when its policy failed: makes `broadcast` raise on the other ranks."""
-        message = torch.full((self._num_domains + 2,), torch.nan, dtype=torch.float64)
+        message = torch.full((self._num_domains + 2,), torch.nan, dtype=torch.float64, device="cpu")
         dist.broadcast(message, src=0, group=self._host_group())
 
     def _stacked(self, step: int, loss_sums: torch.Tensor, token_counts: torch.Tensor) -> torch.Tensor:
-        pair = [torch.as_tensor(part).detach().to(torch.float64) for part in (loss_sums, token_counts)]
+        pair = [part.detach().to(torch.float64) for part in (loss_sums, token_counts)]
         for part, what in zip(pair, ("loss_sums", "token_counts"), strict=True):
             if part.shape != (self._num_domains,):
                 raise PolicyError(
@@ -123,10 +123,10 @@ def to_host_later(value: torch.Tensor) -> Callable[[], np.ndarray]:
     """Starts a copy of a tensor to the host; returns a call that waits for it. No copy of a tensor on the host."""
     if not value.is_cuda:
         return value.numpy
-    host = torch.empty(value.shape, dtype=value.dtype, pin_memory=True)
+    host = torch.empty(value.shape, dtype=value.dtype, device="cpu", pin_memory=True)
     host.copy_(value, non_blocking=True)
     copied = torch.cuda.Event()
-    copied.record()
+    copied.record(torch.cuda.current_stream(value.device))  # where the copy runs; the current device may be another
 
     def read() -> np.ndarray:
         copied.synchronize()

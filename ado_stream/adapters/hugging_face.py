@@ -1,12 +1,15 @@
 """Hugging Face's Trainer with an AdaptiveLoader: `AdaptiveTrainer(model=..., args=..., loader=...)`.
 
-The loader's batch is already this rank's part of the global batch, so `gradient_accumulation_steps` must be 1 and the
-batch size in `args` is not used for training. Per-domain losses come from the model's logits, without a second forward
-pass. Evaluation accepts what Trainer accepts, and samples with a domain. The loader's state is saved in each of
-Trainer's checkpoints and loaded with it.
+The loss is Trainer's own: the model's with its auxiliary losses, `compute_loss_func` or label smoothing. Per-domain
+sums come from the logits of the same forward pass. The loader's batch is this rank's part of the global batch:
+`gradient_accumulation_steps` splits it, and the batch size in `args` is not used for training.
+
+Samples go to the model whole, T + 1 tokens; it drops the last logits itself. The loader's state is in each of Trainer's
+checkpoints. It is written first: a folder with it and with trainer_state.json, which Trainer writes last, is complete.
 """
 
 import json
+import logging
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -16,23 +19,27 @@ import torch.nn.functional as F
 from transformers import Trainer
 
 from ado_kernels import domain_loss
-from ado_stream.errors import ConfigError
+from ado_stream.adapters.micro_batches import MicroBatches
+from ado_stream.durable import write_durably
+from ado_stream.errors import ConfigError, ResumeError
 from ado_stream.loader import AdaptiveLoader
 
 STATE_FILE = "adaptive_loader.json"
+_TRAINER_STATE = "trainer_state.json"
 _IGNORED, _NO_DOMAIN = -100, -1
+_log = logging.getLogger(__name__)
 
 
-class _Batches:
-    """The loader's batches as Trainer's inputs: "input_ids" (b, T + 1) and "domain" (b,)."""
+class _Inputs:
+    """Micro-batches as Trainer's inputs: "input_ids" and "labels" (b, T + 1), "domain" (b,)."""
 
-    def __init__(self, loader: AdaptiveLoader):
+    def __init__(self, loader: AdaptiveLoader, micro_batches: MicroBatches):
         self.dataset = loader.dataset
-        self._loader = loader
+        self._micro_batches = micro_batches
 
     def __iter__(self) -> Iterator[dict[str, torch.Tensor]]:
-        for batch in self._loader:
-            yield {"input_ids": batch["tokens"], "domain": batch["domain"]}
+        for batch in self._micro_batches:
+            yield {"input_ids": batch["tokens"], "labels": labels_of(batch["tokens"]), "domain": batch["domain"]}
 
 
 class AdaptiveTrainer(Trainer):
@@ -40,51 +47,127 @@ class AdaptiveTrainer(Trainer):
 
     def __init__(self, *arguments: Any, loader: AdaptiveLoader, **options: Any):
         super().__init__(*arguments, **options)
-        if self.args.gradient_accumulation_steps != 1 or self.args.max_steps < 1:
-            raise ConfigError("AdaptiveTrainer needs gradient_accumulation_steps=1 and max_steps of at least 1.")
-        if self.is_deepspeed_enabled:  # it resumes without `_load_from_checkpoint`: the loader would restart
-            raise ConfigError("AdaptiveTrainer cannot resume under DeepSpeed; use DDP or FSDP.")
-        self.args.ignore_data_skip = True  # the loader's state includes its position; Trainer must not skip batches too
+        args = self.args
+        refusals = {
+            "needs max_steps of at least 1": args.max_steps < 1,
+            "cannot resume under DeepSpeed; use DDP or FSDP": self.is_deepspeed_enabled,
+            "takes its samples from `loader`; leave train_dataset out": self.train_dataset is not None,
+            "runs one process for each GPU; start it by torchrun or accelerate launch": args.n_gpu > 1,
+            "cannot repeat steps with another batch size; unset auto_find_batch_size": args.auto_find_batch_size,
+            "needs logits, which Liger's loss does not return; unset use_liger_kernel": args.use_liger_kernel,
+            # Trainer does not divide the smoothed loss by the number of parts, and multiplies it by that of ranks
+            "cannot smooth labels with accumulation or several ranks; unset label_smoothing_factor": (
+                args.label_smoothing_factor != 0 and (args.gradient_accumulation_steps, args.world_size) != (1, 1)
+            ),
+        }
+        for text, refused in refusals.items():
+            if refused:
+                raise ConfigError(f"AdaptiveTrainer {text}.")
+        check_positions(getattr(self.model, "config", None), loader.dataset.seq_len + 1)
+        args.ignore_data_skip = True  # the loader's state includes its position; Trainer must not skip batches too
         self._loader, self._num_domains = loader, len(loader.dataset.names)
+        self._micro_batches = MicroBatches(loader, args.gradient_accumulation_steps, "gradient_accumulation_steps")
 
     def get_train_dataloader(self) -> Any:
-        """The loader, which yields this rank's part of each batch."""
-        return _Batches(self._loader)
+        """The loader, which yields this rank's part of each batch in `gradient_accumulation_steps` parts."""
+        return _Inputs(self._loader, self._micro_batches)
 
     def compute_loss(
         self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
     ) -> Any:
-        """Mean next-token loss; in training the per-domain sums go to the loader. Without "domain", Trainer's own loss.
+        """Trainer's loss; in training the per-domain sums of samples with a "domain" go to the loader.
 
         labels, if given: the targets as Hugging Face's models take them; -100 is not counted.
         """
-        if "domain" not in inputs:
+        inputs = dict(inputs)
+        domain_B = inputs.pop("domain", None)
+        if domain_B is None:
             return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
-        tokens_BT = inputs["input_ids"]
-        targets_BT = inputs.get("labels", tokens_BT)[:, 1:]
-        outputs = model(input_ids=tokens_BT[:, :-1])
-        loss_BT = F.cross_entropy(outputs.logits.float().transpose(1, 2), targets_BT, reduction="none")
-        kept_BT = targets_BT != _IGNORED
+        labels_BT = inputs.setdefault("labels", labels_of(inputs["input_ids"]))
+        loss, outputs = super().compute_loss(model, inputs, True, num_items_in_batch)
         if model.training:
-            domain_BT = torch.where(kept_BT, inputs["domain"][:, None], _NO_DOMAIN)
-            self._loader.observe(*domain_loss(loss_BT, domain_BT, self._num_domains))
-        loss = loss_BT.sum() / kept_BT.sum()
+            self._micro_batches.observe(*domain_sums(outputs["logits"], labels_BT, domain_B, self._num_domains))
         return (loss, outputs) if return_outputs else loss
 
     def prediction_step(self, model: Any, inputs: dict[str, Any], *arguments: Any, **options: Any) -> Any:
         """Trainer's, which computes a loss only with labels; samples with a domain are their own labels."""
         if "domain" in inputs:
-            inputs = {"labels": inputs["input_ids"], **inputs}
+            inputs = {**inputs, "labels": labels_of(inputs.get("labels", inputs["input_ids"]))}
         return super().prediction_step(model, inputs, *arguments, **options)
 
-    def _save_checkpoint(self, *arguments: Any, **options: Any) -> None:
-        super()._save_checkpoint(*arguments, **options)
-        state = self._loader.state_dict()
-        assert self.args.output_dir is not None, "Trainer sets it"
-        folder = Path(self.args.output_dir) / f"checkpoint-{self.state.global_step}"
-        if self.args.process_index == 0:
-            (folder / STATE_FILE).write_text(json.dumps(state))
+    def train(self, resume_from_checkpoint: str | bool | None = None, *arguments: Any, **options: Any) -> Any:
+        """Trainer's. True resumes from the newest complete checkpoint; Trainer would take an incomplete one."""
+        if resume_from_checkpoint is True:
+            assert self.args.output_dir is not None, "Trainer sets it"
+            resume_from_checkpoint = str(newest_complete(Path(self.args.output_dir)))
+        elif resume_from_checkpoint and (fault := find_fault(Path(resume_from_checkpoint))):
+            raise ResumeError(
+                f"{resume_from_checkpoint}: {fault}: not saved by AdaptiveTrainer, or the save did not finish.\n"
+                "  Resume from another checkpoint, or with True from the newest complete one."
+            )
+        return super().train(resume_from_checkpoint, *arguments, **options)
+
+    def _save_checkpoint(self, model: Any, trial: Any) -> None:
+        state = self._loader.state_dict()  # on every rank: they update the policy together
+        if self.args.should_save:
+            folder = Path(self._get_output_dir(trial=trial)) / f"checkpoint-{self.state.global_step}"
+            (folder / _TRAINER_STATE).unlink(missing_ok=True)  # an earlier run's: the folder is incomplete from here on
+            write_durably(folder / STATE_FILE, json.dumps(state))
+        super()._save_checkpoint(model, trial)
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, *arguments: Any, **options: Any) -> None:
         super()._load_from_checkpoint(resume_from_checkpoint, *arguments, **options)
         self._loader.load_state_dict(json.loads((Path(resume_from_checkpoint) / STATE_FILE).read_text()))
+
+
+def labels_of(tokens_BT: torch.Tensor) -> torch.Tensor:
+    """Tokens or labels without the first: it is no target, but Trainer counts it among those that it divides by."""
+    labels_BT = tokens_BT.clone()
+    labels_BT[:, 0] = _IGNORED
+    return labels_BT
+
+
+@torch.no_grad()
+def domain_sums(
+    logits_BTV: torch.Tensor, labels_BT: torch.Tensor, domain_B: torch.Tensor, num_domains: int
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Per-domain sums (K,) of the targets' losses and their counts (K,). logits t are of label t + 1."""
+    targets_BT = labels_BT[:, 1:]
+    # row by row: float32 logits of the whole batch, and their softmax, would be the largest tensors of the step
+    rows = zip(logits_BTV[:, :-1], targets_BT, strict=True)
+    loss_BT = torch.stack([F.cross_entropy(row.float(), targets, reduction="none") for row, targets in rows])
+    return domain_loss(loss_BT, torch.where(targets_BT != _IGNORED, domain_B[:, None], _NO_DOMAIN), num_domains)
+
+
+def check_positions(config: Any, num_tokens: int) -> None:
+    """Raises ConfigError for a model with a learned embedding of fewer positions than a sample has tokens."""
+    num_positions = getattr(config, "max_position_embeddings", None)
+    rotary = any(hasattr(config, name) for name in ("rope_theta", "rope_parameters", "rope_scaling"))
+    if num_positions is not None and not rotary and num_positions < num_tokens:
+        raise ConfigError(
+            f"samples have {num_tokens} tokens, the model {num_positions} positions; prepare the corpus with "
+            f"--seq-len {num_positions - 1} or less."
+        )
+
+
+def newest_complete(output_dir: Path) -> Path:
+    """The complete checkpoint of the most steps. Raises ResumeError when there is none."""
+    folders = [each for each in output_dir.glob("checkpoint-*") if each.name.removeprefix("checkpoint-").isdigit()]
+    for folder in sorted(folders, key=lambda each: int(each.name.removeprefix("checkpoint-")), reverse=True):
+        fault = find_fault(folder)
+        if fault is None:
+            return folder
+        _log.warning("skipped %s: %s; the save did not finish", folder, fault)
+    raise ResumeError(f"{output_dir}: no complete checkpoint to resume from; train without resume_from_checkpoint.")
+
+
+def find_fault(folder: Path) -> str | None:
+    """Why a checkpoint of AdaptiveTrainer is incomplete, or None."""
+    for name in (STATE_FILE, _TRAINER_STATE):
+        try:
+            json.loads((folder / name).read_text())
+        except FileNotFoundError:
+            return f"{name} is missing"
+        except ValueError:
+            return f"{name} is not JSON"
+    return None

@@ -1,7 +1,8 @@
 """Lightning with an AdaptiveLoader: `Trainer(...).fit(module)` with `module = AdaptiveModule(model, loader, ...)`.
 
 The module provides the data loader, passes it the per-domain losses, and adds its state to Lightning's checkpoints. One
-optimizer step a batch: set `max_steps`, leave `accumulate_grad_batches` at 1, and `use_distributed_sampler=False`.
+optimizer step a batch of the loader, which `accumulate_grad_batches` splits: set `max_steps` and
+`use_distributed_sampler=False`.
 """
 
 from collections.abc import Callable, Iterator
@@ -9,8 +10,9 @@ from typing import Any
 
 import lightning
 import torch
+from lightning.pytorch.callbacks import GradientAccumulationScheduler
 
-from ado_model import Transformer
+from ado_stream.adapters.micro_batches import MicroBatches
 from ado_stream.errors import ConfigError
 from ado_stream.loader import AdaptiveLoader
 from ado_stream.stream.device_copies import TokenBatch
@@ -19,24 +21,24 @@ STATE_KEY = "adaptive_loader"
 
 
 class _Batches:
-    """The loader with a length; without one Lightning fetches each batch a step early, before `observe`."""
+    """Micro-batches with a length; without one Lightning fetches each a step early, before `observe`."""
 
-    def __init__(self, loader: AdaptiveLoader, num_batches: int):
-        self._loader, self._num_batches = loader, num_batches
+    def __init__(self, micro_batches: MicroBatches, length: int):
+        self._micro_batches, self._length = micro_batches, length
 
     def __len__(self) -> int:
-        return self._num_batches
+        return self._length
 
     def __iter__(self) -> Iterator[TokenBatch]:
-        return iter(self._loader)
+        return iter(self._micro_batches)
 
 
 class AdaptiveModule(lightning.LightningModule):
-    """A transformer trained on `loader`; make_optimizer(parameters) returns its optimizer."""
+    """A transformer, compiled or not, trained on `loader`; make_optimizer(parameters) returns its optimizer."""
 
     def __init__(
         self,
-        model: Transformer,
+        model: torch.nn.Module,
         loader: AdaptiveLoader,
         make_optimizer: Callable[[Iterator[torch.nn.Parameter]], torch.optim.Optimizer],
     ):
@@ -45,29 +47,40 @@ class AdaptiveModule(lightning.LightningModule):
         self._loader, self._make_optimizer = loader, make_optimizer
         self._num_domains = len(loader.dataset.names)
 
-    def on_fit_start(self) -> None:
-        """Raises ConfigError for Trainer settings with which a step would not be one batch."""
-        if self.trainer.accumulate_grad_batches != 1 or self.trainer.max_steps < 1:
-            raise ConfigError("AdaptiveModule needs accumulate_grad_batches=1 and max_steps of at least 1.")
-
     def train_dataloader(self) -> _Batches:
-        """The loader, which yields this rank's part of each batch."""
-        return _Batches(self._loader, self.trainer.max_steps)
+        """The loader, which yields this rank's part of each batch in `accumulate_grad_batches` parts.
+
+        Raises ConfigError for Trainer settings with which a step would not be one batch.
+        """
+        trainer = self.trainer
+        num_parts = trainer.accumulate_grad_batches
+        if trainer.max_steps < 1:
+            raise ConfigError("AdaptiveModule needs max_steps of at least 1.")
+        callbacks = trainer.callbacks  # type: ignore[attr-defined]  # set by a connector
+        if any(isinstance(each, GradientAccumulationScheduler) for each in callbacks):
+            raise ConfigError("AdaptiveModule needs one accumulate_grad_batches; remove GradientAccumulationScheduler.")
+        self._micro_batches = MicroBatches(self._loader, num_parts, "accumulate_grad_batches")
+        return _Batches(self._micro_batches, trainer.max_steps * num_parts)
 
     def training_step(self, batch: dict[str, Any], batch_index: int) -> torch.Tensor:
-        """Mean loss of this rank's rows; the per-domain sums go to the loader."""
-        tokens_BT = batch["tokens"]
-        loss, sums_K, counts_K = self.model.loss(
-            tokens_BT[:, :-1], tokens_BT[:, 1:], batch["domain"], self._num_domains
-        )
-        self._loader.observe(sums_K, counts_K)
+        """Mean loss of these rows, which Lightning divides by the number of parts; the loader gets per-domain sums."""
+        loss, sums_K, counts_K = self._losses(batch["tokens"], batch["domain"], self._num_domains)
+        self._micro_batches.observe(sums_K, counts_K)
         return loss
 
     def validation_step(self, batch: dict[str, Any], batch_index: int) -> None:
         """Logs the mean loss of batches with "tokens" (b, T + 1) as "val_loss"; the policy does not see it."""
         tokens_BT = batch["tokens"]
-        loss, _, _ = self.model.loss(tokens_BT[:, :-1], tokens_BT[:, 1:], torch.zeros_like(tokens_BT[:, 0]), 1)
+        loss, _, _ = self._losses(tokens_BT, torch.zeros_like(tokens_BT[:, 0]), 1)
         self.log("val_loss", loss, batch_size=len(tokens_BT), sync_dist=True)
+
+    def _losses(
+        self, tokens_BT: torch.Tensor, domain_B: torch.Tensor, num_domains: int
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        losses: tuple[torch.Tensor, torch.Tensor, torch.Tensor] = self.model(
+            tokens_BT[:, :-1], tokens_BT[:, 1:], domain_B, num_domains
+        )
+        return losses
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
         """`make_optimizer` of the model's parameters."""

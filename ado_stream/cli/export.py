@@ -10,6 +10,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The verb's options."""
     add_trained_run_argument(parser)
     parser.add_argument("--out", required=True, metavar="DIR", help="a new folder")
+    parser.add_argument(
+        "--dtype", default="float32", metavar="T", help="of the parameters: float32 (default), bfloat16"
+    )
 
 
 def run(args: argparse.Namespace) -> None:
@@ -19,4 +22,4 @@ def run(args: argparse.Namespace) -> None:
 
     trained = open_run(args.run)
     tokenizer = trained.open_corpus("train").tokenizer
-    print(f"step {trained.step}: {export_hugging_face(trained.model, Path(args.out), tokenizer)}")
+    print(f"step {trained.step}: {export_hugging_face(trained.model, Path(args.out), tokenizer, args.dtype)}")

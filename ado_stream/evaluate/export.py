@@ -11,42 +11,52 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ado_stream.corpus.tokenizer import BYTES, HuggingFaceTokenizer, Tokenizer
+from ado_stream.durable import sync
 from ado_stream.errors import ConfigError, StorageError
 
 if TYPE_CHECKING:
-    from torch import Tensor
+    from torch import Tensor, nn
 
-    from ado_model import Transformer
+    from ado_model import ModelConfig, Transformer
 
 ARCHITECTURE = "Qwen3ForCausalLM"
+DTYPES = ("float32", "bfloat16")
+# Parts of parameter names that torch.compile, DDP, checkpoint_wrapper and FSDP1 put in.
+_WRAPPERS = ("_orig_mod", "module", "_checkpoint_wrapped_module", "_fsdp_wrapped_module")
 
 
 def export_hugging_face(
-    model: "Transformer", out_dir: str | os.PathLike[str], tokenizer: Tokenizer | None = None
+    model: "nn.Module", out_dir: str | os.PathLike[str], tokenizer: Tokenizer | None = None, dtype: str = "float32"
 ) -> Path:
     """Writes `model` so that transformers' AutoModelForCausalLM loads it; returns the folder.
 
-    model: with unsharded parameters, saved in float32. tokenizer: the corpus's, whose files are added. Raises
-    ConfigError when the folder is not empty, StorageError when it cannot be written.
+    model: a Transformer, or one that is compiled or wrapped, with unsharded parameters. tokenizer: the corpus's, whose
+    files are added. dtype: of the written parameters, whatever the model's: float32 or bfloat16. Raises ConfigError
+    when the folder is not empty or the parameters are not the architecture's, StorageError when it cannot be written.
     """
     from safetensors.torch import save_file
 
     out_dir = Path(out_dir)
     if out_dir.exists() and any(out_dir.iterdir()):
         raise ConfigError(f"{out_dir} is not empty; name a new folder.")
+    transformer = find_transformer(model)
+    tensors = renamed_parameters(transformer, dtype)
+    end_id = tokenizer.end_id if tokenizer is not None else None
     partial = out_dir.with_name(out_dir.name + ".partial")
     try:
         shutil.rmtree(partial, ignore_errors=True)
         partial.mkdir(parents=True)
-        save_file(renamed_parameters(model), str(partial / "model.safetensors"), metadata={"format": "pt"})
-        end_id = tokenizer.end_id if tokenizer is not None else None
-        _write_json(partial / "config.json", hugging_face_config(model, end_id))
+        save_file(tensors, str(partial / "model.safetensors"), metadata={"format": "pt"})
+        _write_json(partial / "config.json", hugging_face_config(transformer.config, end_id, dtype))
         _write_json(partial / "generation_config.json", {"_from_model_config": True, "eos_token_id": end_id})
         if tokenizer is not None:
             (byte_tokenizer() if tokenizer.name == BYTES else tokenizer).save(partial)
+        for path in (*partial.iterdir(), partial):
+            sync(path)  # before the rename: a power cut must not leave the name without the bytes
         if out_dir.exists():
             out_dir.rmdir()
         partial.rename(out_dir)
+        sync(out_dir.parent)
     except OSError as error:
         raise StorageError(f"{out_dir}: not exported: {error.strerror}.") from error
     return out_dir
@@ -65,14 +75,56 @@ def byte_tokenizer() -> HuggingFaceTokenizer:
     return HuggingFaceTokenizer(tokenizer, end_token, BYTES)
 
 
-def renamed_parameters(model: "Transformer") -> "dict[str, Tensor]":
-    """Parameters by Qwen3's names; the output layer is tied to the embedding and not written."""
-    return {f"model.{name}": value.detach().cpu().contiguous() for name, value in model.named_parameters()}
+def find_transformer(model: "nn.Module") -> "Transformer":
+    """The transformer that `model` is or wraps."""
+    from ado_model import Transformer
+
+    found = [module for module in model.modules() if isinstance(module, Transformer)]
+    if len(found) != 1:
+        raise ConfigError(f"not exported: {type(model).__name__} has {len(found)} ado_model.Transformer; give one.")
+    return found[0]
 
 
-def hugging_face_config(model: "Transformer", end_id: int | None) -> dict[str, Any]:
+def renamed_parameters(transformer: "Transformer", dtype: str) -> "dict[str, Tensor]":
+    """Parameters by Qwen3's names; the output layer is tied to the embedding and not written.
+
+    Raises ConfigError unless names and shapes are those of the architecture: transformers gives random numbers to
+    parameters that it does not find.
+    """
+    import torch
+    from torch.distributed.tensor import DTensor
+
+    from ado_model import Transformer
+
+    if dtype not in DTYPES:
+        raise ConfigError(f"not exported: dtype {dtype!r}; expected one of {', '.join(DTYPES)}.")
+    parameters = {_without_wrappers(name): value for name, value in transformer.named_parameters()}
+    if any(isinstance(value, DTensor) for value in parameters.values()):
+        raise ConfigError(
+            "not exported: parameters are sharded. Use `ado-stream export` on the run's checkpoint, or load what\n"
+            "  torch.distributed.checkpoint.state_dict.get_model_state_dict gathers into a Transformer and export that."
+        )
+    with torch.device("meta"):
+        expected = {name: value.shape for name, value in Transformer(transformer.config).named_parameters()}
+    missing = [name for name in expected if name not in parameters or parameters[name].shape != expected[name]]
+    unknown = [name for name in parameters if name not in expected]
+    if missing or unknown:
+        raise ConfigError(
+            f"not exported: parameters are not those of the architecture: {len(missing)} missing or of another shape "
+            f"({', '.join(missing[:2])}), {len(unknown)} unknown ({', '.join(unknown[:2])})."
+        )
+    return {
+        f"model.{name}": value.detach().cpu().to(getattr(torch, dtype)).contiguous()
+        for name, value in parameters.items()
+    }
+
+
+def _without_wrappers(name: str) -> str:
+    return ".".join(part for part in name.split(".") if part not in _WRAPPERS)
+
+
+def hugging_face_config(sizes: "ModelConfig", end_id: int | None, dtype: str) -> dict[str, Any]:
     """The content of config.json."""
-    sizes = model.config
     return {
         "architectures": [ARCHITECTURE],
         "model_type": "qwen3",
@@ -92,7 +144,7 @@ def hugging_face_config(model: "Transformer", end_id: int | None) -> dict[str, A
         "rms_norm_eps": sizes.norm_eps,
         "rope_theta": sizes.rope_theta,
         "tie_word_embeddings": True,
-        "torch_dtype": "float32",
+        "torch_dtype": dtype,
         "use_cache": True,
         "vocab_size": sizes.vocab_size,
     }

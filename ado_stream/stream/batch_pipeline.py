@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from queue import Empty, SimpleQueue
 
 import numpy as np
+import torch
 
 from ado_stream.errors import StorageError
 from ado_stream.storage.node_cache import NodeCache
@@ -71,8 +72,8 @@ class RankBatch:
     """One step's rows of this rank, and the draw they come from."""
 
     draw: StepDraw
-    domain_N: np.ndarray  # (b,) int64
-    tokens_NT: np.ndarray  # (b, T + 1) int64
+    domain_N: torch.Tensor  # (b,) int64
+    tokens_NT: torch.Tensor  # (b, T + 1) int64
 
 
 _probe = [np.empty(0)]
@@ -80,30 +81,29 @@ _UNUSED = sys.getrefcount(_probe[0])  # references to an array that one list alo
 
 
 class _Buffers:
-    """int64 arrays that are used again once nothing refers to them; fresh memory costs a page fault every 4 KiB.
+    """int64 tensors whose memory is used again once nothing refers to it; fresh memory costs a page fault every 4 KiB.
 
-    With pin_memory, arrays come from torch's caching allocator of page-locked memory instead, which reuses memory only
-    after the copies to the GPU that read it.
+    With pin_memory, tensors come from torch's caching allocator of page-locked memory instead, which reuses memory only
+    after the copies to the GPU that read it. It knows memory by the storage that it gave out: a tensor made from the
+    NumPy array of such a tensor has another storage, and copies of its row slices would not be waited for.
     """
 
     def __init__(self, shape: tuple[int, ...], pin_memory: bool):
         self._shape, self._pin_memory = shape, pin_memory
         self._free: list[np.ndarray] = []
 
-    def get(self) -> np.ndarray:
+    def get(self) -> torch.Tensor:
         if self._pin_memory:
             return _pinned(self._shape)
         for number in range(len(self._free)):
             if sys.getrefcount(self._free[number]) == _UNUSED:
-                return self._free[number]
+                return torch.from_numpy(self._free[number])
         self._free.append(np.empty(self._shape, np.int64))
-        return self._free[-1]
+        return torch.from_numpy(self._free[-1])
 
 
-def _pinned(shape: tuple[int, ...]) -> np.ndarray:
-    import torch
-
-    return torch.empty(shape, dtype=torch.int64, pin_memory=True).numpy()
+def _pinned(shape: tuple[int, ...]) -> torch.Tensor:
+    return torch.empty(shape, dtype=torch.int64, device="cpu", pin_memory=True)
 
 
 class BatchPipeline:
@@ -181,15 +181,15 @@ class _BatchMaker:
         # Before the draw moves the cursors: this step's own shards are the first to be requested.
         self.lookahead.follow(self.cursors_KC, mixture_K, source.settings.global_batch_size)
         draw = draw_step(source.settings, step, mixture_K, self.cursors_KC)
-        domain_N = self.domain_buffers.get()
+        domain, tokens = self.domain_buffers.get(), self.token_buffers.get()
+        domain_N, tokens_NT = domain.numpy(), tokens.numpy()
         domain_N[:] = draw.domain_B[source.slots]
         id_N = self.upcoming.at(domain_N, self.lane_N, draw.position_B[source.slots])
-        tokens_NT = self.token_buffers.get()
         self.doing = f"the shards of step {step}"
         self.shards.read(domain_N, id_N, tokens_NT)
         self.statistics.count_batch(domain_N)
         self.step = step + 1
-        return RankBatch(draw, domain_N, tokens_NT)
+        return RankBatch(draw, domain, tokens)
 
     def next(self) -> RankBatch:
         """Takes the oldest finished batch, or makes one."""

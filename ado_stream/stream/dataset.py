@@ -343,12 +343,8 @@ class AdaptiveStreamingDataset(IterableDataset):
         return {**running, "cache": self._cache.statistics()}
 
     def _begin_copy(self, batch: RankBatch) -> tuple[StepDraw, TokenBatch]:
-        """The draw and the batch as tensors, their copy to the device started."""
-        tensors: TokenBatch = {
-            "tokens": torch.from_numpy(batch.tokens_NT),
-            "domain": torch.from_numpy(batch.domain_N),
-            "step": batch.draw.step,
-        }
+        """The draw and the batch, its copy to the device started."""
+        tensors: TokenBatch = {"tokens": batch.tokens_NT, "domain": batch.domain_N, "step": batch.draw.step}
         return batch.draw, tensors if self._copies is None else self._copies.begin(tensors)
 
     # State --------------------------------------------------------------------------------------------------------

@@ -16,7 +16,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
-from typing import Any, TypedDict, cast
+from typing import Any, NotRequired, TypedDict, cast
 
 import torch
 import torch.distributed as dist
@@ -44,6 +44,7 @@ class CheckpointMetadata(TypedDict):
     skipped: int  # steps that were not finite
     model: dict[str, Any]  # ModelConfig's fields
     tokenizer: str  # its fingerprint
+    settings: NotRequired[dict[str, Any]]  # changed_settings.saved_settings(); absent in older checkpoints
     loader: dict[str, Any]  # AdaptiveLoader.state_dict()
 
 

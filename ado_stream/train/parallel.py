@@ -12,14 +12,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard, register_fsdp_forward_method
+from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 from torch.nn.parallel import DistributedDataParallel
 
 from ado_model import Transformer
+from ado_model.transformer import Losses
 from ado_stream.train.config import TrainSection
 from ado_stream.train.distributed import DistributedContext
-
-Losses = tuple[Tensor, Tensor, Tensor]  # mean loss, per-domain sums (K,), per-domain token counts (K,)
 
 
 class ParallelModel:
@@ -38,7 +37,7 @@ class ParallelModel:
             for block in self.model.layers:
                 block.compile()
         if context.size == 1:
-            self._wrapped: nn.Module = _LossModule(model)
+            self._wrapped: nn.Module = model
         elif options.strategy == "fsdp":
             self._wrapped = _by_fsdp(model, context, self.dtype)
         else:
@@ -64,17 +63,6 @@ class ParallelModel:
         return contextlib.nullcontext()
 
 
-class _LossModule(nn.Module):
-    """`Transformer.loss` as a module's forward, where DDP and FSDP add their hooks."""
-
-    def __init__(self, model: Transformer):
-        super().__init__()
-        self.model = model
-
-    def forward(self, tokens_BT: Tensor, targets_BT: Tensor, domain_ids_B: Tensor, num_domains: int) -> Losses:
-        return self.model.loss(tokens_BT, targets_BT, domain_ids_B, num_domains)
-
-
 def compute_dtype(name: str, device: torch.device) -> torch.dtype:
     """The dtype of matrix multiplications: "auto" is bfloat16 on a GPU, float32 on a CPU."""
     if name == "auto":
@@ -87,7 +75,7 @@ def _by_ddp(model: Transformer, context: DistributedContext) -> nn.Module:
     sync_buffers = "forward_sync_buffers" if "forward_sync_buffers" in known else "broadcast_buffers"  # torch < 2.14
     options: dict[str, Any] = {sync_buffers: False}  # the only buffers, rotary tables, are equal on all ranks
     device_ids = [context.device] if context.device.type == "cuda" else None
-    return DistributedDataParallel(_LossModule(model), device_ids=device_ids, gradient_as_bucket_view=True, **options)
+    return DistributedDataParallel(model, device_ids=device_ids, gradient_as_bucket_view=True, **options)
 
 
 def _by_fsdp(model: Transformer, context: DistributedContext, dtype: torch.dtype) -> nn.Module:
@@ -99,5 +87,4 @@ def _by_fsdp(model: Transformer, context: DistributedContext, dtype: torch.dtype
     for block in model.layers:
         fully_shard(block, mesh=mesh, mp_policy=policy)
     fully_shard(model, mesh=mesh, mp_policy=policy)
-    register_fsdp_forward_method(model, "loss")
-    return _LossModule(model)
+    return model

@@ -24,7 +24,7 @@ class StopRequest:
         self._context = context
         self._signalled = False
         self._previous_handlers: dict[signal.Signals, _Handler] = {}
-        self._flag = torch.zeros(1, dtype=torch.int64)
+        self._flag = torch.zeros(1, dtype=torch.int64, device="cpu")
         self._all_reduce: dist.Work | None = None
 
     def __enter__(self) -> "StopRequest":

@@ -24,6 +24,7 @@ from ado_model import Transformer
 from ado_stream.errors import ResumeError, StorageError
 from ado_stream.record import RunRecord
 from ado_stream.stream.device_copies import TokenBatch
+from ado_stream.train.changed_settings import changed_settings, changes_table, saved_settings
 from ado_stream.train.checkpoint import Checkpointer, CheckpointMetadata, TrainingState, load_training_state
 from ado_stream.train.checkpoint_commit import checkpoint_dir
 from ado_stream.train.components import build_components, open_split
@@ -115,8 +116,8 @@ class Trainer:
             self._write_event("checkpoint skipped", fault=fault)
             if self._context.is_main:
                 print(f"skipped checkpoint {fault}", flush=True)
-        if resume_point.directory is not None:
-            self._write_event("resume", checkpoint=str(resume_point.directory))
+        if resume_point.directory is not None and resume_point.metadata is not None:
+            self._report_resume(resume_point.directory, resume_point.metadata)
 
     def loop(self, stop: StopRequest) -> RunResult:
         """Trains until the last step or a signal, saves, and returns how far it came."""
@@ -213,6 +214,7 @@ class Trainer:
             "skipped": self._log.num_skipped,
             "model": dataclasses.asdict(self._components.model),
             "tokenizer": self._components.corpus.tokenizer.fingerprint,
+            "settings": saved_settings(self._config, self._components.schedule),
             "loader": loader_state,
         }
         directory = checkpoint_dir(self._checkpoints, self._finished)
@@ -240,6 +242,14 @@ class Trainer:
         load_training_state(directory, self._context, self._state)
         self._refit_step = self._loader.policy.attempt_step
         self._drawn_K = np.array([metadata["drawn"].get(name, 0) for name in self._names], np.int64)
+
+    def _report_resume(self, directory: Path, metadata: CheckpointMetadata) -> None:
+        """Records the resume, and what differs from the settings that the checkpoint was saved with; prints that."""
+        now = saved_settings(self._config, self._components.schedule)
+        changes = changed_settings(metadata.get("settings"), list(metadata["drawn"]), now, self._names, self._finished)
+        self._write_event("resume", checkpoint=str(directory), **({"changes": changes} if changes else {}))
+        if changes and self._context.is_main:
+            print(changes_table(changes), flush=True)
 
     def _prepare_run_dir(self, resume_point: ResumePoint) -> None:
         try:

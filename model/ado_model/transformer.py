@@ -1,12 +1,12 @@
 """The decoder-only transformer: tokens in, logits or a loss per domain out.
 
-The layers and their sources stand in layers.py. The embedding is also the output layer (arXiv 1608.05859). Training
-uses `loss`, which never holds the (B, T, V) logits.
+The layers and their sources stand in layers.py. The embedding is also the output layer (arXiv 1608.05859). With targets
+`forward` returns the loss, and never holds the (B, T, V) logits.
 """
 
 import math
 from collections.abc import Callable
-from typing import Any
+from typing import Any, overload
 
 import torch
 import torch.nn.functional as F
@@ -16,6 +16,8 @@ from torch.utils.checkpoint import checkpoint
 from ado_kernels import linear_cross_entropy
 from ado_model.config import ModelConfig
 from ado_model.layers import Block, RMSNorm, rotary_tables
+
+Losses = tuple[Tensor, Tensor, Tensor]  # mean loss, per-domain sums (K,), per-domain token counts (K,)
 
 
 class Transformer(nn.Module):
@@ -107,19 +109,36 @@ class Transformer(nn.Module):
             return embedded  # autocast leaves float64 alone; "meta" has none, and the question raises
         return embedded.to(torch.get_autocast_dtype(device))
 
-    def forward(self, tokens_BT: Tensor) -> Tensor:
-        """Logits (B, T, V) of the next token, for tokens (B, T) int64."""
-        return F.linear(self.hidden(tokens_BT), self.embed_tokens.weight)
+    @overload
+    def forward(self, tokens_BT: Tensor) -> Tensor: ...
+    @overload
+    def forward(self, tokens_BT: Tensor, targets_BT: Tensor, domain_ids_B: Tensor, num_domains: int) -> Losses: ...
+    def forward(
+        self,
+        tokens_BT: Tensor,
+        targets_BT: Tensor | None = None,
+        domain_ids_B: Tensor | None = None,
+        num_domains: int = 1,
+    ) -> Tensor | Losses:
+        """Logits (B, T, V) of the next token for tokens (B, T) int64; with targets, what `loss` returns.
 
-    def loss(
-        self, tokens_BT: Tensor, targets_BT: Tensor, domain_ids_B: Tensor, num_domains: int
-    ) -> tuple[Tensor, Tensor, Tensor]:
+        DistributedDataParallel, fully_shard and torch.compile act on calls of the module: call what they return with
+        targets. Another method, or `.module`, would bypass the exchange of gradients or the compiled code.
+        """
+        hidden_BTD = self.hidden(tokens_BT)
+        if targets_BT is None:
+            return F.linear(hidden_BTD, self.embed_tokens.weight)
+        if domain_ids_B is None:
+            raise ValueError("targets without domain_ids: give the domain of each row, (B,) int64")
+        return linear_cross_entropy(
+            hidden_BTD.flatten(0, 1), self.embed_tokens.weight, targets_BT.reshape(-1), domain_ids_B, num_domains
+        )
+
+    def loss(self, tokens_BT: Tensor, targets_BT: Tensor, domain_ids_B: Tensor, num_domains: int) -> Losses:
         """(mean cross-entropy in nats per kept token, per-domain sums (K,), per-domain token counts (K,)).
 
         tokens, targets: (B, T) int64, targets of -100 are not counted; domain_ids: (B,) int64 in [0, K). Gradients
         flow through the mean only.
         """
-        hidden_ND = self.hidden(tokens_BT).flatten(0, 1)
-        return linear_cross_entropy(
-            hidden_ND, self.embed_tokens.weight, targets_BT.reshape(-1), domain_ids_B, num_domains
-        )
+        losses: Losses = self(tokens_BT, targets_BT, domain_ids_B, num_domains)  # a call, so that hooks run
+        return losses

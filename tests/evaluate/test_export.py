@@ -6,6 +6,10 @@ from pathlib import Path
 
 import pytest
 import torch
+import torch.distributed as dist
+from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import checkpoint_wrapper
+from torch.distributed.fsdp import fully_shard
+from torch.nn.parallel import DistributedDataParallel
 
 import ado_stream as ado
 from ado_model import ModelConfig, Transformer
@@ -51,6 +55,74 @@ def test_transformers_loads_it_and_generates_the_same_tokens(model: Transformer,
     for text in TEXTS[:5]:
         assert theirs(text, add_special_tokens=False)["input_ids"] == tokenizer.encode(text).tolist()
     assert theirs.eos_token_id == tokenizer.end_id == loaded.config.eos_token_id
+
+
+def wrapped(model: Transformer, how: str) -> torch.nn.Module:
+    """`model`, or a copy of it, in a wrapper that changes parameter names."""
+    if how == "torch.compile":
+        return torch.compile(model)
+    if how == "DDP":
+        return DistributedDataParallel(model)
+    if how == "a module of the user's":
+        return torch.nn.ModuleDict({"network": model})
+    model = copy.deepcopy(model)
+    for number, layer in enumerate(model.layers):
+        model.layers[number] = torch.compile(layer) if how == "compiled layers" else checkpoint_wrapper(layer)
+    return model
+
+
+@pytest.fixture
+def process_group():
+    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+    yield
+    dist.destroy_process_group()
+
+
+@pytest.mark.parametrize(
+    "how", ["torch.compile", "compiled layers", "checkpoint_wrapper", "DDP", "a module of the user's"]
+)
+def test_a_wrapped_model_is_exported_as_the_plain_one(model: Transformer, tmp_path: Path, process_group, how: str):
+    plain = ado.export_hugging_face(model, tmp_path / "plain")
+    found = ado.export_hugging_face(wrapped(model, how), tmp_path / "wrapped")
+    for name in ("model.safetensors", "config.json"):
+        assert (found / name).read_bytes() == (plain / name).read_bytes()
+
+
+def test_parameters_that_are_not_the_architectures_are_refused(model: Transformer, tmp_path: Path, process_group):
+    """transformers would fill what it does not find with random numbers."""
+    normed, extended, sharded = (copy.deepcopy(model) for _ in range(3))
+    torch.nn.utils.parametrizations.weight_norm(normed.layers[0].mlp.up_proj)
+    extended.lm_head = torch.nn.Linear(32, 320, bias=False)
+    fully_shard(sharded)
+    for refused, message in (
+        (
+            normed,
+            r"1 missing or of another shape \(layers.0.mlp.up_proj.weight\), 2 unknown \(layers.0.mlp.up_proj.par",
+        ),
+        (extended, r"0 missing or of another shape \(\), 1 unknown \(lm_head.weight\)"),
+        (sharded, "parameters are sharded"),
+        (torch.nn.Linear(2, 2), "Linear has 0 ado_model.Transformer"),
+    ):
+        with pytest.raises(ConfigError, match=message):
+            ado.export_hugging_face(refused, tmp_path / "refused")
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("held", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("written", ["float32", "bfloat16"])
+def test_parameters_are_written_in_the_dtype_that_is_asked_for(model, tmp_path: Path, held, written: str):
+    from safetensors.torch import load_file
+    from transformers import AutoModelForCausalLM
+
+    folder = ado.export_hugging_face(copy.deepcopy(model).to(held), tmp_path / "exported", dtype=written)
+    dtype = getattr(torch, written)
+    expected = {f"model.{name}": value.detach().to(held).to(dtype) for name, value in model.named_parameters()}
+    found = load_file(folder / "model.safetensors")
+    assert {value.dtype for value in found.values()} == {dtype}
+    assert all(torch.equal(found[name], value) for name, value in expected.items())
+    assert AutoModelForCausalLM.from_pretrained(folder, torch_dtype="auto").dtype == dtype
+    with pytest.raises(ConfigError, match="dtype 'float8'; expected one of float32, bfloat16"):
+        ado.export_hugging_face(model, tmp_path / "other", dtype="float8")
 
 
 def test_the_byte_tokenizer_gets_files_that_mean_the_same(model: Transformer, tmp_path: Path):

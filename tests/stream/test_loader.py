@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+import torch.distributed as dist
 
 import ado_stream as ado
 from ado_stream import reduction as reduction_module
@@ -168,6 +169,69 @@ def test_what_a_gpu_computes_is_read_one_step_later(monkeypatch):
     assert (step, sum_K.tolist()) == (1, [2.0])
 
 
+def test_losses_on_a_gpu_that_is_not_the_current_one_are_waited_for_on_its_stream(monkeypatch):
+    """Otherwise the host would read memory that the copy has not written. GPUs and their streams are stand-ins."""
+    said = []
+
+    class Event:
+        def record(self, stream):
+            said.append(f"event on the stream of {stream}")
+
+        def synchronize(self):
+            said.append("waited")
+
+    class OnOtherGpu(torch.Tensor):
+        is_cuda = True
+        device = torch.device("cuda:1")
+
+    def empty(*arguments, pin_memory, **options):
+        assert pin_memory
+        return real_empty(*arguments, **options)
+
+    real_empty = torch.empty
+    monkeypatch.setattr(torch, "empty", empty)
+    monkeypatch.setattr(torch.cuda, "Event", Event)
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda device=None: device)
+    read = reduction_module.to_host_later(torch.ones(3, dtype=torch.float64).as_subclass(OnOtherGpu))
+    assert said == ["event on the stream of cuda:1"]
+    assert read().tolist() == [1.0, 1.0, 1.0]
+    assert said[1:] == ["waited"]
+
+
+@pytest.mark.parametrize("pin_memory", [False, True])
+def test_another_default_device_changes_nothing(corpus, pin_memory, monkeypatch):
+    """Batches, sums over ranks and broadcast mixtures stay on the CPU; no memory can be page-locked here."""
+    real_empty = torch.empty
+
+    def empty(*arguments, pin_memory=False, **options):
+        return real_empty(*arguments, **options)
+
+    monkeypatch.setattr(torch, "empty", empty)
+
+    def first_steps():
+        dataset = ado.AdaptiveStreamingDataset(corpus, global_batch_size=24, mixture_lag=2, rank=0, world_size=1)
+        with ado.AdaptiveLoader(dataset, Follows(), prefetch=0, pin_memory=pin_memory) as loader:
+            return train(loader, 8)
+
+    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+    try:
+        expected = first_steps()
+        monkeypatch.setattr(sys.modules[__name__], "losses", on_cpu(losses))
+        torch.set_default_device("meta")
+        assert first_steps() == expected
+    finally:
+        torch.set_default_device(None)
+        dist.destroy_process_group()
+
+
+def on_cpu(function):
+    def called(*arguments):
+        with torch.device("cpu"):
+            return function(*arguments)
+
+    return called
+
+
 def test_a_batch_is_used_only_once_its_copy_is_there(monkeypatch):
     """Streams and tensors are stand-ins that write down what is asked of them."""
     said = []
@@ -206,19 +270,22 @@ def test_a_batch_is_used_only_once_its_copy_is_there(monkeypatch):
 
 @pytest.mark.parametrize("prefetch", [0, 2])
 def test_with_page_locked_memory_both_tensors_of_a_batch_lie_in_it(corpus, prefetch, monkeypatch):
-    """Without a GPU nothing can be page-locked; the arrays that would be are handed out in its stead."""
+    """In storages that torch's allocator gave out: it does not wait for copies of another storage's row slices.
+
+    Without a GPU nothing can be page-locked; ordinary tensors are handed out in its stead.
+    """
     locked = []
 
     def stand_in(shape):
-        locked.append(np.empty(shape, np.int64))
+        locked.append(torch.empty(shape, dtype=torch.int64))
         return locked[-1]
 
     monkeypatch.setattr(batch_pipeline, "_pinned", stand_in)
     dataset = ado.AdaptiveStreamingDataset(corpus, global_batch_size=24, mixture_lag=None)
     with ado.AdaptiveLoader(dataset, prefetch=prefetch, pin_memory=True) as loader:
         batch = next(iter(loader))
-        places = [array.ctypes.data for array in locked]
-        assert all(batch[key].data_ptr() in places for key in ("tokens", "domain"))
+        storages = [tensor.untyped_storage()._cdata for tensor in locked]
+        assert all(batch[key].untyped_storage()._cdata in storages for key in ("tokens", "domain"))
 
 
 def test_batches_come_on_the_device_that_is_asked_for(corpus):

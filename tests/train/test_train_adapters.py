@@ -9,7 +9,7 @@ from torch.utils.data import DataLoader
 
 from ado_model import ModelConfig, Transformer
 from ado_stream.corpus import open_corpus
-from ado_stream.errors import ConfigError
+from ado_stream.errors import ConfigError, ResumeError
 from ado_stream.loader import AdaptiveLoader
 from ado_stream.policy.policy_registry import make_policy
 from ado_stream.stream.dataset import AdaptiveStreamingDataset
@@ -56,60 +56,233 @@ def test_plain_pytorch(loader):
     assert loader.policy.step == NUM_STEPS
 
 
-def hugging_face_losses(corpus, folder, resume: bool) -> list[float]:
-    """The losses of NUM_STEPS steps of a Trainer that saves half-way; resume: from that checkpoint on."""
-    from transformers import Qwen3Config, Qwen3ForCausalLM, TrainingArguments
+def qwen(**changes):
+    """A small transformer of Hugging Face's; the same weights each time."""
+    from transformers import Qwen3Config, Qwen3ForCausalLM
+
+    torch.manual_seed(0)
+    sizes = {"vocab_size": 320, "hidden_size": 32, "intermediate_size": 88, "num_hidden_layers": 1, "head_dim": 16}
+    return Qwen3ForCausalLM(Qwen3Config(**sizes, num_attention_heads=2, num_key_value_heads=2, **changes))
+
+
+def mixture_of_experts():
+    """One whose loss includes that of its router."""
+    from transformers import Qwen3MoeConfig, Qwen3MoeForCausalLM
+
+    torch.manual_seed(0)
+    config = Qwen3MoeConfig(
+        vocab_size=320, hidden_size=32, moe_intermediate_size=16, num_hidden_layers=1, num_attention_heads=2,
+        num_key_value_heads=2, head_dim=16, num_experts=4, num_experts_per_tok=2, output_router_logits=True,
+        router_aux_loss_coef=0.5,
+    )  # fmt: skip
+    return Qwen3MoeForCausalLM(config)
+
+
+def hugging_face_trainer(loader, folder, model=None, max_steps=NUM_STEPS, trainer_options=None, **arguments):
+    from transformers import TrainingArguments
 
     from ado_stream.adapters.hugging_face import AdaptiveTrainer
 
-    torch.manual_seed(0)
-    config = Qwen3Config(
-        vocab_size=320,
-        hidden_size=32,
-        intermediate_size=88,
-        num_hidden_layers=1,
-        num_attention_heads=2,
-        num_key_value_heads=2,
-        head_dim=16,
-    )
-    arguments = TrainingArguments(
-        output_dir=str(folder), max_steps=NUM_STEPS, save_steps=HALF, learning_rate=1e-2, logging_steps=1,
-        use_cpu=True, report_to=[], remove_unused_columns=False, disable_tqdm=True,
-    )  # fmt: skip
+    usual = {"use_cpu": True, "report_to": [], "remove_unused_columns": False, "disable_tqdm": True, "logging_steps": 1}
+    args = TrainingArguments(output_dir=str(folder), max_steps=max_steps, **usual, **arguments)
+    return AdaptiveTrainer(model or qwen(), args, loader=loader, **(trainer_options or {}))
+
+
+def test_accelerate_leaves_the_loader_as_it_is(loader):
+    """It would give each process every n-th batch of a DataLoader; the loader's are this rank's already."""
+    from accelerate import Accelerator
+
+    assert Accelerator(cpu=True).prepare(loader) is loader
+
+
+def hugging_face_losses(corpus, folder, resume: bool | str, **arguments) -> list[float]:
+    """The losses of NUM_STEPS steps of a Trainer that saves half-way; resume: from that checkpoint on."""
     with adaptive_loader(corpus) as loader:
-        trainer = AdaptiveTrainer(Qwen3ForCausalLM(config), arguments, loader=loader)
-        trainer.train(resume_from_checkpoint=str(folder / f"checkpoint-{HALF}") if resume else None)
+        trainer = hugging_face_trainer(loader, folder, save_steps=HALF, learning_rate=1e-2, **arguments)
+        trainer.train(resume_from_checkpoint=resume)
         loader.flush()
         assert loader.policy.step == NUM_STEPS
         losses = {each["step"]: each["loss"] for each in trainer.state.log_history if "loss" in each}
     return [losses[step] for step in range(1, NUM_STEPS + 1)]
 
 
-@pytest.mark.slow
-def test_hugging_face_trainer_trains_and_resumes(tiny_corpus, tmp_path):
-    whole = hugging_face_losses(tiny_corpus, tmp_path, resume=False)
+@pytest.mark.parametrize("num_parts", [pytest.param(1, marks=pytest.mark.slow), 4])
+def test_hugging_face_trainer_trains_and_resumes(tiny_corpus, tmp_path, num_parts):
+    whole = hugging_face_losses(tiny_corpus, tmp_path, resume=False, gradient_accumulation_steps=num_parts)
     assert whole[-1] < whole[0] - 1
-    assert hugging_face_losses(tiny_corpus, tmp_path, resume=True) == whole
+    half = str(tmp_path / f"checkpoint-{HALF}")
+    assert hugging_face_losses(tiny_corpus, tmp_path, resume=half, gradient_accumulation_steps=num_parts) == whole
+
+
+@pytest.mark.parametrize("own_loss", [False, True])
+@pytest.mark.parametrize("accepts_count", [True, False])
+def test_hugging_face_accumulation_equals_one_large_batch(tiny_corpus, tmp_path, own_loss, accepts_count):
+    """One step of SGD with learning rate 1, which moves weights by the gradient; and what the policy observes.
+
+    accepts_count: whether the model divides by Trainer's count of targets, or Trainer by the number of parts.
+    """
+
+    def summed(outputs, labels, num_items_in_batch):
+        logits = outputs.logits[:, :-1].transpose(1, 2)
+        return torch.nn.functional.cross_entropy(logits, labels[:, 1:], reduction="sum") / num_items_in_batch
+
+    found = {}
+    for num_parts in (1, 2, 8):
+        with adaptive_loader(tiny_corpus) as loader:
+            observed = record_observed(loader)
+            trainer = hugging_face_trainer(
+                loader, tmp_path, max_steps=1, optim="sgd", learning_rate=1.0, max_grad_norm=0.0, save_strategy="no",
+                lr_scheduler_type="constant", gradient_accumulation_steps=num_parts,
+                trainer_options={"compute_loss_func": summed} if own_loss else {},
+            )  # fmt: skip
+            before = torch.cat([each.detach().flatten().clone() for each in trainer.model.parameters()])
+            trainer.model_accepts_loss_kwargs = accepts_count
+            trainer.train()
+            after = torch.cat([each.detach().flatten() for each in trainer.model.parameters()])
+            (sums_K, counts_K) = observed.pop()
+            assert not observed
+            assert counts_K.sum() == 8 * 32
+            found[num_parts] = (after - before, sums_K)
+    gradient, sums_K = found.pop(1)
+    for other_gradient, other_sums_K in found.values():
+        assert (other_gradient - gradient).abs().max() < 1e-6 * gradient.abs().max()
+        torch.testing.assert_close(other_sums_K, sums_K, rtol=1e-6, atol=0)
+
+
+def record_observed(loader) -> list:
+    """What `loader.observe` gets from now on."""
+    observe, observed = loader.observe, []
+
+    def record(sums_K, counts_K):
+        observed.append((sums_K, counts_K))
+        observe(sums_K, counts_K)
+
+    loader.observe = record
+    return observed
+
+
+def test_hugging_face_losses_are_trainers_own(loader, tmp_path):
+    """With the router's loss, smoothed labels, a loss function of the user's and the attention mask of samples."""
+    tokens, domain = torch.randint(320, (4, 33), generator=torch.Generator().manual_seed(1)), torch.tensor([0, 1, 2, 1])
+    batch = {"input_ids": tokens, "domain": domain}
+    experts = hugging_face_trainer(loader, tmp_path, mixture_of_experts().eval())
+    plain = torch.nn.functional.cross_entropy(experts.model(tokens).logits[:, :-1].transpose(1, 2), tokens[:, 1:])
+    expected = experts.model(input_ids=tokens, labels=tokens).loss
+    assert expected > plain + 0.1
+    assert experts.compute_loss(experts.model, batch).item() == pytest.approx(expected.item(), rel=rounding(320))
+
+    model = qwen().eval()
+    log_probability = model(tokens).logits[:, :-1].log_softmax(-1)
+    target = log_probability.gather(-1, tokens[:, 1:, None]).mean()
+    smoothed = hugging_face_trainer(loader, tmp_path, model, label_smoothing_factor=0.25)
+    expected = -(0.75 * target + 0.25 * log_probability.mean()).item()
+    assert smoothed.compute_loss(model, batch).item() == pytest.approx(expected, rel=rounding(320))
+
+    def zero(outputs, labels, num_items_in_batch):
+        return 0.0 * outputs.logits.sum()
+
+    own = hugging_face_trainer(loader, tmp_path, model, trainer_options={"compute_loss_func": zero})
+    assert own.compute_loss(model, batch).item() == 0.0
+
+    mask = torch.ones_like(tokens)
+    mask[:, :8] = 0
+    expected = model(input_ids=tokens, labels=tokens, attention_mask=mask).loss.item()
+    masked = hugging_face_trainer(loader, tmp_path, model)
+    found = masked.compute_loss(model, {**batch, "attention_mask": mask})
+    assert found.item() == pytest.approx(expected, rel=rounding(320))
+    assert abs(found.item() + target.item()) > 2 * rounding(320) * expected  # the mask changes the loss
+
+
+def test_hugging_face_observes_each_domains_losses(loader, tmp_path):
+    """Oracle: the rows' mean losses, in float64, added by domain."""
+    observed = record_observed(loader)
+    trainer = hugging_face_trainer(loader, tmp_path)
+    batch = next(iter(trainer.get_train_dataloader()))
+    trainer.compute_loss(trainer.model.train(), batch)
+    ((sums_K, counts_K),) = observed
+    logits = trainer.model.double()(batch["input_ids"]).logits[:, :-1]
+    loss_B = torch.nn.functional.cross_entropy(logits.transpose(1, 2), batch["input_ids"][:, 1:], reduction="none").sum(
+        1
+    )
+    expected = torch.zeros(3, dtype=torch.float64).index_add_(0, batch["domain"], loss_B.detach())
+    torch.testing.assert_close(sums_K.double(), expected, rtol=rounding(320), atol=0)
+    assert counts_K.tolist() == (32 * torch.bincount(batch["domain"], minlength=3)).tolist()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"gradient_accumulation_steps": 3}, "gradient_accumulation_steps is 3; it must divide the 8 rows"),
+        ({"gradient_accumulation_steps": 2, "label_smoothing_factor": 0.1}, "unset label_smoothing_factor"),
+        ({"auto_find_batch_size": True}, "unset auto_find_batch_size"),
+        ({"max_steps": -1, "num_train_epochs": 1}, "needs max_steps"),
+        ({"trainer_options": {"train_dataset": [{}]}}, "leave train_dataset out"),
+    ],
+)
+def test_hugging_face_settings_that_cannot_be_honoured_are_refused(loader, tmp_path, arguments, message):
+    with pytest.raises(ConfigError, match=message):
+        hugging_face_trainer(loader, tmp_path, **arguments)
+
+
+def test_hugging_face_models_with_too_few_positions_are_refused(loader, tmp_path):
+    from transformers import GPT2Config, GPT2LMHeadModel
+
+    sizes = {"vocab_size": 320, "n_embd": 16, "n_layer": 1, "n_head": 1}
+    with pytest.raises(ConfigError, match="samples have 33 tokens, the model 32 positions; .* --seq-len 31 or less"):
+        hugging_face_trainer(loader, tmp_path, GPT2LMHeadModel(GPT2Config(**sizes, n_positions=32)))
+    hugging_face_trainer(loader, tmp_path, GPT2LMHeadModel(GPT2Config(**sizes, n_positions=33)))
+
+
+class Killed(Exception):
+    """Stands for kill -9: nothing is written after it."""
+
+
+@pytest.mark.parametrize("at", ["save_model", "_save_optimizer_and_scheduler", "_save_rng_state"])
+def test_hugging_face_resumes_from_the_newest_complete_checkpoint(tiny_corpus, tmp_path, monkeypatch, at):
+    """The save of step 4 is killed; True resumes at step 2, where Trainer alone would choose the torn folder."""
+    from ado_stream.adapters.hugging_face import AdaptiveTrainer
+
+    def trained(folder, **options):
+        with adaptive_loader(tiny_corpus) as loader:
+            trainer = hugging_face_trainer(loader, folder, max_steps=6, save_steps=2, learning_rate=1e-2)
+            trainer.train(**options)
+            return [each["loss"] for each in trainer.state.log_history if "loss" in each]
+
+    def killed_at_step_4(trainer, *arguments, **options):
+        if trainer.state.global_step == 4:
+            raise Killed
+        return real(trainer, *arguments, **options)
+
+    whole = trained(tmp_path / "whole")
+    real = getattr(AdaptiveTrainer, at)
+    with monkeypatch.context() as patch:
+        patch.setattr(AdaptiveTrainer, at, killed_at_step_4)
+        with pytest.raises(Killed):
+            trained(tmp_path / "torn")
+    torn = tmp_path / "torn" / "checkpoint-4"
+    with pytest.raises(ResumeError, match="checkpoint-4: trainer_state.json is missing: .* the save did not finish"):
+        trained(tmp_path / "torn", resume_from_checkpoint=str(torn))
+    assert trained(tmp_path / "torn", resume_from_checkpoint=True) == whole
+    assert (torn / "trainer_state.json").exists()  # written again
+
+
+def test_hugging_face_without_a_complete_checkpoint_says_so(loader, tmp_path):
+    (tmp_path / "checkpoint-4").mkdir()
+    trainer = hugging_face_trainer(loader, tmp_path)
+    with pytest.raises(ResumeError, match="no complete checkpoint to resume from; train without"):
+        trainer.train(resume_from_checkpoint=True)
+    (tmp_path / "checkpoint-4" / "trainer_state.json").write_text("{}")  # as of a Trainer without the loader
+    with pytest.raises(ResumeError, match="adaptive_loader.json is missing: not saved by AdaptiveTrainer"):
+        trainer.train(resume_from_checkpoint=str(tmp_path / "checkpoint-4"))
+    (tmp_path / "checkpoint-4" / "adaptive_loader.json").write_text('{"stream": ')
+    with pytest.raises(ResumeError, match="adaptive_loader.json is not JSON"):
+        trainer.train(resume_from_checkpoint=str(tmp_path / "checkpoint-4"))
 
 
 @pytest.fixture
-def small_trainer(tiny_corpus, tmp_path):
+def small_trainer(loader, tmp_path):
     """An untrained Trainer on the loader."""
-    from transformers import Qwen3Config, Qwen3ForCausalLM, TrainingArguments
-
-    from ado_stream.adapters.hugging_face import AdaptiveTrainer
-
-    torch.manual_seed(0)
-    config = Qwen3Config(
-        vocab_size=320, hidden_size=16, intermediate_size=16, num_hidden_layers=1, num_attention_heads=1,
-        num_key_value_heads=1, head_dim=16,
-    )  # fmt: skip
-    arguments = TrainingArguments(
-        output_dir=str(tmp_path), max_steps=3, save_strategy="no", use_cpu=True, report_to=[],
-        remove_unused_columns=False, disable_tqdm=True, per_device_eval_batch_size=2,
-    )  # fmt: skip
-    with adaptive_loader(tiny_corpus) as loader:
-        yield AdaptiveTrainer(Qwen3ForCausalLM(config), arguments, loader=loader)
+    return hugging_face_trainer(loader, tmp_path, max_steps=3, save_strategy="no", per_device_eval_batch_size=2)
 
 
 @pytest.mark.parametrize("with_domain", [False, True])
@@ -161,12 +334,12 @@ def test_hugging_face_returns_outputs_on_request(small_trainer):
     small_trainer.model.eval()
     batch = {"input_ids": tokens, "domain": domain}
     loss, outputs = small_trainer.compute_loss(small_trainer.model, batch, return_outputs=True)
-    assert outputs.logits.shape == (3, 32, 320)
+    assert outputs.logits.shape == (3, 33, 320)
     assert loss == small_trainer.compute_loss(small_trainer.model, batch)
 
 
-def lightning_losses(corpus, folder, resume: bool) -> list[float]:
-    """The same with Lightning; resume: the second half's losses only."""
+def lightning_losses(corpus, folder, resume: bool, num_parts: int = 1) -> list[float]:
+    """The same with Lightning, a loss for each part of a batch; resume: the second half's losses only."""
     import lightning
 
     from ado_stream.adapters.lightning import AdaptiveModule
@@ -185,7 +358,7 @@ def lightning_losses(corpus, folder, resume: bool) -> list[float]:
         saving = lightning.pytorch.callbacks.ModelCheckpoint(folder, "{step}", every_n_train_steps=HALF, save_top_k=-1)
         trainer = lightning.Trainer(
             max_steps=NUM_STEPS, accelerator="cpu", logger=False, enable_progress_bar=False,
-            enable_model_summary=False, default_root_dir=folder, callbacks=[saving],
+            enable_model_summary=False, default_root_dir=folder, callbacks=[saving], accumulate_grad_batches=num_parts,
         )  # fmt: skip
         trainer.fit(module, ckpt_path=folder / f"step={HALF}.ckpt" if resume else None)
         loader.flush()
@@ -194,11 +367,61 @@ def lightning_losses(corpus, folder, resume: bool) -> list[float]:
 
 
 @pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::UserWarning")  # Lightning's own
-def test_lightning_trains_and_resumes(tiny_corpus, tmp_path):
-    whole = lightning_losses(tiny_corpus, tmp_path, resume=False)
-    assert len(whole) == NUM_STEPS
+@pytest.mark.parametrize("num_parts", [1, 2])
+def test_lightning_trains_and_resumes(tiny_corpus, tmp_path, num_parts):
+    whole = lightning_losses(tiny_corpus, tmp_path, resume=False, num_parts=num_parts)
+    assert len(whole) == NUM_STEPS * num_parts
     assert whole[-1] < whole[0] - 1
-    assert lightning_losses(tiny_corpus, tmp_path, resume=True) == whole[HALF:]
+    assert lightning_losses(tiny_corpus, tmp_path, resume=True, num_parts=num_parts) == whole[HALF * num_parts :]
+
+
+def lightning_trainer(folder, **options):
+    import lightning
+
+    quiet = {"logger": False, "enable_progress_bar": False, "enable_model_summary": False}
+    return lightning.Trainer(accelerator="cpu", **quiet, default_root_dir=folder, enable_checkpointing=False, **options)
+
+
+@pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::UserWarning")  # Lightning's own
+def test_lightning_accumulation_equals_one_large_batch(tiny_corpus, tmp_path):
+    """As for Trainer: one step of SGD with learning rate 1, and what the policy observes."""
+    from ado_stream.adapters.lightning import AdaptiveModule
+
+    found = {}
+    for num_parts in (1, 2, 8):
+        torch.manual_seed(0)
+        with adaptive_loader(tiny_corpus) as loader:
+            observed = record_observed(loader)
+            model = Transformer(SIZES)
+            before = torch.cat([each.detach().flatten().clone() for each in model.parameters()])
+            module = AdaptiveModule(model, loader, lambda parameters: torch.optim.SGD(parameters, lr=1.0))
+            lightning_trainer(tmp_path, max_steps=1, accumulate_grad_batches=num_parts).fit(module)
+            ((sums_K, counts_K),) = observed
+            assert counts_K.sum() == 8 * 32
+            found[num_parts] = torch.cat([each.detach().flatten() for each in model.parameters()]) - before, sums_K
+    gradient, sums_K = found.pop(1)
+    for other_gradient, other_sums_K in found.values():
+        assert (other_gradient - gradient).abs().max() < 1e-6 * gradient.abs().max()
+        torch.testing.assert_close(other_sums_K, sums_K, rtol=1e-6, atol=0)
+
+
+@pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::UserWarning")  # Lightning's own
+def test_lightning_settings_that_cannot_be_honoured_are_refused(loader, tmp_path):
+    from lightning.pytorch.callbacks import GradientAccumulationScheduler
+
+    from ado_stream.adapters.lightning import AdaptiveModule
+
+    module = AdaptiveModule(Transformer(SIZES), loader, lambda parameters: torch.optim.SGD(parameters, lr=1.0))
+    for options, message in (
+        ({"max_epochs": 1}, "needs max_steps"),
+        ({"max_steps": 1, "accumulate_grad_batches": 3}, "accumulate_grad_batches is 3; it must divide the 8 rows"),
+        (
+            {"max_steps": 1, "callbacks": [GradientAccumulationScheduler({0: 2})]},
+            "remove GradientAccumulationScheduler",
+        ),
+    ):
+        with pytest.raises(ConfigError, match=message):
+            lightning_trainer(tmp_path, **options).fit(module)
 
 
 @pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::UserWarning")  # Lightning's own

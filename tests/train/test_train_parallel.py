@@ -45,8 +45,8 @@ def test_validation_leaves_the_fsdp_state_unchanged(ranks):
     assert ranks(2, parallel_on_ranks.state_after_validation) == [True]
 
 
-def test_ddp_does_not_split_the_graphs_of_compiled_blocks(monkeypatch):
+def test_ddp_does_not_split_the_graphs_of_compiled_blocks():
     """DDP's optimizer would end a graph at each bucket."""
-    monkeypatch.setattr(torch._dynamo.config, "optimize_ddp", True)
-    ParallelModel(Transformer(CONFIG), DistributedContext(0, 1, torch.device("cpu")), TrainSection(compile=True))
-    assert torch._dynamo.config.optimize_ddp is False
+    with torch._dynamo.config.patch(optimize_ddp=True):
+        ParallelModel(Transformer(CONFIG), DistributedContext(0, 1, torch.device("cpu")), TrainSection(compile=True))
+        assert torch._dynamo.config.optimize_ddp is False

@@ -1,0 +1,51 @@
+"""Gradient accumulation in other frameworks: each of the loader's batches in equal parts, observed as one.
+
+Equal parts make the mean over parts of a part's mean loss the mean over the batch, however a framework accumulates.
+"""
+
+from collections.abc import Iterator
+
+import torch
+
+from ado_stream.errors import ConfigError
+from ado_stream.loader import AdaptiveLoader
+from ado_stream.stream.device_copies import TokenBatch
+
+
+class MicroBatches:
+    """Iterates over the parts of the loader's batches; `observe` takes each part's losses.
+
+    option: what the framework calls the number of parts. Raises ConfigError unless it divides this rank's rows.
+    """
+
+    def __init__(self, loader: AdaptiveLoader, num_parts: int, option: str):
+        dataset = loader.dataset
+        num_rows = dataset.settings.global_batch_size // dataset.rank_slots.num_parts
+        if num_parts < 1 or num_rows % num_parts:
+            raise ConfigError(
+                f"{option} is {num_parts}; it must divide the {num_rows} rows that a rank has of a batch."
+            )
+        self._loader, self._num_parts = loader, num_parts
+        self._sums_K: torch.Tensor | float = 0.0
+        self._counts_K: torch.Tensor | float = 0.0
+        self._num_observed = 0  # parts of the current batch
+
+    def __iter__(self) -> Iterator[TokenBatch]:
+        """Parts from the loader's current step on, without end."""
+        self._forget()  # of a step that an exception interrupted
+        for batch in self._loader:
+            parts = zip(batch["tokens"].chunk(self._num_parts), batch["domain"].chunk(self._num_parts), strict=True)
+            for tokens, domain in parts:
+                yield {"tokens": tokens, "domain": domain, "step": batch["step"]}
+
+    def observe(self, sums_K: torch.Tensor, counts_K: torch.Tensor) -> None:
+        """Adds a part's per-domain loss sums and token counts; with the last part the loader observes the batch."""
+        self._sums_K, self._counts_K = self._sums_K + sums_K.detach(), self._counts_K + counts_K
+        self._num_observed += 1
+        if self._num_observed == self._num_parts:
+            self._loader.observe(self._sums_K, self._counts_K)
+            self._forget()
+
+    def _forget(self) -> None:
+        self._sums_K = self._counts_K = 0.0
+        self._num_observed = 0

@@ -1,0 +1,78 @@
+"""What differs between a run's settings and those of the checkpoint that it resumes from.
+
+Neither is wrong: a longer run or a lower learning rate may be meant. So the differences are shown before the first step
+and recorded, with the learning rate that the next step would have had, since a changed schedule makes it jump.
+"""
+
+import dataclasses
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from ado_stream.train.config import TrainConfig
+from ado_stream.train.train_step import LearningRateSchedule
+
+_EXPECTED = {"run_dir"}  # differ whenever another run's checkpoint is named
+_SHOWN_NAMES = 5
+
+Changes = dict[str, tuple[Any, Any]]  # setting: (saved, now)
+
+
+def saved_settings(config: TrainConfig, schedule: LearningRateSchedule) -> dict[str, Any]:
+    """What a checkpoint holds to be compared with: the config and the schedule that follows from it."""
+    return {"config": dataclasses.asdict(config), "schedule": dataclasses.asdict(schedule)}
+
+
+def changed_settings(
+    saved: Mapping[str, Any] | None,
+    saved_domains: Sequence[str],
+    now: Mapping[str, Any],
+    domains: Sequence[str],
+    next_step: int,
+) -> Changes:
+    """Dotted keys of the config that differ, domains retired and added, the learning rate of `next_step`.
+
+    saved: of the checkpoint; None in those written before settings were saved.
+    """
+    changes: Changes = {}
+    if saved is not None:
+        before, after = dict(_flat(saved["config"])), dict(_flat(now["config"]))
+        differing = [key for key in {**before, **after} if before.get(key) != after.get(key) and key not in _EXPECTED]
+        changes = {key: (before.get(key), after.get(key)) for key in differing}
+    retired, added = set(saved_domains) - set(domains), set(domains) - set(saved_domains)
+    if retired:
+        changes["domains retired"] = _some(retired), None
+    if added:
+        changes["domains added"] = None, _some(added)
+    if saved is not None:
+        rates = [LearningRateSchedule(**settings["schedule"])(next_step) for settings in (saved, now)]
+        if rates[0] != rates[1]:
+            changes[f"learning rate of step {next_step}"] = rates[0], rates[1]
+    return changes
+
+
+def changes_table(changes: Changes) -> str:
+    """Three columns with a title; one line for each setting."""
+    rows = [("setting", "saved", "now")]
+    rows += [(name, _text(before), _text(now)) for name, (before, now) in changes.items()]
+    widths = [max(len(row[column]) for row in rows) for column in range(2)]
+    lines = [f"  {name:<{widths[0]}}  {before:<{widths[1]}}  {now}" for name, before, now in rows]
+    return "\n".join(["resumed with other settings than the checkpoint was saved with:", *lines])
+
+
+def _flat(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for key, value in values.items():
+        if isinstance(value, Mapping):
+            yield from _flat(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value
+
+
+def _some(names: set[str]) -> str:
+    shown = sorted(names)[:_SHOWN_NAMES]
+    return ", ".join(shown) + (f" and {len(names) - len(shown)} more" if len(names) > len(shown) else "")
+
+
+def _text(value: Any) -> str:
+    if value is None:
+        return "-"
+    return f"{value:.4g}" if isinstance(value, float) else str(value)

@@ -1,0 +1,56 @@
+"""docs/faults.md K4: kill -9 in an export leaves no folder of that name or a whole one; the export can be repeated."""
+
+import itertools
+import random
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from ado_model import ModelConfig, Transformer
+from ado_stream.evaluate.export import export_hugging_face
+from tests.train.child_processes import ChildProcesses
+
+pytestmark = pytest.mark.fault
+SIZES = ModelConfig(num_layers=2, width=64, num_heads=1, vocab_size=4096, context_length=8)
+FILES = {"config.json", "generation_config.json", "model.safetensors"}
+NUM_KILLS = 20
+
+
+@pytest.fixture(scope="module")
+def children(tmp_path_factory) -> Iterator[ChildProcesses]:
+    processes = ChildProcesses(tmp_path_factory.mktemp("children"))
+    yield processes
+    processes.close()
+
+
+def export_for_ever(folder: str) -> None:
+    """What a killed process was doing."""
+    model = Transformer(SIZES)
+    for number in itertools.count():
+        export_hugging_face(model, Path(folder) / str(number))
+
+
+def test_a_killed_export_leaves_no_folder_or_a_whole_one(children: ChildProcesses, tmp_path: Path):
+    num_torn = 0
+    for seed in range(NUM_KILLS):
+        folder = tmp_path / str(seed)
+        folder.mkdir()
+        child = children.start(export_for_ever, str(folder))
+        deadline = time.monotonic() + 60.0
+        while not (folder / "0").exists():
+            assert child.is_alive(), child.log.read_text()
+            assert time.monotonic() < deadline
+            time.sleep(0.001)
+        time.sleep(random.Random(seed).uniform(0.0, 0.05))
+        child.kill()
+        child.join()
+        for exported in (path for path in folder.iterdir() if path.suffix != ".partial"):
+            assert {path.name for path in exported.iterdir()} == FILES
+        for left in folder.glob("*.partial"):
+            num_torn += 1
+            again = export_hugging_face(Transformer(SIZES), left.with_suffix(""))
+            assert {path.name for path in again.iterdir()} == FILES
+            assert not left.exists()
+    assert num_torn, "no kill fell into an export"
