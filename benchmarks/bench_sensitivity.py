@@ -38,10 +38,7 @@ def variations(steps: int) -> dict[str, dict[str, Mapping[str, Any]]]:
         for n in (start // 4, start * 3)
     }
     ignored: dict[str, Mapping[str, Any]] = {
-        f"{n} steps" + (f", start_step {n} too" if n > start else ""): {
-            "start_step": max(n, start),
-            "ignore_steps": n,
-        }
+        f"{n} steps" + (f", start_step {n} too" if n > start else ""): {"start_step": max(n, start), "ignore_steps": n}
         for n in (0, ignore // 4, ignore * 2)
     }
     coarse = {"grid_log_beta": (-2.0, 1.5, 5.0), "grid_log_eps": (-2.0, 0.0, 1.5), "grid_alpha": (0.1, 0.35, 0.7)}
