@@ -85,10 +85,9 @@ def table(steps: int, seeds: Sequence[int], settings: Mapping[str, Mapping[str, 
     for setting, value, options, shift in [("seed", "defaults, another seed", {}, _OTHER), *cases]:
         found = [outcome_of(options, steps, seed + shift) for seed in seeds]
         figures = [difference(each, default, prior_K) for each, default in zip(found, defaults, strict=True)]
-        by_prior, unweighted, moved = (statistics.fmean(column) for column in zip(*figures, strict=True))
-        rows.append(
-            {"setting": setting, "value": value, "by_prior": by_prior, "unweighted": unweighted, "moved": moved}
-        )
+        means = map(statistics.fmean, zip(*figures, strict=True))
+        means_by_name = dict(zip(("by_prior", "unweighted", "moved"), means, strict=True))
+        rows.append({"setting": setting, "value": value, **means_by_name})
     return sorted(rows, key=lambda row: -row["moved"])
 
 
