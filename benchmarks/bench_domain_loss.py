@@ -59,8 +59,7 @@ def _bandwidth(num_domains: int) -> dict:
 def _per_step() -> dict:
     losses_N, ids_B = torch.rand(STEP_TOKENS), torch.randint(0, 22, (STEP_TOKENS // 256,))
     ours, plain = seconds_in_turn(
-        [lambda: domain_loss(losses_N, ids_B, 22), lambda: domain_loss_reference(losses_N, ids_B, 22)],
-        20 * REPEATS,
+        [lambda: domain_loss(losses_N, ids_B, 22), lambda: domain_loss_reference(losses_N, ids_B, 22)], 20 * REPEATS
     )
     return {"tokens": STEP_TOKENS, "ours_us": min(ours) * 1e6, "plain_torch_us": min(plain) * 1e6}
 

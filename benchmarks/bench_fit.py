@@ -54,12 +54,9 @@ def history(num_domains: int, steps: int = STEPS) -> tuple[np.ndarray, np.ndarra
     generator = np.random.default_rng(0)
     counts_T = 256.0 * np.arange(1, steps + 1)
     eps_K, alpha_K = generator.uniform(1.2, 3.0, (num_domains, 1)), generator.uniform(0.15, 0.7, (num_domains, 1))
-    gap_K, noise_K = (
-        generator.uniform(0.5, 3.0, (num_domains, 1)),
-        10 ** generator.uniform(-2.5, -1.5, (num_domains, 1)),
-    )
+    gap_K, log_noise_K = generator.uniform(0.5, 3.0, (num_domains, 1)), generator.uniform(-2.5, -1.5, (num_domains, 1))
     law_KT = eps_K + gap_K * (counts_T / 256e3) ** -alpha_K
-    return counts_T, law_KT * np.exp(noise_K * generator.standard_normal((num_domains, steps)))
+    return counts_T, law_KT * np.exp(10**log_noise_K * generator.standard_normal((num_domains, steps)))
 
 
 def fits(num_domains: int, backend: str, repeats: int) -> dict[str, Any]:
@@ -161,11 +158,9 @@ def against_scipy(num_starts: int = SCIPY_STARTS, steps: int = STEPS) -> dict[st
     ends: list[float] = []
 
     def scipys() -> None:
-        options = {"maxiter": 200}
-        ends.extend(
-            minimize(value_and_gradient, grid[i], args=data, jac=True, method="L-BFGS-B", options=options).fun
-            for i in sample
-        )
+        for i in sample:
+            end = minimize(value_and_gradient, grid[i], data, "L-BFGS-B", jac=True, options={"maxiter": 200})
+            ends.append(end.fun)
 
     scipy_s = median_s(scipys, repeats=1, warmup=0) * len(grid) / num_starts
     return {
@@ -198,10 +193,8 @@ def lowness(backend: str, golden: Path = GOLDEN) -> dict[str, Any]:
 
 def bars(backend: str, timed: list[dict[str, Any]], low: dict[str, Any]) -> list[dict[str, Any]]:
     """Every bar with what was measured, and whether it holds."""
-    key = "device_evaluations" if backend == "triton" else "evaluations"
-    held = [
-        bar(f"{key}, {fit['domains']} domains", fit[key], MOST_EVALUATIONS[backend][fit["domains"]]) for fit in timed
-    ]
+    key, most = "device_evaluations" if backend == "triton" else "evaluations", MOST_EVALUATIONS[backend]
+    held = [bar(f"{key}, {fit['domains']} domains", fit[key], most[fit["domains"]]) for fit in timed]
     within, worst = float(low["within_1e-6_frac"]), float(low["worst_above_reference"])
     held.append(bar("golden fits within 1e-6 of the best F", within, 0.99, at_least=True))
     held.append(bar("golden fits: most above the reference's own F", worst, 1e-6))

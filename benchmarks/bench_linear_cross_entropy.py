@@ -31,15 +31,8 @@ def _case(num_rows: int, vocabulary: int, width: int) -> dict[str, Any]:
     calls = _calls(num_rows, vocabulary, width)
     seconds = dict(zip(calls, map(statistics.median, seconds_in_turn(list(calls.values()), REPEATS)), strict=True))
     peaks = {which: in_own_process(_added_bytes, which, num_rows, vocabulary, width) for which in calls}
-    return {
-        "N": num_rows,
-        "V": vocabulary,
-        "H": width,
-        "seconds": seconds,
-        "peak_added_bytes": peaks,
-        "time_ratio": seconds["ours"] / seconds["torch"],
-        "memory_ratio": peaks["ours"] / peaks["torch"],
-    }
+    ratios = {"time_ratio": seconds["ours"] / seconds["torch"], "memory_ratio": peaks["ours"] / peaks["torch"]}
+    return {"N": num_rows, "V": vocabulary, "H": width, "seconds": seconds, "peak_added_bytes": peaks, **ratios}
 
 
 def _calls(num_rows: int, vocabulary: int, width: int) -> dict[str, Callable[[], None]]:
@@ -67,10 +60,8 @@ def _added_bytes(which: str, num_rows: int, vocabulary: int, width: int) -> int:
 
 
 def _status_bytes(key: str) -> int:
-    for line in Path("/proc/self/status").read_text().splitlines():
-        if line.startswith(key):
-            return int(line.split()[1]) * 1024
-    raise RuntimeError(f"/proc/self/status has no {key}")
+    lines = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
+    return int(lines[key].split()[0]) * 1024
 
 
 if __name__ == "__main__":

@@ -14,7 +14,7 @@ import tempfile
 from pathlib import Path
 
 from benchmarks.common import bar, write_result
-from benchmarks.stream_data import BATCH, CREDENTIALS, NUM_DOMAINS, write_domains
+from benchmarks.stream_data import BATCH, CREDENTIALS, NUM_DOMAINS, our_domains, write_domains
 from tests.train.network import NETWORK, NODES, STORE, inside, network
 
 PORT = 5558
@@ -38,10 +38,7 @@ def reading_rank(folder: str) -> None:
     dist.init_process_group("gloo")
     node = os.environ["GROUP_RANK"]
     cache = Path(folder) / f"cache{node}"
-    domains = [
-        ado.Domain(f"domain{k}", remote=f"s3://corpus/domain{k}", local=str(cache / f"domain{k}"))
-        for k in range(NUM_DOMAINS)
-    ]
+    domains = our_domains(cache, [f"domain{k}" for k in range(NUM_DOMAINS)], "s3://corpus")
     dataset = ado.AdaptiveStreamingDataset(domains, global_batch_size=BATCH, canonical_nodes=2, mixture_lag=None)
     rows = []
     for batch in dataset:
@@ -85,12 +82,13 @@ def main() -> None:
         finally:
             server.terminate()
             server.wait()
-        domains = [ado.Domain(n, local=str(folder / "data" / n)) for n in names]
+        domains = our_domains(folder / "data", names)
         alone = ado.AdaptiveStreamingDataset(domains, global_batch_size=BATCH, canonical_nodes=2, mixture_lag=None)
         ranks = [json.loads((folder / f"rank{rank}.json").read_text()) for rank in range(4)]
-        equal = True
-        for step, batch in zip(range(STEPS), alone, strict=False):
-            equal &= batch["tokens"][:, :3].tolist() == [row for rank in ranks for row in rank[step]]
+        equal = all(
+            batch["tokens"][:, :3].tolist() == [row for rank in ranks for row in rank[step]]
+            for step, batch in zip(range(STEPS), alone, strict=False)
+        )
         alone.close()
         total = len(list((folder / "data").glob("*/shard.*.zstd")))
         shards = {node: len(list((folder / f"cache{k}").glob("*/shard.*.mds"))) for k, node in enumerate(NODES)}

@@ -38,9 +38,8 @@ class Driver:
     def __init__(self, num_domains: int, **settings):
         generator = np.random.default_rng(0)
         prior_K = generator.dirichlet(np.full(num_domains, 0.5)) + 1e-4
-        law = ado.ScalingLawFit(
-            generator.normal(2.0, 0.3, num_domains), np.full(num_domains, 0.6), generator.uniform(0.1, 0.6, num_domains)
-        )
+        log_beta_K, alpha_K = generator.normal(2.0, 0.3, num_domains), generator.uniform(0.1, 0.6, num_domains)
+        law = ado.ScalingLawFit(log_beta_K, np.full(num_domains, 0.6), alpha_K)
         config = ado.AdoConfig(start_step=0, interval=1000, ignore_steps=0, **settings)
         self.policy = ado.AdoPolicy(prior_K, config, lambda *_: law)
         self._count_TK = generator.multinomial(BATCH, prior_K / prior_K.sum(), size=1000)
@@ -115,20 +114,16 @@ def closed_loop(num_domains: int, steps: int) -> dict[str, float]:
 def bars(payload: dict[str, Any]) -> list[dict[str, Any]]:
     """Every bar with what was measured, and whether it holds; those of cases that were not run are left out."""
     update = {22: payload["update_K22"]["default"], 1000: payload["update_K1000"]}
-    simulated = {num: payload[f"simulate_K{num}"] for num in MOST_UPDATES if f"simulate_K{num}" in payload}
     late = f"t = {update[22]['late_step']:,} over t = {EARLY_STEP}"
-    return [
+    held = [
         bar("additions of K numbers in an update(), 22 domains", update[22]["additions"], MOST_ADDITIONS),
         bar(late, update[22]["late_over_early"], LATE_OVER_EARLY),
-        *(
-            bar(
-                f"updates in a simulated step, {num} domains",
-                run["processor_seconds"] / run["steps"] / (1e-6 * update[num]["late_us"]),
-                MOST_UPDATES[num],
-            )
-            for num, run in simulated.items()
-        ),
     ]
+    for num, most in MOST_UPDATES.items():
+        if run := payload.get(f"simulate_K{num}"):
+            updates = run["processor_seconds"] / run["steps"] / (1e-6 * update[num]["late_us"])
+            held.append(bar(f"updates in a simulated step, {num} domains", updates, most))
+    return held
 
 
 def main() -> None:

@@ -38,10 +38,7 @@ def variations(steps: int) -> dict[str, dict[str, Mapping[str, Any]]]:
         for n in (start // 4, start * 3)
     }
     ignored: dict[str, Mapping[str, Any]] = {
-        f"{n} steps" + (f", start_step {n} too" if n > start else ""): {
-            "start_step": max(n, start),
-            "ignore_steps": n,
-        }
+        f"{n} steps" + (f", start_step {n} too" if n > start else ""): {"start_step": max(n, start), "ignore_steps": n}
         for n in (0, ignore // 4, ignore * 2)
     }
     coarse = {"grid_log_beta": (-2.0, 1.5, 5.0), "grid_log_eps": (-2.0, 0.0, 1.5), "grid_alpha": (0.1, 0.35, 0.7)}
@@ -88,10 +85,9 @@ def table(steps: int, seeds: Sequence[int], settings: Mapping[str, Mapping[str, 
     for setting, value, options, shift in [("seed", "defaults, another seed", {}, _OTHER), *cases]:
         found = [outcome_of(options, steps, seed + shift) for seed in seeds]
         figures = [difference(each, default, prior_K) for each, default in zip(found, defaults, strict=True)]
-        by_prior, unweighted, moved = (statistics.fmean(column) for column in zip(*figures, strict=True))
-        rows.append(
-            {"setting": setting, "value": value, "by_prior": by_prior, "unweighted": unweighted, "moved": moved}
-        )
+        means = map(statistics.fmean, zip(*figures, strict=True))
+        means_by_name = dict(zip(("by_prior", "unweighted", "moved"), means, strict=True))
+        rows.append({"setting": setting, "value": value, **means_by_name})
     return sorted(rows, key=lambda row: -row["moved"])
 
 

@@ -2,8 +2,7 @@
 
 Theirs: a quarter of an epoch, state saved, loaded with other proportions, the next 1,000 samples compared with those
 already served. Ours: the mixture changed at random at every step, a resume every 1,000 steps, over a million draws; a
-repeat is a sample that comes again before all of its lane's share came once. Prints both
-counts. Bar: no repeat of ours.
+repeat is a sample that comes again before all of its lane's share came once. Prints both counts. Bar: none of ours.
 """
 
 import itertools
@@ -14,7 +13,7 @@ import numpy as np
 
 import ado_stream as ado
 from benchmarks.common import bar, write_result
-from benchmarks.stream_data import BATCH, NUM_DOMAINS, write_domains
+from benchmarks.stream_data import BATCH, NUM_DOMAINS, our_domains, write_domains
 
 SAMPLES = 2000
 
@@ -43,8 +42,7 @@ def their_repeats(local: Path, names: list[str], seed: int) -> int:
 
 def our_repeats(local: Path, names: list[str], draws: int) -> dict[str, int]:
     """Repeats within a lane's share, over `draws` samples of the real data set's ids."""
-    domains = [ado.Domain(n, local=str(local / n)) for n in names]
-    lanes, batch = 4, 4 * BATCH
+    domains, lanes, batch = our_domains(local, names), 4, 4 * BATCH
 
     def fresh() -> ado.AdaptiveStreamingDataset:
         return ado.AdaptiveStreamingDataset(domains, global_batch_size=batch, canonical_nodes=lanes, mixture_lag=0)
@@ -67,14 +65,10 @@ def our_repeats(local: Path, names: list[str], draws: int) -> dict[str, int]:
         for domain, c, sample in zip(batch_rows["domain"].tolist(), lane.tolist(), ids.tolist(), strict=True):
             served.setdefault((domain, c), []).append(sample)
     dataset.close()
-    repeats = total = 0
-    for drawn in served.values():
-        share = SAMPLES // lanes
-        total += len(drawn)
-        for begin in range(0, len(drawn), share):
-            epoch = drawn[begin : begin + share]
-            repeats += len(epoch) - len(set(epoch))
-    return {"draws": total, "repeats": repeats}
+    share = SAMPLES // lanes
+    epochs = [drawn[begin : begin + share] for drawn in served.values() for begin in range(0, len(drawn), share)]
+    repeats = sum(len(epoch) - len(set(epoch)) for epoch in epochs)
+    return {"draws": sum(map(len, epochs)), "repeats": repeats}
 
 
 def main() -> None:

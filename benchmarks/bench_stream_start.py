@@ -12,7 +12,7 @@ from pathlib import Path
 
 import ado_stream as ado
 from benchmarks.common import rounds_in_turn, write_result
-from benchmarks.stream_data import BATCH, write_domains
+from benchmarks.stream_data import BATCH, our_domains, their_dataset, write_domains
 
 ROUNDS = 5
 SAMPLES = 6000
@@ -21,8 +21,7 @@ LATE_STEP = 1_000_000
 
 def ours_s(asked_at: float, local: Path, names: list[str], step: int) -> float:
     """Seconds from `asked_at` to the batch of `step`."""
-    domains = [ado.Domain(name, local=str(local / name)) for name in names]
-    dataset = ado.AdaptiveStreamingDataset(domains, BATCH, mixture_lag=None)
+    dataset = ado.AdaptiveStreamingDataset(our_domains(local, names), BATCH, mixture_lag=None)
     if step:
         state = dataset.state_dict()
         state["step"] = step
@@ -37,11 +36,9 @@ def ours_s(asked_at: float, local: Path, names: list[str], step: int) -> float:
 
 def theirs_s(asked_at: float, local: Path, names: list[str], samples: int) -> float:
     """Seconds from `asked_at` until StreamingDataset's first batch, resumed after `samples` of its epoch."""
-    from streaming import Stream, StreamingDataset
     from torch.utils.data import DataLoader
 
-    streams = [Stream(local=str(local / name)) for name in names]
-    dataset = StreamingDataset(streams=streams, batch_size=BATCH, shuffle=True, num_canonical_nodes=1)
+    dataset = their_dataset(local, names)
     if samples:
         dataset.load_state_dict(dataset.state_dict(num_samples=samples, from_beginning=True))
     next(iter(DataLoader(dataset, batch_size=BATCH, num_workers=0)))

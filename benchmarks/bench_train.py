@@ -212,14 +212,7 @@ def sums_seconds(case: Case) -> float:
 
     losses_N = torch.rand(case.rows * case.num_tokens, device=case.device)
     domain_B = torch.randint(case.num_domains, (case.rows,), device=case.device)
-    wait, num = synchronise(case.device), 20
-
-    def several() -> None:
-        for _ in range(num):
-            domain_loss(losses_N, domain_B, case.num_domains)
-        wait()
-
-    return median_s(several) / num
+    return seconds_a_call(lambda: domain_loss(losses_N, domain_B, case.num_domains), case.device, 20)
 
 
 def write_corpus(folder: Path, num_domains: int, num_tokens: int) -> Any:
@@ -230,9 +223,8 @@ def write_corpus(folder: Path, num_domains: int, num_tokens: int) -> Any:
 
     generator = np.random.default_rng(0)
     for k in range(num_domains):
-        lines = [
-            json.dumps({"text": " ".join(map(str, generator.integers(10_000, size=num_tokens)))}) for _ in range(8)
-        ]
+        texts = [" ".join(map(str, generator.integers(10_000, size=num_tokens))) for _ in range(8)]
+        lines = [json.dumps({"text": text}) for text in texts]
         (folder / f"d{k:02}.jsonl").write_text("\n".join(lines) + "\n")
     inputs = tuple(str(path) for path in sorted(folder.glob("*.jsonl")))
     return open_corpus(prepare(PrepareConfig(inputs, str(folder / "corpus"), seq_len=num_tokens, workers=1)))
@@ -244,14 +236,19 @@ def matmul_flop_per_s(case: Case) -> float:
 
     size, dtype = case.matmul_size, torch.bfloat16 if case.device == "cuda" else torch.float32
     a, b = (torch.randn(size, size, device=case.device, dtype=dtype) for _ in range(2))
-    wait, num = synchronise(case.device), 10
+    return 2 * size**3 / seconds_a_call(lambda: a @ b, case.device, 10)
+
+
+def seconds_a_call(call: Callable[[], Any], device: str, num: int) -> float:
+    """Median seconds of a call, of `num` in a row."""
+    wait = synchronise(device)
 
     def several() -> None:
         for _ in range(num):
-            a @ b
+            call()
         wait()
 
-    return num * 2 * size**3 / median_s(several)
+    return median_s(several) / num
 
 
 def _losses(num: int, num_domains: int) -> np.ndarray:

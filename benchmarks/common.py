@@ -8,6 +8,7 @@ import json
 import multiprocessing
 import os
 import platform
+import re
 import statistics
 import subprocess
 import sys
@@ -102,17 +103,13 @@ def write_result(name: str, payload: dict[str, Any], bars: Sequence[dict[str, An
 
 
 def _processor() -> str:
-    for line in Path("/proc/cpuinfo").read_text().splitlines():
-        if line.startswith("model name"):
-            return line.split(":", 1)[1].strip()
-    return platform.machine()
+    model = re.search(r"^model name\s*: (.*)", Path("/proc/cpuinfo").read_text(), re.MULTILINE)
+    return model[1].strip() if model else platform.machine()
 
 
 def _card() -> str | None:
     torch = sys.modules.get("torch")
-    if torch is None or not torch.cuda.is_available():
-        return None
-    return torch.cuda.get_device_name()
+    return torch.cuda.get_device_name() if torch and torch.cuda.is_available() else None
 
 
 def _version(name: str) -> str | None:
@@ -123,7 +120,6 @@ def _version(name: str) -> str | None:
 
 
 def _commit() -> str | None:
-    run = subprocess.run(
-        ["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, cwd=RESULTS.parent, check=False
-    )
+    command = ["git", "-C", str(RESULTS.parent), "rev-parse", "--short", "HEAD"]
+    run = subprocess.run(command, capture_output=True, text=True, check=False)
     return run.stdout.strip() or None

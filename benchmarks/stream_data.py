@@ -77,31 +77,17 @@ def upload(folder: str, endpoint: str) -> None:
         client.upload_file(str(path), "corpus", str(path.relative_to(folder)))
 
 
-def our_batches(
-    local: Path, names: list[str], prefetch: int, remote: str | None = None, batch_size: int = BATCH
-) -> Iterator[int]:
-    """Yields the number of samples of each batch of ours; natural mixture."""
-    domains = [ado.Domain(n, remote=f"{remote}/{n}" if remote else None, local=str(local / n)) for n in names]
-    dataset = ado.AdaptiveStreamingDataset(domains, global_batch_size=batch_size, mixture_lag=None)
-    dataset.start(prefetch, io_threads=4)
-    try:
-        for batch in dataset:
-            yield len(batch["tokens"])
-    finally:
-        dataset.close()
+def our_domains(local: Path, names: list[str], remote: str | None = None) -> list[ado.Domain]:
+    """Domains in folders of `local`, from `remote` if given."""
+    return [ado.Domain(n, remote=f"{remote}/{n}" if remote else None, local=str(local / n)) for n in names]
 
 
-def their_batches(local: Path, names: list[str], workers: int, remote: str | None = None) -> Iterator[int]:
-    """Yields the number of samples of each batch of StreamingDataset in a DataLoader; natural mixture."""
+def their_dataset(local: Path, names: list[str], remote: str | None = None) -> Any:
+    """StreamingDataset of the same folders; natural mixture."""
     from streaming import Stream, StreamingDataset
-    from torch.utils.data import DataLoader
 
     streams = [Stream(remote=f"{remote}/{n}" if remote else None, local=str(local / n)) for n in names]
-    dataset = StreamingDataset(streams=streams, batch_size=BATCH, shuffle=True, num_canonical_nodes=1)
-    loader = DataLoader(dataset, batch_size=BATCH, num_workers=workers, persistent_workers=False)
-    while True:
-        for batch in loader:
-            yield len(batch["tokens"])
+    return StreamingDataset(streams=streams, batch_size=BATCH, shuffle=True, num_canonical_nodes=1)
 
 
 def time_ours(
@@ -114,15 +100,24 @@ def time_ours(
     count: int,
     batch_size: int = BATCH,
 ) -> tuple[float, float]:
-    """Ours with `prefetch` batches made ahead, as `timed`."""
-    return timed(asked_at, our_batches(local, names, prefetch, remote, batch_size), warmup, count)
+    """Ours with `prefetch` batches made ahead, as `timed`; natural mixture."""
+    domains = our_domains(local, names, remote)
+    dataset = ado.AdaptiveStreamingDataset(domains, global_batch_size=batch_size, mixture_lag=None)
+    dataset.start(prefetch, io_threads=4)
+    try:
+        return timed(asked_at, iter(dataset), warmup, count)
+    finally:
+        dataset.close()
 
 
 def time_theirs(
     asked_at: float, local: Path, names: list[str], remote: str | None, workers: int, warmup: int, count: int
 ) -> tuple[float, float]:
     """StreamingDataset in a DataLoader with `workers`, as `timed`."""
-    return timed(asked_at, their_batches(local, names, workers, remote), warmup, count)
+    from torch.utils.data import DataLoader
+
+    loader = DataLoader(their_dataset(local, names, remote), batch_size=BATCH, num_workers=workers)
+    return timed(asked_at, itertools.chain.from_iterable(itertools.repeat(loader)), warmup, count)
 
 
 def in_empty_cache(
@@ -133,14 +128,12 @@ def in_empty_cache(
         return time_reader(asked_at, Path(cache), *arguments)
 
 
-def timed(asked_at: float, batches: Iterator[int], warmup: int, count: int) -> tuple[float, float]:
+def timed(asked_at: float, batches: Iterator[Any], warmup: int, count: int) -> tuple[float, float]:
     """(seconds from `asked_at`, a monotonic time, to the first batch; samples a second after `warmup` batches)."""
     next(batches)
     first_s = time.monotonic() - asked_at
     for _ in itertools.islice(batches, warmup):
         pass
     started = time.perf_counter()
-    samples = sum(itertools.islice(batches, count))
-    rate = samples / (time.perf_counter() - started)
-    batches.close()  # type: ignore[attr-defined]
-    return first_s, rate
+    samples = sum(len(batch["tokens"]) for batch in itertools.islice(batches, count))
+    return first_s, samples / (time.perf_counter() - started)

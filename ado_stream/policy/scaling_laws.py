@@ -8,7 +8,7 @@ Source: "Adaptive Data Optimization" (arXiv 2410.11820), sections 3.1 and append
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -50,8 +50,7 @@ class FitConfig(FitOptions):
 
     def prepared(self) -> "FitConfig":
         """The same fit for a history that `prepare_history` has already smoothed and thinned."""
-        own = {field.name: getattr(self, field.name) for field in fields(self)}
-        return type(self)(**{**own, "smooth_window": 0, "ignore_steps": 0, "every": 1})
+        return replace(self, smooth_window=0, ignore_steps=0, every=1)
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -156,17 +155,8 @@ def fit_scaling_laws(
     except (ImportError, RuntimeError):
         check_backend(backend)
         raise
-    log_beta, log_eps, alpha = result.theta.T
-    return ScalingLawFit(
-        log_beta,
-        log_eps,
-        alpha,
-        objective=result.objective,
-        valid=result.valid,
-        at_bound=result.at_bound,
-        residual_scale=result.residual_scale,
-        num_points=result.num_points,
-    )
+    theta_KP, *others = result  # in the order of ScalingLawFit's fields
+    return ScalingLawFit(*theta_KP.T, *others)
 
 
 def check_backend(backend: str) -> None:

@@ -93,9 +93,7 @@ def parse_domains(spec: Mapping[str, Any], seed: int) -> SyntheticDomains:
     names = [str(name) for name in domains]
     return SyntheticDomains(
         names=names,
-        prior_K=parse_shares(
-            {name: law["prior"] for name, law in zip(names, laws, strict=True)}, names, len(names), "prior"
-        ),
+        prior_K=parse_shares([law["prior"] for law in laws], names, len(names), "prior"),
         eps_K=_column(laws, "eps"),
         log_beta_K=np.log(_column(laws, "beta")),
         alpha_K=alpha_K,
@@ -128,19 +126,11 @@ def _check_domain(name: Any, law: Any) -> None:
     if not isinstance(law, Mapping):
         raise ConfigError(f"domains: {name!r} is {law!r:.60}; give prior, eps, beta, alpha.")
     unknown, missing = set(law) - _DOMAIN_KEYS, {"prior", "eps", "beta", "alpha"} - set(law)
-    if unknown or missing:
-        raise ConfigError(
-            f"domains: {name!r} "
-            + " and ".join(
-                text
-                for text in (
-                    unknown and f"has unknown {quoted_list(sorted(map(str, unknown)))}",
-                    missing and f"lacks {quoted_list(sorted(missing))}",
-                )
-                if text
-            )
-            + f"; the keys are {quoted_list(sorted(_DOMAIN_KEYS), most=99)}."
-        )
+    wrong = [f"has unknown {quoted_list(sorted(map(str, unknown)))}"] if unknown else []
+    wrong += [f"lacks {quoted_list(sorted(missing))}"] if missing else []
+    if wrong:
+        keys = quoted_list(sorted(_DOMAIN_KEYS), most=99)
+        raise ConfigError(f"domains: {name!r} {' and '.join(wrong)}; the keys are {keys}.")
     for key, value in law.items():
         if key in ("eps", "beta", "break_samples"):
             positive(f"domains: {key} of {name!r}", value)

@@ -2,7 +2,7 @@
 
 "ours" is Triton on a GPU and Numba, with all threads, without one; beside it Numba with all threads and with one.
 Prints ms, ms per domain and time over ours. Bar, which fails the run: F of 99 in 100 domains is at most 1e-6 above
-Numba's, relative to F + 0.001 (F holds the constant -0.001 and may be negative). Laws with 1 % noise.
+Numba's, relative to F + 0.001 (F holds the constant -0.001 and may be negative). Histories are those of bench_fit.py.
 """
 
 import functools
@@ -17,6 +17,7 @@ import torch
 
 from ado_kernels import scaling_law_fit
 from ado_kernels.fit.objective import FitOptions, FitResult
+from benchmarks.bench_fit import history
 from benchmarks.kernels.harness import Bench, judged_ms
 
 SIZES = tuple((num_domains, num_steps) for num_steps in (6000, 600, 60000) for num_domains in (22, 1, 128, 1000))
@@ -33,25 +34,14 @@ def run_fit(bench: Bench) -> None:
         case = f"K={num_domains} T={num_steps}"
         if bench.out_of_time("fit", case):
             continue
-        counts_T, loss_KT = history(num_domains, num_steps)
-
-        by, by_numba = (
-            functools.partial(scaling_law_fit, counts_T, loss_KT, backend=each) for each in (backend, "numba")
-        )
+        data = history(num_domains, num_steps)
+        by, by_numba = (functools.partial(scaling_law_fit, *data, backend=each) for each in (backend, "numba"))
         ours = _timed(bench, case, "ours", by)
         if bench.on_gpu:
-            _device_only(bench, case, counts_T, loss_KT)
+            _device_only(bench, case, *data)
             judge(bench, case, above(ours, _timed(bench, case, "Numba", by_numba)))
         with patch.object(numba.config, "NUMBA_NUM_THREADS", 1):
             _timed(bench, case, "Numba, one thread", by_numba)
-
-
-def history(num_domains: int, num_steps: int) -> tuple[np.ndarray, np.ndarray]:
-    """Counts (T,) and losses (K, T)."""
-    generator = np.random.default_rng(0)
-    counts_T = np.arange(1, num_steps + 1) * 256.0
-    loss_KT = 2.0 + 3.0 * counts_T ** -generator.uniform(0.1, 0.5, (num_domains, 1))
-    return counts_T, loss_KT * np.exp(0.01 * generator.standard_normal(loss_KT.shape))
 
 
 def above(one: FitResult, other: FitResult) -> np.ndarray:

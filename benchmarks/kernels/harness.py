@@ -176,34 +176,34 @@ class Bench:
                     for each in calls:
                         each()
 
-            return self.time_ms(self.captured(ten)[1])
+            return self.time_ms(self.captured(ten))
 
         try:
             return {"graph_ms": (replay_ms(call) - replay_ms()) / GRAPH_CALLS}
         except RuntimeError as error:
             return {"not_capturable": str(error)[:200]}
 
-    def captured(self, call: Call) -> tuple[Any, Call]:
-        """What `call` returned as it was recorded in a CUDA graph, and what fills it anew.
+    def captured(self, call: Call) -> Call:
+        """The replay of a CUDA graph of `call`.
 
         The graph is recorded on the current stream, which must not be the default one: a backward pass runs on the
         stream of its forward pass.
         """
         graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(graph, stream=torch.cuda.current_stream()):
-            outputs = call()
-        return outputs, graph.replay
+            call()
+        return graph.replay
 
     def peak_bytes(self, call: Call) -> int | None:
         """Most device memory that one call adds; None on a CPU (bench_linear_cross_entropy.py measures that)."""
         if not self.on_gpu:
             return None
         gc.collect()
-        torch.cuda.synchronize()
+        self.synchronize()
         torch.cuda.reset_peak_memory_stats()
         before = torch.cuda.memory_allocated()
         call()
-        torch.cuda.synchronize()
+        self.synchronize()
         return torch.cuda.max_memory_allocated() - before
 
 

@@ -7,8 +7,8 @@ the method that does not round them. Floors: three matmuls (one for the loss) at
 own (ceilings.py). Bars: table.py. Calls as of Liger-Kernel ead96b61, quack c8ec317, ml-cross-entropy d42911f.
 """
 
-import functools
 from collections.abc import Callable, Iterable
+from contextlib import suppress
 from dataclasses import dataclass
 
 import torch
@@ -219,25 +219,21 @@ def _phases(bench: Bench, shape: Shape, inputs: Inputs) -> None:
     one = Work(num_flops=2 * logits.numel() * shape.width)
     two = Work(num_flops=2 * one.num_flops)
     matmul, neither, both = softmax_pass.matmul_into, chunk(False, False), chunk(True, True)
-    phases: dict[str, tuple[Call, Work]] = {
-        "logits": (lambda: matmul(logits, hidden, weight.t()), one),
-        "softmax gradient": (lambda: softmax_pass.softmax_gradient(both), Work(num_bytes=2 * logits.nbytes)),
-        "dX": (lambda: matmul(dhidden, logits, weight), one),
-        "dW": (lambda: matmul(dweight, logits.t(), hidden, add=True), one),
+    phases: dict[str, tuple[Callable[[], Call], Work]] = {
+        "logits": (lambda: lambda: matmul(logits, hidden, weight.t()), one),
+        "softmax gradient": (lambda: lambda: softmax_pass.softmax_gradient(both), Work(num_bytes=2 * logits.nbytes)),
+        "dX": (lambda: lambda: matmul(dhidden, logits, weight), one),
+        "dW": (lambda: lambda: matmul(dweight, logits.t(), hidden, add=True), one),
     }
     if "exponentials" in methods(bench.device):
         run, of_hidden, of_weight = exponentials.run_chunk, chunk(True, False), chunk(False, True)
         phases |= {
-            "exponentials, losses": (lambda: run(neither), one),
-            "exponentials, losses and dX": (lambda: run(of_hidden), two),
-            "exponentials, losses and dW": (lambda: run(of_weight), two),
+            "exponentials, losses": (lambda: lambda: run(neither), one),
+            "exponentials, losses and dX": (lambda: lambda: run(of_hidden), two),
+            "exponentials, losses and dW": (lambda: lambda: run(of_weight), two),
         }
-    for name, (call, work) in phases.items():
-        bench.compare("linear_cross_entropy phase", f"{shape} {name}", {"ours": functools.partial(_given, call)}, work)
-
-
-def _given(call: Call) -> Call:
-    return call
+    for name, (build, work) in phases.items():
+        bench.compare("linear_cross_entropy phase", f"{shape} {name}", {"ours": build}, work)
 
 
 def implementations(bench: Bench) -> dict[str, Callable[[], Function]]:
@@ -261,16 +257,12 @@ def implementations(bench: Bench) -> dict[str, Callable[[], Function]]:
 
 def methods(device: torch.device) -> list[str]:
     """The methods of ours that the launcher takes on this device, by its own rule."""
-    op, architecture = "linear_cross_entropy", device_architecture(device)
-
-    def taken(method: str) -> bool:
-        try:
-            read_table({(op, 0, ""): {"method": METHODS[0]}, (op, 0, architecture): {"method": method}})
-        except ValueError:
-            return False
-        return True
-
-    return [method for method in METHODS if taken(method)]
+    op, found = "linear_cross_entropy", []
+    for method in METHODS:
+        with suppress(ValueError):
+            read_table({(op, 0, ""): {"method": METHODS[0]}, (op, 0, device_architecture(device)): {"method": method}})
+            found.append(method)
+    return found
 
 
 def ours(hidden, weight, targets, ids):

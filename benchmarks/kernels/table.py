@@ -60,7 +60,6 @@ BARS = (
     Bar("linear_cross_entropy", LOSS_768, "torch.compile", "our_peak_frac", 1 / 3, at_most=True),
     *(Bar("cost of domains", c, "ours", "share_of_linear_cross_entropy", 0.01, True) for c in (LOSS_768, LOSS_2048)),
 )
-_MARKS = {True: "yes", False: "NO", None: "-"}
 
 
 def verdicts(records: list[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -106,7 +105,7 @@ def _line(case: str, by_name: dict[str, dict], bars: dict[tuple[str, str], dict]
     ours = by_name["ours"]
     share, bar = ours.get("share_of_floor"), bars.get(("ours", "share_of_floor"))
     shown, limit = "" if share is None else f"{share:.2f}", f"{bar['limit']:.2f}" if bar else ""
-    met = _MARKS[bar["met"]] if bar else ""
+    met = {True: "yes", False: "NO", None: "-"}[bar["met"]] if bar else ""
     columns = [f"{case:<62} {_time(judged_ms(ours)):>9} {shown:>6} {limit:>5} {met:>4} "]
     if "share_of_own_floor" in ours:
         columns.append(f"[{ours['share_of_own_floor']:.2f} of the matmuls' own floor]")
@@ -125,5 +124,4 @@ def _time(milliseconds: float) -> str:
 
 
 def _limited(value: float, bar: dict | None) -> str:
-    limit = f"({bar['limit']:.2f}{'' if bar['met'] else ' !'})" if bar else ""
-    return f"{value:.2f}{limit}"
+    return f"{value:.2f}" + (f"({bar['limit']:.2f}{'' if bar['met'] else ' !'})" if bar else "")

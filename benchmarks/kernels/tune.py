@@ -13,7 +13,6 @@ backward pass, and tiles of "exponentials". A gain there is a reason to change t
 
 import json
 import math
-import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -27,6 +26,7 @@ import torch
 from ado_kernels import linear_cross_entropy, rms_norm, rms_norm_rope, swiglu
 from ado_kernels.ops import launch_table
 from ado_kernels.ops.launch import Key, device_architecture, read_table, using
+from ado_stream.durable import write_durably
 from benchmarks.kernels import linear_cross_entropy as loss
 from benchmarks.kernels.harness import Bench, Call, time_limit
 
@@ -62,8 +62,6 @@ def choose_all(bench: Bench, every: Iterator[Space]) -> dict[tuple[str, int], Fi
     chosen = {}
     with ExitStack() as kept:
         for space in every:
-            if bench.out_of_time("tune", f"{space.op} {space.key}"):
-                continue
             with using("linear_cross_entropy", **(space.within or {})):
                 fields = _fastest(bench, "tune", f"{space.op} {space.key}", space.op, space.candidates, space.build)
             if fields:
@@ -76,7 +74,9 @@ def choose_all(bench: Bench, every: Iterator[Space]) -> dict[tuple[str, int], Fi
 def _fastest(
     bench: Bench, section: str, case: str, op: str, candidates: Sequence[Fields], build: Callable[[], Call]
 ) -> Fields:
-    """The fastest candidate; none if the entry as it is comes within `GAIN` of it, or if nothing runs."""
+    """The fastest candidate; none if the entry as it is comes within `GAIN` of it, if nothing runs, or time is up."""
+    if bench.out_of_time(section, case):
+        return {}
     as_it_is_ms, *milliseconds = [_time_ms(bench, op, fields, build) for fields in ({}, *candidates)]
     best_ms = min(milliseconds, default=math.inf)
     fields = candidates[milliseconds.index(best_ms)] if best_ms < (1 - GAIN) * as_it_is_ms else {}
@@ -162,21 +162,17 @@ def run_sweep(bench: Bench) -> None:
         *_, space = _norm_spaces("rms_norm", width, x, weight, rms_norm)
         case = f"rms_norm backward D={width}"
         rows = [rows for rows in (1, 2, 4) if rows * width <= 8192]
-        found = _sweep(bench, f"{case} rows, warps", space.op, _each(rows=rows, warps=(4, 8, 16)), space.build)
+        tiles = _each(rows=rows, warps=(4, 8, 16))
+        found = _fastest(bench, "sweep", f"{case} rows, warps", space.op, tiles, space.build)
         grids = [{**found, **each} for each in _each(programs=(132, 264, 528, 1056), stages=(1, 2, 3))]
-        _sweep(bench, f"{case} programs, stages", space.op, grids, space.build)
+        _fastest(bench, "sweep", f"{case} programs, stages", space.op, grids, space.build)
     for shape in loss.bar_shapes(bench) if "exponentials" in loss.methods(bench.device) else ():
         inputs = loss.draw(bench, shape)
         for long, wide, warps in TILES:
             tile = patch.dict("ado_kernels.ops.linear_cross_entropy.exponentials.TILE", LONG=long, WIDE=wide)
             with tile, using("linear_cross_entropy", method="exponentials"):
-                case = f"exponentials {shape} {long}x{wide}"
-                build = loss.training(lambda: loss.ours, inputs)
-                _sweep(bench, case, "exponentials", [{"warps": warps}], build)
-
-
-def _sweep(bench: Bench, case: str, op: str, candidates: Sequence[Fields], build: Callable[[], Call]) -> Fields:
-    return {} if bench.out_of_time("sweep", case) else _fastest(bench, "sweep", case, op, candidates, build)
+                case, build = f"exponentials {shape} {long}x{wide}", loss.training(lambda: loss.ours, inputs)
+                _fastest(bench, "sweep", case, "exponentials", [{"warps": warps}], build)
 
 
 def _draw(device: torch.device, *shape: int) -> torch.Tensor:
@@ -201,15 +197,11 @@ def with_rows(
 def table_text(table: Mapping[Key, Mapping[str, Any]]) -> str:
     """The source of launch_table.py with these rows."""
     opening = TABLE_PATH.read_text().split("= {\n")[0]
-    lines = []
-    for key, fields in table.items():
-        lines.append(f"    ({json.dumps(key)[1:-1]}): {json.dumps(fields)},\n")
-    return opening + "= {\n" + "".join(lines) + "}\n"
+    rows = [f"    ({json.dumps(key)[1:-1]}): {json.dumps(fields)},\n" for key, fields in table.items()]
+    return f"{opening}= {{\n{''.join(rows)}}}\n"
 
 
 def write_table(path: Path, table: Mapping[Key, Mapping[str, Any]]) -> None:
-    """Checks the rows as the launcher will, then writes them to a temporary file and renames it."""
+    """Checks the rows as the launcher will, then writes them."""
     read_table(table)
-    temporary = path.with_suffix(f".{os.getpid()}")
-    temporary.write_text(table_text(table))
-    os.replace(temporary, path)
+    write_durably(path, table_text(table))

@@ -71,13 +71,12 @@ def test_what_fails_is_the_exit_code_and_stands_in_the_file_and_the_table(monkey
     def broken(bench):
         raise RuntimeError("no such kernel")
 
-    def wrong(bench):
-        bench.failed.append("rms_norm is off")
-
-    def fine(bench):
-        bench.emit("swiglu", "ran all the same")
-
-    monkeypatch.setattr(kernels, "SECTIONS", (("device", broken), ("checks", wrong), ("swiglu", fine)))
+    sections = (
+        ("device", broken),
+        ("checks", lambda bench: bench.failed.append("rms_norm is off")),
+        ("swiglu", lambda bench: bench.emit("swiglu", "ran all the same")),
+    )
+    monkeypatch.setattr(kernels, "SECTIONS", sections)
     code, lines, records, written = run_main(monkeypatch, tmp_path, capsys)
     assert code == 1
     assert records[-1]["case"] == "ran all the same"
@@ -177,7 +176,7 @@ def test_a_loss_is_examined_against_plain_float64(bench):
 
 def test_fits_are_compared_where_f_is_negative_and_judged(bench):
     def result(*objective):
-        return type("Result", (), {"objective": np.array(objective)})
+        return types.SimpleNamespace(objective=np.array(objective))
 
     np.testing.assert_allclose(fit.above(result(-0.0009, 0.1), result(-0.0008, 0.1)), [-0.5, 0.0])
     np.testing.assert_allclose(fit.above(result(-0.0007, 0.1), result(-0.0008, 0.1)), [0.5, 0.0])
@@ -319,13 +318,12 @@ def test_liger_is_timed_as_it_is_by_default(bench, monkeypatch):
     assert given == [("x", "weight", 1e-6), ("x", "residual", "weight", 1e-6)]
 
 
-def test_torch_before_2_13_lacks_its_own_fused_loss(bench, monkeypatch):
+@pytest.mark.parametrize("name", ["F.linear_cross_entropy", "F.linear_cross_entropy by 4096"])
+def test_torch_before_2_13_lacks_its_own_fused_loss(bench, monkeypatch, name):
     """Absent, so that the bars on it are not measured; it has not failed."""
     monkeypatch.delattr(torch.nn, "LinearCrossEntropyOptions", raising=False)
-    makes = loss_section.implementations(bench)
-    for name in ("F.linear_cross_entropy", "F.linear_cross_entropy by 4096"):
-        with pytest.raises(ImportError, match="has no F.linear_cross_entropy"):
-            makes[name]()
+    with pytest.raises(ImportError, match="has no F.linear_cross_entropy"):
+        loss_section.implementations(bench)[name]()
 
 
 @pytest.mark.parametrize(("known", "absent"), [({"CCE", "TORCH_COMPILE"}, True), ({"CCE", "CCE_KAHAN_FULL_C"}, False)])
@@ -366,9 +364,8 @@ def test_a_graph_of_flushed_calls_less_one_of_flushes_on_the_current_stream(monk
     def ones(*shape, device):
         return [Part(number, 4 * shape[1]) for number in range(shape[0])]
 
-    monkeypatch.setattr(
-        torch.cuda, "get_device_properties", lambda device: types.SimpleNamespace(L2_cache_size=1 << 20)
-    )
+    card = types.SimpleNamespace(L2_cache_size=1 << 20)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: card)
     monkeypatch.setattr(torch, "ones", ones)
     monkeypatch.setattr(torch.cuda, "current_stream", lambda: "side")
     monkeypatch.setattr(torch.cuda, "graph", graph)

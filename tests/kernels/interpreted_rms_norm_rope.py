@@ -9,11 +9,8 @@ import torch
 from ado_kernels.ops.launch import using
 from ado_kernels.ops.rms_norm_rope import rms_norm_rope_reference
 from ado_kernels.ops.rms_norm_rope.gpu import backward_gpu, forward_gpu
-from tests.rounding import rounding
+from tests.kernels.interpreted_rms_norm import EPS, assert_close
 
-EPS = 1e-6
-SUMS = {torch.float64: rounding(300, torch.float64)}  # else float32
-STORED = {torch.float16: 2**-10, torch.bfloat16: 2**-7}
 pytestmark = pytest.mark.usefixtures("poisoned")
 
 
@@ -22,14 +19,6 @@ def _few_programs():
     """Five programs instead of hundreds, so that every one of them also loops."""
     with using("rms_norm_rope_backward", programs=5):
         yield
-
-
-def assert_close(actual, expected, dtype):
-    scale, sums = expected.abs().max().item(), SUMS.get(dtype, rounding(300))
-    one_unit = STORED.get(dtype, 0.0)
-    torch.testing.assert_close(
-        actual.double(), expected.double(), rtol=sums + one_unit, atol=(sums + one_unit / 8) * scale
-    )
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.float16, torch.bfloat16])

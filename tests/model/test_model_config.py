@@ -30,8 +30,7 @@ def test_flops_per_token_count_matrices_and_attention():
 
 
 @pytest.mark.parametrize(
-    ("change", "message"),
-    [({"num_layers": 0}, "num_layers is 0"), ({"width": 130, "num_heads": 4}, "multiple of 8")],
+    ("change", "message"), [({"num_layers": 0}, "num_layers is 0"), ({"width": 130, "num_heads": 4}, "multiple of 8")]
 )
 def test_impossible_sizes_are_refused(change: dict, message: str):
     with pytest.raises(ValueError, match=message):

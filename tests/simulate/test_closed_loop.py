@@ -80,10 +80,7 @@ class Listener(Fixed):
 @pytest.mark.parametrize("noise", [0.0, 1e-9])
 def test_updates_get_the_true_loss_plus_the_bump(noise):
     """Laws 1 + 4 / n and 2 + 8 / n, batches of (0, 4) samples, a bump of 0.5 at step 2 that falls to 1/e in a step."""
-    domains = {
-        "a": {"prior": 3, "eps": 1, "beta": 4, "alpha": 1},
-        "b": {"prior": 1, "eps": 2, "beta": 8, "alpha": 1},
-    }
+    domains = {"a": {"prior": 3, "eps": 1, "beta": 4, "alpha": 1}, "b": {"prior": 1, "eps": 2, "beta": 8, "alpha": 1}}
     bumps = [{"step": 2, "height": 0.5, "decay_steps": 1}]
     spec = read_spec({"steps": 4, "global_batch_size": 4, "domains": domains, "bumps": bumps, "noise": noise})
     listener = Listener({"a": 3, "b": 1}, {"a": 0, "b": 1})
