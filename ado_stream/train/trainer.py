@@ -235,6 +235,12 @@ class Trainer:
         ]
         if differing:
             raise ResumeError(f"{directory} is of another model: {'; '.join(differing)}.")
+        if resume_point.continues_run and list(metadata["drawn"]) != self._names:
+            # lines of the record are lists in the order of the run's domains
+            raise ResumeError(
+                f"{directory} was saved with other domains; a run's record has one list of them.\n"
+                f"  Set another 'run_dir' and use --resume {directory}."
+            )
         self._finished = resume_point.step
         self._saved = self._finished if resume_point.already_saved else 0
         self._run_id = metadata["run_id"] if resume_point.continues_run else self._run_id
