@@ -73,6 +73,12 @@ class AdaptiveLoader:
             raise ConfigError("a policy needs mixture_lag >= prefetch; this data set has mixture_lag=None.")
         if policy is not None and np.shape(policy.mixture) != (len(dataset.names),):
             raise ConfigError(f"the policy has {np.size(policy.mixture)} domains, the data set {len(dataset.names)}.")
+        names = getattr(policy, "names", None)
+        if names is not None and list(names) != dataset.names:
+            raise ConfigError(
+                f"the policy's domains are {list(names)}, the data set's {dataset.names}.\n  Make the policy with the "
+                "data set's names, in its order: dict(zip(dataset.names, dataset.prior))."
+            )
         if prefetch < 0 or io_threads < 0:
             raise ConfigError(f"prefetch {prefetch}, io_threads {io_threads}; expected 0 or more.")
         dataset.check_prefetch(prefetch)
@@ -149,6 +155,8 @@ class AdaptiveLoader:
             raise ResumeError(
                 "not the state of an AdaptiveLoader: 'stream', 'observed' or 'policy' is missing."
             ) from None
+        if not isinstance(observed, int) or observed < 0:
+            raise ResumeError(f"not the state of an AdaptiveLoader: 'observed' is {observed!r}, not a step.")
         if (policy is None) != (self.policy is None):
             saved, here = ("without", "with") if policy is None else ("with", "without")
             raise ResumeError(f"the state was saved {saved} a policy, but this loader was made {here} one.")

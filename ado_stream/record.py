@@ -30,7 +30,6 @@ import json
 import math
 import os
 import threading
-from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -143,14 +142,8 @@ def read_run(run_dir: str | os.PathLike[str]) -> tuple[dict[str, Any], dict[str,
     return run, by_kind
 
 
-def column(lines: Iterable[dict[str, Any]], key: str) -> list[Any]:
-    """`key` of every line, lists with null turned to NaN."""
-    return [_with_nan(line.get(key)) for line in lines]
-
-
-def _with_nan(value: Any) -> Any:
+def with_nan(value: Any) -> Any:
+    """`value` of a line with null turned to NaN, in lists too."""
     if value is None:
         return math.nan
-    if isinstance(value, list):
-        return [_with_nan(item) for item in value]
-    return value
+    return [with_nan(item) for item in value] if isinstance(value, list) else value

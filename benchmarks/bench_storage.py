@@ -27,7 +27,7 @@ def ours(_: float, remote: str, names: list[str]) -> dict[str, float]:
     """Every shard through NodeCache: from the store, then found on disk by a next run, then as hits."""
     from ado_stream.storage.node_cache import NodeCache
     from ado_stream.stream.domain import Domain
-    from ado_stream.stream.shard_table import open_indexes
+    from ado_stream.stream.open_indexes import open_indexes
 
     with tempfile.TemporaryDirectory() as cache:
         domains = [Domain(name, remote=f"{remote}/{name}", local=f"{cache}/{name}") for name in names]

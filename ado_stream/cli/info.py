@@ -46,5 +46,10 @@ def print_corpus(manifest: Manifest, as_json: bool) -> None:
         f"{total_tokens:,} training tokens; tokenizer {manifest['tokenizer']}, vocabulary {manifest['vocab_size']:,}, "
         f"samples of {manifest['seq_len'] + 1} tokens"
     )
+    if manifest.get("val_in_train"):
+        print(
+            f"{manifest['val_in_train']:,} validation documents have exactly the text of a training document; "
+            "to leave those out, prepare with --drop-duplicates-of-val"
+        )
     for reason, count in manifest.get("refused", {}).items():
         print(f"left out: {count:,} x {reason}")

@@ -33,6 +33,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     val = parser.add_mutually_exclusive_group()
     val.add_argument("--val", nargs="+", default=[], metavar="IN", help="files or folders of validation text")
     val.add_argument("--val-fraction", type=float, default=0.0, metavar="F", help="of the documents, by hash (0)")
+    parser.add_argument(
+        "--drop-duplicates-of-val",
+        action="store_true",
+        help="leave out training documents that have exactly the text of a document of --val",
+    )
     parser.add_argument("--workers", type=int, default=len(os.sched_getaffinity(0)), help="processes (one per core)")
     parser.add_argument(
         "--on-error",
@@ -57,6 +62,7 @@ def run(args: argparse.Namespace) -> None:
             domain_key=args.domain_key,
             val=tuple(args.val),
             val_frac=args.val_fraction,
+            drop_duplicates_of_val=args.drop_duplicates_of_val,
             skip_errors=args.on_error == "skip",
             seed=args.seed,
             shard_bytes=round(args.shard_mb * 2**20),

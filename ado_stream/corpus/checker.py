@@ -4,7 +4,6 @@ Nothing is trusted: names must be plain, sizes and hashes those of the index, th
 says, every token inside the vocabulary. Of a remote corpus, one shard at a time is on the disk.
 """
 
-import json
 import os
 import tempfile
 from collections.abc import Iterator, Mapping
@@ -15,11 +14,17 @@ import numpy as np
 import zstandard
 
 from ado_stream.corpus.corpus import load_manifest, local_folder
+from ado_stream.corpus.json_files import decode_json
 from ado_stream.corpus.manifest import MANIFEST_NAME, SPLITS, num_samples
 from ado_stream.corpus.mds import HASH, ShardFormat, decode_shard, digest
+from ado_stream.durable import disk_errors
 from ado_stream.errors import ConfigError, DataError, IndexInvalid, NotFound, ShardCorrupt
 from ado_stream.storage.download import download
+from ado_stream.storage.verify import CHUNK_BYTES
 from ado_stream.stream.mds_index import INDEX_NAME, parse_index
+
+_FREE_RAW_BYTES = 1 << 28  # of a shard that may decompress by any factor
+_MAX_RATIO = 1000
 
 
 class CorpusChecker:
@@ -40,6 +45,7 @@ class CorpusChecker:
         folder = self._folder(domain, split)
         where = f"{folder}/{INDEX_NAME}"
         text = self._read(where)
+        content = decode_json(text, where)
         try:
             found = parse_index(text, domain, folder, Path()).num_samples
         except ConfigError as error:  # no shards or no token column: `prepare` never writes that
@@ -47,22 +53,27 @@ class CorpusChecker:
         expected = num_samples(self.manifest["domains"][domain], split)
         if found != expected:
             raise IndexInvalid(f"{where}: {found} samples, but {MANIFEST_NAME} says {expected}.")
-        return json.loads(text)["shards"]
+        return content["shards"]
 
     def shard(self, domain: str, split: str, entry: Mapping[str, Any]) -> np.ndarray:
         """(samples, seq_len + 1) ids of one shard of `index`. Raises NotFound, ShardCorrupt, DataError (an id too
         large)."""
         raw_file, stored_file = entry["raw_data"], entry.get("zip_data") or entry["raw_data"]
         where = f"{self._folder(domain, split)}/{stored_file['basename']}"
-        raw = data = self._read(where)
-        _check_bytes(where, data, stored_file)
-        if stored_file is not raw_file:
-            raw = _decompress(where, data, raw_file["bytes"])
-            _check_bytes(where, raw, raw_file)
         # decode_shard compares the whole header, and `size_limit` is a part of it
         shard_format = ShardFormat(
             self.manifest["seq_len"] + 1, self.manifest["token_dtype"], entry.get("size_limit", 0)
         )
+        if raw_file["bytes"] != shard_format.raw_bytes(entry["samples"]):
+            raise IndexInvalid(
+                f"{where}: {raw_file['bytes']:,} raw bytes, but {entry['samples']:,} samples of this corpus have "
+                f"{shard_format.raw_bytes(entry['samples']):,}."
+            )
+        raw = data = self._read(where, stored_file["bytes"])
+        _check_bytes(where, data, stored_file)
+        if stored_file is not raw_file:
+            raw = _decompress(where, data, raw_file["bytes"])
+            _check_bytes(where, raw, raw_file)
         try:
             tokens = decode_shard(raw, shard_format)
         except ValueError as error:
@@ -85,16 +96,22 @@ class CorpusChecker:
                 f"{vocab_size - 1}.\n  Shards and {MANIFEST_NAME} do not belong together; prepare them again."
             )
 
-    def _read(self, where: str) -> bytes:
+    def _read(self, where: str, expected_bytes: int | None = None) -> bytes:
+        """The file's bytes; of a file larger than expected, those and one more."""
         path = local_folder(where)
         if path is not None:
             if not path.is_file():
                 raise NotFound(f"{where}: no such file. Prepare the corpus again.")
-            return path.read_bytes()
+            return _first_bytes(path, expected_bytes)
         with tempfile.TemporaryDirectory() as folder:
             path = Path(folder) / "object"
             download(where, path)
-            return path.read_bytes()
+            return _first_bytes(path, expected_bytes)
+
+
+def _first_bytes(path: Path, expected_bytes: int | None) -> bytes:
+    with disk_errors(path), open(path, "rb") as file:
+        return file.read(-1 if expected_bytes is None else expected_bytes + 1)
 
 
 def _check_bytes(where: str, data: bytes, expected: Mapping[str, Any]) -> None:
@@ -112,11 +129,24 @@ def _check_bytes(where: str, data: bytes, expected: Mapping[str, Any]) -> None:
 
 
 def _decompress(where: str, data: bytes, raw_bytes: int) -> bytes:
-    """`data`, one zstd frame; its size is checked first, so that a forged frame cannot fill the memory."""
+    """`data`, zstd frames, decompressed in parts up to the size that the index says.
+
+    That size is refused where only a forged file can have it: prepared text does not repeat itself by the gigabyte.
+    """
+    if raw_bytes > max(_FREE_RAW_BYTES, _MAX_RATIO * len(data)):
+        raise ShardCorrupt(
+            f"{where}: {len(data):,} bytes that decompress to {raw_bytes:,}, over {_MAX_RATIO:,} times as many: "
+            "a decompression bomb. Prepare the corpus again."
+        )
+    parts, size = [], 0
     try:
-        size = zstandard.get_frame_parameters(data).content_size
-        if size != raw_bytes:
-            raise ShardCorrupt(f"{where}: decompresses to {size:,} bytes, but its index says {raw_bytes:,}.")
-        return zstandard.ZstdDecompressor().decompress(data)
+        with zstandard.ZstdDecompressor().stream_reader(data, read_across_frames=True) as stream:
+            while size <= raw_bytes and (part := stream.read(CHUNK_BYTES)):
+                parts.append(part)
+                size += len(part)
     except zstandard.ZstdError as error:
         raise ShardCorrupt(f"{where}: not a zstd frame: {error}. Prepare the corpus again.") from error
+    if size != raw_bytes:
+        found = f"{size:,}" if size < raw_bytes else "more"
+        raise ShardCorrupt(f"{where}: decompresses to {found} bytes, but its index says {raw_bytes:,}.")
+    return b"".join(parts)

@@ -1,27 +1,31 @@
 """corpus.json: what a corpus holds. Written last, so a corpus that has one is complete.
 
     version 1, seq_len, tokenizer ("bytes" or the file beside it), vocab_size, token_dtype, fingerprint, source,
-    refused {reason: records}, domains {name: path, documents, bytes, fingerprint,
+    refused {reason: records}, val_in_train (if any), domains {name: path, documents, bytes, fingerprint,
         splits {train | val: documents, tokens, samples, dropped_tokens}}
 
-`documents` and `bytes` (UTF-8) of a domain are those read, both splits together. `tokens` are those stored, samples
-times seq_len + 1; `dropped_tokens` did not fill a last sample. A domain's `fingerprint` hashes the hashes of its
-shards, the corpus' hashes the domains', so a change of any shard changes both; `source` hashes the input files' names,
-sizes and times with the settings.
+`val_in_train`: validation documents whose text is that of a training document, too. `documents` and `bytes` (UTF-8)
+of a domain are those read, both splits together. `tokens` are those stored, samples times seq_len + 1;
+`dropped_tokens` did not fill a last sample. A domain's `fingerprint` hashes the hashes of its shards, the corpus'
+hashes the domains', so a change of any shard changes both; `source` hashes the settings, a given tokenizer's content,
+and the input files' names, sizes and times.
 """
 
 import json
 import re
 from collections.abc import Mapping, Sequence
-from typing import Any, TypedDict, TypeGuard
+from typing import NotRequired, TypedDict
 
 import xxhash
 
+from ado_stream.corpus.json_files import check_type, decode_json
 from ado_stream.errors import IndexInvalid
 
 MANIFEST_NAME = "corpus.json"
 MANIFEST_VERSION = 1
 SPLITS = ("train", "val")
+TOKEN_DTYPES = ("uint16", "uint32")
+_MAX_NAME_BYTES, _MAX_PATH = 256, 1024  # of what a file system takes
 _PLAIN = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,79}")
 _OTHER = re.compile(r"[^A-Za-z0-9._-]+")
 _RESERVED = re.compile(r"(corpus|tokenizer|tokenizer_config)\.json", re.IGNORECASE)
@@ -55,12 +59,10 @@ class Manifest(TypedDict):
     vocab_size: int
     token_dtype: str
     fingerprint: str
-    source: str
-    refused: dict[str, int]
+    source: NotRequired[str]
+    refused: NotRequired[dict[str, int]]
+    val_in_train: NotRequired[int]
     domains: dict[str, DomainEntry]
-
-
-_REQUIRED = Manifest.__required_keys__ - {"source", "refused"}
 
 
 def json_hash(value: object) -> str:
@@ -91,22 +93,22 @@ def encode_manifest(manifest: Manifest) -> bytes:
 def decode_manifest(data: bytes, where: str) -> Manifest:
     """The manifest in `data`, checked; `where` names it in errors.
 
-    Raises IndexInvalid: not JSON, another version, missing keys, a repeated name or path, a path that leaves the
-    corpus.
+    Raises IndexInvalid: not JSON, another version, missing keys or ones of another type, a repeated name or path, a
+    path that leaves the corpus.
     """
-    try:
-        manifest = json.loads(data, object_pairs_hook=_unique)
-    except ValueError as error:
-        raise IndexInvalid(f"{where}: cannot be read: {error}.") from error
+    manifest = decode_json(data, where)
     version = manifest.get("version") if isinstance(manifest, dict) else None
     if version != MANIFEST_VERSION:
         raise IndexInvalid(f"{where}: version {version!r}; expected version {MANIFEST_VERSION}.")
-    missing = _REQUIRED - manifest.keys()
-    if missing:
-        raise IndexInvalid(f"{where}: keys missing: {', '.join(sorted(missing))}.")
+    check_type(manifest, Manifest, where)
     tokenizer = manifest["tokenizer"]
     if not _is_plain(tokenizer) or "/" in tokenizer:
         raise IndexInvalid(f"{where}: tokenizer {tokenizer!r} must be a plain file name inside the corpus.")
+    if not manifest["seq_len"] or not manifest["vocab_size"] or manifest["token_dtype"] not in TOKEN_DTYPES:
+        raise IndexInvalid(
+            f"{where}: seq_len {manifest['seq_len']}, vocab_size {manifest['vocab_size']}, token_dtype "
+            f"{manifest['token_dtype']!r}; expected 1 or more, 1 or more, one of {', '.join(TOKEN_DTYPES)}."
+        )
     _check_domains(where, manifest["domains"])
     return manifest
 
@@ -123,35 +125,24 @@ def domain_folder(domain: str) -> str:
     return f"{plain}-{name_hash}" if plain else name_hash
 
 
-def _check_domains(where: str, domains: object) -> None:
-    if not isinstance(domains, dict) or not domains:
+def _check_domains(where: str, domains: dict[str, DomainEntry]) -> None:
+    if not domains:
         raise IndexInvalid(f"{where}: no domains.")
     owners: dict[str, str] = {}
     for name, domain in domains.items():
-        if not isinstance(domain, dict) or not isinstance(domain.get("splits"), dict):
-            raise IndexInvalid(f"{where}: domain {name!r} has no splits.")
-        path = domain.get("path")
+        path = domain["path"]
         if not _is_plain(path):
             raise IndexInvalid(f"{where}: domain {name!r}: path {path!r} must be a plain path inside the corpus.")
         if path in owners:
             raise IndexInvalid(f"{where}: domains {owners[path]!r} and {name!r} have the same path {path!r}.")
         owners[path] = name
-        for split, counts in domain["splits"].items():
-            if split not in SPLITS or not isinstance(counts, dict) or not isinstance(counts.get("samples"), int):
-                raise IndexInvalid(f"{where}: domain {name!r}, split {split!r}: expected train or val with samples.")
+        for split in domain["splits"]:
+            if split not in SPLITS:
+                raise IndexInvalid(f"{where}: domain {name!r}, split {split!r}: expected {' or '.join(SPLITS)}.")
 
 
-def _is_plain(path: object) -> TypeGuard[str]:
+def _is_plain(path: str) -> bool:
     """Whether `path` is a relative path that stays inside its folder on every system."""
-    parts = path.split("/") if isinstance(path, str) else [""]
-    return not any(part in ("", ".", "..") or "\0" in part or "\\" in part for part in parts)
-
-
-def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """A JSON object whose names must differ: json.loads alone would keep the last of two."""
-    value = dict(pairs)
-    if len(value) != len(pairs):
-        names = [name for name, _ in pairs]
-        repeated = next(name for name in names if names.count(name) > 1)
-        raise ValueError(f"{repeated!r} is given twice")
-    return value
+    parts = path.split("/")
+    plain = not any(part in ("", ".", "..") or "\0" in part or "\\" in part for part in parts)
+    return plain and len(path) < _MAX_PATH and all(len(part.encode()) < _MAX_NAME_BYTES for part in parts)

@@ -68,6 +68,10 @@ class ShardFormat:
         # 8 bytes: the number of samples and the end offset. Each sample adds its own offset, 4 bytes.
         return max(1, (self.size_limit - 8 - len(self.header)) // (self.sample_bytes + 4))
 
+    def raw_bytes(self, num_samples: int) -> int:
+        """Bytes of a raw shard of `num_samples`."""
+        return 4 + 4 * (num_samples + 1) + len(self.header) + num_samples * self.sample_bytes
+
     @property
     def spool_bytes(self) -> int:
         """Bytes of the samples alone in a full shard."""

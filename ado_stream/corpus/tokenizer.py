@@ -6,16 +6,21 @@ special token is encoded as ordinary text, so no document can end another one.
 """
 
 import json
+import logging
 import os
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import xxhash
 
-from ado_stream.errors import ConfigError, DataError
+from ado_stream.corpus.json_files import decode_json
+from ado_stream.corpus.slow_notice import slow_notice
+from ado_stream.durable import disk_errors
+from ado_stream.errors import AdoStreamError, ConfigError, DataError, NotFound
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer as HuggingFace
@@ -24,6 +29,7 @@ TOKENIZER_NAME = "tokenizer.json"
 TOKENIZER_CONFIG_NAME = "tokenizer_config.json"
 BYTES = "bytes"
 _END_TOKENS = ("<|endoftext|>", "<|end_of_text|>", "</s>", "<eos>", "<|eos|>", "[SEP]")
+_EXPECTED = "Expected bytes, bpe:N, a tokenizer.json, a folder that holds one, or a name on the Hugging Face hub."
 _MIN_BPE = 257  # 256 bytes and the end token
 
 
@@ -99,7 +105,13 @@ class HuggingFaceTokenizer(Tokenizer):
         self.vocab_size = max(tokenizer.get_vocab(with_added_tokens=True).values()) + 1
         self._end_token = end_token
         self._tokenizer = tokenizer
-        self._fast = BpeEncoder(tokenizer, self.dtype) if can_encode(tokenizer) else None
+        spec = json.loads(tokenizer.to_str())
+        if spec["model"].get("dropout"):
+            raise ConfigError(
+                f"tokenizer {name!r}: its BPE has dropout {spec['model']['dropout']}, so that its ids are random.\n"
+                "  Set 'dropout' to null in its tokenizer.json."
+            )
+        self._fast = BpeEncoder(tokenizer, self.dtype) if can_encode(spec) else None
 
     @property
     def fingerprint(self) -> str:
@@ -108,7 +120,9 @@ class HuggingFaceTokenizer(Tokenizer):
     def encode_batch(self, texts: Sequence[str]) -> list[np.ndarray]:
         if self._fast is not None:
             return [self._fast.encode(text) for text in texts]
-        encodings = self._tokenizer.encode_batch(list(texts), add_special_tokens=False)
+        advice = "Give it an unknown token that covers such text, or use another tokenizer."
+        with _library_errors(self.name, advice, DataError):
+            encodings = self._tokenizer.encode_batch(list(texts), add_special_tokens=False)
         return [np.array(encoding.ids, self.dtype) for encoding in encodings]
 
     def decode(self, ids: Iterable[int]) -> str:
@@ -155,41 +169,89 @@ def train_tokenizer(texts: Iterable[str], spec: str) -> Tokenizer:
 def load_tokenizer(spec: str | os.PathLike[str]) -> Tokenizer:
     """The tokenizer of `spec`: "bytes", a tokenizer.json, a folder that holds one, or a name on the Hugging Face hub.
 
-    Raises ConfigError: not found, unreadable, or without an end token.
+    Raises NotFound for a path without one, ConfigError: unreadable, unknown on the hub, without an end token.
     """
     spec = str(spec)
     if spec == BYTES:
         return ByteTokenizer()
     if bpe_vocabulary(spec) is not None:
         raise ConfigError(f"tokenizer {spec!r} has to be trained; give the tokenizer.json that `prepare` wrote.")
+    if _is_path(spec):
+        return load_tokenizer_file(Path(spec).expanduser(), spec)
     from tokenizers import Tokenizer as HuggingFace
 
-    path = Path(spec) / TOKENIZER_NAME if Path(spec).is_dir() else Path(spec)
+    hub_log = logging.getLogger("huggingface_hub")
+    level = hub_log.level
+    hub_log.setLevel(logging.ERROR)  # it logs each of its retries at length
     try:
-        tokenizer = HuggingFace.from_file(str(path)) if path.exists() else HuggingFace.from_pretrained(spec)
-    except Exception as error:  # the library raises bare Exception for whatever went wrong
-        raise ConfigError(
-            f"tokenizer {spec!r}: {str(error).partition(chr(10))[0]}.\n"
-            "  Expected bytes, bpe:N, a tokenizer.json, a folder that holds one, or a name on the Hugging Face hub."
-        ) from error
-    config = _config_beside(path)
-    return HuggingFaceTokenizer(tokenizer, _end_token(spec, tokenizer, config), config.get("name", spec))
+        with slow_notice(f"the Hugging Face hub, tokenizer {spec!r}"), _library_errors(spec, _EXPECTED):
+            tokenizer = HuggingFace.from_pretrained(spec)
+    finally:
+        hub_log.setLevel(level)
+    return _loaded(spec, tokenizer, {})
+
+
+def load_tokenizer_file(path: Path, spec: str | None = None) -> Tokenizer:
+    """The tokenizer of a tokenizer.json, or of a folder that holds one; never one of the Hugging Face hub.
+
+    `spec` is its name unless the configuration beside it has one. Raises NotFound, ConfigError.
+    """
+    from tokenizers import Tokenizer as HuggingFace
+
+    spec = spec or str(path)
+    path = path / TOKENIZER_NAME if path.is_dir() else path
+    if not path.is_file():
+        raise NotFound(f"tokenizer {spec!r}: {path}: no such file.\n  {_EXPECTED}")
+    with disk_errors(path, "Make it readable."), _library_errors(spec, _EXPECTED):
+        tokenizer = HuggingFace.from_buffer(path.read_bytes())
+    return _loaded(spec, tokenizer, _config_beside(path))
+
+
+def _is_path(spec: str) -> bool:
+    """Whether `spec` can only be a file or folder; what is not there is then not looked for on the hub."""
+    path = Path(spec).expanduser()
+    return path.exists() or spec.startswith((".", "~", "/")) or path.suffix == ".json" or len(path.parts) > 2
+
+
+def _loaded(spec: str, tokenizer: "HuggingFace", config: dict[str, Any]) -> Tokenizer:
+    name = config.get("name", spec)
+    if not isinstance(name, str):
+        raise ConfigError(f"tokenizer {spec!r}: 'name' in its {TOKENIZER_CONFIG_NAME} is {name!r}; expected text.")
+    return HuggingFaceTokenizer(tokenizer, _end_token(spec, tokenizer, config), name)
+
+
+@contextmanager
+def _library_errors(name: str, advice: str, error_type: type[AdoStreamError] = ConfigError) -> Iterator[None]:
+    """Turns whatever the tokenizers library raises into `error_type`: bare Exception, or a panic of its Rust code."""
+    try:
+        yield
+    except (OSError, AdoStreamError):
+        raise
+    except BaseException as error:
+        if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
+            raise
+        raise error_type(f"tokenizer {name!r}: {str(error).partition(chr(10))[0].rstrip('.')}.\n  {advice}") from error
 
 
 def _config_beside(path: Path) -> dict[str, Any]:
-    config = path.parent / TOKENIZER_CONFIG_NAME
-    if not path.exists() or not config.exists():
+    file = path.parent / TOKENIZER_CONFIG_NAME
+    if not file.exists():
         return {}
-    try:
-        return json.loads(config.read_text())
-    except ValueError as error:
-        raise ConfigError(f"{config}: not JSON: {error}.") from error
+    with disk_errors(file, "Make it readable."):
+        config = decode_json(file.read_bytes(), str(file), ConfigError)
+    if not isinstance(config, dict):
+        raise ConfigError(f"{file}: expected an object with 'eos_token', got a {type(config).__name__}.")
+    return config
 
 
 def _end_token(spec: str, tokenizer: "HuggingFace", config: dict[str, Any]) -> str:
     token = config.get("eos_token")
     if isinstance(token, dict):
         token = token.get("content")
+    if token is not None and not isinstance(token, str):
+        raise ConfigError(
+            f"tokenizer {spec!r}: 'eos_token' in its {TOKENIZER_CONFIG_NAME} is {token!r}; expected one token's text."
+        )
     if token is not None:
         return token
     for candidate in _END_TOKENS:

@@ -12,8 +12,9 @@ from typing import Any
 
 import torch
 
-from ado_stream.demo.demo_plan import POLICIES, DemoPlan
-from ado_stream.demo.raw_text import DomainText, read_summary, write_text
+from ado_stream.corpus.corpus import load_manifest
+from ado_stream.demo.demo_plan import CLEAN, POLICIES, DemoPlan
+from ado_stream.demo.raw_text import DomainText, read_summary, val_path, write_text
 from ado_stream.prepare.config import PrepareConfig
 from ado_stream.prepare.coordinator import prepare
 from ado_stream.record import FILE_NAME
@@ -29,7 +30,7 @@ class DemoResult:
     """The demo's files, the sizes of its text, and how long each stage took."""
 
     report: Path
-    run_dirs: list[Path]
+    run_dirs: dict[str, Path]  # by POLICIES and CLEAN
     text: list[DomainText]
     stage_s: dict[str, float]
 
@@ -57,22 +58,26 @@ class StageLog:
 def run_demo(out: Path, plan: DemoPlan, log: Log, show_text: Callable[[list[DomainText]], None]) -> DemoResult:
     """Runs or resumes the demo in `out`. Raises the AdoStreamError of a stage."""
     plan.save_or_compare(out)
-    stages = StageLog(log, 3 + len(POLICIES))
+    runs = (*POLICIES, *CLEAN)
+    stages = StageLog(log, 3 + len(runs))
     with stages.stage("text", "collecting text from this Python environment"):
-        text = read_summary(out / "text") or write_text(out / "text", plan.quick)
+        text = read_summary(out / "text") or write_text(out / "text", plan.size_frac, plan.held_out_frac)
         show_text(text)
-    with stages.stage("prepare", f"tokenising with {plan.tokenizer}, {plan.val_frac:.0%} of documents held out"):
+    with stages.stage(
+        "prepare", f"tokenising with {plan.tokenizer}, {plan.held_out_frac:.0%} of what is wanted held out"
+    ):
         corpus = _prepare(out, plan, text)
-    run_dirs = []
-    for policy in POLICIES:
-        run_dir = out / "runs" / policy
+    domains = load_manifest(corpus)["domains"]
+    tokens = {name: domain["splits"]["train"]["tokens"] for name, domain in domains.items()}
+    run_dirs = {}
+    for run in runs:
+        run_dir = run_dirs[run] = out / "runs" / run.replace(" ", "-")
         again = " (resumed)" if (run_dir / FILE_NAME).exists() else ""
-        purpose = f"training the nano model for {plan.steps} steps, policy {policy}, on {device_name()}{again}"
-        with stages.stage(policy, purpose):
-            run_training(load_config(plan.train_settings(policy, corpus, run_dir)), resume="auto")
-        run_dirs.append(run_dir)
+        purpose = f"training a small model for {plan.steps} steps, {run}, on {device_name()}{again}"
+        with stages.stage(run, purpose):
+            run_training(load_config(plan.train_settings(run, corpus, tokens, run_dir)), resume="auto")
     with stages.stage("report", "writing the report"):
-        report = write_report(run_dirs, out / "report")
+        report = write_report([run_dirs[policy] for policy in POLICIES], out / "report")
     return DemoResult(report, run_dirs, text, stages.seconds)
 
 
@@ -84,7 +89,7 @@ def device_name() -> str:
 def summary(result: DemoResult) -> dict[str, Any]:
     """`result` as JSON."""
     text = [{**asdict(domain), "path": str(domain.path)} for domain in result.text]
-    runs = [str(path) for path in result.run_dirs]
+    runs = {run: str(path) for run, path in result.run_dirs.items()}
     return {"report": str(result.report), "runs": runs, "text": text, "stage_s": result.stage_s}
 
 
@@ -95,7 +100,7 @@ def _prepare(out: Path, plan: DemoPlan, text: list[DomainText]) -> Path:
         seq_len=plan.seq_len,
         tokenizer=plan.tokenizer,
         domain_key="meta.pile_set_name",
-        val_frac=plan.val_frac,
+        val=tuple(str(path) for domain in text if (path := val_path(domain.path)).exists()),
         seed=plan.seed,
         shard_bytes=1 << 20,
         progress=True,

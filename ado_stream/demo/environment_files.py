@@ -16,8 +16,10 @@ from dataclasses import dataclass
 from inspect import cleandoc
 from pathlib import Path
 
+UNLEARNABLE = "hashes"  # of installed files, from their packages' RECORD: like base64 in a scrape, nothing to learn
 MAX_FILE_BYTES = 512 * 1024  # larger ones are mostly generated
 MAX_COMPRESSED_BYTES = 64 * 1024
+MAX_RECORD_BYTES = 16 << 20
 MIN_FILE_CHARS = 120
 _SKIPPED = {"__pycache__", "test", "tests", "testing", "idlelib", "lib2to3", "site-packages", "dist-packages",
             "ado_stream", "ado_kernels", "ado_model", "node_modules"}  # fmt: skip
@@ -27,6 +29,7 @@ _SUFFIXES = {
     ".json": "json", ".rst": "readmes", ".md": "readmes", ".csv": "tables", ".afm": "tables",
 }  # fmt: skip
 _LICENCE = re.compile(r"licen[cs]e|copying|notice|third.?party", re.IGNORECASE)
+_HASH = re.compile(r"sha256=([\w-]{43})")
 _DOCSTRING = re.compile(r'^[ \t]*[rRuU]?"""(.{80,}?)"""', re.MULTILINE | re.DOTALL)
 
 
@@ -59,6 +62,8 @@ class EnvironmentFile:
             return ""
         if self.domain == "docs" and not self.name.endswith(".txt"):
             text = "\n\n".join(cleandoc(found) for found in _DOCSTRING.findall(text))
+        elif self.domain == UNLEARNABLE:
+            text = "\n".join(_HASH.findall(text))
         elif self.path.name == "METADATA":
             text = text.partition("\n\n")[2]  # the body is the package's README
         return text if len(text) >= MIN_FILE_CHARS else ""
@@ -115,6 +120,8 @@ def _classify(name: str) -> str | None:
     if ".dist-info" in folder:
         if base == "METADATA" and folder.endswith(".dist-info"):
             return "readmes"
+        if base == "RECORD":
+            return UNLEARNABLE
         return "licences" if _LICENCE.search(name.rpartition(".dist-info/")[2]) else None
     if _LICENCE.search(base) and not base.endswith(".py"):
         return "licences"
@@ -129,7 +136,8 @@ def _classify(name: str) -> str | None:
 def _read(path: Path) -> bytes:
     """The file's bytes, decompressed, or b"" when it is larger than hand-written text would be."""
     compressed = path.suffix == ".gz"
-    if path.stat().st_size > (MAX_COMPRESSED_BYTES if compressed else MAX_FILE_BYTES):
+    limit_bytes = MAX_RECORD_BYTES if path.name == "RECORD" else MAX_FILE_BYTES
+    if path.stat().st_size > (MAX_COMPRESSED_BYTES if compressed else limit_bytes):
         return b""
     raw = path.read_bytes()
     if not compressed:

@@ -9,10 +9,11 @@ import hashlib
 import json
 from collections import Counter, defaultdict
 from collections.abc import Iterator
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from ado_stream.demo.environment_files import EnvironmentFile, find_environment_files, help_topics
+from ado_stream.demo.environment_files import UNLEARNABLE, EnvironmentFile, find_environment_files, help_topics
 from ado_stream.durable import durable_file, write_durably
 from ado_stream.errors import DataError
 
@@ -21,6 +22,7 @@ TARGET_BYTES = {
     "c-headers": 10_000_000,
     "cython": 2_500_000,
     "docs": 4_000_000,
+    UNLEARNABLE: 12_500_000,
     "json": 5_000_000,
     "licences": 1_000_000,
     "python": 14_000_000,
@@ -29,8 +31,7 @@ TARGET_BYTES = {
     "stubs": 3_000_000,
     "tables": 2_500_000,
 }
-QUICK_FRAC = 0.1
-QUICK_MIN_BYTES = 250_000
+MIN_TARGET_BYTES = 250_000
 MIN_DOMAIN_BYTES = 100_000
 MIN_DOMAINS = 6
 DOCUMENT_BYTES = 8 * 1024
@@ -49,10 +50,11 @@ class DomainText:
     bytes: int
 
 
-def write_text(out_dir: Path, quick: bool = False) -> list[DomainText]:
+def write_text(out_dir: Path, size_frac: float = 1.0, held_out_frac: float = 0.0) -> list[DomainText]:
     """Writes OUT/DOMAIN.jsonl for every domain that the environment can fill, and returns what each holds.
 
-    Raises DataError when fewer than six domains can be filled.
+    size_frac: of TARGET_BYTES. held_out_frac: of the documents of every domain but the unlearnable one, spread evenly,
+    are written to OUT/val/DOMAIN.jsonl instead. Raises DataError when fewer than six domains can be filled.
     """
     out_dir.mkdir(parents=True, exist_ok=True)
     by_domain: dict[str, list[EnvironmentFile]] = defaultdict(list)
@@ -61,13 +63,15 @@ def write_text(out_dir: Path, quick: bool = False) -> list[DomainText]:
     seen: set[bytes] = set()
     written = []
     for name, target_bytes in TARGET_BYTES.items():
-        limit_bytes = max(QUICK_MIN_BYTES, int(target_bytes * QUICK_FRAC)) if quick else target_bytes
+        limit_bytes = max(MIN_TARGET_BYTES, int(target_bytes * size_frac))
         texts = _texts(name, sorted(by_domain[name], key=lambda source: source.order_key), limit_bytes, seen)
-        found = _write(name, out_dir / f"{name}.jsonl", texts)
+        every = 0 if name == UNLEARNABLE or not held_out_frac else round(1.0 / held_out_frac)
+        found = _write(name, out_dir / f"{name}.jsonl", texts, every)
         if found.bytes >= MIN_DOMAIN_BYTES:
             written.append(found)
         else:
             found.path.unlink()
+            val_path(found.path).unlink(missing_ok=True)
     if len(written) < MIN_DOMAINS:
         names = ", ".join(domain.name for domain in written)
         raise DataError(
@@ -128,14 +132,21 @@ def _candidates(
         yield source.package, source.name, source.read()
 
 
-def _write(domain: str, path: Path, texts: Iterator[tuple[str, str]]) -> DomainText:
+def val_path(path: Path) -> Path:
+    """Where the held-out documents of the domain at `path` are."""
+    return path.parent / "val" / path.name
+
+
+def _write(domain: str, path: Path, texts: Iterator[tuple[str, str]], held_out_every: int) -> DomainText:
     files = documents = size_bytes = 0
-    with durable_file(path) as out:
+    with durable_file(path) as out, durable_file(val_path(path)) if held_out_every else nullcontext(out) as val:
         for name, text in texts:
             files += 1
             for number, document in enumerate(split_text(text)):
                 meta = {"pile_set_name": domain, "source": f"{name}#{number}" if number else name}
-                out.write((json.dumps({"text": document, "meta": meta}, ensure_ascii=False) + "\n").encode())
+                held_out = held_out_every and documents % held_out_every == held_out_every - 1
+                line = json.dumps({"text": document, "meta": meta}, ensure_ascii=False) + "\n"
+                (val if held_out else out).write(line.encode())
                 documents += 1
                 size_bytes += len(document.encode())
     return DomainText(domain, path, files, documents, size_bytes)

@@ -53,7 +53,7 @@ class AdoPolicy(Policy):
 
     kind = "ado"
     run_options: ClassVar[Mapping[str, str]] = {"total_steps": "steps", "mixture_lag": "mixture_lag"}
-    share_arrays = ("credit", "average")
+    share_arrays: tuple[str, ...] = ("credit", "average")
 
     def __init__(
         self,
@@ -68,7 +68,10 @@ class AdoPolicy(Policy):
         self.plan = self.config.plan(self.num_domains, total_steps, mixture_lag)
         if not (fitter is None or callable(fitter)):
             raise ConfigError(f"ado: fitter is {fitter!r:.60}; expected a function of counts, losses and FitConfig.")
-        self._fitter = fitter or _default_fitter(self.config.fit_backend)
+        if fitter is None:
+            check_backend(self.config.fit_backend)
+            fitter = partial(fit_scaling_laws, backend=self.config.fit_backend)
+        self._fitter = fitter
         self._history = LossHistory(self.num_domains, own_counts=not self.config.shared_count)
         self._samples = 0.0
         self._num_refits = 0
@@ -183,18 +186,19 @@ class AdoPolicy(Policy):
             mean = np.average(speed_K[known_K], weights=self._prior_K[known_K] + np.finfo(float).tiny)
             speed_K = np.where(known_K, speed_K, mean)
         weight_K = speed_K * self._prior_K * self._credit(gap_K, predicted_K)
-        total = np.add.reduce(weight_K)
+        total = float(np.add.reduce(weight_K))
         return weight_K / total if 0.0 < total < np.inf else self._prior_K
 
     def _credit(self, gap_K: Floats, predicted_K: Floats) -> Floats:
         """h^s, or h^s clamp(1 + kappa (lbar - L(n)) / (L(n) - eps), 1/2, 2), (K,)."""
         power = self.config.credit_power
-        credit_K = np.sqrt(self.memory["credit"]) if power == 0.5 else self.memory["credit"] ** power
+        credit_K: Floats = np.sqrt(self.memory["credit"]) if power == 0.5 else self.memory["credit"] ** power
         if self.config.credit == "history":
             return credit_K
         residual_K = (self.memory["observed"] - predicted_K) / np.maximum(gap_K, _MIN_GAP)
-        factor_K = np.clip(1.0 + self.config.kappa * residual_K, 0.5, 2.0)
-        return credit_K * np.where(np.isnan(factor_K), 1.0, factor_K)  # never observed, or no law: no residual
+        factor_K: Floats = np.clip(1.0 + self.config.kappa * residual_K, 0.5, 2.0)
+        factor_K[np.isnan(factor_K)] = 1.0  # never observed, or no law: no residual
+        return credit_K * factor_K
 
     def _mix(self, preference_K: Floats) -> Floats:
         """pi = g2 rho + (1 - g2) pibar, floored; then pibar takes in rho with weight 1 / (t + 1)."""
@@ -306,11 +310,6 @@ class AdoPolicy(Policy):
         self._apply_laws()
         if not same_domains:
             self._mixture_K = self._floored(self._mixture_K)
-
-
-def _default_fitter(backend: str) -> Fitter:
-    check_backend(backend)
-    return partial(fit_scaling_laws, backend=backend)
 
 
 def _finite_or_none(value: float) -> float | None:

@@ -69,7 +69,7 @@ def parse_values(weights: Weights, names: Sequence[str] | None, num_domains: int
 def parse_shares(weights: Weights, names: Sequence[str] | None, num_domains: int, what: str) -> NDArray[np.float64]:
     """(K,) float64 shares, `weights` over their sum. Raises ConfigError as `parse_values`, and when all are 0."""
     value_K = parse_values(weights, names, num_domains, what)
-    total = value_K.sum()
+    total = float(value_K.sum())
     if not total > 0:
         raise ConfigError(f"{what}: all {num_domains} weights are 0; at least one domain must be drawn.")
     return value_K / total

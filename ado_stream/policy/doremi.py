@@ -36,7 +36,7 @@ class DoReMi(Policy):
     def _next_mixture(self, loss_K: Floats, count_K: Floats, seen_K: Bools) -> Floats:
         log_weight_K = self.memory["log_weight"]
         log_weight_K += self._eta * np.where(seen_K, np.maximum(loss_K - self._reference_K, 0.0), 0.0)
-        weight_K = np.exp(log_weight_K - log_weight_K.max())
-        total = weight_K.sum()
+        weight_K: Floats = np.exp(log_weight_K - log_weight_K.max())
+        total = float(weight_K.sum())
         log_weight_K -= log_weight_K.max() + np.log(total)
         return (1.0 - self._smoothing) * weight_K / total + self._smoothing / self.num_domains

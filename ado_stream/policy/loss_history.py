@@ -15,16 +15,14 @@ from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from ado_stream.errors import ResumeError
 from ado_stream.policy import state_codec
+from ado_stream.policy.base_policy import Bools, Floats, Ints
 
 MAX_ROWS = 65_536
 MAX_LOSSES = 64 * MAX_ROWS  # 32 MiB; as many sample counts again where each domain has its own
 MIN_ROWS = 1024  # fewer would leave the fit under a hundred points after its own thinning by ten
-
-Floats = NDArray[np.float64]
 
 
 def max_history_rows(num_domains: int) -> int:
@@ -49,7 +47,7 @@ class LossHistory:
         self._count_M = np.empty((capacity, num_domains) if own_counts else capacity)
         self._last_K = np.full(num_domains, np.nan)
 
-    def record(self, samples: float | Floats, loss_K: Floats, count_K: Floats, seen_K: NDArray[np.bool_]) -> None:
+    def record(self, samples: float | Floats, loss_K: Floats, count_K: Floats, seen_K: Bools) -> None:
         """Adds a step: `samples` so far including it, and its losses, valid where `seen_K`.
 
         Before the first valid loss there is nothing to fill gaps with, and nothing is stored.
@@ -81,7 +79,7 @@ class LossHistory:
             "losses": state_codec.pack(self._loss_MK[: self.rows]),
         }
 
-    def load_state_dict(self, state: Mapping[str, Any], source_K: NDArray[np.int64]) -> None:
+    def load_state_dict(self, state: Mapping[str, Any], source_K: Ints) -> None:
         """Restores the saved rows; source_K: index of each domain in them, -1 for a new one (NaN).
 
         With more domains than before, the capacity may be below the rows saved; they are thinned to it.
@@ -101,7 +99,7 @@ class LossHistory:
             count_M = np.where(source_K >= 0, count_M[:, source_K], 1.0)  # a fit needs n > 0; these losses are NaN
         self._count_M[: self.rows] = count_M
 
-    def _check(self, last: Floats, count_M: Floats, loss_MK: Floats, source_K: NDArray[np.int64]) -> None:
+    def _check(self, last: Floats, count_M: Floats, loss_MK: Floats, source_K: Ints) -> None:
         fits = (
             loss_MK.ndim == 2
             and last.shape == loss_MK.shape[1:]

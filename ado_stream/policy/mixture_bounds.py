@@ -6,19 +6,17 @@ that makes the sum 1; `lower_to_ceiling` is its mirror, with a bound for each do
 """
 
 import numpy as np
-from numpy.typing import NDArray
 
 from ado_stream.errors import ConfigError
+from ado_stream.policy.base_policy import Floats
 from ado_stream.policy.option_checks import number
 
-Shares = NDArray[np.float64]
 
-
-def reference_clip(share_K: Shares, floor: float) -> Shares:
+def reference_clip(share_K: Floats, floor: float) -> Floats:
     """p scaled by (1 - max(K d - sum p, 0)) / sum p, raised to at least d, divided by its sum."""
     total = share_K.sum()
-    raised_K = np.maximum(share_K * ((1.0 - max(len(share_K) * floor - total, 0.0)) / total), floor)
-    return raised_K / raised_K.sum()
+    raised_K: Floats = np.maximum(share_K * ((1.0 - max(len(share_K) * floor - total, 0.0)) / total), floor)
+    return raised_K / float(raised_K.sum())
 
 
 def check_floor(floor: float, num_domains: int, what: str = "floor") -> float:
@@ -31,7 +29,7 @@ def check_floor(floor: float, num_domains: int, what: str = "floor") -> float:
     return floor
 
 
-def raise_to_floor(share_K: Shares, floor: float) -> Shares:
+def raise_to_floor(share_K: Floats, floor: float) -> Floats:
     """p_k = max(d, s p_k), s such that the sum is 1; `share_K` itself when nothing is below the floor.
 
     Needs K d <= 1 (check_floor). Every entry is at least d exactly; entries above it keep their proportions.
@@ -44,13 +42,13 @@ def raise_to_floor(share_K: Shares, floor: float) -> Shares:
     rest = float(np.add.reduce(ascending_K))  # of this entry and all greater ones
     for num_bound, value in enumerate(ascending_K.tolist()):  # Python floats: twice as fast as arrays for 22 domains
         if value * (1.0 - floor * num_bound) >= floor * rest:
-            scale = (1.0 - floor * num_bound) / np.add.reduce(ascending_K[num_bound:])
+            scale = (1.0 - floor * num_bound) / float(np.add.reduce(ascending_K[num_bound:]))
             return np.maximum(share_K * scale, floor)
         rest -= value
     return np.full(len(share_K), 1.0 / len(share_K))  # K d = 1
 
 
-def lower_to_ceiling(share_K: Shares, ceiling_K: float | Shares) -> Shares:
+def lower_to_ceiling(share_K: Floats, ceiling_K: float | Floats) -> Floats:
     """p_k <= u_k, the excess shared over the others in proportion, repeated until none exceeds.
 
     `share_K` itself when nothing exceeds. When the others have no share of their own, they take the excess in
@@ -61,7 +59,7 @@ def lower_to_ceiling(share_K: Shares, ceiling_K: float | Shares) -> Shares:
         return share_K
     ceiling_K = np.broadcast_to(ceiling_K, share_K.shape)
     if ceiling_K.sum() <= 1.0:
-        return ceiling_K / ceiling_K.sum()
+        return ceiling_K / float(ceiling_K.sum())
     while True:  # each round adds a domain to the bound ones, so at most K rounds
         left = 1.0 - ceiling_K[high_K].sum()
         base_K = np.where(high_K, 0.0, share_K if share_K[~high_K].sum() > 0.0 else ceiling_K)
@@ -70,3 +68,18 @@ def lower_to_ceiling(share_K: Shares, ceiling_K: float | Shares) -> Shares:
         if still_high_K.sum() == high_K.sum():
             return np.where(high_K, ceiling_K, lowered_K)
         high_K = still_high_K
+
+
+def raise_to_floors(share_K: Shares, floor_K: Shares) -> Shares:
+    """p_k >= d_k, what is lacking taken from the others in proportion, repeated until none is below its floor.
+
+    `share_K` itself when nothing is below. Needs sum d <= 1.
+    """
+    low_K = share_K < floor_K
+    while low_K.any():
+        raised_K = np.where(low_K, floor_K, share_K * ((1.0 - floor_K[low_K].sum()) / share_K[~low_K].sum()))
+        still_low_K = low_K | (raised_K < floor_K)
+        if still_low_K.sum() == low_K.sum():
+            return raised_K
+        low_K = still_low_K
+    return share_K

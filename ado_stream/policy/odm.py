@@ -34,8 +34,8 @@ class _Bandit(Policy):
         return min(1.0 / num, math.sqrt(math.log(num) / (num * num_batches)))
 
     def _mixed(self, exploited_K: Floats, explored: float) -> Floats:
-        mixture_K = (1.0 - self.num_domains * explored) * exploited_K + explored
-        return mixture_K / mixture_K.sum()
+        mixture_K: Floats = (1.0 - self.num_domains * explored) * exploited_K + explored
+        return mixture_K / float(mixture_K.sum())
 
 
 class Odm(_Bandit):

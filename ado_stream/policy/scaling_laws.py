@@ -9,12 +9,14 @@ Source: "Adaptive Data Optimization" (arXiv 2410.11820), sections 3.1 and append
 
 from collections.abc import Callable
 from dataclasses import dataclass, fields
+from typing import Any
 
 import numpy as np
+from numpy.typing import ArrayLike, NDArray
 
 from ado_kernels import scaling_law_fit
 from ado_kernels.fit.fit_dispatch import BACKENDS
-from ado_kernels.fit.objective import FitOptions, at_kink
+from ado_kernels.fit.objective import Bools, FitOptions, Floats, Ints, at_kink
 from ado_stream.errors import ConfigError, PolicyError
 from ado_stream.policy.option_checks import number, one_of, whole
 
@@ -64,14 +66,14 @@ class ScalingLawFit:
     Raises ConfigError where shapes differ.
     """
 
-    log_beta: np.ndarray
-    log_eps: np.ndarray
-    alpha: np.ndarray
-    objective: np.ndarray = None  # type: ignore[assignment]  # this and the next: None is filled in
-    valid: np.ndarray = None  # type: ignore[assignment]
-    at_bound: np.ndarray = None  # type: ignore[assignment]
-    residual_scale: np.ndarray = None  # type: ignore[assignment]
-    num_points: np.ndarray = None  # type: ignore[assignment]
+    log_beta: Floats
+    log_eps: Floats
+    alpha: Floats
+    objective: Floats = None  # type: ignore[assignment]  # this and the next: None is filled in
+    valid: Bools = None  # type: ignore[assignment]
+    at_bound: Bools = None  # type: ignore[assignment]
+    residual_scale: Floats = None  # type: ignore[assignment]
+    num_points: Ints = None  # type: ignore[assignment]
 
     def __post_init__(self) -> None:
         theta = [np.array(value, dtype=np.float64, ndmin=1) for value in (self.log_beta, self.log_eps, self.alpha)]
@@ -80,9 +82,8 @@ class ScalingLawFit:
             raise ConfigError(f"ScalingLawFit: log_beta, log_eps, alpha must all have shape (K,), got {shapes}")
         theta_KP = np.stack(theta, axis=1)
         unknown_K = np.full(theta_KP.shape[0], np.nan)
-        self._set("log_beta", theta_KP[:, 0], theta_KP[:, 0])
-        self._set("log_eps", theta_KP[:, 1], theta_KP[:, 1])
-        self._set("alpha", theta_KP[:, 2], theta_KP[:, 2])
+        for name, theta_K in zip(("log_beta", "log_eps", "alpha"), theta_KP.T, strict=True):
+            self._set(name, theta_K, theta_K)
         self._set("objective", self.objective, unknown_K)
         self._set("valid", self.valid, np.isfinite(theta_KP).all(axis=1))
         self._set("at_bound", self.at_bound, at_kink(theta_KP))
@@ -98,27 +99,30 @@ class ScalingLawFit:
             f"eps {eps_K.min():.3g} to {eps_K.max():.3g}, alpha {alpha_K.min():.3g} to {alpha_K.max():.3g})"
         )
 
-    def _set(self, name: str, given: np.ndarray | None, default: np.ndarray) -> None:
+    def _set(self, name: str, given: ArrayLike | None, default: NDArray[Any]) -> None:
         value = default if given is None else np.asarray(given, dtype=default.dtype)
         if value.shape != default.shape:
             raise ConfigError(f"ScalingLawFit: {name} must have shape {default.shape}, got {value.shape}")
         object.__setattr__(self, name, value.copy())
 
-    def predict(self, n: float | np.ndarray) -> np.ndarray:
+    def predict(self, n: float | Floats) -> Floats:
         """Loss L(n) = exp(log_eps) + exp(log_beta) n^(-alpha) in nats per token, float64.
 
         n > 0 in samples: a number gives (K,); (N,) counts shared by all domains give (K, N); counts (K, N) of the
         domains' own (column vectors (K, 1) too) give (K, N). NaN where a domain's law is not valid.
         """
         log_n, column = self._log_count(n)
-        return np.exp(column(self.log_eps)) + np.exp(column(self.log_beta) - column(self.alpha) * log_n)
+        loss: Floats = np.exp(column(self.log_eps)) + np.exp(column(self.log_beta) - column(self.alpha) * log_n)
+        return loss
 
-    def slope(self, n: float | np.ndarray) -> np.ndarray:
+    def slope(self, n: float | Floats) -> Floats:
         """Learning speed -dL/dn = alpha (L(n) - eps) / n = alpha beta n^(-alpha - 1); shapes as in `predict`."""
         log_n, column = self._log_count(n)
-        return column(self.alpha) * np.exp(column(self.log_beta) - (column(self.alpha) + 1.0) * log_n)
+        alpha = column(self.alpha)
+        speed: Floats = alpha * np.exp(column(self.log_beta) - (alpha + 1.0) * log_n)
+        return speed
 
-    def _log_count(self, n: float | np.ndarray) -> tuple[np.ndarray, Callable[[np.ndarray], np.ndarray]]:
+    def _log_count(self, n: float | Floats) -> tuple[Floats, Callable[[Floats], Floats]]:
         """log n, and the function that makes (K,) parameters broadcast with it."""
         n = np.asarray(n, dtype=np.float64)
         if n.ndim > 2 or (n.ndim == 2 and n.shape[0] != self.alpha.shape[0]):
@@ -129,7 +133,7 @@ class ScalingLawFit:
 
 
 def fit_scaling_laws(
-    counts: np.ndarray, losses: np.ndarray, config: FitConfig | None = None, backend: str = "auto"
+    counts: Floats, losses: Floats, config: FitConfig | None = None, backend: str = "auto"
 ) -> ScalingLawFit:
     """Laws of K domains from their loss histories, by the minimum of F for each.
 
@@ -178,7 +182,7 @@ def check_backend(backend: str) -> None:
         raise ConfigError(f"fit backend {backend!r} cannot run here: {error}") from error
 
 
-def prepare_history(losses_KT: np.ndarray, config: FitConfig | None = None) -> np.ndarray:
+def prepare_history(losses_KT: Floats, config: FitConfig | None = None) -> Floats:
     """(K, M) losses smoothed along time, then thinned: column j is step ignore_steps + every j.
 
     losses_KT: (K, T) nats per token, one column per step; missing points (NaN, infinite, not positive) are skipped by

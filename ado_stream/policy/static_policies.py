@@ -88,8 +88,8 @@ class Temperature(StaticPolicy):
     def _fixed_mixture(self) -> Floats:
         size_K = parse_shares(self._sizes, self.names, self.num_domains, "temperature sizes")
         # divided by the greatest: small shares to a great power underflow, and the sum must not become 0
-        powered_K = (size_K / size_K.max()) ** (1.0 / self._tau)
-        return powered_K / powered_K.sum()
+        powered_K: Floats = (size_K / size_K.max()) ** (1.0 / self._tau)
+        return powered_K / float(powered_K.sum())
 
 
 class UniMax(StaticPolicy):
@@ -129,7 +129,7 @@ def unimax(size_K: Floats, budget: float, max_epochs: float) -> Floats:
     for place, domain in enumerate(np.argsort(size_K, kind="stable")):
         share_K[domain] = min(left / (len(size_K) - place), max_epochs * size_K[domain])
         left -= share_K[domain]
-    return share_K / share_K.sum()
+    return share_K / float(share_K.sum())
 
 
 class Schedule(Policy):
@@ -156,7 +156,7 @@ class Schedule(Policy):
         if not steps or any(late <= early for early, late in zip(steps, steps[1:], strict=False)):
             raise ConfigError(f"schedule: knots need rising steps, got {steps}.")
         self._step_M = np.array(steps, dtype=np.float64)
-        self._share_MK = np.stack(
+        self._share_MK: Floats = np.stack(
             [parse_shares(weights, self.names, self.num_domains, f"schedule, step {step}") for step, weights in knots]
         )
         self._mixture_K = self._mixture_at(0)
@@ -171,7 +171,9 @@ class Schedule(Policy):
         """(K,) the mixture of step `step`, between the knots around it."""
         after = int(np.searchsorted(self._step_M, step, side="right"))
         if after == 0 or after == len(self._step_M) or not self._linear:
-            return self._share_MK[max(after - 1, 0)]
-        early, late = self._step_M[after - 1], self._step_M[after]
-        weight = (step - early) / (late - early)
-        return (1.0 - weight) * self._share_MK[after - 1] + weight * self._share_MK[after]
+            share_K: Floats = self._share_MK[max(after - 1, 0)]
+        else:
+            early, late = self._step_M[after - 1], self._step_M[after]
+            weight = (step - early) / (late - early)
+            share_K = (1.0 - weight) * self._share_MK[after - 1] + weight * self._share_MK[after]
+        return share_K

@@ -66,7 +66,7 @@ def _parquet_batches(path: str, part: RowRange, keys: list[str]) -> Iterator[Any
     with _arrow_errors(path), parquet.ParquetFile(path) as table:
         columns = _columns(path, table.schema_arrow.names, keys)
         yield from table.iter_batches(
-            _ROWS_AT_ONCE, row_groups=list(range(part.first, part.stop)), columns=columns, set_loop_threads=False
+            _ROWS_AT_ONCE, row_groups=list(range(part.first, part.stop)), columns=columns, use_threads=False
         )
 
 

@@ -24,6 +24,7 @@ class PrepareConfig:
     domain_key: str | None = None  # dotted; None: by the file's path
     val: tuple[str, ...] = ()  # files and folders of validation text
     val_frac: float = 0.0  # of the documents, by hash of their text
+    drop_duplicates_of_val: bool = False  # leave out training documents that have the text of one in `val`
     skip_errors: bool = False  # count and skip unreadable records
     seed: int = 17  # of the sample a BPE is trained on
     shard_bytes: int = 1 << 24  # raw size of a shard
@@ -46,7 +47,27 @@ class PrepareConfig:
             raise ConfigError(
                 f"shards of {self.shard_bytes} bytes; expected {_MIN_SHARD_BYTES} to {_MAX_SHARD_BYTES} bytes."
             )
+        if self.drop_duplicates_of_val and not self.val:
+            raise ConfigError(
+                "duplicates of validation documents are to be dropped, but no validation files are given."
+            )
         bpe_vocabulary(self.tokenizer)
+        self._check_out()
+
+    def _check_out(self) -> None:
+        if self.local_out is None:
+            if set(self.out) & set("?#") or not self.out.isprintable():
+                raise ConfigError(
+                    f"out is {self.out!r}: uploads drop what follows '?' or '#', so all files would have one key.\n"
+                    "  Choose a URL without these characters."
+                )
+            return
+        for given in (*self.inputs, *self.val):
+            if self.local_out.resolve().is_relative_to(Path(given).expanduser().resolve()):
+                raise ConfigError(
+                    f"out {self.out} is inside the input {given}: the corpus would become input of the next run.\n"
+                    "  Choose a folder outside of it."
+                )
 
     @property
     def local_out(self) -> Path | None:

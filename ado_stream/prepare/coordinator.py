@@ -5,14 +5,17 @@ and keeps the journal; memory is a few pieces per worker, whatever the size of t
 journal depend on the input and the settings alone: not on the number of workers, nor on kills and restarts in between.
 """
 
-import shutil
+import io
+import logging
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import Future
 from contextlib import closing
 from itertools import islice
 from pathlib import Path
 from typing import TypeVar
+
+import numpy as np
 
 from ado_stream.corpus.manifest import (
     MANIFEST_VERSION,
@@ -45,17 +48,19 @@ from ado_stream.prepare.prepare_worker import PieceResult, Worker, WorkerSetup
 from ado_stream.prepare.progress_bar import ProgressBar
 from ado_stream.prepare.worker_pool import WorkerPool, worker_result
 from ado_stream.prepare.workspace import (
+    Plan,
     begin_or_resume,
     clear,
     is_complete,
     locked,
     open_output,
-    plan_fingerprint,
 )
 
 _SAMPLE_BYTES_PER_TOKEN = 512  # of training text for each id of a BPE vocabulary
 _SCAN_BYTES = 4 << 30  # of input to draw that text from
+_VAL_HASHES = "val_hashes.npy"
 _R = TypeVar("_R")
+_log = logging.getLogger(__name__)
 _PENDING_MANIFEST = "manifest"  # corpus.json of a corpus that has only to be made visible
 
 
@@ -69,25 +74,36 @@ def prepare(config: PrepareConfig) -> Path | str:
     text, with file and line), StorageError (disk full, permission denied, upload failed).
     """
     by_path = config.domain_key is None
-    files = find_input_files(config.inputs, "hash" if config.val_frac else "train", by_path)
-    files += find_input_files(config.val, "val", by_path)
-    plan = plan_fingerprint(config, files)
+    found = find_input_files(config.inputs, "hash" if config.val_frac else "train", by_path, config.val)
+    for note in (*found.notes, *(f"left out: {count:,} x {reason}" for reason, count in found.left_out.items())):
+        _log.warning("%s", note)
+    given = None if config.tokenizer == BYTES or bpe_vocabulary(config.tokenizer) else load_tokenizer(config.tokenizer)
+    plan = Plan.of(config, found.files, given)
     work, output = open_output(config)
     advice = "Finished work is kept: free space or fix the permissions, then run the same command again."
     with disk_errors(config.out, advice), locked(work):
         if not is_complete(output, plan, config.out):
             begin_or_resume(work, output, plan)
-            _Coordinator(config, files, plan, work, output).execute()
-    shutil.rmtree(work)
+            _Coordinator(config, found.files, given, plan.fingerprint, work, output).execute()
+        clear(work)
     return config.local_out or config.out
 
 
 class _Coordinator:
     """One run over `files`, in the locked working folder `work`."""
 
-    def __init__(self, config: PrepareConfig, files: list[InputFile], plan: str, work: Path, output: CorpusOutput):
+    def __init__(
+        self,
+        config: PrepareConfig,
+        files: list[InputFile],
+        given: Tokenizer | None,  # the tokenizer that `config` names, as the plan's fingerprint counts it
+        plan: str,
+        work: Path,
+        output: CorpusOutput,
+    ):
         self.config = config
         self.files = files
+        self.given = given
         self.plan = plan
         self.work = work
         self.output = output
@@ -97,6 +113,8 @@ class _Coordinator:
             keys=RecordKeys(config.text_key, config.domain_key),
             val_frac=config.val_frac,
             skip_errors=config.skip_errors,
+            val_hashes=work / _VAL_HASHES if config.val else None,
+            drop_duplicates_of_val=config.drop_duplicates_of_val,
         )
         self.pool = WorkerPool(setup, config.workers)
 
@@ -111,9 +129,25 @@ class _Coordinator:
     def _build(self) -> Manifest:
         """Writes and publishes shards and tokenizer; returns the manifest."""
         with closing(self.pool), self.progress:
+            self._hash_validation_text()
             tokenizer = self._make_tokenizer()
-            packed, refused = self._pack(tokenizer)
-        return self._manifest(tokenizer, packed, refused)
+            return self._pack(tokenizer)
+
+    def _hash_validation_text(self) -> None:
+        """Writes the sorted hashes of all documents of --val, by which workers recognise them among the others."""
+        path = self.work / _VAL_HASHES
+        files = [file for file in self.files if file.split == "val"]
+        if not files or path.exists():
+            return
+        self.progress.start("validation text", sum(file.size_bytes for file in files))
+        hashes = [np.empty(0, np.uint64)]
+        pieces = cut_pieces(files, RecordErrors(self.config.skip_errors))
+        for part, piece in self._in_order((self.pool.submit(Worker.hash_texts, piece), piece) for piece in pieces):
+            hashes.append(part)
+            self.progress.advance(piece.source_bytes, 0)
+        file = io.BytesIO()
+        np.save(file, np.sort(np.concatenate(hashes)))
+        write_durably(path, file.getvalue())
 
     def _make_tokenizer(self) -> Tokenizer:
         """The tokenizer, kept in the working folder so that a resumed run has the same one."""
@@ -122,7 +156,8 @@ class _Coordinator:
             return load_tokenizer(BYTES if self.config.tokenizer == BYTES else folder)
         size = bpe_vocabulary(self.config.tokenizer)
         if size is None:
-            tokenizer = load_tokenizer(self.config.tokenizer)
+            assert self.given is not None
+            tokenizer = self.given
         else:
             tokenizer = train_tokenizer(self._sample_texts(size * _SAMPLE_BYTES_PER_TOKEN), self.config.tokenizer)
         folder.mkdir(parents=True, exist_ok=True)
@@ -149,8 +184,8 @@ class _Coordinator:
             self.progress.advance(piece.source_bytes, 0)
         return [text for _, text in sample.items()]
 
-    def _pack(self, tokenizer: Tokenizer) -> tuple[dict[tuple[str, str], PackedSplit], dict[str, int]]:
-        """Tokenises and packs all of the input: the totals of each split, and the counts of skipped records."""
+    def _pack(self, tokenizer: Tokenizer) -> Manifest:
+        """Tokenises and packs all of the input; returns the manifest."""
         shard_format = ShardFormat(self.config.seq_len + 1, tokenizer.dtype, self.config.shard_bytes)
         packer = Packer(self.work, self.output, shard_format, self.pool, max_jobs=2 * self.config.workers)
         cutting = RecordErrors(self.config.skip_errors)
@@ -161,7 +196,7 @@ class _Coordinator:
             ):
                 packer.add(result)
                 self.progress.advance(piece.source_bytes, sum(block.text_bytes for block in result.blocks))
-            return packer.finish(), dict(packer.refused + cutting.counts)
+            return self._manifest(tokenizer, packer.finish(), packer.refused + cutting.counts, packer.repeated)
 
     def _tokenise_jobs(self, pieces: Iterator[Piece], num_done: int) -> Iterator[tuple["Future[PieceResult]", Piece]]:
         """Submits all pieces but the first `num_done`, which an earlier run packed."""
@@ -183,7 +218,11 @@ class _Coordinator:
             yield worker_result(future), piece
 
     def _manifest(
-        self, tokenizer: Tokenizer, packed: dict[tuple[str, str], PackedSplit], refused: dict[str, int]
+        self,
+        tokenizer: Tokenizer,
+        packed: dict[tuple[str, str], PackedSplit],
+        refused: Mapping[str, int],
+        repeated: set[int],
     ) -> Manifest:
         """The content of corpus.json; publishes the tokenizer's files."""
         # A domain that has a file of its own must have a document too.
@@ -198,7 +237,7 @@ class _Coordinator:
             tokenizer_file = tokenizer.save(self.output.local_path("."))
             for name in (tokenizer_file, TOKENIZER_CONFIG_NAME):
                 self.output.publish(name)
-        return {
+        manifest: Manifest = {
             "version": MANIFEST_VERSION,
             "seq_len": self.config.seq_len,
             "tokenizer": tokenizer_file,
@@ -206,9 +245,13 @@ class _Coordinator:
             "token_dtype": tokenizer.dtype,
             "fingerprint": corpus_fingerprint(domains),
             "source": self.plan,
-            "refused": refused,
+            "refused": dict(refused),
             "domains": domains,
         }
+        if repeated:
+            hashes = np.load(self.work / _VAL_HASHES)
+            manifest["val_in_train"] = int(np.isin(hashes, np.array(sorted(repeated), np.uint64)).sum())
+        return manifest
 
 
 def _domains(packed: dict[tuple[str, str], PackedSplit], expected: list[str], seq_len: int) -> dict[str, DomainEntry]:

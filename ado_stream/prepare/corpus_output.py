@@ -11,7 +11,9 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from ado_stream.corpus.corpus import remote_text
 from ado_stream.corpus.manifest import MANIFEST_NAME
+from ado_stream.corpus.slow_notice import slow_notice
 from ado_stream.durable import write_durably
 from ado_stream.errors import ConfigError, NotFound, StorageError
 from ado_stream.storage.download import download
@@ -107,7 +109,8 @@ class RemoteOutput(CorpusOutput):
     def manifest(self) -> bytes | None:
         path = self.local_path(MANIFEST_NAME)
         try:
-            download(f"{self._url}/{MANIFEST_NAME}", path)
+            with slow_notice(remote_text(self._url)):
+                download(f"{self._url}/{MANIFEST_NAME}", path)
         except NotFound:
             return None
         data = path.read_bytes()
@@ -119,9 +122,10 @@ class RemoteOutput(CorpusOutput):
         from streaming.base.storage.upload import CloudUploader
 
         try:
-            return CloudUploader.get(
-                (str(self._staging), self._url), keep_local=True, retry=_UPLOAD_ATTEMPTS, exist_ok=True
-            )
+            with slow_notice(remote_text(self._url)):
+                return CloudUploader.get(
+                    (str(self._staging), self._url), keep_local=True, retry=_UPLOAD_ATTEMPTS, exist_ok=True
+                )
         except Exception as error:  # every store's client has its own exceptions
             raise StorageError(
                 f"{self._url}: cannot be written: {error}. Check the URL, the credentials and S3_ENDPOINT_URL."

@@ -1,18 +1,24 @@
-"""Which files an input names, in a fixed order, and the domain that a file's path gives it.
+"""Which files the inputs name, in a fixed order, the domain that a file's path gives it, and what is left out and why.
 
 A file given by itself: its domain is its name without extensions. A folder: the first path component below it
 (without extensions when that is a file), so `corpus/code/a.txt` and `corpus/code.jsonl` below `corpus` are both
 "code". A Hugging Face dataset folder is one domain, named as the folder; its validation and test files are read for
 `--val` only. The order is that of the inputs, then of the paths as bytes: never that of the file system.
+
+Every file below an input is read, counted in `left_out` with its ending and the reason, or refused by name. Files are
+the same when device and inode are, whatever their paths.
 """
 
 import os
 import re
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+import stat
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
 
+from ado_stream.durable import disk_errors
 from ado_stream.errors import ConfigError, NotFound
 
 KINDS = {
@@ -26,6 +32,7 @@ KINDS = {
 }
 _HUGGING_FACE_MARKS = ("dataset_info.json", "dataset_infos.json", "dataset_dict.json")
 _HELD_OUT = re.compile(r"(validation|valid|val|dev|test)(?=[-_.]|$)")
+_UNREADABLE = "Make it readable, or leave it out."
 
 
 @dataclass(frozen=True)
@@ -39,58 +46,146 @@ class InputFile:
     size_bytes: int
 
 
-def find_input_files(inputs: Sequence[str | os.PathLike[str]], split: str, by_path: bool) -> list[InputFile]:
-    """All readable files of `inputs`, in order; `by_path`: folders are domains.
+@dataclass
+class InputFiles:
+    """The files of a run, those of training first, and what of the inputs is not read: counts by reason."""
+
+    files: list[InputFile] = field(default_factory=list)
+    left_out: Counter[str] = field(default_factory=Counter)
+    notes: list[str] = field(default_factory=list)  # how the inputs were understood where that may surprise
+
+
+def find_input_files(
+    inputs: Sequence[str | os.PathLike[str]],
+    split: str,
+    by_path: bool,
+    val: Sequence[str | os.PathLike[str]] = (),
+) -> InputFiles:
+    """All readable files of `inputs`, then those of `val`, which `inputs` lose; `by_path`: paths are domains.
 
     Raises NotFound for an input that does not exist, ConfigError for one without a readable file, for a domain's
-    folder without one, and for a file given twice.
+    folder without one, for a file given twice and for two domains of one name; DiskError for what cannot be read.
     """
-    found: list[InputFile] = []
-    for given in map(Path, inputs):
-        if not given.exists():
-            raise NotFound(f"{given}: no such file or folder. Check the path.")
-        files = list(_below(given, split)) if given.is_dir() else [_single(given, split)]
-        if not files:
-            raise ConfigError(f"{given}: no readable file below it; known extensions: {', '.join(KINDS)}.")
-        if by_path and given.is_dir() and not _is_hugging_face(given):
-            _check_no_empty_folder(given, {file.domain for file in files})
-        found += files
-    _check_unique(found)
+    found = InputFiles()
+    stems: dict[str, str] = {}
+    held_out = [file for given in val for file in _of_input(given, "val", by_path, found, stems)]
+    held_out_ids = {file_id(file.path) for file in held_out}
+    for given in inputs:
+        for file in _of_input(given, split, by_path, found, stems):
+            if file_id(file.path) in held_out_ids:
+                found.left_out["file of --val, left out of training"] += 1
+            else:
+                found.files.append(file)
+    if not found.files:
+        raise ConfigError("every input file is given as --val too: nothing is left to train on.")
+    _check_unique(found.files)
+    _check_unique(held_out)
+    found.files += held_out
     return found
 
 
 def file_kind(name: str) -> str | None:
     """How a file of this name is read, or None."""
-    for ending, kind in KINDS.items():
-        if name.endswith(ending):
-            return kind
-    return None
+    ending = _known_ending(name)
+    return KINDS[ending] if ending else None
 
 
-def _single(path: Path, split: str) -> InputFile:
-    kind = file_kind(path.name)
-    if kind is None:
-        raise ConfigError(f"{path}: unknown kind of file; known extensions: {', '.join(KINDS)}.")
-    return InputFile(str(path), kind, _stem(path.name), split, path.stat().st_size)
+def file_id(path: str | os.PathLike[str]) -> tuple[int, int]:
+    """The same for two paths exactly when they name one file."""
+    status = os.stat(path)
+    return status.st_dev, status.st_ino
 
 
-def _below(folder: Path, split: str) -> Iterable[InputFile]:
+def _of_input(
+    given: str | os.PathLike[str], split: str, by_path: bool, found: InputFiles, stems: dict[str, str]
+) -> list[InputFile]:
+    """The files of one input; adds to `found` what is left out, and to `stems` {domain: what it is made of}."""
+    path = Path(given).expanduser()
+    if not path.exists():
+        reason = "the link points to nothing" if path.is_symlink() else "no such file or folder"
+        raise NotFound(f"{path}: {reason}. Check the path.")
+    left_out: Counter[str] = Counter()
+    if path.is_dir():
+        files = list(_below(path, split, left_out))
+    else:
+        kind = file_kind(path.name)
+        if kind is None:
+            raise ConfigError(f"{path}: unknown kind of file; known extensions: {', '.join(KINDS)}.")
+        files = [(_input_file(path, kind, _stem(path.name), split), _stem(path.name))]
+    found.left_out += left_out
+    if not files:
+        there = f" (there: {', '.join(left_out)})" if left_out else ""
+        raise ConfigError(f"{path}: no readable file below it{there}; known extensions: {', '.join(KINDS)}.")
+    if by_path:
+        for file, stem in files:
+            if stems.setdefault(file.domain, stem) != stem:
+                raise ConfigError(
+                    f"{path}: {stems[file.domain]!r} and {stem!r} are not UTF-8 and would both be domain "
+                    f"{file.domain!r}.\n  Rename one of them."
+                )
+        if path.is_dir() and not _is_hugging_face(path):
+            _check_no_empty_folder(path, {file.domain for file, _ in files})
+            _note_flat_texts(path, [file for file, _ in files], found)
+    return [file for file, _ in files]
+
+
+def _note_flat_texts(folder: Path, files: Sequence[InputFile], found: InputFiles) -> None:
+    texts = sum(file.kind == "text" and Path(file.path).parent == folder for file in files)
+    if texts > 1:
+        found.notes.append(
+            f"{folder}: each of the {texts} .txt files directly in it is a domain of its own; "
+            "to make them one domain, move them into a folder below it"
+        )
+
+
+def _input_file(path: Path, kind: str, stem: str, split: str) -> InputFile:
+    with disk_errors(path, _UNREADABLE):
+        try:
+            status = path.stat()
+        except FileNotFoundError:
+            raise NotFound(f"{path}: the link points to nothing. Mend it, or remove it.") from None
+        if not stat.S_ISREG(status.st_mode):
+            raise ConfigError(f"{path}: not a regular file. Write its content to a file first.")
+        if not os.access(path, os.R_OK, effective_ids=True):
+            raise PermissionError(13, "Permission denied", str(path))
+    return InputFile(str(path), kind, _text(stem), split, status.st_size)
+
+
+def _below(folder: Path, split: str, left_out: Counter[str]) -> Iterator[tuple[InputFile, str]]:
+    """Every file to be read with the name that its domain is made of; counts the others."""
     whole = _is_hugging_face(folder)
-    name = _text(folder.resolve().name)
-    for path in sorted(_walk(folder), key=lambda path: os.fsencode(path)):
+    for path in sorted(_walk(folder, left_out), key=os.fsencode):
         kind = file_kind(path.name)
         parts = path.relative_to(folder).parts
-        if kind is None or any(part.startswith(".") for part in parts):
+        if kind is None:
+            left_out[f"{_ending(path.name)} file, not of a known kind"] += 1
             continue
         in_data_set = whole or (len(parts) > 1 and _is_hugging_face(folder / parts[0]))
         if in_data_set and _is_held_out(parts[-2:]) != (split == "val"):
+            left_out[f"{'training' if split == 'val' else 'held-out'} file of a Hugging Face data set"] += 1
             continue
-        yield InputFile(str(path), kind, name if whole else _stem(parts[0]), split, path.stat().st_size)
+        stem = folder.resolve().name if whole else _stem(parts[0])
+        yield _input_file(path, kind, stem, split), stem
 
 
-def _walk(folder: Path) -> Iterable[Path]:
-    for root, _, names in os.walk(folder):
-        yield from (Path(root, name) for name in names)
+def _walk(root: Path, left_out: Counter[str]) -> Iterator[Path]:
+    """Every file below `root` that is not hidden. A folder is entered once, by its own path before any link to it."""
+    entered: set[tuple[int, int]] = set()
+    folders, links = [root], list[Path]()
+    while folders or links:
+        folder = (folders or links).pop(0)
+        with disk_errors(folder, _UNREADABLE), os.scandir(folder) as entries:
+            if (identity := file_id(folder)) in entered:
+                left_out["link to a folder that is read already"] += 1
+                continue
+            entered.add(identity)
+            for entry in sorted(entries, key=lambda entry: os.fsencode(entry.name)):
+                if entry.name.startswith("."):
+                    left_out["hidden file or folder"] += 1
+                elif entry.is_dir():
+                    (links if entry.is_symlink() else folders).append(Path(entry.path))
+                else:
+                    yield Path(entry.path)
 
 
 @cache
@@ -106,11 +201,21 @@ def _is_held_out(parts: Sequence[str]) -> bool:
     return any(_HELD_OUT.match(part) for part in parts)
 
 
+def _known_ending(name: str) -> str | None:
+    """The ending of KINDS that `name` has, in capitals or not."""
+    return next((ending for ending in KINDS if name.lower().endswith(ending)), None)
+
+
 def _stem(name: str) -> str:
-    for ending in KINDS:
-        if name.endswith(ending) and name != ending:
-            return _text(name[: -len(ending)])
-    return _text(name)
+    ending = _known_ending(name)
+    return name[: -len(ending)] if ending and len(name) > len(ending) else name
+
+
+def _ending(name: str) -> str:
+    """The extensions of a file's name that say what it is: ".jsonl.xz" of "a.b.jsonl.xz"."""
+    last = Path(name).suffix
+    before = Path(name[: len(name) - len(last)]).suffix
+    return (before if before.lower() in (".jsonl", ".json", ".txt", ".csv", ".tar") else "") + last or "nameless"
 
 
 def _text(name: str) -> str:
@@ -120,17 +225,18 @@ def _text(name: str) -> str:
 
 def _check_no_empty_folder(folder: Path, domains: set[str]) -> None:
     for path in sorted(folder.iterdir()):
-        if path.is_dir() and not path.name.startswith(".") and _stem(path.name) not in domains:
+        if path.is_dir() and not path.name.startswith(".") and _text(_stem(path.name)) not in domains:
             raise ConfigError(
                 f"domain {_text(path.name)!r} has no document: no readable file below {path}.\n"
                 f"  Known extensions: {', '.join(KINDS)}. Remove the folder, or give the others one by one."
             )
 
 
-def _check_unique(files: Sequence[InputFile]) -> None:
-    seen: set[str] = set()
+def _check_unique(files: Iterable[InputFile]) -> None:
+    seen: dict[tuple[int, int], str] = {}
     for file in files:
-        real = os.path.realpath(file.path)
-        if real in seen:
-            raise ConfigError(f"{file.path}: given twice. Its documents would be read twice; give it once.")
-        seen.add(real)
+        identity = file_id(file.path)
+        if identity in seen:
+            same = "" if seen[identity] == file.path else f" (as {seen[identity]})"
+            raise ConfigError(f"{file.path}: given twice{same}. Its documents would be read twice; give it once.")
+        seen[identity] = file.path

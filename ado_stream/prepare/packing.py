@@ -56,6 +56,7 @@ class Packer:
         self._last_commit_s = time.monotonic()
         self.num_pieces = 0
         self.refused: Counter[str] = Counter()
+        self.repeated: set[int] = set()
         self._resume()
 
     def add(self, result: PieceResult) -> None:
@@ -65,6 +66,7 @@ class Packer:
             for shard in spool.append(block.documents, block.text_bytes, block.tokens):
                 self._finish_shard((block.domain, block.split), shard)
         self.refused.update(result.refused)
+        self.repeated |= result.repeated
         self.num_pieces += 1
         if time.monotonic() - self._last_commit_s > _COMMIT_EVERY_S:
             self.commit()
@@ -76,6 +78,7 @@ class Packer:
         state = {
             "num_pieces": self.num_pieces,
             "refused": dict(self.refused),
+            "repeated": list(self.repeated),
             "spools": [[*key, asdict(spool.state)] for key, spool in self._spools.items()],
         }
         write_durably(self._work / JOURNAL_NAME, json.dumps(state).encode())
@@ -117,6 +120,7 @@ class Packer:
         state = json.loads(path.read_bytes())
         self.num_pieces = state["num_pieces"]
         self.refused.update(state["refused"])
+        self.repeated.update(state["repeated"])
         for domain, split, fields in state["spools"]:
             key = (domain, split)
             spool = self._spools[key] = Spool(self._spool_folder(key), self._shard_format, SpoolState(**fields))

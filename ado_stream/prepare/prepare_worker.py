@@ -4,7 +4,7 @@ A worker has its tokenizer and settings from the start; every call depends on it
 mosaicml-streaming, so that a worker starts in a fraction of a second.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -30,6 +30,8 @@ class WorkerSetup:
     keys: RecordKeys
     val_frac: float
     skip_errors: bool
+    val_hashes: Path | None = None  # the sorted hashes of the text of --val; written before the first `tokenise`
+    drop_duplicates_of_val: bool = False
 
 
 @dataclass(frozen=True)
@@ -49,6 +51,7 @@ class PieceResult:
 
     blocks: list[TokenBlock]
     refused: dict[str, int]
+    repeated: set[int]  # hashes of training texts that validation documents have, too
 
 
 @dataclass(frozen=True)
@@ -72,20 +75,37 @@ class Worker:
     def _tokenizer(self) -> Tokenizer:
         return load_tokenizer(self.setup.tokenizer)
 
+    @cached_property
+    def _val_hashes(self) -> np.ndarray:
+        path = self.setup.val_hashes
+        return np.empty(0, np.uint64) if path is None else np.load(path, mmap_mode="r")
+
+    def hash_texts(self, piece: Piece) -> np.ndarray:
+        """(documents,) uint64: the hash of each document's text."""
+        return _hashes(read_documents(piece, self.setup.keys, RecordErrors(self.setup.skip_errors)))
+
     def tokenise(self, piece: Piece) -> PieceResult:
         """A piece's documents as token blocks per domain and split."""
         errors = RecordErrors(self.setup.skip_errors)
+        documents = list(read_documents(piece, self.setup.keys, errors))
+        repeats = self._repeats_of_val(documents)
+        if self.setup.drop_duplicates_of_val and repeats:
+            errors.counts["training document with the text of a validation document"] += len(repeats)
+            documents = [document for number, document in enumerate(documents) if number not in repeats]
+            repeats = {}
         groups: dict[tuple[str, str], list[Document]] = {}
-        for document in read_documents(piece, self.setup.keys, errors):
+        for document in documents:
             groups.setdefault((document.domain, self._split(document)), []).append(document)
-        blocks = [_token_block(self._tokenizer, *key, documents) for key, documents in groups.items()]
-        return PieceResult(blocks, errors.counts)
+        blocks = [_token_block(self._tokenizer, *key, some) for key, some in groups.items()]
+        return PieceResult(blocks, errors.counts, set(repeats.values()))
 
     def sample(self, piece: Piece, seed: int, budget_bytes: int, threshold: int) -> list[tuple[int, str]]:
         """The piece's part of a training sample: (priority, text) of training documents below `threshold`."""
         sample = DocumentSample(budget_bytes, threshold)
-        for document in read_documents(piece, self.setup.keys, RecordErrors(self.setup.skip_errors)):
-            if self._split(document) == "train":
+        documents = list(read_documents(piece, self.setup.keys, RecordErrors(self.setup.skip_errors)))
+        dropped = self._repeats_of_val(documents) if self.setup.drop_duplicates_of_val else {}
+        for number, document in enumerate(documents):
+            if self._split(document) == "train" and number not in dropped:
                 sample.offer(priority(document.utf8, seed), document.text)
         return sample.items()
 
@@ -97,11 +117,24 @@ class Worker:
         write_durably(job.out_path, compressed)
         return shard_entry(job.shard, raw, compressed, job.shard_format)
 
+    def _repeats_of_val(self, documents: Sequence[Document]) -> dict[int, int]:
+        """{number of a training document: hash of its text} of those whose text a validation document has, too."""
+        val = self._val_hashes
+        if not len(val):
+            return {}
+        hashes = _hashes(documents)
+        same = val[np.minimum(np.searchsorted(val, hashes), len(val) - 1)] == hashes
+        return {int(n): int(hashes[n]) for n in np.flatnonzero(same) if self._split(documents[n]) == "train"}
+
     def _split(self, document: Document) -> str:
         """The document's split: its file's, else by xxh64 of its text, so the same in every corpus."""
         if document.split != "hash":
             return document.split
         return "val" if xxhash.xxh64_intdigest(document.utf8) < self.setup.val_frac * _HASH_RANGE else "train"
+
+
+def _hashes(documents: Iterable[Document]) -> np.ndarray:
+    return np.array([xxhash.xxh64_intdigest(document.utf8) for document in documents], np.uint64)
 
 
 def _token_block(tokenizer: Tokenizer, domain: str, split: str, documents: Sequence[Document]) -> TokenBlock:

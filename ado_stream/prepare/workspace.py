@@ -5,15 +5,18 @@ fingerprint of the run that it was made for: earlier work is resumed only by the
 it only while no shard was begun.
 """
 
+import json
 import os
 import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 from ado_stream.corpus.corpus import user_cache
 from ado_stream.corpus.manifest import MANIFEST_NAME, MANIFEST_VERSION, decode_manifest, json_hash
+from ado_stream.corpus.tokenizer import Tokenizer
 from ado_stream.durable import write_durably
 from ado_stream.errors import ConfigError
 from ado_stream.prepare.config import PrepareConfig
@@ -28,16 +31,48 @@ _PLAN_NAME = "plan"
 _LOCK_NAME = "lock"
 
 
-def plan_fingerprint(config: PrepareConfig, files: Sequence[InputFile]) -> str:
-    """Hash of everything that the result depends on: settings, and the files' names, sizes and times.
+@dataclass(frozen=True)
+class Plan:
+    """Everything that the result depends on: settings, the given tokenizer's content, names, sizes and times of files.
 
-    Not of `skip_errors`: what is done up to the first unreadable record is the same with and without.
+    Not `skip_errors`: what is done up to the first unreadable record is the same with and without.
     """
-    settings = asdict(config)
-    for key in ("inputs", "out", "val", "workers", "progress", "skip_errors"):
-        del settings[key]
-    stamps = [[*asdict(file).values(), os.stat(file.path).st_mtime_ns] for file in files]
-    return json_hash([MANIFEST_VERSION, settings, stamps])
+
+    settings: dict[str, Any]
+    stamps: list[list[Any]]  # of each file: its fields and its time
+
+    @classmethod
+    def of(cls, config: PrepareConfig, files: Sequence[InputFile], tokenizer: Tokenizer | None) -> "Plan":
+        """The plan of a run; `tokenizer`: the one that `config` names, None when there is none to load."""
+        settings = asdict(config)
+        for key in ("inputs", "out", "val", "workers", "progress", "skip_errors"):
+            del settings[key]
+        if not config.drop_duplicates_of_val:  # so that plans without it are those of releases that did not have it
+            del settings["drop_duplicates_of_val"]
+        if tokenizer is not None:
+            settings["tokenizer content"] = tokenizer.fingerprint
+        return cls(settings, [[*asdict(file).values(), os.stat(file.path).st_mtime_ns] for file in files])
+
+    @property
+    def fingerprint(self) -> str:
+        """The `source` of corpus.json."""
+        return json_hash([MANIFEST_VERSION, self.settings, self.stamps])
+
+    def encode(self) -> str:
+        """What the working folder holds of its run."""
+        return json.dumps(asdict(self))
+
+    def difference(self, text: str) -> str:
+        """What differs from the run of another plan's `text`, for an error message."""
+        try:
+            old = Plan(**json.loads(text))
+        except (ValueError, TypeError):  # of an older release
+            return "settings"
+        keys = [key for key in {**old.settings, **self.settings} if old.settings.get(key) != self.settings.get(key)]
+        before, now = ({stamp[0]: stamp for stamp in plan.stamps} for plan in (old, self))
+        paths = [path for path in {**before, **now} if before.get(path) != now.get(path)]
+        more = [f"{len(paths) - 3} more files"] if len(paths) > 3 else []
+        return ", ".join([*keys, *paths[:3], *more]) or "the order of the files"
 
 
 def open_output(config: PrepareConfig) -> tuple[Path, CorpusOutput]:
@@ -49,13 +84,13 @@ def open_output(config: PrepareConfig) -> tuple[Path, CorpusOutput]:
     return work, RemoteOutput(config.out, work / _STAGING)
 
 
-def is_complete(output: CorpusOutput, plan: str, out: str) -> bool:
+def is_complete(output: CorpusOutput, plan: Plan, out: str) -> bool:
     """Whether the corpus of `plan` is there already. Raises ConfigError when another one is."""
     data = output.manifest()
     if data is None:
         return False
     where = f"{out.rstrip('/')}/{MANIFEST_NAME}"
-    if decode_manifest(data, where).get("source") == plan:
+    if decode_manifest(data, where).get("source") == plan.fingerprint:
         return True
     raise ConfigError(
         f"{where}: a corpus of other input or settings is there already.\n"
@@ -63,19 +98,20 @@ def is_complete(output: CorpusOutput, plan: str, out: str) -> bool:
     )
 
 
-def begin_or_resume(work: Path, output: CorpusOutput, plan: str) -> None:
+def begin_or_resume(work: Path, output: CorpusOutput, plan: Plan) -> None:
     """Prepares the working folder for `plan`. Raises ConfigError when it holds unfinished work of another one."""
     path = work / _PLAN_NAME
-    if path.exists() and path.read_text() == plan:
+    if path.exists() and path.read_text() == plan.encode():
         return
     if (work / JOURNAL_NAME).exists():
+        difference = plan.difference(path.read_text() if path.exists() else "")
         raise ConfigError(
-            f"{work}: an unfinished run over other input or settings.\n"
-            "  Repeat that run's command to finish it, or remove this folder to start again."
+            f"{work}: an unfinished run over other input or settings; changed since: {difference}.\n"
+            "  Remove this folder and run the command again, or undo the change to finish that run."
         )
     clear(work)
     output.check_writable()
-    write_durably(path, plan)
+    write_durably(path, plan.encode())
 
 
 def clear(work: Path) -> None:
@@ -91,8 +127,16 @@ def clear(work: Path) -> None:
 
 @contextmanager
 def locked(work: Path) -> Iterator[None]:
-    """Holds the working folder's lock. Raises ConfigError when another process has it."""
+    """Holds the working folder's lock, and removes the folder at the end when nothing else is in it.
+
+    It is removed under the lock, whose removed file then counts as taken for whoever has opened it already. Raises
+    ConfigError when another process has the lock.
+    """
     with lock_if_free(work / _LOCK_NAME) as held:
         if not held:
             raise ConfigError(f"{work}: another process is writing this corpus; wait until it ends, or stop it.")
-        yield
+        try:
+            yield
+        finally:
+            if os.listdir(work) == [_LOCK_NAME]:
+                shutil.rmtree(work)

@@ -23,7 +23,7 @@ from ado_stream.report.plot_style import (
     text_color,
     thousands,
 )
-from ado_stream.report.run_data import RefitLaws, Run
+from ado_stream.report.run_data import Floats, RefitLaws, Run
 
 MAX_PANELS = 24
 PANEL_POINTS = 70
@@ -108,7 +108,7 @@ def _panel(axes: Axes, run: Run, law: RefitLaws, index: int, color: str) -> None
     axes.locator_params(axis="y", nbins=4)
 
 
-def _limits(axes: Axes, step_S: np.ndarray, curves: list[np.ndarray]) -> None:
+def _limits(axes: Axes, step_S: Floats, curves: list[Floats]) -> None:
     """Sets the y axis to the values after the run's steep start."""
     settled = step_S >= step_S[0] + SETTLED_FRAC * (step_S[-1] - step_S[0])
     values = np.concatenate([curve[settled] for curve in curves])

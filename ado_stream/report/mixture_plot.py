@@ -17,7 +17,7 @@ from ado_stream.report.plot_style import (
     text_color,
     thousands,
 )
-from ado_stream.report.run_data import Run
+from ado_stream.report.run_data import Floats, Run
 
 MAX_RUNS = 4
 MAX_LABELS = 24
@@ -56,7 +56,7 @@ def draw_mixture(runs: list[Run], colors: dict[str, str]) -> Plot | None:
     )
 
 
-def _stack(axes: Axes, run: Run, step_S: np.ndarray, mixture_SK: np.ndarray, colors: dict[str, str]) -> None:
+def _stack(axes: Axes, run: Run, step_S: Floats, mixture_SK: Floats, colors: dict[str, str]) -> None:
     shades = [colors[name] for name in run.domains]
     if len(step_S) == 1:
         step_S, mixture_SK = np.array([step_S[0], step_S[0] + 1]), np.repeat(mixture_SK, 2, axis=0)
@@ -71,14 +71,13 @@ def _stack(axes: Axes, run: Run, step_S: np.ndarray, mixture_SK: np.ndarray, col
     placed = spread_labels(middle_K[named], _label_height(100.0), 1, 99)
     span = step_S[-1] - step_S[0]
     for index, y in zip(named, placed, strict=True):
-        axes.plot(
-            [step_S[-1], step_S[-1] + 0.02 * span], [middle_K[index], y], color=shades[index], lw=1, clip_on=False
-        )
+        color, end = shades[index], step_S[-1]
+        axes.plot([end, end + 0.02 * span], [middle_K[index], y], color=color, lw=1, clip_on=False)
         text = f"{shorten(run.domains[index])}  {last_K[index]:.3g} %"
-        axes.text(step_S[-1] + 0.026 * span, y, text, color=text_color(shades[index]), va="center", fontsize=8.5)
+        axes.text(end + 0.026 * span, y, text, color=text_color(color), va="center", fontsize=8.5)
 
 
-def _relative(axes: Axes, run: Run, step_S: np.ndarray, mixture_SK: np.ndarray, colors: dict[str, str]) -> None:
+def _relative(axes: Axes, run: Run, step_S: Floats, mixture_SK: Floats, colors: dict[str, str]) -> None:
     with np.errstate(divide="ignore", invalid="ignore"):
         ratio_SK = np.log2(mixture_SK / run.prior_K)
     ratio_SK[~np.isfinite(ratio_SK)] = np.nan
@@ -96,9 +95,8 @@ def _relative(axes: Axes, run: Run, step_S: np.ndarray, mixture_SK: np.ndarray, 
     ticks = _multiples(2.0 ** (low - margin), 2.0 ** (high + margin))
     axes.set_yticks([math.log2(tick) for tick in ticks], [f"×{compact(tick)}" for tick in ticks])
     thousands(axes.xaxis)
-    label_lines(
-        axes, axes.get_xlim()[1], {name: ends[name] for name in named}, colors, _label_height(high - low + 2 * margin)
-    )
+    named_ends = {name: ends[name] for name in named}
+    label_lines(axes, axes.get_xlim()[1], named_ends, colors, _label_height(high - low + 2 * margin))
 
 
 def _extremes(ends: dict[str, float]) -> list[str]:

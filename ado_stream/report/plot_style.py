@@ -14,9 +14,12 @@ import numpy as np
 from matplotlib import rc_context
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.colors import to_hex, to_rgb
 from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.ticker import FuncFormatter, MaxNLocator
+
+from ado_stream.report.run_data import Floats, Ints
 
 PALETTE = (
     "#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#332288", "#882255",
@@ -24,14 +27,7 @@ PALETTE = (
     "#77b677", "#bf5341", "#531d5c", "#14a4c8", "#92414a", "#6e3814", "#ec7738", "#6e6eda",
 )  # fmt: skip
 INK, SOFT, FAINT = "#1c1f24", "#6b7280", "#d9dde3"
-RUN_STYLES = (
-    ("#1c1f24", "-"),
-    ("#8b94a3", "-"),
-    ("#1c1f24", "--"),
-    ("#8b94a3", "--"),
-    ("#1c1f24", ":"),
-    ("#8b94a3", ":"),
-)
+RUN_STYLES = tuple((color, dash) for dash in ("-", "--", ":") for color in (INK, "#8b94a3"))
 RUN_MARKERS = ("o", "D", "s", "^", "v", "P")
 WIDTH_IN = 10.5
 MAX_POINTS = 400
@@ -88,21 +84,21 @@ def new_figure(height_in: float, row_gap: float = 0.02) -> Figure:
 
 def domain_color(index: int) -> str:
     """The colour of the corpus's domain number `index`, as #rrggbb."""
-    base = np.array([int(PALETTE[index % len(PALETTE)][i : i + 2], 16) for i in (1, 3, 5)])
-    toward, share = ((0, 0.0), (255, 0.45), (0, 0.4))[index // len(PALETTE) % 3]
-    mixed = np.rint(base * (1 - share) + toward * share).astype(int)
-    return "#" + "".join(f"{channel:02x}" for channel in mixed)
+    toward, share = ((0.0, 0.0), (1.0, 0.45), (0.0, 0.4))[index // len(PALETTE) % 3]
+    base = to_rgb(PALETTE[index % len(PALETTE)])
+    red, green, blue = (channel * (1 - share) + toward * share for channel in base)
+    return to_hex((red, green, blue))
 
 
 def text_color(color: str) -> str:
     """`color` darkened until it can be read on white: WCAG contrast of 4 or more."""
-    rgb = np.array([int(color[i : i + 2], 16) for i in (1, 3, 5)]) / 255
+    rgb = np.array(to_rgb(color))
     while 1.05 / (_luminance(rgb) + 0.05) < 4:
         rgb = rgb * 0.95
-    return "#" + "".join(f"{channel:02x}" for channel in np.rint(rgb * 255).astype(int))
+    return to_hex(tuple(rgb.tolist()))
 
 
-def _luminance(rgb: np.ndarray) -> float:
+def _luminance(rgb: Floats) -> float:
     linear = np.where(rgb <= 0.04045, rgb / 12.92, ((rgb + 0.055) / 1.055) ** 2.4)
     return float(linear @ [0.2126, 0.7152, 0.0722])
 
@@ -118,7 +114,7 @@ def run_style(index: int) -> dict[str, Any]:
     return {"color": color, "linestyle": dash}
 
 
-def spread_labels(wanted_y: Sequence[float], gap: float, low: float, high: float) -> np.ndarray:
+def spread_labels(wanted_y: Sequence[float], gap: float, low: float, high: float) -> Floats:
     """Positions near `wanted_y`, in the same order, at least `gap` apart and inside [low, high] while there is room.
 
     The least-squares solution (pool adjacent violators on positions minus their rank's offset).
@@ -151,20 +147,22 @@ def shorten(name: str, length: int = 22) -> str:
     return f"{name[:head]}…{name[-(length - 1 - head) :]}"
 
 
-def bins(step_S: np.ndarray, num: int = MAX_POINTS) -> np.ndarray:
+def bins(step_S: Ints, num: int = MAX_POINTS) -> Ints:
     """Edges (indices into S) of at most `num` equal groups of consecutive records."""
-    return np.unique(np.linspace(0, len(step_S), min(num, len(step_S)) + 1).astype(int))
+    edges: Ints = np.unique(np.linspace(0, len(step_S), min(num, len(step_S)) + 1).astype(np.int64))
+    return edges
 
 
-def bin_means(values_S: np.ndarray, edges: np.ndarray) -> np.ndarray:
+def bin_means(values_S: Floats, edges: Ints) -> Floats:
     """The mean of the finite values in every group along the first axis; NaN for a group without any."""
     finite = np.isfinite(values_S)
     sums = np.add.reduceat(np.where(finite, values_S, 0.0), edges[:-1], axis=0)
     counts = np.add.reduceat(finite.astype(np.float64), edges[:-1], axis=0)
-    return np.divide(sums, counts, out=np.full_like(sums, np.nan), where=counts > 0)
+    means: Floats = np.divide(sums, counts, out=np.full_like(sums, np.nan), where=counts > 0)
+    return means
 
 
-def plot_binned(axes: Axes, step_S: np.ndarray, values_S: np.ndarray, num: int, **line: Any) -> np.ndarray:
+def plot_binned(axes: Axes, step_S: Ints, values_S: Floats, num: int, **line: Any) -> Floats:
     """Draws means over `num` groups of consecutive steps; returns them."""
     edges = bins(step_S, num)
     means_S = bin_means(values_S, edges)
@@ -180,7 +178,7 @@ def label_rows(axes: Axes, y: Sequence[float], names: Sequence[str], colors: dic
     axes.tick_params(axis="y", length=0)
 
 
-def largest(share_K: np.ndarray, most: int) -> tuple[np.ndarray, str]:
+def largest(share_K: Floats, most: int) -> tuple[Ints, str]:
     """Ascending indices of the `most` largest shares, and a caption's sentence where some are left out."""
     index = np.sort(np.argsort(-np.nan_to_num(share_K), kind="stable")[:most])
     left_out = len(index) < len(share_K)

@@ -8,6 +8,7 @@ import os
 import shlex
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from ado_stream.durable import write_durably
 from ado_stream.errors import StorageError
@@ -16,7 +17,7 @@ from ado_stream.report.forecast_plot import draw_forecasts
 from ado_stream.report.mixture_plot import draw_mixture, mixture_varies
 from ado_stream.report.plot_style import Plot, domain_colors, styled
 from ado_stream.report.progress_plot import draw_progress
-from ado_stream.report.report_tables import domain_table, fact_table, health_table, law_table
+from ado_stream.report.report_tables import domain_table, fact_table, health_table, law_table, moved_table
 from ado_stream.report.run_data import Run, load_runs
 from ado_stream.report.selection_plot import draw_selection
 from ado_stream.report.throughput_plot import draw_throughput
@@ -39,7 +40,7 @@ def write_report(run_dirs: Sequence[str | os.PathLike[str]], out_dir: str | os.P
     body = [*_opening(runs, title), _domains(runs, colors)]
     body += [html.picture(plot.title, plot.caption, png) for plot, png in pictures]
     body += [*_laws(runs, colors), *(part for run in runs for part in _health(run, colors))]
-    body += [_facts(runs), _reproduce(runs)]
+    body += [html.section("Runs and environment", html.table(*fact_table(runs), kind="facts")), _reproduce(runs)]
     document = html.page(f"ado-stream: {title}", body)
     out = Path(out_dir)
     try:
@@ -119,14 +120,17 @@ def _laws(runs: list[Run], colors: dict[str, str]) -> list[str]:
         "mean of that forecast, less one. Next-interval miss: the same up to the following refit, the median of its "
         "size over refits. Refits: those with a good law for the domain; at the others it kept the one before."
     )
-    with_laws = [run for run in runs if run.laws]
     return [
-        html.table_section(f"Scaling laws: {run.label}", note, html.table(*law_table(run, colors))) for run in with_laws
+        html.table_section(f"Scaling laws: {run.label}", note, html.table(*law_table(run, colors)))
+        for run in runs
+        if run.laws
     ]
 
 
 def _health(run: Run, colors: dict[str, str]) -> list[str]:
     health = run.health
+    if health is not None and "moved" in health:
+        return [_moved(run, health, colors)]
     if health is None or "forecast_error" not in health:  # of a policy without laws
         return []
     note = (
@@ -138,8 +142,17 @@ def _health(run: Run, colors: dict[str, str]) -> list[str]:
     return [html.table_section(f"Policy health: {run.label}", note, html.table(*health_table(health, colors)))]
 
 
-def _facts(runs: list[Run]) -> str:
-    return html.section("Runs and environment", html.table(*fact_table(runs), kind="facts"))
+def _moved(run: Run, health: dict[str, Any], colors: dict[str, str]) -> str:
+    """What the target policy moved."""
+    note = (
+        f"Refits: {health['refits']}. Elasticity: how much a domain's loss falls per unit of the logarithm of its own "
+        "samples. A domain is moved only where it surely learns much slower or faster than the "
+        "middle one."
+    )
+    if not health["moved"]:
+        note += " None was moved: the mixture is the one wanted, to the bit."
+        return html.table_section(f"Moved by the policy: {run.label}", note, "")
+    return html.table_section(f"Moved by the policy: {run.label}", note, html.table(*moved_table(health, colors)))
 
 
 def _reproduce(runs: list[Run]) -> str:

@@ -1,16 +1,18 @@
 """The report's tables as rows of text: domains, laws, policy health, runs. A missing number is a dash."""
 
 import math
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 
+from ado_stream.record import with_nan
 from ado_stream.report.forecast_plot import forecast_error, halfway_law, next_interval_error
 from ado_stream.report.mixture_plot import mixture_varies
 from ado_stream.report.plot_style import compact, signed
 from ado_stream.report.report_html import Cell
-from ado_stream.report.run_data import Run
+from ado_stream.report.run_data import Floats, Run
 from ado_stream.report.throughput_plot import median_tokens_per_s
 from ado_stream.report.validation_plot import OVERALL, final_losses, pick_baseline
 from ado_stream.report.verdict import LEVEL_NATS
@@ -31,10 +33,8 @@ def domain_table(runs: list[Run], colors: dict[str, str], sizes: bool = True) ->
     others = [run for run in measured if run is not baseline]
     moving = [run for run in runs if mixture_varies(run)]
     header = ["domain"] + ["train tokens"] * sizes + ["prior"] + [f"{run.label}: mean share" for run in moving]
-    header += ["validation tokens"] * (sizes and bool(measured))
-    header += [f"{run.label}: loss" for run in measured] + [
-        f"{run.label} − {baseline.label}" for run in others if baseline
-    ]
+    header += ["validation tokens"] * (sizes and bool(measured)) + [f"{run.label}: loss" for run in measured]
+    header += [f"{run.label} − {baseline.label}" for run in others if baseline]
     rows: list[Row] = []
     for name in [*colors, *(OVERALL if measured else ())]:
         swatch = colors.get(name, "")
@@ -49,28 +49,23 @@ def domain_table(runs: list[Run], colors: dict[str, str], sizes: bool = True) ->
 
 def law_table(run: Run, colors: dict[str, str]) -> tuple[list[str], list[Row]]:
     """(header, rows): the last law of every domain, and the errors of forecasts."""
-    header = [
-        "domain",
-        "floor ε (nats)",
-        "β",
-        "α",
-        "law now (nats)",
-        "forecast from half-way",
-        "next-interval miss",
-        "refits",
-    ]
+    header = ["domain", "floor ε (nats)", "β", "α", "law now (nats)"]
+    header += ["forecast from half-way", "next-interval miss", "refits"]
     half = halfway_law(run)
     rows: list[Row] = []
     for index, name in enumerate(run.domains):
         known = [law for law in run.laws if law.known(index)]
-        law = known[-1] if known else None
-        now = float(law.predict(index, run.counts_SK[-1:, index])[0]) if law and len(run.counts_SK) else None
+        eps = beta = alpha = now = math.nan
+        if known:
+            law = known[-1]
+            eps, beta, alpha = np.exp(law.log_eps_K[index]), np.exp(law.log_beta_K[index]), law.alpha_K[index]
+            now = float(law.predict(index, run.counts_SK[-1:, index])[0]) if len(run.counts_SK) else math.nan
         rows.append(
             [
                 Cell(name, swatch=colors[name]),
-                number(float(np.exp(law.log_eps_K[index])) if law else None, ".3f"),
-                number(float(np.exp(law.log_beta_K[index])) if law else None, ".4g"),
-                number(float(law.alpha_K[index]) if law else None, ".3f"),
+                number(eps, ".3f"),
+                number(beta, ".4g"),
+                number(alpha, ".3f"),
                 number(now, ".3f"),
                 signed(100 * forecast_error(run, half, index) if half else math.nan, ".1f") + " %",
                 number(100 * next_interval_error(run, index), ".1f") + " %",
@@ -85,9 +80,7 @@ def health_table(health: dict[str, Any], colors: dict[str, str]) -> tuple[list[s
     header = ["domain", "losses ignored", "laws held", "at a bound", "forecast error", "its size"]
     rows: list[Row] = []
     for name, ignored in health["ignored_losses"].items():
-        error = {
-            key: math.nan if value is None else 100 * value for key, value in health["forecast_error"][name].items()
-        }
+        error = {key: 100 * with_nan(value) for key, value in health["forecast_error"][name].items()}
         rows.append(
             [
                 Cell(name, swatch=colors[name]),
@@ -101,36 +94,61 @@ def health_table(health: dict[str, Any], colors: dict[str, str]) -> tuple[list[s
     return header, rows
 
 
+def moved_table(health: dict[str, Any], colors: dict[str, str]) -> tuple[list[str], list[Row]]:
+    """(header, rows): the domains that the target policy moved from the share wanted, and the evidence."""
+    header = [
+        "domain",
+        "share over the wanted one",
+        "since step",
+        "elasticity (nats)",
+        "its deviation",
+        "the middle one",
+    ]
+    rows: list[Row] = [
+        [
+            Cell(name, swatch=colors[name]),
+            f"{moved['share_over_target']:.3g}",
+            f"{moved['since_step']:,}",
+            *(number(moved[key], ".3f") for key in ("elasticity", "elasticity_sd")),
+            number(health["middle_elasticity"], ".3f"),
+        ]
+        for name, moved in health["moved"].items()
+    ]
+    return header, rows
+
+
 def fact_table(runs: list[Run]) -> tuple[list[str], list[Row]]:
     """(header, rows): a column per run with its settings, environment and duration."""
-    return ["", *(run.label for run in runs)], [
-        ["policy", *(_policy(run) for run in runs)],
-        ["model", *(_model(run) for run in runs)],
-        ["batch", *(_batch(run) for run in runs)],
-        ["steps done", *(_steps(run) for run in runs)],
-        ["time in steps", *(_duration(run) for run in runs)],
-        ["throughput", *(number(median_tokens_per_s(run), ",.0f") + " tokens/s (median)" for run in runs)],
-        ["seed, lanes, lag", *(_all(run, "seed", "canonical_nodes", "mixture_lag") for run in runs)],
-        [
-            "device",
-            *(f"{run.metadata.get('device', DASH)}, {run.metadata.get('world_size', 1)} rank(s)" for run in runs),
-        ],
-        ["corpus", *(_corpus(run) for run in runs)],
-        ["tokenizer", *(_tokenizer(run) for run in runs)],
-        ["started", *(str(run.metadata.get("created", DASH)) for run in runs)],
-        ["versions", *(_versions(run) for run in runs)],
-        ["events", *(_events(run) for run in runs)],
-    ]
+    facts: dict[str, Callable[[Run], str]] = {
+        "policy": _policy,
+        "model": _model,
+        "batch": _batch,
+        "steps done": _steps,
+        "time in steps": _duration,
+        "throughput": lambda run: number(median_tokens_per_s(run), ",.0f") + " tokens/s (median)",
+        "seed, lanes, lag": lambda run: ", ".join(
+            _given(run, key) for key in ("seed", "canonical_nodes", "mixture_lag")
+        ),
+        "device": lambda run: f"{_given(run, 'device')}, {run.metadata.get('world_size', 1)} rank(s)",
+        "corpus": _corpus,
+        "tokenizer": lambda run: f"{_given(run, 'tokenizer')}, vocabulary {_given(run, 'vocab_size')}",
+        "started": lambda run: _given(run, "created"),
+        "versions": _versions,
+        "events": _events,
+    }
+    return ["", *(run.label for run in runs)], [[label, *map(fact, runs)] for label, fact in facts.items()]
+
+
+def _of_domain(run: Run, value_K: Floats, name: str) -> float:
+    return float(value_K[run.domains.index(name)]) if name in run.domains else math.nan
 
 
 def _train_tokens(run: Run, name: str) -> str:
-    tokens = run.train_tokens_K[run.domains.index(name)] if name in run.domains else math.nan
-    return "" if name in OVERALL else compact(tokens) if math.isfinite(tokens) else DASH
+    return "" if name in OVERALL else _tokens(_of_domain(run, run.train_tokens_K, name))
 
 
 def _prior(run: Run, name: str) -> str:
-    share = run.prior_K[run.domains.index(name)] if name in run.domains else math.nan
-    return "" if name in OVERALL else number(100 * float(share), ".1f") + " %"
+    return "" if name in OVERALL else number(100 * _of_domain(run, run.prior_K, name), ".1f") + " %"
 
 
 def _mean_share(run: Run, name: str) -> str:
@@ -144,8 +162,11 @@ def _mean_share(run: Run, name: str) -> str:
 def _validation_tokens(run: Run, name: str) -> str:
     if run.final is None or name not in run.domains:
         return ""
-    tokens = float(run.final.domain_tokens_K[run.domains.index(name)])
-    return compact(tokens) if math.isfinite(tokens) else DASH
+    return _tokens(_of_domain(run, run.final.domain_tokens_K, name))
+
+
+def _tokens(value: float) -> str:
+    return compact(value) if math.isfinite(value) else DASH
 
 
 def _difference(run: Run, baseline: Run, name: str) -> Cell:
@@ -156,7 +177,7 @@ def _difference(run: Run, baseline: Run, name: str) -> Cell:
 
 def _policy(run: Run) -> str:
     listed = ", ".join(_options(run.metadata.get("policy_options") or {}))
-    return f"{run.metadata.get('policy', DASH)}" + (f" ({listed})" if listed else "")
+    return _given(run, "policy") + (f" ({listed})" if listed else "")
 
 
 def _options(options: dict[str, Any], prefix: str = "") -> list[str]:
@@ -187,8 +208,8 @@ def _duration(run: Run) -> str:
     return f"{total_s / 60:.1f} min" if total_s >= 120 else f"{total_s:.1f} s"
 
 
-def _all(run: Run, *keys: str) -> str:
-    return ", ".join(str(run.metadata.get(key, DASH)) for key in keys)
+def _given(run: Run, key: str) -> str:
+    return str(run.metadata.get(key, DASH))
 
 
 def _corpus(run: Run) -> str:
@@ -196,15 +217,10 @@ def _corpus(run: Run) -> str:
     return f"{corpus.get('path', DASH)} (fingerprint {str(corpus.get('fingerprint', DASH))[:16]})"
 
 
-def _tokenizer(run: Run) -> str:
-    return f"{run.metadata.get('tokenizer', DASH)}, vocabulary {run.metadata.get('vocab_size', DASH)}"
-
-
 def _versions(run: Run) -> str:
     return ", ".join(f"{name} {version}" for name, version in (run.metadata.get("versions") or {}).items()) or DASH
 
 
 def _events(run: Run) -> str:
-    names: Sequence[str] = [event.get("name", "?") for event in run.events]
-    counted = {name: names.count(name) for name in dict.fromkeys(names)}
+    counted = Counter(event.get("name", "?") for event in run.events)
     return ", ".join(f"{name} ×{count}" if count > 1 else name for name, count in counted.items()) or DASH

@@ -14,9 +14,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from ado_stream.errors import ConfigError, NotFound
-from ado_stream.record import FILE_NAME, column, read_run
+from ado_stream.record import FILE_NAME, read_run, with_nan
+
+Floats = NDArray[np.float64]
+Ints = NDArray[np.int64]
 
 PARTS = ("data", "forward_backward", "optimizer", "policy", "checkpoint")
 
@@ -29,22 +33,23 @@ class RefitLaws:
     """
 
     step: int
-    n_K: np.ndarray
-    log_beta_K: np.ndarray
-    log_eps_K: np.ndarray
-    alpha_K: np.ndarray
-    objective_K: np.ndarray
-    valid_K: np.ndarray
+    n_K: Floats
+    log_beta_K: Floats
+    log_eps_K: Floats
+    alpha_K: Floats
+    objective_K: Floats
+    valid_K: NDArray[np.bool_]
 
     def known(self, domain: int) -> bool:
         """Whether `domain` has a law, of this refit or an earlier one."""
         return bool(np.isfinite([self.log_beta_K[domain], self.log_eps_K[domain], self.alpha_K[domain]]).all())
 
-    def predict(self, domain: int, n: np.ndarray) -> np.ndarray:
+    def predict(self, domain: int, n: Floats) -> Floats:
         """Loss of `domain` in nats per token after `n` samples; NaN where n <= 0 or there is no law."""
         with np.errstate(invalid="ignore", divide="ignore", over="ignore"):
             power = self.log_beta_K[domain] - self.alpha_K[domain] * np.log(n)
-            return np.exp(np.logaddexp(power, self.log_eps_K[domain]))
+            loss: Floats = np.exp(np.logaddexp(power, self.log_eps_K[domain]))
+        return loss
 
 
 @dataclass(frozen=True)
@@ -54,8 +59,8 @@ class Evaluation:
     step: int
     split: str
     loss: float
-    domain_loss_K: np.ndarray
-    domain_tokens_K: np.ndarray
+    domain_loss_K: Floats
+    domain_tokens_K: Floats
 
     @property
     def domain_average(self) -> float:
@@ -72,25 +77,25 @@ class Run:
     label: str
     metadata: dict[str, Any]
     domains: tuple[str, ...]
-    step_S: np.ndarray
-    loss_S: np.ndarray
-    domain_loss_SK: np.ndarray
-    samples_SK: np.ndarray
-    mixture_SK: np.ndarray
-    tokens_per_s_S: np.ndarray
-    time_s: dict[str, np.ndarray]
+    step_S: Ints
+    loss_S: Floats
+    domain_loss_SK: Floats
+    samples_SK: Floats
+    mixture_SK: Floats
+    tokens_per_s_S: Floats
+    time_s: dict[str, Floats]
     laws: tuple[RefitLaws, ...]
     health: dict[str, Any] | None  # of the policy after its last refit
     evaluations: tuple[Evaluation, ...]
     events: tuple[dict[str, Any], ...]
 
     @cached_property
-    def prior_K(self) -> np.ndarray:
+    def prior_K(self) -> Floats:
         """The prior as shares; NaN where the record has none."""
         return _row(self.metadata.get("prior"), len(self.domains))
 
     @cached_property
-    def train_tokens_K(self) -> np.ndarray:
+    def train_tokens_K(self) -> Floats:
         """Training tokens of each domain in the corpus; NaN where the record has none."""
         known = (self.metadata.get("corpus") or {}).get("domains") or {}
         return np.array([(known.get(name) or {}).get("tokens") or math.nan for name in self.domains], dtype=np.float64)
@@ -111,16 +116,15 @@ class Run:
         return self.evaluations[-1] if self.evaluations else None
 
     @cached_property
-    def counts_SK(self) -> np.ndarray:
+    def counts_SK(self) -> Floats:
         """(S, K) cumulative samples n, the argument of the laws, at each recorded step."""
-        own = any(np.unique(law.n_K).size > 1 for law in self.laws)
-        if not own:
-            shared_S = (self.step_S + 1.0) * (self.metadata.get("global_batch_size") or math.nan)
-            return np.repeat(shared_S[:, None], len(self.domains), axis=1)
-        gap_S = np.diff(
-            self.step_S, prepend=-1
-        )  # of a sparse record, a line's counts stand in for the steps since the last line
-        return np.cumsum(np.nan_to_num(self.samples_SK) * gap_S[:, None], axis=0)
+        if any(np.unique(law.n_K).size > 1 for law in self.laws):  # of each domain's own
+            gap_S = np.diff(
+                self.step_S, prepend=-1
+            )  # of a sparse record, a line's counts stand for the steps before it
+            return np.cumsum(np.nan_to_num(self.samples_SK) * gap_S[:, None], axis=0)
+        shared_S = (self.step_S + 1.0) * (self.metadata.get("global_batch_size") or math.nan)
+        return np.repeat(shared_S[:, None], len(self.domains), axis=1)
 
 
 def load_runs(paths: Sequence[str | os.PathLike[str]]) -> list[Run]:
@@ -158,18 +162,19 @@ def _load(directory: Path, label: str) -> Run:
     metadata, lines = read_run(directory)
     domains = tuple(metadata["domains"])
     steps, num_domains = lines["step"], len(domains)
+    times = [line.get("time_s") or {} for line in steps]
     return Run(
         path=directory,
         label=label,
         metadata=metadata,
         domains=domains,
         step_S=np.array([line["step"] for line in steps], dtype=np.int64),
-        loss_S=np.array(column(steps, "loss"), dtype=np.float64),
+        loss_S=_matrix(steps, "loss", 1)[:, 0],
         domain_loss_SK=_matrix(steps, "domain_loss", num_domains),
         samples_SK=_matrix(steps, "samples", num_domains),
         mixture_SK=_matrix(steps, "mixture", num_domains),
-        tokens_per_s_S=np.array(column(steps, "tokens_per_s"), dtype=np.float64),
-        time_s={part: _times(steps, part) for part in (*PARTS, "total")},
+        tokens_per_s_S=_matrix(steps, "tokens_per_s", 1)[:, 0],
+        time_s={part: _matrix(times, part, 1)[:, 0] for part in (*PARTS, "total")},
         laws=tuple(_law(line, num_domains) for line in lines["fit"]),
         health=lines["health"][-1]["health"] if lines["health"] else None,
         evaluations=tuple(_evaluation(line, num_domains) for line in lines["eval"]),
@@ -177,19 +182,13 @@ def _load(directory: Path, label: str) -> Run:
     )
 
 
-def _row(value: Any, num_domains: int) -> np.ndarray:
+def _row(value: Any, num_domains: int) -> Floats:
     """`value` as (K,) float64; a scalar or null is repeated for all domains."""
-    (cell,) = column([{"cell": value}], "cell")
-    return np.broadcast_to(np.asarray(cell, dtype=np.float64), (num_domains,)).copy()
+    return np.broadcast_to(np.array(with_nan(value), dtype=np.float64), (num_domains,)).copy()
 
 
-def _matrix(lines: list[dict[str, Any]], key: str, num_domains: int) -> np.ndarray:
-    rows = [_row(line.get(key), num_domains) for line in lines]
-    return np.array(rows).reshape(len(rows), num_domains)
-
-
-def _times(lines: list[dict[str, Any]], part: str) -> np.ndarray:
-    return np.array([_row((line.get("time_s") or {}).get(part), 1)[0] for line in lines])
+def _matrix(lines: list[dict[str, Any]], key: str, num_domains: int) -> Floats:
+    return np.array([_row(line.get(key), num_domains) for line in lines]).reshape(len(lines), num_domains)
 
 
 def _law(line: dict[str, Any], num_domains: int) -> RefitLaws:

@@ -11,19 +11,19 @@ from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
 
 from ado_stream.report.plot_style import INK, SOFT, Plot, label_rows, largest, new_figure
-from ado_stream.report.run_data import Run
+from ado_stream.report.run_data import Floats, Ints, Run
 
 MAX_ROWS = 36
 
 
-def drawn_and_expected(run: Run) -> tuple[np.ndarray, np.ndarray]:
+def drawn_and_expected(run: Run) -> tuple[Floats, Floats]:
     """(samples drawn (S', K), batch size times mixture (S', K)) of the steps that recorded both."""
     whole_S = np.isfinite(run.samples_SK).all(axis=1) & np.isfinite(run.mixture_SK).all(axis=1)
     drawn_SK = run.samples_SK[whole_S]
     return drawn_SK, drawn_SK.sum(axis=1, keepdims=True) * run.mixture_SK[whole_S]
 
 
-def worst_gaps(run: Run) -> np.ndarray:
+def worst_gaps(run: Run) -> Floats:
     """(K,) the largest |count - B pi| of any recorded step, in samples; empty without steps."""
     drawn_SK, expected_SK = drawn_and_expected(run)
     return np.abs(drawn_SK - expected_SK).max(axis=0) if len(drawn_SK) else np.empty(0)
@@ -59,7 +59,7 @@ def draw_selection(run: Run, colors: dict[str, str]) -> Plot | None:
     )
 
 
-def _shares(axes: Axes, run: Run, rows: np.ndarray, colors: dict[str, str]) -> None:
+def _shares(axes: Axes, run: Run, rows: Ints, colors: dict[str, str]) -> None:
     drawn_SK, expected_SK = drawn_and_expected(run)
     drawn_K = 100 * drawn_SK.sum(axis=0) / drawn_SK.sum()
     expected_K = 100 * expected_SK.sum(axis=0) / expected_SK.sum()
@@ -73,9 +73,8 @@ def _shares(axes: Axes, run: Run, rows: np.ndarray, colors: dict[str, str]) -> N
     floor = 100 * promised_floor(run)
     if math.isfinite(floor):
         axes.axvline(floor, color=INK, lw=1, ls=(0, (4, 3)))
-        axes.annotate(
-            f"floor {floor:.3g} %", (floor, -0.62), (4, 0), textcoords="offset points", fontsize=8, va="center"
-        )
+        text = f"floor {floor:.3g} %"
+        axes.annotate(text, (floor, -0.62), (4, 0), textcoords="offset points", fontsize=8, va="center")
     label_rows(axes, range(len(rows)), [run.domains[index] for index in rows], colors)
     axes.set(xlabel="share of samples (%)", ylim=(len(rows) - 0.4, -1.0), xlim=(0, None))
     axes.set_title("share of all samples")

@@ -6,7 +6,7 @@ import numpy as np
 from matplotlib.axes import Axes
 
 from ado_stream.report.plot_style import INK, SOFT, Plot, compact, new_figure, plot_binned, run_style, thousands
-from ado_stream.report.run_data import PARTS, Run
+from ado_stream.report.run_data import PARTS, Floats, Run
 
 PART_COLORS = {
     "data": "#c8553d",
@@ -52,7 +52,7 @@ def draw_throughput(runs: list[Run]) -> Plot | None:
     )
 
 
-def _mean(values_S: np.ndarray) -> float:
+def _mean(values_S: Floats) -> float:
     finite = values_S[np.isfinite(values_S)]
     return float(finite.mean()) if finite.size else math.nan
 
@@ -75,8 +75,8 @@ def _parts(axes: Axes, runs: list[Run]) -> None:
     longest = max(sum(part_means_s(run).values()) for run in runs) * 1e3
     used: set[str] = set()
     for row, run in enumerate(runs):
-        start = 0.0
-        for part, mean_s in part_means_s(run).items():
+        start, means_s = 0.0, part_means_s(run)
+        for part, mean_s in means_s.items():
             width = 1e3 * mean_s
             label = None if part in used else part.replace("_", " + ")
             used.add(part)
@@ -85,12 +85,9 @@ def _parts(axes: Axes, runs: list[Run]) -> None:
                 text = f"{width:,.0f}" if width >= 10 else f"{width:.2g}"
                 axes.text(start + width / 2, row, text, ha="center", va="center", fontsize=8.5, color=INK)
             start += width
-        shares = part_means_s(run)
         if start > 0:
-            cost = ", ".join(
-                f"{part} {1e5 * shares[part] / start:.2g} %" for part in ("data", "policy") if part in shares
-            )
-            axes.text(0, row + 0.36, cost, fontsize=8, color=SOFT, va="top")
+            cost = [f"{part} {1e5 * means_s[part] / start:.2g} %" for part in ("data", "policy") if part in means_s]
+            axes.text(0, row + 0.36, ", ".join(cost), fontsize=8, color=SOFT, va="top")
     axes.set_yticks(range(len(runs)), [run.label for run in runs], color=INK)
     axes.set(xlabel="mean time of a step (ms)", ylim=(len(runs) - 0.25, -0.5))
     axes.grid(visible=False, axis="y")

@@ -57,10 +57,8 @@ def draw_validation(runs: list[Run], colors: dict[str, str]) -> Plot | None:
     if others:
         _differences(grid[1], others, baseline, y, colors)
     part = "" if len(names) - 2 >= len(colors) else f" Shown: the {len(names) - 2} domains that differ most."
-    caption = (
-        "Loss on held-out documents at the end of each run; lower is better. 'By corpus size' weights domains "
-        "by their training tokens."
-    )
+    caption = "Loss on held-out documents at the end of each run; lower is better. "
+    caption += "'By corpus size' weights domains by their training tokens."
     if others:
         caption += f" Right: difference to {baseline.label}; bars left of zero: a lower loss."
     return Plot("validation", "Validation loss side by side", caption + part, figure)
@@ -78,14 +76,17 @@ def _rows(runs: list[Run], baseline: Run, domains: list[str]) -> list[str]:
 
 
 def _levels(axes: Axes, runs: list[Run], y: dict[str, float], colors: dict[str, str]) -> None:
+    handles = []
     for number, run in enumerate(runs):
-        found = {name: value for name, value in final_losses(run).items() if name in y and math.isfinite(value)}
-        hollow = run is not runs[0] and number == runs.index(pick_baseline(runs))
-        for name, value in found.items():
-            color = colors.get(name, INK)
-            face = "white" if hollow else color
-            marker = RUN_MARKERS[number % len(RUN_MARKERS)]
-            axes.plot(value, y[name], marker, ms=6.5, mfc=face, mec=color, mew=1.5, zorder=3)
+        marker = RUN_MARKERS[number % len(RUN_MARKERS)]
+        hollow = number > 0 and run is pick_baseline(runs)
+        for name, value in final_losses(run).items():
+            if name in y and math.isfinite(value):
+                color = colors.get(name, INK)
+                face = "white" if hollow else color
+                axes.plot(value, y[name], marker, ms=6.5, mfc=face, mec=color, mew=1.5, zorder=3)
+        face = "white" if hollow else INK
+        handles.append(Line2D([], [], ls="none", marker=marker, mfc=face, mec=INK, mew=1.5, label=run.label))
     for name, row in y.items():
         values = [final_losses(run).get(name, math.nan) for run in runs]
         if np.isfinite(values).any():
@@ -94,11 +95,6 @@ def _levels(axes: Axes, runs: list[Run], y: dict[str, float], colors: dict[str, 
     for tick, name in zip(axes.get_yticklabels(), y, strict=True):
         tick.set_fontweight("bold" if name in OVERALL else "normal")
     axes.set(xlabel="validation loss (nats per token)", ylim=(max(y.values()) + 0.7, -0.7))
-    handles = [
-        Line2D([], [], ls="none", marker=RUN_MARKERS[number % len(RUN_MARKERS)], mec=INK, mew=1.5, label=run.label,
-               mfc="white" if run is not runs[0] and run is pick_baseline(runs) else INK)
-        for number, run in enumerate(runs)
-    ]  # fmt: skip
     axes.legend(handles=handles, loc="lower left", bbox_to_anchor=(0, 1), ncols=3, borderaxespad=0.2, handletextpad=0.3)
 
 

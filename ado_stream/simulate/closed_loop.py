@@ -15,16 +15,13 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from ado_stream.errors import ConfigError
-from ado_stream.policy.base_policy import Policy, RunContext
+from ado_stream.policy.base_policy import Floats, Ints, Policy, RunContext
 from ado_stream.policy.option_checks import whole
 from ado_stream.policy.policy_registry import make_run_policy
 from ado_stream.simulate.synthetic_domains import SyntheticDomains, parse_domains
 from ado_stream.suggest import did_you_mean
-
-Floats = NDArray[np.float64]
 
 _CHUNK_STEPS = 512  # of noise made at once
 _MAX_ROWS = 2000  # of an outcome: enough for a picture
@@ -57,7 +54,7 @@ class Spec:
 class Outcome:
     """A simulated run: at steps (S,) mixtures in force and true losses in nats per token (S, K); samples drawn (K,)."""
 
-    step_S: NDArray[np.int64]
+    step_S: Ints
     mixture_SK: Floats
     loss_SK: Floats
     samples_K: Floats
@@ -65,7 +62,8 @@ class Outcome:
 
     def mean_loss(self, weight_K: Floats) -> Floats:
         """(S,) the domains' losses averaged with `weight_K`."""
-        return self.loss_SK @ weight_K
+        mean_S: Floats = self.loss_SK @ weight_K
+        return mean_S
 
 
 def read_spec(given: Mapping[str, Any]) -> Spec:
@@ -122,7 +120,7 @@ def systematic_counts(mixture_K: Floats, batch: int, shift: float) -> Floats:
     shift: u in [0, 1). |c_k - B p_k| < 1 (docs/math.md, section 7).
     """
     # slots j with (j + u) / B below the cumulative share: ceil(B * share - u) of them
-    edge_K = np.ceil(mixture_K.cumsum() * batch - shift)
+    edge_K: Floats = np.ceil(mixture_K.cumsum() * batch - shift)
     edge_K[-1] = batch  # the shares' sum may round to below 1
     edge_K[1:] -= edge_K[:-1].copy()
     return edge_K

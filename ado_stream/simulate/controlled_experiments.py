@@ -16,13 +16,11 @@ Invariant: `measured` comes from AdoPolicy alone, `expected` from these formulas
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import NDArray
 
 from ado_stream.policy.ado_config import AdoConfig
 from ado_stream.policy.ado_policy import AdoPolicy
+from ado_stream.policy.base_policy import Floats
 from ado_stream.policy.scaling_laws import ScalingLawFit
-
-Floats = NDArray[np.float64]
 
 NUM_DOMAINS = 5
 FLOOR = 0.01

@@ -16,13 +16,11 @@ from functools import cached_property
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from ado_stream.errors import ConfigError
+from ado_stream.policy.base_policy import Floats
 from ado_stream.policy.domain_weights import parse_shares, quoted_list, with_text_keys
 from ado_stream.policy.option_checks import number, positive, whole
-
-Floats = NDArray[np.float64]
 
 _DOMAIN_KEYS = {"prior", "eps", "beta", "alpha", "noise", "break_samples", "break_alpha"}
 _BUMP_KEYS = {"step", "height", "decay_steps"}
@@ -66,7 +64,8 @@ class SyntheticDomains:
         if self._broken:
             past_K = np.maximum(log_n_K - self.log_break_K, 0.0)
             log_gap_K -= (self.break_alpha_K - self.alpha_K) * past_K
-        return np.minimum(self.eps_K + np.exp(log_gap_K), self.cap)
+        loss_K: Floats = np.minimum(self.eps_K + np.exp(log_gap_K), self.cap)
+        return loss_K
 
     def bump(self, steps: int) -> Floats:
         """(steps,) nats that the bumps add to every domain's loss."""

@@ -75,13 +75,17 @@ class CompleteFile:
             while view:
                 view = view[self._file.write(view) :]
 
-    def commit(self) -> None:
-        """Makes the file visible under its name; raises ContentError when it is not what the index says."""
+    def commit(self) -> os.stat_result:
+        """Makes the file visible under its name; raises ContentError when it is not what the index says.
+
+        Returns the file's own status, not that of whatever has its name by then.
+        """
         mismatch = self.verifier.mismatch()
         if mismatch is not None:
             raise ContentError(mismatch)
         with disk_errors(self.destination):
             rename_durably(self._file, self.temporary, self.destination)
+            return os.fstat(self._file.fileno())
 
 
 def quarantine(path: Path) -> None:

@@ -6,6 +6,7 @@ bz2 are streamed in bounded memory; br and snappy go through Streaming's compres
 
 import bz2
 import gzip
+import os
 import threading
 import zlib
 from collections.abc import Iterator
@@ -22,8 +23,8 @@ from ado_stream.storage.verify import CHUNK_BYTES, ContentError, Mismatch
 MAX_RAW_BYTES = 1 << 32
 
 
-def decompress(spec: ObjectSpec, stop: threading.Event | None = None) -> None:
-    """Makes spec.raw from spec.stored, complete and verified.
+def decompress(spec: ObjectSpec, stop: threading.Event | None = None) -> os.stat_result:
+    """Makes spec.raw from spec.stored, complete and verified; returns its status.
 
     Raises ContentError when the stored bytes are no such stream or the raw ones not what the index says, DiskError
     when the disk refuses, StoppedError when `stop` is set, IndexInvalid for an unknown compression.
@@ -35,7 +36,7 @@ def decompress(spec: ObjectSpec, stop: threading.Event | None = None) -> None:
             if file.verifier.num_bytes + len(chunk) > most_bytes:
                 raise ContentError(Mismatch("raw size", f"over {most_bytes}", str(most_bytes)))
             file.write(chunk)
-        file.commit()
+        return file.commit()
 
 
 def _raw_chunks(spec: ObjectSpec) -> Iterator[bytes]:

@@ -1,37 +1,42 @@
-"""One remote object to one complete, verified local file.
+"""One remote object to one complete, verified local file, or to bytes in memory.
 
 Invariants: the destination appears only with the size and hashes asked for; no path leaves a temporary file; every
-attempt is bounded by the read timeout, all of them by the total deadline.
+attempt is bounded by the read timeout, all of them by the total deadline. What is parsed (index.json, corpus.json,
+tokenizers) is read as bytes and never from a file that another process could replace meanwhile.
 Local paths and file:// are copied here, s3:// goes through storage/s3.py, every other scheme (gs, azure, oci, hf, sftp,
 dbfs, alipan) through MosaicML Streaming's downloaders (streaming.base.storage.download), imported on first use.
 """
 
 import itertools
+import os
 import re
+import tempfile
 import threading
 import urllib.parse
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ado_stream.errors import AccessDenied, ConfigError, NotFound, StorageError, Throttled
+from ado_stream.errors import AccessDenied, ConfigError, IndexInvalid, NotFound, StorageError, Throttled
 from ado_stream.storage import s3
 from ado_stream.storage.complete_file import CompleteFile
 from ado_stream.storage.retry import AttemptError, DownloadMonitor, RetryPolicy, with_retries
 from ado_stream.storage.verify import CHUNK_BYTES
 
+_MAX_METADATA_BYTES = 1 << 28  # the index of half a million shards
 _scratch_numbers = itertools.count()
 _SCHEME = re.compile(r"^([a-zA-Z][a-zA-Z0-9+.-]+):/")
 
 
 @dataclass(frozen=True)
 class Download:
-    """What a download cost."""
+    """What a download cost, and the file it made, as it was before others could replace it."""
 
     num_bytes: int
     attempts: int
+    status: os.stat_result
 
 
 def download(
@@ -57,11 +62,56 @@ def download(
 
         def attempt() -> None:
             file.restart()
-            _receive(remote_url, file, monitor)
+            _receive(remote_url, file.write, file.temporary, monitor)
 
         _, attempts = with_retries(attempt, monitor)
-        file.commit()
-        return Download(file.verifier.num_bytes, attempts)
+        return Download(file.verifier.num_bytes, attempts, file.commit())
+
+
+def download_bytes(remote_url: str, retry: RetryPolicy | None = None, most_bytes: int = _MAX_METADATA_BYTES) -> bytes:
+    """The content of `remote_url` (a URL or a local path), which must have at most `most_bytes`.
+
+    Raises as `download`, and IndexInvalid when it is larger.
+    """
+    monitor = DownloadMonitor(retry or RetryPolicy(), remote_url)
+    content = bytearray()
+
+    def write(chunk: bytes) -> None:
+        if len(content) + len(chunk) > most_bytes:
+            raise IndexInvalid(f"{remote_url}: over {most_bytes} bytes, which no such file of ours has. Check the URL.")
+        content.extend(chunk)
+
+    def attempt() -> None:
+        content.clear()
+        _receive(remote_url, write, Path(folder) / "object", monitor)
+
+    with tempfile.TemporaryDirectory(prefix="ado-", ignore_cleanup_errors=True) as folder:
+        with_retries(attempt, monitor)
+    return bytes(content)
+
+
+def object_version(remote_url: str, retry: RetryPolicy | None = None) -> str | None:
+    """What changes when the object at `remote_url` is replaced: its ETag, or the size and time of a local file.
+
+    None for a store that cannot be asked. Raises as `download`.
+    """
+    monitor = DownloadMonitor(retry or RetryPolicy(), remote_url)
+    path = local_path(remote_url)
+    if path is not None:
+        version, _ = with_retries(lambda: _file_version(path), monitor)
+        return version
+    if not _is_s3(remote_url):
+        return None
+    version, _ = with_retries(lambda: s3.object_etag(remote_url, monitor), monitor)
+    return version
+
+
+def _file_version(path: Path) -> str:
+    try:
+        status = os.stat(path)
+    except OSError as error:
+        raise _classified(error) from error
+    return f"{status.st_size}-{status.st_mtime_ns}"
 
 
 def local_path(remote_url: str) -> Path | None:
@@ -74,33 +124,39 @@ def local_path(remote_url: str) -> Path | None:
     return None
 
 
-def _receive(remote_url: str, file: CompleteFile, monitor: DownloadMonitor) -> None:
+def _is_s3(remote_url: str) -> bool:
+    return remote_url[:5].lower() == "s3://"
+
+
+def _receive(remote_url: str, write: Callable[[bytes], None], temporary: Path, monitor: DownloadMonitor) -> None:
     path = local_path(remote_url)
     if path is not None:
-        _copy(path, file, monitor)
-    elif remote_url.startswith("s3://"):
-        s3.get_object(remote_url, file.write, monitor)
+        _copy(path, write, monitor)
+    elif _is_s3(remote_url):
+        s3.get_object(remote_url, write, monitor)
     else:
-        _receive_through_streaming(remote_url, file, monitor)
+        _receive_through_streaming(remote_url, write, temporary, monitor)
 
 
-def _copy(path: Path, file: CompleteFile, monitor: DownloadMonitor) -> None:
+def _copy(path: Path, write: Callable[[bytes], None], monitor: DownloadMonitor) -> None:
     try:
         with open(path, "rb", buffering=0) as source:
             while chunk := source.read(CHUNK_BYTES):
                 monitor.received(len(chunk))
-                file.write(chunk)
+                write(chunk)
     except OSError as error:
         raise _classified(error) from error
 
 
-def _receive_through_streaming(remote_url: str, file: CompleteFile, monitor: DownloadMonitor) -> None:
-    """Has Streaming's downloader write a scratch file, then copies it to `file`.
+def _receive_through_streaming(
+    remote_url: str, write: Callable[[bytes], None], temporary: Path, monitor: DownloadMonitor
+) -> None:
+    """Has Streaming's downloader write a scratch file beside `temporary`, then passes its bytes to `write`.
 
     Not all of its clients take a timeout, so it runs in a daemon thread. Past the deadline the thread is abandoned; its
     scratch file is removed here or, if it writes on, as a leftover by the next holder of the object's lock.
     """
-    scratch = file.temporary.with_name(f"{file.temporary.name}.{next(_scratch_numbers)}")
+    scratch = temporary.with_name(f"{temporary.name}.{next(_scratch_numbers)}")
     outcome: list[BaseException | None] = []
 
     def work() -> None:
@@ -120,7 +176,7 @@ def _receive_through_streaming(remote_url: str, file: CompleteFile, monitor: Dow
             raise _classified(outcome[0]) from outcome[0]
         if not scratch.exists():
             raise AttemptError(StorageError, "the downloader returned without a file", transient=True)
-        _copy(scratch, file, monitor)
+        _copy(scratch, write, monitor)
     finally:
         with suppress(FileNotFoundError):
             scratch.unlink()
@@ -149,7 +205,7 @@ def _classified(error: BaseException) -> BaseException:
     response = getattr(error, "response", None)
     statuses = [getattr(error, name, None) for name in ("status_code", "code", "status")]
     status = next((value for value in [*statuses, getattr(response, "status_code", None)] if isinstance(value, int)), 0)
-    reason = f"{type(error).__name__}: {error}".partition("\n")[0]
+    reason = getattr(error, "strerror", None) or f"{type(error).__name__}: {error}".partition("\n")[0]
     if status == 404 or isinstance(error, FileNotFoundError):
         return AttemptError(
             NotFound, reason, transient=False, advice="Check the path, and that index.json lists what is there."

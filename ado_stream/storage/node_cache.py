@@ -3,6 +3,7 @@
 Invariants (docs/design.md, promises 10 and 11)
 - A path that `fetch` returns held, when it was checked, exactly the bytes of the index; a file found on disk is checked
   before its first use in this process; a bad one is set aside and fetched again, at most `max_downloads` times.
+- What `map` maps is the very file that was checked, and not what has its name by then.
 - Per object one lock that the kernel drops when its holder dies: any number of threads, ranks and jobs on a machine
   share the cache, and each object is downloaded once.
 - Objects without a remote are never deleted, renamed or evicted.
@@ -44,8 +45,8 @@ class NodeCache:
     """
 
     def __init__(self, limit_bytes: int | None = None, retry: RetryPolicy | None = None) -> None:
-        if limit_bytes is not None and limit_bytes <= 0:
-            raise ConfigError(f"cache limit {limit_bytes} bytes: must be positive, or None for the whole disk.")
+        if limit_bytes is not None and not (type(limit_bytes) is int and limit_bytes > 0):
+            raise ConfigError(f"cache limit {limit_bytes!r}: must be a positive number of bytes, or None for all.")
         self.retry = retry or RetryPolicy()
         self._evictor = Evictor(limit_bytes)
         self._verified: dict[Path, _Identity] = {}
@@ -107,19 +108,24 @@ class NodeCache:
     def map(self, spec: ObjectSpec, stop: threading.Event | None = None) -> tuple[mmap.mmap, Fetched]:
         """A read-only map of the raw file, and the result of `fetch`; the map stays readable when the file is evicted.
 
-        Another process may evict the file between fetching and mapping; then it is fetched again, until the total
-        deadline. Raises as `fetch`, and CacheFull when it is evicted every time.
+        Another process may evict or replace the file between fetching and mapping; then it is fetched again, until the
+        total deadline. Raises as `fetch`, and CacheFull when that happens every time.
         """
         deadline = Deadline(self.retry.total_deadline_s, spec.where, stop)
         while True:
             fetched = self.fetch(spec, stop)
             with suppress(FileNotFoundError), open(fetched.path, "rb") as file:
-                if os.fstat(file.fileno()).st_size == 0:
-                    raise ShardCorrupt(f"{spec.where}: {spec.label} is empty, as index.json says. Rewrite the shard.")
-                return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ), fetched
+                status = os.fstat(file.fileno())
+                if _identity(status) == self._verified.get(fetched.path):
+                    if status.st_size == 0:
+                        raise ShardCorrupt(
+                            f"{spec.where}: {spec.label} is empty, as index.json says. Rewrite the shard."
+                        )
+                    return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ), fetched
             if not deadline.wait():
                 raise CacheFull(
-                    f"{spec.label}: other processes evicted it for {deadline.seconds:.0f} s before it could be read.\n"
+                    f"{spec.label}: other processes evicted or replaced it for {deadline.seconds:.0f} s "
+                    "before it could be read.\n"
                     "  Raise the cache limit: the jobs on this machine need more shards at once than it allows."
                 )
 
@@ -146,9 +152,12 @@ class NodeCache:
         """
         last_chance = spec.remote is None and not (spec.compressed and spec.stored.is_file())
         try:
+            status = os.stat(
+                spec.raw
+            )  # before the check: a file put there meanwhile is another one, to be checked anew
             mismatch = check_file(spec.raw, spec.raw_bytes, spec.raw_hashes)
             if mismatch is None:
-                self._accept(spec)
+                self._accept(spec, status)
                 return True
         except FileNotFoundError:
             if last_chance:
@@ -182,8 +191,10 @@ class NodeCache:
 
     def _download_until_good(self, spec: ObjectSpec, stop: threading.Event | None) -> int:
         assert spec.remote is not None
-        remote = spec.remote
-        self._evictor.make_room(spec, Deadline(self.retry.total_deadline_s, spec.where, stop))
+        with self._evictor.room(spec, Deadline(self.retry.total_deadline_s, spec.where, stop)):
+            return self._download(spec, spec.remote, stop)
+
+    def _download(self, spec: ObjectSpec, remote: str, stop: threading.Event | None) -> int:
         for _ in range(self.retry.max_downloads):
             try:
                 got = self._with_room(
@@ -202,7 +213,7 @@ class NodeCache:
                 if spec.compressed:
                     self._unpack(spec, stop)
                 else:
-                    self._accept(spec)
+                    self._accept(spec, got.status)
                 return got.num_bytes
             except ContentError as error:
                 if spec.stored.exists():  # good as stored, bad as unpacked
@@ -214,8 +225,7 @@ class NodeCache:
 
     def _unpack(self, spec: ObjectSpec, stop: threading.Event | None) -> None:
         """Makes spec.raw from a verified spec.stored, which is deleted then if the remote has it too."""
-        self._with_room(spec, lambda: decompress(spec, stop), stop)
-        self._accept(spec)
+        self._accept(spec, self._with_room(spec, lambda: decompress(spec, stop), stop))
         if spec.remote is not None:
             spec.stored.unlink(missing_ok=True)
 
@@ -230,8 +240,7 @@ class NodeCache:
                     raise
                 self._evictor.relieve(spec, deadline)
 
-    def _accept(self, spec: ObjectSpec) -> None:
-        status = os.stat(spec.raw)
+    def _accept(self, spec: ObjectSpec, status: os.stat_result) -> None:
         self._verified[spec.raw] = _identity(status)
         self._touch(spec, status)
 

@@ -41,9 +41,12 @@ def object_lock(destination: Path, deadline: Deadline) -> Iterator[None]:
 
 @contextmanager
 def lock_if_free(path: Path) -> Iterator[bool]:
-    """Holds the lock file `path` when nobody else does; yields whether it does."""
+    """Holds the lock file `path` when nobody else does; yields whether it does.
+
+    A file that its last holder removed, as `prepare` does at its end, counts as held: others may lock its successor.
+    """
     with _open_lock(path) as descriptor:
-        yield _try_flock(descriptor)
+        yield _try_flock(descriptor) and os.fstat(descriptor).st_nlink > 0
 
 
 def lock_path(destination: Path) -> Path:

@@ -11,12 +11,13 @@ import os
 import threading
 import urllib.parse
 from collections.abc import Callable
-from typing import Any
+from typing import Any, TypeVar
 
 from ado_stream.errors import AccessDenied, ConfigError, NotFound, StorageError, Throttled
 from ado_stream.storage.retry import AttemptError, DownloadMonitor
 from ado_stream.storage.verify import CHUNK_BYTES
 
+T = TypeVar("T")
 CONNECT_TIMEOUT_S = 10.0
 POOL_CONNECTIONS = 64
 NOT_FOUND = {"404", "NoSuchKey", "NoSuchBucket", "NotFound"}
@@ -54,6 +55,16 @@ def get_object(url: str, write: Callable[[bytes], None], monitor: DownloadMonito
         write: takes each chunk; what it raises passes through.
         monitor: counts every chunk; ends the attempt when it stalls, is late, or is to stop.
     """
+    _request("get_object", url, monitor, lambda response: _read_body(response, write, monitor))
+
+
+def object_etag(url: str, monitor: DownloadMonitor) -> str:
+    """The object's ETag, in one attempt. Raises as `get_object`."""
+    return _request("head_object", url, monitor, lambda response: str(response["ETag"]))
+
+
+def _request(operation: str, url: str, monitor: DownloadMonitor, read: Callable[[dict[str, Any]], T]) -> T:
+    """What `read` makes of the response, which may still have to be received."""
     import urllib3.exceptions
     from botocore.exceptions import BotoCoreError, ClientError, NoCredentialsError
 
@@ -63,10 +74,10 @@ def get_object(url: str, write: Callable[[bytes], None], monitor: DownloadMonito
         request["RequestPayer"] = "requester"
     try:
         try:
-            response = _client(monitor.policy.read_timeout_s).get_object(**request)
+            response = getattr(_client(monitor.policy.read_timeout_s), operation)(**request)
         except NoCredentialsError:
-            response = _client(monitor.policy.read_timeout_s, unsigned=True).get_object(**request)
-        _read_body(response, write, monitor)
+            response = getattr(_client(monitor.policy.read_timeout_s, unsigned=True), operation)(**request)
+        return read(response)
     except ClientError as error:
         raise _classified(error) from error
     except (BotoCoreError, urllib3.exceptions.HTTPError, OSError) as error:

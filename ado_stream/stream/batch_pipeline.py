@@ -116,7 +116,9 @@ class BatchPipeline:
         self._maker = _BatchMaker(source, step, cursors_KC, options)
         if options.prefetch:
             self._maker.thread.start()
-        self._finalizer = weakref.finalize(self, self._maker.close)
+        # Only asks the threads to end: a finalizer runs wherever the last reference goes, also in one of them, or in a
+        # thread that holds one of the locks that a whole `close` needs.
+        self._finalizer = weakref.finalize(self, self._maker.ask_to_stop)
 
     @property
     def statistics(self) -> StreamStatistics:
@@ -133,7 +135,8 @@ class BatchPipeline:
 
     def close(self) -> None:
         """Stops and joins every thread; idempotent."""
-        self._finalizer()
+        self._finalizer.detach()
+        self._maker.close()
 
 
 class _BatchMaker:
@@ -202,18 +205,24 @@ class _BatchMaker:
                 return batch
             if self.failure is not None:
                 raise self.failure
+            if self.stop.is_set():
+                raise StorageError("the stream was closed.")
             if time.monotonic() > started + self.options.timeout_s:
                 raise StorageError(f"no batch for {self.options.timeout_s:.0f} s; waiting for {self.doing}.")
 
-    def close(self) -> None:
-        """Stops and joins the threads."""
+    def ask_to_stop(self) -> None:
+        """Makes every thread end soon; takes no lock."""
         # `thread` may be waiting in one of three places: for a mixture, for room, or for a shard.
         self.stop.set()
-        self.source.board.wake()
+        self.lookahead.stop.set()
         self.room.put(None)
+
+    def close(self) -> None:
+        """Stops and joins the threads."""
+        self.ask_to_stop()
+        self.source.board.wake()
         self.lookahead.close()
-        # The finalizer may run in any thread, this one included.
-        if self.thread.is_alive() and threading.current_thread() is not self.thread:
+        if self.thread.is_alive():
             self.thread.join(timeout=_JOIN_S)
             if self.thread.is_alive():
                 _log.warning("a thread of the stream did not end within %d s; waiting for %s", _JOIN_S, self.doing)
@@ -239,3 +248,6 @@ class _BatchMaker:
             if not self.stop.is_set():
                 self.failure = error
                 self.ready.put(None)
+        finally:
+            if self.stop.is_set():
+                self.lookahead.close()

@@ -15,6 +15,11 @@ from ado_stream.stream.shared_mixtures import SharedMixtures
 _POLL_S = 0.05  # between checks of what another process may have posted, which cannot notify
 
 
+def is_mixture(mixture_K: np.ndarray) -> bool:
+    """Whether these are probabilities: >= 0, with a sum of 1 within 1e-6."""
+    return bool(np.isfinite(mixture_K).all() and (mixture_K >= 0).all() and abs(mixture_K.sum() - 1) <= 1e-6)
+
+
 class MixtureBoard:
     """Mixtures by step. With a lag, steps 0 .. lag take the prior unless published, later ones wait to be published.
 
@@ -30,6 +35,7 @@ class MixtureBoard:
         self._drawn: dict[int, np.ndarray] = {}
         self._last_drawn_K = prior_K
         self._next_to_draw = 0
+        self._any_published = False  # since the start or the last load
         self._changed = threading.Condition()
         self._shared = SharedMixtures(prior_K.size)
 
@@ -46,6 +52,7 @@ class MixtureBoard:
             if self._shared.is_read_elsewhere:
                 return
         with self._changed:
+            self._any_published = True
             if step < self._next_to_draw:
                 drawn = self._drawn.get(step)
                 if drawn is None or not np.array_equal(drawn, mixture_K):
@@ -74,6 +81,14 @@ class MixtureBoard:
         """The mixture of `step` if it is published or follows from the lag, else None."""
         with self._changed:
             return self._find(step)
+
+    def check_publisher(self, step: int) -> None:
+        """Raises PolicyError when `step` has no mixture and none was ever published: nobody does, so none will come.
+
+        For the consumer, which has all steps before `step`. A fork waits: another process publishes to it.
+        """
+        if not self._any_published and not self._shared.is_fork and self.known(step) is None:
+            raise PolicyError(self._missing(step))
 
     def take(self, step: int, timeout_s: float, stop: threading.Event) -> np.ndarray | None:
         """The mixture of `step`, fixed from now on; None if `stop` was set first.
@@ -122,6 +137,7 @@ class MixtureBoard:
         with self._changed:
             self._shared.clear()
             self._published = {step: mixture for step, mixture in pending.items() if step >= first}
+            self._any_published = False
             self._last_drawn_K = pending.get(-1, self.prior_K)
             self._drawn = {}
             self._next_to_draw = first
@@ -152,7 +168,7 @@ class MixtureBoard:
             raise PolicyError(
                 f"publish({step}, ...): shape {mixture_K.shape}; expected {self.prior_K.shape}, one per domain."
             )
-        if not np.isfinite(mixture_K).all() or (mixture_K < 0).any() or abs(mixture_K.sum() - 1) > 1e-6:
+        if not is_mixture(mixture_K):
             raise PolicyError(
                 f"publish({step}, ...): not a mixture; smallest {mixture_K.min()}, sum {mixture_K.sum()}. Expected "
                 f"probabilities >= 0 that sum to 1."

@@ -5,6 +5,7 @@ Invariants: the batch of step s is a pure function of (shards, seed, global_batc
 mixture of s); the cursors and `state_dict` are those after the step last handed out, whatever was made ahead.
 """
 
+import shutil
 from collections import deque
 from collections.abc import Iterable, Iterator, Mapping
 from functools import cached_property
@@ -24,8 +25,9 @@ from ado_stream.stream.board import MixtureBoard
 from ado_stream.stream.device_copies import DeviceCopies, TokenBatch
 from ado_stream.stream.domain import as_domains
 from ado_stream.stream.lookahead import LookaheadLimits
+from ado_stream.stream.open_indexes import open_indexes
 from ado_stream.stream.sample_order import UpcomingIds, make_order
-from ado_stream.stream.shard_table import ShardTable, open_indexes
+from ado_stream.stream.shard_table import ShardTable
 from ado_stream.stream.slots import make_rank_slots
 from ado_stream.stream.stream_state import decode_state, encode_state
 
@@ -114,6 +116,12 @@ class AdaptiveStreamingDataset(IterableDataset):
         self._pipeline: BatchPipeline | None = None
         self._copies: DeviceCopies | None = None
         self._ahead: tuple[StepDraw, TokenBatch] | None = None  # being copied to the device, not handed out yet
+
+    def __getstate__(self) -> Any:
+        raise ConfigError(
+            f"{type(self).__name__} cannot be pickled: it shares memory and threads with this process. Use "
+            "num_workers=0 (reading runs in threads), or multiprocessing_context='fork'."
+        )
 
     def __repr__(self) -> str:
         domains = f"1 domain ({self.names[0]})" if len(self.names) == 1 else f"{len(self.names)} domains"
@@ -270,7 +278,7 @@ class AdaptiveStreamingDataset(IterableDataset):
             self.timeout_s,
             limits,
             vocab_size=self._vocab_size,
-            open_limit_bytes=self._cache_limit // 2 if self._cache_limit else None,
+            open_limit_bytes=self._open_limit_bytes(),
         )
         self._copies = None if device is None else DeviceCopies(device, pin_memory)
         self._pipeline = BatchPipeline(self._source, self._step, self._cursors_KC, options)
@@ -278,7 +286,12 @@ class AdaptiveStreamingDataset(IterableDataset):
     def next_batch(self) -> TokenBatch:
         """The next step's batch of this rank; `start` must have been called."""
         assert self._pipeline is not None, "start() first"
-        draw, batch = self._ahead or self._begin_copy(self._pipeline.next())
+        self._board.check_publisher(self._step)
+        try:
+            draw, batch = self._ahead or self._begin_copy(self._pipeline.next())
+        except Exception:
+            self.close()  # what failed stays failed: the next call makes this step anew, when the cause is mended
+            raise
         self._ahead = None
         if self._copies is not None:
             batch = self._copies.end(batch)
@@ -352,6 +365,13 @@ class AdaptiveStreamingDataset(IterableDataset):
         self._step, self._cursors_KC = step, cursors_KC
         self._audit.clear()
         self._board.load(step, pending)
+
+    def _open_limit_bytes(self) -> int | None:
+        """What open shards may take of the cache: they are not evicted, and the next ones need room."""
+        if self._cache_limit is not None:
+            return self._cache_limit // 2
+        folders = [index.local for index in self._indexes if index.remote is not None]
+        return min((shutil.disk_usage(folder).total for folder in folders), default=0) // 4 or None
 
     def _prior(self) -> np.ndarray:
         given = [domain.prior for domain in self.domains]

@@ -10,6 +10,7 @@ from dataclasses import dataclass, fields
 from typing import Any
 
 from ado_stream.errors import ConfigError
+from ado_stream.storage.download import local_path
 
 
 @dataclass(frozen=True)
@@ -44,31 +45,39 @@ def as_domains(given: Iterable[Any]) -> list[Domain]:
     """`given` (Domains, or Streaming's Stream objects) as a checked list of Domains.
 
     A Stream's name is the last part of its remote or local path. Raises ConfigError for an empty list, a name or a
-    folder that comes twice, priors on some domains only, and Streams with `repeat` or `choose`.
+    source that comes twice, priors on some domains only, and Streams with `repeat` or `choose`.
     """
     domains = [item if isinstance(item, Domain) else _from_stream(item) for item in given]
     if not domains:
         raise ConfigError("no domains given; a mixture needs at least one.")
     names: set[str] = set()
-    folders: dict[str, str] = {}
+    sources: dict[str, str] = {}
     for domain in domains:
         if domain.name in names:
             raise ConfigError(f"domain '{domain.name}' is given twice; names must differ.")
         names.add(domain.name)
-        assert domain.local is not None
-        folder = os.path.realpath(domain.local)
-        if folder in folders:
-            raise ConfigError(
-                f"domains '{folders[folder]}' and '{domain.name}' have the same local folder {domain.local}."
-            )
-        folders[folder] = domain.name
+        source = _source(domain)
+        if source in sources:
+            raise ConfigError(f"domains '{sources[source]}' and '{domain.name}' have the same data, {source}.")
+        sources[source] = domain.name
     given_priors = [domain for domain in domains if domain.prior is not None]
     if given_priors and len(given_priors) < len(domains):
         missing = next(domain.name for domain in domains if domain.prior is None)
         raise ConfigError(f"domain '{missing}' has no prior, others have. Give all of them one, or none.")
-    if given_priors and sum(domain.prior or 0.0 for domain in domains) <= 0:
-        raise ConfigError("all priors are 0; at least one domain needs a positive weight.")
+    total = sum(domain.prior or 0.0 for domain in given_priors)
+    if given_priors and not 0 < total < math.inf:
+        raise ConfigError(f"the priors add up to {total}; expected a positive, finite sum.")
     return domains
+
+
+def _source(domain: Domain) -> str:
+    """Where the domain's data are, spelled in one way."""
+    place = domain.remote or domain.local or ""
+    path = local_path(place)
+    if path is not None:
+        return os.path.realpath(path)
+    scheme, _, rest = place.partition(":")
+    return f"{scheme.lower()}:{rest.rstrip('/')}"
 
 
 def _from_stream(stream: Any) -> Domain:

@@ -61,7 +61,7 @@ class Lookahead:
         self._indexes, self._cache, self._orders, self._lanes, self._limits = indexes, cache, orders, lanes, limits
         self._statistics = statistics
         self._pool = ThreadPoolExecutor(limits.threads, "ado-fetch") if limits.threads else None
-        self._stop = threading.Event()
+        self.stop = threading.Event()  # ends every fetch and wait
         self._lock = threading.RLock()
         self._changed = threading.Condition(self._lock)  # a fetch ended, or `close` was called
         self._waiting: list[tuple[float, int, int]] = []  # (steps until needed, domain, shard)
@@ -92,7 +92,7 @@ class Lookahead:
         with self._lock:
             self._open.add((domain, shard))
         if self._pool is None:
-            fetched = self._cache.fetch(self._indexes[domain].spec(shard), self._stop)
+            fetched = self._cache.fetch(self._indexes[domain].spec(shard), self.stop)
         else:
             self._request(_NOW, domain, shard)
             self._pump()
@@ -106,7 +106,7 @@ class Lookahead:
 
     def close(self) -> None:
         """Stops every fetch and waits for its threads; a fetch checks `stop` between two reads."""
-        self._stop.set()
+        self.stop.set()
         with self._changed:
             self._waiting.clear()
             self._changed.notify_all()
@@ -132,7 +132,7 @@ class Lookahead:
         """Starts requested fetches while threads are free and the budgets allow."""
         assert self._pool is not None
         with self._lock:
-            while self._waiting and self._num_flying < self._limits.threads and not self._stop.is_set():
+            while self._waiting and self._num_flying < self._limits.threads and not self.stop.is_set():
                 due, domain, shard = self._waiting[0]
                 if not self._may_start(due, self._size(domain, shard)):
                     return
@@ -151,21 +151,26 @@ class Lookahead:
     def _start(self, domain: int, shard: int) -> None:
         size = self._size(domain, shard)
         spec = self._indexes[domain].spec(shard)
+        assert self._pool is not None
+        try:
+            future = self._pool.submit(self._cache.fetch, spec, self.stop)
+        except RuntimeError:  # the interpreter is ending, and takes no more work
+            self.stop.set()
+            return
+        self._futures[domain, shard] = future
         self._num_flying += 1
         self._flight_bytes += size
         self._unopened_bytes += size
-        assert self._pool is not None
-        future = self._futures[domain, shard] = self._pool.submit(self._cache.fetch, spec, self._stop)
         future.add_done_callback(lambda done: self._fetched(done, size))
 
     def _fetched(self, future: Future[Fetched], size: int) -> None:
         with self._changed:
             self._num_flying -= 1
             self._flight_bytes -= size
-            if not future.cancelled() and future.exception() is not None and not self._stop.is_set():
+            if not future.cancelled() and future.exception() is not None and not self.stop.is_set():
                 self.failure = self.failure or future.exception()
             self._changed.notify_all()
-        if not self._stop.is_set():
+        if not self.stop.is_set():
             self._pump()
 
     def _size(self, domain: int, shard: int) -> int:
@@ -178,7 +183,7 @@ class Lookahead:
             while not ((future := self._futures.get(key)) and future.done()):
                 if self.failure is not None:
                     raise self.failure
-                if self._stop.is_set():
+                if self.stop.is_set():
                     raise StorageError("the stream was closed.")
                 if time.monotonic() > end:
                     label = self._indexes[domain].spec(shard).label

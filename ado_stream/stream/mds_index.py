@@ -54,7 +54,7 @@ class MdsIndex:
 
     name: str
     remote: str | None
-    local: Path
+    local: Path  # of the shards: the data set's own folder, or the one that caches them
     column: TokenColumn
     samples_S: np.ndarray  # (S,) int64
     first_id_S: np.ndarray  # (S + 1,) int64: id of a shard's first sample
@@ -62,6 +62,12 @@ class MdsIndex:
     compression: str | None
     files: list[tuple[ShardFile, ShardFile | None]]  # (raw, compressed)
     fingerprint: str
+    versions: str = ""  # of data without hashes: changes when they are replaced at the remote
+
+    @property
+    def has_hashes(self) -> bool:
+        """Whether the index says what every raw shard contains."""
+        return all(raw["hashes"] for raw, _ in self.files)
 
     @property
     def num_samples(self) -> int:

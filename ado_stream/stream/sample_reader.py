@@ -4,7 +4,8 @@ import numpy as np
 
 from ado_stream.storage.node_cache import NodeCache
 from ado_stream.stream.domain import Domain
-from ado_stream.stream.shard_table import ShardTable, open_indexes
+from ado_stream.stream.open_indexes import open_indexes
+from ado_stream.stream.shard_table import ShardTable
 
 
 class SampleReader:

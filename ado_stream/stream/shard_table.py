@@ -7,48 +7,15 @@ fetcher and the cache; neither refers to the table.
 
 import resource
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 from typing import Protocol
 
 import numpy as np
 
-from ado_stream.errors import ConfigError, DataError, NotFound
-from ado_stream.storage.download import download
+from ado_stream.errors import ConfigError, DataError
 from ado_stream.storage.node_cache import NodeCache
-from ado_stream.storage.retry import RetryPolicy
-from ado_stream.stream.domain import Domain
-from ado_stream.stream.mds_index import INDEX_NAME, MdsIndex, parse_index
+from ado_stream.stream.mds_index import MdsIndex
 from ado_stream.stream.row_gather import gather, locate
 from ado_stream.stream.shard_view import ShardView
-
-
-def open_indexes(
-    domains: Sequence[Domain], token_column: str, token_dtype: str | None, retry: RetryPolicy | None = None
-) -> list[MdsIndex]:
-    """The index of every domain, fetched when it is remote. Raises NotFound, IndexInvalid, ConfigError."""
-    with ThreadPoolExecutor(min(16, len(domains))) as pool:
-        texts = pool.map(lambda domain: _index_text(domain, retry), domains)
-        return [
-            parse_index(text, domain.name, domain.remote, Path(domain.local or ""), token_column, token_dtype)
-            for domain, text in zip(domains, texts, strict=True)
-        ]
-
-
-def _index_text(domain: Domain, retry: RetryPolicy | None) -> bytes:
-    assert domain.local is not None
-    local = Path(domain.local)
-    path = local / INDEX_NAME
-    if domain.remote is not None and domain.remote.rstrip("/") != domain.local.rstrip("/"):
-        local.mkdir(parents=True, exist_ok=True)
-        download(f"{domain.remote.rstrip('/')}/{INDEX_NAME}", path, retry=retry)
-    try:
-        return path.read_bytes()
-    except OSError as error:
-        raise NotFound(
-            f"{path}: {error.strerror} (domain '{domain.name}'). Expected a folder with an MDS index; "
-            f"`ado-stream prepare` writes one per domain."
-        ) from None
 
 
 class ShardFetcher(Protocol):

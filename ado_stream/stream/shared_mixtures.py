@@ -11,7 +11,7 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from ado_stream.errors import PolicyError
+from ado_stream.errors import ConfigError, PolicyError
 
 _NUM_SLOTS = 1024
 
@@ -20,28 +20,45 @@ class SharedMixtures:
     """One process posts mixtures by step, one other collects them. `num_domains`: K."""
 
     def __init__(self, num_domains: int):
-        head = 3 + 2 * _NUM_SLOTS
+        head = 4 + 2 * _NUM_SLOTS
         memory = mmap.mmap(-1, 8 * (head + _NUM_SLOTS * num_domains))
         words = np.frombuffer(memory, np.int64, head)
-        self._head = words[:3]  # the reader's process id (0: none), its first step not drawn, number of posts
-        self._step_S, self._version_S = words[3:].reshape(2, _NUM_SLOTS)
+        # The reader's process id (0: none), its first step not drawn, number of posts, whether a fork has read.
+        self._head = words[:4]
+        self._step_S, self._version_S = words[4:].reshape(2, _NUM_SLOTS)
         self._mixture_SK = np.frombuffer(memory, np.float64, offset=8 * head).reshape(_NUM_SLOTS, num_domains)
         self._num_collected = 0
+        self._maker = os.getpid()
         self.clear()
 
     def clear(self) -> None:
-        """Discards every mixture and the reader."""
-        self._head[:2] = 0
+        """Discards every mixture and the reader: where reading goes on is set anew."""
+        self._head[[0, 1, 3]] = 0
         self._step_S[:] = -1
 
     def open(self) -> None:
-        """Makes this process the reader."""
+        """Makes this process the reader.
+
+        Raises ConfigError when a fork has read before: what it handed out of what it read ahead is not known here.
+        """
+        if self._head[3]:
+            raise ConfigError(
+                "a DataLoader's worker has read this data set before; another pass would repeat steps or leave some "
+                "out.\n  Use num_workers=0 (reading runs in threads), or torchdata's StatefulDataLoader, and load the "
+                "saved state before the second pass."
+            )
         self._head[0] = os.getpid()
+        self._head[3] = self.is_fork
 
     def close(self) -> None:
         """Ends being the reader."""
         if self.is_read_here:
             self._head[0] = 0
+
+    @property
+    def is_fork(self) -> bool:
+        """Whether this process is a fork of the one that made this object."""
+        return os.getpid() != self._maker
 
     @property
     def is_read_here(self) -> bool:

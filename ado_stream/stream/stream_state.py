@@ -6,7 +6,8 @@ Ranks, nodes and threads are not in it: the state is the same on every rank, and
     identity           what the order depends on: seed, global_batch_size, canonical_nodes, mixture_lag, sampling,
                        shuffle
     step               next step to be handed out
-    domains            {name: {fingerprint, samples, cursors: [C] drawn so far per lane}}, in the mixture's order
+    domains            {name: {fingerprint, versions, samples, cursors: [C] drawn so far per lane}}, in the mixture's
+                       order; versions: only of data without hashes, see open_indexes.py
     mixtures           {step: [K]} known for steps from `step` on ("-1": that of the step before, without a lag)
 """
 
@@ -17,9 +18,11 @@ from typing import Any
 import numpy as np
 
 from ado_stream.errors import ResumeError
+from ado_stream.stream.board import is_mixture
 from ado_stream.stream.mds_index import MdsIndex
 
 VERSION = 1
+_MAX_POSITION = 1 << 62
 _log = logging.getLogger(__name__)
 
 
@@ -32,7 +35,12 @@ def encode_state(
         "identity": dict(identity),
         "step": step,
         "domains": {
-            index.name: {"fingerprint": index.fingerprint, "samples": index.num_samples, "cursors": cursor_C}
+            index.name: {
+                "fingerprint": index.fingerprint,
+                **({"versions": index.versions} if index.versions else {}),
+                "samples": index.num_samples,
+                "cursors": cursor_C,
+            }
             for index, cursor_C in zip(indexes, cursors_KC.tolist(), strict=True)
         },
         "mixtures": {str(key): mixture_K.tolist() for key, mixture_K in pending.items()},
@@ -46,7 +54,7 @@ def decode_state(
 
     A domain that is not in the state starts at its first sample, with share 0 until a new mixture is published; one
     that is only in the state is dropped and its pending share goes to the others in proportion; both are logged. Raises
-    ResumeError for another version, other settings (all named), and a domain whose data changed (named).
+    ResumeError for another version, other settings (all named), a domain whose data changed (named), and damage.
     """
     _check(state, identity, indexes)
     saved = state["domains"]
@@ -73,21 +81,60 @@ def _check(state: Mapping[str, Any], identity: dict[str, Any], indexes: list[Mds
     if not isinstance(state, Mapping) or state.get("version") != VERSION:
         found = state.get("version") if isinstance(state, Mapping) else type(state).__name__
         raise ResumeError(f"stream state of version {found!r}; this ado-stream reads version {VERSION}.")
-    try:
-        saved, domains = state["identity"], state["domains"]
-        state["step"], state["mixtures"]
-    except KeyError as error:
-        raise ResumeError(f"stream state without {error}; it is damaged or not a stream's state.") from None
+    saved, domains = _part(state, "identity"), _part(state, "domains")
     other = [f"{key} {saved.get(key)!r} -> {value!r}" for key, value in identity.items() if saved.get(key) != value]
     if other:
         raise ResumeError(f"the stream was saved with other settings: {'; '.join(other)}. Use the saved ones.")
+    _check_numbers(state, identity["canonical_nodes"])
     known = {index.name: index for index in indexes}
     shared = [name for name in domains if name in known]
     if not shared:
         raise ResumeError(f"none of the saved domains ({', '.join(domains)}) is in this data set: {', '.join(known)}.")
     for name in shared:
-        if domains[name]["fingerprint"] != known[name].fingerprint:
+        if domains[name].get("fingerprint") != known[name].fingerprint:
             raise ResumeError(
-                f"domain '{name}': its shards are not those of the saved run ({domains[name]['samples']} samples then, "
-                f"{known[name].num_samples} now).\n  Restore the old shards, or add the new data under another name."
+                f"domain '{name}': its shards are not those of the saved run ({domains[name].get('samples')} samples "
+                f"then, {known[name].num_samples} now).\n"
+                "  Restore the old shards, or add the new data under another name."
             )
+        versions = domains[name].get("versions")
+        if versions and known[name].versions and versions != known[name].versions:
+            raise ResumeError(
+                f"domain '{name}': its index has no hashes, and its shards have other times or tags than those of the "
+                "saved run.\n  Restore the old shards (copy them with their times), or write them with "
+                "hashes=['xxh64'] from the start."
+            )
+
+
+def _check_numbers(state: Mapping[str, Any], num_lanes: int) -> None:
+    """Raises ResumeError unless step, cursors and mixtures are numbers that a run can have."""
+    domains, mixtures = _part(state, "domains"), _part(state, "mixtures")
+    if not _is_position(state.get("step")):
+        raise _damaged(f"'step' is {state.get('step')!r}, not a step")
+    for name in domains:
+        cursor_C = _part(domains, name).get("cursors")
+        if not (isinstance(cursor_C, list) and len(cursor_C) == num_lanes and all(map(_is_position, cursor_C))):
+            raise _damaged(f"domain '{name}' does not have {num_lanes} positions under 'cursors'")
+    for key, mixture in mixtures.items():
+        try:
+            mixture_K = np.array(mixture, np.float64)
+            good = int(key) >= -1 and mixture_K.shape == (len(domains),) and is_mixture(mixture_K)
+        except (ValueError, TypeError, OverflowError):
+            good = False
+        if not good:
+            raise _damaged(f"'mixtures' has no {len(domains)} probabilities for step {key!r}")
+
+
+def _part(state: Mapping[str, Any], key: str) -> Mapping[str, Any]:
+    part = state.get(key)
+    if not isinstance(part, Mapping):
+        raise _damaged(f"{key!r} is {'missing' if part is None else 'not an object'}")
+    return part
+
+
+def _is_position(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and 0 <= value < _MAX_POSITION
+
+
+def _damaged(what: str) -> ResumeError:
+    return ResumeError(f"not the state of a stream, or damaged: {what}. Resume from another checkpoint.")

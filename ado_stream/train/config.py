@@ -108,7 +108,7 @@ class PolicySection:
     prior: weights by domain; empty: token shares. guards: [{name: floor, ...}, ...], the innermost first.
     """
 
-    name: str = "ado"
+    name: str = "target"
     options: dict[str, Any] = field(default_factory=dict)
     prior: dict[str, float] = field(default_factory=dict)
     guards: list[dict[str, Any]] = field(default_factory=list)

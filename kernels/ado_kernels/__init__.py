@@ -35,14 +35,7 @@ _MODULES = {
     "scaling_law_fit": "ado_kernels.fit.fit_dispatch",
 }
 
-__all__ = [
-    "domain_loss",
-    "linear_cross_entropy",
-    "rms_norm",
-    "rms_norm_rope",
-    "scaling_law_fit",
-    "swiglu",
-]
+__all__ = ["domain_loss", "linear_cross_entropy", "rms_norm", "rms_norm_rope", "scaling_law_fit", "swiglu"]
 
 
 def __getattr__(name: str) -> Any:

@@ -62,6 +62,7 @@ class ModelConfig:
 
 
 PRESETS = {
+    "micro": ModelConfig(num_layers=2, width=64, num_heads=2),
     "nano": ModelConfig(num_layers=4, width=128, num_heads=2),
     "70M": ModelConfig(num_layers=6, width=512, num_heads=8),
     "124M": ModelConfig(num_layers=12, width=768, num_heads=12),

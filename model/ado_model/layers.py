@@ -39,9 +39,8 @@ def rotary_tables(num_tokens: int, head_width: int, theta: float) -> tuple[Tenso
     On the CPU whatever the default device: a GPU rounds cos and sin otherwise, and "meta" has no values.
     """
     frequency = theta ** (-torch.arange(0, head_width, 2, dtype=torch.float64, device="cpu") / head_width)
-    angle = (
-        torch.arange(num_tokens, dtype=torch.float64, device="cpu")[:, None] * frequency
-    )  # float32 angles lose digits
+    position = torch.arange(num_tokens, dtype=torch.float64, device="cpu")
+    angle = position[:, None] * frequency  # float32 angles lose digits
     return angle.cos().float(), angle.sin().float()
 
 
@@ -66,7 +65,8 @@ class Attention(nn.Module):
         mixed = F.scaled_dot_product_attention(
             query.transpose(1, 2), key.transpose(1, 2), value.transpose(1, 2), is_causal=True
         )
-        return self.o_proj(mixed.transpose(1, 2).reshape(x_BTD.shape))
+        out: Tensor = self.o_proj(mixed.transpose(1, 2).reshape(x_BTD.shape))
+        return out
 
 
 class MLP(nn.Module):
@@ -79,7 +79,8 @@ class MLP(nn.Module):
         self.down_proj = nn.Linear(config.mlp_width, config.width, bias=False)
 
     def forward(self, x_BTD: Tensor) -> Tensor:
-        return self.down_proj(swiglu(self.gate_proj(x_BTD), self.up_proj(x_BTD)))
+        out: Tensor = self.down_proj(swiglu(self.gate_proj(x_BTD), self.up_proj(x_BTD)))
+        return out
 
 
 class Block(nn.Module):

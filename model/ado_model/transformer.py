@@ -103,7 +103,7 @@ class Transformer(nn.Module):
 
     def _embed(self, tokens_BT: Tensor) -> Tensor:
         """Embeddings (B, T, D); under autocast in its dtype, so that the residual stream is as narrow as the rest."""
-        embedded = self.embed_tokens(tokens_BT)
+        embedded: Tensor = self.embed_tokens(tokens_BT)
         device = embedded.device.type
         if embedded.dtype == torch.float64 or device == "meta" or not torch.is_autocast_enabled(device):
             return embedded  # autocast leaves float64 alone; "meta" has none, and the question raises

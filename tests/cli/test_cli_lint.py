@@ -64,7 +64,7 @@ def test_shards_of_another_corpus_are_found(corpus, capsys):
     (corpus / "kept").rename(corpus / "law/train")
     _edit(
         corpus / "corpus.json",
-        lambda m: [m["domains"][a]["splits"].update(train={"samples": _samples(corpus, a)}) for a in ("code", "law")],
+        lambda m: [m["domains"][a]["splits"]["train"].update(samples=_samples(corpus, a)) for a in ("code", "law")],
     )
     assert main(["lint", str(corpus)]) == 1
     errors = capsys.readouterr().err

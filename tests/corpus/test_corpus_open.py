@@ -91,15 +91,17 @@ UNTRUSTED = {
     "path '/etc'": _set_path("/etc"),
     "path 'a/../../b'": _set_path("a/../../b"),
     "path ''": _set_path(""),
-    "path 7": _set_path(7),
+    "path 7: expected text": _set_path(7),
     r"path 'a\\x00b'": _set_path("a\0b"),
     "have the same path": lambda m: [domain.update(path="same") for domain in m["domains"].values()],
     "version 9": lambda m: m.update(version=9),
     "keys missing: seq_len": lambda m: m.pop("seq_len"),
     "no domains": lambda m: m.update(domains={}),
     "tokenizer '../t.json'": lambda m: m.update(tokenizer="../t.json"),
-    "has no splits": lambda m: next(iter(m["domains"].values())).pop("splits"),
-    "split 'test'": lambda m: next(iter(m["domains"].values()))["splits"].update(test={"samples": 1}),
+    "keys missing: splits": lambda m: next(iter(m["domains"].values())).pop("splits"),
+    "split 'test'": lambda m: next(iter(m["domains"].values()))["splits"].update(
+        test=dict.fromkeys(("documents", "tokens", "samples", "dropped_tokens"), 1)
+    ),
 }
 
 

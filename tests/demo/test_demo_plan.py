@@ -1,10 +1,12 @@
-"""A demo's folder belongs to one plan, and the two runs differ in nothing but the policy."""
+"""A demo's folder belongs to one plan, and its runs differ in nothing but the policy and its prior."""
 
 import pytest
 
-from ado_stream.demo.demo_plan import DemoPlan
+from ado_stream.demo.demo_plan import CLEAN, POLICIES, DemoPlan
+from ado_stream.demo.environment_files import UNLEARNABLE
 from ado_stream.errors import ConfigError
-from ado_stream.policy.policy_registry import make_policy
+from ado_stream.policy.base_policy import RunContext
+from ado_stream.policy.policy_registry import make_run_policy
 from ado_stream.train.config import load_config
 
 
@@ -19,19 +21,23 @@ def test_the_same_plan_resumes_and_another_is_refused(tmp_path):
 
 
 def test_too_few_steps_are_refused():
-    with pytest.raises(ConfigError, match="at least 20"):
-        DemoPlan.create(17, False, 19)
+    with pytest.raises(ConfigError, match="at least 40"):
+        DemoPlan.create(17, False, 39)
 
 
 @pytest.mark.parametrize("quick", [True, False])
-@pytest.mark.parametrize("steps", [20, 33, None, 2000])
+@pytest.mark.parametrize("steps", [40, 53, None, 2000])
 def test_runs_differ_in_the_policy_alone_and_ado_acts(tmp_path, quick, steps):
     plan = DemoPlan.create(17, quick, steps)
-    ado = plan.train_settings("ado", tmp_path / "corpus", tmp_path / "run")
-    natural = plan.train_settings("natural", tmp_path / "corpus", tmp_path / "run")
-    assert {key for key in ado if ado[key] != natural[key]} == {"policy"}
-    config = load_config(ado)
-    # refused by the policy if no step were drawn by one of its laws
-    run = {"total_steps": config.train.steps, "mixture_lag": config.data.mixture_lag}
-    policy = make_policy("ado", [0.1] * 10, **config.policy.options, **run)
-    assert policy.mixture.sum() == pytest.approx(1)
+    tokens = {"code": 30, UNLEARNABLE: 20, "docs": 10}
+    runs = [plan.train_settings(run, tmp_path / "corpus", tokens, tmp_path / "run") for run in (*POLICIES, *CLEAN)]
+    assert all({key for key in run if run[key] != runs[0][key]} <= {"policy"} for run in runs)
+    configs = [load_config(run) for run in runs]
+    assert [config.policy.name for config in configs] == [*POLICIES, *CLEAN.values()]
+    for config, run in zip(configs, (*POLICIES, *CLEAN), strict=True):
+        clean = {"code": 30.0, UNLEARNABLE: 0.0, "docs": 10.0}
+        assert config.policy.prior == (clean if run in CLEAN else {})
+        # refused by ADO if no step were drawn by one of its laws
+        context = RunContext(config.train.steps, config.data.global_batch_size, config.data.mixture_lag)
+        policy = make_run_policy(config.policy.name, [0.1] * 10, config.policy.options, (), context)
+        assert policy.mixture.sum() == pytest.approx(1)

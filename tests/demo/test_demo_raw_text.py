@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from ado_stream.demo import environment_files, raw_text
-from ado_stream.demo.environment_files import MAX_FILE_BYTES, EnvironmentFile, find_environment_files
+from ado_stream.demo.environment_files import MAX_FILE_BYTES, UNLEARNABLE, EnvironmentFile, find_environment_files
 from ado_stream.errors import DataError
 
 
@@ -16,11 +16,13 @@ from ado_stream.errors import DataError
 def written(tmp_path_factory):
     """The quick corpus of the environment that runs the tests."""
     out = tmp_path_factory.mktemp("text")
-    return out, raw_text.write_text(out, quick=True)
+    return out, raw_text.write_text(out, size_frac=0.05, held_out_frac=0.2)
 
 
 def documents(domain):
-    return [json.loads(line) for line in domain.path.read_text().splitlines()]
+    """Those to train on, and those held out."""
+    paths = [path for path in (domain.path, raw_text.val_path(domain.path)) if path.exists()]
+    return [json.loads(line) for path in paths for line in path.read_text().splitlines()]
 
 
 def test_at_least_six_domains_of_different_size(written):
@@ -65,9 +67,20 @@ def test_no_text_comes_twice(written):
 
 def test_the_same_environment_gives_the_same_bytes(written, tmp_path):
     _, first = written
-    again = raw_text.write_text(tmp_path, quick=True)
+    again = raw_text.write_text(tmp_path, size_frac=0.05, held_out_frac=0.2)
     assert [domain.name for domain in again] == [domain.name for domain in first]
     assert all(a.path.read_bytes() == b.path.read_bytes() for a, b in zip(again, first, strict=True))
+
+
+def test_a_fifth_of_what_can_be_learnt_is_held_out_and_no_hash(written):
+    for domain in written[1]:
+        held_out = raw_text.val_path(domain.path)
+        if domain.name == UNLEARNABLE:
+            assert not held_out.exists()
+            for document in documents(domain):
+                assert all(re.fullmatch(r"[\w-]{43}", line) for line in document["text"].splitlines())
+        else:
+            assert len(held_out.read_text().splitlines()) == domain.documents // 5
 
 
 def test_summary_brings_back_what_was_written(written, tmp_path):
@@ -96,7 +109,7 @@ def test_too_few_domains_are_an_error(tmp_path, monkeypatch):
     only = [source for source in find_environment_files() if source.domain in ("stdlib", "python")]
     monkeypatch.setattr(raw_text, "find_environment_files", lambda: only)
     with pytest.raises(DataError, match="6 are needed"):
-        raw_text.write_text(tmp_path, quick=True)
+        raw_text.write_text(tmp_path, size_frac=0.05, held_out_frac=0.2)
 
 
 @pytest.mark.parametrize(
@@ -108,7 +121,8 @@ def test_too_few_domains_are_an_error(tmp_path, monkeypatch):
         ("botocore/data/s3/2006-03-01/service-2.json.gz", "json"),
         ("rich-13.9.dist-info/METADATA", "readmes"),
         ("rich-13.9.dist-info/licenses/LICENSE", "licences"),
-        ("rich-13.9.dist-info/RECORD", None),
+        ("rich-13.9.dist-info/RECORD", "hashes"),
+        ("rich-13.9.dist-info/WHEEL", None),
         ("torch/LICENSE.txt", "licences"),
         ("torch/lib/libtorch.so", None),
     ],

@@ -105,6 +105,7 @@ def test_same_bits_with_any_number_of_threads(monkeypatch):
         assert result.objective.tobytes() == results[0].objective.tobytes()
 
 
+@pytest.mark.slow
 def test_torch_keeps_its_number_of_threads():
     """Launchers set OMP_NUM_THREADS=1; Numba's pool, once started, would give torch as many threads as Numba has."""
     code = "import numpy as np, torch; from ado_kernels import scaling_law_fit; before = torch.get_num_threads(); "

@@ -76,6 +76,7 @@ def least_by_scipy(log_count_M, log_loss_M):
     return best
 
 
+@pytest.mark.slow
 def test_never_above_scipy():
     counts, losses, names = histories(60)
     found = scaling_law_fit(counts, losses, AS_IS, "numba")

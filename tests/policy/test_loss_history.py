@@ -83,6 +83,7 @@ def test_a_history_loaded_into_a_smaller_capacity_is_thinned_to_it(stop):
         np.testing.assert_array_equal(found, expected)
 
 
+@pytest.mark.slow
 def test_thinning_early_moves_the_mixture_about_as_much_as_another_seed(monkeypatch):
     """The rows left to a thousand domains: no more than twice as far as the two seeds lie apart, in half the sum of
     |difference of shares| at the end of a closed loop."""

@@ -109,7 +109,7 @@ def test_an_evaluation_is_f_without_its_penalties_on_the_points_that_a_fit_keeps
     assert bench_fit.evaluate(counts_T, losses_KT) == pytest.approx(expected, rel=1e-9)
 
 
-def test_how_low_the_fit_gets_is_taken_from_the_golden_records(tmp_path, monkeypatch):
+def test_how_low_the_fit_gets_is_taken_from_the_golden_records(tmp_path):
     """A record of our own making: known minima below what the fit ends at by 0, 0.5e-6 and 3e-6 of F + 0.001, and a
     reference that ended 4e-6 below, at the same place, and nowhere."""
     _, losses_KT = bench_fit.history(3, steps=1200)
@@ -128,14 +128,11 @@ def test_how_low_the_fit_gets_is_taken_from_the_golden_records(tmp_path, monkeyp
     unused_K = np.full(3, -1.0)
     known = {"objective_best": [unused_K, best_K], "objective_reference": [unused_K, reference_K]}
     np.savez(tmp_path / "objective" / "own.npz", **known)
-    monkeypatch.setattr(bench_fit, "GOLDEN", tmp_path)
-    found = bench_fit.lowness("numba")
+    found = bench_fit.lowness("numba", tmp_path)
     assert found["fits"] == 3
     assert found["within_1e-6_frac"] == pytest.approx(2 / 3)
     assert found["worst"] == pytest.approx(3e-6, rel=1e-6)
     assert found["worst_above_reference"] == pytest.approx(4e-6, rel=1e-6)
-    monkeypatch.setattr(bench_fit, "GOLDEN", tmp_path / "absent")
-    assert bench_fit.lowness("numba") is None
 
 
 @pytest.mark.parametrize(

@@ -52,11 +52,23 @@ def _bare(make_ado):
         "ado reference": lambda prior: make_ado(prior, **ado_reference),
         "ado own counts": lambda prior: make_ado(prior, shared_count=False),
         "ado hold": lambda prior: make_ado(prior, hold_steps=10),
+        "target": lambda prior: _early_target(prior),
+        "target uniform": lambda prior: _early_target(prior, weights="uniform", sizes=_sizes(prior), total_samples=9e4),
+        "episelect": lambda prior: ado.make_policy("episelect", prior, start_step=5, interval=7, ignore_steps=0),
+        "gap": lambda prior: ado.make_policy(
+            "gap", prior, target_losses=reference, start_step=5, interval=7, ignore_steps=0
+        ),
         "odm": lambda prior: ado.make_policy("odm", prior),
         "odm late": lambda prior: ado.make_policy("odm", prior, mixture_lag=5),
         "odm-code": lambda prior: ado.make_policy("odm-code", prior),
         "doremi": lambda prior: ado.make_policy("doremi", prior, reference_losses=reference, eta=0.05),
     }
+
+
+def _early_target(prior, **options):
+    """Moves at every little difference, from the first blocks on."""
+    quick = {"ignore_steps": 0, "start_step": 4, "dead_zone": 1.0, "confidence": 0.0}
+    return ado.make_policy("target", prior, **quick, **options)
 
 
 CASES = list(_policies(None))

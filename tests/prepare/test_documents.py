@@ -18,7 +18,7 @@ RECORDS = [{"text": f"text {n} ä", "meta": {"pile_set_name": f"domain {n % 3}"}
 
 def _read(path, fields=PILE, skip=False):
     refusals = RecordErrors(skip)
-    pieces = list(cut_pieces(find_input_files([path], "train", True), refusals))
+    pieces = list(cut_pieces(find_input_files([path], "train", True).files, refusals))
     documents = [document for piece in pieces for document in read_documents(piece, fields, refusals)]
     return documents, refusals.counts, pieces
 

@@ -6,7 +6,8 @@ The oracle is built here from the documents themselves: bytes, 256 after each, c
 import fcntl
 import json
 import os
-import tempfile
+import shutil
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -211,7 +212,7 @@ def test_an_empty_domain_is_named(pile, tmp_path):
         prepare(
             _config([folder / "full.jsonl"], tmp_path / "out", domain_key=None, val=(str(folder / "hollow.jsonl"),))
         )
-    assert not [path for path in (tmp_path / "out").rglob("*") if path.is_file() and path.suffix != ".lock"]
+    assert not [path for path in (tmp_path / "out").rglob("*") if path.is_file() and path.name != "lock"]
 
 
 def test_an_unreadable_line_is_named_and_skipping_goes_on_from_there(pile, tmp_path, tree_hashes, write_jsonl):
@@ -236,8 +237,70 @@ def test_unfinished_work_over_other_settings_is_not_thrown_away(pile, tmp_path):
     bad.write_bytes(Path(pile[0][1]).read_bytes() + b"{}\n")
     with pytest.raises(DataError, match="bad.jsonl:201"):
         prepare(_config([bad], tmp_path / "out"))
-    with pytest.raises(ConfigError, match="an unfinished run over other input or settings"):
+    with pytest.raises(ConfigError, match=r"an unfinished run over other input or settings; changed since: seq_len\."):
         prepare(_config([bad], tmp_path / "out", seq_len=32))
+    bad.write_bytes(Path(pile[0][1]).read_bytes())
+    with pytest.raises(
+        ConfigError, match=r"changed since: .*bad.jsonl\.\n  Remove this folder and run the command again"
+    ):
+        prepare(_config([bad], tmp_path / "out"))
+
+
+def test_a_corpus_is_not_written_into_its_own_input(pile, tmp_path):
+    folder = tmp_path / "in"
+    folder.mkdir()
+    for out in (folder, folder / "corpus", tmp_path / "x" / ".." / "in" / "deep" / "corpus"):
+        for inputs in ({"inputs": [folder]}, {"inputs": pile[0], "val": (str(folder),)}):
+            with pytest.raises(ConfigError, match="is inside the input"):
+                _config(out=out, **inputs)
+    (tmp_path / "link").symlink_to(folder)
+    with pytest.raises(ConfigError, match="is inside the input"):
+        _config([folder], tmp_path / "link" / "corpus")
+
+
+def test_a_refused_run_leaves_no_working_folder(pile, tmp_path):
+    prepare(_config(pile[0], tmp_path / "out"))
+    with pytest.raises(ConfigError, match="a corpus of other input or settings is there already"):
+        prepare(_config(pile[0], tmp_path / "out", seq_len=32))
+    assert not (tmp_path / "out/.prepare").exists()
+
+
+def test_a_lock_whose_file_was_removed_is_not_held(tmp_path, monkeypatch):
+    """Opened before its holder removed the working folder, locked after: another process may lock the new file."""
+    from ado_stream.prepare import workspace
+    from ado_stream.storage import object_locks
+
+    opened = object_locks._open_lock
+
+    @contextmanager
+    def late(path):
+        with opened(path) as descriptor:
+            shutil.rmtree(tmp_path / "out")
+            yield descriptor
+
+    monkeypatch.setattr(object_locks, "_open_lock", late)
+    with pytest.raises(ConfigError, match="another process"), workspace.locked(tmp_path / "out"):
+        pass
+
+
+@pytest.mark.parametrize("changed", ["tokenizer.json", "tokenizer_config.json"])
+def test_a_tokenizer_of_other_content_is_another_corpus(pile, tmp_path, changed):
+    from ado_stream.corpus.tokenizer import train_tokenizer
+
+    words = [document["text"] for document in pile[1][:50]]
+    train_tokenizer(words, "bpe:300").save(tmp_path)
+    config = _config(pile[0], tmp_path / "out", tokenizer=str(tmp_path / "tokenizer.json"))
+    prepare(config)
+    prepare(config)  # the same content: nothing to do
+    if changed == "tokenizer.json":
+        name = json.loads((tmp_path / "tokenizer_config.json").read_bytes())["name"]
+        train_tokenizer(words, "bpe:299").save(tmp_path)
+        options = json.loads((tmp_path / "tokenizer_config.json").read_bytes()) | {"name": name}
+    else:
+        options = json.loads((tmp_path / changed).read_bytes()) | {"eos_token": "a"}
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps(options))
+    with pytest.raises(ConfigError, match="a corpus of other input or settings is there already"):
+        prepare(config)
 
 
 def test_two_runs_at_once_are_refused(pile, tmp_path):
@@ -305,18 +368,6 @@ def test_settings_that_cannot_be(pile, tmp_path):
         PrepareConfig((), "out")
     with pytest.raises(NotFound):
         prepare(_config(["nowhere.jsonl"], tmp_path))
-
-
-@pytest.fixture
-def unprivileged_folder():
-    """A folder of this user's, for whom permissions hold: root becomes nobody until the test ends."""
-    user = os.geteuid()
-    os.seteuid(user or 65534)
-    try:
-        with tempfile.TemporaryDirectory(dir="/tmp") as folder:
-            yield Path(folder)
-    finally:
-        os.seteuid(user)
 
 
 def test_a_folder_that_cannot_be_written_is_a_disk_error(unprivileged_folder):

@@ -14,6 +14,7 @@ import pytest
 COMMAND = [sys.executable, "-m", "ado_stream.cli", "prepare", "--domain-key", "meta.pile_set_name", "--seq-len", "64"]
 
 
+@pytest.mark.slow
 def test_killed_before_any_change_of_the_disk_it_ends_the_same(tmp_path, pile, write_jsonl):
     source = write_jsonl(tmp_path / "in.jsonl.zst", pile[1][:80])
     script = Path(__file__).with_name("killed_prepare.py")

@@ -80,6 +80,7 @@ def test_two_runs_side_by_side(simulate, tmp_path, num):
     assert not list(path.parent.glob("*.tmp"))
 
 
+@pytest.mark.slow
 def test_png_beside_the_page_is_the_one_inside(simulate, tmp_path):
     path = report_page.write_report([simulate(tmp_path / "ado", SEVEN, steps=60)], tmp_path / "out")
     _, images = check_page(path)
@@ -124,6 +125,7 @@ def test_everything_non_finite(tmp_path):
     check_page(report_page.write_report([tmp_path / "run"], tmp_path / "out"))
 
 
+@pytest.mark.slow
 def test_runs_over_different_domains(simulate, tmp_path):
     simulate(tmp_path / "ado", SEVEN[:4], steps=60)
     simulate(tmp_path / "natural", SEVEN[2:], policy="natural", steps=60)
@@ -160,7 +162,7 @@ def texts_of(figure):
             yield text.get_text(), text.get_window_extent()
 
 
-@pytest.mark.parametrize("num", [2, 7, 22, pytest.param(100, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("num", [2, 7, *(pytest.param(num, marks=pytest.mark.slow) for num in (22, 100))])
 def test_texts_do_not_overlap(simulate, tmp_path, num):
     batch = 32 if num < 50 else 256
     for policy in ("ado", "natural"):

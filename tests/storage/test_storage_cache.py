@@ -184,3 +184,43 @@ def test_a_folder_in_place_of_a_shard_is_a_typed_error(plain):
     with pytest.raises(Exception, match=plain.raw.name) as caught:
         NodeCache().fetch(plain)
     assert type(caught.value).__module__.startswith("ado_stream")
+
+
+def test_a_limit_costs_one_scan_whatever_is_downloaded(tmp_path, monkeypatch):
+    """Counted: before, every download listed every folder."""
+    specs = [make_spec(tmp_path, f"shard.{number:05d}.mds", None) for number in range(30)]
+    cache = NodeCache(limit_bytes=3 * len(RAW))
+    scandir, scanned = os.scandir, []
+
+    def counted(path="."):
+        scanned.append(str(path))
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", counted)
+    for spec in specs:
+        cache.fetch(spec)
+    assert cache.statistics()["evictions"] == 27
+    assert sum(path.endswith("cache") for path in scanned) == 1
+    assert visible(specs[0].raw.parent) == {spec.raw.name for spec in specs[-3:]}
+
+
+def test_the_limit_holds_for_processes_that_began_before_the_others_files(tmp_path):
+    """Two caches of one folder take turns: each sees in the account what the other made since its own scan."""
+    specs = [make_spec(tmp_path, f"shard.{number:05d}.mds", None) for number in range(12)]
+    caches = [NodeCache(limit_bytes=4 * len(RAW)) for _ in range(2)]
+    for number, spec in enumerate(specs):
+        caches[number % 2].fetch(spec)
+        assert len(visible(spec.raw.parent)) <= 4
+    assert sum(cache.statistics()["evictions"] for cache in caches) == 8
+
+
+def test_the_account_of_a_killed_process_is_corrected_by_the_next_scan(tmp_path):
+    first, second, third = (make_spec(tmp_path, f"shard.{number:05d}.mds", None) for number in range(3))
+    cache = NodeCache(limit_bytes=2 * len(RAW))
+    cache.fetch(first)
+    account = first.raw.parent / ".ado-locks" / "account"
+    with open(account, "ab") as file:
+        file.write((10 * len(RAW)).to_bytes(8, "little"))  # reserved, and never made
+    cache.fetch(second)
+    cache.fetch(third)
+    assert visible(first.raw.parent) == {second.raw.name, third.raw.name}

@@ -389,7 +389,7 @@ def test_domains_that_cannot_work_are_named(corpus, tmp_path):
     first = corpus[0]
     with pytest.raises(ado.ConfigError, match="'d0' is given twice"):
         make([first, first])
-    with pytest.raises(ado.ConfigError, match="same local folder"):
+    with pytest.raises(ado.ConfigError, match="have the same data"):
         make([first, ado.Domain("again", local=first.local)])
     with pytest.raises(ado.ConfigError, match="domain 'd0': prior -1"):
         ado.Domain("d0", local=first.local, prior=-1)

@@ -361,6 +361,7 @@ dist.destroy_process_group()
 """
 
 
+@pytest.mark.slow
 def test_ranks_agree_to_the_bit_and_read_one_global_batch(corpus, tmp_path):
     """Sums of these losses are whole numbers, exact in any order: so 1 and 4 ranks must agree to the bit, too."""
     expected = []

@@ -106,6 +106,7 @@ def hugging_face_losses(corpus, folder, resume: bool | str, **arguments) -> list
     return [losses[step] for step in range(1, NUM_STEPS + 1)]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("num_parts", [1, 4])
 def test_hugging_face_trainer_trains_and_resumes(tiny_corpus, tmp_path, num_parts):
     whole = hugging_face_losses(tiny_corpus, tmp_path, resume=False, gradient_accumulation_steps=num_parts)

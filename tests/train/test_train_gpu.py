@@ -27,6 +27,7 @@ def recorded_losses(run_dir) -> list[float]:
     return [line["loss"] for line in read_run(run_dir)[1]["step"]]
 
 
+@pytest.mark.slow
 def test_a_run_has_the_cpus_losses(settings: dict, tmp_path):
     """As near as the CPU's own from weights perturbed by a sum's roundings in float32, or by four to bfloat16."""
     run_training(load_config(settings))

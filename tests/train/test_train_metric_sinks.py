@@ -46,6 +46,7 @@ def test_tensorboard_holds_every_step_once(settings: dict, monkeypatch):
         assert points == [(line["step"], pytest.approx(line[key][place])) for line in lines[kind]], name
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")  # Weights & Biases' own
 def test_wandb_keeps_the_runs_id_after_a_resume(settings: dict, monkeypatch):
     for name, value in (("WANDB_MODE", "offline"), ("WANDB_SILENT", "true"), ("WANDB_DIR", settings["run_dir"])):

@@ -8,11 +8,13 @@ import pytest
 from ado_stream.cli.main import main
 from ado_stream.policy import scaling_laws
 from ado_stream.record import read_run
+from ado_stream.report.report_page import write_report
 from ado_stream.train.config import load_config
 from ado_stream.train.trainer import run_training
 from tests.train import losses_on_ranks
 
 EASY = {"min_points": 1, "start_step": 2, "ignore_steps": 0, "interval": 2}
+READY = {"ignore_steps": 0, "start_step": 2, "dead_zone": 1.0, "confidence": 0.0}  # moves at every difference
 
 
 @pytest.mark.parametrize(
@@ -20,6 +22,7 @@ EASY = {"min_points": 1, "start_step": 2, "ignore_steps": 0, "interval": 2}
     [
         ({"name": "temperature", "options": {"tau": 3.0}}, ["tau=1.0"]),
         ({"name": "unimax", "options": {"max_epochs": 0.1}}, ["max_epochs=0.2"]),
+        ({"name": "target", "options": READY}, ["dead_zone=50"]),
         ({"name": "odm", "options": {}}, ["mixture_lag=0"]),
         ({"name": "schedule", "options": {"knots": [[0, [1, 1, 1]], [12, [1, 2, 9]]]}}, ["mixture_lag=0"]),
         (
@@ -47,6 +50,18 @@ def test_a_runs_own_policy_replayed_gives_its_mixtures_to_the_bit(settings, poli
         assert main([*replay, *more]) == 0
         found = json.loads(capsys.readouterr().out)
         assert np.array_equal(found["mixture"], recorded) == same
+
+
+def test_what_target_moved_is_in_the_record_and_the_report(settings, tmp_path):
+    run_training(load_config({**settings, "policy": {"name": "target", "options": READY}}))
+    about, lines = read_run(settings["run_dir"])
+    moved = lines["health"][-1]["health"]["moved"]
+    assert moved
+    assert set(moved) <= set(about["domains"])
+    assert len(lines["fit"][-1]["n"]) == len(about["domains"])
+    page = write_report([settings["run_dir"]], tmp_path / "report").read_text()
+    assert "Moved by the policy" in page
+    assert "None was moved" not in page
 
 
 def test_a_refit_that_fails_leaves_a_health_line_and_no_law(settings, monkeypatch):

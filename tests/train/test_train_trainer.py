@@ -110,6 +110,7 @@ def test_a_save_in_the_background_is_equal(settings: dict, tmp_path: Path):
         assert checkpoint_tensors(background["run_dir"], step) == checkpoint_tensors(settings["run_dir"], step)
 
 
+@pytest.mark.slow
 def test_two_checkpoints_are_kept_and_resuming_at_the_older_renames_the_newer(settings: dict):
     run_training(load_config(settings))
     checkpoints = Path(settings["run_dir"]) / "checkpoints"
@@ -122,6 +123,7 @@ def test_two_checkpoints_are_kept_and_resuming_at_the_older_renames_the_newer(se
     assert untimed_lines(settings["run_dir"]) == before
 
 
+@pytest.mark.slow
 def test_a_restart_renames_the_old_record(settings: dict):
     run_training(load_config(settings))
     run_dir = Path(settings["run_dir"])

@@ -10,7 +10,7 @@ import sys
 
 import numpy as np
 
-from ado_kernels.fit.objective import FitOptions, FitResult
+from ado_kernels.fit.objective import FitOptions, FitResult, Floats
 
 BACKENDS = ("auto", "numba", "triton")
 GPU_POINTS = 500_000  # domains times kept points from which "auto" takes a GPU
@@ -18,7 +18,7 @@ _BLOCK_STEPS = 512  # 22 domains x 512 float64 fit the second-level cache
 
 
 def scaling_law_fit(
-    counts: np.ndarray, losses: np.ndarray, options: FitOptions | None = None, backend: str = "auto"
+    counts: Floats, losses: Floats, options: FitOptions | None = None, backend: str = "auto"
 ) -> FitResult:
     """Scaling laws of K domains from their loss histories: smoothed, thinned, then F minimised per domain.
 
@@ -33,10 +33,11 @@ def scaling_law_fit(
         raise ValueError(f"unknown fit backend {backend!r}; the backends are: {', '.join(BACKENDS)}")
     if backend == "auto":
         backend = _choose_backend(losses, options)
-    return importlib.import_module(f"ado_kernels.fit.{backend}_fit").fit(counts, losses, options)
+    result: FitResult = importlib.import_module(f"ado_kernels.fit.{backend}_fit").fit(counts, losses, options)
+    return result
 
 
-def _as_rows(value: np.ndarray) -> np.ndarray:
+def _as_rows(value: Floats) -> Floats:
     """float64 with a domain's steps adjacent. A history stored step by step is transposed in blocks that fit in cache:
     a fifth of the time of one copy."""
     value = np.asarray(value, dtype=np.float64)
@@ -49,14 +50,14 @@ def _as_rows(value: np.ndarray) -> np.ndarray:
     return rows
 
 
-def _choose_backend(losses: np.ndarray, options: FitOptions) -> str:
+def _choose_backend(losses: Floats, options: FitOptions) -> str:
     """The GPU where torch is already loaded, sees one, and the fit is large enough to outweigh the copies."""
     torch = sys.modules.get("torch")
     large = losses.shape[0] * len(range(options.ignore_steps, losses.shape[1], options.every)) >= GPU_POINTS
     return "triton" if large and torch is not None and torch.cuda.is_available() else "numba"
 
 
-def _check_arrays(counts: np.ndarray, losses: np.ndarray) -> None:
+def _check_arrays(counts: Floats, losses: Floats) -> None:
     if losses.ndim != 2:
         raise ValueError(f"losses must have shape (K, T), got {losses.shape}")
     if counts.shape not in (losses.shape, losses.shape[1:]):

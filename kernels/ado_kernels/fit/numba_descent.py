@@ -11,15 +11,8 @@ from numba import njit
 
 from ado_kernels.fit.numba_points import Points, newton_sums
 from ado_kernels.fit.numba_step import copy_into, model_step, penalty_value, single_parameter_gain
-from ado_kernels.fit.objective import ALPHA_HIGH_KINK, ALPHA_LOW_KINK, LOG_BETA_KINK, LOG_EPS_KINK
-from ado_kernels.fit.step_algebra import (
-    FACE_ALPHA_HIGH,
-    FACE_ALPHA_LOW,
-    FACE_LOG_BETA,
-    FACE_LOG_EPS,
-    LOSS,
-    NUM_SUMS,
-)
+from ado_kernels.fit.objective import ALPHA_HIGH_KINK, ALPHA_LOW_KINK, LOG_BETA_KINK, LOG_EPS_KINK, Floats
+from ado_kernels.fit.step_algebra import FACE_ALPHA_HIGH, FACE_ALPHA_LOW, FACE_LOG_BETA, FACE_LOG_EPS, LOSS, NUM_SUMS
 
 MAX_DAMPING = 1e10
 RAISE_FROM, RAISE_BY = 1e-4, 16.0  # after a step without gain: max(damping, RAISE_FROM) times RAISE_BY
@@ -27,7 +20,7 @@ NEGLIGIBLE = 0.01  # share of the least gain that counts: a predicted gain below
 
 
 @njit(cache=True, nogil=True)
-def put_on_face(theta_P: np.ndarray, face: int | np.int64) -> None:
+def put_on_face(theta_P: Floats, face: int | np.int64) -> None:
     """Moves one parameter of theta_P onto its kink."""
     if face == FACE_LOG_BETA:
         theta_P[0] = LOG_BETA_KINK
@@ -41,12 +34,7 @@ def put_on_face(theta_P: np.ndarray, face: int | np.int64) -> None:
 
 @njit(cache=True, nogil=True, error_model="numpy")
 def minimise(
-    theta_P: np.ndarray,
-    points: Points,
-    delta: float,
-    face: int | np.int64,
-    max_passes: int | np.int64,
-    tolerance: float,
+    theta_P: Floats, points: Points, delta: float, face: int | np.int64, max_passes: int | np.int64, tolerance: float
 ) -> tuple[float, int]:
     """Moves theta_P to a local minimum of F, on `face` if one is given; returns (F, passes over the points).
 

@@ -9,18 +9,19 @@ threads and any order of domains.
 
 import threading
 from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 from numba import config, njit
 
 from ado_kernels.fit.numba_search import Grid, search
 from ado_kernels.fit.numba_smoothing import filter_weights, present_points, smooth_kept, window_that_fits
-from ado_kernels.fit.objective import FitOptions, FitResult, as_result
+from ado_kernels.fit.objective import FitOptions, FitResult, Floats, Ints, as_result
 from ado_kernels.numba_cache import ensure_compiled
 
 
 @njit(cache=True, nogil=True)
-def _log_points(count_T: np.ndarray, step_M: np.ndarray, loss_M: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def _log_points(count_T: Floats, step_M: Ints, loss_M: Floats) -> tuple[Floats, Floats]:
     """log n and log loss at the kept steps whose smoothed loss is positive."""
     x = np.empty(step_M.size)
     y = np.empty(step_M.size)
@@ -33,9 +34,7 @@ def _log_points(count_T: np.ndarray, step_M: np.ndarray, loss_M: np.ndarray) -> 
     return x[:size].copy(), y[:size].copy()
 
 
-def _fit_domain(
-    count_T: np.ndarray, loss_T: np.ndarray, options: FitOptions, grid: Grid
-) -> tuple[np.ndarray, float, float, int]:
+def _fit_domain(count_T: Floats, loss_T: Floats, options: FitOptions, grid: Grid) -> tuple[Floats, float, float, int]:
     step, value = present_points(count_T, loss_T)
     weights = filter_weights(window_that_fits(step.size, options.smooth_window))
     step_M, smooth_M = smooth_kept(step, value, weights, options.ignore_steps, options.every)
@@ -48,7 +47,7 @@ def _fit_domain(
     return theta_P, f, float(np.median(np.abs(residual_M))), x_M.size
 
 
-def fit(counts: np.ndarray, loss_KT: np.ndarray, options: FitOptions) -> FitResult:
+def fit(counts: Floats, loss_KT: Floats, options: FitOptions) -> FitResult:
     """Fits every domain; counts (T,) or (K, T) float64, loss_KT (K, T) float64 with NaN where a point is missing."""
     ensure_compiled("fit")
     num_domains = loss_KT.shape[0]
@@ -58,7 +57,7 @@ def fit(counts: np.ndarray, loss_KT: np.ndarray, options: FitOptions) -> FitResu
         np.asarray(options.grid_alpha),
         options.delta,
     )
-    found: list[tuple] = [()] * num_domains
+    found: list[Any] = [None] * num_domains
     failed: list[BaseException] = []
 
     def work(domains: Iterator[int]) -> None:

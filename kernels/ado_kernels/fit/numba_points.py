@@ -8,6 +8,7 @@ step_algebra.py.
 import numpy as np
 from numba import njit
 
+from ado_kernels.fit.objective import Floats
 from ado_kernels.fit.step_algebra import (
     GRAD_A,
     GRAD_B,
@@ -27,7 +28,7 @@ from ado_kernels.fit.step_algebra import (
     OUTER_EE,
 )
 
-Points = tuple[np.ndarray, np.ndarray, np.ndarray]  # x = log n, y = log loss, w = weight, each (M,) float64
+Points = tuple[Floats, Floats, Floats]  # x = log n, y = log loss, w = weight, each (M,) float64
 
 _LOG2_E = 1.4426950408889634
 # ln 2 in two parts (Cody and Waite): k times the high part is exact for |k| < 2^11, so x - k ln 2 keeps all its digits.
@@ -89,7 +90,7 @@ def fast_log(s: float) -> float:
 
 
 @njit(cache=True, nogil=True, fastmath=_FAST_SUMS, error_model="numpy")
-def huber_sum(theta_P: np.ndarray, points: Points, delta: float) -> float:
+def huber_sum(theta_P: Floats, points: Points, delta: float) -> float:
     """sum_t w_t rho(y_t - m_t)."""
     x_M, y_M, weight_M = points
     log_eps = theta_P[1]
@@ -104,7 +105,7 @@ def huber_sum(theta_P: np.ndarray, points: Points, delta: float) -> float:
 
 
 @njit(cache=True, nogil=True, fastmath=_FAST_SUMS, error_model="numpy")
-def newton_sums(theta_P: np.ndarray, points: Points, delta: float, out: np.ndarray) -> None:
+def newton_sums(theta_P: Floats, points: Points, delta: float, out: Floats) -> None:
     """Writes what a step needs into out (NUM_SUMS,), in the slots of step_algebra.py: loss, gradient, two matrices."""
     x_M, y_M, weight_M = points
     log_eps = theta_P[1]

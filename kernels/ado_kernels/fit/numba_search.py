@@ -16,7 +16,7 @@ from numba import njit
 from ado_kernels.fit.numba_descent import minimise, put_on_face
 from ado_kernels.fit.numba_points import Points, fast_exp, huber_sum
 from ado_kernels.fit.numba_step import copy_into
-from ado_kernels.fit.objective import ALPHA_HIGH_KINK, ALPHA_LOW_KINK
+from ado_kernels.fit.objective import ALPHA_HIGH_KINK, ALPHA_LOW_KINK, Floats
 from ado_kernels.fit.step_algebra import FACE_LOG_BETA, FACE_LOG_EPS, NO_FACE
 
 NUM_BINS = 96
@@ -34,14 +34,14 @@ SEED = 1e-3  # reducible part over eps at x0 from which such a law is restarted
 class Grid(NamedTuple):
     """Starts and Huber width, as arrays that Numba takes."""
 
-    log_beta: np.ndarray
-    log_eps: np.ndarray
-    alpha: np.ndarray
+    log_beta: Floats
+    log_eps: Floats
+    alpha: Floats
     delta: float
 
 
 @njit(cache=True, nogil=True, error_model="numpy")
-def bin_points(x_M: np.ndarray, y_M: np.ndarray) -> Points:
+def bin_points(x_M: Floats, y_M: Floats) -> Points:
     """(x, y, weight): means over NUM_BINS equal widths of x and how many points each holds; no empty bins."""
     width = x_M[-1] - x_M[0]
     scale = NUM_BINS / width if width > 0.0 else 0.0  # a domain that was never drawn has one count throughout
@@ -62,7 +62,7 @@ def bin_points(x_M: np.ndarray, y_M: np.ndarray) -> Points:
 
 
 @njit(cache=True, nogil=True)
-def _best_start(grid: Grid, start: int, points: Points, theta_P: np.ndarray) -> int:
+def _best_start(grid: Grid, start: int, points: Points, theta_P: Floats) -> int:
     """Writes the best of the grid's starts into theta_P, judged by a wide Huber loss; returns the face to hold.
 
     start: a face, or NUM_FACES + k for the free search from the k-th alpha.
@@ -87,7 +87,7 @@ def _best_start(grid: Grid, start: int, points: Points, theta_P: np.ndarray) -> 
 
 
 @njit(cache=True, nogil=True, error_model="numpy")
-def _restart_vanished(theta_P: np.ndarray, grid: Grid, points: Points) -> bool:
+def _restart_vanished(theta_P: Floats, grid: Grid, points: Points) -> bool:
     """Gives a vanished law a small reducible part along the alpha where F falls fastest; False if none lowers F."""
     x_M, y_M, _ = points
     x0 = x_M.mean()
@@ -111,7 +111,7 @@ def _restart_vanished(theta_P: np.ndarray, grid: Grid, points: Points) -> bool:
 
 
 @njit(cache=True, nogil=True)
-def _coarse_minima(grid: Grid, points: Points, theta_GP: np.ndarray, value_G: np.ndarray) -> int:
+def _coarse_minima(grid: Grid, points: Points, theta_GP: Floats, value_G: Floats) -> int:
     """Writes the distinct ends of the coarse searches and returns how many there are."""
     found = 0
     passes = np.int64(COARSE_PASSES)
@@ -130,7 +130,7 @@ def _coarse_minima(grid: Grid, points: Points, theta_GP: np.ndarray, value_G: np
 
 
 @njit(cache=True, nogil=True)
-def search(x_M: np.ndarray, y_M: np.ndarray, grid: Grid, theta_P: np.ndarray) -> float:
+def search(x_M: Floats, y_M: Floats, grid: Grid, theta_P: Floats) -> float:
     """Writes the best parameters found into theta_P and returns F there; x = log n increasing, y = log loss."""
     no_face, passes = (
         np.int64(NO_FACE),

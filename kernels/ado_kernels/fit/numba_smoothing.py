@@ -10,7 +10,7 @@ import functools
 import numpy as np
 from numba import njit
 
-from ado_kernels.fit.objective import FitOptions
+from ado_kernels.fit.objective import FitOptions, Floats, Ints
 
 DEGREE = 3
 
@@ -22,7 +22,7 @@ def window_that_fits(num_steps: int, window: int) -> int:
 
 
 @functools.lru_cache(maxsize=64)
-def filter_weights(window: int) -> np.ndarray:
+def filter_weights(window: int) -> Floats:
     """(window, window) float64: row i turns a window of losses into its cubic's value at position i."""
     position = np.linspace(-1.0, 1.0, window) if window > 1 else np.zeros(1)
     basis, _ = np.linalg.qr(np.vander(position, min(DEGREE + 1, window)))
@@ -30,7 +30,7 @@ def filter_weights(window: int) -> np.ndarray:
 
 
 @njit(cache=True, nogil=True, fastmath={"reassoc", "contract", "nsz"}, error_model="numpy")
-def _dot(weight_W: np.ndarray, value_T: np.ndarray, start: int) -> float:
+def _dot(weight_W: Floats, value_T: Floats, start: int) -> float:
     total = 0.0
     for i in range(weight_W.size):
         total += weight_W[i] * value_T[start + i]
@@ -38,7 +38,7 @@ def _dot(weight_W: np.ndarray, value_T: np.ndarray, start: int) -> float:
 
 
 @njit(cache=True, nogil=True)
-def present_points(count_T: np.ndarray, loss_T: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def present_points(count_T: Floats, loss_T: Floats) -> tuple[Ints, Floats]:
     """Steps (P,) int64 and losses (P,) of the usable points: finite, positive loss and positive count."""
     step = np.empty(loss_T.size, np.int64)
     value = np.empty(loss_T.size)
@@ -52,9 +52,7 @@ def present_points(count_T: np.ndarray, loss_T: np.ndarray) -> tuple[np.ndarray,
 
 
 @njit(cache=True, nogil=True)
-def smooth_kept(
-    step: np.ndarray, value: np.ndarray, weight_WW: np.ndarray, ignore_steps: int, every: int
-) -> tuple[np.ndarray, np.ndarray]:
+def smooth_kept(step: Ints, value: Floats, weight_WW: Floats, ignore_steps: int, every: int) -> tuple[Ints, Floats]:
     """Kept steps (M,) and their smoothed losses (M,): step >= ignore_steps, (step - ignore_steps) % every == 0."""
     window = weight_WW.shape[0]
     half = window // 2
@@ -72,7 +70,7 @@ def smooth_kept(
     return kept[:size], smooth[:size]
 
 
-def prepare_losses(loss_KT: np.ndarray, options: FitOptions) -> np.ndarray:
+def prepare_losses(loss_KT: Floats, options: FitOptions) -> Floats:
     """(K, M) smoothed losses at the steps that `options` keeps, NaN where a kept step is missing."""
     num_kept = len(range(options.ignore_steps, loss_KT.shape[1], options.every))
     prepared_KM = np.full((loss_KT.shape[0], num_kept), np.nan)

@@ -3,7 +3,7 @@
 import numpy as np
 from numba import njit
 
-from ado_kernels.fit.objective import ALPHA_HIGH_KINK, ALPHA_LOW_KINK, LOG_BETA_KINK, LOG_EPS_KINK
+from ado_kernels.fit.objective import ALPHA_HIGH_KINK, ALPHA_LOW_KINK, LOG_BETA_KINK, LOG_EPS_KINK, Floats
 from ado_kernels.fit.step_algebra import (
     ALPHA_PENALTY_SLOPE,
     BETA_PENALTY_SLOPE,
@@ -41,11 +41,11 @@ Vector = tuple[float, float, float]
 Matrix = tuple[float, float, float, float, float, float]  # entries 00, 01, 02, 11, 12, 22 of a symmetric 3 x 3 matrix
 Law = tuple[float, float, float, float, float]  # eps, v, v with log_beta on its kink, alpha kept off 0, x0
 # theta (P,), its law, the gradient of the sums, the damped matrix in the piece's coordinates, their jacobian (2, 3)
-Model = tuple[np.ndarray, Law, Vector, Matrix, np.ndarray]
+Model = tuple[Floats, Law, Vector, Matrix, Floats]
 
 
 @njit(cache=True, nogil=True)
-def copy_into(target: np.ndarray, source: np.ndarray) -> None:
+def copy_into(target: Floats, source: Floats) -> None:
     """target[:] = source without a check of shapes, whose error message alone costs Numba seconds to compile."""
     for i in range(target.size):
         target[i] = source[i]
@@ -59,7 +59,7 @@ def penalty_value(log_beta: float, log_eps: float, alpha: float) -> float:
 
 
 @njit(cache=True, nogil=True, error_model="numpy")
-def solve_held(a: Matrix, g: Vector, held: tuple[bool, bool, bool], d: np.ndarray) -> bool:
+def solve_held(a: Matrix, g: Vector, held: tuple[bool, bool, bool], d: Floats) -> bool:
     """Minimises g.d + d'A d / 2 over the coordinates not held, in place; held ones keep d. False: A not positive."""
     # A held coordinate's row and column become the identity's; what they contributed moves to the right-hand side.
     a00, a01, a02, a11, a12, a22 = a
@@ -92,7 +92,7 @@ def solve_held(a: Matrix, g: Vector, held: tuple[bool, bool, bool], d: np.ndarra
 
 
 @njit(cache=True, nogil=True, error_model="numpy")
-def _tangent(state: tuple[int, int], law: Law, jacobian: np.ndarray) -> None:
+def _tangent(state: tuple[int, int], law: Law, jacobian: Floats) -> None:
     """Writes d(log_beta, log_eps) / d(coordinates) of the piece into jacobian (2, 3); the last coordinate is alpha."""
     beta_state, eps_state = state
     eps, v, v_held, alpha, x0 = law
@@ -114,7 +114,7 @@ def _tangent(state: tuple[int, int], law: Law, jacobian: np.ndarray) -> None:
 
 
 @njit(cache=True, nogil=True, error_model="numpy")
-def _retract(state: tuple[int, int], theta_P: np.ndarray, law: Law, d: np.ndarray, new_P: np.ndarray) -> None:
+def _retract(state: tuple[int, int], theta_P: Floats, law: Law, d: Floats, new_P: Floats) -> None:
     """Writes the parameters at displacement d into new_P (its alpha is set already).
 
     The coordinates are linear in the model but not in the law: v may change by SHRINK at most and eps fall to a tenth.
@@ -144,7 +144,7 @@ def _retract(state: tuple[int, int], theta_P: np.ndarray, law: Law, d: np.ndarra
 
 
 @njit(cache=True, nogil=True)
-def _transform_matrix(jacobian: np.ndarray, h: Matrix) -> Matrix:
+def _transform_matrix(jacobian: Floats, h: Matrix) -> Matrix:
     """The six entries of J' H J + TINY, J being the jacobian's two rows and (0, 0, 1)."""
     a0, a1, a2 = jacobian[0]
     e0, e1, e2 = jacobian[1]
@@ -182,7 +182,7 @@ def _face_allows_alpha(beta_state: int, alpha_state: int, face: int | np.int64) 
 
 
 @njit(cache=True, nogil=True)
-def _transform_gradient(jacobian: np.ndarray, g: Vector) -> Vector:
+def _transform_gradient(jacobian: Floats, g: Vector) -> Vector:
     """J' g in the piece's coordinates."""
     return (
         jacobian[0, 0] * g[0] + jacobian[1, 0] * g[1],
@@ -192,7 +192,7 @@ def _transform_gradient(jacobian: np.ndarray, g: Vector) -> Vector:
 
 
 @njit(cache=True, nogil=True, error_model="numpy")
-def _solve_piece(state: tuple[int, int], alpha_state: int, model: Model, d: np.ndarray, new_P: np.ndarray) -> float:
+def _solve_piece(state: tuple[int, int], alpha_state: int, model: Model, d: Floats, new_P: Floats) -> float:
     """Writes the piece's solution into new_P; returns the model's smooth part plus the penalty there (inf: none)."""
     theta_P, law, gradient, a, jacobian = model
     beta_state, eps_state = state
@@ -224,7 +224,7 @@ def _solve_piece(state: tuple[int, int], alpha_state: int, model: Model, d: np.n
     value = g[0] * d[0] + g[1] * d[1] + g[2] * d[2]
     value += 0.5 * (a00 * d[0] * d[0] + a11 * d[1] * d[1] + a22 * d[2] * d[2])
     value += a01 * d[0] * d[1] + a02 * d[0] * d[2] + a12 * d[1] * d[2]
-    return value + penalty_value(new_P[0], new_P[1], new_P[2])
+    return value + penalty_value(new_P[0], new_P[1], new_P[2])  # type: ignore[no-any-return]  # a float to Numba
 
 
 @njit(cache=True, nogil=True)
@@ -234,7 +234,7 @@ def _one_sided_slope(slope: float, left: float, right: float) -> float:
 
 
 @njit(cache=True, nogil=True, error_model="numpy")
-def single_parameter_gain(theta_P: np.ndarray, sums: np.ndarray, face: int | np.int64) -> float:
+def single_parameter_gain(theta_P: Floats, sums: Floats, face: int | np.int64) -> float:
     """The largest fall of F that the majorising matrix promises when one parameter moves alone; 0: F is stationary."""
     log_beta, log_eps, alpha = theta_P
     beta = _one_sided_slope(sums[GRAD_B], 1.0 * (log_beta > LOG_BETA_KINK), 1.0 * (log_beta >= LOG_BETA_KINK))
@@ -254,15 +254,13 @@ def single_parameter_gain(theta_P: np.ndarray, sums: np.ndarray, face: int | np.
 
 
 @njit(cache=True, nogil=True)
-def _between_kinks(theta_P: np.ndarray) -> bool:
+def _between_kinks(theta_P: Floats) -> bool:
     between = ALPHA_LOW_KINK < theta_P[2] < ALPHA_HIGH_KINK
-    return between and theta_P[0] < LOG_BETA_KINK and theta_P[1] > LOG_EPS_KINK
+    return between and theta_P[0] < LOG_BETA_KINK and theta_P[1] > LOG_EPS_KINK  # type: ignore[no-any-return]
 
 
 @njit(cache=True, nogil=True, error_model="numpy")
-def model_step(
-    theta_P: np.ndarray, sums: np.ndarray, x0: float, damping: float, face: int | np.int64, new_P: np.ndarray
-) -> float:
+def model_step(theta_P: Floats, sums: Floats, x0: float, damping: float, face: int | np.int64, new_P: Floats) -> float:
     """Writes the model's minimum into new_P and returns the change the model predicts there (inf: none found).
 
     sums: from `newton_sums`. damping: weight of the outer points' matrix; above 1 the inner one grows with it.

@@ -16,6 +16,11 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
+from numpy.typing import NDArray
+
+Floats = NDArray[np.float64]
+Ints = NDArray[np.int64]
+Bools = NDArray[np.bool_]
 
 LOG_BETA_KINK = 6.5
 LOG_EPS_KINK = 0.5
@@ -67,42 +72,43 @@ class FitResult(NamedTuple):
     residual_scale: (K,) float64, median |r|. num_points: (K,) int64, points that F summed over.
     """
 
-    theta: np.ndarray
-    objective: np.ndarray
-    valid: np.ndarray
-    at_bound: np.ndarray
-    residual_scale: np.ndarray
-    num_points: np.ndarray
+    theta: Floats
+    objective: Floats
+    valid: Bools
+    at_bound: Bools
+    residual_scale: Floats
+    num_points: Ints
 
 
-def log_law(theta_P: np.ndarray, log_count: np.ndarray) -> np.ndarray:
+def log_law(theta_P: Floats, log_count: Floats) -> Floats:
     """log L(n) = logsumexp(log_beta - alpha log n, log_eps), of the shape of `log_count`."""
     log_beta, log_eps, alpha = theta_P
-    return np.logaddexp(log_beta - alpha * log_count, log_eps)
+    law: Floats = np.logaddexp(log_beta - alpha * log_count, log_eps)
+    return law
 
 
-def penalty(theta_P: np.ndarray) -> float:
+def penalty(theta_P: Floats) -> float:
     """The four penalty terms of F."""
     log_beta, log_eps, alpha = theta_P
     high = max(alpha - ALPHA_HIGH_KINK, 0.0) + max(log_beta - LOG_BETA_KINK, 0.0)
     return float(high - min(alpha, ALPHA_LOW_KINK) - min(log_eps - LOG_EPS_KINK, 0.0))
 
 
-def objective(theta_P: np.ndarray, log_count_M: np.ndarray, log_loss_M: np.ndarray, delta: float) -> float:
+def objective(theta_P: Floats, log_count_M: Floats, log_loss_M: Floats, delta: float) -> float:
     """F of one domain in float64, plainly: the oracle of every backend."""
     size_M = np.abs(log_loss_M - log_law(theta_P, log_count_M))
     huber_M = np.where(size_M <= delta, 0.5 * size_M**2, delta * (size_M - 0.5 * delta))
     return float(huber_M.sum()) + penalty(theta_P)
 
 
-def at_kink(theta_KP: np.ndarray) -> np.ndarray:
+def at_kink(theta_KP: Floats) -> Bools:
     """(K, P) bool: parameters at or past a penalty's kink; False where NaN."""
     log_beta_K, log_eps_K, alpha_K = theta_KP.T
     at_alpha_K = (alpha_K <= ALPHA_LOW_KINK) | (alpha_K >= ALPHA_HIGH_KINK)
     return np.stack([log_beta_K >= LOG_BETA_KINK, log_eps_K <= LOG_EPS_KINK, at_alpha_K], axis=1)
 
 
-def as_result(theta_KP: np.ndarray, objective_K: np.ndarray, residual_K: np.ndarray, num_K: np.ndarray) -> FitResult:
+def as_result(theta_KP: Floats, objective_K: Floats, residual_K: Floats, num_K: Ints) -> FitResult:
     """A FitResult with what follows from the parameters: which laws are usable, which stand at a kink."""
     valid_K = np.isfinite(theta_KP).all(axis=1) & np.isfinite(objective_K)
     theta_KP = np.where(valid_K[:, None], theta_KP, np.nan)

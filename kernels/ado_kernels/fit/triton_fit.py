@@ -21,6 +21,7 @@ from ado_kernels.fit.objective import (
     LOG_EPS_KINK,
     FitOptions,
     FitResult,
+    Floats,
     as_result,
 )
 from ado_kernels.fit.triton_points import History, Points, bin_kernel, smooth_kernel
@@ -44,7 +45,7 @@ def available_device() -> str:
     )
 
 
-def fit(counts: np.ndarray, loss_KT: np.ndarray, options: FitOptions) -> FitResult:
+def fit(counts: Floats, loss_KT: Floats, options: FitOptions) -> FitResult:
     """Fits every domain; counts (T,) or (K, T), loss_KT (K, T) float64 with NaN where a point is missing."""
     device = available_device()
     counts_there, loss_there = torch.from_numpy(counts).to(device), torch.from_numpy(loss_KT).to(device)

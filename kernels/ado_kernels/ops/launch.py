@@ -118,7 +118,7 @@ def shared_memory_bytes(device: torch.device) -> int:
     if device.type != "cuda":
         return 1 << 30  # the interpreter's: no limit
     properties: Any = torch.cuda.get_device_properties(device)
-    return properties.shared_memory_per_block if torch.version.hip else properties.shared_memory_per_block_optin
+    return int(properties.shared_memory_per_block if torch.version.hip else properties.shared_memory_per_block_optin)
 
 
 @functools.cache

@@ -19,9 +19,11 @@ import torch
 from numba import types
 from numba.core import config
 from numba.extending import overload
+from numpy.typing import NDArray
 
 from ado_kernels.numba_cache import ensure_compiled
 
+Array = NDArray[Any]  # of float32 or float64, and of integers
 # Sums may be reordered and contracted (hence vectorised), but NaN and infinity keep their meaning.
 FAST_SUMS = {"reassoc", "contract", "arcp", "nsz"}
 _GRAIN_ELEMENTS = 32768  # at::internal::GRAIN_SIZE
@@ -75,11 +77,11 @@ def set_loop_threads(num_elements: int) -> None:
         torch.set_num_threads(num_threads)
 
 
-def array(tensor: torch.Tensor) -> np.ndarray:
+def array(tensor: torch.Tensor) -> Array:
     """The tensor's memory as a NumPy array; the tensor must be contiguous for the kernels to be vectorised."""
     return tensor.detach().numpy()
 
 
-def array_copy(parameter: torch.Tensor, dtype: torch.dtype) -> np.ndarray:
+def array_copy(parameter: torch.Tensor, dtype: torch.dtype) -> Array:
     """A contiguous copy: a NumPy view of a parameter would hold a storage that FSDP must resize."""
     return array(parameter.to(dtype, copy=True, memory_format=torch.contiguous_format))

@@ -33,7 +33,8 @@ def domain_loss(
     """
     check_operands("domain_loss", {"token_losses": token_losses}, {"domain_ids": domain_ids})
     check_domains(token_losses.numel(), domain_ids, num_domains)
-    return torch.ops.ado_kernels.domain_loss(token_losses.detach(), domain_ids, num_domains)
+    sums_K, counts_K = torch.ops.ado_kernels.domain_loss(token_losses.detach(), domain_ids, num_domains)
+    return sums_K, counts_K
 
 
 def domain_loss_reference(

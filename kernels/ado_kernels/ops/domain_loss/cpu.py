@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from numba import njit, prange
 
-from ado_kernels.ops.numba_math import FAST_SUMS, array, set_loop_threads
+from ado_kernels.ops.numba_math import FAST_SUMS, Array, array, set_loop_threads
 
 _RUN = 32
 _SLAB_TOKENS = 32768
@@ -39,7 +39,7 @@ def _place(id_: int, num_domains: int) -> np.uint64:
 
 
 @njit(parallel=True, nogil=True, cache=True)
-def _per_token(losses_N: np.ndarray, ids_N: np.ndarray, sums_SK1: np.ndarray, counts_SK1: np.ndarray) -> None:
+def _per_token(losses_N: Array, ids_N: Array, sums_SK1: Array, counts_SK1: Array) -> None:
     num_tokens, num_slabs = losses_N.size, sums_SK1.shape[0]
     for s in prange(num_slabs):
         start, stop = s * num_tokens // num_slabs, (s + 1) * num_tokens // num_slabs
@@ -47,7 +47,7 @@ def _per_token(losses_N: np.ndarray, ids_N: np.ndarray, sums_SK1: np.ndarray, co
 
 
 @njit(nogil=True, cache=True, fastmath=FAST_SUMS)
-def _add_slab(losses_N: np.ndarray, ids_N: np.ndarray, sums_K1: np.ndarray, counts_K1: np.ndarray) -> None:
+def _add_slab(losses_N: Array, ids_N: Array, sums_K1: Array, counts_K1: Array) -> None:
     num_domains = sums_K1.size - 1
     num_runs = losses_N.size // _RUN
     one = np.int32(1)
@@ -82,7 +82,7 @@ def _add_slab(losses_N: np.ndarray, ids_N: np.ndarray, sums_K1: np.ndarray, coun
 
 
 @njit(parallel=True, nogil=True, cache=True, fastmath=FAST_SUMS)
-def _per_sequence(losses_BT: np.ndarray, ids_B: np.ndarray, sums_SK1: np.ndarray, counts_SK1: np.ndarray) -> None:
+def _per_sequence(losses_BT: Array, ids_B: Array, sums_SK1: Array, counts_SK1: Array) -> None:
     num_ids, num_slabs = ids_B.size, sums_SK1.shape[0]
     num_domains = sums_SK1.shape[1] - 1
     for s in prange(num_slabs):

@@ -12,7 +12,7 @@ import torch
 from numba import njit, prange
 
 from ado_kernels.ops.linear_cross_entropy.problem import Problem, Result
-from ado_kernels.ops.numba_math import FAST_SUMS, array, exp, set_loop_threads
+from ado_kernels.ops.numba_math import FAST_SUMS, Array, array, exp, set_loop_threads
 from ado_kernels.ops.operands import accumulation_dtype
 
 _CHUNK_BYTES = 256 << 20
@@ -67,11 +67,7 @@ def _check_targets(problem: Problem) -> None:
 
 @njit(parallel=True, nogil=True, cache=True, fastmath=FAST_SUMS)
 def _softmax_rows(
-    logits_CV: np.ndarray,
-    targets_C: np.ndarray,
-    options: tuple[int, float, bool],
-    losses_C: np.ndarray,
-    squares_C: np.ndarray,
+    logits_CV: Array, targets_C: Array, options: tuple[int, float, bool], losses_C: Array, squares_C: Array
 ) -> None:
     """Losses, squared log-partition functions, and in place of the logits their gradients (0 for ignored rows)."""
     ignore_index, z_loss, with_grad = options

@@ -63,7 +63,7 @@ def _odds(chunk: Chunk) -> torch.Tensor:
     ignore_index, z_loss, with_grad = chunk.problem.options()
     plan = launch("exponentials", device=chunk.x_CH.device)
     grid = triton.cdiv(num_rows, TILE["LONG"]), triton.cdiv(vocabulary, TILE["WIDE"])
-    level_C, scale_C = chunk.losses_C.new_empty(2, num_rows)
+    level_C, scale_C = chunk.losses_C.new_empty(2, num_rows).unbind()
     sums_TC = chunk.losses_C.new_empty(grid[1], num_rows)
     target_logit_kernel[(num_rows,)](
         chunk.x_CH, chunk.weight_VH, chunk.targets_C, level_C, width, vocabulary, ignore_index,

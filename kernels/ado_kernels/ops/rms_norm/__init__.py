@@ -46,8 +46,10 @@ def rms_norm(
         raise ValueError(f"rms_norm needs x of shape (..., D) with D > 0, got {tuple(x.shape)}")
     if weight is not None and weight.shape != x.shape[-1:]:
         raise ValueError(f"weight has shape {tuple(weight.shape)}, x's last dimension needs ({x.shape[-1]},)")
+    y: torch.Tensor
     if residual is None:
-        return torch.ops.ado_kernels.rms_norm(x, weight, eps)[0]
+        y, _ = torch.ops.ado_kernels.rms_norm(x, weight, eps)
+        return y
     if residual.shape != x.shape:
         raise ValueError(f"residual has shape {tuple(residual.shape)}, x has {tuple(x.shape)}")
     y, _, total = torch.ops.ado_kernels.add_rms_norm(x, residual, weight, eps)
@@ -99,8 +101,8 @@ def _rms_norm_backward(
 
 for _operation, _function in (
     (_rms_norm, "rms_norm_gpu"),
-    (_add_rms_norm, "add_rms_norm_gpu"),
-    (_rms_norm_backward, "rms_norm_backward_gpu"),
+    (_add_rms_norm, "forward_gpu"),
+    (_rms_norm_backward, "backward_gpu"),
 ):
     register_gpu(_operation, "ado_kernels.ops.rms_norm.gpu", _function)
 

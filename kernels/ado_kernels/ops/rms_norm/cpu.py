@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from numba import njit, prange
 
-from ado_kernels.ops.numba_math import FAST_SUMS, array, array_copy, set_loop_threads
+from ado_kernels.ops.numba_math import FAST_SUMS, Array, array, array_copy, set_loop_threads
 from ado_kernels.ops.operands import accumulation_dtype
 
 _SLABS = 16
@@ -37,12 +37,12 @@ def backward_cpu(
     return dx_ND, torch.from_numpy(partial_SD.sum(axis=0))
 
 
-def _optional(weight_D: torch.Tensor | None, dtype: torch.dtype) -> np.ndarray:
+def _optional(weight_D: torch.Tensor | None, dtype: torch.dtype) -> Array:
     return array_copy(torch.empty(0) if weight_D is None else weight_D, dtype)
 
 
 @njit(parallel=True, nogil=True, cache=True, fastmath=FAST_SUMS)
-def _forward(x_ND: np.ndarray, weight_D: np.ndarray, eps: float, y_ND: np.ndarray, rstd_N: np.ndarray) -> None:
+def _forward(x_ND: Array, weight_D: Array, eps: float, y_ND: Array, rstd_N: Array) -> None:
     num_rows, width = x_ND.shape
     scalar = x_ND.dtype.type
     for n in prange(num_rows):
@@ -60,14 +60,7 @@ def _forward(x_ND: np.ndarray, weight_D: np.ndarray, eps: float, y_ND: np.ndarra
 
 
 @njit(parallel=True, nogil=True, cache=True, fastmath=FAST_SUMS)
-def _backward(
-    dy_ND: np.ndarray,
-    x_ND: np.ndarray,
-    weight_D: np.ndarray,
-    rstd_N: np.ndarray,
-    dx_ND: np.ndarray,
-    partial_SD: np.ndarray,
-) -> None:
+def _backward(dy_ND: Array, x_ND: Array, weight_D: Array, rstd_N: Array, dx_ND: Array, partial_SD: Array) -> None:
     num_rows, width = x_ND.shape
     num_slabs = partial_SD.shape[0]
     scalar = x_ND.dtype.type

@@ -23,38 +23,19 @@ _Pair = tuple[torch.Tensor, torch.Tensor]
 
 def rms_norm_gpu(x: torch.Tensor, weight: torch.Tensor | None, eps: float) -> _Pair:
     """y in x's dtype and shape, and 1 / rms of its rows."""
-    y_ND, rstd_N, _ = forward_gpu(x, None, weight, eps)
-    return y_ND.view(x.shape), rstd_N
-
-
-def add_rms_norm_gpu(
-    x: torch.Tensor, residual: torch.Tensor, weight: torch.Tensor | None, eps: float
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """The same of x + residual, and that sum."""
-    y_ND, rstd_N, total_ND = forward_gpu(x, residual, weight, eps)
-    assert total_ND is not None
-    return y_ND.view(x.shape), rstd_N, total_ND.view(x.shape)
-
-
-def rms_norm_backward_gpu(
-    dy: torch.Tensor, dtotal: torch.Tensor | None, x: torch.Tensor, weight: torch.Tensor | None, rstd: torch.Tensor
-) -> _Pair:
-    """Gradients of x (`dtotal` added) and of the weight (empty without one)."""
-    dx_ND, dweight_D = backward_gpu(dy, dtotal, x, weight, rstd)
-    return dx_ND.view(x.shape), dweight_D
+    y, rstd_N, _ = forward_gpu(x, None, weight, eps)
+    return y, rstd_N
 
 
 def forward_gpu(
     x: torch.Tensor, residual: torch.Tensor | None, weight_D: torch.Tensor | None, eps: float
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:
-    """y (N, D) in x's dtype, 1 / rms (N,) float32, and x + residual (N, D) or None, for x (..., D) of N rows."""
+    """y in x's dtype and shape (..., D), 1 / rms (N,) float32 of its N rows, and x + residual or None."""
     x_ND, residual_ND = as_rows(x), None if residual is None else as_rows(residual)
     num_rows, width = x_ND.shape
-    y_ND = torch.empty(x_ND.shape, dtype=x_ND.dtype, device=x_ND.device)
-    total_ND = None
-    if residual_ND is not None:
-        total_ND = torch.empty_like(y_ND, dtype=torch.promote_types(x_ND.dtype, residual_ND.dtype))
-    wide = accumulation_dtype((x_ND if total_ND is None else total_ND).dtype)
+    y = torch.empty(x.shape, dtype=x.dtype, device=x.device)
+    total = None if residual is None else torch.empty_like(y, dtype=torch.promote_types(x.dtype, residual.dtype))
+    wide = accumulation_dtype((x if total is None else total).dtype)
     rstd_N = torch.empty(num_rows, dtype=wide, device=x_ND.device)
     plan = launch("rms_norm", width, x_ND.device)
     if num_rows:
@@ -62,8 +43,8 @@ def forward_gpu(
             x_ND,
             x_ND if residual_ND is None else residual_ND,
             x_ND if weight_D is None else weight_D.contiguous(),
-            y_ND,
-            y_ND if total_ND is None else total_ND,
+            y,
+            y if total is None else total,
             rstd_N,
             x_ND.stride(0),
             0 if residual_ND is None else residual_ND.stride(0),
@@ -77,20 +58,16 @@ def forward_gpu(
             BLOCK_D=size_class(width),
             **plan.options(),
         )
-    return y_ND, rstd_N, total_ND
+    return y, rstd_N, total
 
 
 def backward_gpu(
-    dy: torch.Tensor,
-    dtotal: torch.Tensor | None,
-    x: torch.Tensor,
-    weight_D: torch.Tensor | None,
-    rstd_N: torch.Tensor,
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """dx (N, D) in x's dtype, `dtotal` added, and the weight's gradient in its dtype (empty without a weight)."""
+    dy: torch.Tensor, dtotal: torch.Tensor | None, x: torch.Tensor, weight_D: torch.Tensor | None, rstd_N: torch.Tensor
+) -> _Pair:
+    """dx in x's dtype and shape, `dtotal` added, and the weight's gradient in its dtype (empty without a weight)."""
     dy_ND, x_ND, dtotal_ND = as_rows(dy), as_rows(x), None if dtotal is None else as_rows(dtotal)
     num_rows, width = x_ND.shape
-    dx_ND = torch.empty(x_ND.shape, dtype=x_ND.dtype, device=x_ND.device)
+    dx = torch.empty(x.shape, dtype=x.dtype, device=x.device)
     plan = launch("rms_norm_backward", width, x_ND.device)
     partial_GD = torch.empty(
         (plan.programs, width) if weight_D is not None else 0, dtype=rstd_N.dtype, device=x_ND.device
@@ -102,7 +79,7 @@ def backward_gpu(
         x_ND,
         x_ND if weight_D is None else weight_D.contiguous(),
         rstd_N,
-        dx_ND,
+        dx,
         partial_GD,
         dy_ND.stride(0),
         0 if dtotal_ND is None else dtotal_ND.stride(0),
@@ -117,7 +94,7 @@ def backward_gpu(
         STAGES=pipeline_stages(plan, tile_bytes, shared_memory_bytes(x_ND.device)),
         **plan.options(),
     )
-    return dx_ND, partial_GD if weight_D is None else sum_partials(partial_GD, weight_D.dtype)
+    return dx, partial_GD if weight_D is None else sum_partials(partial_GD, weight_D.dtype)
 
 
 def pipeline_stages(plan: Launch, tile_bytes: int, shared_bytes: int) -> int:

@@ -38,7 +38,8 @@ def rms_norm_rope(
     table = (x.shape[1], x.shape[-1] // 2)
     if cos.shape != table or sin.shape != table:
         raise ValueError(f"cos and sin have shapes {tuple(cos.shape)} and {tuple(sin.shape)}, x needs {table}")
-    return torch.ops.ado_kernels.rms_norm_rope(x, weight, cos, sin, eps)[0]
+    y: torch.Tensor = torch.ops.ado_kernels.rms_norm_rope(x, weight, cos, sin, eps)[0]
+    return y
 
 
 def rms_norm_rope_reference(

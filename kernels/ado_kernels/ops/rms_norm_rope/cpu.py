@@ -10,11 +10,11 @@ import numpy as np
 import torch
 from numba import njit, prange
 
-from ado_kernels.ops.numba_math import FAST_SUMS, array, array_copy, set_loop_threads
+from ado_kernels.ops.numba_math import FAST_SUMS, Array, array, array_copy, set_loop_threads
 from ado_kernels.ops.operands import accumulation_dtype
 
 _SLABS = 16
-_Constants = tuple[np.ndarray, np.ndarray, np.ndarray]  # weight (Q,), cos and sin (T, Q/2)
+_Constants = tuple[Array, Array, Array]  # weight (Q,), cos and sin (T, Q/2)
 
 
 def forward_cpu(
@@ -47,7 +47,7 @@ def backward_cpu(
     return dx.to(x.dtype), torch.from_numpy(partial_SQ.sum(axis=0)).to(weight_Q.dtype)
 
 
-def _rows(x: torch.Tensor, dtype: torch.dtype) -> np.ndarray:
+def _rows(x: torch.Tensor, dtype: torch.dtype) -> Array:
     return array(x.to(dtype).contiguous().view(-1, x.shape[-1]))
 
 
@@ -56,9 +56,7 @@ def _constants(weight_Q: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor, dty
 
 
 @njit(parallel=True, nogil=True, cache=True, fastmath=FAST_SUMS)
-def _forward(
-    x_NQ: np.ndarray, constants: _Constants, num_heads: int, eps: float, y_NQ: np.ndarray, rstd_N: np.ndarray
-) -> None:
+def _forward(x_NQ: Array, constants: _Constants, num_heads: int, eps: float, y_NQ: Array, rstd_N: Array) -> None:
     weight_Q, cos, sin = constants
     num_rows, width = x_NQ.shape
     num_tokens, half = cos.shape
@@ -79,13 +77,7 @@ def _forward(
 
 @njit(parallel=True, nogil=True, cache=True, fastmath=FAST_SUMS)
 def _backward(
-    dy_NQ: np.ndarray,
-    x_NQ: np.ndarray,
-    constants: _Constants,
-    num_heads: int,
-    rstd_N: np.ndarray,
-    dx_NQ: np.ndarray,
-    partial_SQ: np.ndarray,
+    dy_NQ: Array, x_NQ: Array, constants: _Constants, num_heads: int, rstd_N: Array, dx_NQ: Array, partial_SQ: Array
 ) -> None:
     weight_Q, cos, sin = constants
     num_rows, width = x_NQ.shape

@@ -23,7 +23,8 @@ def swiglu(gate: torch.Tensor, up: torch.Tensor) -> torch.Tensor:
             f"gate and up must agree in shape and dtype, got {tuple(gate.shape)} {gate.dtype} "
             f"and {tuple(up.shape)} {up.dtype}"
         )
-    return torch.ops.ado_kernels.swiglu(gate, up)
+    out: torch.Tensor = torch.ops.ado_kernels.swiglu(gate, up)
+    return out
 
 
 def swiglu_reference(gate: torch.Tensor, up: torch.Tensor) -> torch.Tensor:
@@ -63,7 +64,8 @@ def _save(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
 
 
 def _backward(ctx: Any, dout: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    return torch.ops.ado_kernels.swiglu_backward(dout, *ctx.saved_tensors)
+    dgate, dup = torch.ops.ado_kernels.swiglu_backward(dout, *ctx.saved_tensors)
+    return dgate, dup
 
 
 _swiglu.register_autograd(_backward, setup_context=_save)

@@ -1,10 +1,9 @@
 """SwiGLU on a CPU: one pass forward, one backward, with a vectorised exp; threads over blocks of elements."""
 
-import numpy as np
 import torch
 from numba import njit, prange
 
-from ado_kernels.ops.numba_math import FAST_SUMS, array, exp, set_loop_threads
+from ado_kernels.ops.numba_math import FAST_SUMS, Array, array, exp, set_loop_threads
 from ado_kernels.ops.operands import accumulation_dtype
 
 _BLOCK = 4096
@@ -28,12 +27,12 @@ def backward_cpu(dout: torch.Tensor, gate: torch.Tensor, up: torch.Tensor) -> tu
     return dgate.to(gate.dtype), dup.to(up.dtype)
 
 
-def _flat(tensor: torch.Tensor, dtype: torch.dtype) -> np.ndarray:
+def _flat(tensor: torch.Tensor, dtype: torch.dtype) -> Array:
     return array(tensor.to(dtype).contiguous().view(-1))
 
 
 @njit(parallel=True, nogil=True, cache=True, fastmath=FAST_SUMS)
-def _forward(gate: np.ndarray, up: np.ndarray, out: np.ndarray) -> None:
+def _forward(gate: Array, up: Array, out: Array) -> None:
     one = gate.dtype.type(1)
     for block in prange((gate.size + _BLOCK - 1) // _BLOCK):
         for i in range(block * _BLOCK, min((block + 1) * _BLOCK, gate.size)):
@@ -41,7 +40,7 @@ def _forward(gate: np.ndarray, up: np.ndarray, out: np.ndarray) -> None:
 
 
 @njit(parallel=True, nogil=True, cache=True, fastmath=FAST_SUMS)
-def _backward(dout: np.ndarray, gate: np.ndarray, up: np.ndarray, dgate: np.ndarray, dup: np.ndarray) -> None:
+def _backward(dout: Array, gate: Array, up: Array, dgate: Array, dup: Array) -> None:
     one = gate.dtype.type(1)
     for block in prange((gate.size + _BLOCK - 1) // _BLOCK):
         for i in range(block * _BLOCK, min((block + 1) * _BLOCK, gate.size)):

@@ -1,0 +1,37 @@
+"""What the demo's runs say: losses on the text that one wants, and the conclusion in two sentences."""
+
+from collections.abc import Mapping
+
+from ado_stream.demo.environment_files import UNLEARNABLE
+from ado_stream.report.run_data import Run
+from ado_stream.report.validation_plot import OVERALL, final_losses
+from ado_stream.report.verdict import LEVEL_NATS
+
+
+def wanted_loss(run: Run) -> float:
+    """Final validation loss by corpus size, nats per token; the unlearnable domain has no validation text."""
+    return final_losses(run)[OVERALL[0]]
+
+
+def conclusion(runs: Mapping[str, Run], loss: Mapping[str, float], clean: Mapping[str, float]) -> str:
+    """Whether target paid where part of the text cannot be learnt, and what it cost where all can.
+
+    runs, loss: by the demo's run. clean: losses without the unlearnable domain, by policy.
+    """
+    share = _share(runs["natural"])
+    gain, harm = loss["natural"] - loss["target"], clean["target"] - clean["natural"]
+    if gain < LEVEL_NATS:
+        return (
+            f"On this text, {share:.0%} of it hashes, target did not beat natural; try a longer run: "
+            "`ado-stream demo --steps 1500`."
+        )
+    cut = f"target saw from the losses that nothing is learnt from the hashes ({share:.0%} of the text), gave them "
+    cut += f"{_share(runs['target']):.0%} of the run, and ended {gain:.2f} nats lower on the rest."
+    unchanged = "changed nothing" if abs(harm) < LEVEL_NATS else f"cost {harm:+.3f} nats"
+    return f"{cut}\nWithout the hashes it {unchanged}: what learns alike keeps the share that you gave it."
+
+
+def _share(run: Run) -> float:
+    """The unlearnable domain's share of all samples drawn."""
+    samples_K = run.samples_SK.sum(axis=0)
+    return float(samples_K[run.domains.index(UNLEARNABLE)] / samples_K.sum())

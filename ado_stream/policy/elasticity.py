@@ -1,0 +1,83 @@
+"""How much a domain's loss falls per unit of log samples, and how surely that is known.
+
+A power law over the domain's own samples n, written around what was drawn so far, n0:
+
+    L(n) = eps + beta (n / n0)^-alpha,      eps, beta >= 0
+    e    = -dL / d ln n at n0 = alpha beta  the elasticity, nats per unit of ln n
+
+e answers what a mixture needs to know: a little more of a domain, in proportion to what it has, lowers its loss by e
+times that proportion, and the mixture that minimises sum_k w_k L_k is p proportional to w e (docs/math.md, 4a).
+Given alpha, eps and beta are a weighted least-squares problem of two unknowns, solved in closed form; over a grid of
+alphas that gives a likelihood, with a log-normal prior on alpha a posterior, and from it the mean and the standard
+deviation of e. Nothing iterates, so the cost is the same for every history.
+
+Invariants: e and its deviation are finite and not negative; both are infinite-free for one block, for constant and for
+rising losses (beta = 0, so e is near 0); they depend on each domain's own blocks alone.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+Floats = NDArray[np.float64]
+
+ALPHA_A = np.geomspace(0.08, 1.5, 25)  # the grid of exponents
+_PRIOR_ALPHA, _PRIOR_LOG_SD = 0.4, 0.5  # of the log-normal prior on alpha
+_PRIOR_BLOCKS = 4.0  # the noise is taken for as large as its prior says with the weight of this many blocks
+_TINY = 1e-12
+
+
+@dataclass(frozen=True)
+class Elasticities:
+    """Of K domains, all (K,) float64: e and its standard deviation, nats per unit of ln n; the likeliest law at n0."""
+
+    mean_K: Floats
+    sd_K: Floats
+    alpha_K: Floats
+    beta_K: Floats  # nats at n0
+    eps_K: Floats  # nats
+
+
+def fit_elasticities(log_ratio_KM: Floats, loss_KM: Floats, weight_KM: Floats) -> Elasticities:
+    """The elasticities of K domains from M blocks of losses.
+
+    log_ratio_KM: ln(n / n0), 0 or less, n the domain's own samples at the middle of the block, n0 those so far.
+    loss_KM: mean losses, nats per token. weight_KM: one over the variance of each, 0 where a block does not count.
+    A domain without a block that counts has e = 0 with an infinite deviation: nothing is known of it.
+    """
+    weight_K1 = weight_KM.sum(axis=1, keepdims=True)
+    loss_K1 = (weight_KM * loss_KM).sum(axis=1, keepdims=True) / np.maximum(weight_K1, _TINY)
+    centred_KM = loss_KM - loss_K1  # differences of sums of squares would lose what sets laws apart
+    x_KAM = np.exp(-ALPHA_A[:, None] * log_ratio_KM[:, None, :])
+    x_KA = np.einsum("kam,km->ka", x_KAM, weight_KM) / np.maximum(weight_K1, _TINY)
+    xy_KA = np.einsum("kam,km->ka", x_KAM, weight_KM * centred_KM)
+    xx_KA = np.einsum("kam,kam,km->ka", x_KAM, x_KAM, weight_KM, optimize=["einsum_path", (0, 1), (0, 1)])
+    yy_K1 = (weight_KM * centred_KM**2).sum(axis=1, keepdims=True)
+    about_mean_KA = np.maximum(xx_KA - weight_K1 * x_KA**2, _TINY * np.maximum(weight_K1, 1.0))
+    # Free minimum; eps < 0 moves to the edge eps = 0, where L = beta x; then beta < 0 moves to L = eps.
+    free_beta_KA = xy_KA / about_mean_KA
+    at_zero_KA = loss_K1 - free_beta_KA * x_KA < 0.0
+    through_zero_KA = (xy_KA + loss_K1 * weight_K1 * x_KA) / np.maximum(xx_KA, _TINY)
+    beta_KA = np.maximum(np.where(at_zero_KA, through_zero_KA, free_beta_KA), 0.0)
+    eps_KA = np.where(at_zero_KA & (beta_KA > 0.0), 0.0, loss_K1 - beta_KA * x_KA)
+    shift_KA = eps_KA - loss_K1 + beta_KA * x_KA  # the residuals' weighted mean, 0 off the edge
+    misfit_KA = yy_K1 - 2.0 * beta_KA * xy_KA + beta_KA**2 * about_mean_KA + weight_K1 * shift_KA**2
+    misfit_KA = np.maximum(misfit_KA, 0.0)
+    num_K1 = np.count_nonzero(weight_KM, axis=1)[:, None]
+    noise_K1 = (_PRIOR_BLOCKS + misfit_KA.min(axis=1, keepdims=True)) / (_PRIOR_BLOCKS + np.maximum(num_K1 - 3, 0))
+    posterior_KA = -0.5 * misfit_KA / noise_K1 - 0.5 * (np.log(ALPHA_A / _PRIOR_ALPHA) / _PRIOR_LOG_SD) ** 2
+    posterior_KA = np.exp(posterior_KA - posterior_KA.max(axis=1, keepdims=True))
+    posterior_KA /= posterior_KA.sum(axis=1, keepdims=True)
+    e_KA = ALPHA_A * beta_KA
+    variance_KA = ALPHA_A**2 * noise_K1 / np.where(at_zero_KA, np.maximum(xx_KA, _TINY), about_mean_KA)
+    mean_K = (posterior_KA * e_KA).sum(axis=1)
+    sd_K = np.sqrt((posterior_KA * ((e_KA - mean_K[:, None]) ** 2 + variance_KA)).sum(axis=1))
+    likeliest = np.arange(len(loss_KM)), posterior_KA.argmax(axis=1)
+    return Elasticities(
+        mean_K,
+        np.where(num_K1[:, 0] > 0, sd_K, np.inf),
+        alpha_K=ALPHA_A[likeliest[1]],
+        beta_K=beta_KA[likeliest],
+        eps_K=eps_KA[likeliest],
+    )

@@ -1,0 +1,347 @@
+"""Target: the mixture that the user wants, less of what cannot be learnt.
+
+The user says what the model is for, as weights w over the domains: by size, uniform, or any other. The mixture starts
+at w and stays there, to the bit, as long as the domains learn about as fast as each other. With e the elasticity of
+each domain (elasticity.py: nats that its loss falls per unit of log of its own samples, with a standard deviation), and
+m the middle elasticity,
+
+    r_low, r_high = log((e - z sd) / m), log((e + z sd) / m)      what is known of a domain's speed
+    f = s (min(0, r_high + log d) + max(0, r_low - log d))        0 unless it is surely d times slower or faster
+    g <- a f + (1 - a) g;   p = w exp(g) / sum(w exp(g))
+
+d = 2, z = 1.5, s = 4, a = 1/2. A domain that surely learns less than 1 / d as fast as the middle, because its text
+cannot be learnt (hashes, base64, noise) or is learnt already, gives way; one that surely learns more than d times as
+fast gains. Everything else keeps exactly its share: estimates of elasticity are off by some ten percent for any finite
+run, and a policy that followed them all would pay for that noise on clean text (docs/policies.md has the figures).
+
+m is the elasticity at the middle of what is gained: domains sorted by e, the one at which half of sum w e is reached.
+Text that cannot be learnt has no weight in it, so half of all domains may be such text and m is still that of the rest.
+
+Why s = 4 and not the stationary point p ~ w e (s = 1, no zone): w counts the useless text as wanted, which nobody means
+who does not know of it. At 2^-4/3 of m both rules agree; below, this one takes more away, down to the floor.
+
+Training loss on text seen before says nothing about what there is to learn. Where the domains' sizes are known, laws
+are fitted to first-epoch losses only, and e is discounted by exp(-(epochs - 1) / 15), the decay of a repeated sample's
+value (arXiv 2305.16264); shares are bounded so that no domain is read more than `max_epochs` times in the run.
+
+Invariants: a function of the updates alone; the cost of a step does not depend on t apart from the refits, which come
+after every twentieth of the steps so far, and at most every 1000.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from ado_stream.errors import ConfigError, ResumeError
+from ado_stream.policy.base_policy import Bools, Floats, Ints, Policy
+from ado_stream.policy.domain_weights import Weights, parse_shares, parse_values
+from ado_stream.policy.elasticity import fit_elasticities
+from ado_stream.policy.loss_blocks import BlockHistory, BlockPoints
+from ado_stream.policy.mixture_bounds import check_floor, lower_to_ceiling, raise_to_floors
+from ado_stream.policy.option_checks import number, positive, whole
+from ado_stream.policy.scaling_laws import ScalingLawFit
+
+_REPEAT_DECAY_EPOCHS = 15.0  # arXiv 2305.16264, section 5: the half-life constant R* of repeated tokens
+_SAMPLE_SD, _BLOCK_SD = 0.5, 0.02  # nats: of one sample's loss about its domain's mean; of what all samples share
+_LEAST_BLOCKS = 4  # with fewer the three numbers of a law are not known at all
+_FORGET = 4  # laws are fitted to the last three quarters of the steps so far
+_LEAST_DRAWN = 0.2  # of its target share, for a block to count for a domain
+_TINY, _LEAST_LOG = 1e-12, -100.0
+_SETTLED = 1e-3  # |g| below it is 0, so that a domain that is cut no longer has exactly its share again
+_REFIT_FRAC, _REFIT_STEPS = 20, 1000
+_LAW = ("alpha", "log_beta", "log_eps")
+
+
+class TargetPolicy(Policy):
+    """`target`.
+
+    weights: "size" (the prior), "uniform", or (K,) or {name: weight}. dead_zone: d, how many times slower or faster
+    than the middle a domain must learn to be touched. confidence: z, standard deviations. strength: s. damping: a.
+    floor: least share of a domain whose target share is above it; None: 0.002, at most a tenth of 1/K.
+    ignore_steps: first steps that laws leave out; None: 1000, at most a tenth of the run. start_step: first step that
+    may move the mixture; None: 2000, at most an eighth of the run.
+    sizes: samples of one epoch, (K,) or {name: samples}; None: nothing is known to repeat. total_samples: of the run.
+    max_epochs: bound on the passes over a domain in the run; where the run needs more, the least that suffices.
+    Raises ConfigError for values that cannot work.
+    """
+
+    kind = "target"
+    run_options: ClassVar[Mapping[str, str]] = {
+        "sizes": "sizes",
+        "total_samples": "total_samples",
+        "total_steps": "steps",
+    }
+
+    def __init__(
+        self,
+        prior: Weights,
+        weights: Weights | str = "size",
+        dead_zone: float = 2.0,
+        confidence: float = 1.5,
+        strength: float = 4.0,
+        damping: float = 0.5,
+        floor: float | None = None,
+        ignore_steps: int | None = None,
+        start_step: int | None = None,
+        sizes: Weights | None = None,
+        total_samples: float | None = None,
+        max_epochs: float = 4.0,
+        total_steps: int | None = None,
+    ):
+        self._weights = weights
+        super().__init__(prior)
+        self.target_K = self._target(weights)
+        if number("target: dead_zone", dead_zone, 1.0) and strength:
+            positive("target: strength", strength)
+        self._log_zone = float(np.log(dead_zone))
+        self._confidence = number("target: confidence", confidence, 0.0)
+        self._strength = number("target: strength", strength, 0.0)
+        self._damping = number("target: damping", damping, 0.0, 1.0)
+        num = self.num_domains
+        least = check_floor(min(0.002, 0.1 / num) if floor is None else floor, num, "target: floor")
+        self._floor_K = np.minimum(least, self.target_K)
+        with np.errstate(
+            divide="ignore", invalid="ignore"
+        ):  # e below the floor, so that it is reached, and no further:
+            self._least_log_factor_K = np.nan_to_num(
+                np.log(self._floor_K / self.target_K) - 1.0
+            )  # a way back stays short
+        if total_steps is not None:
+            whole("target: total_steps", total_steps, 1)
+        self._ignore_steps = whole("target: ignore_steps", _capped(ignore_steps, 1000, total_steps, 10))
+        self._start_step = whole("target: start_step", _capped(start_step, 2000, total_steps, 8))
+        self._size_K = None if sizes is None else parse_values(sizes, self.names, num, "target: sizes")
+        self._total_samples = None if total_samples is None else positive("target: total_samples", total_samples)
+        self._max_epochs = positive("target: max_epochs", max_epochs)
+        self._blocks = BlockHistory(num)
+        self._next_refit = self._start_step
+        self._num_refits = 0
+        self._middle = np.nan  # m of the last refit
+        self._mixture_K = self._mix()
+
+    @property
+    def floor(self) -> float:
+        """The least share that every domain has, unless `max_epochs` bounds it lower."""
+        return float(self._floor_K.min()) if self._size_K is None else 0.0
+
+    def law_counts(self, drawn: ArrayLike) -> Floats:
+        """(K,) samples of each domain: laws are over a domain's own."""
+        return np.asarray(drawn, np.float64)
+
+    def health(self) -> dict[str, Any]:
+        """Adds to the base's: refits; and of each domain that is cut or raised, its share over its target share, since
+        which step, its elasticity with the deviation, the middle elasticity, and epochs where sizes are known."""
+        memory = self.memory
+        moved = [index for index in range(self.num_domains) if memory["log_factor"][index] != 0.0]
+        return {
+            **super().health(),
+            "refits": self._num_refits,
+            "middle_elasticity": _or_none(self._middle),
+            "moved": {
+                self.labels[index]: {
+                    "share_over_target": float(self._mixture_K[index] / self.target_K[index]),
+                    "since_step": int(memory["moved_since"][index]),
+                    "elasticity": _or_none(memory["elasticity"][index]),
+                    "elasticity_sd": _or_none(memory["elasticity_sd"][index]),
+                    "samples": float(memory["samples"][index]),
+                }
+                for index in moved
+            },
+        }
+
+    def _target(self, weights: Weights | str) -> Floats:
+        if isinstance(weights, str):
+            known = {"size": self.prior_K, "uniform": np.full(self.num_domains, 1.0 / self.num_domains)}
+            if weights not in known:
+                raise ConfigError(f"target: weights {weights!r}; expected size, uniform, or one weight a domain.")
+            return known[weights]
+        return parse_shares(weights, self.names, self.num_domains, "target: weights")
+
+    def _initial(self) -> dict[str, NDArray[Any]]:
+        unknown_K = np.full(self.num_domains, np.nan)
+        return {
+            **super()._initial(),
+            "samples": np.zeros(self.num_domains),
+            "log_factor": np.zeros(self.num_domains),
+            "moved_since": np.full(self.num_domains, -1, dtype=np.int64),
+            "laws_from": np.zeros(self.num_domains, dtype=np.int64),
+            "pull": np.zeros(self.num_domains),
+            "loss_before": unknown_K.copy(),
+            "others_before": unknown_K.copy(),
+            "elasticity": unknown_K.copy(),
+            "elasticity_sd": unknown_K.copy(),
+            **{name: unknown_K.copy() for name in _LAW},
+        }
+
+    def _next_mixture(self, loss_K: Floats, count_K: Floats, seen_K: Bools) -> Floats:
+        memory = self.memory
+        self._blocks.record(memory["samples"], loss_K, count_K, seen_K & self._is_first_epoch())
+        memory["samples"] += count_K
+        if self.step >= self._next_refit:
+            self._refit()
+            self._next_refit = self.step + max(1, min(self.step // _REFIT_FRAC, _REFIT_STEPS))
+        bounded_by_epochs = self._size_K is not None and self._total_samples is not None
+        return self._mix() if bounded_by_epochs or self.fit_step == self.step else self._mixture_K
+
+    def _is_first_epoch(self) -> Bools | bool:
+        return True if self._size_K is None else self.memory["samples"] < self._size_K
+
+    def _refit(self) -> None:
+        memory = self.memory
+        points = self._blocks.points(max(self._ignore_steps, self.step // _FORGET))
+        found, lawful_K = self._fit(points)
+        if not lawful_K.any():
+            return
+        self._num_refits += 1
+        self.fit_step = self.attempt_step = self.step
+        for name, value_K in found.items():
+            memory[name] = np.where(lawful_K, value_K, memory[name])
+        self._middle = middle_elasticity(memory["elasticity"][lawful_K], self.target_K[lawful_K])
+        memory["pull"] = np.where(lawful_K, self._pull(), memory["pull"])
+        self._restore(points)
+        self._use_laws()
+        old_K = memory["log_factor"]
+        # Below this share nothing more is learnt of a domain: what was known when it came there draws it further down.
+        sinks_K = ~lawful_K & (old_K < np.log(_LEAST_DRAWN)) & (memory["pull"] < 0.0)
+        kept_K = np.where(sinks_K, 1.0, 1.0 - self._damping) * old_K
+        new_K = np.maximum(self._damping * memory["pull"] + kept_K, self._least_log_factor_K)
+        memory["log_factor"] = np.where(np.abs(new_K) < _SETTLED, 0.0, new_K)
+        began_K = (old_K == 0.0) & (memory["log_factor"] != 0.0)
+        memory["moved_since"] = np.where(began_K, self.step, memory["moved_since"])
+
+    def _fit(self, points: BlockPoints) -> tuple[dict[str, Floats], Bools]:
+        """What `memory` holds of each domain's law, and where there are blocks enough for one, and new ones.
+
+        A block counts for a domain that was drawn at a fifth of its target share or more. What a model shows of a
+        domain that it is hardly given any more is forgetting, and then the quick way back: neither says what there is
+        to learn.
+        """
+        drawn_KM = points.samples_KM >= _LEAST_DRAWN * self.target_K[:, None] * points.total_M
+        counts_KM = drawn_KM & (points.samples_KM > 0.0) & (points.step_M >= self.memory["laws_from"][:, None])
+        own_KM, loss_KM = np.where(counts_KM, points.own_KM, 1.0), np.where(counts_KM, points.loss_KM, 0.0)
+        now_K1 = np.maximum(self.memory["samples"], 1.0)[:, None]
+        variance_KM = _SAMPLE_SD**2 / np.where(counts_KM, points.samples_KM, 1.0) + _BLOCK_SD**2
+        found = fit_elasticities(np.log(own_KM / now_K1), loss_KM, np.where(counts_KM, 1.0 / variance_KM, 0.0))
+        repeat_K = np.exp(-np.maximum(self._epochs() - 1.0, 0.0) / _REPEAT_DECAY_EPOCHS)
+        laws = {
+            "elasticity": repeat_K * found.mean_K,
+            "elasticity_sd": repeat_K * found.sd_K,
+            "alpha": found.alpha_K,
+            "log_beta": np.log(np.maximum(found.beta_K, _TINY)) + found.alpha_K * np.log(now_K1[:, 0]),
+            "log_eps": np.log(np.maximum(found.eps_K, _TINY)),
+        }
+        is_new_K = counts_KM[:, -2:].any(axis=1)  # the middle moves on: what is old must not be held against it
+        return laws, is_new_K & (np.count_nonzero(counts_KM, axis=1) >= _LEAST_BLOCKS)
+
+    def _pull(self) -> Floats:
+        """f: how far the log of each share is drawn from its target; 0 inside the dead zone."""
+        if not self._middle > 0.0:
+            return np.zeros(self.num_domains)
+        e_K, margin_K = self.memory["elasticity"], self._confidence * self.memory["elasticity_sd"]
+        with np.errstate(divide="ignore"):
+            high_K = np.log((e_K + margin_K) / self._middle)
+            low_K = np.log(np.maximum(e_K - margin_K, 0.0) / self._middle)
+        slower_K = np.minimum(0.0, high_K + self._log_zone)
+        faster_K = np.maximum(0.0, low_K - self._log_zone)
+        return self._strength * np.maximum(slower_K + faster_K, _LEAST_LOG)  # e = 0: to the floor
+
+    def _restore(self, points: BlockPoints) -> None:
+        """Gives back its share to a domain that was cut and learns all the same, from what the others teach.
+
+        That is: whose loss fell, from before the cut, by 1 / d of what the others' fell, or more. Its law starts anew.
+        """
+        memory = self.memory
+        recent_K, samples_K = points.recent(_LEAST_BLOCKS)
+        pulled_K = memory["pull"] < 0.0
+        weight_K = np.where(pulled_K | np.isnan(recent_K), 0.0, self.target_K)
+        if not weight_K.any():
+            return
+        others = float(np.average(np.nan_to_num(recent_K), weights=weight_K))
+        new_K = pulled_K & (memory["log_factor"] == 0.0)
+        memory["loss_before"] = np.where(new_K, recent_K, memory["loss_before"])
+        memory["others_before"] = np.where(new_K, others, memory["others_before"])
+        noise_K = 2.0 * _SAMPLE_SD * np.sqrt(2.0 / np.maximum(samples_K, 1.0))
+        fell_K = memory["loss_before"] - recent_K - noise_K  # NaN, so never enough, where nothing was seen
+        enough_K = np.maximum(memory["others_before"] - others, 0.0) / np.exp(self._log_zone)
+        settled_K = self.step - memory["moved_since"] > _LEAST_BLOCKS * self._blocks.length
+        back_K = pulled_K & ~new_K & settled_K & (fell_K > enough_K)
+        memory["pull"] = np.where(back_K, 0.0, memory["pull"])
+        memory["laws_from"] = np.where(back_K, self.step, memory["laws_from"])
+        for name in ("elasticity", "elasticity_sd"):
+            memory[name] = np.where(back_K, np.nan, memory[name])
+
+    def _epochs(self) -> Floats:
+        if self._size_K is None:
+            return np.zeros(self.num_domains)
+        return self.memory["samples"] / np.maximum(self._size_K, 1.0)
+
+    def _mix(self) -> Floats:
+        """The mixture of the present factors; the target itself, to the bit, where none is moved."""
+        log_factor_K = self.memory["log_factor"]
+        mixture_K = self.target_K
+        if log_factor_K.any():
+            weight_K = self.target_K * np.exp(log_factor_K - log_factor_K.max())
+            mixture_K = raise_to_floors(weight_K / weight_K.sum(), self._floor_K)
+        if self._size_K is None or self._total_samples is None:
+            return mixture_K
+        left = self._total_samples - self.memory["samples"].sum()
+        if left <= 0.0:
+            return mixture_K
+        epochs = max(self._max_epochs, self._total_samples / max(self._size_K.sum(), 1.0))
+        return lower_to_ceiling(mixture_K, np.maximum(epochs * self._size_K - self.memory["samples"], 0.0) / left)
+
+    def _use_laws(self) -> None:
+        if self.fit_step is not None:
+            laws = {name: self.memory[name] for name in _LAW}
+            self.fit = ScalingLawFit(**laws, valid=np.isfinite(self.memory["alpha"]))
+
+    # State -----------------------------------------------------------------------------------------------------
+
+    def _extra_state(self) -> dict[str, Any]:
+        return {
+            "blocks": self._blocks.state_dict(),
+            "fit_step": self.fit_step,
+            "num_refits": self._num_refits,
+            "next_refit": self._next_refit,
+            "middle": None if np.isnan(self._middle) else self._middle,
+        }
+
+    def _load_extra(self, saved: Mapping[str, Any], source_K: Ints, names: Sequence[str] | None) -> None:
+        try:
+            fit_step, middle = saved["fit_step"], saved["middle"]
+            num_refits, next_refit, blocks = int(saved["num_refits"]), int(saved["next_refit"]), saved["blocks"]
+        except (TypeError, KeyError, ValueError) as error:
+            raise ResumeError(f"policy state: a number is missing or wrong ({error}).") from None
+        self._blocks.load_state_dict(blocks, source_K)
+        self.fit_step = self.attempt_step = fit_step
+        self._num_refits, self._next_refit = num_refits, next_refit
+        self._middle = np.nan if middle is None else float(middle)
+
+    def _after_load(self, same_domains: bool) -> None:
+        self._use_laws()
+        self._mixture_K = self._mix()
+
+
+def middle_elasticity(elasticity_K: Floats, target_K: Floats) -> float:
+    """The elasticity of the domain at which half of sum w e is reached, domains sorted by e; NaN where all are 0.
+
+    A median over what is gained: domains without gain have no weight in it, whatever their number or size.
+    """
+    gain_K = np.where(np.isfinite(elasticity_K), target_K * elasticity_K, 0.0)
+    order_K = np.argsort(elasticity_K, kind="stable")
+    gained_K = np.cumsum(gain_K[order_K])
+    if not gained_K[-1] > 0.0:
+        return float("nan")
+    return float(elasticity_K[order_K[np.searchsorted(gained_K, 0.5 * gained_K[-1])]])
+
+
+def _or_none(value: float) -> float | None:
+    return float(value) if np.isfinite(value) else None
+
+
+def _capped(value: int | None, default: int, total_steps: int | None, divisor: int) -> Any:
+    if value is not None:
+        return value
+    return default if total_steps is None else min(default, total_steps // divisor)

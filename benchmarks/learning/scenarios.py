@@ -1,0 +1,56 @@
+"""The scenarios, as data: fixed before any seed was run.
+
+Every scenario is a corpus of wanted domains, at their natural shares among each other, and at most one domain that is
+made (corpora.py) and takes a share of all that is drawn. Losses are measured on the wanted domains alone: a user who
+has such text in her corpus does not want the model to be good at it.
+"""
+
+from dataclasses import dataclass, field
+
+UNLEARNABLE, DUPLICATES, EXHAUSTED = "Unlearnable", "NearDuplicates", "Exhausted"
+BASELINE = "natural"
+STATIC = (BASELINE, "temperature:tau=1.5", "temperature:tau=2", "uniform")  # the frontier that adaptive ones must beat
+ADO = ("ado", "ado:credit_power=0", "ado:shared_count=false")
+OTHERS = ("odm", "episelect", "gap")
+TARGET = ("target", "target:weights=uniform")
+SIX = (BASELINE, "uniform", "ado", "ado:shared_count=false", "target")
+CONTROL = "natural@other-draws"  # the baseline with other samples: what chance does to a branch
+
+
+@dataclass(frozen=True)
+class Scenario:
+    """One question.
+
+    made: the domain that is made, and its share of the samples. without: how many of the smallest wanted domains are
+    kept out of training, and are what is measured. only: how many of the wanted domains, every third by size, the user
+    wants; None: all. policies: in the order they are run; the oracle, natural without the made domain, is added where
+    there is one.
+    """
+
+    name: str
+    question: str
+    made: str | None = None
+    share: float = 0.0
+    without: int = 0
+    only: int | None = None
+    policies: tuple[str, ...] = field(default=SIX)
+
+
+SCENARIOS = {
+    scenario.name: scenario
+    for scenario in (
+        Scenario("clean", "all text is wanted and can be learnt", policies=(*STATIC, CONTROL, *ADO, *OTHERS, *TARGET)),
+        Scenario("unlearnable-10", "a tenth is hashes, base64 and random numbers", UNLEARNABLE, 0.1),
+        Scenario("unlearnable-20", "a fifth is hashes, base64 and random numbers", UNLEARNABLE, 0.2),
+        Scenario("unlearnable-40", "two fifths are hashes, base64 and random numbers", UNLEARNABLE, 0.4),
+        Scenario("duplicates-20", "a fifth is near-duplicates of a few documents", DUPLICATES, 0.2),
+        Scenario("exhausted-20", "a fifth is a domain that is read through after a tenth of the run", EXHAUSTED, 0.2),
+        Scenario(
+            "three-wanted",
+            "three of the domains are wanted",
+            only=3,
+            policies=(BASELINE, "uniform", "ado", "target", "wanted", "target:wanted"),
+        ),
+        Scenario("held-out", "two domains are measured that no policy trains on", without=2),
+    )
+}

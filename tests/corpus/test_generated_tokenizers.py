@@ -1,0 +1,198 @@
+"""Ids are the library's own for any tokenizer, and our encoder is used exactly where it gives the same."""
+
+import json
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from tokenizers import AddedToken, models, normalizers, pre_tokenizers, processors
+from tokenizers import Tokenizer as Library
+
+from ado_stream.corpus.tokenizer import HuggingFaceTokenizer, load_tokenizer, load_tokenizer_file, train_tokenizer
+from ado_stream.errors import ConfigError, DataError, NotFound
+
+END = "<|endoftext|>"
+TEXTS = [
+    "The quick brown fox, it's said, jumps over 13 lazy dogs and 2024 more. " * 3,
+    "# Zürich, “quoted” — naïve\r\n\n\t東京は日本の首都です。 Ελληνικά 🙂",
+]
+PRE_TOKENIZERS = [
+    lambda: pre_tokenizers.ByteLevel(add_prefix_space=True),
+    lambda: pre_tokenizers.ByteLevel(add_prefix_space=False),
+    lambda: pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
+    lambda: pre_tokenizers.Metaspace(),
+    lambda: pre_tokenizers.Metaspace(prepend_scheme="never", split=False),
+    lambda: pre_tokenizers.Whitespace(),
+    lambda: pre_tokenizers.WhitespaceSplit(),
+    lambda: pre_tokenizers.BertPreTokenizer(),
+    lambda: pre_tokenizers.Punctuation(),
+    lambda: pre_tokenizers.Digits(individual_digits=True),
+    lambda: pre_tokenizers.UnicodeScripts(),
+    lambda: pre_tokenizers.CharDelimiterSplit("e"),
+    lambda: pre_tokenizers.Split("o", "merged_with_next"),
+    lambda: pre_tokenizers.Sequence([pre_tokenizers.Digits(), pre_tokenizers.ByteLevel()]),
+]
+NORMALIZERS = [
+    lambda: normalizers.NFC(),
+    lambda: normalizers.NFD(),
+    lambda: normalizers.NFKC(),
+    lambda: normalizers.NFKD(),
+    lambda: normalizers.Lowercase(),
+    lambda: normalizers.StripAccents(),
+    lambda: normalizers.Strip(),
+    lambda: normalizers.Nmt(),
+    lambda: normalizers.BertNormalizer(),
+    lambda: normalizers.Prepend("x"),
+    lambda: normalizers.Replace("a", "o"),
+    lambda: normalizers.ByteLevel(),
+    lambda: normalizers.Sequence([normalizers.NFD(), normalizers.Lowercase()]),
+]
+POST_PROCESSORS = [
+    lambda: processors.ByteLevel(trim_offsets=False),
+    lambda: processors.TemplateProcessing(single=f"{END} $A", special_tokens=[(END, 0)]),
+]
+WORDS = ["fox", " ", "the", "13", "2024", "Zürich", "<x>", "a", "é", "e\u0301", "A", "\n", "</s>", "東京", END]
+
+
+@pytest.fixture(scope="module")
+def trained():
+    """tokenizer.json of a BPE that `prepare` trained."""
+    return train_tokenizer(TEXTS, "bpe:300")._tokenizer.to_str()
+
+
+@st.composite
+def variants(draw):
+    """Changes to a trained tokenizer: of its parts and options, and added tokens; often only a few."""
+    flag = st.booleans()
+    options = {
+        "byte_fallback": flag,
+        "ignore_merges": flag,
+        "fuse_unk": flag,
+        "unk_token": st.sampled_from([None, END]),
+        "continuing_subword_prefix": st.sampled_from([None, ""]),
+        "end_of_word_suffix": st.sampled_from([None, ""]),
+    }
+    added = st.builds(
+        AddedToken,
+        st.sampled_from(["fox", " fox", "the", "13", "Zürich", "<x>", "a", "</s>", "\n"]),
+        single_word=flag,
+        lstrip=flag,
+        rstrip=flag,
+        normalized=flag,
+        special=flag,
+    )
+    parts = {"pre_tokenizer": PRE_TOKENIZERS, "normalizer": NORMALIZERS, "post_processor": POST_PROCESSORS}
+    return {
+        "parts": {part: draw(st.sampled_from(made)) for part, made in parts.items() if draw(st.integers(0, 2)) == 0},
+        "model": {key: draw(values) for key, values in options.items() if draw(st.integers(0, 3)) == 0},
+        "added": draw(st.lists(added, max_size=3)),
+    }
+
+
+def _variant(spec, parts=(), model=(), added=()):
+    content = json.loads(spec)
+    content["model"].update(model)
+    library = Library.from_str(json.dumps(content))
+    for part, make in dict(parts).items():
+        setattr(library, part, make())
+    library.add_tokens(list(added))
+    return library.to_str()
+
+
+def _ours(spec):
+    return HuggingFaceTokenizer(Library.from_str(spec), END, "variant")
+
+
+@settings(max_examples=300, deadline=None)
+@given(
+    variant=variants(),
+    words=st.lists(st.sampled_from(WORDS) | st.text(st.characters(exclude_categories=["Cs"]), max_size=5), max_size=15),
+)
+def test_ids_of_generated_tokenizers_are_the_librarys(trained, variant, words):
+    spec = _variant(trained, **variant)
+    library = Library.from_str(spec)
+    library.encode_special_tokens = True
+    text = "".join(words)
+    assert _ours(spec).encode(text).tolist() == library.encode(text, add_special_tokens=False).ids
+
+
+DIFFERENT = [
+    {"added": [AddedToken("fox", special=False)]},
+    {"model": {"ignore_merges": True}},
+    {"model": {"byte_fallback": True}},
+    {"model": {"fuse_unk": True}},
+    {"parts": {"normalizer": NORMALIZERS[0]}},
+    {"parts": {"pre_tokenizer": PRE_TOKENIZERS[1]}},
+    {"parts": {"post_processor": POST_PROCESSORS[1]}},
+]
+
+
+def test_our_encoder_is_used_where_it_applies_and_only_there(trained):
+    for same in ({}, {"added": [AddedToken("<x>", special=True)]}):
+        assert _ours(_variant(trained, **same))._fast is not None
+    for change in DIFFERENT:
+        assert _ours(_variant(trained, **change))._fast is None, change
+
+
+def test_an_option_of_a_later_release_is_not_overlooked(trained):
+    from ado_stream.corpus.bpe import can_encode
+
+    spec = json.loads(trained)
+    assert can_encode(spec)
+    assert not can_encode(spec | {"phase": "new"})
+    assert not can_encode(spec | {"model": spec["model"] | {"max_merges": 3}})
+
+
+def test_random_ids_are_refused(trained, tmp_path):
+    (tmp_path / "tokenizer.json").write_text(_variant(trained, model={"dropout": 0.1}))
+    with pytest.raises(ConfigError, match="has dropout 0.1, so that its ids are random"):
+        load_tokenizer(tmp_path)
+
+
+def test_text_that_the_tokenizer_has_no_ids_for_is_an_error(tmp_path):
+    Library(models.WordLevel({"a": 0, "</s>": 1}, unk_token="[UNK]")).save(str(tmp_path / "tokenizer.json"))
+    tokenizer = load_tokenizer(tmp_path)
+    assert tokenizer.encode("a").tolist() == [0]
+    with pytest.raises(DataError, match=r"Missing \[UNK\] token.*\n  Give it an unknown token"):
+        tokenizer.encode("b")
+
+
+ODD_CONFIGS = {
+    r"'eos_token' .* is \['</s>'\]; expected one token's text": {"eos_token": ["</s>"]},
+    "'eos_token' .* is 3; expected": {"eos_token": {"content": 3}},
+    "expected an object with 'eos_token', got a list": ["</s>"],
+    "'name' .* is 3; expected text": {"name": 3},
+}
+
+
+@pytest.mark.parametrize("message", ODD_CONFIGS)
+def test_a_configuration_of_odd_shape_is_refused(trained, tmp_path, message):
+    (tmp_path / "tokenizer.json").write_text(trained)
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps(ODD_CONFIGS[message]))
+    with pytest.raises(ConfigError, match=message):
+        load_tokenizer(tmp_path)
+
+
+def test_the_file_of_a_corpus_is_never_looked_for_on_the_hub(tmp_path, monkeypatch):
+    asked = []
+
+    class Stub:  # the library's own class cannot be changed
+        @staticmethod
+        def from_pretrained(name):
+            asked.append(name)
+            raise ValueError("no network\nand five screens more")
+
+    monkeypatch.setattr("tokenizers.Tokenizer", Stub)
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "corpus").mkdir()
+    for spec in ("corpus/tokenizer.json", "corpus", "./gpt2", "~/gpt2", "a/b/c", "/gpt2", "tokenizer.json"):
+        with pytest.raises(NotFound, match="no such file"):
+            load_tokenizer(spec)
+    with pytest.raises(NotFound, match="no such file"):
+        load_tokenizer_file(tmp_path / "gpt2")
+    assert asked == []
+    for spec in ("gpt2", "owner/name"):
+        with pytest.raises(ConfigError, match=f"tokenizer '{spec}': no network.\n  Expected") as caught:
+            load_tokenizer(spec)
+        assert "screens" not in str(caught.value)
+    assert asked == ["gpt2", "owner/name"]

@@ -1,0 +1,289 @@
+"""Where reading goes on: after a pass of a DataLoader, a damaged state, a failure, another process."""
+
+import contextlib
+import copy
+import functools
+import gc
+import itertools
+import json
+import pickle
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import ado_stream as ado
+from ado_stream.storage.node_cache import NodeCache
+from ado_stream.stream.lookahead import Lookahead
+from tests.stream.helpers import ledger, run, write_domain
+
+
+def make(corpus, **changes):
+    return ado.AdaptiveStreamingDataset(corpus, **{"global_batch_size": 24, "seed": 5, "mixture_lag": None, **changes})
+
+
+def loader_of(dataset, **options):
+    return torch.utils.data.DataLoader(dataset, batch_size=None, num_workers=1, **options)
+
+
+@pytest.mark.parametrize("persistent", [False, True])
+def test_a_second_pass_of_a_data_loader_with_a_worker_is_refused(corpus, persistent):
+    loader = loader_of(make(corpus), persistent_workers=persistent)
+    next(iter(loader))
+    with pytest.raises(ado.ConfigError, match="num_workers=0"):
+        next(iter(loader))
+
+
+def test_reading_here_after_a_worker_has_read_is_refused(corpus):
+    dataset = make(corpus)
+    next(iter(loader_of(dataset)))
+    with pytest.raises(ado.ConfigError, match="another pass would repeat steps"):
+        next(iter(dataset))
+
+
+def test_passes_in_this_process_go_on_where_the_last_one_stood(corpus):
+    dataset = make(corpus)
+    loader = torch.utils.data.DataLoader(dataset, batch_size=None)
+    steps = [batch["step"] for _ in range(3) for batch in itertools.islice(loader, 4)]
+    assert steps == list(range(12))
+    assert next(iter(loader_of(dataset)))["step"] == 12  # a worker starts where this process stood
+
+
+@pytest.mark.filterwarnings("ignore:'set_vital' is deprecated:UserWarning")  # torchdata 0.11 calls it
+def test_a_stateful_data_loader_resumes_exactly(corpus):
+    from torchdata.stateful_dataloader import StatefulDataLoader
+
+    expected = ledger(run(make(corpus), 12, mixture=None))
+    loader = StatefulDataLoader(make(corpus), batch_size=None, num_workers=1)
+    iterator = iter(loader)
+    batches = list(itertools.islice(iterator, 5))
+    state = loader.state_dict()
+    with pytest.raises(ado.ConfigError, match="StatefulDataLoader"):
+        next(iter(loader))  # without it, another pass would begin anew
+    resumed = StatefulDataLoader(make(corpus), batch_size=None, num_workers=1)
+    resumed.load_state_dict(state)
+    batches += itertools.islice(resumed, 7)
+    assert ledger(batches) == expected
+
+
+@pytest.mark.parametrize("method", ["spawn", "forkserver"])
+def test_what_cannot_be_pickled_says_what_to_use(corpus, method):
+    dataset = make(corpus)
+    for attempt in (pickle.dumps, copy.deepcopy):
+        with pytest.raises(ado.ConfigError, match="multiprocessing_context='fork'"):
+            attempt(dataset)
+    with pytest.raises(ado.ConfigError, match="num_workers=0"):
+        next(iter(loader_of(dataset, multiprocessing_context=method)))
+
+
+def damaged(state, path, value):
+    state = json.loads(json.dumps(state))
+    *parents, last = path
+    node = functools.reduce(lambda node, key: node[key], parents, state)
+    if value is None:
+        del node[last]
+    else:
+        node[last] = value
+    return state
+
+
+@pytest.mark.parametrize(
+    ("path", "value", "text"),
+    [
+        (("step",), -1, "'step' is -1"),
+        (("step",), 2.5, "'step' is 2.5"),
+        (("step",), True, "'step' is True"),
+        (("step",), 10**30, "'step' is 1"),
+        (("step",), None, "'step' is None"),
+        (("domains",), [1], "'domains' is not an object"),
+        (("domains", "d0"), 3, "'d0' is not an object"),
+        (("domains", "d0", "cursors"), [-1], "domain 'd0' does not have 1 positions"),
+        (("domains", "d0", "cursors"), [1, 2], "domain 'd0' does not have 1 positions"),
+        (("domains", "d0", "cursors"), "12", "domain 'd0'"),
+        (("domains", "d0", "cursors"), [float("nan")], "domain 'd0'"),
+        (("domains", "d0", "fingerprint"), None, "domain 'd0': its shards"),
+        (("mixtures",), None, "'mixtures' is missing"),
+        (("mixtures", "3"), [0.5], "for step '3'"),
+        (("mixtures", "x"), [0.2] * 5, "for step 'x'"),
+        (("mixtures", "3"), [2.0, -1.0, 0, 0, 0], "for step '3'"),
+        (("mixtures", "3"), ["a"] * 5, "for step '3'"),
+        (("identity",), "seed", "'identity' is not an object"),
+    ],
+)
+def test_a_damaged_state_is_a_resume_error(corpus, path, value, text):
+    dataset = make(corpus)
+    before = dataset.state_dict()
+    with pytest.raises(ado.ResumeError, match=text):
+        dataset.load_state_dict(damaged(before, path, value))
+    assert dataset.state_dict() == before
+
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=3),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=3), inner, max_size=3),
+    max_leaves=6,
+)
+
+
+@given(data=st.data())
+@settings(max_examples=150, deadline=None)
+def test_any_value_anywhere_in_a_state_is_typed_or_harmless(data):
+    dataset, state = _shared_dataset()
+    state = json.loads(json.dumps(state))
+    node, key = state, None
+    while isinstance(node, (dict, list)) and node:
+        parent, key = node, data.draw(st.sampled_from(list(node) if isinstance(node, dict) else range(len(node))))
+        node = parent[key]
+        if data.draw(st.booleans()):
+            break
+    parent[key] = data.draw(JSON)
+    with contextlib.suppress(ado.ResumeError):
+        dataset.load_state_dict(state)
+
+
+@functools.cache
+def _shared_dataset():
+    import tempfile
+
+    folder = Path(tempfile.mkdtemp(prefix="ado-test-"))
+    write_domain(folder, 0, 50)
+    dataset = ado.AdaptiveStreamingDataset([ado.Domain("d0", local=str(folder))], 8, mixture_lag=2)
+    return dataset, dataset.state_dict()
+
+
+def test_nothing_published_without_a_policy_is_known_at_once(corpus):
+    dataset = make(corpus, mixture_lag=2)
+    iterator = iter(dataset)
+    assert [next(iterator)["step"] for _ in range(3)] == [0, 1, 2]
+    with pytest.raises(ado.PolicyError, match=r"mixture of step 3 is missing: .* dataset.publish\(3, mixture\)"):
+        next(iterator)  # and not after timeout_s, which is 900 s
+    dataset.publish(3, np.full(5, 0.2))
+    assert next(iter(dataset))["step"] == 3
+
+
+def test_a_domains_folder_that_is_back_is_read_again(corpus, tmp_path):
+    write_domain(tmp_path / "a", 0, 60, shard_bytes=400)
+    dataset = ado.AdaptiveStreamingDataset([ado.Domain("a", local=str(tmp_path / "a"))], 4, mixture_lag=None)
+    expected = ledger(run(make([ado.Domain("a", local=str(tmp_path / "a"))], global_batch_size=4, seed=17), 12, None))
+    batches = run(dataset, 2, mixture=None)
+    (tmp_path / "a").rename(tmp_path / "gone")
+    with pytest.raises(ado.NotFound):
+        batches += itertools.islice(dataset, 10)
+    (tmp_path / "gone").rename(tmp_path / "a")
+    batches = batches[:2] + run(dataset, 12 - dataset.step, mixture=None) if dataset.step == 2 else None
+    assert batches is not None
+    assert ledger(batches) == expected
+
+
+def test_one_source_under_two_names_is_refused(corpus, tmp_path):
+    pairs = [
+        ("s3://b/x", "S3://b/x/"),
+        (str(tmp_path), f"file://{tmp_path}"),
+        (str(tmp_path), f"{tmp_path}/../{tmp_path.name}"),
+    ]
+    for first, second in pairs:
+        domains = [ado.Domain("a", first, str(tmp_path / "1")), ado.Domain("b", second, str(tmp_path / "2"))]
+        with pytest.raises(ado.ConfigError, match="domains 'a' and 'b' have the same data"):
+            ado.AdaptiveStreamingDataset(domains, 4)
+
+
+@pytest.mark.parametrize("limit", ["10kb", 0, -1, 2.5])
+def test_a_cache_limit_that_is_no_number_of_bytes_is_refused(corpus, limit):
+    with pytest.raises(ado.ConfigError, match="cache limit"):
+        make(corpus, cache_limit=limit)
+
+
+def test_priors_whose_sum_overflows_are_refused(corpus):
+    huge = [ado.Domain(domain.name, local=domain.local, prior=1e308) for domain in corpus]
+    with pytest.raises(ado.ConfigError, match="add up to inf"):
+        make(huge)
+
+
+def test_the_least_cache_limit_is_enough_for_any_length_of_run(tmp_path):
+    write_domain(tmp_path / "a", 0, 120, shard_bytes=600)
+    sizes = [path.stat().st_size for path in (tmp_path / "a").glob("*.mds")]
+    domain = ado.Domain("a", str(tmp_path / "a"), str(tmp_path / "cache"))
+    with pytest.raises(ado.ConfigError, match=f"at least {2 * max(sizes)}"):
+        ado.AdaptiveStreamingDataset([domain], 8, mixture_lag=None, cache_limit=2 * max(sizes) - 1)
+    dataset = ado.AdaptiveStreamingDataset([domain], 8, mixture_lag=None, cache_limit=2 * max(sizes))
+    assert [batch["step"] for batch in run(dataset, 60, mixture=None)] == list(range(60))
+    assert dataset.statistics()["cache"]["evictions"] > len(sizes)
+
+
+EXIT = """
+import sys
+import ado_stream as ado
+dataset = ado.AdaptiveStreamingDataset([ado.Domain("a", *sys.argv[1:])], 4, mixture_lag=None)
+next(iter(dataset))
+"""
+
+
+def test_a_program_that_ends_while_shards_are_fetched_ends_without_a_word(tmp_path):
+    write_domain(tmp_path / "a", 0, 3000, shard_bytes=300)
+    command = [sys.executable, "-c", EXIT, str(tmp_path / "a"), str(tmp_path / "cache")]
+    for _ in range(2):
+        ended = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+        assert (ended.returncode, ended.stderr) == (0, "")
+
+
+def test_a_stream_that_is_dropped_while_it_fetches_ends_its_threads(tmp_path, monkeypatch):
+    """The last reference goes in the middle of `_pump`, under its lock, in a thread of the pool or the reader's own."""
+    write_domain(tmp_path / "a", 0, 800, shard_bytes=300)
+    before = set(threading.enumerate())
+    holder = {}
+    may_start = Lookahead._may_start
+
+    def dropping(self, due, size):
+        if holder.pop("dataset", None) is not None:
+            gc.collect()
+        return may_start(self, due, size)
+
+    monkeypatch.setattr(Lookahead, "_may_start", dropping)
+    seen = []
+    monkeypatch.setattr(threading, "excepthook", seen.append)
+    domain = ado.Domain("a", str(tmp_path / "a"), str(tmp_path / "cache"))
+    dataset = ado.AdaptiveStreamingDataset([domain], 4, mixture_lag=None)
+    dataset.start(prefetch=2, io_threads=2)
+    dataset.next_batch()
+    holder["dataset"] = dataset
+    del dataset
+    deadline = time.monotonic() + 20
+    while set(threading.enumerate()) - before and time.monotonic() < deadline:
+        time.sleep(0.02)
+        gc.collect()
+        holder.clear()
+    assert set(threading.enumerate()) - before == set()
+    assert seen == []
+
+
+def test_closing_at_any_moment_races_with_no_fetch(tmp_path, monkeypatch):
+    write_domain(tmp_path / "a", 0, 800, shard_bytes=300)
+    fetch, errors = NodeCache.fetch, []
+
+    def slow(self, spec, stop=None):
+        time.sleep(0.0005)
+        return fetch(self, spec, stop)
+
+    monkeypatch.setattr(NodeCache, "fetch", slow)
+    domain = ado.Domain("a", str(tmp_path / "a"), str(tmp_path / "cache"))
+    for prefetch in (0, 2) * 12:
+        dataset = ado.AdaptiveStreamingDataset([domain], 4, mixture_lag=None)
+        dataset.start(prefetch, io_threads=3)
+        closer = threading.Timer(0.001 * prefetch, dataset.close)
+        closer.start()
+        try:
+            while dataset.running:
+                dataset.next_batch()
+        except Exception as error:
+            errors.append(error)
+        closer.join()
+        dataset.close()
+    words = ("closed", "closing", "start() first")  # of a wait, of a fetch, between two batches
+    assert [error for error in errors if not any(word in str(error) for word in words)] == []
