@@ -70,7 +70,7 @@ def lower_to_ceiling(share_K: Floats, ceiling_K: float | Floats) -> Floats:
         high_K = still_high_K
 
 
-def raise_to_floors(share_K: Shares, floor_K: Shares) -> Shares:
+def raise_to_floors(share_K: Floats, floor_K: Floats) -> Floats:
     """p_k >= d_k, what is lacking taken from the others in proportion, repeated until none is below its floor.
 
     `share_K` itself when nothing is below. Needs sum d <= 1.
