@@ -254,8 +254,14 @@ class Trainer:
         now = saved_settings(self._config, self._components.schedule)
         changes = changed_settings(metadata.get("settings"), list(metadata["drawn"]), now, self._names, self._finished)
         self._write_event("resume", checkpoint=str(directory), **({"changes": changes} if changes else {}))
-        if changes and self._context.is_main:
+        if not self._context.is_main:
+            return
+        if changes:
             print(changes_table(changes), flush=True)
+        steps = self._config.train.steps
+        if self._finished > steps:
+            text = f"nothing to train: the checkpoint has {self._finished} finished steps, 'train.steps' is {steps}"
+            print(text, flush=True)
 
     def _prepare_run_dir(self, resume_point: ResumePoint) -> None:
         try:

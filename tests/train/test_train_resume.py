@@ -14,7 +14,7 @@ from ado_stream.record import read_run
 from ado_stream.train.config import load_config
 from ado_stream.train.resume import find_resume_point
 from ado_stream.train.trainer import run_training
-from tests.train.run_helpers import SimulatedCrash, changed, checkpoint_tensors, crash_at, untimed_lines
+from tests.train.run_helpers import changed, checkpoint_tensors, interrupt, untimed_lines
 
 
 def test_an_explicit_checkpoint_must_be_valid(tmp_path: Path):
@@ -40,19 +40,11 @@ def test_what_resume_names_must_be_a_checkpoint(tmp_path: Path):
         assert str(caught.value).startswith(f"{tmp_path / name}: {message}")
 
 
-def interrupted(settings: dict, monkeypatch) -> None:
-    """Runs until a crash in step 10; the newest checkpoint is that of step 8."""
-    with monkeypatch.context() as patch:
-        crash_at(patch, 10)
-        with pytest.raises(SimulatedCrash):
-            run_training(load_config(settings))
-
-
 def test_a_run_directory_may_be_copied_and_resumed_there(settings: dict, tmp_path: Path, monkeypatch):
     """Equal to the bit to the uninterrupted run, with the id of the first; the original is unchanged."""
     whole = changed(settings, run_dir=str(tmp_path / "whole"))
     run_training(load_config(whole))
-    interrupted(settings, monkeypatch)
+    interrupt(settings, monkeypatch)
     original, copy = Path(settings["run_dir"]), tmp_path / "another disk" / "run"
     before = {path: path.stat().st_mtime_ns for path in original.rglob("*")}
     shutil.copytree(original, copy)
@@ -81,8 +73,7 @@ def other_domains(tiny_corpus: Path, tmp_path: Path) -> Path:
 
 def test_a_run_resumes_with_other_domains(settings: dict, other_domains: Path, tmp_path: Path, monkeypatch, capsys):
     """From another run's checkpoint, by the training command: kept domains go on where they were."""
-    interrupted(settings, monkeypatch)
-    checkpoint = Path(settings["run_dir"]) / "checkpoints" / "step_00000008"
+    checkpoint = interrupt(settings, monkeypatch)
     drawn = json.loads((checkpoint / "state.json").read_text())["drawn"]
     new = changed(settings, corpus=str(other_domains), run_dir=str(tmp_path / "new"), train={"steps": 16})
     (tmp_path / "new.yaml").write_text(json.dumps(new))
@@ -104,6 +95,6 @@ def test_a_run_resumes_with_other_domains(settings: dict, other_domains: Path, t
 
 def test_a_run_does_not_continue_its_record_with_other_domains(settings: dict, other_domains: Path, monkeypatch):
     """Its lines are lists in the order of the record's domains."""
-    interrupted(settings, monkeypatch)
+    interrupt(settings, monkeypatch)
     with pytest.raises(ResumeError, match="other domains"):
         run_training(load_config(changed(settings, corpus=str(other_domains))))
