@@ -235,6 +235,12 @@ class Trainer:
         ]
         if differing:
             raise ResumeError(f"{directory} is of another model: {'; '.join(differing)}.")
+        if resume_point.continues_run and list(metadata["drawn"]) != self._names:
+            # lines of the record are lists in the order of the run's domains
+            raise ResumeError(
+                f"{directory} was saved with other domains; a run's record has one list of them.\n"
+                f"  Set another 'run_dir' and use --resume {directory}."
+            )
         self._finished = resume_point.step
         self._saved = self._finished if resume_point.already_saved else 0
         self._run_id = metadata["run_id"] if resume_point.continues_run else self._run_id
@@ -248,8 +254,14 @@ class Trainer:
         now = saved_settings(self._config, self._components.schedule)
         changes = changed_settings(metadata.get("settings"), list(metadata["drawn"]), now, self._names, self._finished)
         self._write_event("resume", checkpoint=str(directory), **({"changes": changes} if changes else {}))
-        if changes and self._context.is_main:
+        if not self._context.is_main:
+            return
+        if changes:
             print(changes_table(changes), flush=True)
+        steps = self._config.train.steps
+        if self._finished > steps:
+            text = f"nothing to train: the checkpoint has {self._finished} finished steps, 'train.steps' is {steps}"
+            print(text, flush=True)
 
     def _prepare_run_dir(self, resume_point: ResumePoint) -> None:
         try:

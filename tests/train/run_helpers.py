@@ -2,10 +2,13 @@
 
 from pathlib import Path
 
+import pytest
 from safetensors.torch import load_file
 
 from ado_stream.record import read_run
+from ado_stream.train.config import load_config
 from ado_stream.train.train_step import TrainStep
+from ado_stream.train.trainer import run_training
 
 
 def changed(settings: dict, **sections: object) -> dict:
@@ -31,6 +34,15 @@ def crash_at(monkeypatch, num_updates: int) -> None:
         return update(self, *arguments)
 
     monkeypatch.setattr(TrainStep, "update", crashing)
+
+
+def interrupt(settings: dict, monkeypatch) -> Path:
+    """Runs until a crash in step 10; returns the newest checkpoint, that of step 8."""
+    with monkeypatch.context() as patch:
+        crash_at(patch, 10)
+        with pytest.raises(SimulatedCrash):
+            run_training(load_config(settings))
+    return Path(settings["run_dir"]) / "checkpoints" / "step_00000008"
 
 
 def untimed_lines(run_dir: str | Path, kind: str = "step") -> list[dict]:

@@ -106,7 +106,8 @@ def hugging_face_losses(corpus, folder, resume: bool | str, **arguments) -> list
     return [losses[step] for step in range(1, NUM_STEPS + 1)]
 
 
-@pytest.mark.parametrize("num_parts", [pytest.param(1, marks=pytest.mark.slow), 4])
+@pytest.mark.slow
+@pytest.mark.parametrize("num_parts", [1, 4])
 def test_hugging_face_trainer_trains_and_resumes(tiny_corpus, tmp_path, num_parts):
     whole = hugging_face_losses(tiny_corpus, tmp_path, resume=False, gradient_accumulation_steps=num_parts)
     assert whole[-1] < whole[0] - 1

@@ -1,7 +1,6 @@
 """A resume with other settings: what differs is printed before the first step and recorded."""
 
 import json
-from pathlib import Path
 
 import pytest
 
@@ -10,17 +9,9 @@ from ado_stream.train.changed_settings import changed_settings
 from ado_stream.train.checkpoint_commit import commit
 from ado_stream.train.config import load_config
 from ado_stream.train.trainer import run_training
-from tests.train.run_helpers import SimulatedCrash, changed, crash_at
+from tests.train.run_helpers import changed, interrupt
 
 TITLE = "resumed with other settings than the checkpoint was saved with:"
-
-
-def interrupted(settings: dict, monkeypatch) -> None:
-    """Runs until a crash in step 10; the newest checkpoint is that of step 8."""
-    with monkeypatch.context() as patch:
-        crash_at(patch, 10)
-        with pytest.raises(SimulatedCrash):
-            run_training(load_config(settings))
 
 
 def resume_event(settings: dict) -> dict:
@@ -28,7 +19,7 @@ def resume_event(settings: dict) -> dict:
 
 
 def test_other_steps_and_learning_rates_are_shown_before_the_first_step(settings: dict, monkeypatch, capsys):
-    interrupted(changed(settings, train={"learning_rate": 1e-3, "warmup_steps": 2}), monkeypatch)
+    interrupt(changed(settings, train={"learning_rate": 1e-3, "warmup_steps": 2}), monkeypatch)
     capsys.readouterr()
     other = changed(settings, train={"learning_rate": 4e-3, "warmup_steps": 2, "steps": 20})
     run_training(load_config(other))
@@ -47,7 +38,7 @@ def test_other_steps_and_learning_rates_are_shown_before_the_first_step(settings
 
 
 def test_the_same_settings_show_nothing(settings: dict, monkeypatch, capsys):
-    interrupted(settings, monkeypatch)
+    interrupt(settings, monkeypatch)
     run_training(load_config(settings))
     assert TITLE not in capsys.readouterr().out
     assert "changes" not in resume_event(settings)["detail"]
@@ -55,7 +46,7 @@ def test_the_same_settings_show_nothing(settings: dict, monkeypatch, capsys):
 
 def test_a_learning_rate_that_follows_from_the_steps_is_shown(settings: dict, monkeypatch, capsys):
     """Only train.steps was changed: the rate of the next step jumps all the same."""
-    interrupted(settings, monkeypatch)
+    interrupt(settings, monkeypatch)
     other = changed(settings, train={"steps": 40})
     run_training(load_config(other))
     before, now = resume_event(other)["detail"]["changes"]["learning rate of step 8"]
@@ -63,10 +54,15 @@ def test_a_learning_rate_that_follows_from_the_steps_is_shown(settings: dict, mo
     assert "  learning rate of step 8" in capsys.readouterr().out
 
 
+def test_a_checkpoint_beyond_the_last_step_is_named(settings: dict, monkeypatch, capsys):
+    interrupt(settings, monkeypatch)
+    assert run_training(load_config(changed(settings, train={"steps": 6}))).step == 8
+    assert "nothing to train: the checkpoint has 8 finished steps, 'train.steps' is 6" in capsys.readouterr().out
+
+
 def test_checkpoints_without_settings_resume(settings: dict, monkeypatch, capsys):
     """As earlier versions wrote them: nothing to compare with."""
-    interrupted(settings, monkeypatch)
-    directory = Path(settings["run_dir"]) / "checkpoints" / "step_00000008"
+    directory = interrupt(settings, monkeypatch)
     metadata = json.loads((directory / "state.json").read_text())
     del metadata["settings"]
     (directory / "state.json").write_text(json.dumps(metadata))

@@ -90,6 +90,19 @@ def test_a_run_resumes_on_another_number_of_ranks(ranks, written, allowed: dict[
                 shutil.rmtree(path)
 
 
+@pytest.mark.parametrize("strategy", ["ddp", "fsdp"])
+def test_a_loss_that_is_nan_on_one_rank_skips_the_step_on_all(ranks, written, strategy: str, tmp_path: Path):
+    """The run ends at its last step; the step counts for no domain, and every later loss and mixture is finite."""
+    settings = written("poisoned", steps=12, strategy=strategy)
+    found = ranks(2, train_on_ranks.poisoned, settings, 5)
+    assert not found["stopped"]
+    assert [line["step"] for line in found["steps"]] == list(range(12))
+    assert [line["step"] for line in found["steps"] if line["loss"] is None or np.isnan(line["loss"])] == [5]
+    assert np.isfinite([line["mixture"] for line in found["steps"]]).all()
+    events = read_run(tmp_path / "poisoned")[1]["event"]
+    assert [event["step"] for event in events if event["name"] == "skip"] == [5]
+
+
 @pytest.mark.slow
 def test_a_checkpoint_loads_to_the_bit_on_any_number_of_ranks(ranks, tmp_path: Path):
     for num_ranks, strategy in PLACEMENTS:

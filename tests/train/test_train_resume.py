@@ -1,11 +1,20 @@
-"""What `resume` may name: a valid checkpoint, and not a folder that contains some."""
+"""What a run resumes from: a named checkpoint, a copied run directory, a checkpoint of other domains."""
 
+import json
+import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
 
-from ado_stream.errors import CheckpointError
+from ado_stream.cli.main import main
+from ado_stream.errors import CheckpointError, ResumeError
+from ado_stream.evaluate.trained_run import open_run
+from ado_stream.record import read_run
+from ado_stream.train.config import load_config
 from ado_stream.train.resume import find_resume_point
+from ado_stream.train.trainer import run_training
+from tests.train.run_helpers import changed, checkpoint_tensors, interrupt, untimed_lines
 
 
 def test_an_explicit_checkpoint_must_be_valid(tmp_path: Path):
@@ -29,3 +38,63 @@ def test_what_resume_names_must_be_a_checkpoint(tmp_path: Path):
         with pytest.raises(CheckpointError) as caught:
             find_resume_point(tmp_path / "new", str(tmp_path / name))
         assert str(caught.value).startswith(f"{tmp_path / name}: {message}")
+
+
+def test_a_run_directory_may_be_copied_and_resumed_there(settings: dict, tmp_path: Path, monkeypatch):
+    """Equal to the bit to the uninterrupted run, with the id of the first; the original is unchanged."""
+    whole = changed(settings, run_dir=str(tmp_path / "whole"))
+    run_training(load_config(whole))
+    interrupt(settings, monkeypatch)
+    original, copy = Path(settings["run_dir"]), tmp_path / "another disk" / "run"
+    before = {path: path.stat().st_mtime_ns for path in original.rglob("*")}
+    shutil.copytree(original, copy)
+    (copy.parent / "copied.yaml").write_text(json.dumps(changed(settings, run_dir=str(copy))))
+    assert main(["train", str(copy.parent / "copied.yaml")]) == 0
+    assert untimed_lines(copy) == untimed_lines(whole["run_dir"])
+    assert checkpoint_tensors(copy, 12) == checkpoint_tensors(whole["run_dir"], 12)
+    assert read_run(copy)[0]["run_id"] == read_run(original)[0]["run_id"]
+    assert {path: path.stat().st_mtime_ns for path in original.rglob("*")} == before
+    shutil.rmtree(original)
+    assert open_run(copy).step == 12
+    assert main(["export", str(copy), "--out", str(tmp_path / "exported")]) == 0
+
+
+@pytest.fixture
+def other_domains(tiny_corpus: Path, tmp_path: Path) -> Path:
+    """The tiny corpus without "hard" and with "new"."""
+    texts = tmp_path / "texts"
+    for part in ("train", "val"):
+        for domain, source in (("easy", "easy"), ("medium", "medium"), ("new", "hard")):
+            shutil.copytree(tiny_corpus.parent / part / source, texts / part / domain)
+    options = ["--val", str(texts / "val"), "--seq-len", "32", "--workers", "1", "--out", str(tmp_path / "other")]
+    assert main(["prepare", str(texts / "train"), *options]) == 0
+    return tmp_path / "other"
+
+
+def test_a_run_resumes_with_other_domains(settings: dict, other_domains: Path, tmp_path: Path, monkeypatch, capsys):
+    """From another run's checkpoint, by the training command: kept domains go on where they were."""
+    checkpoint = interrupt(settings, monkeypatch)
+    drawn = json.loads((checkpoint / "state.json").read_text())["drawn"]
+    new = changed(settings, corpus=str(other_domains), run_dir=str(tmp_path / "new"), train={"steps": 16})
+    (tmp_path / "new.yaml").write_text(json.dumps(new))
+    capsys.readouterr()
+    assert main(["train", str(tmp_path / "new.yaml"), "--resume", str(checkpoint)]) == 0
+    shown = capsys.readouterr().out
+    assert "domains retired" in shown
+    assert "domains added" in shown
+    run, lines = read_run(new["run_dir"])
+    assert run["domains"] == ["easy", "medium", "new"]
+    assert [line["step"] for line in lines["step"]] == list(range(8, 16))
+    samples = np.array([line["samples"] for line in lines["step"]])
+    assert (samples.sum(axis=0) > 0).all()  # the new domain, too
+    final = json.loads((Path(new["run_dir"]) / "checkpoints" / "step_00000016" / "state.json").read_text())["drawn"]
+    expected = {name: drawn.get(name, 0) + int(n) for name, n in zip(run["domains"], samples.sum(axis=0), strict=True)}
+    assert final == expected
+    assert main(["report", new["run_dir"]]) == 0
+
+
+def test_a_run_does_not_continue_its_record_with_other_domains(settings: dict, other_domains: Path, monkeypatch):
+    """Its lines are lists in the order of the record's domains."""
+    interrupt(settings, monkeypatch)
+    with pytest.raises(ResumeError, match="other domains"):
+        run_training(load_config(changed(settings, corpus=str(other_domains))))
