@@ -27,7 +27,7 @@ from typing import Any
 
 import zstandard
 
-from benchmarks.common import bar, seconds_in_turn, write_result
+from benchmarks.common import bar, median_s, seconds_in_turn, write_result
 
 TEXT_BYTES = 60_000_000
 LEAST_SHARE = {"bytes": 0.05, "bpe:8192": 0.01}  # reading, of the processor seconds of a whole command
@@ -93,11 +93,11 @@ def _whole_commands(folder: Path, inputs: Sequence[str], options: Sequence[str],
     results: dict[str, Any] = {}
     for (tokenizer, out), seconds, cpu in zip(outs.items(), all_seconds, cpu_s, strict=True):
         domains = json.loads((out / "corpus.json").read_bytes())["domains"].values()
-        megabytes = sum(domain["bytes"] for domain in domains) / 1e6
+        megabytes, middle_s = sum(domain["bytes"] for domain in domains) / 1e6, statistics.median(seconds)
         results[tokenizer] = {
             "text_mb": round(megabytes, 1),
-            "median_s": round(statistics.median(seconds), 2),
-            "mb_per_s": round(megabytes / statistics.median(seconds), 1),
+            "median_s": round(middle_s, 2),
+            "mb_per_s": round(megabytes / middle_s, 1),
             "best_mb_per_s": round(megabytes / min(seconds), 1),
             "cpu_s": round(cpu, 2),
             "share_of_reading": round(reading_s / cpu, 3),
@@ -143,8 +143,7 @@ def _encoders(folder: Path) -> dict[str, Any]:
 
 def _import_s(module: str) -> float:
     """Median seconds of a process that imports `module` and ends."""
-    command = [sys.executable, "-c", f"import {module}"]
-    return statistics.median(seconds_in_turn([lambda: subprocess.run(command, check=True)], 3)[0])
+    return median_s(lambda: subprocess.run([sys.executable, "-c", f"import {module}"], check=True), repeats=3)
 
 
 if __name__ == "__main__":

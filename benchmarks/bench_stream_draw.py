@@ -6,6 +6,7 @@ K = 22, one rank of 1,000, draw and ids take at most 20 times as long as NumPy's
 has at most 1,000,000 bytes and is loaded in at most 5 times what JSON takes to read it.
 """
 
+import itertools
 import json
 import statistics
 import time
@@ -29,16 +30,14 @@ def step_ms(batch: int, domains: int, lanes: int, ranks: int) -> dict[str, float
     lane_N = (np.arange(batch) * lanes // batch)[slots]
     upcoming = UpcomingIds(orders, range(int(lane_N[-1]) + 1), batch // lanes)
     draws: list[StepDraw] = []
-    asked = 0
+    asked = itertools.count()
 
     def draw() -> None:
         draws.append(draw_step(settings, len(draws), mixture_K, cursors_KC))
 
     def ids() -> None:  # of the next step each time, as a run asks
-        nonlocal asked
-        step = draws[asked]
+        step = draws[next(asked)]
         upcoming.at(step.domain_B[slots].astype(np.int64), lane_N, step.position_B[slots])
-        asked += 1
 
     return {"draw_ms": median_s(draw, 50, 5) * 1e3, "rank_ids_ms": median_s(ids, 50, 5) * 1e3}
 
@@ -65,9 +64,7 @@ def first_ids_ms(step: int) -> float:
 
 def _index(name: str) -> MdsIndex:
     index = object.__new__(MdsIndex)
-    fields = {"name": name, "fingerprint": "0" * 32, "first_id_S": np.array([0, 10**6])}
-    for key, value in fields.items():
-        object.__setattr__(index, key, value)
+    vars(index).update(name=name, fingerprint="0" * 32, first_id_S=np.array([0, 10**6]))
     return index
 
 
