@@ -52,4 +52,5 @@ def print_corpus(manifest: Manifest, as_json: bool) -> None:
             "to leave those out, prepare with --drop-duplicates-of-val"
         )
     for reason, count in manifest.get("refused", {}).items():
-        print(f"left out: {count:,} x {reason}")
+        num_bytes = manifest.get("refused_bytes", {}).get(reason)
+        print(f"left out: {count:,} x {reason}{f' ({num_bytes:,} bytes)' if num_bytes else ''}")
