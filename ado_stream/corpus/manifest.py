@@ -146,5 +146,5 @@ def _check_domains(where: str, domains: dict[str, DomainEntry]) -> None:
 def _is_plain(path: str) -> bool:
     """Whether `path` is a relative path that stays inside its folder on every system."""
     parts = path.split("/")
-    plain = not any(part in ("", ".", "..") or "\0" in part or "\\" in part for part in parts)
+    plain = path.isprintable() and not any(part in ("", ".", "..") or "\\" in part for part in parts)
     return plain and len(path) < _MAX_PATH and all(len(part.encode()) < _MAX_NAME_BYTES for part in parts)

@@ -92,7 +92,7 @@ def line_blocks(path: str, block_bytes: int, errors: RecordErrors) -> Iterator[L
         if rest:
             yield LineBlock(rest, line, file.tell() - done)
         if damage is not None:
-            errors.add_damage(damage, file.seek(0, 2) - damage.good_bytes + unended)
+            errors.add_damage(DataError(str(damage)), file.seek(0, 2) - damage.good_bytes + unended)
 
 
 def _add_too_long(errors: RecordErrors, path: str, line: int, num_bytes: int) -> None:
