@@ -188,10 +188,9 @@ def _corpus(url: str) -> Finding:
         manifest = load_manifest(url)
     except AdoStreamError as error:
         return Finding("stores", url, FAIL, type(error).__name__, " ".join(str(error).split()))
-    tokens = sum(
-        split.get("tokens", 0) for domain in manifest["domains"].values() for split in domain["splits"].values()
-    )
-    return Finding("stores", url, OK, f"{len(manifest['domains'])} domains, {tokens:,} tokens")
+    splits = [domain["splits"] for domain in manifest["domains"].values()]
+    tokens = sum(split["train"]["tokens"] for split in splits if "train" in split)
+    return Finding("stores", url, OK, f"{len(splits)} domains, {tokens:,} training tokens")
 
 
 def _attempt(area: str, name: str, trial: Callable[[], str], advice: str) -> Finding:

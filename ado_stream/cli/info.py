@@ -2,7 +2,7 @@
 
 import argparse
 
-from ado_stream.cli.shared import add_corpus_argument, print_json, table_text
+from ado_stream.cli.shared import add_corpus_argument, print_json, table_text, visible
 from ado_stream.corpus import load_manifest
 from ado_stream.corpus.manifest import Manifest, num_samples
 
@@ -24,7 +24,10 @@ def print_corpus(manifest: Manifest, as_json: bool) -> None:
         print_json(manifest)
         return
     domains = manifest["domains"]
-    train_tokens = {name: domain["splits"]["train"]["tokens"] for name, domain in domains.items()}
+    train_tokens = {
+        name: domain["splits"]["train"]["tokens"] if "train" in domain["splits"] else 0
+        for name, domain in domains.items()
+    }
     total_tokens = sum(train_tokens.values())
     rows = [
         [
@@ -33,7 +36,7 @@ def print_corpus(manifest: Manifest, as_json: bool) -> None:
             f"{domains[name]['bytes'] / 1e6:,.2f}",
             f"{train_tokens[name]:,}",
             f"{num_samples(domains[name], 'train'):,}",
-            f"{train_tokens[name] / total_tokens:.2%}",
+            f"{train_tokens[name] / max(1, total_tokens):.2%}",
             f"{num_samples(domains[name], 'val'):,}",
         ]
         for name in sorted(train_tokens, key=lambda name: -train_tokens[name])
@@ -43,8 +46,8 @@ def print_corpus(manifest: Manifest, as_json: bool) -> None:
     text_bytes = sum(domain["bytes"] for domain in domains.values())
     print(
         f"{len(domains)} domains, {documents:,} documents, {text_bytes / 1e6:,.1f} MB of text, "
-        f"{total_tokens:,} training tokens; tokenizer {manifest['tokenizer']}, vocabulary {manifest['vocab_size']:,}, "
-        f"samples of {manifest['seq_len'] + 1} tokens"
+        f"{total_tokens:,} training tokens; tokenizer {visible(manifest['tokenizer'])}, "
+        f"vocabulary {manifest['vocab_size']:,}, samples of {manifest['seq_len'] + 1} tokens"
     )
     if manifest.get("val_in_train"):
         print(
@@ -52,4 +55,5 @@ def print_corpus(manifest: Manifest, as_json: bool) -> None:
             "to leave those out, prepare with --drop-duplicates-of-val"
         )
     for reason, count in manifest.get("refused", {}).items():
-        print(f"left out: {count:,} x {reason}")
+        num_bytes = manifest.get("refused_bytes", {}).get(reason)
+        print(f"left out: {count:,} x {visible(reason)}{f' ({num_bytes:,} bytes)' if num_bytes else ''}")

@@ -8,7 +8,7 @@ import sys
 from collections.abc import Callable
 from typing import ParamSpec, TypeVar
 
-from ado_stream.cli.shared import add_corpus_argument, print_json
+from ado_stream.cli.shared import add_corpus_argument, print_json, visible
 from ado_stream.corpus.checker import CorpusChecker
 from ado_stream.corpus.manifest import MANIFEST_NAME, domain_fingerprint
 from ado_stream.corpus.mds import HASH
@@ -32,7 +32,7 @@ def run(args: argparse.Namespace) -> int:
         print_json({"shards": num_shards, "problems": problems})
     else:
         for problem in problems:
-            print(problem, file=sys.stderr)
+            print(visible(problem), file=sys.stderr)
         print(f"{num_shards} shards checked, {len(problems) or 'no'} problem{'' if len(problems) == 1 else 's'}")
     return bool(problems)
 

@@ -6,10 +6,16 @@ Only the chosen verb's module is imported, so `ado-stream --help` needs no torch
 
 import argparse
 import importlib
+import io
+import os
+import re
+import select
 import sys
 
 from ado_stream import __version__
+from ado_stream.cli.shared import visible
 from ado_stream.errors import AdoStreamError
+from ado_stream.suggest import did_you_mean
 
 VERBS = {
     "demo": "build a small corpus, train with ADO and without, write a report",
@@ -55,10 +61,14 @@ def main(argv: list[str] | None = None) -> int:
         return 0
     verb, *rest = argv
     if verb not in VERBS:
-        print(f"ado-stream: unknown verb {verb!r}; the verbs are: {', '.join(VERBS)}", file=sys.stderr)
+        hint = did_you_mean(verb, VERBS)
+        print(f"ado-stream: unknown verb {verb!r}{hint}; the verbs are: {', '.join(VERBS)}", file=sys.stderr)
         return 2
     debug = "--debug" in rest
-    rest = [argument for argument in rest if argument != "--debug"]
+    rest = [_with_home(argument) for argument in rest if argument != "--debug"]
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # names of files need not be text, nor a terminal's encoding UTF-8
+            stream.reconfigure(errors="backslashreplace")
     return _run(verb, rest, debug)
 
 
@@ -70,16 +80,48 @@ def _run(verb: str, arguments: list[str], debug: bool) -> int:
     module.add_arguments(parser)
     args = parser.parse_intermixed_args(arguments)  # exits 2 on wrong usage
     try:
-        return module.run(args) or 0
+        code = module.run(args) or 0
+        sys.stdout.flush()
+        return code
     except AdoStreamError as error:
         if debug:
             raise
-        print(f"{type(error).__name__}: {error}", file=sys.stderr)
+        print(visible(f"{type(error).__name__}: {error}"), file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         if debug:
             raise
         print(f"ado-stream {verb}: interrupted; the files written so far are complete", file=sys.stderr)
         return 130
-    except BrokenPipeError:
+    except OSError as error:
+        if debug:
+            raise
+        _drop_output()
+        if isinstance(error, BrokenPipeError) and _reader_is_gone():
+            return 0  # `| head` has seen enough
+        where = f"{error.filename}: " if error.filename else ""
+        print(visible(f"{type(error).__name__}: {where}{error.strerror or error}."), file=sys.stderr)
         return 1
+
+
+def _reader_is_gone() -> bool:
+    """Whether nobody reads the pipe behind standard output any more."""
+    try:
+        poll = select.poll()
+        poll.register(sys.stdout.fileno(), 0)
+        return bool(poll.poll(0))
+    except OSError:  # not a file
+        return False
+
+
+def _drop_output() -> None:
+    """Drops what standard output does not take: Python would try again at its exit and report it once more."""
+    try:
+        sys.stdout.flush()
+    except OSError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def _with_home(argument: str) -> str:
+    """`argument` with the home folder for a ~ that the shell leaves alone, as in run_dir=~/runs and --out=~/out."""
+    return re.sub(r"(^|=)(~[^/=]*)(?=/)", lambda found: found[1] + os.path.expanduser(found[2]), argument, count=1)

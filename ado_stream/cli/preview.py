@@ -12,11 +12,12 @@ from typing import Any
 
 import numpy as np
 
-from ado_stream.cli.shared import add_corpus_argument, print_json
+from ado_stream.cli.shared import add_corpus_argument, print_json, visible
 from ado_stream.corpus import Corpus, open_corpus
 from ado_stream.corpus.checker import CorpusChecker
 from ado_stream.corpus.manifest import SPLITS
 from ado_stream.errors import ConfigError
+from ado_stream.suggest import did_you_mean
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -44,7 +45,7 @@ def run(args: argparse.Namespace) -> None:
             continue
         title = ", ".join(str(value) if key == "domain" else f"{key} {value}" for key, value in place.items())
         shown = text[: args.characters or None]
-        print(f"--- {title}, {len(tokens)} tokens\n{shown}{'' if shown == text else ' ...'}\n")
+        print(visible(f"--- {title}, {len(tokens)} tokens\n{shown}{'' if shown == text else ' ...'}\n"))
 
 
 def _samples(args: argparse.Namespace, corpus: Corpus) -> Iterator[tuple[dict[str, Any], np.ndarray]]:
@@ -90,7 +91,9 @@ def _weights(mixture: str, names: Sequence[str], split: str) -> dict[str, float]
 
 def _check_name(name: str, names: Sequence[str], split: str) -> None:
     if name not in names:
-        raise ConfigError(f"no domain {name!r} in split {split!r}; there are: {', '.join(names)}.")
+        raise ConfigError(
+            f"no domain {name!r} in split {split!r}{did_you_mean(name, names)}; there are: {', '.join(names)}."
+        )
 
 
 def _spread(checker: CorpusChecker, domain: str, split: str, num_samples: int) -> Iterator[tuple[int, np.ndarray]]:

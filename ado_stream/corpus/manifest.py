@@ -1,7 +1,8 @@
 """corpus.json: what a corpus holds. Written last, so a corpus that has one is complete.
 
     version 1, seq_len, tokenizer ("bytes" or the file beside it), vocab_size, token_dtype, fingerprint, source,
-    refused {reason: records}, val_in_train (if any), domains {name: path, documents, bytes, fingerprint,
+    refused {reason: records}, refused_bytes {reason: bytes} (if any), val_in_train (if any),
+    domains {name: path, documents, bytes, fingerprint,
         splits {train | val: documents, tokens, samples, dropped_tokens}}
 
 `val_in_train`: validation documents whose text is that of a training document, too. `documents` and `bytes` (UTF-8)
@@ -61,6 +62,7 @@ class Manifest(TypedDict):
     fingerprint: str
     source: NotRequired[str]
     refused: NotRequired[dict[str, int]]
+    refused_bytes: NotRequired[dict[str, int]]
     val_in_train: NotRequired[int]
     domains: dict[str, DomainEntry]
 
@@ -144,5 +146,5 @@ def _check_domains(where: str, domains: dict[str, DomainEntry]) -> None:
 def _is_plain(path: str) -> bool:
     """Whether `path` is a relative path that stays inside its folder on every system."""
     parts = path.split("/")
-    plain = not any(part in ("", ".", "..") or "\0" in part or "\\" in part for part in parts)
+    plain = path.isprintable() and not any(part in ("", ".", "..") or "\\" in part for part in parts)
     return plain and len(path) < _MAX_PATH and all(len(part.encode()) < _MAX_NAME_BYTES for part in parts)

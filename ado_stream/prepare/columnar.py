@@ -1,19 +1,28 @@
 """Parquet and Arrow files: cut into ranges of row groups or record batches; only the needed columns are read.
 
 pyarrow is imported here alone, and only for such a file. A row group is the smallest part that can be read by itself,
-so memory is bounded by the largest one.
+so memory is bounded by the largest one. A column is validated before its values are taken: pyarrow follows damaged
+offsets wherever they lead.
 """
 
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from itertools import islice
+from typing import Any, TypeAlias
 
-from ado_stream.errors import ConfigError, DataError
+from ado_stream.errors import AdoStreamError, ConfigError, DataError
+from ado_stream.prepare.record_errors import RecordErrors
 
 _ROWS_AT_ONCE = 1024
 _GROUP_BYTES = 4 << 20
+_LOST_ROWS = "row of a damaged file"
+_Columns: TypeAlias = list[list[Any]]
+
+
+class NotUtf8:
+    """The value of a text that is not UTF-8."""
 
 
 @dataclass(frozen=True)
@@ -24,31 +33,50 @@ class RowRange:
     first: int
     stop: int
     first_row: int
+    num_rows: tuple[int, ...]  # of each group
     source_bytes: int
 
 
-def cut_rows(path: str, kind: str) -> Iterator[RowRange]:
-    """The table in ranges of a few MB. Raises DataError for a file that is not of its kind."""
-    groups = _parquet_groups(path) if kind == "parquet" else _arrow_groups(path)
+def cut_rows(path: str, kind: str, errors: RecordErrors) -> Iterator[RowRange]:
+    """The table in ranges of a few MB, those before damage at least."""
+    groups: list[tuple[int, int]] = []
+    damage = None
+    try:
+        groups.extend(_parquet_groups(path) if kind == "parquet" else _arrow_groups(path))
+    except DataError as error:
+        damage = error
+    file_bytes = os.path.getsize(path)
     total_bytes = max(1, sum(size for _, size in groups))
-    scale = os.path.getsize(path) / total_bytes
-    first = row = rows = size = 0
-    for number, (group_rows, group_bytes) in enumerate(groups):
-        rows += group_rows
+    scale = min(1.0, file_bytes / total_bytes) if damage else file_bytes / total_bytes
+    first = row = size = 0
+    for number, (_, group_bytes) in enumerate(groups):
         size += group_bytes
         if size >= _GROUP_BYTES or number == len(groups) - 1:
-            yield RowRange(kind, first, number + 1, row, round(size * scale))
-            first, row, rows, size = number + 1, row + rows, 0, 0
+            rows = tuple(num_rows for num_rows, _ in groups[first : number + 1])
+            yield RowRange(kind, first, number + 1, row, rows, round(size * scale))
+            first, row, size = number + 1, row + sum(rows), 0
+    if damage is not None:
+        errors.add_damage(damage, max(0, file_bytes - total_bytes) if groups else file_bytes)
 
 
-def read_rows(path: str, part: RowRange, text_key: str, domain_key: str | None) -> Iterator[tuple[str, dict[str, Any]]]:
-    """(place, record) of every row of the range; the record holds the columns of the two keys."""
+def read_rows(
+    path: str, part: RowRange, text_key: str, domain_key: str | None, errors: RecordErrors
+) -> Iterator[tuple[str, list[Any]]]:
+    """(place, [value of each key]) of every row that can be read; a damaged group costs its other rows, counted."""
     keys = [key for key in (text_key, domain_key) if key is not None]
     batches = _parquet_batches(path, part, keys) if part.kind == "parquet" else _arrow_batches(path, part, keys)
-    row = part.first_row
-    for batch in batches:
-        for record in batch.to_pylist():
-            yield f"{path}: row {row}", record
+    row = end = part.first_row
+    group = -1
+    for number, columns in batches:
+        while group < number:
+            group += 1
+            row, end = end, end + part.num_rows[group]
+        if isinstance(columns, DataError):
+            damage = DataError(f"{path}: row {row} or after: {str(columns).removeprefix(f'{path}: ')}")
+            errors.add_damage(damage, 0, _LOST_ROWS, end - row)
+            continue
+        for values in zip(*columns, strict=True):
+            yield f"{path}: row {row}", list(values)
             row += 1
 
 
@@ -60,66 +88,130 @@ def _parquet_groups(path: str) -> list[tuple[int, int]]:
         return [(group.num_rows, group.total_byte_size) for group in groups]
 
 
-def _parquet_batches(path: str, part: RowRange, keys: list[str]) -> Iterator[Any]:
+def _parquet_batches(path: str, part: RowRange, keys: list[str]) -> Iterator[tuple[int, _Columns | DataError]]:
+    """(number of the group, values of each key) of some rows at a time; an error in place of a damaged group's rest."""
     import pyarrow.parquet as parquet
 
     with _arrow_errors(path), parquet.ParquetFile(path) as table:
-        columns = _columns(path, table.schema_arrow.names, keys)
-        yield from table.iter_batches(
-            _ROWS_AT_ONCE, row_groups=list(range(part.first, part.stop)), columns=columns, use_threads=False
-        )
+        for key in keys:
+            _column_path(path, table.schema_arrow, key)
+        for group in range(part.first, part.stop):
+            try:
+                with _arrow_errors(path):
+                    for batch in table.iter_batches(_ROWS_AT_ONCE, [group], sorted(set(keys)), use_threads=False):
+                        yield group - part.first, [_values(path, batch, key) for key in keys]
+            except DataError as error:
+                yield group - part.first, error
 
 
-def _arrow_groups(path: str) -> list[tuple[int, int]]:
+def _arrow_groups(path: str) -> Iterator[tuple[int, int]]:
     with _arrow_errors(path):
-        return [(batch.num_rows, batch.nbytes) for batch in _arrow_file(path)]
+        for batch in _arrow_file(path, None):
+            yield batch.num_rows, batch.nbytes
 
 
-def _arrow_batches(path: str, part: RowRange, keys: list[str]) -> Iterator[Any]:
-    with _arrow_errors(path):
-        for number, batch in enumerate(_arrow_file(path)):
-            if number >= part.stop:
-                return
-            if number >= part.first:
-                yield from _slices(batch.select(_columns(path, batch.schema.names, keys)))
+def _arrow_batches(path: str, part: RowRange, keys: list[str]) -> Iterator[tuple[int, _Columns | DataError]]:
+    """As `_parquet_batches`; a file of the stream kind cannot be read beyond damage."""
+    group = part.first
+    try:
+        with _arrow_errors(path):
+            for group, batch in enumerate(islice(_arrow_file(path, keys), part.stop)):
+                for start in range(0, batch.num_rows if group >= part.first else 0, _ROWS_AT_ONCE):
+                    columns = [_values(path, batch.slice(start, _ROWS_AT_ONCE), key) for key in keys]
+                    yield group - part.first, columns
+    except DataError as error:
+        for lost in range(max(group, part.first), part.stop):
+            yield lost - part.first, error
 
 
-def _slices(batch: Any) -> Iterator[Any]:
-    for start in range(0, batch.num_rows, _ROWS_AT_ONCE):
-        yield batch.slice(start, _ROWS_AT_ONCE)
+def _arrow_file(path: str, keys: list[str] | None) -> Iterator[Any]:
+    """Record batches of an Arrow file of either kind: stream (as Hugging Face's datasets writes) or random access.
 
-
-def _arrow_file(path: str) -> Iterator[Any]:
-    """Record batches of an Arrow file of either kind: stream (as Hugging Face's datasets writes) or random access."""
+    They have the columns of `keys` alone, unless that is None.
+    """
     import pyarrow as pa
 
     with pa.memory_map(path) as source:
         try:
             table = pa.ipc.open_file(source)
+            open_again = pa.ipc.open_file
         except pa.ArrowInvalid:
             source.seek(0)
-            yield from pa.ipc.open_stream(source)
-            return
-        for number in range(table.num_record_batches):
-            yield table.get_batch(number)
+            table = pa.ipc.open_stream(source)
+            open_again = pa.ipc.open_stream
+        if keys is not None:
+            numbers = [table.schema.names.index(_column_path(path, table.schema, key)[0]) for key in keys]
+            source.seek(0)
+            table = open_again(source, options=pa.ipc.IpcReadOptions(included_fields=sorted(set(numbers))))
+        if open_again is pa.ipc.open_stream:
+            yield from table
+        else:
+            yield from (table.get_batch(number) for number in range(table.num_record_batches))
 
 
-def _columns(path: str, names: list[str], keys: list[str]) -> list[str]:
-    columns = [key if key in names else key.split(".")[0] for key in keys]
-    for key, column in zip(keys, columns, strict=True):
-        if column not in names:
-            raise ConfigError(f"{path}: no column for key {key!r}; columns: {', '.join(names)}.")
-    return sorted(set(columns))
+def _column_path(path: str, schema: Any, key: str) -> list[str]:
+    """[column, field of it, ...] of a dotted key; a column whose name contains the dots has precedence."""
+    import pyarrow as pa
+
+    names = [key] if key in schema.names else key.split(".")
+    fields: list[Any] = list(schema)
+    for name in names:
+        field = next((field for field in fields if field.name == name), None)
+        if field is None:
+            there = ", ".join(_leaves(schema))
+            raise ConfigError(f"{path}: no column for key {key!r}; columns: {there}.")
+        fields = [field.type.field(n) for n in range(field.type.num_fields)] if pa.types.is_struct(field.type) else []
+    return names
+
+
+def _leaves(fields: Any, prefix: str = "") -> Iterator[str]:
+    """The dotted names of all columns, those inside of structs too."""
+    import pyarrow as pa
+
+    for field in fields:
+        if pa.types.is_struct(field.type):
+            inner = [field.type.field(n) for n in range(field.type.num_fields)]
+            yield from _leaves(inner, f"{prefix}{field.name}.")
+        else:
+            yield prefix + field.name
+
+
+def _values(path: str, batch: Any, key: str) -> list[Any]:
+    """The values of a key, NotUtf8 for texts that are not. Raises ArrowInvalid for a damaged column."""
+    import pyarrow as pa
+    import pyarrow.compute
+
+    column, *fields = _column_path(path, batch.schema, key)
+    array = batch.column(batch.schema.names.index(column))
+    array.validate()
+    for field in fields:
+        array = pyarrow.compute.struct_field(array, field)
+    try:
+        array.validate(full=True)
+        return array.to_pylist()
+    except pa.ArrowInvalid:
+        as_bytes = {pa.string(): pa.binary(), pa.large_string(): pa.large_binary()}
+        if array.type not in as_bytes:
+            raise
+        array = array.view(as_bytes[array.type])
+        array.validate(full=True)
+        return [None if value is None else _text_or_not(value) for value in array.to_pylist()]
+
+
+def _text_or_not(value: bytes) -> str | NotUtf8:
+    try:
+        return value.decode()
+    except UnicodeDecodeError:
+        return NotUtf8()
 
 
 @contextmanager
 def _arrow_errors(path: str) -> Iterator[None]:
-    """Turns pyarrow's errors about a damaged file into a DataError that names it."""
-    import pyarrow as pa
-
+    """Turns whatever pyarrow raises about a damaged file into a DataError that names it."""
     try:
         yield
-    except FileNotFoundError:
+    except (AdoStreamError, FileNotFoundError, PermissionError):
         raise
-    except (pa.ArrowException, OSError) as error:
-        raise DataError(f"{path}: cannot be read: {error}.\n  The file is damaged. Download it again.") from error
+    except Exception as error:
+        reason = str(error).partition("\n")[0]
+        raise DataError(f"{path}: cannot be read: {reason}.\n  The file is damaged. Download it again.") from error

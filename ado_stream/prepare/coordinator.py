@@ -41,11 +41,12 @@ from ado_stream.errors import ConfigError
 from ado_stream.prepare.config import PrepareConfig
 from ado_stream.prepare.corpus_output import CorpusOutput
 from ado_stream.prepare.document_sample import DocumentSample
-from ado_stream.prepare.documents import Piece, RecordErrors, RecordKeys, cut_pieces
+from ado_stream.prepare.documents import Piece, RecordKeys, cut_pieces
 from ado_stream.prepare.input_files import InputFile, find_input_files
 from ado_stream.prepare.packing import PackedSplit, Packer
 from ado_stream.prepare.prepare_worker import PieceResult, Worker, WorkerSetup
 from ado_stream.prepare.progress_bar import ProgressBar
+from ado_stream.prepare.record_errors import RecordErrors
 from ado_stream.prepare.worker_pool import WorkerPool, worker_result
 from ado_stream.prepare.workspace import (
     Plan,
@@ -196,7 +197,14 @@ class _Coordinator:
             ):
                 packer.add(result)
                 self.progress.advance(piece.source_bytes, sum(block.text_bytes for block in result.blocks))
-            return self._manifest(tokenizer, packer.finish(), packer.refused + cutting.counts, packer.repeated)
+            packed = packer.finish()
+        manifest = self._manifest(tokenizer, packed, packer.refused + cutting.counts)
+        if refused_bytes := packer.refused_bytes + cutting.num_bytes:
+            manifest["refused_bytes"] = dict(refused_bytes)
+        if packer.repeated:
+            hashes = np.load(self.work / _VAL_HASHES)
+            manifest["val_in_train"] = int(np.isin(hashes, np.array(sorted(packer.repeated), np.uint64)).sum())
+        return manifest
 
     def _tokenise_jobs(self, pieces: Iterator[Piece], num_done: int) -> Iterator[tuple["Future[PieceResult]", Piece]]:
         """Submits all pieces but the first `num_done`, which an earlier run packed."""
@@ -222,7 +230,6 @@ class _Coordinator:
         tokenizer: Tokenizer,
         packed: dict[tuple[str, str], PackedSplit],
         refused: Mapping[str, int],
-        repeated: set[int],
     ) -> Manifest:
         """The content of corpus.json; publishes the tokenizer's files."""
         # A domain that has a file of its own must have a document too.
@@ -237,7 +244,7 @@ class _Coordinator:
             tokenizer_file = tokenizer.save(self.output.local_path("."))
             for name in (tokenizer_file, TOKENIZER_CONFIG_NAME):
                 self.output.publish(name)
-        manifest: Manifest = {
+        return {
             "version": MANIFEST_VERSION,
             "seq_len": self.config.seq_len,
             "tokenizer": tokenizer_file,
@@ -248,10 +255,6 @@ class _Coordinator:
             "refused": dict(refused),
             "domains": domains,
         }
-        if repeated:
-            hashes = np.load(self.work / _VAL_HASHES)
-            manifest["val_in_train"] = int(np.isin(hashes, np.array(sorted(repeated), np.uint64)).sum())
-        return manifest
 
 
 def _domains(packed: dict[tuple[str, str], PackedSplit], expected: list[str], seq_len: int) -> dict[str, DomainEntry]:

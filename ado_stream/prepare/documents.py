@@ -6,20 +6,21 @@ A piece of lines holds their bytes, so that a compressed file is decompressed on
 name and read by the worker.
 """
 
+import codecs
 import json
-from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
-from itertools import groupby
-from typing import Any, TypeVar
+from dataclasses import dataclass
+from itertools import groupby, islice
+from typing import Any
 
-from ado_stream.errors import DataError
-from ado_stream.prepare.columnar import RowRange, cut_rows, read_rows
+from ado_stream.prepare.columnar import NotUtf8, RowRange, cut_rows, read_rows
 from ado_stream.prepare.input_files import InputFile
 from ado_stream.prepare.line_blocks import MAX_LINE_BYTES, LineBlock, line_blocks
+from ado_stream.prepare.record_errors import RecordErrors
 
 PIECE_BYTES = 4 << 20
-_Item = TypeVar("_Item")
+_MISSING = object()
+_SHOWN_KEYS, _SHOWN_DEPTH = 20, 3  # of a record's keys in an error message
 
 
 @dataclass(frozen=True)
@@ -49,29 +50,6 @@ class Document:
     split: str
 
 
-@dataclass
-class RecordErrors:
-    """What to do with records that cannot be read: raise, or skip and count by reason."""
-
-    skip: bool
-    counts: Counter[str] = field(default_factory=Counter)
-
-    def add(self, where: str, reason: str, detail: str, advice: str) -> None:
-        """Counts the record under `reason`, or raises DataError with all of it."""
-        if not self.skip:
-            raise DataError(f"{where}: {reason}{detail}.\n  {advice} Or pass --on-error skip to skip such records.")
-        self.counts[reason] += 1
-
-    def until_damaged(self, items: Iterator[_Item]) -> Iterator[_Item]:
-        """`items` of a file up to where it is found damaged, which is raised or counted."""
-        try:
-            yield from items
-        except DataError:
-            if not self.skip:
-                raise
-            self.counts["file damaged, its rest left out"] += 1
-
-
 def cut_pieces(files: Sequence[InputFile], errors: RecordErrors) -> Iterator[Piece]:
     """All of `files` in order, in pieces of about PIECE_BYTES."""
     for is_text, group in groupby(files, lambda file: file.kind == "text"):
@@ -80,9 +58,11 @@ def cut_pieces(files: Sequence[InputFile], errors: RecordErrors) -> Iterator[Pie
             continue
         for file in group:
             parts: Iterator[LineBlock | RowRange] = (
-                line_blocks(file.path, PIECE_BYTES) if file.kind == "lines" else cut_rows(file.path, file.kind)
+                line_blocks(file.path, PIECE_BYTES, errors)
+                if file.kind == "lines"
+                else cut_rows(file.path, file.kind, errors)
             )
-            for part in errors.until_damaged(parts):
+            for part in parts:
                 yield Piece((file,), part.source_bytes, part)
 
 
@@ -90,17 +70,12 @@ def read_documents(piece: Piece, keys: RecordKeys, errors: RecordErrors) -> Iter
     """The documents of a piece, in order; unreadable records go to `errors`."""
     file = piece.files[0]
     if isinstance(piece.part, LineBlock):
-        records = _parse_lines(file, piece.part, errors)
+        documents = _from_lines(file, piece.part, keys, errors)
     elif isinstance(piece.part, RowRange):
-        records = errors.until_damaged(read_rows(file.path, piece.part, keys.text, keys.domain))
+        documents = _from_rows(file, piece.part, keys, errors)
     else:
-        for text_file in piece.files:
-            yield from _read_text(text_file, errors)
-        return
-    for where, record in records:
-        document = _document(where, record, file, keys, errors)
-        if document is not None:
-            yield document
+        documents = (_read_text(text_file, errors) for text_file in piece.files)
+    yield from (document for document in documents if document is not None)
 
 
 def _group_texts(files: Iterable[InputFile]) -> Iterator[Piece]:
@@ -116,62 +91,110 @@ def _group_texts(files: Iterable[InputFile]) -> Iterator[Piece]:
         yield Piece(tuple(texts), size_bytes)
 
 
-def _parse_lines(file: InputFile, block: LineBlock, errors: RecordErrors) -> Iterator[tuple[str, Any]]:
+def _from_lines(file: InputFile, block: LineBlock, keys: RecordKeys, errors: RecordErrors) -> Iterator[Document | None]:
     for number, line in enumerate(block.data.split(b"\n"), start=block.first_line):
+        where = f"{file.path}:{number}"
+        line = line.removeprefix(codecs.BOM_UTF8)
         if not line.strip():
             continue
-        where = f"{file.path}:{number}"
         try:
-            yield where, json.loads(line.decode())
+            record = json.loads(line.decode())
         except UnicodeDecodeError as error:
-            errors.add(where, "invalid UTF-8", f" at byte {error.start} of the line", "Convert the file to UTF-8.")
+            detail = f" at byte {error.start} of the line"
+            errors.add(where, "invalid UTF-8", detail, "Convert the file to UTF-8.", len(line))
         except (ValueError, RecursionError) as error:
-            errors.add(where, "unreadable line", f" ({error})", "Expected one JSON object per line.")
+            errors.add(where, "unreadable line", f" ({error})", "Expected one JSON object per line.", len(line))
+        else:
+            text = _lookup(record, keys.text)
+            domain = file.domain if keys.domain is None else _lookup(record, keys.domain)
+            yield _document(_Place(where, file, record, len(line)), text, domain, keys, errors)
 
 
-def _read_text(file: InputFile, errors: RecordErrors) -> Iterator[Document]:
+def _from_rows(file: InputFile, part: RowRange, keys: RecordKeys, errors: RecordErrors) -> Iterator[Document | None]:
+    for where, values in read_rows(file.path, part, keys.text, keys.domain, errors):
+        text, domain = values if keys.domain is not None else (*values, file.domain)
+        yield _document(_Place(where, file), text, domain, keys, errors)
+
+
+def _read_text(file: InputFile, errors: RecordErrors) -> Document | None:
     if file.size_bytes > MAX_LINE_BYTES:
         detail = f" ({file.size_bytes:,} bytes; at most {MAX_LINE_BYTES:,})"
-        errors.add(file.path, "document too long", detail, "Split the file.")
-        return
+        errors.add(file.path, "document too long", detail, "Split the file.", file.size_bytes)
+        return None
     with open(file.path, "rb") as stream:
-        utf8 = stream.read()
+        utf8 = stream.read().removeprefix(codecs.BOM_UTF8)
     try:
         text = utf8.decode()
     except UnicodeDecodeError as error:
-        errors.add(file.path, "invalid UTF-8", f" at byte {error.start}", "Convert the file to UTF-8.")
-        return
+        errors.add(file.path, "invalid UTF-8", f" at byte {error.start}", "Convert the file to UTF-8.", file.size_bytes)
+        return None
     if not text:
-        errors.add(file.path, "no text", " (the file is empty)", "Remove the file.")
-        return
-    yield Document(text, utf8, file.domain, file.split)
+        errors.add_empty()
+        return None
+    return Document(text, utf8, file.domain, file.split)
 
 
-def _document(where: str, record: Any, file: InputFile, keys: RecordKeys, errors: RecordErrors) -> Document | None:
-    text = _lookup(record, keys.text)
-    if not isinstance(text, str) or not text:
-        found = f"; keys: {', '.join(map(str, record))}" if isinstance(record, dict) else ""
-        errors.add(where, "no text", f" under key {keys.text!r}{found}", "Name the key with --text-key.")
+@dataclass(frozen=True)
+class _Place:
+    """Where a record is, and what an error about it needs."""
+
+    where: str
+    file: InputFile
+    record: Any = None  # of a line: the whole of it
+    num_bytes: int = 0
+
+
+def _document(place: _Place, text: Any, domain: Any, keys: RecordKeys, errors: RecordErrors) -> Document | None:
+    if text == "":
+        errors.add_empty()
         return None
-    domain = file.domain if keys.domain is None else _lookup(record, keys.domain)
-    if not isinstance(domain, str) or not domain:
-        found = f", got {domain!r}" if domain is not None else ""
-        errors.add(where, "no domain", f" under key {keys.domain!r}{found}", "Correct --domain-key.")
-        return None
+    advices = {"text": "Name the key with --text-key.", "domain": "Correct --domain-key."}
+    for kind, key, value in (("text", keys.text, text), ("domain", keys.domain, domain)):
+        if isinstance(value, NotUtf8):
+            errors.add(place.where, "invalid UTF-8", f" under key {key!r}", "Repair the text.", place.num_bytes)
+            return None
+        if not isinstance(value, str) or not value:
+            detail = f" under key {key!r}{_found(value, place.record)}"
+            errors.add(place.where, f"no {kind}", detail, advices[kind], place.num_bytes)
+            return None
     try:
         domain.encode()
-        return Document(text, text.encode(), domain, file.split)
+        return Document(text, text.encode(), domain, place.file.split)
     except UnicodeEncodeError as error:  # JSON may escape half of a surrogate pair, which UTF-8 cannot hold
-        errors.add(where, "invalid Unicode", f" (half a surrogate pair at character {error.start})", "Repair the text.")
+        detail = f" (half a surrogate pair at character {error.start})"
+        errors.add(place.where, "invalid Unicode", detail, "Repair the text.", place.num_bytes)
         return None
+
+
+def _found(value: Any, record: Any) -> str:
+    """What is in the place of a text, for an error message: its kind, or the record's keys."""
+    if value is _MISSING and isinstance(record, dict):
+        keys = list(islice(_dotted(record), _SHOWN_KEYS + 1))
+        return f"; keys: {', '.join(keys[:_SHOWN_KEYS])}{', ...' if len(keys) > _SHOWN_KEYS else ''}"
+    whole = value is _MISSING
+    value = record if whole else value
+    kinds = {bool: "a boolean", int: "a number", float: "a number", str: "an empty text", bytes: "binary data",
+             list: "a list", dict: "an object"}  # fmt: skip
+    kind = "null" if value is None else kinds.get(type(value), f"a {type(value).__name__}")
+    shown = f" ({value!r})" if isinstance(value, (bool, int, float)) else ""
+    return f"{'; the record itself is' if whole else ': found'} {kind}{shown}"
+
+
+def _dotted(record: dict[str, Any], prefix: str = "") -> Iterator[str]:
+    """The dotted keys of a record, those inside of objects too."""
+    for key, value in record.items():
+        if isinstance(value, dict) and value and prefix.count(".") < _SHOWN_DEPTH:
+            yield from _dotted(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}"
 
 
 def _lookup(record: Any, key: str) -> Any:
-    """The value at a dotted key, or None; a key that contains the dots itself has precedence."""
+    """The value at a dotted key, or _MISSING; a key that contains the dots itself has precedence."""
     if isinstance(record, dict) and key in record:
         return record[key]
     for part in key.split("."):
-        if not isinstance(record, dict):
-            return None
-        record = record.get(part)
+        if not isinstance(record, dict) or part not in record:
+            return _MISSING
+        record = record[part]
     return record

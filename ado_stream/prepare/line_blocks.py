@@ -1,23 +1,27 @@
 """One file's bytes in blocks of whole lines, from raw, gzip or zstd files, in bounded memory.
 
-A damaged or truncated compressed file is a DataError with its position, never a file that silently ends early: the
-zstd frame must be complete at the end of the file (zstandard's own stream_reader does not check that).
+A damaged or truncated compressed file is an error with its position, never a file that silently ends early: there must
+be a frame, and the last one must be complete (zstandard's own stream_reader does not check that). All whole lines
+before the damage come out first. A line that is too long is left out alone.
 """
 
-import gzip
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import BinaryIO
+from functools import partial
+from typing import Any, BinaryIO
 
 import zstandard
 
 from ado_stream.errors import DataError
+from ado_stream.prepare.record_errors import RecordErrors
 
 MAX_LINE_BYTES = 1 << 27
 _READ_BYTES = 1 << 20
 _ZSTD_FEED_BYTES = 1 << 12  # a block of 4 bytes may expand to 128 KiB, so 4 KiB to 128 MiB at worst
 _ZSTD_WINDOW_BYTES = 1 << 31  # what `zstd --long=31` writes
+_GZIP_FEED_BYTES = 1 << 16  # expands to 64 MiB at worst
+_GZIP_FORMAT = 16 + zlib.MAX_WBITS  # header and checksum included
 
 
 @dataclass(frozen=True)
@@ -29,84 +33,165 @@ class LineBlock:
     source_bytes: int  # bytes of the file on disk that were read for it
 
 
-def line_blocks(path: str, block_bytes: int) -> Iterator[LineBlock]:
+class _DamagedFile(DataError):
+    """The compressed data is damaged after `good_bytes` of the file."""
+
+    def __init__(self, message: str, good_bytes: int):
+        super().__init__(message)
+        self.good_bytes = good_bytes
+
+
+def line_blocks(path: str, block_bytes: int, errors: RecordErrors) -> Iterator[LineBlock]:
     """Blocks of whole lines of about `block_bytes`, cut at places that depend on the content alone.
 
-    Raises DataError: damaged compression, a line over MAX_LINE_BYTES.
+    Damaged compression and lines over MAX_LINE_BYTES go to `errors`.
     """
     with open(path, "rb") as file:
         parts: list[bytes] = []  # of the block to be, `size` bytes, the last `unended` of them after the last newline
         size = unended = done = 0
+        too_long = 0  # bytes so far of a line that is being left out
         line = 1
-        for chunk in _plain_bytes(path, file):
+        damage = None
+        chunks = _plain_bytes(path, file)
+        while True:
+            try:
+                chunk = next(chunks, b"")
+            except _DamagedFile as error:
+                damage, chunk = error, b""
+            if not chunk:
+                break
+            if too_long:
+                end = chunk.find(b"\n")
+                too_long += end if end >= 0 else len(chunk)
+                if end < 0:
+                    continue
+                _add_too_long(errors, path, line, too_long)
+                chunk, line, too_long = chunk[end + 1 :], line + 1, 0
             parts.append(chunk)
             size += len(chunk)
             last_end = chunk.rfind(b"\n") + 1
             unended = len(chunk) - last_end if last_end else unended + len(chunk)
             if unended > MAX_LINE_BYTES:
-                raise _too_long(path, line + b"".join(parts).count(b"\n"))
-            if size < block_bytes or not last_end:
+                too_long = unended
+            if not too_long and (size < block_bytes or not last_end):
                 continue
             data = b"".join(parts)
             cut = size - unended
-            yield LineBlock(data[:cut], line, file.tell() - done)
+            if too_long and not errors.skip:
+                _add_too_long(errors, path, line + data.count(b"\n"), too_long)
+            if cut:
+                yield LineBlock(data[:cut], line, file.tell() - done)
+                done = file.tell()
             line += data.count(b"\n", 0, cut)
-            done = file.tell()
-            parts, size = [data[cut:]], unended
-        if size:
-            yield LineBlock(b"".join(parts), line, file.tell() - done)
+            parts, size, unended = ([], 0, 0) if too_long else ([data[cut:]], unended, unended)
+        if too_long:
+            _add_too_long(errors, path, line, too_long)
+        rest = b"".join(parts)
+        if damage is not None:  # its last line may have lost its end
+            rest = rest[: size - unended]
+        if rest:
+            yield LineBlock(rest, line, file.tell() - done)
+        if damage is not None:
+            errors.add_damage(DataError(str(damage)), file.seek(0, 2) - damage.good_bytes + unended)
+
+
+def _add_too_long(errors: RecordErrors, path: str, line: int, num_bytes: int) -> None:
+    advice = "One line is one document; split it, or check that the file is JSON lines."
+    errors.add(f"{path}:{line}", f"line longer than {MAX_LINE_BYTES >> 20} MiB", "", advice, num_bytes)
 
 
 def _plain_bytes(path: str, file: BinaryIO) -> Iterator[bytes]:
     """The file's content uncompressed, in chunks whose boundaries depend on the content alone."""
-    if path.endswith(".zst"):
-        return _unzstd(path, file)
-    if path.endswith(".gz"):
-        return _gunzip(path, file)
+    name = path.lower()
+    if name.endswith(".zst"):
+        frames = zstandard.ZstdDecompressor(max_window_size=_ZSTD_WINDOW_BYTES)
+        return _split(_decompressed(path, file, "zstd", frames.decompressobj, _ZSTD_FEED_BYTES))
+    if name.endswith(".gz"):
+        gunzip = partial(zlib.decompressobj, _GZIP_FORMAT)
+        return _regrouped(_decompressed(path, file, "gzip", gunzip, _GZIP_FEED_BYTES))
     return iter(lambda: file.read(_READ_BYTES), b"")
 
 
-def _unzstd(path: str, file: BinaryIO) -> Iterator[bytes]:
-    frames = zstandard.ZstdDecompressor(max_window_size=_ZSTD_WINDOW_BYTES)
+def _split(chunks: Iterator[bytes]) -> Iterator[bytes]:
+    """`chunks`, those over _READ_BYTES in parts."""
+    for chunk in chunks:
+        for start in range(0, len(chunk), _READ_BYTES):
+            yield chunk[start : start + _READ_BYTES]
+
+
+def _regrouped(chunks: Iterator[bytes]) -> Iterator[bytes]:
+    """`chunks` in chunks of exactly _READ_BYTES, and the rest, also before damage."""
+    buffer = bytearray()
+    damage = None
+    while True:
+        try:
+            chunk = next(chunks, None)
+        except _DamagedFile as error:
+            damage, chunk = error, None
+        if chunk is None:
+            break
+        buffer += chunk
+        while len(buffer) >= _READ_BYTES:
+            yield bytes(buffer[:_READ_BYTES])
+            del buffer[:_READ_BYTES]
+    if buffer:
+        yield bytes(buffer)
+    if damage is not None:
+        raise damage
+
+
+def _decompressed(
+    path: str, file: BinaryIO, kind: str, new_frame: Callable[[], Any], feed_bytes: int
+) -> Iterator[bytes]:
+    """What each feed of a file of one or several frames (members, in gzip) decompresses to."""
     frame = None
-    produced = 0
+    frame_start = produced = 0
     data = b""
-    try:
-        while data := data or file.read(_ZSTD_FEED_BYTES):
-            frame = frame or frames.decompressobj()
+    while data := data or file.read(feed_bytes):
+        if frame is None:
+            if kind == "gzip" and file.tell() > len(data):  # members may be followed by zeros
+                data = data.lstrip(b"\0")
+                if not data:
+                    continue
+            frame, frame_start = new_frame(), file.tell() - len(data)
+        try:
             chunk = frame.decompress(data)
-            data = b""
-            if frame.eof:  # a file may hold several frames
-                data, frame = frame.unused_data, None
-            produced += len(chunk)
-            for start in range(0, len(chunk), _READ_BYTES):
-                yield chunk[start : start + _READ_BYTES]
-    except zstandard.ZstdError as error:
-        raise _damaged(path, "zstd", file.tell(), produced, str(error)) from error
-    if frame is not None:
-        raise _damaged(path, "zstd", file.tell(), produced, "the file ends inside a frame")
+        except (zstandard.ZstdError, zlib.error) as error:
+            chunk, good_bytes = _before_damage(path, new_frame, frame_start, file.tell() - len(data), feed_bytes)
+            yield chunk
+            raise _damaged(path, kind, good_bytes, produced + len(chunk), str(error)) from error
+        data = b""
+        if frame.eof:
+            data, frame = frame.unused_data, None
+        produced += len(chunk)
+        yield chunk
+    if frame is not None or not file.tell():
+        why = "the file ends inside a frame" if frame is not None else "the file is empty"
+        raise _damaged(path, kind, file.tell(), produced, why)
 
 
-def _gunzip(path: str, file: BinaryIO) -> Iterator[bytes]:
-    produced = 0
-    try:
-        with gzip.GzipFile(fileobj=file) as stream:
-            while chunk := stream.read(_READ_BYTES):
-                produced += len(chunk)
-                yield chunk
-    except (EOFError, gzip.BadGzipFile, zlib.error) as error:
-        raise _damaged(path, "gzip", file.tell(), produced, str(error)) from error
+def _before_damage(
+    path: str, new_frame: Callable[[], Any], frame_start: int, feed_start: int, feed_bytes: int
+) -> tuple[bytes, int]:
+    """What the feed at `feed_start`, which failed as a whole, decompresses to before the damage, and where that is."""
+    frame = new_frame()
+    parts = []
+    with open(path, "rb") as file:
+        file.seek(frame_start)
+        while file.tell() < feed_start:
+            frame.decompress(file.read(min(feed_bytes, feed_start - file.tell())))
+        while byte := file.read(1):
+            try:
+                parts.append(frame.decompress(byte))
+            except (zstandard.ZstdError, zlib.error):
+                return b"".join(parts), file.tell() - 1
+        return b"".join(parts), file.tell()
 
 
-def _too_long(path: str, line: int) -> DataError:
-    return DataError(
-        f"{path}:{line}: line longer than {MAX_LINE_BYTES >> 20} MiB.\n"
-        "  One line is one document; split it, or check that the file is JSON lines."
-    )
-
-
-def _damaged(path: str, kind: str, position: int, produced: int, why: str) -> DataError:
-    return DataError(
-        f"{path}: corrupt {kind} data before byte {position:,} of the file, {produced:,} bytes decompressed: {why}.\n"
-        "  The file is damaged or truncated. Download it again."
+def _damaged(path: str, kind: str, position: int, produced: int, why: str) -> _DamagedFile:
+    return _DamagedFile(
+        f"{path}: corrupt {kind} data before byte {position + 1:,} of the file, {produced:,} bytes decompressed: "
+        f"{why}.\n"
+        "  The file is damaged or truncated. Download it again.",
+        position,
     )

@@ -56,6 +56,7 @@ class Packer:
         self._last_commit_s = time.monotonic()
         self.num_pieces = 0
         self.refused: Counter[str] = Counter()
+        self.refused_bytes: Counter[str] = Counter()
         self.repeated: set[int] = set()
         self._resume()
 
@@ -66,6 +67,7 @@ class Packer:
             for shard in spool.append(block.documents, block.text_bytes, block.tokens):
                 self._finish_shard((block.domain, block.split), shard)
         self.refused.update(result.refused)
+        self.refused_bytes.update(result.refused_bytes)
         self.repeated |= result.repeated
         self.num_pieces += 1
         if time.monotonic() - self._last_commit_s > _COMMIT_EVERY_S:
@@ -78,6 +80,7 @@ class Packer:
         state = {
             "num_pieces": self.num_pieces,
             "refused": dict(self.refused),
+            "refused_bytes": dict(self.refused_bytes),
             "repeated": list(self.repeated),
             "spools": [[*key, asdict(spool.state)] for key, spool in self._spools.items()],
         }
@@ -120,6 +123,7 @@ class Packer:
         state = json.loads(path.read_bytes())
         self.num_pieces = state["num_pieces"]
         self.refused.update(state["refused"])
+        self.refused_bytes.update(state["refused_bytes"])
         self.repeated.update(state["repeated"])
         for domain, split, fields in state["spools"]:
             key = (domain, split)

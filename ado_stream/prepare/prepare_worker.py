@@ -17,7 +17,8 @@ from ado_stream.corpus.mds import ShardFormat, compress_shard, encode_shard, sha
 from ado_stream.corpus.tokenizer import Tokenizer, load_tokenizer
 from ado_stream.durable import write_durably
 from ado_stream.prepare.document_sample import DocumentSample, priority
-from ado_stream.prepare.documents import Document, Piece, RecordErrors, RecordKeys, read_documents
+from ado_stream.prepare.documents import Document, Piece, RecordKeys, read_documents
+from ado_stream.prepare.record_errors import RecordErrors
 
 _HASH_RANGE = 1 << 64
 
@@ -51,6 +52,7 @@ class PieceResult:
 
     blocks: list[TokenBlock]
     refused: dict[str, int]
+    refused_bytes: dict[str, int]
     repeated: set[int]  # hashes of training texts that validation documents have, too
 
 
@@ -97,7 +99,7 @@ class Worker:
         for document in documents:
             groups.setdefault((document.domain, self._split(document)), []).append(document)
         blocks = [_token_block(self._tokenizer, *key, some) for key, some in groups.items()]
-        return PieceResult(blocks, errors.counts, set(repeats.values()))
+        return PieceResult(blocks, errors.counts, errors.num_bytes, set(repeats.values()))
 
     def sample(self, piece: Piece, seed: int, budget_bytes: int, threshold: int) -> list[tuple[int, str]]:
         """The piece's part of a training sample: (priority, text) of training documents below `threshold`."""

@@ -206,6 +206,9 @@ def load_config(source: str | os.PathLike[str] | Mapping[str, Any], overrides: S
     except OmegaConfBaseException as error:
         raise ConfigError(f"'{error.full_key}': {str(error.msg or error).splitlines()[0]}") from None
     assert isinstance(config, TrainConfig)
+    config.corpus, config.run_dir = map(os.path.expanduser, (config.corpus, config.run_dir))
+    if config.data.cache_dir is not None:
+        config.data.cache_dir = os.path.expanduser(config.data.cache_dir)
     _check(config)
     return config
 

@@ -1,5 +1,6 @@
 """The command itself: fast help, exit codes, one message instead of a traceback."""
 
+import shlex
 import subprocess
 import sys
 import time
@@ -8,6 +9,7 @@ import types
 import pytest
 
 from ado_stream.cli import main as cli
+from ado_stream.cli.shared import visible
 from ado_stream.errors import DataError
 
 PYTHON = [sys.executable, "-m", "ado_stream.cli"]
@@ -79,8 +81,7 @@ def test_version(capsys):
 def test_unknown_verb_is_named_with_the_known_ones(capsys):
     assert cli.main(["trian"]) == 2
     message = capsys.readouterr().err
-    assert "'trian'" in message
-    assert "train" in message
+    assert "unknown verb 'trian'; did you mean 'train'?; the verbs are: demo, prepare" in message
     assert message.count("\n") == 1
 
 
@@ -136,3 +137,75 @@ def test_missing_run_is_told_without_traceback(tmp_path):
     assert "gone" in done.stderr
     assert "Traceback" not in done.stderr
     assert done.stderr.count("\n") <= 3
+
+
+@pytest.mark.parametrize(
+    ("error", "says"),
+    [
+        (PermissionError(13, "Permission denied", "/root/x"), "PermissionError: /root/x: Permission denied."),
+        (OSError(28, "No space left on device"), "OSError: No space left on device."),
+        (BrokenPipeError(32, "Broken pipe"), "BrokenPipeError: Broken pipe."),  # of a socket: standard output is well
+    ],
+)
+def test_an_error_of_the_system_is_one_line(verb, capsys, error, says):
+    def run(args):
+        raise error
+
+    verb(run)
+    assert cli.main(["probe"]) == 1
+    assert capsys.readouterr().err == f"{says}\n"
+    with pytest.raises(OSError, match=error.strerror):
+        cli.main(["probe", "--debug"])
+
+
+@pytest.mark.parametrize("into", ["head -c 1", "true"])
+def test_a_reader_that_has_seen_enough_is_no_error(into):
+    code = (
+        "import sys, types\nfrom ado_stream.cli import main as cli\nmodule = types.ModuleType('m', doc='A verb.')\n"
+        "module.add_arguments = lambda parser: None\nmodule.run = lambda args: print('x' * 200_000)\n"
+        "sys.modules['ado_stream.cli.probe'] = module\ncli.VERBS['probe'] = ''\nsys.exit(cli.main(['probe']))"
+    )
+    command = f"set -o pipefail; {sys.executable} -c {shlex.quote(code)} | {into} > /dev/null"
+    done = subprocess.run(["bash", "-c", command], capture_output=True, text=True, timeout=60)
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_a_full_disk_behind_standard_output_is_one_line(repository):
+    command = f"{sys.executable} -m ado_stream.cli doctor --json > /dev/full"
+    done = subprocess.run(["bash", "-c", command], capture_output=True, text=True, timeout=300)
+    assert done.returncode == 1
+    assert done.stderr.splitlines()[-1] == "OSError: No space left on device."
+    assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [("~/x", "HOME/x"), ("run_dir=~/x", "run_dir=HOME/x"), ("--out=~/x/y", "--out=HOME/x/y"), ("a~/x", "a~/x"),
+     ("key=~", "key=~"), ("s3://b/~/x", "s3://b/~/x")],
+)  # fmt: skip
+def test_the_home_folder_is_found_where_the_shell_does_not_look(verb, monkeypatch, given, expected):
+    monkeypatch.setenv("HOME", "/home/of")
+    seen = []
+    verb(lambda args: seen.append(args.out if given.startswith("--") else args.word))
+
+    def add_arguments(parser):
+        parser.add_argument("word", nargs="?")
+        parser.add_argument("--out")
+
+    monkeypatch.setattr(sys.modules["ado_stream.cli.probe"], "add_arguments", add_arguments)
+    assert cli.main(["probe", given]) == 0
+    assert seen == [expected.replace("HOME", "/home/of").removeprefix("--out=")]
+
+
+def test_what_a_terminal_would_obey_is_made_visible():
+    hostile = "a\x1b]52;c;x\x07 \u202eb\u2066 \x9b31m \r\ud800 ok\tä👩\u200d🔬\n"
+    assert visible(hostile) == ("a\\x1b]52;c;x\\x07 \\u202eb\\u2066 \\x9b31m \\r\\ud800 ok\tä👩\u200d🔬\n")
+
+
+def test_an_error_does_not_reach_the_terminal_raw(verb, capsys):
+    def run(args):
+        raise DataError("corpus/\x1b[2Jx.jsonl: no text.")
+
+    verb(run)
+    assert cli.main(["probe"]) == 1
+    assert capsys.readouterr().err == "DataError: corpus/\\x1b[2Jx.jsonl: no text.\n"

@@ -37,6 +37,8 @@ def test_an_unknown_domain_is_named_with_those_there_are(corpus, capsys):
     assert capsys.readouterr().err.startswith(
         "ConfigError: no domain 'wiki' in split 'train'; there are: count, other."
     )
+    assert main(["preview", corpus, "--domain", "cuont"]) == 1
+    assert "no domain 'cuont' in split 'train'; did you mean 'count'?; there are" in capsys.readouterr().err
 
 
 def test_batches_are_those_of_the_stream_under_the_mixture(corpus, capsys):
@@ -57,3 +59,17 @@ def test_a_mixture_that_cannot_be_read_is_said(corpus, capsys):
     assert "expected NAME=WEIGHT" in capsys.readouterr().err
     assert main(["preview", corpus, "--batches", "1", "--mixture", "wiki=1"]) == 1
     assert "no domain 'wiki'" in capsys.readouterr().err
+
+
+def test_escape_sequences_in_names_and_texts_are_made_visible(tmp_path, capsys):
+    hostile = "\x1b]52;c;aGk=\x07\u202e\x9b2J"
+    (tmp_path / "in.jsonl").write_text(json.dumps({"text": f"{hostile} text\n" * 9, "set": f"{hostile}\n"}) + "\n")
+    arguments = ["--out", str(tmp_path / "c"), "--workers", "1", "--seq-len", "9", "--domain-key", "set"]
+    assert main(["prepare", str(tmp_path / "in.jsonl"), *arguments]) == 0
+    for verb in (["info"], ["preview"], ["preview", "--json"], ["info", "--json"], ["lint"]):
+        assert main([verb[0], str(tmp_path / "c"), *verb[1:]]) == 0
+    shown = capsys.readouterr()
+    assert not set("\x1b\x07\u202e\x9b") & set(shown.out + shown.err.replace("\x1b[?25", ""))
+    assert "\\x1b]52;c;aGk=\\x07\\u202e\\x9b2J\\n  " in shown.out  # one row of the table
+    assert main(["preview", str(tmp_path / "c"), "--json"]) == 0
+    assert json.loads(capsys.readouterr().out.splitlines()[0])["domain"] == f"{hostile}\n"

@@ -5,12 +5,15 @@ import json
 import pyarrow as pa
 import pyarrow.parquet as parquet
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from ado_stream.errors import ConfigError, DataError
 from ado_stream.prepare import columnar
 from ado_stream.prepare import documents as module
-from ado_stream.prepare.documents import RecordErrors, RecordKeys, cut_pieces, read_documents
+from ado_stream.prepare.documents import RecordKeys, cut_pieces, read_documents
 from ado_stream.prepare.input_files import find_input_files
+from ado_stream.prepare.record_errors import RecordErrors
 
 PILE = RecordKeys("text", "meta.pile_set_name")
 RECORDS = [{"text": f"text {n} ä", "meta": {"pile_set_name": f"domain {n % 3}"}, "more": n} for n in range(500)]
@@ -74,13 +77,18 @@ BAD_LINES = {
     "unreadable line": (b'{"text": ', r":3: unreadable line \(.*\)\."),
     "unreadable line ": (b"[" * 100_000, r":3: unreadable line"),
     "invalid UTF-8": (b'{"text": "\xff"}', r":3: invalid UTF-8 at byte 10 of the line"),
-    "no text": (b'{"meta": {"pile_set_name": "d"}}', r":3: no text under key 'text'; keys: meta"),
-    "no text ": (_record(text=""), r":3: no text"),
-    "no text  ": (_record(text=7), r":3: no text"),
-    "no text   ": (b"7", r":3: no text"),
-    "no domain": (_record(meta={}), r":3: no domain under key 'meta.pile_set_name'"),
-    "no domain ": (_record(meta="Wiki"), r":3: no domain"),
-    "no domain  ": (_record(meta={"pile_set_name": 4}), r":3: no domain under key 'meta.pile_set_name', got 4"),
+    "no text": (b'{"meta": {"pile_set_name": "d"}}', r":3: no text under key 'text'; keys: meta.pile_set_name\."),
+    "no text ": (_record(text=None), r":3: no text under key 'text': found null\."),
+    "no text  ": (_record(text=7), r":3: no text under key 'text': found a number \(7\)"),
+    "no text   ": (b"7", r":3: no text under key 'text'; the record itself is a number \(7\)"),
+    "no text    ": (_record(text=["a"]), r":3: no text under key 'text': found a list"),
+    "no text     ": (_record(text={"a": 1}), r":3: no text under key 'text': found an object"),
+    "no text      ": (_record(text=False), r":3: no text under key 'text': found a boolean \(False\)"),
+    "no domain": (_record(meta={}), r":3: no domain under key 'meta.pile_set_name'; keys: text, meta"),
+    "no domain ": (_record(meta="Wiki"), r":3: no domain under key 'meta.pile_set_name'; keys: text, meta"),
+    "no domain  ": (_record(meta={"set": 1}), r":3: no domain under key 'meta.pile_set_name'; keys: text, meta.set"),
+    "no domain   ": (_record(meta={"pile_set_name": 4}), r":3: no domain under key .*: found a number \(4\)"),
+    "no domain    ": (_record(meta={"pile_set_name": ""}), r":3: no domain under key .*: found an empty text"),
     "invalid Unicode": (b'{"text": "a\\ud800", "meta": {"pile_set_name": "d"}}', r":3: invalid Unicode"),
     "invalid Unicode ": (b'{"text": "a", "meta": {"pile_set_name": "\\ud800"}}', r":3: invalid Unicode"),
 }
@@ -103,12 +111,12 @@ def test_bad_text_files_are_named_or_counted(tmp_path, monkeypatch):
     monkeypatch.setattr(module, "MAX_LINE_BYTES", 100)
     for name, data in {"a": b"good", "b": b"", "c": b"a\xff", "d": b"x" * 101}.items():
         (tmp_path / f"{name}.txt").write_bytes(data)
-    for name, message in {"b": "no text", "c": "invalid UTF-8 at byte 1", "d": "document too long"}.items():
+    for name, message in {"c": "invalid UTF-8 at byte 1", "d": "document too long"}.items():
         with pytest.raises(DataError, match=f"{name}.txt: {message}"):
             _read(tmp_path / f"{name}.txt", RecordKeys())
     documents, counts, _ = _read(tmp_path, RecordKeys(), skip=True)
     assert [document.text for document in documents] == ["good"]
-    assert counts == {"no text": 1, "invalid UTF-8": 1, "document too long": 1}
+    assert counts == {"empty document": 1, "invalid UTF-8": 1, "document too long": 1}
 
 
 def test_a_damaged_file_stops_or_is_counted(tmp_path):
@@ -132,3 +140,118 @@ def test_a_table_without_the_column_names_those_it_has(tmp_path):
 def test_a_key_with_dots_in_it_is_found_before_a_path(tmp_path):
     path = _write(tmp_path / "dots.jsonl", [b'{"a.b": "flat", "a": {"b": "deep"}}', b'{"a": {"b": "deep"}}'])
     assert [document.text for document in _read(path, RecordKeys("a.b"))[0]] == ["flat", "deep"]
+
+
+def test_empty_documents_are_counted_and_reading_goes_on(tmp_path):
+    parquet.write_table(pa.table({"text": ["a", "", "b"]}), tmp_path / "t.parquet")
+    lines = _write(tmp_path / "l.jsonl", [b'{"text": "a"}', b'{"text": ""}', b'{"text": "b"}'])
+    for path in (tmp_path / "t.parquet", lines):
+        documents, counts, _ = _read(path, RecordKeys())
+        assert [document.text for document in documents] == ["a", "b"]
+        assert counts == {"empty document": 1}
+
+
+def test_a_byte_order_mark_is_dropped(tmp_path):
+    bom = b"\xef\xbb\xbf"
+    lines = _write(tmp_path / "l.jsonl", [bom + b'{"text": "a"}', bom + b'{"text": "\\ufeffb"}'])  # two files joined
+    assert [document.text for document in _read(lines, RecordKeys())[0]] == ["a", "\ufeffb"]
+    (tmp_path / "t.txt").write_bytes(bom + b"text")
+    assert [document.utf8 for document in _read(tmp_path / "t.txt", RecordKeys())[0]] == [b"text"]
+
+
+def _table_of(kind, path, table):
+    if kind == "parquet":
+        parquet.write_table(table, path)
+        return
+    new = pa.ipc.new_stream if kind == "arrow stream" else pa.ipc.new_file
+    with new(str(path), table.schema) as writer:
+        writer.write_table(table, max_chunksize=100)
+
+
+KINDS = pytest.mark.parametrize("kind", ["parquet", "arrow stream", "arrow file"])
+
+
+def _not_utf8(values, large=False):
+    binary, text = (pa.large_binary(), pa.large_string()) if large else (pa.binary(), pa.string())
+    return pa.array(values, binary).view(text)
+
+
+@KINDS
+@pytest.mark.parametrize("large", [False, True])
+def test_a_row_that_is_not_utf8_is_named_and_skipped_alone(tmp_path, kind, large):
+    path = tmp_path / f"t.{kind.split()[0]}"
+    _table_of(kind, path, pa.table({"text": _not_utf8([b"a", b"\xff\xfe", None, b"b"], large)}))
+    with pytest.raises(DataError, match=r"row 1: invalid UTF-8 under key 'text'"):
+        _read(path, RecordKeys())
+    documents, counts, _ = _read(path, RecordKeys(), skip=True)
+    assert [document.text for document in documents] == ["a", "b"]
+    assert counts == {"invalid UTF-8": 1, "no text": 1}
+
+
+@KINDS
+def test_a_column_that_is_not_needed_may_hold_anything(tmp_path, kind):
+    path = tmp_path / f"t.{kind.split()[0]}"
+    meta = pa.StructArray.from_arrays([pa.array(["d", "e"]), _not_utf8([b"\xff", b"\xff"])], ["set", "other"])
+    _table_of(kind, path, pa.table({"text": ["a", "b"], "meta": meta, "more": _not_utf8([b"\xff", b"\xff"])}))
+    documents, counts, _ = _read(path, RecordKeys("text", "meta.set"))
+    assert [(document.text, document.domain) for document in documents] == [("a", "d"), ("b", "e")]
+    assert not counts
+    with pytest.raises(ConfigError, match="no column for key 'meta.sett'; columns: text, meta.set, meta.other, more"):
+        _read(path, RecordKeys("text", "meta.sett"))
+
+
+@KINDS
+def test_what_is_in_the_place_of_a_text_is_said(tmp_path, kind):
+    path = tmp_path / f"t.{kind.split()[0]}"
+    for values, found in (([b"a"], "binary data"), ([1.5], r"a number \(1.5\)"), ([None], "null"), ([["a"]], "a list")):
+        _table_of(kind, path, pa.table({"text": values}))
+        with pytest.raises(DataError, match=rf"row 0: no text under key 'text': found {found}"):
+            _read(path, RecordKeys())
+
+
+@KINDS
+def test_rows_before_damage_are_kept_and_the_others_counted(tmp_path, kind):
+    path = tmp_path / f"t.{kind.split()[0]}"
+    texts = [f"text {n} " * 200 for n in range(1000)]
+    table = pa.table({"text": texts})
+    if kind == "parquet":
+        parquet.write_table(table, path, row_group_size=100, compression="NONE", use_dictionary=False)
+    else:
+        _table_of(kind, path, table)
+    data = bytearray(path.read_bytes())
+    at = data.index(texts[800].encode())
+    if kind == "arrow stream":
+        del data[at:]
+    elif kind == "arrow file":
+        data[at:-2000] = bytes(len(data[at:-2000]))  # later batches: no metadata where the footer says
+    else:
+        start = data.index(texts[700].encode()) - 4  # with the length of the value
+        data[start : start + 3000] = b"\xff" * 3000
+    path.write_bytes(data)
+    documents, counts, _ = _read(path, RecordKeys(), skip=True)
+    read = [document.text for document in documents]
+    assert read[:700] == texts[:700]
+    if kind == "parquet":
+        assert read[700:] == texts[800:]
+        assert counts == {"row of a damaged file": 100}
+    else:  # whose batches after the damage are not known
+        assert counts == {"file damaged, its rest left out": 1}
+    with pytest.raises(DataError, match=str(path)):
+        _read(path, RecordKeys())
+
+
+@KINDS
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(flips=st.lists(st.tuples(st.floats(0, 1), st.integers(0, 7)), min_size=1, max_size=4), cut=st.floats(0, 1))
+def test_any_damage_of_a_table_is_ours_to_report(tmp_path, kind, flips, cut):
+    path = tmp_path / f"t.{kind.split()[0]}"
+    _table_of(kind, path, pa.Table.from_pylist(RECORDS[:50]))
+    data = bytearray(path.read_bytes())
+    for at_frac, bit in flips:
+        data[int(at_frac * (len(data) - 1))] ^= 1 << bit
+    path.write_bytes(data if cut < 0.7 else data[: int(cut * len(data))])
+    for skip in (False, True):
+        try:
+            _read(path, PILE, skip)
+        except (DataError, ConfigError):
+            continue

@@ -2,6 +2,8 @@
 
 import gzip
 import random
+import zlib
+from contextlib import suppress
 
 import pytest
 import zstandard
@@ -11,10 +13,12 @@ from hypothesis import strategies as st
 from ado_stream.errors import DataError
 from ado_stream.prepare import line_blocks as module
 from ado_stream.prepare.line_blocks import line_blocks
+from ado_stream.prepare.record_errors import RecordErrors
 
 _random = random.Random(0)
 TEXT = b"".join(b"%d %s\n" % (n, _random.randbytes(n % 57).hex().encode()) for n in range(4000))
 PACKED = ["a.jsonl.gz", "a.jsonl.zst"]
+STOP = RecordErrors(skip=False)
 
 
 def _pack(name: str, data: bytes) -> bytes:
@@ -31,7 +35,7 @@ def test_blocks_are_the_file_in_whole_lines(tmp_path, monkeypatch, name, ending)
     monkeypatch.setattr(module, "_READ_BYTES", 4096)
     path = tmp_path / name
     path.write_bytes(_pack(name, TEXT + ending))
-    blocks = list(line_blocks(str(path), 10_000))
+    blocks = list(line_blocks(str(path), 10_000, STOP))
     assert b"".join(block.data for block in blocks) == TEXT + ending
     assert len(blocks) > 1
     line = 1
@@ -48,7 +52,7 @@ def test_any_bytes_any_block_any_read_size(tmp_path, monkeypatch, data, block, r
     monkeypatch.setattr(module, "_READ_BYTES", read)
     path = tmp_path / "any.jsonl"
     path.write_bytes(data)
-    blocks = list(line_blocks(str(path), block))
+    blocks = list(line_blocks(str(path), block, STOP))
     assert b"".join(part.data for part in blocks) == data
     assert all(part.data.endswith(b"\n") for part in blocks[:-1])
 
@@ -56,7 +60,7 @@ def test_any_bytes_any_block_any_read_size(tmp_path, monkeypatch, data, block, r
 def test_several_zstd_frames_are_one_file(tmp_path):
     path = tmp_path / "frames.jsonl.zst"
     path.write_bytes(b"".join(_pack(".zst", part) for part in (TEXT[:5000], b"", TEXT[5000:])))
-    assert b"".join(block.data for block in line_blocks(str(path), 10_000)) == TEXT
+    assert b"".join(block.data for block in line_blocks(str(path), 10_000, STOP)) == TEXT
 
 
 @pytest.mark.parametrize("name", PACKED)
@@ -66,7 +70,7 @@ def test_a_file_cut_short_is_an_error(tmp_path, name, keep_frac):
     path = tmp_path / name
     path.write_bytes(packed[: int(len(packed) * keep_frac)])
     with pytest.raises(DataError, match=rf"{name}: corrupt (gzip|zstd) data before byte"):
-        list(line_blocks(str(path), 10_000))
+        list(line_blocks(str(path), 10_000, STOP))
 
 
 @pytest.mark.parametrize("name", PACKED)
@@ -76,14 +80,14 @@ def test_a_flipped_byte_is_an_error_with_its_position(tmp_path, name):
     path = tmp_path / name
     path.write_bytes(packed)
     with pytest.raises(DataError, match=r"before byte [\d,]+ of the file, [\d,]+ bytes decompressed"):
-        list(line_blocks(str(path), 10_000))
+        list(line_blocks(str(path), 10_000, STOP))
 
 
 def test_bytes_that_are_no_zstd_at_all(tmp_path):
     path = tmp_path / "no.jsonl.zst"
     path.write_bytes(b'{"text": "plain"}\n')
     with pytest.raises(DataError, match="corrupt zstd"):
-        list(line_blocks(str(path), 10_000))
+        list(line_blocks(str(path), 10_000, STOP))
 
 
 def test_a_line_without_end_stops_before_memory_does(tmp_path, monkeypatch):
@@ -91,4 +95,94 @@ def test_a_line_without_end_stops_before_memory_does(tmp_path, monkeypatch):
     path = tmp_path / "long.jsonl.zst"
     path.write_bytes(_pack(".zst", b"short\n" + b"x" * (3 << 20)))
     with pytest.raises(DataError, match=r"long.jsonl.zst:2: line longer than 1 MiB"):
-        list(line_blocks(str(path), 100_000))
+        list(line_blocks(str(path), 100_000, STOP))
+
+
+@pytest.mark.parametrize("name", PACKED)
+def test_a_compressed_file_without_a_byte_is_damaged(tmp_path, name):
+    (tmp_path / name).write_bytes(b"")
+    with pytest.raises(DataError, match=rf"{name}: .* the file is empty"):
+        list(line_blocks(str(tmp_path / name), 10_000, STOP))
+
+
+@pytest.mark.parametrize("padding", [b"\0" * 10, b"\0" * (1 << 17)])
+def test_members_of_gzip_may_be_followed_by_zeros(tmp_path, padding):
+    path = tmp_path / "a.jsonl.gz"
+    path.write_bytes(gzip.compress(TEXT[:5000]) + padding + gzip.compress(TEXT[5000:]) + padding)
+    assert b"".join(block.data for block in line_blocks(str(path), 10_000, STOP)) == TEXT
+
+
+def _skipping(path, block_bytes=10_000):
+    errors = RecordErrors(skip=True)
+    return b"".join(block.data for block in line_blocks(str(path), block_bytes, errors)), errors
+
+
+@pytest.mark.parametrize("level", [0, 6])
+@pytest.mark.parametrize("cut", [1, 8, 9, 1000, 40_000])
+def test_all_whole_lines_before_the_end_of_a_cut_gzip_are_kept(tmp_path, level, cut):
+    """The oracle: what zlib gives for the same bytes at once."""
+    packed = gzip.compress(TEXT, level)[:-cut]
+    path = tmp_path / "a.jsonl.gz"
+    path.write_bytes(packed)
+    data, errors = _skipping(path)
+    plain = zlib.decompressobj(31).decompress(packed)
+    assert data == plain[: plain.rfind(b"\n") + 1]
+    assert len(data) > 10_000
+    assert errors.counts == {"file damaged, its rest left out": 1}
+
+
+@pytest.mark.parametrize("name", PACKED)
+@pytest.mark.parametrize("at_frac", [0.3, 0.9, 1.0])
+def test_what_comes_before_a_flipped_byte_is_kept(tmp_path, name, at_frac):
+    first = _pack(name, TEXT)
+    packed = bytearray(first + _pack(name, TEXT))
+    at = len(first) + int((len(first) - 1) * at_frac)
+    packed[at] ^= 0xFF
+    path = tmp_path / name
+    path.write_bytes(packed)
+    data, errors = _skipping(path)
+    assert data.startswith(TEXT)
+    lines = data[len(TEXT) :].splitlines(keepends=True)
+    good = sum(line == expected for line, expected in zip(lines, TEXT.splitlines(keepends=True), strict=False))
+    # a zstd block holds 128 KiB and cannot be read in part; gzip is read to the damage, a checksum comes last
+    frac = at_frac if name.endswith(".gz") or at_frac == 1.0 else max(0.0, at_frac - 0.6)
+    assert good >= int(0.9 * frac * 4000)
+    assert errors.counts == {"file damaged, its rest left out": 1}
+    assert 0 < errors.num_bytes["file damaged, its rest left out"] < len(first) + len(TEXT)
+
+
+@pytest.mark.parametrize("name", ["a.jsonl", *PACKED])
+@pytest.mark.parametrize("where", ["first", "middle", "last", "last without newline", "two"])
+def test_a_line_too_long_is_left_out_alone(tmp_path, monkeypatch, name, where):
+    monkeypatch.setattr(module, "MAX_LINE_BYTES", 1 << 20)
+    lines = [b"line %d" % number for number in range(200)]
+    long = b"x" * (3 << 20)
+    places = {"first": [0], "middle": [100], "last": [200], "last without newline": [200], "two": [50, 51]}[where]
+    expected = b"".join(line + b"\n" for line in lines)
+    for place in places:
+        lines.insert(place, long)
+    data = b"\n".join(lines) + (b"" if where.endswith("newline") else b"\n")
+    path = tmp_path / name
+    path.write_bytes(_pack(name, data))
+    errors = RecordErrors(skip=True)
+    blocks = list(line_blocks(str(path), 1000, errors))
+    assert b"".join(block.data for block in blocks) == expected
+    assert errors.counts == {"line longer than 1 MiB": len(places)}
+    assert errors.num_bytes == {"line longer than 1 MiB": len(places) * len(long)}
+    for block in blocks:  # the numbers of the lines are those of the file
+        assert block.data.splitlines()[0] == lines[block.first_line - 1]
+    with pytest.raises(DataError, match=rf"{name}:{places[0] + 1}: line longer"):
+        list(line_blocks(str(path), 1000, STOP))
+
+
+@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(name=st.sampled_from(["a.jsonl", *PACKED]), cut=st.integers(0, 3000), flips=st.lists(st.integers(0, 3000)))
+def test_any_damage_is_ours_to_report(tmp_path, name, cut, flips):
+    packed = bytearray(_pack(name, TEXT[:6000]))
+    for at in flips:
+        packed[at % len(packed)] ^= 1 << at % 8
+    path = tmp_path / name
+    path.write_bytes(packed[: len(packed) - cut % len(packed)])
+    _skipping(path)
+    with suppress(DataError):
+        list(line_blocks(str(path), 1000, STOP))
