@@ -2,12 +2,16 @@
 
 The order is everywhere the same: write a temporary file in the same file system, fsync it, rename it, fsync the folder.
 Without the first fsync a power cut may leave the new name with no bytes; without the second, the old name.
+
+Names of temporary files and locks can be guessed: what lies there already, a symbolic link for instance, is never
+opened, and folders of such files must be ours.
 """
 
 import errno
 import os
+import stat
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO
 
@@ -48,12 +52,30 @@ def durable_file(path: Path) -> Iterator[IO[bytes]]:
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.tmp")
     try:
-        with open(temporary, "wb") as file:
+        with os.fdopen(new_file(temporary), "wb") as file:
             yield file
             rename_durably(file, temporary, path)
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
+
+
+def new_file(path: Path, mode: int = 0o666) -> int:
+    """The descriptor of a new, empty file; what a killed process left under that name is removed first."""
+    path.unlink(missing_ok=True)
+    return os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, mode)
+
+
+def private_folder(path: Path) -> None:
+    """Makes a folder for this user alone. Raises OSError when the name is a link, a file or another user's folder."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with suppress(FileExistsError):
+        path.mkdir(mode=0o700)
+    status = os.lstat(path)
+    if not stat.S_ISDIR(status.st_mode):
+        raise NotADirectoryError(errno.ENOTDIR, "is a link or a file, not a folder", str(path))
+    if status.st_uid not in (0, os.geteuid()):
+        raise PermissionError(errno.EPERM, f"belongs to another user (number {status.st_uid})", str(path))
 
 
 def rename_durably(file: IO[bytes], temporary: Path, path: Path) -> None:

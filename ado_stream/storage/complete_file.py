@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping
 from contextlib import suppress
 from pathlib import Path
 
-from ado_stream.durable import disk_errors, rename_durably
+from ado_stream.durable import disk_errors, new_file, private_folder, rename_durably
 from ado_stream.storage.verify import ContentError, Verifier
 
 TEMP_DIR = ".ado-tmp"
@@ -50,8 +50,8 @@ class CompleteFile:
 
     def __enter__(self) -> "CompleteFile":
         with disk_errors(self.destination):
-            self.temporary.parent.mkdir(parents=True, exist_ok=True)
-            self._file = open(self.temporary, "wb", buffering=0)  # noqa: SIM115 (closed in __exit__)
+            private_folder(self.temporary.parent)
+            self._file = os.fdopen(new_file(self.temporary, 0o600), "wb", buffering=0)  # closed in __exit__
         self.restart()
         return self
 

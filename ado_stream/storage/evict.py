@@ -25,6 +25,7 @@ from pathlib import Path
 
 import numpy as np
 
+from ado_stream.durable import private_folder
 from ado_stream.errors import CacheFull, ConfigError
 from ado_stream.storage.complete_file import TEMP_DIR
 from ado_stream.storage.object_locks import LOCK_DIR, lock_if_free, lock_path
@@ -209,7 +210,7 @@ class Evictor:
     def _record(self, folder: Path, num_bytes: int) -> None:
         path = _account(folder)
         try:
-            path.parent.mkdir(parents=True, exist_ok=True)
+            private_folder(path.parent)
             descriptor = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
             try:
                 os.write(descriptor, np.int64(num_bytes).tobytes())

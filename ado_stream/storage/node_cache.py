@@ -20,7 +20,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TypeVar
 
-from ado_stream.durable import DiskError
+from ado_stream.durable import DiskError, private_folder
 from ado_stream.errors import CacheFull, ConfigError, NotFound, ShardCorrupt
 from ado_stream.storage.complete_file import quarantine, remove_leftovers, remove_old_leftovers
 from ado_stream.storage.decompress import decompress
@@ -260,7 +260,10 @@ class NodeCache:
         if not self._is_first("prepare", folder):
             return
         try:
-            folder.mkdir(parents=True, exist_ok=True)
+            if spec.remote is not None:
+                private_folder(folder)
+            else:
+                folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise ConfigError(
                 f"{folder}: cannot be made ({error.strerror}).\n  Choose a local folder that is writable."

@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from ado_stream.durable import disk_errors
+from ado_stream.durable import disk_errors, private_folder
 from ado_stream.errors import StorageError
 from ado_stream.storage.retry import Deadline
 
@@ -30,7 +30,7 @@ def object_lock(destination: Path, deadline: Deadline) -> Iterator[None]:
     """
     path = lock_path(destination)
     with _open_lock(path) as descriptor:
-        while not _try_flock(descriptor):
+        while not _try_flock(descriptor, path):
             if not deadline.wait():
                 raise StorageError(
                     f"{destination}: another process held {path} for over {deadline.seconds:.0f} s.\n"
@@ -46,7 +46,7 @@ def lock_if_free(path: Path) -> Iterator[bool]:
     A file that its last holder removed, as `prepare` does at its end, counts as held: others may lock its successor.
     """
     with _open_lock(path) as descriptor:
-        yield _try_flock(descriptor) and os.fstat(descriptor).st_nlink > 0
+        yield _try_flock(descriptor, path) and os.fstat(descriptor).st_nlink > 0
 
 
 def lock_path(destination: Path) -> Path:
@@ -58,17 +58,20 @@ def lock_path(destination: Path) -> Path:
 @contextmanager
 def _open_lock(path: Path) -> Iterator[int]:
     with disk_errors(path):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+        private_folder(path.parent)
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
     try:
         yield descriptor
     finally:
         os.close(descriptor)  # drops the lock
 
 
-def _try_flock(descriptor: int) -> bool:
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    return True
+def _try_flock(descriptor: int, path: Path) -> bool:
+    with disk_errors(
+        path, "This file system has no working locks: use a folder on a local disk, or mount it with locks."
+    ):
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return False
+        return True

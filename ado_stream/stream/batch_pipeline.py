@@ -145,9 +145,9 @@ class _BatchMaker:
     def __init__(self, source: BatchSource, step: int, cursors_KC: np.ndarray, options: PipelineOptions):
         self.source, self.options = source, options
         self.step, self.cursors_KC = step, cursors_KC.copy()
-        indexes, cache, lanes, settings = source.indexes, source.cache, source.lanes, source.settings
+        indexes, cache, lanes = source.indexes, source.cache, source.lanes
         self.lane_N = source.lane_B[source.slots]
-        self.upcoming = UpcomingIds(source.orders, lanes, settings.global_batch_size // settings.num_lanes)
+        self.upcoming = UpcomingIds(source.orders, lanes)
         self.statistics = StreamStatistics([index.name for index in indexes])
         self.lookahead = Lookahead(indexes, cache, source.orders, lanes, options.lookahead, self.statistics)
         self.shards = ShardTable(

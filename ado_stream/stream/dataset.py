@@ -213,11 +213,13 @@ class AdaptiveStreamingDataset(IterableDataset):
         An id is the sample's number within its domain plus the number of samples of all domains before it. Available
         for the last 64 steps handed out, and for steps ahead whose mixtures are published.
         """
-        draw, settings = self._draw(step), self.settings
+        draw = self._draw(step)
         offset_K = np.cumsum(self.num_samples) - self.num_samples
-        num_lanes = settings.num_lanes
-        ids = UpcomingIds(self._source.orders, range(num_lanes), settings.global_batch_size // num_lanes)
-        return offset_K[draw.domain_B] + ids.at(draw.domain_B, self._source.lane_B, draw.position_B)
+        return offset_K[draw.domain_B] + self._ids.at(draw.domain_B, self._source.lane_B, draw.position_B)
+
+    @cached_property
+    def _ids(self) -> UpcomingIds:
+        return UpcomingIds(self._source.orders, range(self.settings.num_lanes))
 
     def cursor_digest(self) -> int:
         """A hash of the cursors, equal on all ranks that read one global order."""

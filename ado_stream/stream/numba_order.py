@@ -130,25 +130,6 @@ def advance(domain_B: np.ndarray, cursors_KC: np.ndarray, position_B: np.ndarray
 
 
 @njit(cache=True, nogil=True)
-def look_up(
-    group_N: np.ndarray,
-    position_N: np.ndarray,
-    begin_G: np.ndarray,
-    end_G: np.ndarray,
-    id_GR: np.ndarray,
-    done: int,
-    id_N: np.ndarray,
-) -> int:
-    """Fills `id_N` from slot `done` on; returns the first slot whose position is outside its group's run, or N."""
-    for n in range(done, group_N.size):
-        group = group_N[n]
-        if position_N[n] < begin_G[group] or position_N[n] >= end_G[group]:
-            return n
-        id_N[n] = id_GR[group, position_N[n] - begin_G[group]]
-    return group_N.size
-
-
-@njit(cache=True, nogil=True)
 def short_groups(cursor_KL: np.ndarray, wanted_K: np.ndarray, until_KL: np.ndarray) -> np.ndarray:
     """The groups (domain * lanes + lane) with less than three quarters of `wanted_K` requested beyond their cursors.
 
@@ -187,24 +168,77 @@ def group_pieces(start: np.ndarray, block_samples: int) -> np.ndarray:
     return bounds[: count + 1].copy()
 
 
+# Columns of the table of groups: what is read of a group together lies in one line of the processor's cache.
+BEGIN, END, FIRST_SHARD, AT, NUM_PIECES, EPOCH, NUM_BLOCKS, KEY = range(8)
+PIECE_ID, PIECE_START, BLOCK = range(3)  # columns of a plan
+
+
 @njit(cache=True, nogil=True)
-def epoch_sample_ids(
-    first_id: np.ndarray,
-    start: np.ndarray,
-    block: np.ndarray,
-    block_start: np.ndarray,
-    key: np.uint64,
-    begin: int,
-    out: np.ndarray,
+def plan_epochs(
+    group_M: np.ndarray,
+    pieces_key_M: np.ndarray,
+    start_S: np.ndarray,
+    first_id_S: np.ndarray,
+    block_samples: int,
+    table_GX: np.ndarray,
+    plan_PX: np.ndarray,
 ) -> None:
-    """Writes the sample ids at positions begin, begin + 1, ... of a lane's epoch; see _Epoch in sample_order.py."""
-    b = np.searchsorted(block_start, begin, side="right") - 1
-    for i in range(out.size):
-        position = begin + i
-        while position >= block_start[b + 1]:
-            b += 1
-        low = block_start[b]
-        mixed = low + permute(position - low, block_start[b + 1] - low, key + np.uint64(b))
-        lo, hi = block[b], block[b + 1]
-        piece = lo + np.searchsorted(start[lo:hi], mixed, side="right") - 1
-        out[i] = first_id[piece] + mixed - start[piece]
+    """Writes the plan of an epoch of each group in `group_M`; see PlannedIds in sample_order.py."""
+    for m in range(group_M.size):
+        row = table_GX[group_M[m]]
+        at, pieces = row[AT], row[NUM_PIECES]
+        order = np.argsort(words(pieces_key_M[m], pieces), kind="mergesort")  # stable
+        position = 0
+        for number in range(pieces):
+            shard = row[FIRST_SHARD] + order[number]
+            start = max(start_S[shard], row[BEGIN])
+            plan_PX[at + number, PIECE_ID] = first_id_S[shard] + start - start_S[shard]
+            plan_PX[at + number, PIECE_START] = position
+            position += min(start_S[shard + 1], row[END]) - start
+        plan_PX[at + pieces, PIECE_START] = position
+        block = group_pieces(plan_PX[at : at + pieces + 1, PIECE_START].copy(), block_samples)
+        plan_PX[at : at + block.size, BLOCK] = block
+        row[NUM_BLOCKS] = block.size - 1
+
+
+@njit(cache=True, nogil=True)
+def planned_ids(
+    todo_M: np.ndarray,
+    group_N: np.ndarray,
+    position_N: np.ndarray,
+    table_GX: np.ndarray,
+    plan_PX: np.ndarray,
+    id_N: np.ndarray,
+) -> np.ndarray:
+    """Fills `id_N` at the slots in `todo_M` whose groups have the plan of their epoch; returns the other slots."""
+    left = np.empty(todo_M.size, np.int64)
+    count = 0
+    for n in todo_M:
+        row = table_GX[group_N[n]]
+        share = row[END] - row[BEGIN]
+        epoch = position_N[n] // share
+        if epoch != row[EPOCH]:
+            left[count] = n
+            count += 1
+            continue
+        plan = plan_PX[row[AT] : row[AT] + row[NUM_PIECES] + 1]
+        position = position_N[n] - epoch * share
+        b, after = 0, row[NUM_BLOCKS]  # the block that holds `position`, by bisection
+        while after - b > 1:
+            middle = (b + after) // 2
+            if plan[plan[middle, BLOCK], PIECE_START] <= position:
+                b = middle
+            else:
+                after = middle
+        piece, end = plan[b, BLOCK], plan[b + 1, BLOCK]
+        low = plan[piece, PIECE_START]
+        size = plan[end, PIECE_START] - low
+        mixed = low + permute(position - low, size, np.uint64(row[KEY]) + np.uint64(b))
+        while end - piece > 1:
+            middle = (piece + end) // 2
+            if plan[middle, PIECE_START] <= mixed:
+                piece = middle
+            else:
+                end = middle
+        id_N[n] = plan[piece, PIECE_ID] + mixed - plan[piece, PIECE_START]
+    return left[:count]

@@ -13,7 +13,6 @@ Invariant: within a lane, positions [e n, (e + 1) n) visit each of its n samples
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import TypeVar
 
 import numpy as np
@@ -21,21 +20,10 @@ import xxhash
 
 from ado_stream.errors import ConfigError
 from ado_stream.stream import numba_order
-from ado_stream.stream.numba_order import epoch_sample_ids, group_pieces, words
+from ado_stream.stream.numba_order import AT, BEGIN, END, EPOCH, FIRST_SHARD, KEY, NUM_PIECES, words
 
 BLOCK_SAMPLES = 1 << 17
 T = TypeVar("T")
-
-
-@dataclass(frozen=True)
-class _Epoch:
-    """One lane's epoch: its pieces in reading order, and where blocks of pieces begin."""
-
-    key: np.uint64
-    first_id: np.ndarray  # (pieces,) int64: sample id of a piece's first row
-    start: np.ndarray  # (pieces + 1,) int64: position of a piece's first sample
-    block: np.ndarray  # (blocks + 1,) int64: first piece of a block
-    block_start: np.ndarray  # (blocks + 1,) int64: position of a block's first sample
 
 
 class DomainOrder:
@@ -54,51 +42,96 @@ class DomainOrder:
         order_S = order_S[samples_S[order_S] > 0]
         self._first_id_S = (np.cumsum(samples_S) - samples_S)[order_S]
         self._start_S = np.concatenate([[0], np.cumsum(samples_S[order_S])])
-        self._plans: dict[int, dict[int, _Epoch]] = {}  # lane -> two epochs
+        self._all_lanes: PlannedIds | None = None
 
     def share(self, lane: int) -> int:
         """How many samples lane `lane` holds: the length of its epochs."""
-        begin, end = self._range(lane)
+        begin, end, _, _ = self.ranges(range(lane, lane + 1))[0].tolist()
         return end - begin
 
     def ids(self, lane: int, position: int, count: int) -> np.ndarray:
-        """(count,) int64: the sample ids at positions [position, position + count) of the lane's endless order."""
-        out = np.empty(count, np.int64)
-        share = self.share(lane)
-        done = 0
-        while done < count:
-            epoch, begin = divmod(position + done, share)
-            part = out[done : done + min(count - done, share - begin)]
-            plan = self._plan(lane, epoch)
-            epoch_sample_ids(plan.first_id, plan.start, plan.block, plan.block_start, plan.key, begin, part)
-            done += part.size
-        return out
+        """(count,) int64: the sample ids at positions [position, position + count) of the lane's endless order.
 
-    def _range(self, lane: int) -> tuple[int, int]:
-        begin = lane * self.num_samples // self.num_lanes
-        end = (lane + 1) * self.num_samples // self.num_lanes
-        return begin, max(end, begin + 1)
+        For one thread at a time.
+        """
+        if self._all_lanes is None:
+            self._all_lanes = PlannedIds([self], range(self.num_lanes))
+        return self._all_lanes.at(np.full(count, lane), np.arange(position, position + count))
 
-    def _plan(self, lane: int, epoch: int) -> _Epoch:
-        plans = self._plans.get(lane, {})
-        plan = plans.get(epoch)
-        if plan is None:
-            plan = self._make_plan(lane, epoch)
-            self._plans[lane] = _latest(plans, epoch, plan)
-        return plan
+    def ranges(self, lanes: range) -> np.ndarray:
+        """(L, 4) int64 by lane: first and past the last of its places among all samples, first and past the last of
+        its shards; places and shards in the seeded order of `shards`.
+        """
+        lane_L = np.arange(lanes.start, lanes.stop)
+        begin_L = lane_L * self.num_samples // self.num_lanes
+        end_L = np.maximum((lane_L + 1) * self.num_samples // self.num_lanes, begin_L + 1)
+        first_L = np.searchsorted(self._start_S, begin_L, side="right") - 1
+        last_L = np.searchsorted(self._start_S, end_L, side="left")
+        return np.stack([begin_L, end_L, first_L, last_L], axis=1)
 
-    def _make_plan(self, lane: int, epoch: int) -> _Epoch:
-        begin, end = self._range(lane)
-        first = int(np.searchsorted(self._start_S, begin, side="right")) - 1
-        last = int(np.searchsorted(self._start_S, end, side="left"))
-        starts = np.maximum(self._start_S[first:last], begin)
-        sizes = np.minimum(self._start_S[first + 1 : last + 1], end) - starts
-        first_id = self._first_id_S[first:last] + (starts - self._start_S[first:last])
-        order = permutation(sizes.size, hash_key("pieces", self.seed, self.name, lane, epoch))
-        start = np.concatenate([[0], np.cumsum(sizes[order])])
-        block = group_pieces(start, self.block_samples)
-        key = hash_key("samples", self.seed, self.name, lane, epoch)
-        return _Epoch(key, first_id[order], start, block, start[block])
+    @property
+    def shards(self) -> tuple[np.ndarray, np.ndarray]:
+        """(S + 1,) places where shards begin, in their seeded order, and (S + 1,) ids of their first samples."""
+        return self._start_S, np.append(self._first_id_S, 0)
+
+
+class PlannedIds:
+    """Sample ids of several domains' lanes: group g is domain and lane, each with the plan of one epoch.
+
+    A plan: the epoch's pieces of shards in reading order (the id of each one's first row, the position of its first
+    sample) and the first piece of each block. All plans are in one array (axis P), so that a step's ids, and the plans
+    of all epochs that begin in it, are two compiled calls and no call of Python for each of K C groups.
+    """
+
+    def __init__(self, orders: Sequence[DomainOrder], lanes: range):
+        self._lanes, self._block_samples = lanes, orders[0].block_samples
+        self._prefixes = [_key_text(order.seed, order.name) for order in orders]
+        shards = [order.shards for order in orders]
+        self._start_S = np.concatenate([start for start, _ in shards])
+        self._first_id_S = np.concatenate([first_id for _, first_id in shards])
+        shards_before_K = np.cumsum([0] + [start.size for start, _ in shards[:-1]])
+        begin_G, end_G, first_G, last_G = np.concatenate([order.ranges(lanes) for order in orders]).T
+        num_pieces_G = last_G - first_G
+        past_G = np.cumsum(num_pieces_G + 1)
+        self._table_GX = table_GX = np.full((begin_G.size, 8), -1)
+        table_GX[:, BEGIN], table_GX[:, END], table_GX[:, NUM_PIECES] = begin_G, end_G, num_pieces_G
+        table_GX[:, FIRST_SHARD] = first_G + np.repeat(shards_before_K, len(lanes))
+        table_GX[:, AT] = past_G - num_pieces_G - 1
+        # Memory that is not written costs nothing: that of groups which are never read.
+        self._plan_PX = np.empty((int(past_G[-1]), 3), np.int64)
+
+    def at(self, group_N: np.ndarray, position_N: np.ndarray) -> np.ndarray:
+        """(N,) int64: the sample id within its domain at each group's position; ascending within a group."""
+        id_N = np.empty(group_N.size, np.int64)
+        left_M = np.arange(group_N.size)
+        while True:
+            left_M = numba_order.planned_ids(left_M, group_N, position_N, self._table_GX, self._plan_PX, id_N)
+            if not left_M.size:
+                return id_N
+            group_M, first_M = np.unique(group_N[left_M], return_index=True)  # several epochs of a group: one by one
+            self._plan(group_M, position_N[left_M[first_M]])
+
+    def _plan(self, group_M: np.ndarray, position_M: np.ndarray) -> None:
+        row_MX = self._table_GX[group_M]
+        epoch_M = position_M // (row_MX[:, END] - row_MX[:, BEGIN])
+        pieces_key_M, key_M = np.zeros((2, group_M.size), np.uint64)
+        numbers = zip(group_M.tolist(), epoch_M.tolist(), (row_MX[:, NUM_PIECES] > 1).tolist(), strict=True)
+        for m, (group, epoch, several) in enumerate(numbers):
+            domain, column = divmod(group, len(self._lanes))
+            rest = f"{self._prefixes[domain]}\x1fint:{self._lanes[column]}\x1fint:{epoch}"
+            key_M[m] = xxhash.xxh64_intdigest(f"str:samples\x1f{rest}")
+            if several:
+                pieces_key_M[m] = xxhash.xxh64_intdigest(f"str:pieces\x1f{rest}")
+        self._table_GX[group_M, EPOCH], self._table_GX[group_M, KEY] = epoch_M, key_M.view(np.int64)
+        numba_order.plan_epochs(
+            group_M,
+            pieces_key_M,
+            self._start_S,
+            self._first_id_S,
+            self._block_samples,
+            self._table_GX,
+            self._plan_PX,
+        )
 
 
 class StreamingOrder:
@@ -128,14 +161,17 @@ class StreamingOrder:
 
     def ids(self, lane: int, position: int, count: int) -> np.ndarray:
         """(count,) int64: the sample ids at positions [position, position + count) of the lane's endless order."""
-        share = self.share(lane)
-        begin = lane * self.num_samples // self.num_lanes
-        epoch_N, offset_N = np.divmod(np.arange(position, position + count), share)
-        out = np.empty(count, np.int64)
-        for epoch in range(int(epoch_N[0]), int(epoch_N[-1]) + 1) if count else ():
-            chosen = epoch_N == epoch
-            out[chosen] = self._epoch(epoch)[begin + offset_N[chosen]]
-        return out
+        return self.at(np.full(count, lane), np.arange(position, position + count))
+
+    def at(self, lane_N: np.ndarray, position_N: np.ndarray) -> np.ndarray:
+        """(N,) int64: the sample id at each lane's position."""
+        begin_N = lane_N * self.num_samples // self.num_lanes
+        epoch_N, offset_N = np.divmod(position_N, (lane_N + 1) * self.num_samples // self.num_lanes - begin_N)
+        id_N = np.empty(lane_N.size, np.int64)
+        for epoch in np.unique(epoch_N).tolist():
+            chosen_N = epoch_N == epoch
+            id_N[chosen_N] = self._epoch(epoch)[begin_N[chosen_N] + offset_N[chosen_N]]
+        return id_N
 
     def _epoch(self, epoch: int) -> np.ndarray:
         ids = self._epochs.get(epoch)
@@ -163,45 +199,34 @@ def make_order(name: str, samples_S: np.ndarray, seed: int, num_lanes: int, shuf
     return StreamingOrder(name, samples_S, seed, num_lanes, shuffle)
 
 
-_MIN_RUN, _MAX_RUN = 16, 256  # ids computed at once for a domain and lane
-
-
 class UpcomingIds:
-    """Sample ids at (domain, lane, position), for the lanes in `lanes`; lane_slots: slots of a lane in a step.
+    """Sample ids at (domain, lane, position), for the lanes in `lanes`; positions ascend. For one thread."""
 
-    Positions are asked for in ascending order, so each (domain, lane) keeps one run of ids, computed together.
-    """
-
-    def __init__(self, orders: Sequence[SampleOrder], lanes: range, lane_slots: int):
+    def __init__(self, orders: Sequence[SampleOrder], lanes: range):
         self._orders, self._lanes = orders, lanes
-        groups = len(orders) * len(lanes)
-        self._begin_G = np.zeros(groups, np.int64)  # the position that a group's run begins with
-        self._end_G = np.zeros(groups, np.int64)
-        self._id_GR = np.empty((groups, min(max(lane_slots, _MIN_RUN), _MAX_RUN)), np.int64)
+        planned = [order for order in orders if isinstance(order, DomainOrder)]
+        self._planned = PlannedIds(planned, lanes) if len(planned) == len(orders) else None
 
     def at(self, domain_N: np.ndarray, lane_N: np.ndarray, position_N: np.ndarray) -> np.ndarray:
         """(N,) int64: the sample id within its domain at each position of (domain, lane)."""
-        group_N = domain_N * np.int64(len(self._lanes)) + (lane_N - self._lanes.start)
-        id_N = np.empty(group_N.size, np.int64)
-        done = 0
-        while True:
-            done = numba_order.look_up(group_N, position_N, self._begin_G, self._end_G, self._id_GR, done, id_N)
-            if done == id_N.size:
-                return id_N
-            self._compute(int(group_N[done]), int(position_N[done]))
-
-    def _compute(self, group: int, position: int) -> None:
-        domain, column = divmod(group, len(self._lanes))
-        order, lane = self._orders[domain], self._lanes[column]
-        run = min(self._id_GR.shape[1], max(_MIN_RUN, order.share(lane)))  # a small domain: no more than one epoch
-        self._id_GR[group, :run] = order.ids(lane, position, run)
-        self._begin_G[group], self._end_G[group] = position, position + run
+        if self._planned is not None:
+            group_N = domain_N * np.int64(len(self._lanes)) + (lane_N - self._lanes.start)
+            return self._planned.at(group_N, position_N)
+        id_N = np.empty(domain_N.size, np.int64)
+        for domain in np.unique(domain_N).tolist():
+            order, chosen_N = self._orders[domain], domain_N == domain
+            assert isinstance(order, StreamingOrder)
+            id_N[chosen_N] = order.at(lane_N[chosen_N], position_N[chosen_N])
+        return id_N
 
 
 def hash_key(*parts: int | str) -> np.uint64:
     """One 64-bit key of a sequence of integers and strings: xxh64 of their types and values."""
-    text = "\x1f".join([f"{type(part).__name__}:{part}" for part in parts])
-    return np.uint64(xxhash.xxh64_intdigest(text.encode()))
+    return np.uint64(xxhash.xxh64_intdigest(_key_text(*parts)))
+
+
+def _key_text(*parts: int | str) -> str:
+    return "\x1f".join([f"{type(part).__name__}:{part}" for part in parts])
 
 
 def permutation(size: int, key: np.uint64) -> np.ndarray:

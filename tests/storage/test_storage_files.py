@@ -1,5 +1,7 @@
 """Files that are complete or absent, and the lock of an object."""
 
+import errno
+import fcntl
 import os
 import subprocess
 import sys
@@ -9,12 +11,14 @@ from contextlib import suppress
 
 import pytest
 
+from ado_stream.durable import write_durably
 from ado_stream.errors import StorageError
 from ado_stream.storage.complete_file import (
     CompleteFile,
     quarantine,
     remove_leftovers,
     remove_old_leftovers,
+    temporary_path,
 )
 from ado_stream.storage.object_locks import lock_if_free, lock_path, object_lock
 from ado_stream.storage.retry import Deadline, StoppedError
@@ -138,3 +142,80 @@ def test_a_wait_for_the_lock_can_be_given_up(tmp_path):
         object_lock(tmp_path / "shard.mds", Deadline(5, "what waits", stop)),
     ):
         pass
+
+
+@pytest.fixture
+def victim(tmp_path):
+    """A file that somebody else wants to have overwritten."""
+    path = tmp_path / "victim"
+    path.write_text("precious")
+    yield path
+    assert path.read_text() == "precious"
+
+
+def test_a_link_at_a_temporary_name_is_not_followed(tmp_path, victim):
+    target = tmp_path / "shard.mds"
+    temporary = temporary_path(target)
+    temporary.parent.mkdir()
+    temporary.symlink_to(victim)
+    with CompleteFile(target, None, {}) as file:
+        file.write(b"abc")
+        file.commit()
+    assert target.read_bytes() == b"abc"
+    (tmp_path / ".report.json.tmp").symlink_to(victim)
+    write_durably(tmp_path / "report.json", "{}")
+    assert (tmp_path / "report.json").read_text() == "{}"
+    assert not (tmp_path / "report.json").is_symlink()
+
+
+def test_a_link_at_a_locks_name_is_not_opened(tmp_path, victim):
+    lock_path(tmp_path / "shard.mds").parent.mkdir()
+    lock_path(tmp_path / "shard.mds").symlink_to(victim)
+    with pytest.raises(StorageError, match=r"shard\.mds\.lock: Too many levels of symbolic links"):
+        object_lock(tmp_path / "shard.mds", Deadline(1)).__enter__()
+    lock_path(tmp_path / "other.mds").symlink_to(tmp_path / "made")
+    with pytest.raises(StorageError):
+        lock_if_free(lock_path(tmp_path / "other.mds")).__enter__()
+    assert not (tmp_path / "made").exists()
+
+
+@pytest.mark.parametrize("name", [".ado-tmp", ".ado-locks"])
+def test_a_link_in_place_of_a_folder_of_such_files_is_refused(tmp_path, name):
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / name).symlink_to(tmp_path / "elsewhere")
+    target = tmp_path / "shard.mds"
+    opened = CompleteFile(target, None, {}) if name == ".ado-tmp" else object_lock(target, Deadline(1))
+    with pytest.raises(StorageError, match="is a link or a file"):
+        opened.__enter__()
+    assert list((tmp_path / "elsewhere").iterdir()) == []
+
+
+def test_another_users_folder_is_refused_and_ours_are_private(tmp_path, monkeypatch):
+    target = tmp_path / "shard.mds"
+    with CompleteFile(target, None, {}) as file:
+        assert file.temporary.parent.stat().st_mode & 0o777 == 0o700
+        assert file.temporary.stat().st_mode & 0o777 == 0o600
+    with object_lock(target, Deadline(1)):
+        assert lock_path(target).stat().st_mode & 0o777 == 0o600
+    lstat = os.lstat
+
+    def of_another(path, **options):
+        status = lstat(path, **options)
+        return os.stat_result([4711 if number == 4 else value for number, value in enumerate(status)])
+
+    monkeypatch.setattr(os, "lstat", of_another)
+    with pytest.raises(StorageError, match="belongs to another user"):
+        CompleteFile(target, None, {}).__enter__()
+    with pytest.raises(StorageError, match="belongs to another user"):
+        object_lock(target, Deadline(1)).__enter__()
+
+
+@pytest.mark.parametrize("number", [errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS, errno.EIO])
+def test_a_file_system_without_locks_is_named_with_what_to_do(tmp_path, monkeypatch, number):
+    def refuse(*_):
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(fcntl, "flock", refuse)
+    for lock in (object_lock(tmp_path / "shard.mds", Deadline(1)), lock_if_free(lock_path(tmp_path / "shard.mds"))):
+        with pytest.raises(StorageError, match=r"shard\.mds\.lock: .*\n  This file system has no working locks: use a"):
+            lock.__enter__()

@@ -11,8 +11,10 @@ from hypothesis import strategies as st
 from scipy.stats import chi2
 
 from ado_stream.errors import ConfigError
+from ado_stream.stream import numba_order
+from ado_stream.stream.batch_draw import DrawSettings, draw_step
 from ado_stream.stream.numba_order import permute
-from ado_stream.stream.sample_order import DomainOrder, hash_key, make_order
+from ado_stream.stream.sample_order import DomainOrder, UpcomingIds, hash_key, make_order
 
 sizes = st.lists(st.integers(0, 40), min_size=1, max_size=12).filter(lambda sizes: sum(sizes) > 0)
 
@@ -84,10 +86,51 @@ def test_a_huge_domain_costs_memory_by_its_shards():
     order = DomainOrder("web", np.full(100_000, 10_000), 1, 4)
     ids = order.ids(3, 123_456_789, 1000)
     assert len(set(ids.tolist())) == 1000
-    held = sum(
-        array.nbytes for plan in order._plans[3].values() for array in vars(plan).values() if hasattr(array, "nbytes")
-    )
-    assert held < 100_000 * 8  # a lane of a quarter of the shards; its samples would be 2 GB
+    plans = order._all_lanes
+    written = int(plans._table_GX[3, numba_order.NUM_PIECES] + 1) * plans._plan_PX[0].nbytes
+    assert written < 100_000 * 8  # a lane of a quarter of the shards; its samples would be 2 GB
+
+
+def test_a_steps_ids_take_few_calls_of_python(monkeypatch):
+    """Counted at K = 300, C = 16, B = 2048: before, each of K C groups called for its own ids."""
+    orders = [DomainOrder(str(k), np.full(20, 500), 1, 16) for k in range(300)]
+    upcoming = UpcomingIds(orders, range(16))
+    calls = Counter()
+    for name in ("planned_ids", "plan_epochs"):
+        function = getattr(numba_order, name)
+        monkeypatch.setattr(
+            numba_order, name, lambda *a, function=function, name=name: (calls.update([name]), function(*a))[1]
+        )
+    monkeypatch.setattr(DomainOrder, "ids", lambda *_: pytest.fail("a call for one lane of one domain"))
+    draw, cursors_KC = DrawSettings(2048, 16, 1, "systematic"), np.zeros((300, 16), np.int64)
+    lane_B = np.arange(2048) * 16 // 2048
+    for step in range(5):
+        drawn = draw_step(draw, step, np.full(300, 1 / 300), cursors_KC)
+        upcoming.at(drawn.domain_B.astype(np.int64), lane_B, drawn.position_B)
+    assert calls["planned_ids"] <= 10  # once a step, and once more where epochs begin
+    assert calls["plan_epochs"] <= 5
+
+
+@given(
+    sizes=st.lists(st.integers(0, 40), min_size=1, max_size=6).filter(any),
+    lanes=st.integers(1, 5),
+    start=st.integers(0, 10_000),
+)
+@settings(max_examples=60, deadline=None)
+def test_ids_of_all_lanes_at_once_are_those_of_each_lane(sizes, lanes, start):
+    """Several domains and epochs in one call, against runs of one lane of one domain."""
+    orders = [DomainOrder(name, np.array(sizes), 3, lanes, block_samples=16) for name in ("a", "b")]
+    generator = np.random.default_rng(start)
+    domain_N, lane_N = generator.integers(0, 2, 300), generator.integers(0, lanes, 300)
+    cursors = np.full((2, lanes), start)
+    position_N = np.empty(300, np.int64)
+    for n in range(300):
+        position_N[n] = cursors[domain_N[n], lane_N[n]]
+        cursors[domain_N[n], lane_N[n]] += 1
+    got = UpcomingIds(orders, range(lanes)).at(domain_N, lane_N, position_N)
+    for domain, lane in np.ndindex(2, lanes):
+        chosen = (domain_N == domain) & (lane_N == lane)
+        assert got[chosen].tolist() == orders[domain].ids(lane, start, int(chosen.sum())).tolist()
 
 
 @pytest.mark.parametrize("size", [2, 3, 4, 5, 6])
