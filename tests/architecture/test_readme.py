@@ -44,7 +44,7 @@ def test_the_config_is_a_config(tmp_path):
     (text,) = blocks("yaml")
     path = tmp_path / "config.yaml"
     path.write_text(text)
-    assert load_config(path, []).policy.name == "ado"
+    assert load_config(path, []).policy.name == "target"
 
 
 def test_every_test_and_file_that_is_named_exists():

@@ -78,9 +78,9 @@ def test_eval_takes_another_corpus_with_the_same_tokenizer(
 ):
     """Validation of real text in The Pile's format, of other domains than the run's."""
     assert main(["train", str(config_file), "train.steps=6"]) == 0
-    source, other = str(real_corpus / "val.jsonl.zst"), str(tmp_path / "other")
-    options = ["--val", source, "--domain-key", "meta.pile_set_name", "--tokenizer", "bytes", "--seq-len", "32"]
-    assert main(["prepare", source, *options, "--workers", "1", "--out", other]) == 0
+    sources, other = [str(path) for path in sorted(real_corpus.glob("train-*.jsonl.zst"))], str(tmp_path / "other")
+    options = ["--domain-key", "meta.pile_set_name", "--tokenizer", "bytes", "--seq-len", "32", "--workers", "1"]
+    assert main(["prepare", *sources, "--val", str(real_corpus / "val.jsonl.zst"), *options, "--out", other]) == 0
     capsys.readouterr()
     evaluate = ["eval", settings["run_dir"], "--corpus", other, "--max-samples", "4", "--device", "cpu"]
     assert main([*evaluate, "--json"]) == 0
@@ -94,9 +94,12 @@ def test_eval_takes_another_corpus_with_the_same_tokenizer(
 def test_another_tokenizer_is_refused(config_file: Path, settings: dict, tmp_path: Path, capsys):
     """Its vocabulary fits the model, so without the check there would only be wrong losses."""
     assert main(["train", str(config_file), "train.steps=6"]) == 0
-    text, other = tmp_path / "text.jsonl", str(tmp_path / "other")
-    text.write_text("".join(json.dumps({"text": f"the {word} and the other {word} " * 40}) + "\n" for word in "abcdef"))
-    options = ["--val", str(text), "--tokenizer", "bpe:270", "--seq-len", "32", "--workers", "1"]
+    text, val, other = tmp_path / "text.jsonl", tmp_path / "val.jsonl", str(tmp_path / "other")
+    for path, words in ((text, "abcdef"), (val, "ghi")):
+        path.write_text(
+            "".join(json.dumps({"text": f"the {word} and the other {word} " * 40}) + "\n" for word in words)
+        )
+    options = ["--val", str(val), "--tokenizer", "bpe:270", "--seq-len", "32", "--workers", "1"]
     assert main(["prepare", str(text), *options, "--out", other]) == 0
     assert main(["eval", settings["run_dir"], "--corpus", other, "--device", "cpu"]) == 1
     assert f"{other}: its tokenizer, bpe:270, is not the one of the training run" in capsys.readouterr().err

@@ -17,7 +17,7 @@ from tests.train.run_helpers import changed
 @pytest.mark.parametrize(
     ("section", "message"),
     [
-        ({"model": {"preset": "3B"}}, "'model.preset' is '3B'; choose one of nano, 70M, 124M, 1.3B, tiny"),
+        ({"model": {"preset": "3B"}}, "'model.preset' is '3B'; choose one of micro, nano, 70M, 124M, 1.3B, tiny"),
         ({"model": {"context_length": 16}}, "prepare the corpus with --seq-len 16"),
         ({"model": {"vocab_size": 100}}, "the corpus has 257 tokens; raise it"),
         ({"policy": {"prior": {"easy": 1.0}}}, "differ in: hard, medium"),
