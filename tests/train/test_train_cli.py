@@ -94,7 +94,8 @@ def test_eval_takes_another_corpus_with_the_same_tokenizer(
 def test_another_tokenizer_is_refused(config_file: Path, settings: dict, tmp_path: Path, capsys):
     """Its vocabulary fits the model, so without the check there would only be wrong losses."""
     assert main(["train", str(config_file), "train.steps=6"]) == 0
-    text, val, other = tmp_path / "text.jsonl", tmp_path / "val.jsonl", str(tmp_path / "other")
+    text, val, other = tmp_path / "text.jsonl", tmp_path / "val" / "text.jsonl", str(tmp_path / "other")
+    val.parent.mkdir()
     for path, words in ((text, "abcdef"), (val, "ghi")):
         path.write_text(
             "".join(json.dumps({"text": f"the {word} and the other {word} " * 40}) + "\n" for word in words)
