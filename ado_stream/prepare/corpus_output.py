@@ -24,6 +24,8 @@ _UPLOAD_ATTEMPTS = 5
 class CorpusOutput(ABC):
     """A corpus' destination; files are named by their path inside the corpus, and written in `staging` first."""
 
+    publishes_at_once: int
+
     def __init__(self, staging: Path):
         self._staging = staging
 
@@ -52,6 +54,8 @@ class CorpusOutput(ABC):
 
 class LocalOutput(CorpusOutput):
     """A folder of this machine; `staging` is on the same file system."""
+
+    publishes_at_once = 32  # they wait for the disk alone
 
     def __init__(self, folder: Path, staging: Path):
         super().__init__(staging)
@@ -82,6 +86,8 @@ class LocalOutput(CorpusOutput):
 
 class RemoteOutput(CorpusOutput):
     """A folder of an object store; `staging` holds what is not uploaded yet."""
+
+    publishes_at_once = 4
 
     def __init__(self, url: str, staging: Path):
         super().__init__(staging)

@@ -16,7 +16,7 @@ from typing import Any
 
 from ado_stream.corpus.manifest import domain_folder
 from ado_stream.corpus.mds import COMPRESSION, HASH, ShardFormat, encode_index, shard_name
-from ado_stream.durable import write_durably
+from ado_stream.durable import sync, write_durably
 from ado_stream.errors import ConfigError
 from ado_stream.prepare.corpus_output import CorpusOutput
 from ado_stream.prepare.prepare_worker import PieceResult, ShardJob, Worker
@@ -27,7 +27,7 @@ from ado_stream.stream.mds_index import INDEX_NAME
 JOURNAL_NAME = "state.json"
 MAX_DOMAINS = 4096  # more are document ids in the domain key, and each costs a file
 _COMMIT_EVERY_S = 2.0
-_PUBLISHERS = 4
+_SYNCS_AT_ONCE = 32  # a file system commits them together, where each alone would wait for a commit of its own
 
 
 @dataclass(frozen=True)
@@ -49,11 +49,13 @@ class Packer:
         self._output = output
         self._shard_format = shard_format
         self._pool = pool
-        self._max_jobs = max_jobs
-        self._publishers = ThreadPoolExecutor(_PUBLISHERS, thread_name_prefix="publish")
+        self._max_jobs = max(max_jobs, output.publishes_at_once)
+        self._publishers = ThreadPoolExecutor(output.publishes_at_once, thread_name_prefix="publish")
+        self._syncing = ThreadPoolExecutor(_SYNCS_AT_ONCE, thread_name_prefix="sync")
         self._jobs: deque[Future[None]] = deque()
         self._spools: dict[tuple[str, str], Spool] = {}
         self._last_commit_s = time.monotonic()
+        self._commit_cost_s = 0.0
         self.num_pieces = 0
         self.refused: Counter[str] = Counter()
         self.refused_bytes: Counter[str] = Counter()
@@ -70,13 +72,14 @@ class Packer:
         self.refused_bytes.update(result.refused_bytes)
         self.repeated |= result.repeated
         self.num_pieces += 1
-        if time.monotonic() - self._last_commit_s > _COMMIT_EVERY_S:
+        # what a commit costs grows with the domains; it may take a tenth of the time
+        if time.monotonic() - self._last_commit_s > _COMMIT_EVERY_S * max(1.0, 5 * self._commit_cost_s):
             self.commit()
 
     def commit(self) -> None:
         """Writes the journal, then removes the spool files of published shards."""
-        for spool in self._spools.values():
-            spool.sync()
+        begun_s = time.monotonic()
+        list(self._syncing.map(Spool.sync, self._spools.values()))
         state = {
             "num_pieces": self.num_pieces,
             "refused": dict(self.refused),
@@ -90,6 +93,7 @@ class Packer:
                 if int(path.name) < spool.state.shard and self._done_path(key, int(path.name)).exists():
                     path.unlink()
         self._last_commit_s = time.monotonic()
+        self._commit_cost_s = self._last_commit_s - begun_s
 
     def finish(self) -> dict[tuple[str, str], PackedSplit]:
         """Finishes the last shards and writes every index.json; the totals, in the order in which the domains came."""
@@ -99,11 +103,12 @@ class Packer:
                 self._finish_shard(key, spool.state.shard)
         while self._jobs:
             self._jobs.popleft().result()
-        return {key: self._write_index(key) for key in self._spools}
+        return dict(zip(self._spools, self._syncing.map(self._write_index, self._spools), strict=True))
 
     def close(self) -> None:
         """Drops what is not published; the journal stays."""
-        self._publishers.shutdown(wait=True, cancel_futures=True)
+        for executor in (self._publishers, self._syncing):
+            executor.shutdown(wait=True, cancel_futures=True)
 
     def _spool(self, domain: str, split: str) -> Spool:
         key = (domain, split)
@@ -153,6 +158,9 @@ class Packer:
 
     def _publish(self, key: tuple[str, str], shard: int, name: str, entry: "Future[dict[str, Any]]") -> None:
         done = json.dumps(worker_result(entry)).encode()
+        path = self._output.local_path(name)
+        sync(path)
+        sync(path.parent)
         self._output.publish(name)
         write_durably(self._done_path(key, shard), done)
 

@@ -15,7 +15,6 @@ import xxhash
 
 from ado_stream.corpus.mds import ShardFormat, compress_shard, encode_shard, shard_entry
 from ado_stream.corpus.tokenizer import Tokenizer, load_tokenizer
-from ado_stream.durable import write_durably
 from ado_stream.prepare.document_sample import DocumentSample, priority
 from ado_stream.prepare.documents import Document, Piece, RecordKeys, read_documents
 from ado_stream.prepare.record_errors import RecordErrors
@@ -112,11 +111,11 @@ class Worker:
         return sample.items()
 
     def finish_shard(self, job: ShardJob) -> dict[str, Any]:
-        """Writes the shard under its final name, complete or not at all, and returns its index entry."""
+        """Writes the shard and returns its index entry; the caller syncs the file before it counts it as written."""
         with open(job.samples_path, "rb") as file:
             raw = encode_shard(file.read(job.samples_bytes), job.shard_format)
         compressed = compress_shard(raw)
-        write_durably(job.out_path, compressed)
+        job.out_path.write_bytes(compressed)
         return shard_entry(job.shard, raw, compressed, job.shard_format)
 
     def _repeats_of_val(self, documents: Sequence[Document]) -> dict[int, int]:

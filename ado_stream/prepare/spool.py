@@ -34,11 +34,13 @@ class Spool:
         self.shard_format = shard_format
         self.state = state or SpoolState()
         folder.mkdir(parents=True, exist_ok=True)
+        self._unsynced = True
         self._truncate()
 
     def append(self, documents: int, text_bytes: int, tokens: bytes) -> list[int]:
         """Adds the next documents; returns the shards that became full."""
         state = self.state
+        self._unsynced = True
         state.documents += documents
         state.text_bytes += text_bytes
         full = []
@@ -67,10 +69,13 @@ class Spool:
         return self.folder / f"{shard:05}"
 
     def sync(self) -> None:
-        """Flushes the shard being filled, and the folder's names, to the disk."""
+        """Flushes the shard being filled, and the folder's names, to the disk, unless nothing was added since."""
+        if not self._unsynced:
+            return
         if self.state.shard_fill_bytes:
             sync(self.path(self.state.shard))
         sync(self.folder)
+        self._unsynced = False
 
     def _truncate(self) -> None:
         """Removes what a killed run wrote after its last journal. Raises ResumeError when bytes are missing."""
