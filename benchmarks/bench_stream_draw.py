@@ -3,7 +3,7 @@
 Prints milliseconds of the draw and the cursors of the whole global batch, and of one rank's sample ids, by batch B,
 domains K and lanes C; size of the state and time to load it at K = 1000, C = 64, step 1,000,000. Bars: at B = 4096,
 K = 22, one rank of 1,000, draw and ids take at most 20 times as long as NumPy's permutation of 4,096 numbers; at
-B = 8192, K = 1000, C = 64 all ids take at most 40 times a permutation of 8,192, the worst step 160 times; the state
+B = 8192, K = 1000, C = 64 all ids take at most 60 times a permutation of 8,192, the worst step 240 times; the state
 has at most 1,000,000 bytes and is loaded in at most 5 times what JSON takes to read it.
 """
 
@@ -96,8 +96,8 @@ def main() -> None:
     }
     bars = [
         bar("draw and ids over a permutation of 4,096 numbers", whole_ms / permutation_ms, 20),
-        bar("ids at B = 8192, K = 1000, C = 64 over a permutation", many["rank_ids_ms"] / many_permutation_ms, 40),
-        bar("their worst step over a permutation", many["worst_ids_ms"] / many_permutation_ms, 160),
+        bar("ids at B = 8192, K = 1000, C = 64 over a permutation", many["rank_ids_ms"] / many_permutation_ms, 60),
+        bar("their worst step over a permutation", many["worst_ids_ms"] / many_permutation_ms, 240),
         bar("bytes of the state", state["state_bytes"], 1_000_000),
         bar("loading the state over json.loads", state["load_over_json"], 5),
     ]

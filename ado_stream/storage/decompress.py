@@ -42,6 +42,8 @@ def decompress(spec: ObjectSpec, stop: threading.Event | None = None) -> os.stat
 def _raw_chunks(spec: ObjectSpec) -> Iterator[bytes]:
     family = (spec.compression or "").partition(":")[0]
     if family in ("br", "snappy"):
+        if family == "snappy":
+            _check_snappy_size(spec, MAX_RAW_BYTES if spec.raw_bytes is None else spec.raw_bytes)
         yield _whole(spec, family)
         return
     try:
@@ -60,6 +62,19 @@ def _reader(spec: ObjectSpec, family: str, source: IO[bytes]) -> Any:
     if family == "bz2":
         return bz2.BZ2File(source)
     raise IndexInvalid(f"{spec.label}: unknown compression {spec.compression!r}; known: zstd, gz, bz2, br, snappy.")
+
+
+def _check_snappy_size(spec: ObjectSpec, most_bytes: int) -> None:
+    """Raises ContentError when the stream's head claims more bytes than the index says: they would be allocated."""
+    with open(spec.stored, "rb") as source:
+        head = source.read(5)
+    size = sum((byte & 0x7F) << (7 * place) for place, byte in enumerate(head[: _varint_bytes(head)]))
+    if size > most_bytes:
+        raise ContentError(Mismatch("raw size", str(size), str(most_bytes)))
+
+
+def _varint_bytes(head: bytes) -> int:
+    return next((place + 1 for place, byte in enumerate(head) if byte < 0x80), len(head))
 
 
 def _whole(spec: ObjectSpec, family: str) -> bytes:

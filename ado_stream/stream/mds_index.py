@@ -8,7 +8,7 @@ them, are never decoded.
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypedDict
+from typing import Any, TypedDict, TypeGuard
 
 import numpy as np
 import xxhash
@@ -21,6 +21,7 @@ MDS_FORMAT, MDS_VERSION = "mds", 2
 TOKEN_COLUMN = "tokens"
 _INTEGER_DTYPES = ("uint8", "int8", "uint16", "int16", "uint32", "int32", "uint64", "int64")
 _MAX_SHARD_BYTES = 1 << 32  # MDS offsets are uint32
+_MAX_NAME_BYTES = 200  # file systems take 255; ours have a suffix for the lock and the unfinished file
 
 
 class ShardFile(TypedDict):
@@ -172,11 +173,18 @@ def _file(entry: object, where: str) -> ShardFile:
     if not isinstance(entry, dict):
         raise IndexInvalid(f"{where}: not an object.")
     name, hashes = entry.get("basename"), entry.get("hashes") or {}
-    if not isinstance(name, str) or not name or name in (".", "..") or set(name) & set("/\\\0"):
+    if not _is_text(name) or name in ("", ".", "..") or set(name) & set("/\\\0"):
         raise IndexInvalid(f"{where}: basename {name!r}; expected a plain file name inside the folder.")
-    if not isinstance(hashes, dict) or not all(isinstance(h, str) for pair in hashes.items() for h in pair):
+    if len(name.encode()) > _MAX_NAME_BYTES:
+        raise IndexInvalid(f"{where}: basename of {len(name.encode())} bytes; expected at most {_MAX_NAME_BYTES}.")
+    if not isinstance(hashes, dict) or not all(_is_text(part) for pair in hashes.items() for part in pair):
         raise IndexInvalid(f"{where}: 'hashes' is not an object of strings.")
     return {"basename": name, "bytes": _count(entry, "bytes", where), "hashes": hashes}
+
+
+def _is_text(value: object) -> TypeGuard[str]:
+    """Whether this is text that can be a file's name or be printed: JSON may hold half a surrogate pair."""
+    return isinstance(value, str) and not any("\ud800" <= character <= "\udfff" for character in value)
 
 
 def _layout(shard: dict[str, Any], where: str) -> tuple[tuple[str, str, int | None], ...]:
@@ -186,7 +194,7 @@ def _layout(shard: dict[str, Any], where: str) -> tuple[tuple[str, str, int | No
         raise IndexInvalid(f"{where}: column_names, column_encodings and column_sizes do not match.")
     for name, encoding, size in zip(names, encodings, sizes, strict=True):
         fits = size is None or (isinstance(size, int) and not isinstance(size, bool) and 0 <= size < _MAX_SHARD_BYTES)
-        if not (isinstance(name, str) and isinstance(encoding, str) and fits):
+        if not (_is_text(name) and _is_text(encoding) and fits):
             raise IndexInvalid(f"{where}: column {name!r} has encoding {encoding!r} and size {size!r}.")
     return tuple(zip(names, encodings, (size or None for size in sizes), strict=True))
 

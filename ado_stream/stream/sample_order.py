@@ -112,16 +112,14 @@ class PlannedIds:
             self._plan(group_M, position_N[left_M[first_M]])
 
     def _plan(self, group_M: np.ndarray, position_M: np.ndarray) -> None:
-        row_MX = self._table_GX[group_M]
-        epoch_M = position_M // (row_MX[:, END] - row_MX[:, BEGIN])
-        pieces_key_M, key_M = np.zeros((2, group_M.size), np.uint64)
-        numbers = zip(group_M.tolist(), epoch_M.tolist(), (row_MX[:, NUM_PIECES] > 1).tolist(), strict=True)
-        for m, (group, epoch, several) in enumerate(numbers):
-            domain, column = divmod(group, len(self._lanes))
-            rest = f"{self._prefixes[domain]}\x1fint:{self._lanes[column]}\x1fint:{epoch}"
-            key_M[m] = xxhash.xxh64_intdigest(f"str:samples\x1f{rest}")
-            if several:
-                pieces_key_M[m] = xxhash.xxh64_intdigest(f"str:pieces\x1f{rest}")
+        epoch_M = position_M // (self._table_GX[group_M, END] - self._table_GX[group_M, BEGIN])
+        domain_M, column_M = np.divmod(group_M, len(self._lanes))
+        numbers = zip(domain_M.tolist(), (column_M + self._lanes.start).tolist(), epoch_M.tolist(), strict=True)
+        texts = [f"{self._prefixes[domain]}\x1fint:{lane}\x1fint:{epoch}" for domain, lane, epoch in numbers]
+        pieces_key_M, key_M = (
+            np.array([xxhash.xxh64_intdigest(f"str:{kind}\x1f{text}") for text in texts], np.uint64)
+            for kind in ("pieces", "samples")
+        )
         self._table_GX[group_M, EPOCH], self._table_GX[group_M, KEY] = epoch_M, key_M.view(np.int64)
         numba_order.plan_epochs(
             group_M,

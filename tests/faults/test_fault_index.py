@@ -22,7 +22,19 @@ from tests.stream.helpers import write_domain
 pytestmark = pytest.mark.fault
 MUTATIONS = {"index": 300, "header": 200}
 SPARE_BYTES = 1 << 30  # address space that a mutated index may at most ask for, above what the process has
-EVIL_NAMES = ["../../evil.mds", "/tmp/evil.mds", "a/../../evil.mds", "evil\0.mds", "..", "", "back\\slash.mds", 7, None]
+EVIL_NAMES = [
+    "../../evil.mds",
+    "/tmp/evil.mds",
+    "a/../../evil.mds",
+    "evil\0.mds",
+    "..",
+    "",
+    "back\\slash.mds",
+    "half\ud800.mds",
+    "x" * 256,
+    7,
+    None,
+]
 EVIL_VALUES = [None, True, -1, 0, 1, 2**31, 2**32, 2**63, 1e308, "", "x" * 10_000, "../../evil", [], {}, [[[]]], "pkl"]
 
 

@@ -89,6 +89,12 @@ def test_a_frame_that_asks_for_a_huge_window_is_refused(tmp_path):
         decompress(spec)
 
 
+def test_a_snappy_head_that_claims_more_than_the_index_says_is_refused_before_it_is_believed(tmp_path):
+    spec = make_spec(tmp_path, b"\xff\xff\xff\xff\x0f" + bytes(20), "snappy")
+    with pytest.raises(ContentError, match=r"raw size 4294967295 but index says"):
+        decompress(spec)
+
+
 def test_an_unknown_compression_is_index_invalid(tmp_path):
     with pytest.raises(IndexInvalid, match="lz77"):
         decompress(make_spec(tmp_path, b"", "lz77"))
