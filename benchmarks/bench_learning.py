@@ -5,10 +5,10 @@
     python -m benchmarks learning --out RUNS --scenario clean --seed 3 --policy target     one cell again
 
 Prints a Markdown table per scenario of differences to the natural mixture, paired by seed, with 95 % intervals; draws
-the plane of loss by size against mean of domains; writes benchmarks/results/learning.json. Each cell is a file under
-RUNS and is not run again while it is there, so a stopped benchmark goes on. --text and --val name corpora in The Pile's
-format; without them the text is the Python environment's. The bars: `target` within 0.005 nats of natural on clean
-text, and 90 % of the oracle's gain where there is text that cannot be learnt.
+the plane of loss by size against mean of domains; writes benchmarks/results/learning_NAME.json. Each cell is a file
+under RUNS and is not run again while it is there, so a stopped benchmark goes on. --text and --val name corpora in The
+Pile's format; without them the text is the Python environment's. The bars: `target` within 0.005 nats of natural on
+clean text, and 90 % of the oracle's gain where there is text that cannot be learnt.
 """
 
 import argparse
