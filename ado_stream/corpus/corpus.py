@@ -145,5 +145,7 @@ def _read_tokenizer(source: str, name: str) -> Tokenizer:
         return load_tokenizer(BYTES)
     with tempfile.TemporaryDirectory(prefix="ado-") as folder:
         for each in (name, TOKENIZER_CONFIG_NAME):
+            if (local := local_folder(source)) is not None and not (local / each).is_file():
+                raise NotFound(f"{local / each}: no such file. Prepare the corpus again.")
             (Path(folder) / each).write_bytes(download_bytes(f"{source}/{each}"))
         return load_tokenizer_file(Path(folder) / name)

@@ -1,6 +1,6 @@
 """A user's script that a type checker reads and nobody runs: every public name, with the type that it must have."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any, assert_type
 
 import torch
@@ -50,7 +50,7 @@ dataset.publish(0, counts)
 ids: Array = dataset.sample_ids(0)
 with ado.AdaptiveLoader(dataset, policy=policy, prefetch=4, io_threads=4, pin_memory=False) as loader:
     assert_type(loader, ado.AdaptiveLoader)
-    batches: Iterable[dict[str, Any]] = loader
+    batches: Iterable[Mapping[str, object]] = loader
     loader.observe(torch.ones(2), torch.ones(2))
     loader.load_state_dict(loader.state_dict())
     mixture: Array = loader.mixture

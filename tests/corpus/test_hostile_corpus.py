@@ -194,7 +194,7 @@ def test_an_endpoint_that_does_not_answer_is_named_after_two_seconds(tmp_path, m
     import socket
 
     from ado_stream.corpus import corpus as module
-    from ado_stream.storage.download import download
+    from ado_stream.storage.download import download_bytes
     from ado_stream.storage.retry import RetryPolicy
 
     with socket.create_server(("127.0.0.1", 0)) as server:
@@ -203,7 +203,7 @@ def test_an_endpoint_that_does_not_answer_is_named_after_two_seconds(tmp_path, m
         monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
         monkeypatch.setattr("ado_stream.corpus.slow_notice._AFTER_S", 0.1)
         quick = RetryPolicy(attempts=1, read_timeout_s=1.0)
-        monkeypatch.setattr(module, "download", lambda url, path: download(url, path, retry=quick))
+        monkeypatch.setattr(module, "download_bytes", lambda url: download_bytes(url, retry=quick))
         with pytest.raises(StorageError):
             ado.open_corpus("s3://bucket/corpus")
     assert f"waiting for s3://bucket/corpus (S3_ENDPOINT_URL: {endpoint})" in caplog.text
