@@ -90,12 +90,9 @@ class TargetPolicy(Policy):
         max_epochs: float = 4.0,
         total_steps: int | None = None,
     ):
-        self._weights = weights
         super().__init__(prior)
         self.target_K = self._target(weights)
-        if number("target: dead_zone", dead_zone, 1.0) and strength:
-            positive("target: strength", strength)
-        self._log_zone = float(np.log(dead_zone))
+        self._log_zone = float(np.log(number("target: dead_zone", dead_zone, 1.0)))
         self._confidence = number("target: confidence", confidence, 0.0)
         self._strength = number("target: strength", strength, 0.0)
         self._damping = number("target: damping", damping, 0.0, 1.0)

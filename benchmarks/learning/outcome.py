@@ -16,12 +16,8 @@ MEASURES = ("by size", "mean", "worst", "wanted", "bits per byte")
 _T_95 = {1: 12.706, 2: 4.303, 3: 3.182, 4: 2.776, 5: 2.571, 6: 2.447, 7: 2.365, 8: 2.306, 9: 2.262}  # Student's t
 
 
-def measures(cell: Mapping[str, Any], facts: Mapping[str, Any], key: str = "final") -> dict[str, float]:
-    """The measures of one cell's validation `key`."""
-    return _measures(cell[key], facts)
-
-
-def _measures(found: Mapping[str, Any], facts: Mapping[str, Any]) -> dict[str, float]:
+def measures(found: Mapping[str, Any], facts: Mapping[str, Any]) -> dict[str, float]:
+    """The measures of one validation of a cell: its `final`, or one `midway`."""
     size, loss, bits = facts["size"], found["loss"], found["bits_per_byte"]
     wanted = [name for name in facts["wanted"] if name in size] or list(size)
     return {
@@ -44,7 +40,7 @@ def table(cells: Mapping[int, Mapping[str, Mapping[str, Any]]], facts: Mapping[s
         seeds = [seed for seed in cells.values() if policy in seed and BASELINE in seed]
         if not seeds:
             continue
-        pairs = [(measures(seed[policy], facts), measures(seed[BASELINE], facts)) for seed in seeds]
+        pairs = [(measures(seed[policy]["final"], facts), measures(seed[BASELINE]["final"], facts)) for seed in seeds]
         row: dict[str, Any] = {"policy": policy, "seeds": len(pairs)}
         for measure in MEASURES:
             row[measure] = interval([own[measure] - base[measure] for own, base in pairs])
@@ -67,8 +63,8 @@ def steps_to(cell: Mapping[str, Any], base: Mapping[str, Any], facts: Mapping[st
     1 where it is not reached before; both are read from the validations midway, on the same samples.
     """
     steps = sorted(map(int, cell["midway"]))
-    goal = _measures(base["midway"][str(steps[-1])], facts)["by size"]
-    losses = [_measures(cell["midway"][str(step)], facts)["by size"] for step in steps]
+    goal = measures(base["midway"][str(steps[-1])], facts)["by size"]
+    losses = [measures(cell["midway"][str(step)], facts)["by size"] for step in steps]
     for (early, high), (late, low) in zip(
         zip(steps, losses, strict=True), zip(steps[1:], losses[1:], strict=True), strict=False
     ):

@@ -122,10 +122,6 @@ class Trial:
         """What the outcome needs to know of this trial; JSON-able."""
         return {"names": self.names, "measured": self.measured, "wanted": self.wanted, "size": self.size}
 
-    def policies(self) -> list[str]:
-        """The scenario's, and the oracle where it has a made domain."""
-        return [*self.scenario.policies, *(["oracle"] if self.scenario.made else [])]
-
     def _begin(self) -> None:
         with ado.AdaptiveLoader(self._dataset(self.seed), policy=self._policy(BASELINE)) as loader:
             self._train(loader, 0, self._losses, {})
