@@ -23,6 +23,7 @@ from ado_stream.stream.batch_draw import SAMPLINGS, DrawSettings, StepDraw, adva
 from ado_stream.stream.batch_pipeline import BatchPipeline, BatchSource, PipelineOptions, RankBatch
 from ado_stream.stream.board import MixtureBoard
 from ado_stream.stream.device_copies import DeviceCopies, TokenBatch
+from ado_stream.stream.document_positions import document_positions
 from ado_stream.stream.domain import as_domains
 from ado_stream.stream.lookahead import LookaheadLimits
 from ado_stream.stream.open_indexes import open_indexes
@@ -54,6 +55,8 @@ class AdaptiveStreamingDataset(IterableDataset):
         replication: this many consecutive ranks get the same samples (tensor or context parallel groups).
         shuffle: "blocks", or one of Streaming's py1e, py1br, py1s, py2s, naive.
         token_column, token_dtype: of the tokens, in MDS data sets that `prepare` did not write.
+        positions, end_token: True adds `positions` to each batch, (b, T) int64: the place of every input token in its
+            document, of which each ends with `end_token`.
         vocab_size: tokens outside [0, vocab_size) are an error when a batch is read; None: not checked.
         timeout_s: longest wait for a mixture, a shard or a batch.
         retry: attempts, deadlines and pauses of downloads; None: storage's RetryPolicy().
@@ -78,6 +81,8 @@ class AdaptiveStreamingDataset(IterableDataset):
         shuffle: str = "blocks",
         token_column: str = "tokens",
         token_dtype: str | None = None,
+        positions: bool = False,
+        end_token: int | None = None,
         vocab_size: int | None = None,
         timeout_s: float = 900.0,
         retry: RetryPolicy | None = None,
@@ -90,6 +95,9 @@ class AdaptiveStreamingDataset(IterableDataset):
             raise ConfigError(f"sampling '{sampling}'; expected one of {', '.join(SAMPLINGS)}.")
         if mixture_lag is not None and mixture_lag < 0:
             raise ConfigError(f"mixture_lag {mixture_lag}; expected 0 or more, or None to keep each mixture.")
+        if positions and end_token is None:
+            raise ConfigError("positions=True: give end_token=, the token that ends a document (tokenizer.end_id).")
+        self._end_token = end_token if positions else None
         self.rank_slots = make_rank_slots(rank, world_size, replication)
         slots = self.rank_slots.slots(global_batch_size, canonical_nodes)
         self.settings = DrawSettings(global_batch_size, canonical_nodes, seed, sampling)
@@ -305,6 +313,8 @@ class AdaptiveStreamingDataset(IterableDataset):
         self._audit.append(draw)
         self._step += 1
         self._board.forget(self._step - _AUDIT_STEPS)
+        if self._end_token is not None:
+            batch["positions"] = document_positions(batch["tokens"][:, :-1], self._end_token)
         return batch
 
     @property

@@ -90,6 +90,7 @@ def model_config(config: TrainConfig, corpus: Corpus) -> ModelConfig:
         PRESETS[section.preset],
         vocab_size=section.vocab_size or _VOCAB_MULTIPLE * math.ceil(vocab_size / _VOCAB_MULTIPLE),
         context_length=section.context_length or seq_len,
+        end_token=corpus.tokenizer.end_id if section.attention == "document" else None,
     )
 
 

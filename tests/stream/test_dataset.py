@@ -15,6 +15,7 @@ import pytest
 import torch
 
 import ado_stream as ado
+from ado_stream.stream.document_positions import document_positions
 from ado_stream.stream.shared_mixtures import SharedMixtures
 from tests.stream.helpers import SAMPLES, changing_mixture, ledger, run, write_domain
 
@@ -50,6 +51,15 @@ def test_batches_hold_what_their_ids_say(corpus):
         assert (np.abs(dataset.sample_counts(batch["step"]) - BATCH * dataset.mixture(batch["step"])) < 1 + 1e-9).all()
     assert dataset.seq_len == 15
     assert dataset.num_samples.tolist() == list(SAMPLES)
+
+
+def test_batches_carry_the_places_of_tokens_in_their_documents(corpus):
+    batches = run(make(corpus, positions=True, end_token=3), 12)
+    assert ledger(batches) == ledger(run(make(corpus), 12))
+    for batch in batches:
+        assert torch.equal(batch["positions"], document_positions(batch["tokens"][:, :-1], 3))
+    with pytest.raises(ado.ConfigError, match="end_token"):
+        make(corpus, positions=True)
 
 
 @pytest.mark.parametrize(("ranks", "replication"), [(2, 1), (3, 1), (4, 2), (8, 1), (24, 1)])
