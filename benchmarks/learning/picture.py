@@ -8,7 +8,7 @@ from matplotlib import rc_context
 from matplotlib.colors import to_rgb
 
 from ado_stream.report.plot_style import FAINT, INK, PALETTE, new_figure, spread_labels, styled
-from benchmarks.learning.scenarios import CONTROL, STATIC
+from benchmarks.learning.scenarios import CONTROL, ORDER, STATIC
 
 COLUMNS = 2
 DARK_INK, DARK_SOFT, DARK_FAINT = "#e6e9ed", "#9aa4b1", "#3b424c"
@@ -45,7 +45,7 @@ def draw_planes(found: Mapping[str, Sequence[Mapping[str, Any]]], path: Path, da
             axes.axhline(0.0, color=faint, lw=0.6)
             axes.axvline(0.0, color=faint, lw=0.6)
             shown = [row for row in rows if row["policy"] != CONTROL]
-            colors = [ink if row in static else _color(number, dark) for number, row in enumerate(shown)]
+            colors = [ink if row in static else _color(row["policy"], dark) for row in shown]
             for row, color in zip(shown, colors, strict=True):
                 (x, half_x), (y, half_y) = row["by size"], row["mean"]
                 axes.errorbar(x, y, half_y, half_x, color=to_rgb(color), alpha=0.5, lw=0.8)
@@ -56,11 +56,11 @@ def draw_planes(found: Mapping[str, Sequence[Mapping[str, Any]]], path: Path, da
             label_y = spread_labels([row["mean"][0] for row in shown], 0.05 * (high - low), low, high)
             for row, color, y in zip(shown, colors, label_y.tolist(), strict=True):
                 label, place = row["policy"].replace(":", " "), (row["by size"][0], y)
-                axes.annotate(label, place, (5, -2), textcoords="offset points", fontsize=7, color=color)
+                axes.annotate(label, place, (5, 3), textcoords="offset points", fontsize=7, color=color)
         figure.savefig(path, metadata={"Date": None})
 
 
-def _color(number: int, dark: bool) -> Any:
-    """The palette's colour, on a dark page half way to white."""
-    rgb = to_rgb(PALETTE[number % len(PALETTE)])
+def _color(policy: str, dark: bool) -> Any:
+    """A policy's colour in every panel, on a dark page half way to white."""
+    rgb = to_rgb(PALETTE[(ORDER.index(policy) if policy in ORDER else -1) % len(PALETTE)])
     return tuple(0.5 + 0.5 * channel for channel in rgb) if dark else rgb
