@@ -13,8 +13,8 @@ and the constants are those of the released code.
 
 What differs: the paper evaluates held-out losses before and after every probe and solves for A; a policy here sees the
 losses of training batches, so A is the least-squares solution over all steps of the probes, weighted by samples, with
-the shares that were really drawn (guards and the lag change them). Without noise the two are equal. Probes come in an
-order that is turned by one domain a round instead of a random one. Mixtures reach the data as every policy's do.
+the shares that were really drawn (guards and the lag change them). Without noise the two are equal. Probes come in
+the order of the domains' names, turned by one a round, instead of a random one. Mixtures are published as others'.
 
 Cost: K least-squares problems of K + 1 unknowns a round, for some hundred domains at most.
 """
@@ -63,7 +63,7 @@ class Aioli(Policy):
         super().__init__(prior)
         num = self.num_domains
         self._eta = positive("aioli: eta", eta)
-        self._focus = number("aioli: focus", focus, 1.0 / num, 1.0)
+        self._focus = number("aioli: focus", focus, 1.0 / num if num > 1 else 0.0, 1.0)
         self._decay = None if decay is None else number("aioli: decay", decay, 0.0, 1.0)
         self._lag = whole("aioli: mixture_lag", mixture_lag)
         steps = None if total_steps is None else whole("aioli: total_steps", total_steps, 1)
@@ -80,6 +80,8 @@ class Aioli(Policy):
                 f"aioli: round_steps is {self._round_steps}, but probes of {num} domains for {self._probe_steps} steps "
                 f"each, with mixture_lag {self._lag}, need rounds of {least} or more."
             )
+        # by name, so that the order in which domains are given does not matter
+        self._order_K = np.arange(num) if self.names is None else np.argsort(self.names)
         self._num_rounds = 0
         self._rows_NK = np.full((2, self._phase + 1, num), np.nan)  # losses, and samples, of the steps of the probes
         self._mixture_K = self._share()
@@ -102,7 +104,7 @@ class Aioli(Policy):
         if drawn_at < 0 or place >= self._phase:
             return self._share()
         share_K = np.full(self.num_domains, (1.0 - self._focus) / max(self.num_domains - 1, 1))
-        share_K[(number + place // self._probe_steps) % self.num_domains] = self._focus
+        share_K[self._order_K[(number + place // self._probe_steps) % self.num_domains]] = self._focus
         return share_K / share_K.sum()
 
     def _share(self) -> Floats:
@@ -133,20 +135,20 @@ class Aioli(Policy):
 
     def _load_extra(self, saved: Mapping[str, Any], source_K: Ints, names: Sequence[str] | None) -> None:
         rows_NK = state_codec.unpack(saved.get("rows"), "rows")
-        expected = (2, self._phase + 1, saved.get("num_domains"))
-        if names is not None:  # the probes of other domains are not those of this round
-            rows_NK = np.full_like(self._rows_NK, np.nan)
-        elif rows_NK.shape != expected:
-            raise ResumeError(f"policy state: rows have shape {rows_NK.shape}, expected {expected}.")
+        if not np.array_equal(np.sort(source_K), np.arange(saved["num_domains"])):
+            rows_NK = np.full_like(self._rows_NK, np.nan)  # the probes of other domains are not those of this round
+        elif rows_NK.shape == self._rows_NK.shape:
+            rows_NK = rows_NK[:, :, source_K]
+        else:
+            raise ResumeError(
+                f"policy state: rows have shape {rows_NK.shape}, expected {self._rows_NK.shape}.\n"
+                "  Continue with the probe_steps that it was saved with."
+            )
         try:
             self._num_rounds = int(saved["num_rounds"])
         except (TypeError, KeyError, ValueError) as error:
             raise ResumeError(f"policy state: a number is missing or wrong ({error}).") from None
         self._rows_NK = rows_NK
-
-    def _after_load(self, same_domains: bool) -> None:
-        if not same_domains:
-            self._mixture_K = self._share()
 
 
 def probe_effects(loss_NK: Floats, count_NK: Floats, probe_steps: int) -> Floats:

@@ -8,7 +8,7 @@ import pytest
 import ado_stream as ado
 from ado_stream.policy.aioli import probe_effects
 
-PRIOR = {"web": 60.0, "code": 30.0, "math": 10.0}
+PRIOR = {"code": 60.0, "math": 30.0, "web": 10.0}  # in the order of the probes
 STEPS, ROUND, PROBE = 130, 30, 4
 H = 0.625
 
