@@ -24,7 +24,6 @@ class Velocitune(GapPolicy):
     """`velocitune`. Options as GapPolicy's."""
 
     kind = "velocitune"
-    run_options = GapPolicy.run_options
 
     def _initial(self) -> dict[str, NDArray[Any]]:
         return {**super()._initial(), "first": np.full(self.num_domains, np.nan)}

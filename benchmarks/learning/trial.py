@@ -106,7 +106,7 @@ class Trial:
             steps=sizes.steps, device=sizes.device, micro_batch_size=sizes.micro_batch_size, compile=on_card
         )
         self._context = detect_context(sizes.device)
-        self._loading = {"device": self._context.device, "pin_memory": True} if on_card else {}
+        self._loading: dict[str, Any] = {"device": self._context.device, "pin_memory": True} if on_card else {}
         warmup = sizes.steps // 10
         self._rate = LearningRateSchedule(_PEAK_RATE_TIMES_WIDTH / sizes.width, warmup, sizes.steps, 0.1)
         torch.manual_seed(seed)
@@ -164,7 +164,8 @@ class Trial:
         self, name: str, loader: ado.AdaptiveLoader, progress: dict[str, Any] | None, end: int
     ) -> dict[str, Any]:
         """The progress at step `end`, from `progress` on; None: from the model as it is. Saves it when out of time."""
-        begin, losses, midway = 0, [], {}
+        begin, losses = 0, list[np.ndarray]()
+        midway: dict[int, dict[str, Any]] = {}
         if progress is not None:
             begin, midway = progress["step"], dict(progress["midway"])
             losses = list(progress["losses"].numpy())
