@@ -12,7 +12,7 @@ import json
 import math
 import signal
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -77,7 +77,7 @@ class Bench:
         self,
         section: str,
         case: str,
-        builds: dict[str, Callable[[], Call]],
+        builds: Mapping[str, Callable[[], Call]],
         *,
         num_bytes: float = 0.0,
         num_flops: float = 0.0,
@@ -128,7 +128,7 @@ class Bench:
         self,
         name: str,
         case: str,
-        makes: dict[str, Make],
+        makes: Mapping[str, Make],
         inputs: Sequence[torch.Tensor],
         grads: Sequence[torch.Tensor],
         traffic: tuple[float, float],

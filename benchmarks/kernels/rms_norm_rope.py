@@ -10,7 +10,7 @@ import torch
 from ado_kernels import rms_norm, rms_norm_rope
 from ado_kernels.ops.rms_norm_rope import rms_norm_rope_reference
 from ado_model import PRESETS
-from benchmarks.kernels.harness import Bench, Function
+from benchmarks.kernels.harness import Bench, Function, Make
 
 H200_RATES = (4.3e12, 790e12)  # bytes/s of a copy, FLOP/s of bf16 matmuls: for the count
 BYTES = 2  # of a bf16 number
@@ -31,7 +31,7 @@ def run(bench: Bench) -> None:
     def norm_then(rotate: Function) -> Function:
         return lambda x, weight: rotate(rms_norm(x, weight), cos, sin)
 
-    makes = {
+    makes: dict[str, Make] = {
         "ours": lambda: lambda x, weight: rms_norm_rope(x, weight, cos, sin),
         "norm, then rope": lambda: norm_then(_rotate),
         "norm, then compiled rope": lambda: norm_then(bench.compiled(_rotate)),

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 
 from ado_kernels import swiglu
 from ado_kernels.ops.swiglu import swiglu_reference
-from benchmarks.kernels.harness import Bench, Function
+from benchmarks.kernels.harness import Bench, Function, Make
 
 SHAPES, SMOKE_SHAPES = ((16384, 5632), (16384, 2048), (8192, 14336)), ((256, 344),)
 
@@ -38,7 +38,7 @@ def compare(bench: Bench, num_rows: int, width: int, fused: bool) -> None:
 
         return shaped(LigerSiLUMulFunction.apply)
 
-    makes = {
+    makes: dict[str, Make] = {
         "ours": lambda: shaped(swiglu),
         "Liger": liger,
         "torch.compile": lambda: bench.compiled(shaped(plain)),

@@ -17,10 +17,10 @@ def register(name: str, cpu: Callable[..., Any], fake: Callable[..., Any], gpu: 
     operation = torch.library.custom_op(f"ado_kernels::{name}", cpu, mutates_args=(), device_types="cpu")
     operation.register_fake(fake)
 
-    @operation.register_kernel("cuda")
     def run(*arguments: Any) -> Any:
         call = getattr(importlib.import_module(f"ado_kernels.ops.{folder}.gpu"), function)
         with torch.cuda.device_of(arguments[0]):
             return call(*arguments)
 
+    operation.register_kernel("cuda", run)
     return operation

@@ -12,7 +12,7 @@ import torch
 from numba import njit, prange
 
 from ado_kernels.ops.domain_loss.cpu import domain_loss_cpu
-from ado_kernels.ops.linear_cross_entropy.problem import Problem, Result
+from ado_kernels.ops.linear_cross_entropy.problem import Outputs, Problem, Result
 from ado_kernels.ops.numba_math import FAST_SUMS, Array, array, exp, set_loop_threads
 from ado_kernels.ops.operands import accumulation_dtype
 
@@ -30,8 +30,8 @@ def linear_cross_entropy_cpu(
     hidden_grad: bool,
     weight_grad: bool,
     compute_dtype: torch.dtype,
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
-    """The operation on a CPU; returns problem.Outputs."""
+) -> Outputs:
+    """The operation on a CPU."""
     problem = Problem(hidden, weight, targets, ignore_index, z_loss, hidden_grad, weight_grad, compute_dtype)
     result = in_chunks(problem)
     kept_N = targets != ignore_index
