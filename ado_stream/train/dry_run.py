@@ -7,9 +7,8 @@ torch.compile saves or recomputes.
 """
 
 import math
-from dataclasses import dataclass
+from typing import NamedTuple
 
-import numpy as np
 import torch
 
 from ado_kernels.ops.launch_table import TABLE
@@ -26,8 +25,7 @@ _GPU_LOGITS_ROWS = max(row["rows"] for (operation, *_), row in TABLE.items() if 
 _CPU_LOGITS_BYTES = 256 << 20
 
 
-@dataclass(frozen=True)
-class MemoryEstimate:
+class MemoryEstimate(NamedTuple):
     """Peak bytes of each part on one rank.
 
     state: parameters, gradients, AdamW's moments. copies: weights in the compute dtype, and with FSDP the gathered
@@ -43,7 +41,7 @@ class MemoryEstimate:
     @property
     def total(self) -> int:
         """The sum: the parts peak within the same backward pass."""
-        return self.state + self.copies + self.activations + self.loss
+        return sum(self)
 
 
 def estimate_memory(
@@ -93,62 +91,26 @@ def _loss(model: ModelConfig, device: torch.device, dtype: torch.dtype, num_rows
     return logits + copy + _FLOAT32_BYTES * (weight + num_rows * model.width)
 
 
-@dataclass(frozen=True)
-class RunPlan:
-    """What a run would do; memory is an estimate for one rank."""
-
-    parameters: int
-    flops_per_token: int
-    tokens_per_step: int
-    total_tokens: int
-    peak_learning_rate: float
-    memory: MemoryEstimate
-    names: list[str]
-    prior_K: np.ndarray
-    epochs_K: np.ndarray
-    repeats_after_K: np.ndarray  # steps of one epoch under the prior; inf: never drawn
-
-
-def plan_run(config: TrainConfig, context: DistributedContext) -> RunPlan:
-    """The plan of `config` on `context`'s ranks. Raises what `run_training` would raise before its first step."""
+def plan_run(config: TrainConfig, context: DistributedContext) -> str:
+    """The plan of `config` on `context`'s ranks, as text. Raises what `run_training` would before its first step."""
     components = build_components(config, context)
     dataset, model = components.loader.dataset, components.model
-    batch, steps = config.data.global_batch_size, config.train.steps
-    prior_K, size_K = dataset.prior, dataset.num_samples
-    with np.errstate(divide="ignore"):
-        repeats_after_K = size_K / (batch * prior_K)
-    return RunPlan(
-        parameters=model.num_parameters,
-        flops_per_token=model.flops_per_token(dataset.seq_len),
-        tokens_per_step=batch * dataset.seq_len,
-        total_tokens=batch * dataset.seq_len * steps,
-        peak_learning_rate=components.schedule.peak,
-        memory=estimate_memory(
-            model, config.train, context.device, components.micro_rows, dataset.seq_len, num_ranks=context.size
-        ),
-        names=dataset.names,
-        prior_K=prior_K,
-        epochs_K=steps * batch * prior_K / size_K,
-        repeats_after_K=repeats_after_K,
-    )
-
-
-def plan_text(plan: RunPlan) -> str:
-    """The plan as text for a terminal."""
-    memory = plan.memory
+    batch, steps, seq_len = config.data.global_batch_size, config.train.steps, dataset.seq_len
+    memory = estimate_memory(model, config.train, context.device, components.micro_rows, seq_len, context.size)
+    num_tokens = steps * batch * seq_len
     lines = [
-        f"parameters        {plan.parameters:,}",
-        f"tokens per step   {plan.tokens_per_step:,}; {plan.total_tokens:,} in all "
-        f"({plan.total_tokens / plan.parameters:.1f} per parameter)",
-        f"operations        {plan.flops_per_token * plan.total_tokens:.3g} FLOP",
-        f"learning rate     {plan.peak_learning_rate:.3g} at its peak",
+        f"parameters        {model.num_parameters:,}",
+        f"tokens per step   {batch * seq_len:,}; {num_tokens:,} in all "
+        f"({num_tokens / model.num_parameters:.1f} per parameter)",
+        f"operations        {model.flops_per_token(seq_len) * num_tokens:.3g} FLOP",
+        f"learning rate     {components.schedule.peak:.3g} at its peak",
         f"memory, one rank  about {memory.total / 1e9:.2f} GB: {memory.state / 1e9:.2f} parameters, gradients, AdamW; "
         f"{memory.copies / 1e9:.2f} copies of weights;",
         f"                  {memory.activations / 1e9:.2f} activations; {memory.loss / 1e9:.2f} loss",
         "",
         f"{'domain':<24} {'prior':>7} {'epochs':>8}  repeats after",
     ]
-    for name, share, epochs, after in zip(plan.names, plan.prior_K, plan.epochs_K, plan.repeats_after_K, strict=True):
-        when = "never drawn" if math.isinf(after) else f"step {math.ceil(after):,}"
-        lines.append(f"{name:<24} {share:>7.3%} {epochs:>8.3f}  {when}")
+    for name, share, size in zip(dataset.names, dataset.prior.tolist(), dataset.num_samples.tolist(), strict=True):
+        repeats = f"step {math.ceil(size / (batch * share)):,}" if share else "never drawn"
+        lines.append(f"{name:<24} {share:>7.3%} {steps * batch * share / size:>8.3f}  {repeats}")
     return "\n".join(lines)

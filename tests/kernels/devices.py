@@ -5,13 +5,10 @@ CPU's operations, so that the tests themselves are known to work before a GPU se
 import pytest
 import torch
 
-from ado_kernels.ops.launch import METHODS
 from tests.rounding import rounding
 
 ON_GPU = torch.cuda.is_available()
 DEVICE = "cuda" if ON_GPU else "cpu"
-# Of linear_cross_entropy: "exponentials" needs tensor descriptors, hence sm_90.
-METHODS_HERE = METHODS if ON_GPU and torch.cuda.get_device_capability() >= (9, 0) else METHODS[:1]
 gpu_only = pytest.mark.gpu  # left out without one: see tests/conftest.py
 WIDEST = 2048  # terms of a sum over a row
 # One rounding of what was summed in float32, with room for a tie.
