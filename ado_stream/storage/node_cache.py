@@ -22,6 +22,7 @@ from typing import TypeVar
 
 from ado_stream.durable import DiskError, private_folder
 from ado_stream.errors import CacheFull, ConfigError, NotFound, ShardCorrupt
+from ado_stream.redact import redact
 from ado_stream.storage.complete_file import quarantine, remove_leftovers, remove_old_leftovers
 from ado_stream.storage.decompress import decompress
 from ado_stream.storage.download import download, local_path
@@ -276,7 +277,7 @@ class NodeCache:
         bare = spec.raw_bytes is not None and not spec.raw_hashes and not spec.stored_hashes
         if bare and self._is_first("warn", spec.raw.parent):
             warnings.warn(
-                f"{spec.where}: the index holds no hashes, so only sizes are checked.\n"
+                f"{redact(spec.where)}: the index holds no hashes, so only sizes are checked.\n"
                 "  Write the shards with hashes=['xxh64'].",
                 UserWarning,
                 stacklevel=3,
