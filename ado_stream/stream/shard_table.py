@@ -165,7 +165,7 @@ class ShardTable:
         index = self._indexes[domain]
         token = int(token_T.min() if token_T.min() < 0 else token_T.max())
         return DataError(
-            f"domain '{index.name}', {index.files[shard][0]['basename']}, row {row} (id "
-            f"{index.first_id_S[shard] + row}): token {token} outside the vocabulary of {self._vocab_size}.\n"
+            f"{index.spec(shard).label}, row {row} (id {index.first_id_S[shard] + row}): token {token} outside the "
+            f"vocabulary of {self._vocab_size}.\n"
             f"  Was it prepared with another tokenizer? Set the model's vocab_size to cover it."
         )
