@@ -69,11 +69,16 @@ class Deadline:
         self.seconds, self.what, self.stop = seconds, what, stop
         self._until = time.monotonic() + seconds
 
+    @property
+    def passed(self) -> bool:
+        """Whether the time is over."""
+        return time.monotonic() >= self._until
+
     def wait(self) -> bool:
         """Sleeps a moment; False when the deadline has passed. Raises StoppedError when `stop` is set."""
         raise_if_stopped(self.stop, self.what)
         time.sleep(POLL_S)
-        return time.monotonic() < self._until
+        return not self.passed
 
 
 class DownloadMonitor:
