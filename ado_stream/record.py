@@ -35,20 +35,23 @@ from typing import Any
 
 from ado_stream.durable import write_durably
 from ado_stream.errors import DataError, NotFound, StorageError
+from ado_stream.redact import redact
 
 VERSION = 1
 FILE_NAME = "record.jsonl"
 KINDS = ("run", "step", "fit", "health", "eval", "event")
 
 
-def _plain(value: Any) -> Any:
-    """`value` in JSON's types: arrays to lists, NaN and infinities to null."""
+def plain(value: Any) -> Any:
+    """`value` in JSON's types, without credentials: arrays to lists, NaN and infinities to null."""
+    if isinstance(value, str):
+        return redact(value)
     if isinstance(value, dict):
-        return {str(key): _plain(item) for key, item in value.items()}
+        return {str(key): plain(item) for key, item in value.items()}
     if hasattr(value, "tolist"):
         value = value.tolist()
     if isinstance(value, (list, tuple)):
-        return [_plain(item) for item in value]
+        return [plain(item) for item in value]
     if isinstance(value, float) and not math.isfinite(value):
         return None
     return value
@@ -66,7 +69,7 @@ class RunRecord:
     def write(self, kind: str, **fields: Any) -> None:
         """Appends one line of `kind`; NumPy arrays become lists, NaN becomes null. Raises StorageError: disk full."""
         assert kind in KINDS, kind
-        line = json.dumps({"kind": kind, **_plain(fields)}, separators=(",", ":"), allow_nan=False)
+        line = json.dumps({"kind": kind, **plain(fields)}, separators=(",", ":"), allow_nan=False)
         with self._lock:
             self._append(line.encode() + b"\n")
 

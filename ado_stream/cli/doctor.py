@@ -183,14 +183,15 @@ def _stores() -> Iterator[Finding]:
 def _corpus(url: str) -> Finding:
     from ado_stream.corpus import load_manifest
     from ado_stream.errors import AdoStreamError
+    from ado_stream.redact import redact
 
     try:
         manifest = load_manifest(url)
     except AdoStreamError as error:
-        return Finding("stores", url, FAIL, type(error).__name__, " ".join(str(error).split()))
+        return Finding("stores", redact(url), FAIL, type(error).__name__, " ".join(str(error).split()))
     splits = [domain["splits"] for domain in manifest["domains"].values()]
     tokens = sum(split["train"]["tokens"] for split in splits if "train" in split)
-    return Finding("stores", url, OK, f"{len(splits)} domains, {tokens:,} training tokens")
+    return Finding("stores", redact(url), OK, f"{len(splits)} domains, {tokens:,} training tokens")
 
 
 def _attempt(area: str, name: str, trial: Callable[[], str], advice: str) -> Finding:

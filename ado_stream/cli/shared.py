@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from ado_stream.errors import ConfigError
+from ado_stream.redact import redact
 
 # What a terminal obeys or hides: control characters but tab and line end, marks of direction, zero-width characters
 # other than those that join letters and emoji, halves of surrogate pairs, tags.
@@ -66,8 +67,8 @@ def is_main_rank() -> bool:
 
 
 def visible(text: str) -> str:
-    r"""`text` as a terminal may show it: what it would obey or hide is spelled out, as \x1b."""
-    return _INVISIBLE.sub(lambda found: found.group().encode("unicode_escape").decode(), text)
+    r"""`text` as a terminal may show it: what it would obey or hide is spelled out, as \x1b; without credentials."""
+    return _INVISIBLE.sub(lambda found: found.group().encode("unicode_escape").decode(), redact(text))
 
 
 def print_json(value: object) -> None:

@@ -21,7 +21,7 @@ from ado_stream.durable import disk_errors
 from ado_stream.errors import ConfigError, DataError, IndexInvalid, NotFound, ShardCorrupt
 from ado_stream.storage.download import download
 from ado_stream.storage.verify import CHUNK_BYTES
-from ado_stream.stream.mds_index import INDEX_NAME, parse_index
+from ado_stream.stream.mds_index import INDEX_NAME, make_index, parse_index
 
 _FREE_RAW_BYTES = 1 << 28  # of a shard that may decompress by any factor
 _MAX_RATIO = 1000
@@ -47,7 +47,7 @@ class CorpusChecker:
         text = self._read(where)
         content = decode_json(text, where)
         try:
-            found = parse_index(text, domain, folder, Path()).num_samples
+            found = make_index(parse_index(text, domain, where), domain, folder, Path()).num_samples
         except ConfigError as error:  # no shards or no token column: `prepare` never writes that
             raise IndexInvalid(f"{where}: {error}") from error
         expected = num_samples(self.manifest["domains"][domain], split)

@@ -10,6 +10,7 @@ from dataclasses import dataclass, fields
 from typing import Any
 
 from ado_stream.errors import ConfigError
+from ado_stream.redact import redact
 from ado_stream.storage.download import local_path
 
 
@@ -38,7 +39,7 @@ class Domain:
 
     def __repr__(self) -> str:
         given = ((field.name, getattr(self, field.name)) for field in fields(self))
-        return f"Domain({', '.join(f'{name}={value!r}' for name, value in given if value is not None)})"
+        return redact(f"Domain({', '.join(f'{name}={value!r}' for name, value in given if value is not None)})")
 
 
 def as_domains(given: Iterable[Any]) -> list[Domain]:

@@ -1,7 +1,10 @@
 """A corpus opens from a folder and from an object store, and a corpus.json that cannot be trusted is refused."""
 
+import itertools
 import json
 import os
+import shutil
+import subprocess
 
 import numpy as np
 import pytest
@@ -37,8 +40,6 @@ def made(pile, tmp_path_factory):
 @pytest.fixture
 def corpus_copy(made, tmp_path):
     """A corpus to damage: (folder, function that edits corpus.json)"""
-    import shutil
-
     shutil.copytree(made, tmp_path / "copy")
     path = tmp_path / "copy/corpus.json"
 
@@ -66,6 +67,31 @@ def test_a_corpus_is_shown_in_one_line(made):
     assert repr(ado.open_corpus(made, "val")) == (
         f"Corpus('{made}', split='val': {len(counts)} domains, {tokens:,} tokens, tokenizer bpe:300, seq_len 64)"
     )
+
+
+@pytest.mark.parametrize("mount", [pytest.param(True, marks=pytest.mark.privileged), False])
+def test_a_corpus_that_may_not_be_written_is_read_through_a_cache_folder(made, tmp_path, mount):
+    """cache_dir for a local folder: the batches are those of the corpus in place, and nothing is written there."""
+    place, folder = tmp_path / "writable", tmp_path / "corpus"
+    for each in (place, folder):
+        shutil.copytree(made, each)
+    if mount:
+        subprocess.run(["mount", "--bind", "-r", str(folder), str(folder)], check=True)
+    try:
+        before = sorted(folder.rglob("*"))
+        batches = []
+        for corpus in (ado.open_corpus(place), ado.open_corpus(folder, cache_dir=tmp_path / "cache")):
+            with ado.AdaptiveLoader(ado.AdaptiveStreamingDataset(corpus.domains, 8, mixture_lag=None)) as loader:
+                batches.append([batch["tokens"].numpy() for batch in itertools.islice(loader, 20)])
+        assert np.array_equal(*map(np.stack, batches))
+        assert sorted(folder.rglob("*")) == before
+        assert ado.open_corpus(folder, "val", cache_dir=tmp_path / "cache").domains[0].local.startswith(str(tmp_path))
+        if mount:
+            with pytest.raises(ConfigError, match="not writable"):
+                ado.AdaptiveStreamingDataset(ado.open_corpus(folder).domains, 8)
+    finally:
+        if mount:
+            subprocess.run(["umount", str(folder)], check=True)
 
 
 def test_what_is_not_there_is_said(made, tmp_path, corpus_copy):

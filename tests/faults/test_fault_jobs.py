@@ -23,6 +23,9 @@ from ado_stream.errors import StorageError
 from ado_stream.storage import node_cache as cache_module
 from ado_stream.storage.node_cache import NodeCache
 from ado_stream.storage.object_locks import lock_if_free, lock_path
+from ado_stream.stream.domain import Domain
+from ado_stream.stream.open_indexes import open_indexes
+from benchmarks.bench_stream_open import index_text
 from tests.faults.conftest import BUCKET, QUICK, Shard, unfinished
 from tests.faults.proxy import Rule
 
@@ -198,3 +201,21 @@ def test_closing_ends_a_download_and_a_wait_at_once(proxy, shards, tmp_path):
             with pytest.raises(StorageError, match="closing"):
                 future.result()
     assert time.monotonic() - started < 1.0
+
+
+def test_an_index_is_sent_once_a_node_and_again_when_it_has_changed(proxy, upload, tmp_path):
+    """Eight readers at once, as ranks; then a reader of a later run, whom the store answers "not modified"."""
+    path = f"/{BUCKET}/indexed/index.json"
+    domain = Domain("d", f"s3://{BUCKET}/indexed", str(tmp_path / "cache"))
+    upload("indexed/index.json", index_text(50))
+    with ThreadPoolExecutor(8) as ranks:
+        opened = list(ranks.map(lambda _: open_indexes([domain], "tokens", None, QUICK)[0], range(8)))
+    assert len({str(index.spec(49)) for index in opened}) == 1
+    assert (proxy.gets[path], proxy.served[path]) == (1, 1)
+    assert str(open_indexes([domain], "tokens", None, QUICK)[0].spec(49)) == str(opened[0].spec(49))
+    assert (proxy.gets[path], proxy.served[path]) == (2, 1)
+    upload("indexed/index.json", index_text(51))
+    assert open_indexes([domain], "tokens", None, QUICK)[0].samples_S.size == 51
+    assert (proxy.gets[path], proxy.served[path]) == (3, 2)
+    assert open_indexes([domain], "tokens", None, QUICK)[0].samples_S.size == 51
+    assert proxy.served[path] == 2

@@ -16,8 +16,8 @@ from ado_stream.errors import StorageError
 from ado_stream.storage.complete_file import (
     CompleteFile,
     quarantine,
+    remove_free_leftovers,
     remove_leftovers,
-    remove_old_leftovers,
     temporary_path,
 )
 from ado_stream.storage.object_locks import lock_if_free, lock_path, object_lock
@@ -73,14 +73,18 @@ def test_leftovers_of_one_object_are_removed_and_others_stay(tmp_path):
     remove_leftovers(tmp_path / "nowhere" / "shard.00001.mds")
 
 
-def test_only_leftovers_older_than_any_download_are_swept(tmp_path):
+@pytest.mark.parametrize("name", ["a.mds.7-8", "a.mds.zstd.7-8", "a.mds.7-8.3"])
+@pytest.mark.parametrize("age_s", [0, 50_000])
+def test_only_leftovers_that_nobody_makes_are_swept_whatever_the_clock_says(tmp_path, name, age_s):
     folder = tmp_path / ".ado-tmp"
     folder.mkdir()
-    for name, age_s in (("old.7-8", 4000), ("young.7-8", 3000)):
-        (folder / name).touch()
-        os.utime(folder / name, (time.time() - age_s,) * 2)
-    remove_old_leftovers(tmp_path)
-    assert [path.name for path in folder.iterdir()] == ["young.7-8"]
+    (folder / name).touch()
+    os.utime(folder / name, (time.time() - age_s,) * 2)
+    with object_lock(tmp_path / "a.mds", Deadline(1)):
+        remove_free_leftovers(tmp_path)
+        assert [path.name for path in folder.iterdir()] == [name]
+    remove_free_leftovers(tmp_path)
+    assert list(folder.iterdir()) == []
 
 
 def test_the_quarantine_keeps_the_newest_bad_file_only(tmp_path):

@@ -211,3 +211,36 @@ def test_an_open_shard_is_fetched_ahead_only_after_its_release(make):
     time.sleep(0.05)
     again = set((orders[0].ids(0, NUM_SHARDS * SHARD_SAMPLES - BATCH, 800) // SHARD_SAMPLES).tolist())
     assert shards.started.count((0, first)) == 1 + (first in again)
+
+
+def test_closing_waits_for_a_fetch_that_is_being_started(make):
+    """`close` comes after `_pump` has looked at `stop` and before it has handed the fetch to the pool."""
+    lookahead, shards, _ = make(1)
+    shards.gate.set()
+    may_start, closers = lookahead._may_start, []
+
+    def closing(due, size):
+        if not closers:
+            closers.append(threading.Thread(target=lookahead.close))
+            closers[0].start()
+            assert lookahead.stop.wait(5)
+            time.sleep(0.05)  # in which the pool would be shut down
+        return may_start(due, size)
+
+    lookahead._may_start = closing
+    submit = lookahead._pool.submit
+    refused = []
+
+    def noting(*arguments):
+        try:
+            return submit(*arguments)
+        except RuntimeError as error:  # which `_start` takes for the end of the interpreter
+            refused.append(str(error))
+            raise
+
+    lookahead._pool.submit = noting
+    lookahead.follow(np.zeros((1, 1), np.int64), np.ones(1), BATCH)
+    closers[0].join(5)
+    assert not closers[0].is_alive()
+    assert refused == []
+    assert lookahead.failure is None
