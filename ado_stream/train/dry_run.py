@@ -18,6 +18,7 @@ from ado_stream.train.components import build_components
 from ado_stream.train.config import TrainConfig, TrainSection
 from ado_stream.train.distributed import DistributedContext
 from ado_stream.train.parallel import compute_dtype
+from ado_stream.visible import visible
 
 _STATE_BYTES = 16  # a parameter's float32 value, gradient and two moments
 _FLOAT32_BYTES = 4
@@ -151,4 +152,4 @@ def plan_text(plan: RunPlan) -> str:
     for name, share, epochs, after in zip(plan.names, plan.prior_K, plan.epochs_K, plan.repeats_after_K, strict=True):
         when = "never drawn" if math.isinf(after) else f"step {math.ceil(after):,}"
         lines.append(f"{name:<24} {share:>7.3%} {epochs:>8.3f}  {when}")
-    return "\n".join(lines)
+    return visible("\n".join(lines))
