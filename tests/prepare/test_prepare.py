@@ -389,16 +389,15 @@ def test_too_many_domains_point_to_the_key(tmp_path, monkeypatch):
 def test_a_commit_syncs_only_the_spools_that_grew(tmp_path, monkeypatch):
     from ado_stream.corpus.mds import ShardFormat
     from ado_stream.prepare.corpus_output import LocalOutput
-    from ado_stream.prepare.documents import RecordKeys
     from ado_stream.prepare.packing import Packer
-    from ado_stream.prepare.prepare_worker import PieceResult, TokenBlock, WorkerSetup
+    from ado_stream.prepare.prepare_worker import PieceResult, TokenBlock
     from ado_stream.prepare.worker_pool import WorkerPool
 
     def piece(domains):
         return PieceResult([TokenBlock(f"d{n}", "train", 1, 9, bytes(20)) for n in domains], {}, {}, set())
 
     monkeypatch.setattr("ado_stream.prepare.packing._COMMIT_EVERY_S", 1e9)
-    pool = WorkerPool(WorkerSetup("bytes", RecordKeys(), 0.0, False), 1)
+    pool = WorkerPool(_config(["in"], tmp_path / "out"), tmp_path)
     packer = Packer(tmp_path, LocalOutput(tmp_path / "out", tmp_path / "in"), ShardFormat(17, "uint16", 4096), pool, 2)
     packer.add(piece(range(200)))
     packer.commit()
