@@ -43,7 +43,8 @@ def test_a_table_that_claims_far_more_than_it_has_is_refused(tmp_path, monkeypat
     monkeypatch.setattr("ado_stream.storage.decompress._MAX_RATIO", 50)
     path = _write(tmp_path / name, kind, ["a" * (1 << 22)] if shape == "one value" else ["b" * 2000] * 2000)
     assert path.stat().st_size < 40_000
-    with pytest.raises(DataError, match="a decompression bomb"):
+    stored_once = path.suffix == ".parquet" and shape != "one value"  # else it is refused by what it claims, unread
+    with pytest.raises(DataError, match="so far" if stored_once else r"claims [\d,]+ bytes .*a decompression bomb"):
         _read(path, RecordErrors(False))
     errors = RecordErrors(True)
     assert len(_read(path, errors)) < 1000  # those of the first 2 MB at most

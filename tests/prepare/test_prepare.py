@@ -7,6 +7,8 @@ import fcntl
 import json
 import os
 import shutil
+import subprocess
+import sys
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -408,3 +410,26 @@ def test_a_commit_syncs_only_the_spools_that_grew(tmp_path, monkeypatch):
     packer.close()
     spools = {path.removeprefix(f"{tmp_path}/spool/").split("/")[0] for path in synced if "/spool/" in path}
     assert spools == {"d3", "d7"}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("workers", [1, 2])
+def test_a_long_document_takes_at_most_six_bytes_of_memory_a_byte_in_any_process(tmp_path, workers):
+    """The line, and tokens of two bytes twice, before and after the end token is added, make five; one is to spare."""
+    code = (
+        "import sys\nfrom ado_stream.prepare.config import PrepareConfig\n"
+        "from ado_stream.prepare.coordinator import prepare\nfrom resource import RUSAGE_CHILDREN, getrusage\n"
+        "if __name__ == '__main__':\n"
+        f"    prepare(PrepareConfig((sys.argv[1],), sys.argv[2], seq_len=64, workers={workers}))\n"
+        "    own = next(line for line in open('/proc/self/status') if line.startswith('VmHWM'))\n"
+        "    print(max(int(own.split()[1]), getrusage(RUSAGE_CHILDREN).ru_maxrss))\n"
+    )
+    (tmp_path / "run.py").write_text(code)
+    peaks = {}
+    for name, size in (("short", 1000), ("long", 40_000_000)):
+        path = tmp_path / f"{name}.jsonl"
+        path.write_text("".join(json.dumps({"text": "a b " * (n // 4)}) + "\n" for n in (1000, size, 1000)))
+        command = [sys.executable, str(tmp_path / "run.py"), str(path), str(tmp_path / f"{name}-out")]
+        done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=300)
+        peaks[name] = 1024 * int(done.stdout)
+    assert peaks["long"] - peaks["short"] < 6 * 40_000_000
