@@ -414,8 +414,8 @@ def test_a_commit_syncs_only_the_spools_that_grew(tmp_path, monkeypatch):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("workers", [1, 2])
-def test_a_long_document_takes_at_most_six_bytes_of_memory_a_byte_in_any_process(tmp_path, workers):
-    """The line, and tokens of two bytes twice, before and after the end token is added, make five; one is to spare."""
+def test_a_long_document_takes_at_most_seven_bytes_of_memory_a_byte_in_any_process(tmp_path, workers):
+    """The line, and tokens of two bytes twice, before and after the end token is added: five; six with an answer."""
     code = (
         "import sys\nfrom ado_stream.prepare.config import PrepareConfig\n"
         "from ado_stream.prepare.coordinator import prepare\nfrom resource import RUSAGE_CHILDREN, getrusage\n"
@@ -432,4 +432,4 @@ def test_a_long_document_takes_at_most_six_bytes_of_memory_a_byte_in_any_process
         command = [sys.executable, str(tmp_path / "run.py"), str(path), str(tmp_path / f"{name}-out")]
         done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=300)
         peaks[name] = 1024 * int(done.stdout)
-    assert peaks["long"] - peaks["short"] < 6 * 40_000_000
+    assert peaks["long"] - peaks["short"] < 7 * 40_000_000
