@@ -31,11 +31,60 @@ import math
 import os
 import threading
 from pathlib import Path
-from typing import Any
+from typing import Any, NotRequired, TypedDict
 
 from ado_stream.durable import write_durably
 from ado_stream.errors import DataError, NotFound, StorageError
+from ado_stream.json_files import check_type
 from ado_stream.redact import redact
+
+
+class _Line(TypedDict):
+    """What every line has, and all but those of kind "run"."""
+
+    kind: str
+    step: NotRequired[int]
+
+
+class CorpusDomain(TypedDict):
+    """The size of one domain of the corpus."""
+
+    tokens: int
+    samples: int
+
+
+class CorpusOfRun(TypedDict, total=False):
+    """The corpus of a run; `domains` by name."""
+
+    path: str
+    fingerprint: str
+    domains: dict[str, CorpusDomain]
+
+
+class ModelOfRun(TypedDict, total=False):
+    """The model of a run."""
+
+    preset: str
+    parameters: int
+
+
+class RunLine(TypedDict):
+    """What readers take from a line of kind "run"; others are free."""
+
+    version: int
+    domains: list[str]
+    prior: NotRequired[list[float | None] | None]
+    policy: NotRequired[str]
+    policy_options: NotRequired[dict[str, Any] | None]
+    floor: NotRequired[float | None]
+    global_batch_size: NotRequired[int]
+    seq_len: NotRequired[int]
+    mixture_lag: NotRequired[int]
+    steps: NotRequired[int]
+    model: NotRequired[ModelOfRun | None]
+    versions: NotRequired[dict[str, Any]]
+    corpus: NotRequired[CorpusOfRun | None]
+
 
 VERSION = 1
 FILE_NAME = "record.jsonl"
@@ -119,11 +168,15 @@ def read_lines(path: str | os.PathLike[str]) -> list[dict[str, Any]]:
         if not line:
             continue
         try:
-            found.append(json.loads(line))
-        except json.JSONDecodeError as error:
+            value = json.loads(line)
+        except (ValueError, RecursionError) as error:
             if number == len(lines):  # without a newline: the writer was killed in it
                 break
-            raise DataError(f"{path}:{number}: not JSON ({error.msg}).") from None
+            raise DataError(f"{path}:{number}: not JSON ({error}).") from None
+        check_type(value, _Line, f"{path}:{number}", DataError)
+        if value["kind"] != "run" and "step" not in value:
+            raise DataError(f"{path}:{number}: no step in a line of kind {value['kind']!r:.80}.")
+        found.append(value)
     return found
 
 
@@ -140,6 +193,7 @@ def read_run(run_dir: str | os.PathLike[str]) -> tuple[dict[str, Any], dict[str,
     if not by_kind["run"]:
         raise DataError(f"{path}: no line of kind 'run'; the file is no run record, or its first lines are missing.")
     run = by_kind["run"][-1]
+    check_type(run, RunLine, f"{path}: the line of kind 'run'", DataError)
     if run.get("version") != VERSION:
         raise DataError(f"{path}: record version {run.get('version')}; this ado-stream reads version {VERSION}.")
     return run, by_kind

@@ -2,9 +2,10 @@
 
 import argparse
 
-from ado_stream.cli.shared import add_corpus_argument, print_json, table_text, visible
+from ado_stream.cli.shared import add_corpus_argument, print_json, table_text
 from ado_stream.corpus import load_manifest
 from ado_stream.corpus.manifest import Manifest, num_samples
+from ado_stream.visible import visible
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

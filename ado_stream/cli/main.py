@@ -13,9 +13,9 @@ import select
 import sys
 
 from ado_stream import __version__
-from ado_stream.cli.shared import visible
 from ado_stream.errors import AdoStreamError
 from ado_stream.suggest import did_you_mean
+from ado_stream.visible import visible
 
 VERBS = {
     "demo": "build a small corpus, train with ADO and without, write a report",

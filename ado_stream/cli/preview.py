@@ -12,12 +12,13 @@ from typing import Any
 
 import numpy as np
 
-from ado_stream.cli.shared import add_corpus_argument, print_json, visible
+from ado_stream.cli.shared import add_corpus_argument, print_json
 from ado_stream.corpus import Corpus, open_corpus
 from ado_stream.corpus.checker import CorpusChecker
 from ado_stream.corpus.manifest import SPLITS
 from ado_stream.errors import ConfigError
 from ado_stream.suggest import did_you_mean
+from ado_stream.visible import visible
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

@@ -15,6 +15,7 @@ from ado_stream.errors import ConfigError
 from ado_stream.policy.base_policy import Policy, RunContext
 from ado_stream.policy.policy_registry import make_run_policy
 from ado_stream.simulate.replay import check_complete, replay
+from ado_stream.visible import visible
 
 if TYPE_CHECKING:
     from ado_stream.report.run_data import Run
@@ -80,12 +81,14 @@ def _policy(recorded: "Run", name: str, options: dict[str, Any], guards: list[di
 
 def _print(summary: dict[str, Any], recorded: "Run") -> None:
     print(
-        f"{summary['steps']:,} steps of {recorded.label} (policy {recorded.metadata.get('policy')}), "
-        f"replayed with {summary['policy']}; shares in %\n"
+        visible(
+            f"{summary['steps']:,} steps of {recorded.label} (policy {recorded.metadata.get('policy')}), "
+            f"replayed with {summary['policy']}; shares in %\n"
+        )
     )
     columns = zip(recorded.prior_K, summary["drawn"], summary["mean"], summary["end"], strict=True)
     rows = [
-        [name[:24], *(f"{100 * share:.2f}" for share in shares)]
+        [name, *(f"{100 * share:.2f}" for share in shares)]
         for name, shares in zip(summary["domains"], columns, strict=True)
     ]
     print(table_text(("domain", "prior", "drawn", "mean", "at the end"), rows))

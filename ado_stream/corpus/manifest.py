@@ -19,8 +19,8 @@ from typing import NotRequired, TypedDict
 
 import xxhash
 
-from ado_stream.corpus.json_files import check_type, decode_json
 from ado_stream.errors import IndexInvalid
+from ado_stream.json_files import check_type, decode_json
 
 MANIFEST_NAME = "corpus.json"
 MANIFEST_VERSION = 1

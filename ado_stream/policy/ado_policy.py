@@ -23,7 +23,8 @@ from typing import Any, ClassVar
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from ado_stream.errors import ConfigError, PolicyError, ResumeError
+from ado_stream.errors import ConfigError, PolicyError
+from ado_stream.policy import state_codec
 from ado_stream.policy.ado_config import AdoConfig
 from ado_stream.policy.base_policy import Bools, Floats, Ints, Policy
 from ado_stream.policy.domain_weights import Weights
@@ -297,12 +298,10 @@ class AdoPolicy(Policy):
         }
 
     def _load_extra(self, saved: Mapping[str, Any], source_K: Ints, names: Sequence[str] | None) -> None:
-        try:
-            samples, fit_step, attempt_step = float(saved["samples"]), saved["fit_step"], saved["attempt_step"]
-            num_refits, num_failed, history = int(saved["num_refits"]), int(saved["num_failed"]), saved["history"]
-        except (TypeError, KeyError, ValueError) as error:
-            raise ResumeError(f"policy state: a number is missing or wrong ({error}).") from None
-        self._history.load_state_dict(history, source_K)
+        samples = state_codec.finite_number(saved, "samples")
+        fit_step, attempt_step = (state_codec.step_or_none(saved, name) for name in ("fit_step", "attempt_step"))
+        num_refits, num_failed = (state_codec.whole_number(saved, name) for name in ("num_refits", "num_failed"))
+        self._history.load_state_dict(saved.get("history"), source_K)
         self._samples, self._num_refits, self._num_failed = samples, num_refits, num_failed
         self.fit_step, self.attempt_step = fit_step, attempt_step
 

@@ -184,8 +184,11 @@ class Policy(ABC):
         source_K = self._source_indices(saved, names)
         memory = self._remap_memory(saved, source_K)
         mixture_K = _remap(_unpack_row(saved, "mixture", source_K), self._prior_K, source_K, is_share=True)
+        if not (mixture_K >= 0).all() or not abs(mixture_K.sum() - 1) < 1e-6:
+            raise ResumeError("policy state: its mixture is none: shares below 0, or that do not sum to 1.")
+        step = state_codec.whole_number(saved, "step")
         self._load_extra(saved, source_K, names)  # the last that can raise; nothing was changed before it
-        self.step = int(saved["step"])
+        self.step = step
         self.memory = memory
         self._mixture_K = mixture_K
         self._after_load(names is None)
@@ -219,6 +222,8 @@ class Policy(ABC):
     def _source_indices(self, saved: Mapping[str, Any], names: Sequence[str] | None) -> Ints:
         """(K,) index of each domain in the saved state, -1 for a new one."""
         old = saved.get("names")
+        if old is not None and not (isinstance(old, list) and all(isinstance(name, str) for name in old)):
+            raise ResumeError(f"policy state: 'names' is {old!r:.80}; expected the domains' names.")
         if names is None:
             if old == self.names and saved.get("num_domains") == self.num_domains:
                 return np.arange(self.num_domains)

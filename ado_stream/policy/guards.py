@@ -13,7 +13,8 @@ from typing import Any, ClassVar
 import numpy as np
 from numpy.typing import ArrayLike
 
-from ado_stream.errors import ConfigError, ResumeError
+from ado_stream.errors import ConfigError
+from ado_stream.policy import state_codec
 from ado_stream.policy.base_policy import Bools, Floats, Ints, Policy
 from ado_stream.policy.domain_weights import Weights, parse_values
 from ado_stream.policy.mixture_bounds import check_floor, lower_to_ceiling, raise_to_floor
@@ -252,9 +253,6 @@ class RepetitionGuard(Guard):
         return {**super()._extra_state(), "drawn": self._drawn}
 
     def _load_extra(self, saved: Mapping[str, Any], source_K: Ints, names: Sequence[str] | None) -> None:
-        try:
-            drawn = float(saved["drawn"])
-        except (TypeError, KeyError, ValueError):
-            raise ResumeError("policy state: 'drawn' of the repetition guard is missing or no number.") from None
+        drawn = state_codec.finite_number(saved, "drawn")
         super()._load_extra(saved, source_K, names)
         self._drawn = drawn

@@ -34,7 +34,8 @@ from typing import Any, ClassVar
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from ado_stream.errors import ConfigError, ResumeError
+from ado_stream.errors import ConfigError
+from ado_stream.policy import state_codec
 from ado_stream.policy.base_policy import Bools, Floats, Ints, Policy
 from ado_stream.policy.domain_weights import Weights, parse_shares, parse_values
 from ado_stream.policy.elasticity import fit_elasticities
@@ -306,15 +307,13 @@ class TargetPolicy(Policy):
         }
 
     def _load_extra(self, saved: Mapping[str, Any], source_K: Ints, names: Sequence[str] | None) -> None:
-        try:
-            fit_step, middle = saved["fit_step"], saved["middle"]
-            num_refits, next_refit, blocks = int(saved["num_refits"]), int(saved["next_refit"]), saved["blocks"]
-        except (TypeError, KeyError, ValueError) as error:
-            raise ResumeError(f"policy state: a number is missing or wrong ({error}).") from None
-        self._blocks.load_state_dict(blocks, source_K)
+        fit_step = state_codec.step_or_none(saved, "fit_step")
+        num_refits, next_refit = (state_codec.whole_number(saved, name) for name in ("num_refits", "next_refit"))
+        middle = np.nan if saved.get("middle") is None else state_codec.finite_number(saved, "middle")
+        self._blocks.load_state_dict(saved.get("blocks"), source_K)
         self.fit_step = self.attempt_step = fit_step
         self._num_refits, self._next_refit = num_refits, next_refit
-        self._middle = np.nan if middle is None else float(middle)
+        self._middle = middle
 
     def _after_load(self, same_domains: bool) -> None:
         self._use_laws()

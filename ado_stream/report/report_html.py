@@ -5,6 +5,8 @@ import html
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
+from ado_stream.visible import visible
+
 CSS = """
 :root { color-scheme: light; --ink: #1c1f24; --soft: #5d6673; --line: #e3e6ea; --wash: #f6f7f9; }
 * { box-sizing: border-box; }
@@ -48,8 +50,8 @@ class Cell:
 
 
 def text(value: object) -> str:
-    """`value` escaped for HTML."""
-    return html.escape(str(value))
+    """`value` escaped for HTML, what cannot be seen spelled out."""
+    return html.escape(visible(str(value)))
 
 
 def table(header: Sequence[str], rows: Iterable[Sequence[str | Cell]], kind: str = "", num_total: int = 0) -> str:

@@ -11,12 +11,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
 import numpy as np
 from numpy.typing import NDArray
 
-from ado_stream.errors import ConfigError, NotFound
+from ado_stream.errors import ConfigError, DataError, NotFound
+from ado_stream.json_files import check_type
 from ado_stream.record import FILE_NAME, read_run, with_nan
 
 Floats = NDArray[np.float64]
@@ -159,6 +160,13 @@ def _labels(directories: list[Path]) -> list[str]:
 
 
 def _load(directory: Path, label: str) -> Run:
+    try:
+        return _run(directory, label)
+    except (TypeError, ValueError, OverflowError) as error:  # of NumPy: no numbers, or not one a domain
+        raise DataError(f"{directory / FILE_NAME}: a line does not fit the run's domains: {error}.") from None
+
+
+def _run(directory: Path, label: str) -> Run:
     metadata, lines = read_run(directory)
     domains = tuple(metadata["domains"])
     steps, num_domains = lines["step"], len(domains)
@@ -176,10 +184,56 @@ def _load(directory: Path, label: str) -> Run:
         tokens_per_s_S=_matrix(steps, "tokens_per_s", 1)[:, 0],
         time_s={part: _matrix(times, part, 1)[:, 0] for part in (*PARTS, "total")},
         laws=tuple(_law(line, num_domains) for line in lines["fit"]),
-        health=lines["health"][-1]["health"] if lines["health"] else None,
+        health=_health(lines["health"][-1], domains, f"{directory / FILE_NAME}: health") if lines["health"] else None,
         evaluations=tuple(_evaluation(line, num_domains) for line in lines["eval"]),
         events=tuple(lines["event"]),
     )
+
+
+class _ForecastError(TypedDict):
+    mean: float | None
+    mean_abs: float | None
+
+
+class _Moved(TypedDict):
+    share_over_target: float
+    since_step: int
+    elasticity: float | None
+    elasticity_sd: float | None
+
+
+class Health(TypedDict, total=False):
+    """What the report shows of a policy's health(), by domain where there is a dict."""
+
+    refits: int
+    failed_refits: int
+    ignored_losses: dict[str, int]
+    held_laws: dict[str, int]
+    at_bound: dict[str, list[str]]
+    forecast_error: dict[str, _ForecastError]
+    moved: dict[str, _Moved]
+    middle_elasticity: float | None
+
+
+_ALWAYS: dict[str, tuple[str, ...]] = {  # keys that come together
+    "forecast_error": ("refits", "failed_refits", "ignored_losses", "held_laws", "at_bound"),
+    "moved": ("refits", "middle_elasticity"),
+}
+
+
+def _health(line: dict[str, Any], domains: tuple[str, ...], where: str) -> dict[str, Any]:
+    """The health of a line, checked: whole, and of these domains."""
+    health = line.get("health")
+    check_type(health, Health, where, DataError)
+    assert isinstance(health, dict)
+    missing = [key for mark, keys in _ALWAYS.items() if mark in health for key in keys if key not in health]
+    by_all = [
+        key for key in ("ignored_losses", "held_laws", "forecast_error") if set(health.get(key, domains)) != {*domains}
+    ]
+    by_some = [key for key in ("at_bound", "moved") if not {*domains}.issuperset(health.get(key, ()))]
+    if missing or by_all or by_some:
+        raise DataError(f"{where}: missing, or not of the run's domains: {', '.join((*missing, *by_all, *by_some))}.")
+    return health
 
 
 def _row(value: Any, num_domains: int) -> Floats:

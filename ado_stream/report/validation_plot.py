@@ -12,7 +12,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
 
-from ado_stream.report.plot_style import INK, RUN_MARKERS, SOFT, Plot, label_rows, new_figure, signed
+from ado_stream.report.plot_style import INK, RUN_MARKERS, SOFT, Plot, label_rows, new_figure, shorten, signed
 from ado_stream.report.run_data import Evaluation, Run
 
 MAX_ROWS = 36
@@ -86,7 +86,7 @@ def _levels(axes: Axes, runs: list[Run], y: dict[str, float], colors: dict[str, 
                 face = "white" if hollow else color
                 axes.plot(value, y[name], marker, ms=6.5, mfc=face, mec=color, mew=1.5, zorder=3)
         face = "white" if hollow else INK
-        handles.append(Line2D([], [], ls="none", marker=marker, mfc=face, mec=INK, mew=1.5, label=run.label))
+        handles.append(Line2D([], [], ls="none", marker=marker, mfc=face, mec=INK, mew=1.5, label=shorten(run.label)))
     for name, row in y.items():
         values = [final_losses(run).get(name, math.nan) for run in runs]
         if np.isfinite(values).any():
@@ -117,6 +117,10 @@ def _differences(axes: Axes, others: list[Run], base: Run, y: dict[str, float], 
             axes.annotate(signed(difference, ".3f"), (difference, place), offset, **style)
     axes.axvline(0, color=INK, lw=0.9)
     limit = 1.35 * largest or 0.01
-    axes.set(xlim=(-limit, limit), xlabel=f"difference to {base.label} (nats per token)")
-    axes.set_title(" and ".join(run.label for run in others[:2]) + f" minus {base.label}", loc="center", fontsize=9.5)
+    axes.set(xlim=(-limit, limit), xlabel=f"difference to {shorten(base.label)} (nats per token)")
+    axes.set_title(
+        " and ".join(shorten(run.label) for run in others[:2]) + f" minus {shorten(base.label)}",
+        loc="center",
+        fontsize=9.5,
+    )
     axes.tick_params(axis="y", length=0)

@@ -102,11 +102,12 @@ def parse_domains(spec: Mapping[str, Any], seed: int) -> SyntheticDomains:
         domains = random_domains(whole("spec: domains", domains, 1), seed)
     if not isinstance(domains, Mapping) or not domains:
         raise ConfigError("domains: give {name: {prior, eps, beta, alpha}}, or how many random ones to make.")
+    domains = with_text_keys(domains, "domains")
     for name, law in domains.items():
         _check_domain(name, law)
     laws = list(domains.values())
     alpha_K = _column(laws, "alpha")
-    names = [str(name) for name in domains]
+    names = list(domains)
     return SyntheticDomains(
         names=names,
         prior_K=parse_shares([law["prior"] for law in laws], names, len(names), "prior"),

@@ -17,6 +17,7 @@ from ado_stream.train.components import build_components
 from ado_stream.train.config import TrainConfig, TrainSection
 from ado_stream.train.distributed import DistributedContext
 from ado_stream.train.parallel import compute_dtype
+from ado_stream.visible import visible
 
 _STATE_BYTES = 16  # a parameter's float32 value, gradient and two moments
 _FLOAT32_BYTES = 4
@@ -113,4 +114,4 @@ def plan_run(config: TrainConfig, context: DistributedContext) -> str:
     for name, share, size in zip(dataset.names, dataset.prior.tolist(), dataset.num_samples.tolist(), strict=True):
         repeats = f"step {math.ceil(size / (batch * share)):,}" if share else "never drawn"
         lines.append(f"{name:<24} {share:>7.3%} {steps * batch * share / size:>8.3f}  {repeats}")
-    return "\n".join(lines)
+    return visible("\n".join(lines))

@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -25,7 +25,13 @@ from ado_stream.errors import ResumeError, StorageError
 from ado_stream.record import RunRecord
 from ado_stream.stream.device_copies import TokenBatch
 from ado_stream.train.changed_settings import changed_settings, changes_table, saved_settings
-from ado_stream.train.checkpoint import Checkpointer, CheckpointMetadata, TrainingState, load_training_state
+from ado_stream.train.checkpoint import (
+    Checkpointer,
+    CheckpointMetadata,
+    ModelSizes,
+    TrainingState,
+    load_training_state,
+)
 from ado_stream.train.checkpoint_commit import checkpoint_dir
 from ado_stream.train.components import build_components, open_split
 from ado_stream.train.config import TrainConfig, save_config
@@ -212,7 +218,7 @@ class Trainer:
             "run_id": self._run_id,
             "drawn": dict(zip(self._names, self._drawn_K.tolist(), strict=True)),
             "skipped": self._log.num_skipped,
-            "model": dataclasses.asdict(self._components.model),
+            "model": cast(ModelSizes, dataclasses.asdict(self._components.model)),
             "tokenizer": self._components.corpus.tokenizer.fingerprint,
             "settings": saved_settings(self._config, self._components.schedule),
             "loader": loader_state,
