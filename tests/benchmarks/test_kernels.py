@@ -339,6 +339,7 @@ def test_a_preset_that_this_cut_cross_entropy_does_not_know_is_absent(bench, mon
         assert makes["CCE, cce_kahan_full_c"]()(0, 0, 0, 0) == "cce_kahan_full_c"
 
 
+@pytest.mark.deadline
 def test_a_compilation_that_takes_too_long_is_cut():
     start = time.monotonic()
     with pytest.raises(TimeoutError, match="not ready after 1 s"), time_limit(1):

@@ -14,14 +14,6 @@ from tests.train.tiny_model import TINY_MODEL
 
 
 @pytest.fixture(scope="session")
-def children(tmp_path_factory) -> Iterator[ChildProcesses]:
-    """Starts child processes in milliseconds (tests/train/child_processes.py)."""
-    processes = ChildProcesses(tmp_path_factory.mktemp("children"))
-    yield processes
-    processes.close()
-
-
-@pytest.fixture(scope="session")
 def ranks(children: ChildProcesses, tmp_path_factory) -> Callable[..., Any]:
     """Runs `function(*arguments, OUT)` on `num_ranks` CPU ranks and returns the JSON that it wrote to OUT."""
 

@@ -124,13 +124,12 @@ def test_tasks_run_on_the_device_asked_for(config_file: Path, settings: dict, mo
     assert asked == [(["sciq"], None, "cuda:0", 16), (["sciq"], None, "cpu", 8)]
 
 
-def test_tasks_need_no_validation_text(config_file: Path, settings: dict, tmp_path: Path, monkeypatch, capsys):
+def test_tasks_need_no_validation_text(
+    prepare_texts, config_file: Path, settings: dict, tmp_path: Path, monkeypatch, capsys
+):
     """Losses do, and so does a corpus that is named for them."""
-    text, corpus = tmp_path / "text.jsonl", str(tmp_path / "without")
-    text.write_text("".join(json.dumps({"text": f"the {word} and the other {word} " * 40}) + "\n" for word in "abcdef"))
-    assert (
-        main(["prepare", str(text), "--tokenizer", "bytes", "--seq-len", "32", "--workers", "1", "--out", corpus]) == 0
-    )
+    text = "".join(json.dumps({"text": f"the {word} and the other {word} " * 40}) + "\n" for word in "abcdef")
+    corpus = str(prepare_texts(tmp_path, {"text.jsonl": text}, "--tokenizer", "bytes", "--seq-len", "32"))
     assert main(["train", str(config_file), f"corpus={corpus}", "train.steps=6"]) == 0
     monkeypatch.setattr(tasks, "evaluate_tasks", lambda *arguments: {"sciq": {"acc,none": 0.25}})
     capsys.readouterr()
