@@ -17,7 +17,6 @@ from typing import Any
 import pytest
 
 _CONTEXT = multiprocessing.get_context("forkserver")
-_PRELOADED = ["ado_stream.train.trainer", "torch._dynamo", "safetensors.torch", "boto3", "tests.train.child_processes"]
 
 
 class ChildProcesses:
@@ -28,7 +27,7 @@ class ChildProcesses:
         self._children: list[Any] = []
         with pytest.MonkeyPatch.context() as patch:
             patch.setenv("OMP_NUM_THREADS", "1")
-            _CONTEXT.set_forkserver_preload(_PRELOADED)
+            _CONTEXT.set_forkserver_preload(["tests.train.fork_server"])
             forkserver.ensure_running()
 
     def start(self, function: Callable[..., None], *arguments: Any, **environment: str) -> Any:
