@@ -56,6 +56,13 @@ def unfinished(folder: Path) -> list[Path]:
     return [path for path in folder.rglob("*") if path.parent.name == ".ado-tmp"]
 
 
+def damaged(content: bytes, how: str) -> bytes:
+    """`content` with one bit flipped, cut at half, or zeroed."""
+    half = len(content) // 2
+    flipped = content[:half] + bytes([content[half] ^ 4]) + content[half + 1 :]
+    return {"flip": flipped, "truncate": content[:half], "zero": bytes(len(content))}[how]
+
+
 def s3_environment() -> dict[str, str]:
     """What names the store to a child process, which has the environment of the fork server."""
     return {name: value for name, value in os.environ.items() if name.startswith(("S3_", "AWS_"))}

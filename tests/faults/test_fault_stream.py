@@ -17,7 +17,7 @@ import pytest
 
 import ado_stream as ado
 from ado_stream.errors import AccessDenied, ConfigError, NotFound, ShardCorrupt, StorageError, Throttled
-from tests.faults.conftest import BUCKET, QUICK, s3_environment, unfinished
+from tests.faults.conftest import BUCKET, QUICK, damaged, s3_environment, unfinished
 from tests.faults.proxy import Rule
 from tests.stream.helpers import changing_mixture, ledger, run, write_domain
 
@@ -207,10 +207,7 @@ def test_c2_a_small_disk_is_exact_by_eviction(bucket, reference, small_disk):
 def test_c3_a_cache_damaged_between_runs_is_exact(bucket, reference, tmp_path, damage):
     run(remote_dataset(tmp_path), STEPS)
     for path in tmp_path.rglob("*.mds"):
-        content = path.read_bytes()
-        half = len(content) // 2
-        flipped = content[:half] + bytes([content[half] ^ 2]) + content[half + 1 :]
-        path.write_bytes({"flip": flipped, "truncate": content[:half], "zero": bytes(len(content))}[damage])
+        path.write_bytes(damaged(path.read_bytes(), damage))
     assert ledger(run(remote_dataset(tmp_path), STEPS)) == reference
 
 
