@@ -220,6 +220,7 @@ def test_what_one_implementation_overwrites_the_next_one_finds_as_it_was(which):
     assert torch.equal(grads, torch.ones(3, 8))
 
 
+@pytest.mark.deadline
 def test_a_compilation_that_takes_too_long_is_cut():
     start = time.monotonic()
     with pytest.raises(TimeoutError, match="not ready after 1 s"), time_limit(1):

@@ -9,12 +9,9 @@ from ado_stream.cli.main import main
 
 
 @pytest.fixture
-def corpus(tmp_path):
-    for name, size in (("large", 700), ("small", 300)):
-        (tmp_path / f"{name}.txt").write_text("x" * (size - 1))  # and the end token
-    files = [str(tmp_path / f"{name}.txt") for name in ("small", "large")]
-    assert main(["prepare", *files, "--out", str(tmp_path / "c"), "--workers", "1", "--seq-len", "99", "--json"]) == 0
-    return tmp_path / "c"
+def corpus(prepare_texts, tmp_path):
+    texts = {f"{name}.txt": "x" * (size - 1) for name, size in (("small", 300), ("large", 700))}  # and the end token
+    return prepare_texts(tmp_path, texts, "--seq-len", "99")
 
 
 def test_the_table_has_every_domain_largest_first(corpus, capsys):

@@ -7,15 +7,10 @@ import pytest
 from ado_stream.cli.main import main
 
 
-@pytest.fixture
-def corpus(tmp_path, capsys):
-    (tmp_path / "in").mkdir()
-    (tmp_path / "in/count.txt").write_text("".join(f"{n:09}\n" for n in range(8000)))
-    (tmp_path / "in/other.txt").write_text("y" * 100)
-    arguments = ["--out", str(tmp_path / "c"), "--workers", "1", "--seq-len", "9", "--shard-mb", "0.03", "--json"]
-    assert main(["prepare", str(tmp_path / "in"), *arguments]) == 0
-    capsys.readouterr()
-    return str(tmp_path / "c")
+@pytest.fixture(scope="module")
+def corpus(prepare_texts, tmp_path_factory):
+    texts = {"count.txt": "".join(f"{n:09}\n" for n in range(8000)), "other.txt": "y" * 100}
+    return str(prepare_texts(tmp_path_factory.mktemp("made"), texts, "--seq-len", "9", "--shard-mb", "0.03"))
 
 
 def test_samples_are_the_text_at_their_places(corpus, capsys):

@@ -22,7 +22,7 @@ from ado_stream.storage import node_cache as cache_module
 from ado_stream.storage.node_cache import NodeCache
 from ado_stream.storage.object_locks import object_lock
 from ado_stream.storage.retry import Deadline
-from tests.faults.conftest import BUCKET, QUICK
+from tests.faults.conftest import BUCKET, QUICK, damaged
 
 pytestmark = pytest.mark.fault
 SHARD_BYTES = 100_000
@@ -169,13 +169,6 @@ def test_c2_what_a_user_keeps_in_the_folder_is_never_evicted(proxy, shards, tmp_
     for shard in shards[0::2]:
         cache.fetch(shard.spec(tmp_path))
     assert (tmp_path / "wiki" / "notes.txt").read_text() == "mine"
-
-
-def damaged(content: bytes, how: str) -> bytes:
-    """`content` with one bit flipped, cut at half, or zeroed."""
-    half = len(content) // 2
-    flipped = content[:half] + bytes([content[half] ^ 4]) + content[half + 1 :]
-    return {"flip": flipped, "truncate": content[:half], "zero": bytes(len(content))}[how]
 
 
 @pytest.mark.parametrize("how", ["flip", "truncate", "zero"])

@@ -7,6 +7,7 @@ import subprocess
 import sys
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 
 import pytest
@@ -110,11 +111,8 @@ def test_one_holder_at_a_time_among_threads(tmp_path):
                 time.sleep(0.001)
                 inside[0] -= 1
 
-    threads = [threading.Thread(target=work) for _ in range(4)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
+    with ThreadPoolExecutor(4) as pool:
+        list(pool.map(lambda _: work(), range(4)))
     assert most == [1]
 
 
@@ -133,7 +131,7 @@ def test_the_kernel_drops_the_lock_of_a_killed_process(tmp_path):
         with pytest.raises(StorageError, match="another process held"), object_lock(target, Deadline(0.1)):
             pass
         holder.kill()
-    with object_lock(target, Deadline(2.0)):
+    with object_lock(target, Deadline(60)):
         pass
 
 

@@ -18,6 +18,7 @@ import ado_stream as ado
 from ado_stream.stream.document_positions import document_positions
 from ado_stream.stream.shared_mixtures import SharedMixtures
 from tests.stream.helpers import SAMPLES, changing_mixture, ledger, run, write_domain
+from tests.waiting import wait_until
 
 BATCH = 24
 STEPS = 60
@@ -227,8 +228,11 @@ def test_publishing_late_or_nonsense_is_an_error(corpus):
 
 
 def test_a_mixture_that_never_comes_is_an_error_that_names_the_call(corpus):
-    dataset = make(corpus, timeout_s=0.3, mixture_lag=2)
-    with pytest.raises(ado.PolicyError, match=r"dataset\.publish\(3, mixture\)"):
+    """Others came, so this one is waited for."""
+    dataset = make(corpus, timeout_s=1.0, mixture_lag=2)
+    dataset.start(prefetch=0, io_threads=0)
+    dataset.publish(3, np.full(5, 0.2))
+    with pytest.raises(ado.PolicyError, match=r"(?s)dataset\.publish\(4, mixture\).*Waited 1 s"):
         run(dataset, 10, mixture=None)
 
 
@@ -280,8 +284,7 @@ def test_a_mailbox_never_drops_nor_tears_a_mixture():
                 first += step == first
         os.write(writer, b"whole" if whole else b"torn")
         os._exit(0)
-    while not mailbox.is_read_elsewhere:
-        time.sleep(0.001)
+    wait_until(lambda: mailbox.is_read_elsewhere)
     for step in range(3000):
         while True:
             try:
@@ -328,10 +331,7 @@ def test_nothing_is_left_behind(corpus):
     abandoned = make(corpus)
     next(iter(abandoned))
     del abandoned
-    deadline = time.monotonic() + 5
-    while set(threading.enumerate()) - before and time.monotonic() < deadline:
-        time.sleep(0.05)
-    assert set(threading.enumerate()) - before == set()
+    wait_until(lambda: set(threading.enumerate()) <= before)
     assert set(os.listdir("/dev/shm")) == memory
 
 

@@ -4,7 +4,6 @@ import gc
 import json
 import os
 import shutil
-import threading
 import tracemalloc
 import warnings
 from concurrent.futures import ThreadPoolExecutor
@@ -139,11 +138,8 @@ def test_jobs_of_two_corpora_that_reopen_all_the_time_read_their_own(tmp_path):
             if found != {number}:
                 wrong.append((number, found))
 
-    threads = [threading.Thread(target=job, args=(number,)) for number in (1, 2)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
+    with ThreadPoolExecutor(2) as pool:
+        list(pool.map(job, (1, 2)))
     assert wrong == []
     assert len(opened) == 30
 

@@ -41,9 +41,7 @@ def print_losses(run_dir: str) -> None:
     assert main(["eval", run_dir, "--max-samples", "2", "--json", "--device", "cpu"]) == 0
 
 
-def test_only_rank_0_prints(config_file: Path, settings: dict, children, capsys):
-    assert main(["train", str(config_file), "train.steps=6"]) == 0
-    capsys.readouterr()
+def test_only_rank_0_prints(finished: Path, settings: dict, children, capsys):
     print_losses(settings["run_dir"])
     alone = json.loads(capsys.readouterr().out)
     printed = []
@@ -54,11 +52,10 @@ def test_only_rank_0_prints(config_file: Path, settings: dict, children, capsys)
     assert printed[1] == ""
 
 
-def test_an_exported_run_is_loaded_by_transformers(config_file: Path, settings: dict, tmp_path: Path):
+def test_an_exported_run_is_loaded_by_transformers(finished: Path, settings: dict, tmp_path: Path):
     """With the logits of the checkpoint's model and the tokenizer of its corpus."""
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    assert main(["train", str(config_file), "train.steps=6"]) == 0
     assert main(["export", settings["run_dir"], "--out", str(tmp_path / "exported")]) == 0
     loaded = AutoModelForCausalLM.from_pretrained(tmp_path / "exported").eval()
     encoded = AutoTokenizer.from_pretrained(tmp_path / "exported")("w1 w2 w30", return_tensors="pt")
@@ -91,9 +88,8 @@ def test_eval_takes_another_corpus_with_the_same_tokenizer(
         assert 4 < each["loss"] < 6.5, name  # after three steps still close to log 320 = 5.8
 
 
-def test_another_tokenizer_is_refused(config_file: Path, settings: dict, tmp_path: Path, capsys):
+def test_another_tokenizer_is_refused(finished: Path, settings: dict, tmp_path: Path, capsys):
     """Its vocabulary fits the model, so without the check there would only be wrong losses."""
-    assert main(["train", str(config_file), "train.steps=6"]) == 0
     text, val, other = tmp_path / "text.jsonl", tmp_path / "val" / "text.jsonl", str(tmp_path / "other")
     val.parent.mkdir()
     for path, words in ((text, "abcdef"), (val, "ghi")):
@@ -110,9 +106,8 @@ def test_another_tokenizer_is_refused(config_file: Path, settings: dict, tmp_pat
     assert "is not the one of the training run" in capsys.readouterr().err
 
 
-def test_tasks_run_on_the_device_asked_for(config_file: Path, settings: dict, monkeypatch, capsys):
+def test_tasks_run_on_the_device_asked_for(finished: Path, settings: dict, monkeypatch, capsys):
     """On the first GPU if there is one; the harness and the GPU are replaced."""
-    assert main(["train", str(config_file), "train.steps=6"]) == 0
     asked = []
     monkeypatch.setattr(tasks, "evaluate_tasks", lambda *arguments: asked.append(arguments[1:]) or {})
     monkeypatch.setattr(eval_verb, "_validate", lambda trained, args: {"loss": 0, "domain_average": 0, "domains": {}})
@@ -124,13 +119,12 @@ def test_tasks_run_on_the_device_asked_for(config_file: Path, settings: dict, mo
     assert asked == [(["sciq"], None, "cuda:0", 16), (["sciq"], None, "cpu", 8)]
 
 
-def test_tasks_need_no_validation_text(config_file: Path, settings: dict, tmp_path: Path, monkeypatch, capsys):
+def test_tasks_need_no_validation_text(
+    prepare_texts, config_file: Path, settings: dict, tmp_path: Path, monkeypatch, capsys
+):
     """Losses do, and so does a corpus that is named for them."""
-    text, corpus = tmp_path / "text.jsonl", str(tmp_path / "without")
-    text.write_text("".join(json.dumps({"text": f"the {word} and the other {word} " * 40}) + "\n" for word in "abcdef"))
-    assert (
-        main(["prepare", str(text), "--tokenizer", "bytes", "--seq-len", "32", "--workers", "1", "--out", corpus]) == 0
-    )
+    text = "".join(json.dumps({"text": f"the {word} and the other {word} " * 40}) + "\n" for word in "abcdef")
+    corpus = str(prepare_texts(tmp_path, {"text.jsonl": text}, "--tokenizer", "bytes", "--seq-len", "32"))
     assert main(["train", str(config_file), f"corpus={corpus}", "train.steps=6"]) == 0
     monkeypatch.setattr(tasks, "evaluate_tasks", lambda *arguments: {"sciq": {"acc,none": 0.25}})
     capsys.readouterr()
@@ -198,10 +192,9 @@ def test_mistakes_give_one_message_and_exit_code_1(
     assert "Traceback" not in error
 
 
-def test_tasks_without_the_harness_name_the_command(config_file: Path, settings: dict, capsys, monkeypatch):
+def test_tasks_without_the_harness_name_the_command(finished: Path, settings: dict, capsys, monkeypatch):
     import sys
 
-    assert main(["train", str(config_file), "train.steps=6"]) == 0
     monkeypatch.setitem(sys.modules, "lm_eval", None)
     arguments = ["eval", settings["run_dir"], "--max-samples", "2", "--device", "cpu", "--tasks", "sciq"]
     assert main(arguments) == 1
