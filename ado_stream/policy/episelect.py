@@ -14,11 +14,11 @@ from typing import Any, ClassVar
 
 import numpy as np
 
+from ado_stream.option_checks import positive
 from ado_stream.policy.ado_config import AdoConfig
 from ado_stream.policy.ado_policy import AdoPolicy, Fitter
 from ado_stream.policy.base_policy import Floats
 from ado_stream.policy.domain_weights import Weights
-from ado_stream.policy.option_checks import positive
 
 _FLOOR = 1e-8
 
