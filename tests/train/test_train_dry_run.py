@@ -109,3 +109,40 @@ def test_activations_are_what_autograd_saves(dtype: str, recompute: bool):
     else:
         assert found == pytest.approx(estimate.activations + estimate.copies, rel=0.02)
     del loss
+
+
+def test_a_plan_warns_of_repeats_and_of_memory_and_estimates_time(settings: dict, monkeypatch):
+    settings["policy"] = {"name": "fixed", "options": {"weights": {"easy": 1, "medium": 1, "hard": 14}}}
+    settings["train"]["steps"] = 400
+    plan = plan_run(load_config(settings), ALONE)
+    assert plan.epochs_K[plan.names.index("hard")] > 4
+    (warning,) = plan.warnings
+    assert warning.startswith(f"hard would be read {plan.epochs_K[plan.names.index('hard')]:.1f} times")
+    assert plan.step_s > 0
+    assert f"{plan.step_s:.3g} s a step" in plan_text(plan)
+    assert "warning: hard would be read" in plan_text(plan)
+    monkeypatch.setattr(dry_run_module, "_free_bytes", lambda device: 1_000_000)
+    monkeypatch.setattr(dry_run_module, "measure_step_s", None)  # must not be called: it would not fit
+    plan = plan_run(load_config(settings), ALONE)
+    assert "but cpu has 0.0 GB free: lower train.micro_batch_size" in plan.warnings[-1]
+    assert "not measured: the memory does not suffice" in plan_text(plan)
+
+
+def test_the_time_of_a_step_is_that_of_its_passes_and_one_update(settings: dict, monkeypatch):
+    """A clock that a pass moves by 3 s and an update by 0.5: 8 rows, one a pass on a CPU, take 24.5 s."""
+    clock = [0.0]
+    monkeypatch.setattr(dry_run_module, "_now_s", lambda device: clock[0])
+
+    class Step:
+        def __init__(self, *arguments):
+            pass
+
+        def forward_backward(self, tokens_BT, domain_B):
+            clock[0] += 3.0 * len(domain_B)
+            return None, None
+
+        def update(self, *arguments):
+            clock[0] += 0.5
+
+    monkeypatch.setattr(dry_run_module, "TrainStep", Step)
+    assert plan_run(load_config(settings), ALONE).step_s == 8 * 3.0 + 0.5
