@@ -41,7 +41,7 @@ EXAMPLES = {
     "info": "ado-stream info corpus --policy uniform --steps 1000",
     "lint": "ado-stream lint corpus",
     "preview": "ado-stream preview runs/first --step 3",
-    "train": "ado-stream train config.yaml train.seed=1 run_dir=runs/first",
+    "train": "ado-stream train config.yaml seed=1 run_dir=runs/first",
     "eval": "ado-stream eval runs/first --max-samples 64",
     "export": "ado-stream export runs/first --out model",
     "fit": "ado-stream fit losses.csv --every 1 --plot laws.png",
