@@ -96,8 +96,9 @@ def _dataset_at(run_dir: Path, step: int) -> tuple[Corpus, "AdaptiveStreamingDat
     config.data.replication = 1
     corpus = open_split(config, "train")
     dataset = make_dataset(config, corpus, detect_context("cpu"))
-    for before in range(step + 1):
-        dataset.skip(recorded[before]["mixture"]) if before < step else dataset.publish(step, recorded[step]["mixture"])
+    for before in range(step):
+        dataset.skip(recorded[before]["mixture"])
+    dataset.publish(step, recorded[step]["mixture"])
     found, expected = dataset.sample_counts(step).tolist(), recorded[step]["samples"]
     if found != expected:
         raise ConfigError(
