@@ -87,6 +87,17 @@ def num_samples(domain: DomainEntry, split: str) -> int:
     return domain["splits"][split]["samples"] if split in domain["splits"] else 0
 
 
+def missing_validation(domains: Mapping[str, DomainEntry]) -> str:
+    """What follows from domains without validation text, as a sentence; "" where every domain has some."""
+    missing = [name for name, domain in domains.items() if not num_samples(domain, "val")]
+    if not missing:
+        return ""
+    if len(missing) == len(domains):
+        return "no validation text: no validation loss is measured; prepare with --val or --val-fraction to have one"
+    shown = ", ".join(missing[:6]) + (f" and {len(missing) - 6} more" if len(missing) > 6 else "")
+    return f"no validation text of {shown}: no validation loss includes what is learnt there; prepare with more --val"
+
+
 def encode_manifest(manifest: Manifest) -> bytes:
     """The bytes of corpus.json."""
     return (json.dumps(manifest, indent=1, ensure_ascii=False) + "\n").encode()

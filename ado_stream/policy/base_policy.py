@@ -20,9 +20,9 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from ado_stream.errors import ConfigError, PolicyError, ResumeError
+from ado_stream.option_checks import check_arguments
 from ado_stream.policy import state_codec
 from ado_stream.policy.domain_weights import Weights, domain_labels, domain_names, parse_shares
-from ado_stream.policy.option_checks import check_arguments
 
 if TYPE_CHECKING:
     from ado_stream.policy.scaling_laws import ScalingLawFit

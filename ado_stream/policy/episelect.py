@@ -23,12 +23,12 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from ado_stream.errors import ResumeError
+from ado_stream.option_checks import one_of, positive
 from ado_stream.policy import state_codec
 from ado_stream.policy.ado_config import AdoConfig
 from ado_stream.policy.ado_policy import AdoPolicy, Fitter
 from ado_stream.policy.base_policy import Floats, Ints
 from ado_stream.policy.domain_weights import Weights
-from ado_stream.policy.option_checks import one_of, positive
 from ado_stream.policy.scaling_laws import FitConfig, ScalingLawFit
 from ado_stream.policy.transfer import first_transfer, fit_with_transfer, transfer_among
 

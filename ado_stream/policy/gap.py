@@ -18,11 +18,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ado_stream.errors import ConfigError
+from ado_stream.option_checks import number, positive
 from ado_stream.policy.ado_config import AdoConfig
 from ado_stream.policy.ado_policy import AdoPolicy, Fitter
 from ado_stream.policy.base_policy import Floats
 from ado_stream.policy.domain_weights import Weights, parse_values
-from ado_stream.policy.option_checks import number, positive
 
 _OPTIONS = ("eta", "smoothing", "target_losses")
 

@@ -11,6 +11,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any, TypeVar
 
 from ado_stream.errors import ConfigError
+from ado_stream.option_checks import text
 from ado_stream.policy.ado_policy import AdoPolicy
 from ado_stream.policy.aioli import Aioli
 from ado_stream.policy.base_policy import Policy, RunContext
@@ -86,7 +87,7 @@ def find_guard(name: str) -> type[Guard]:
 
 
 def _find(what: str, name: str, known: Mapping[str, type[P]], base: type[P]) -> type[P]:
-    if name in known:
+    if text(f"{what}: name", name) in known:
         return known[name]
     module, colon, path = name.partition(":")
     if not colon:

@@ -18,7 +18,7 @@ from ado_kernels import scaling_law_fit
 from ado_kernels.fit.fit_dispatch import BACKENDS
 from ado_kernels.fit.objective import Bools, FitOptions, Floats, Ints, at_kink
 from ado_stream.errors import ConfigError, PolicyError
-from ado_stream.policy.option_checks import number, one_of, whole
+from ado_stream.option_checks import number, one_of, whole
 
 
 @dataclass(frozen=True)

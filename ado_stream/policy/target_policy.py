@@ -35,13 +35,13 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from ado_stream.errors import ConfigError
+from ado_stream.option_checks import number, positive, whole
 from ado_stream.policy import state_codec
 from ado_stream.policy.base_policy import Bools, Floats, Ints, Policy
 from ado_stream.policy.domain_weights import Weights, parse_shares, parse_values
 from ado_stream.policy.elasticity import fit_elasticities
 from ado_stream.policy.loss_blocks import BlockHistory, BlockPoints
 from ado_stream.policy.mixture_bounds import check_floor, lower_to_ceiling, raise_to_floors
-from ado_stream.policy.option_checks import number, positive, whole
 from ado_stream.policy.scaling_laws import ScalingLawFit
 
 _REPEAT_DECAY_EPOCHS = 15.0  # arXiv 2305.16264, section 5: the half-life constant R* of repeated tokens

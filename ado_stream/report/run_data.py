@@ -55,19 +55,24 @@ class RefitLaws:
 
 @dataclass(frozen=True)
 class Evaluation:
-    """One validation: mean loss over all tokens, and per domain, in nats per token."""
+    """One validation: mean loss over all tokens, and per domain, in nats per token.
+
+    text_K: what identifies the text of each domain, {"tokens": hash, "head": hash}, or None where the record has none.
+    """
 
     step: int
     split: str
     loss: float
     domain_loss_K: Floats
     domain_tokens_K: Floats
+    domain_bytes_K: Floats
+    text_K: tuple[dict[str, str] | None, ...]
 
     @property
-    def domain_average(self) -> float:
-        """The mean of the domains' losses, each domain counting once; NaN when none was measured."""
-        finite = self.domain_loss_K[np.isfinite(self.domain_loss_K)]
-        return float(finite.mean()) if finite.size else math.nan
+    def bits_per_byte_K(self) -> Floats:
+        """(K,) bits per byte of text."""
+        with np.errstate(invalid="ignore", divide="ignore"):
+            return self.domain_loss_K * self.domain_tokens_K / (math.log(2) * self.domain_bytes_K)
 
 
 @dataclass(frozen=True)
@@ -98,8 +103,16 @@ class Run:
     @cached_property
     def train_tokens_K(self) -> Floats:
         """Training tokens of each domain in the corpus; NaN where the record has none."""
+        return self._corpus_sizes("tokens")
+
+    @cached_property
+    def train_bytes_K(self) -> Floats:
+        """Bytes of text of each domain in the corpus; NaN where the record has none."""
+        return self._corpus_sizes("bytes")
+
+    def _corpus_sizes(self, key: str) -> Floats:
         known = (self.metadata.get("corpus") or {}).get("domains") or {}
-        return np.array([(known.get(name) or {}).get("tokens") or math.nan for name in self.domains], dtype=np.float64)
+        return np.array([(known.get(name) or {}).get(key) or math.nan for name in self.domains], dtype=np.float64)
 
     @property
     def num_steps(self) -> int:
@@ -259,4 +272,6 @@ def _evaluation(line: dict[str, Any], num_domains: int) -> Evaluation:
         loss=float(_row(line.get("loss"), 1)[0]),
         domain_loss_K=_row(line.get("domain_loss"), num_domains),
         domain_tokens_K=_row(line.get("domain_tokens"), num_domains),
+        domain_bytes_K=_row(line.get("domain_bytes"), num_domains),
+        text_K=tuple(line.get("domain_text") or [None] * num_domains),
     )

@@ -18,9 +18,9 @@ from typing import Any
 import numpy as np
 
 from ado_stream.errors import ConfigError
+from ado_stream.option_checks import whole
 from ado_stream.policy.base_policy import Floats, Ints, Policy, RunContext
 from ado_stream.policy.domain_weights import parse_shares, with_text_keys
-from ado_stream.policy.option_checks import whole
 from ado_stream.policy.policy_registry import make_run_policy
 from ado_stream.simulate.synthetic_domains import SyntheticDomains, parse_domains
 from ado_stream.suggest import did_you_mean

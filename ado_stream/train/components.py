@@ -12,9 +12,8 @@ from dataclasses import dataclass
 from ado_model import PRESETS, ModelConfig
 from ado_stream.corpus import Corpus, open_corpus
 from ado_stream.errors import ConfigError
-from ado_stream.loader import AdaptiveLoader
-from ado_stream.policy import policy_registry
-from ado_stream.policy.base_policy import Policy, RunContext
+from ado_stream.loader import AdaptiveLoader, make_policy_for
+from ado_stream.policy.base_policy import Policy
 from ado_stream.storage.retry import RetryPolicy
 from ado_stream.stream.dataset import AdaptiveStreamingDataset
 from ado_stream.train.config import TrainConfig
@@ -141,15 +140,9 @@ def make_dataset(config: TrainConfig, corpus: Corpus, context: DistributedContex
 
 def make_run_policy(config: TrainConfig, dataset: AdaptiveStreamingDataset) -> Policy:
     """The config's policy inside its guards; options that follow from the run are filled in."""
-    prior = dict(zip(dataset.names, dataset.prior.tolist(), strict=True))
-    context = RunContext(
-        steps=config.train.steps,
-        global_batch_size=config.data.global_batch_size,
-        mixture_lag=config.data.mixture_lag,
-        sizes=dict(zip(dataset.names, dataset.num_samples.tolist(), strict=True)),
-    )
     section = config.policy
-    return policy_registry.make_run_policy(section.name, prior, section.options, section.guards, context)
+    given = {"name": section.name, "options": section.options, "guards": section.guards}
+    return make_policy_for(dataset, given, config.train.steps)
 
 
 def parse_bytes(text: str | None) -> int | None:

@@ -7,12 +7,12 @@ import pytest
 
 from ado_stream.errors import ConfigError, DataError, NotFound
 from ado_stream.record import RunRecord, read_lines
+from ado_stream.report.comparison import pick_baseline
 from ado_stream.report.forecast_plot import draw_forecasts, forecast_error, halfway_law, next_interval_error
 from ado_stream.report.plot_style import domain_colors, styled
 from ado_stream.report.report_tables import DASH, health_table, law_table
 from ado_stream.report.run_data import load_runs
 from ado_stream.report.selection_plot import draw_selection, drawn_and_expected, promised_floor, worst_gaps
-from ado_stream.report.validation_plot import pick_baseline
 
 NAMES = ["code", "prose", "tables"]
 

@@ -385,8 +385,8 @@ def test_an_error_behind_reaches_the_consumer_as_itself_within_a_second(corpus, 
         ({"rank": 4, "world_size": 4}, "rank 4 of world_size 4"),
         ({"rank": 1}, "both rank= and world_size="),
         ({"rank": 0, "world_size": 4, "replication": 3}, "replication 3 does not divide the 4 ranks"),
-        ({"sampling": "x"}, "sampling 'x'"),
-        ({"mixture_lag": -1}, "mixture_lag -1"),
+        ({"sampling": "x"}, "sampling is 'x'"),
+        ({"mixture_lag": -1}, "mixture_lag is -1"),
         ({"token_column": "text"}, "columns found: tokens"),
     ],
 )
@@ -401,7 +401,7 @@ def test_domains_that_cannot_work_are_named(corpus, tmp_path):
         make([first, first])
     with pytest.raises(ado.ConfigError, match="have the same data"):
         make([first, ado.Domain("again", local=first.local)])
-    with pytest.raises(ado.ConfigError, match="domain 'd0': prior -1"):
+    with pytest.raises(ado.ConfigError, match="domain 'd0': prior is -1"):
         ado.Domain("d0", local=first.local, prior=-1)
     with pytest.raises(ado.ConfigError, match="domain 'd1' has no prior"):
         make([ado.Domain("d0", local=first.local, prior=1.0), corpus[1]])

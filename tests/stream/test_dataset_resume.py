@@ -197,7 +197,7 @@ def test_one_source_under_two_names_is_refused(corpus, tmp_path):
 
 @pytest.mark.parametrize("limit", ["10kb", 0, -1, 2.5])
 def test_a_cache_limit_that_is_no_number_of_bytes_is_refused(corpus, limit):
-    with pytest.raises(ado.ConfigError, match="cache limit"):
+    with pytest.raises(ado.ConfigError, match="cache_limit is"):
         make(corpus, cache_limit=limit)
 
 

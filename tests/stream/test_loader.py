@@ -135,11 +135,13 @@ def test_observing_twice_or_in_the_wrong_shape_is_an_error(corpus):
 
 def test_numbers_that_are_reduced_already_are_taken_as_they_are():
     """Others are added over ranks, here one, and divided by how many of them were given the same rows."""
-    reduction = LossReduction(2, replication=2, timeout_s=1.0)
+    reduction = LossReduction(["a", "b"], replication=2, timeout_s=1.0)
     sums, counts = torch.tensor([4.0, 6.0]), torch.tensor([2, 2])
-    ((step, sum_K, count_K),) = reduction.push(0, sums, counts)
+    reduction.push(0, sums, counts)
+    ((step, sum_K, count_K),) = reduction.ready()
     assert (step, sum_K.tolist(), count_K.tolist()) == (0, [2.0, 3.0], [1.0, 1.0])
-    ((step, sum_K, count_K),) = reduction.push(1, sums, counts, reduced=True)
+    reduction.push(1, sums, counts, reduced=True)
+    ((step, sum_K, count_K),) = reduction.ready()
     assert (step, sum_K.tolist(), count_K.tolist()) == (1, [4.0, 6.0], [2.0, 2.0])
 
 
@@ -157,13 +159,14 @@ def test_what_a_gpu_computes_is_read_one_step_later(monkeypatch):
         return lambda: read.append(value) or value.as_subclass(torch.Tensor).numpy()
 
     monkeypatch.setattr(reduction_module, "to_host_later", to_host_later)
-    reduction = LossReduction(1, replication=1, timeout_s=1.0)
+    reduction = LossReduction(["a"], replication=1, timeout_s=1.0)
     ones = torch.ones(1, dtype=torch.float64).as_subclass(OnGpu)
-    assert reduction.push(0, ones, ones, reduced=True) == []
-    assert read == []
-    ((step, sum_K, _),) = reduction.push(1, 2 * ones, ones, reduced=True)
+    reduction.push(0, ones, ones, reduced=True)
+    assert list(reduction.ready()) == read == []
+    reduction.push(1, 2 * ones, ones, reduced=True)
+    ((step, sum_K, _),) = reduction.ready()
     assert (step, sum_K.tolist(), len(read)) == (0, [1.0], 1)
-    ((step, sum_K, _),) = reduction.drain()
+    ((step, sum_K, _),) = reduction.ready(all_steps=True)
     assert (step, sum_K.tolist()) == (1, [2.0])
 
 

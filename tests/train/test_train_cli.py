@@ -11,6 +11,7 @@ from ado_stream.cli import eval as eval_verb
 from ado_stream.cli.main import main
 from ado_stream.evaluate import tasks
 from ado_stream.evaluate.trained_run import open_run
+from ado_stream.train import trainer as trainer_module
 from tests.rounding import perturb, rounding
 from tests.train.child_processes import finish
 
@@ -199,3 +200,52 @@ def test_tasks_without_the_harness_name_the_command(finished: Path, settings: di
     arguments = ["eval", settings["run_dir"], "--max-samples", "2", "--device", "cpu", "--tasks", "sciq"]
     assert main(arguments) == 1
     assert "pip install 'ado-stream[eval]'" in capsys.readouterr().err
+
+
+def test_a_finished_run_that_is_run_again_says_so_and_does_nothing(
+    config_file: Path, settings: dict, monkeypatch, capsys
+):
+    assert main(["train", str(config_file), "train.steps=8"]) == 0
+    record = Path(settings["run_dir"]) / "record.jsonl"
+    before = record.read_bytes()
+    capsys.readouterr()
+    with monkeypatch.context() as patch:
+        patch.setattr(trainer_module, "Trainer", None)
+        assert main(["train", str(config_file), "train.steps=8"]) == 0
+    out = capsys.readouterr().out
+    assert "all 8 steps were done before; raise train.steps to go on, or begin anew: --resume none" in out
+    assert record.read_bytes() == before
+    assert main(["train", str(config_file), "train.steps=10"]) == 0
+    checkpoint = Path(settings["run_dir"]) / "checkpoints" / "step_00000008"
+    assert f"resuming from step 8: {checkpoint}" in (out := capsys.readouterr().out)
+    assert "done: step 10" in out
+
+
+def test_a_run_without_its_last_validation_is_not_done(config_file: Path, settings: dict, capsys):
+    assert main(["train", str(config_file), "train.steps=8"]) == 0
+    record = Path(settings["run_dir"]) / "record.jsonl"
+    lines = record.read_text().splitlines()
+    assert json.loads(lines[-1])["name"] == "done"
+    record.write_text("\n".join(lines[:-2]) + "\n")  # as if it was killed before its validation was written
+    assert main(["train", str(config_file), "train.steps=8"]) == 0
+    assert "steps were done before" not in capsys.readouterr().out
+    assert [json.loads(line)["kind"] for line in record.read_text().splitlines()[-2:]] == ["eval", "event"]
+
+
+def test_training_names_domains_without_validation_text(config_file: Path, tmp_path: Path, capsys):
+    train, val = tmp_path / "train", tmp_path / "val"
+    for place, names in ((train, ("web", "code")), (val, ("web",))):
+        for name in names:
+            (place / name).mkdir(parents=True)
+            (place / name / "text.txt").write_text(f"{place.name} {name} " * 60)
+    options = ["--tokenizer", "bytes", "--seq-len", "32", "--workers", "1"]
+    says = ("no validation text of code: no validation loss includes", "no validation text: no validation loss is")
+    for number, more in enumerate((["--val", str(val)], [])):
+        corpus = str(tmp_path / f"c{number}")
+        assert main(["prepare", str(train), *options, *more, "--out", corpus]) == 0
+        assert says[number] in capsys.readouterr().out
+        arguments = [str(config_file), f"corpus={corpus}", f"run_dir={tmp_path / str(number)}", "train.steps=6"]
+        assert main(["train", *arguments, "policy.name=natural", "policy.options={}"]) == 0
+        assert says[number] in capsys.readouterr().out
+        assert main(["train", *arguments, "--dry-run", "policy.name=natural"]) == 0
+        assert f"warning: {says[number]}" in capsys.readouterr().out

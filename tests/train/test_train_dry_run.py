@@ -1,6 +1,7 @@
 """The plan of a run: its figures, the settings it refuses, and the memory estimate against a count by hand."""
 
 import math
+import re
 import sys
 
 import pytest
@@ -108,3 +109,41 @@ def test_activations_are_what_autograd_saves(dtype: str, recompute: bool):
     else:
         assert found == pytest.approx(estimate.activations + estimate.copies, rel=0.02)
     del loss
+
+
+def test_a_plan_warns_of_repeats_and_of_memory_and_estimates_time(settings: dict, monkeypatch):
+    settings["policy"] = {"name": "fixed", "options": {"weights": {"easy": 1, "medium": 1, "hard": 14}}}
+    settings["train"]["steps"] = 400
+    text = plan_run(load_config(settings), ALONE)
+    (line,) = [line for line in text.splitlines() if line.startswith("hard ")]
+    epochs = float(line.split()[2])
+    assert epochs > 4
+    (warning,) = [line for line in text.splitlines() if line.startswith("warning:")]
+    assert warning.startswith(f"warning: hard would be read {epochs:.1f} times")
+    assert re.search(r"time +about [0-9.]+ (second|minute)s: [0-9.e-]+ s a step", text)
+    monkeypatch.setattr(dry_run_module, "_free_bytes", lambda device: 1_000_000)
+    monkeypatch.setattr(dry_run_module, "measure_step_s", None)  # must not be called: it would not fit
+    text = plan_run(load_config(settings), ALONE)
+    assert "warning: about" in text
+    assert "but cpu has 0.0 GB free: lower train.micro_batch_size" in text
+    assert "not measured: the memory does not suffice" in text
+
+
+def test_the_time_of_a_step_is_that_of_its_passes_and_one_update(settings: dict, monkeypatch):
+    """A clock that a pass moves by 3 s and an update by 0.5: 8 rows, one a pass on a CPU, take 24.5 s."""
+    clock = [0.0]
+    monkeypatch.setattr(dry_run_module, "_now_s", lambda device: clock[0])
+
+    class Step:
+        def __init__(self, *arguments):
+            pass
+
+        def forward_backward(self, tokens_BT, domain_B):
+            clock[0] += 3.0 * len(domain_B)
+            return None, None
+
+        def update(self, *arguments):
+            clock[0] += 0.5
+
+    monkeypatch.setattr(dry_run_module, "TrainStep", Step)
+    assert " 24.5 s a step" in plan_run(load_config(settings), ALONE)
