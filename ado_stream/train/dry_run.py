@@ -23,6 +23,7 @@ from ado_stream.train.config import TrainConfig, TrainSection
 from ado_stream.train.distributed import DistributedContext
 from ado_stream.train.parallel import ParallelModel, compute_dtype
 from ado_stream.train.train_step import TrainStep, make_optimizer
+from ado_stream.visible import visible
 
 _STATE_BYTES = 16  # a parameter's float32 value, gradient and two moments
 _FLOAT32_BYTES = 4
