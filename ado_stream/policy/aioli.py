@@ -26,10 +26,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ado_stream.errors import ConfigError, ResumeError
+from ado_stream.option_checks import number, positive, whole
 from ado_stream.policy import state_codec
 from ado_stream.policy.base_policy import Bools, Floats, Ints, Policy
 from ado_stream.policy.domain_weights import Weights
-from ado_stream.policy.option_checks import number, positive, whole
 
 _ROUNDS = 20  # of a run, as the paper's
 _ROUND_STEPS = 250  # where the run's length is unknown: its 5,000 steps in 20 rounds
