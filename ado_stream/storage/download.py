@@ -70,17 +70,19 @@ def download(
         return Download(file.verifier.num_bytes, attempts, file.commit())
 
 
-def download_bytes(remote_url: str, retry: RetryPolicy | None = None) -> bytes:
-    """The content of `remote_url` (a URL or a local path), an index or a smaller file.
+def download_bytes(remote_url: str, retry: RetryPolicy | None = None, most_bytes: int = _MAX_METADATA_BYTES) -> bytes:
+    """The content of `remote_url` (a URL or a local path), which must have at most `most_bytes`.
 
-    Raises as `download`, and IndexInvalid when it is over 256 MiB.
+    Raises as `download`, and IndexInvalid when it is larger.
     """
-    found = download_if_changed(remote_url, "", retry)
+    found = download_if_changed(remote_url, "", retry, most_bytes)
     assert found is not None
     return found[0]
 
 
-def download_if_changed(remote_url: str, tag: str, retry: RetryPolicy | None = None) -> tuple[bytes, str] | None:
+def download_if_changed(
+    remote_url: str, tag: str, retry: RetryPolicy | None = None, most_bytes: int = _MAX_METADATA_BYTES
+) -> tuple[bytes, str] | None:
     """(content, tag) of `remote_url`; None when it has this `tag` still, as a store can say without sending it.
 
     Raises as `download_bytes`.
@@ -89,10 +91,8 @@ def download_if_changed(remote_url: str, tag: str, retry: RetryPolicy | None = N
     content = bytearray()
 
     def write(chunk: bytes) -> None:
-        if len(content) + len(chunk) > _MAX_METADATA_BYTES:
-            raise IndexInvalid(
-                f"{remote_url}: over {_MAX_METADATA_BYTES} bytes, which no such file of ours has. Check the URL."
-            )
+        if len(content) + len(chunk) > most_bytes:
+            raise IndexInvalid(f"{remote_url}: over {most_bytes} bytes, which no such file of ours has. Check the URL.")
         content.extend(chunk)
 
     def attempt() -> str | None:
