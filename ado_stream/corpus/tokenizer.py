@@ -115,7 +115,7 @@ class HuggingFaceTokenizer(Tokenizer):
 
     @property
     def fingerprint(self) -> str:
-        return xxhash.xxh64_hexdigest(f"{self.end_id} {self._tokenizer.to_str()}")
+        return xxhash.xxh64_hexdigest(f"{self.end_id} {self._tokenizer.to_str()}".encode())
 
     def encode_batch(self, texts: Sequence[str]) -> list[np.ndarray]:
         if self._fast is not None:

@@ -117,7 +117,7 @@ class PlannedIds:
         numbers = zip(domain_M.tolist(), (column_M + self._lanes.start).tolist(), epoch_M.tolist(), strict=True)
         texts = [f"{self._prefixes[domain]}\x1fint:{lane}\x1fint:{epoch}" for domain, lane, epoch in numbers]
         pieces_key_M, key_M = (
-            np.array([xxhash.xxh64_intdigest(f"str:{kind}\x1f{text}") for text in texts], np.uint64)
+            np.array([xxhash.xxh64_intdigest(f"str:{kind}\x1f{text}".encode()) for text in texts], np.uint64)
             for kind in ("pieces", "samples")
         )
         self._table_GX[group_M, EPOCH], self._table_GX[group_M, KEY] = epoch_M, key_M.view(np.int64)
@@ -220,7 +220,7 @@ class UpcomingIds:
 
 def hash_key(*parts: int | str) -> np.uint64:
     """One 64-bit key of a sequence of integers and strings: xxh64 of their types and values."""
-    return np.uint64(xxhash.xxh64_intdigest(_key_text(*parts)))
+    return np.uint64(xxhash.xxh64_intdigest(_key_text(*parts).encode()))
 
 
 def _key_text(*parts: int | str) -> str:
