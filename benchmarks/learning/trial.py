@@ -11,6 +11,7 @@ the numbers of a cell depend on the corpus, the scenario, the seed and the polic
 
 import copy
 import dataclasses
+import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -116,6 +117,9 @@ class Trial:
             "share": dict(zip(self.names, (samples_K / samples_K.sum()).tolist(), strict=True)),
             "mixture": dict(zip(self.names, policy.mixture.tolist(), strict=True)),
             "health": policy.health(),
+            # of every step, for replays; float32 is what the model computes
+            "losses": [[_digits(loss) for loss in loss_K.tolist()] for loss_K, _ in losses],
+            "samples": [count_K.astype(int).tolist() for _, count_K in losses],
         }
 
     def facts(self) -> dict[str, Any]:
@@ -175,3 +179,8 @@ class Trial:
             "loss": dict(zip(self.measured, found.domain_loss_K.tolist(), strict=True)),
             "bits_per_byte": dict(zip(self.measured, found.bits_per_byte_K.tolist(), strict=True)),
         }
+
+
+def _digits(loss: float) -> float | None:
+    """`loss` in JSON, NaN as null; exact, so that a replay gives the policy's mixtures again to the bit."""
+    return None if math.isnan(loss) else loss
