@@ -88,6 +88,7 @@ class AdoConfig:
             min_points=whole("ado: min_points", self._min_points(total_steps), 1),
             floor=check_floor(min(0.01, 0.5 / num_domains) if self.floor is None else self.floor, num_domains),
             fit=self.fit or FitConfig(every=10 if total_steps is None else max(1, min(10, total_steps // 30))),
+            total_steps=total_steps,
         )
         if total_steps is not None:
             self._check_refit_in_time(plan, total_steps, mixture_lag)
@@ -128,7 +129,10 @@ class AdoConfig:
 
 @dataclass(frozen=True)
 class AdoPlan:
-    """The settings that AdoConfig may leave open, in force: numbers of steps and points, floor as a share."""
+    """The settings that AdoConfig may leave open, in force: numbers of steps and points, floor as a share.
+
+    total_steps: of the run; None: unknown.
+    """
 
     start_step: int
     interval: int
@@ -136,6 +140,7 @@ class AdoPlan:
     min_points: int
     floor: float
     fit: FitConfig
+    total_steps: int | None = None
 
 
 def _next_multiple(step: int, of: int) -> int:

@@ -52,6 +52,7 @@ class AdoPolicy(Policy):
     """
 
     kind = "ado"
+    config_type: ClassVar[type[AdoConfig]] = AdoConfig  # a subclass of AdoConfig for a policy with options of its own
     run_options: ClassVar[Mapping[str, str]] = {"total_steps": "steps", "mixture_lag": "mixture_lag"}
     share_arrays: tuple[str, ...] = ("credit", "average")
 
@@ -64,7 +65,7 @@ class AdoPolicy(Policy):
         mixture_lag: int = 0,
     ):
         super().__init__(prior)
-        self.config = config or AdoConfig()
+        self.config = config or self.config_type()
         self.plan = self.config.plan(self.num_domains, total_steps, mixture_lag)
         if not (fitter is None or callable(fitter)):
             raise ConfigError(f"ado: fitter is {fitter!r:.60}; expected a function of counts, losses and FitConfig.")
@@ -82,19 +83,19 @@ class AdoPolicy(Policy):
 
     @classmethod
     def parse_options(cls, options: Mapping[str, Any]) -> dict[str, Any]:
-        """The constructor's arguments from the fields of AdoConfig, `preset`, and the arguments themselves."""
+        """The constructor's arguments from the fields of `config_type`, `preset`, and the arguments themselves."""
         own = ("fitter", "mixture_lag", "total_steps")
         settings = dict(options)
         arguments = {name: settings.pop(name) for name in own if name in settings}
         preset = settings.pop("preset", "default")
-        refuse_unknown("ado", settings, [*(field.name for field in fields(AdoConfig)), "preset", *own])
+        refuse_unknown(cls.kind, settings, [*(field.name for field in fields(cls.config_type)), "preset", *own])
         if isinstance(settings.get("fit"), dict):
-            refuse_unknown("ado: fit", settings["fit"], [field.name for field in fields(FitConfig)])
+            refuse_unknown(f"{cls.kind}: fit", settings["fit"], [field.name for field in fields(FitConfig)])
             settings["fit"] = FitConfig(**settings["fit"])
         if preset not in ("default", "reference"):
-            raise ConfigError(f"ado: preset {preset!r}; expected default or reference.")
-        config = replace(AdoConfig.reference() if preset == "reference" else AdoConfig(), **settings)
-        return {"config": config, **arguments}
+            raise ConfigError(f"{cls.kind}: preset {preset!r}; expected default or reference.")
+        config = cls.config_type.reference() if preset == "reference" else cls.config_type()
+        return {"config": replace(config, **settings), **arguments}
 
     def _repr_parts(self) -> list[str]:
         return [*super()._repr_parts(), f"{self._num_refits} refits"]

@@ -9,48 +9,40 @@ form, whose laws count other domains' samples with fitted weights, is not here: 
 tell those weights apart.
 """
 
-from collections.abc import Mapping
-from typing import Any, ClassVar
+from dataclasses import dataclass
+from typing import ClassVar
 
 import numpy as np
 
 from ado_stream.policy.ado_config import AdoConfig
-from ado_stream.policy.ado_policy import AdoPolicy, Fitter
+from ado_stream.policy.ado_policy import AdoPolicy
 from ado_stream.policy.base_policy import Floats
-from ado_stream.policy.domain_weights import Weights
 from ado_stream.policy.option_checks import positive
 
-_FLOOR = 1e-8
+
+@dataclass(frozen=True)
+class EpiSelectConfig(AdoConfig):
+    """AdoConfig with laws over own samples and the paper's floor. temperature: of the softmax, in nats."""
+
+    shared_count: bool = False
+    floor: float | None = 1e-8
+    temperature: float = 1.0
+
+    def _check(self) -> None:
+        super()._check()
+        positive("episelect: temperature", self.temperature)
 
 
 class EpiSelect(AdoPolicy):
-    """`episelect`. temperature: of the softmax, in nats. The others as AdoPolicy's; laws are over own samples."""
+    """`episelect`. config: see EpiSelectConfig; the rest as AdoPolicy."""
 
     kind = "episelect"
-    run_options: ClassVar[Mapping[str, str]] = AdoPolicy.run_options
-
-    def __init__(
-        self,
-        prior: Weights,
-        config: AdoConfig | None = None,
-        fitter: Fitter | None = None,
-        total_steps: int | None = None,
-        mixture_lag: int = 0,
-        temperature: float = 1.0,
-    ):
-        self._temperature = positive("episelect: temperature", temperature)
-        super().__init__(prior, config or AdoConfig(shared_count=False, floor=_FLOOR), fitter, total_steps, mixture_lag)
-
-    @classmethod
-    def parse_options(cls, options: Mapping[str, Any]) -> dict[str, Any]:
-        """As AdoPolicy's, with own counts and the floor of 1e-8, and `temperature`."""
-        settings = dict(options)
-        own = {"temperature": settings.pop("temperature")} if "temperature" in settings else {}
-        return super().parse_options({"shared_count": False, "floor": _FLOOR, **settings}) | own
+    config_type: ClassVar[type[AdoConfig]] = EpiSelectConfig
+    config: EpiSelectConfig
 
     def _preference(self, gap_K: Floats, predicted_K: Floats, samples: float | Floats) -> Floats:
         score_K = self._max_alpha_K * gap_K
         if not self._all_laws:
             score_K = np.where(self._has_law_K, score_K, score_K[self._has_law_K].mean())
-        weight_K = np.exp((score_K - score_K.max()) / self._temperature)
+        weight_K = np.exp((score_K - score_K.max()) / self.config.temperature)
         return weight_K / weight_K.sum()
