@@ -23,7 +23,7 @@ from typing import Any, ClassVar
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from ado_stream.errors import ConfigError, PolicyError, ResumeError
+from ado_stream.errors import ConfigError, PolicyError
 from ado_stream.policy.ado_config import AdoConfig
 from ado_stream.policy.base_policy import Bools, Floats, Ints, Policy
 from ado_stream.policy.domain_weights import Weights
@@ -55,6 +55,9 @@ class AdoPolicy(Policy):
     config_type: ClassVar[type[AdoConfig]] = AdoConfig  # a subclass of AdoConfig for a policy with options of its own
     run_options: ClassVar[Mapping[str, str]] = {"total_steps": "steps", "mixture_lag": "mixture_lag"}
     share_arrays: tuple[str, ...] = ("credit", "average")
+    saved_numbers: ClassVar[Mapping[str, type]] = {
+        "_samples": float, "_num_refits": int, "_num_failed": int, "fit_step": int, "attempt_step": int,
+    }  # fmt: skip
 
     def __init__(
         self,
@@ -288,24 +291,10 @@ class AdoPolicy(Policy):
     # State -----------------------------------------------------------------------------------------------------
 
     def _extra_state(self) -> dict[str, Any]:
-        return {
-            "samples": self._samples,
-            "num_refits": self._num_refits,
-            "num_failed": self._num_failed,
-            "fit_step": self.fit_step,
-            "attempt_step": self.attempt_step,
-            "history": self._history.state_dict(),
-        }
+        return {"history": self._history.state_dict()}
 
     def _load_extra(self, saved: Mapping[str, Any], source_K: Ints, names: Sequence[str] | None) -> None:
-        try:
-            samples, fit_step, attempt_step = float(saved["samples"]), saved["fit_step"], saved["attempt_step"]
-            num_refits, num_failed, history = int(saved["num_refits"]), int(saved["num_failed"]), saved["history"]
-        except (TypeError, KeyError, ValueError) as error:
-            raise ResumeError(f"policy state: a number is missing or wrong ({error}).") from None
-        self._history.load_state_dict(history, source_K)
-        self._samples, self._num_refits, self._num_failed = samples, num_refits, num_failed
-        self.fit_step, self.attempt_step = fit_step, attempt_step
+        self._history.load_state_dict(saved.get("history"), source_K)
 
     def _after_load(self, same_domains: bool) -> None:
         self._apply_laws()

@@ -13,7 +13,7 @@ from typing import Any, ClassVar
 import numpy as np
 from numpy.typing import ArrayLike
 
-from ado_stream.errors import ConfigError, ResumeError
+from ado_stream.errors import ConfigError
 from ado_stream.policy.base_policy import Bools, Floats, Ints, Policy
 from ado_stream.policy.domain_weights import Weights, parse_values
 from ado_stream.policy.mixture_bounds import check_floor, lower_to_ceiling, raise_to_floor
@@ -36,6 +36,14 @@ class Guard(Policy):
         """The wrapped policy's, and "guards": the names of the guards around it, innermost first."""
         inner = self.policy.health()
         return {**inner, "guards": [*inner.get("guards", []), self.kind]}
+
+    def observe_validation(self, mean_losses: ArrayLike, sample_counts: ArrayLike) -> None:
+        """Handed to the wrapped policy."""
+        self.policy.observe_validation(mean_losses, sample_counts)
+
+    def take_notices(self) -> list[str]:
+        """The wrapped policy's."""
+        return self.policy.take_notices()
 
     def law_counts(self, drawn: ArrayLike) -> int | Floats:
         """The wrapped policy's."""
@@ -212,6 +220,7 @@ class RepetitionGuard(Guard):
     """
 
     kind = "repetition"
+    saved_numbers: ClassVar[Mapping[str, type]] = {"_drawn": float}
     run_options: ClassVar[Mapping[str, str]] = {"sizes": "sizes", "total_samples": "total_samples"}
 
     def __init__(self, policy: Policy, sizes: Weights, total_samples: int, max_epochs: float = 4.0):
@@ -247,14 +256,3 @@ class RepetitionGuard(Guard):
         if left <= 0.0 or not unused_K.any():  # the run is over, or longer than total_samples
             return mixture_K
         return lower_to_ceiling(mixture_K, unused_K / left)
-
-    def _extra_state(self) -> dict[str, Any]:
-        return {**super()._extra_state(), "drawn": self._drawn}
-
-    def _load_extra(self, saved: Mapping[str, Any], source_K: Ints, names: Sequence[str] | None) -> None:
-        try:
-            drawn = float(saved["drawn"])
-        except (TypeError, KeyError, ValueError):
-            raise ResumeError("policy state: 'drawn' of the repetition guard is missing or no number.") from None
-        super()._load_extra(saved, source_K, names)
-        self._drawn = drawn
