@@ -128,6 +128,17 @@ class AdaptiveLoader:
         for losses in self._reduction.push(step, loss_sums, token_counts, reduced):
             self._update(losses)
 
+    def observe_validation(self, mean_losses: np.ndarray, sample_counts: np.ndarray) -> None:
+        """Reports losses on held-out text to a policy that learns from them, after every loss observed so far.
+
+        mean_losses: (K,) nats per token, NaN where a domain has none; sample_counts: (K,) samples measured. All ranks
+        must call it.
+        """
+        self.flush()
+        receive = getattr(self.policy, "observe_validation", None)
+        if receive is not None and (not is_distributed() or dist.get_rank() == 0):
+            receive(mean_losses, sample_counts)
+
     def flush(self) -> None:
         """Updates the policy with every loss observed so far; waits for the GPU."""
         for losses in self._reduction.drain():

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 from ado_model import PRESETS, ModelConfig
 from ado_stream.corpus import Corpus, open_corpus
+from ado_stream.corpus.manifest import num_samples
 from ado_stream.errors import ConfigError
 from ado_stream.loader import AdaptiveLoader
 from ado_stream.policy import policy_registry
@@ -46,7 +47,7 @@ def build_components(config: TrainConfig, context: DistributedContext) -> RunCom
     dataset = make_dataset(config, corpus, context)
     loader = AdaptiveLoader(
         dataset,
-        make_run_policy(config, dataset),
+        make_run_policy(config, corpus, dataset),
         prefetch=config.data.prefetch,
         io_threads=config.data.io_threads,
         pin_memory=context.device.type == "cuda",
@@ -138,7 +139,7 @@ def make_dataset(config: TrainConfig, corpus: Corpus, context: DistributedContex
     )
 
 
-def make_run_policy(config: TrainConfig, dataset: AdaptiveStreamingDataset) -> Policy:
+def make_run_policy(config: TrainConfig, corpus: Corpus, dataset: AdaptiveStreamingDataset) -> Policy:
     """The config's policy inside its guards; options that follow from the run are filled in."""
     prior = dict(zip(dataset.names, dataset.prior.tolist(), strict=True))
     context = RunContext(
@@ -146,6 +147,9 @@ def make_run_policy(config: TrainConfig, dataset: AdaptiveStreamingDataset) -> P
         global_batch_size=config.data.global_batch_size,
         mixture_lag=config.data.mixture_lag,
         sizes=dict(zip(dataset.names, dataset.num_samples.tolist(), strict=True)),
+        val_sizes={name: num_samples(corpus.manifest["domains"][name], "val") for name in dataset.names},
+        evaluate_every_steps=config.evaluate.every_steps if corpus.has("val") else 0,
+        vocab_size=corpus.tokenizer.vocab_size,
     )
     section = config.policy
     return policy_registry.make_run_policy(section.name, prior, section.options, section.guards, context)

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 import ado_stream as ado
-from ado_stream.policy.target_policy import middle_elasticity
+from ado_stream.policy.elasticity import middle_elasticity
 
 BATCH, STEPS = 256, 1200
 
