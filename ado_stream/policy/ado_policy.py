@@ -23,6 +23,7 @@ from typing import Any, ClassVar
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from ado_kernels.fit.objective import at_kink
 from ado_stream.errors import ConfigError, PolicyError
 from ado_stream.policy.ado_config import AdoConfig
 from ado_stream.policy.base_policy import Bools, Floats, Ints, Policy
@@ -30,7 +31,14 @@ from ado_stream.policy.domain_weights import Weights
 from ado_stream.policy.loss_history import LossHistory
 from ado_stream.policy.mixture_bounds import raise_to_floor, reference_clip
 from ado_stream.policy.option_checks import refuse_unknown
-from ado_stream.policy.scaling_laws import FitConfig, ScalingLawFit, check_backend, fit_scaling_laws
+from ado_stream.policy.scaling_laws import (
+    PARAMETERS,
+    FitConfig,
+    ScalingLawFit,
+    bounds_in_words,
+    check_backend,
+    fit_scaling_laws,
+)
 
 Fitter = Callable[[Floats, Floats, FitConfig], ScalingLawFit]
 
@@ -46,6 +54,7 @@ class AdoPolicy(Policy):
     prior: (K,) weights or {name: weight}. config: see AdoConfig. fitter(counts, losses, config) -> ScalingLawFit:
     counts (M,) or (K, M) samples so far, losses (K, M) nats; default `fit_scaling_laws`. total_steps: the run's length,
     which caps the default schedule. mixture_lag: steps between an update and the batch drawn by its mixture, less one.
+    vocab_size: tokens of the vocabulary, for `units: vocabulary`.
     Raises ConfigError for settings that cannot work, such as a first refit too late to change any batch, and for a fit
     backend that this machine lacks. An exception of a later fit is logged and counted, and the laws are kept: `fit`
     then has `valid` False where a law is of an earlier refit.
@@ -53,7 +62,11 @@ class AdoPolicy(Policy):
 
     kind = "ado"
     config_type: ClassVar[type[AdoConfig]] = AdoConfig  # a subclass of AdoConfig for a policy with options of its own
-    run_options: ClassVar[Mapping[str, str]] = {"total_steps": "steps", "mixture_lag": "mixture_lag"}
+    run_options: ClassVar[Mapping[str, str]] = {
+        "total_steps": "steps",
+        "mixture_lag": "mixture_lag",
+        "vocab_size": "vocab_size",
+    }
     share_arrays: tuple[str, ...] = ("credit", "average")
     saved_numbers: ClassVar[Mapping[str, type]] = {
         "_samples": float, "_num_refits": int, "_num_failed": int, "fit_step": int, "attempt_step": int,
@@ -66,10 +79,11 @@ class AdoPolicy(Policy):
         fitter: Fitter | None = None,
         total_steps: int | None = None,
         mixture_lag: int = 0,
+        vocab_size: int | None = None,
     ):
         super().__init__(prior)
         self.config = config or self.config_type()
-        self.plan = self.config.plan(self.num_domains, total_steps, mixture_lag)
+        self.plan = self.config.plan(self.num_domains, total_steps, mixture_lag, vocab_size)
         if not (fitter is None or callable(fitter)):
             raise ConfigError(f"ado: fitter is {fitter!r:.60}; expected a function of counts, losses and FitConfig.")
         if fitter is None:
@@ -87,7 +101,7 @@ class AdoPolicy(Policy):
     @classmethod
     def parse_options(cls, options: Mapping[str, Any]) -> dict[str, Any]:
         """The constructor's arguments from the fields of `config_type`, `preset`, and the arguments themselves."""
-        own = ("fitter", "mixture_lag", "total_steps")
+        own = ("fitter", "mixture_lag", "total_steps", "vocab_size")
         settings = dict(options)
         arguments = {name: settings.pop(name) for name in own if name in settings}
         preset = settings.pop("preset", "default")
@@ -114,20 +128,24 @@ class AdoPolicy(Policy):
 
     def health(self) -> dict[str, Any]:
         """Adds refits, failed refits, held_laws (refits that left a domain its law), at_bound (the parameters among
-        log_beta, log_eps, alpha at a bound), and forecast_error of the last whole interval between refits: mean and
+        beta, eps, alpha at a bound), bounds (what that means, a sentence each), settles (where the loop does), and
+        forecast_error of the last whole interval between refits: mean and
         mean magnitude of observed / predicted loss - 1, None without a step to compare."""
         memory = self.memory
         at_bound_KP = self.fit.at_bound if self.fit is not None else np.zeros((self.num_domains, 3), dtype=bool)
+        bounds = bounds_in_words(self.fit, self.labels) if self.fit is not None else {}
         return {
             **super().health(),
             "refits": self._num_refits,
             "failed_refits": self._num_failed,
             "held_laws": self._by_domain(memory["held"]),
             "at_bound": {
-                label: [name for name, hit in zip(_LAW_PARAMETERS, hit_P, strict=True) if hit]
+                label: [name for name, hit in zip(PARAMETERS, hit_P, strict=True) if hit]
                 for label, hit_P in zip(self.labels, at_bound_KP, strict=True)
                 if hit_P.any()
             },
+            "bounds": list(bounds.values()),
+            "settles": self.config.settles,
             "forecast_error": {
                 label: {"mean": _finite_or_none(mean), "mean_abs": _finite_or_none(mean_abs)}
                 for label, mean, mean_abs in zip(
@@ -255,7 +273,10 @@ class AdoPolicy(Policy):
             _log.warning("step %d: no good fit for %s; the last law is kept", self.step, ", ".join(bad))
         self.fit_step = self.step
         self._num_refits += 1
+        known = bounds_in_words(self.fit, self.labels) if self.fit is not None else {}
         self._apply_laws()
+        bounds = bounds_in_words(self.fit, self.labels) if self.fit is not None else {}
+        self._notices += [f"{self.kind}: {text}" for bound, text in bounds.items() if bound not in known]
         return True
 
     def _apply_laws(self) -> None:
@@ -267,7 +288,9 @@ class AdoPolicy(Policy):
         self._eps_K = np.exp(memory["log_eps"])
         self._max_alpha_K = np.maximum(memory["alpha"], self.config.min_alpha)
         if self.fit_step is not None:
-            self.fit = ScalingLawFit(**{name: memory[name] for name in (*_FIT_FIELDS, "valid")})
+            theta_KP = np.stack([memory[name] for name in _LAW_PARAMETERS], axis=1)
+            values = {name: memory[name] for name in (*_FIT_FIELDS, "valid")}
+            self.fit = ScalingLawFit(**values, at_bound=at_kink(theta_KP, self.plan.fit.log_unit))
 
     def _add_forecast_error(self, loss_K: Floats, seen_K: Bools, predicted_K: Floats) -> None:
         """Adds observed / predicted - 1 of this step to the sums since the last refit."""
@@ -294,7 +317,7 @@ class AdoPolicy(Policy):
         return {"history": self._history.state_dict()}
 
     def _load_extra(self, saved: Mapping[str, Any], source_K: Ints, names: Sequence[str] | None) -> None:
-        self._history.load_state_dict(saved.get("history"), source_K)
+        self._history.load_state_dict(saved.get("history", {}), source_K)
 
     def _after_load(self, same_domains: bool) -> None:
         self._apply_laws()

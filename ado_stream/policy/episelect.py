@@ -27,6 +27,7 @@ class EpiSelectConfig(AdoConfig):
     shared_count: bool = False
     floor: float | None = 1e-8
     temperature: float = 1.0
+    fixed_point = settles = None
 
     def _check(self) -> None:
         super()._check()

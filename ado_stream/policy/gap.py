@@ -34,13 +34,15 @@ class GapConfig(AdoConfig):
     smoothing: float = 1e-4
     target_losses: Weights | None = None
 
-    def plan(self, num_domains: int, total_steps: int | None = None, mixture_lag: int = 0) -> AdoPlan:
+    fixed_point = settles = None
+
+    def plan(self, num_domains: int, total_steps: int | None = None, *run: Any, **named: Any) -> AdoPlan:
         """As AdoConfig's. Raises ConfigError too when neither target losses nor the run's length are known."""
         positive("gap: eta", self.eta)
         number("gap: smoothing", self.smoothing, 0.0, 1.0)
         if total_steps is None and self.target_losses is None:
             raise ConfigError("gap: give target_losses, or total_steps to forecast them for.")
-        return super().plan(num_domains, total_steps, mixture_lag)
+        return super().plan(num_domains, total_steps, *run, **named)
 
 
 class GapPolicy(AdoPolicy):

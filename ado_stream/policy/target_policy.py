@@ -189,15 +189,18 @@ class TargetPolicy(Policy):
         )
 
     def _target(self, weights: Weights | str, val_sizes: Weights | None) -> Floats:
-        if not isinstance(weights, str):
-            return parse_shares(weights, self.names, self.num_domains, "target: weights")
-        known = {"size": self.prior_K, "uniform": np.full(self.num_domains, 1.0 / self.num_domains), "val": val_sizes}
-        if weights not in known:
-            raise ConfigError(f"target: weights {weights!r}; expected size, uniform, val, or one weight a domain.")
-        found = known[weights]
-        if found is None or not np.any(found if not isinstance(found, Mapping) else list(found.values())):
-            raise ConfigError("target: weights 'val', but there is no validation split to take them from.")
-        return found if weights != "val" else parse_shares(found, self.names, self.num_domains, "target: val_sizes")
+        what = "target: weights"
+        if weights == "size":
+            return self.prior_K
+        if weights == "uniform":
+            return np.full(self.num_domains, 1.0 / self.num_domains)
+        if weights == "val":
+            if val_sizes is None:
+                raise ConfigError(f"{what} 'val', but the validation split's sizes are not known; give val_sizes.")
+            weights, what = val_sizes, "target: weights 'val': samples of the validation split"
+        if isinstance(weights, str):
+            raise ConfigError(f"{what} {weights!r}; expected size, uniform, val, or one weight a domain.")
+        return parse_shares(weights, self.names, self.num_domains, what)
 
     def _initial(self) -> dict[str, NDArray[Any]]:
         unknown_K = np.full(self.num_domains, np.nan)
@@ -351,7 +354,7 @@ class TargetPolicy(Policy):
     def _load_extra(self, saved: Mapping[str, Any], source_K: Ints, names: Sequence[str] | None) -> None:
         loaded = {name: BlockHistory(self.num_domains) for name in self._histories}
         for name, blocks in loaded.items():
-            blocks.load_state_dict(saved.get(name), source_K)
+            blocks.load_state_dict(saved.get(name, {}), source_K)
         self._histories = loaded
 
     def _after_load(self, same_domains: bool) -> None:
