@@ -179,7 +179,7 @@ def bounds_in_words(fit: ScalingLawFit, labels: Sequence[str]) -> dict[str, str]
     flat_K = alpha_K & (fit.alpha < 0.5)
     where = {"eps": eps_K, "alpha low": flat_K, "alpha high": alpha_K & ~flat_K, "beta": beta_K}
     return {
-        bound: f"Losses of {quoted_list(list(np.array(labels)[at_K]))} {_BOUND_MEANINGS[bound]}."
+        bound: f"Losses of {quoted_list([labels[index] for index in np.flatnonzero(at_K)])} {_BOUND_MEANINGS[bound]}."
         for bound, at_K in where.items()
         if at_K.any()
     }

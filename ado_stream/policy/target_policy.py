@@ -178,29 +178,29 @@ class TargetPolicy(Policy):
         """What is known of a moved domain's learning, for users: loss per doubling of its samples, with its interval"""
         memory, doubled = self.memory, np.log(2.0)
         e, margin = memory["elasticity"][index], self._confidence * memory["elasticity_sd"][index]
-        if not np.isfinite(e) or self._middle is None:
+        if not np.isfinite(e):
             return "it goes back to its share: its loss fell with what the others taught"
         epochs = self._epochs()[index]
         repeats = f" It was read {epochs:.1f} times." if epochs > 1.0 and not self._validates else ""
         return (
             f"with twice its samples its {'validation' if self._validates else 'training'} loss falls by "
             f"{doubled * max(e - margin, 0.0):.3f} to {doubled * (e + margin):.3f} nats, "
-            f"that of the middle domain by {doubled * self._middle:.3f}.{repeats}"
+            f"that of the middle domain by {doubled * memory['middle'][index]:.3f}.{repeats}"
         )
 
     def _target(self, weights: Weights | str, val_sizes: Weights | None) -> Floats:
-        what = "target: weights"
-        if weights == "size":
-            return self.prior_K
-        if weights == "uniform":
-            return np.full(self.num_domains, 1.0 / self.num_domains)
+        if not isinstance(weights, str):
+            return parse_shares(weights, self.names, self.num_domains, "target: weights")
         if weights == "val":
             if val_sizes is None:
-                raise ConfigError(f"{what} 'val', but the validation split's sizes are not known; give val_sizes.")
-            weights, what = val_sizes, "target: weights 'val': samples of the validation split"
-        if isinstance(weights, str):
-            raise ConfigError(f"{what} {weights!r}; expected size, uniform, val, or one weight a domain.")
-        return parse_shares(weights, self.names, self.num_domains, what)
+                raise ConfigError(
+                    "target: weights 'val', but the validation split's sizes are unknown; give val_sizes."
+                )
+            what = "target: weights 'val': samples of the validation split"
+            return parse_shares(val_sizes, self.names, self.num_domains, what)
+        if weights not in ("size", "uniform"):
+            raise ConfigError(f"target: weights {weights!r}; expected size, uniform, val, or one weight a domain.")
+        return self.prior_K if weights == "size" else np.full(self.num_domains, 1.0 / self.num_domains)
 
     def _initial(self) -> dict[str, NDArray[Any]]:
         unknown_K = np.full(self.num_domains, np.nan)
@@ -215,6 +215,7 @@ class TargetPolicy(Policy):
             "others_before": unknown_K.copy(),
             "elasticity": unknown_K.copy(),
             "elasticity_sd": unknown_K.copy(),
+            "middle": unknown_K.copy(),
             **{name: unknown_K.copy() for name in LAW},
             **({"val_loss": unknown_K.copy(), "val_samples": np.zeros(self.num_domains)} if self._validates else {}),
         }
@@ -254,6 +255,7 @@ class TargetPolicy(Policy):
             memory[name] = np.where(lawful_K, value_K, memory[name])
         middle = middle_elasticity(memory["elasticity"][lawful_K], self.target_K[lawful_K])
         self._middle = _or_none(middle)
+        memory["middle"] = np.where(lawful_K, middle, memory["middle"])  # as it was when the domain was last judged
         memory["pull"] = np.where(lawful_K, self._pull(), memory["pull"])
         self._restore(points)
         self._use_laws()
