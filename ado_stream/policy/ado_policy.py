@@ -26,7 +26,7 @@ from numpy.typing import ArrayLike, NDArray
 from ado_kernels.fit.objective import at_kink
 from ado_stream.errors import ConfigError, PolicyError
 from ado_stream.policy.ado_config import AdoConfig
-from ado_stream.policy.base_policy import Bools, Floats, Ints, Policy
+from ado_stream.policy.base_policy import Bools, Floats, Ints, Policy, optional
 from ado_stream.policy.domain_weights import Weights
 from ado_stream.policy.loss_history import LossHistory
 from ado_stream.policy.mixture_bounds import raise_to_floor, reference_clip
@@ -68,9 +68,13 @@ class AdoPolicy(Policy):
         "vocab_size": "vocab_size",
     }
     share_arrays: tuple[str, ...] = ("credit", "average")
-    saved_numbers: ClassVar[Mapping[str, type]] = {
-        "_samples": float, "_num_refits": int, "_num_failed": int, "fit_step": int, "attempt_step": int,
-    }  # fmt: skip
+    saved_numbers = {
+        "_samples": float,
+        "_num_refits": int,
+        "_num_failed": int,
+        "fit_step": optional(int),
+        "attempt_step": optional(int),
+    }
 
     def __init__(
         self,

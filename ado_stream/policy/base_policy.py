@@ -12,7 +12,7 @@ A policy of your own is a subclass with a constructor `(prior, **options)` that 
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -38,7 +38,7 @@ class RunContext:
 
     steps, mixture_lag, evaluate_every_steps (0: no validation within the run): in steps. global_batch_size: samples.
     sizes: {domain: samples of one epoch}. val_sizes: {domain: samples of its val split}, all 0 without one.
-    vocab_size: tokens of the corpus's vocabulary.
+    vocab_size: of the model.
     """
 
     steps: int | None
@@ -69,7 +69,7 @@ class Policy(ABC):
     kind: ClassVar[str]  # name in states, records and messages; default "module:Class"
     run_options: ClassVar[Mapping[str, str]] = {}  # {option: the field of RunContext that fills it in}
     share_arrays: tuple[str, ...] = ()  # arrays of `memory` that sum to 1
-    saved_numbers: ClassVar[Mapping[str, type]] = {}  # {attribute: int or float}, None kept: state beyond `memory`
+    saved_numbers: ClassVar[Mapping[str, Callable[[Any], Any]]] = {}  # {attribute: int, float or `optional` of them}
     fit: "ScalingLawFit | None" = None  # the last one, of policies that fit laws
     fit_step: int | None = None  # step of the last refit
     attempt_step: int | None = None  # step of the last refit, failed ones included
@@ -280,9 +280,14 @@ def _unpack_row(packed: Mapping[str, Any], name: str, source_K: Ints) -> NDArray
     return array
 
 
-def _number(saved: Mapping[str, Any], key: str, kind: type) -> Any:
+def optional(kind: type) -> Callable[[Any], Any]:
+    """`kind`, or None for None: of `saved_numbers`."""
+    return lambda value: None if value is None else kind(value)
+
+
+def _number(saved: Mapping[str, Any], key: str, kind: Callable[[Any], Any]) -> Any:
     try:
-        return None if saved[key] is None else kind(saved[key])
+        return kind(saved[key])
     except (TypeError, KeyError, ValueError):
         raise ResumeError(f"policy state: {key!r} is missing or no number.") from None
 

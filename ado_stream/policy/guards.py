@@ -220,7 +220,7 @@ class RepetitionGuard(Guard):
     """
 
     kind = "repetition"
-    saved_numbers: ClassVar[Mapping[str, type]] = {"_drawn": float}
+    saved_numbers = {"_drawn": float}
     run_options: ClassVar[Mapping[str, str]] = {"sizes": "sizes", "total_samples": "total_samples"}
 
     def __init__(self, policy: Policy, sizes: Weights, total_samples: int, max_epochs: float = 4.0):

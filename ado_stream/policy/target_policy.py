@@ -36,7 +36,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from ado_stream.errors import ConfigError
-from ado_stream.policy.base_policy import Bools, Floats, Ints, Policy
+from ado_stream.policy.base_policy import Bools, Floats, Ints, Policy, optional
 from ado_stream.policy.domain_weights import Weights, parse_shares, parse_values
 from ado_stream.policy.elasticity import LAW, SAMPLE_SD, fit_blocks, middle_elasticity
 from ado_stream.policy.loss_blocks import BlockHistory, BlockPoints
@@ -78,11 +78,11 @@ class TargetPolicy(Policy):
         "val_sizes": "val_sizes",
         "evaluate_every_steps": "evaluate_every_steps",
     }
-    saved_numbers: ClassVar[Mapping[str, type]] = {
-        "fit_step": int,
+    saved_numbers = {
+        "fit_step": optional(int),
         "_num_refits": int,
         "_next_refit": int,
-        "_middle": float,
+        "_middle": optional(float),
     }
 
     def __init__(

@@ -149,7 +149,7 @@ def make_run_policy(config: TrainConfig, corpus: Corpus, dataset: AdaptiveStream
         sizes=dict(zip(dataset.names, dataset.num_samples.tolist(), strict=True)),
         val_sizes={name: num_samples(corpus.manifest["domains"][name], "val") for name in dataset.names},
         evaluate_every_steps=config.evaluate.every_steps if corpus.has("val") else 0,
-        vocab_size=corpus.tokenizer.vocab_size,
+        vocab_size=model_config(config, corpus).vocab_size,
     )
     section = config.policy
     return policy_registry.make_run_policy(section.name, prior, section.options, section.guards, context)
