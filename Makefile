@@ -1,5 +1,5 @@
 # Everyday commands; .ci/run calls the first and the third.
-.PHONY: check test test-all faults portability bench
+.PHONY: check test test-all faults fuzz portability bench
 check:
 	ruff format --check .
 	ruff check .
@@ -11,6 +11,8 @@ test-all:
 	pytest -q -m "" --durations=15
 faults:
 	pytest -m fault
+fuzz:
+	FUZZ_SECONDS=300 pytest -q tests/fuzz -s --timeout 1200
 portability:
 	.ci/portability
 bench:

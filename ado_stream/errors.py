@@ -1,7 +1,8 @@
 """The exception types that users see, and nothing else.
 
 Every message says what failed and where, what was got and what was expected, and what to do; three lines at most.
-The command line prints the message alone and exits 1; a program may catch `AdoStreamError` for all of them.
+The command line prints the message alone and exits 1; a program may catch `AdoStreamError` for all of them. Messages
+hold no credentials.
 
     AdoStreamError
       ConfigError       a setting cannot work; nothing was started
@@ -15,9 +16,14 @@ The command line prints the message alone and exits 1; a program may catch `AdoS
       CheckpointError   a checkpoint is missing, torn or of another model
 """
 
+from ado_stream.redact import redact
+
 
 class AdoStreamError(Exception):
     """Base of all errors raised on purpose by ado-stream."""
+
+    def __init__(self, message: str = "") -> None:
+        super().__init__(redact(message))
 
 
 class ConfigError(AdoStreamError):

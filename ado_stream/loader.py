@@ -18,6 +18,9 @@ import torch
 import torch.distributed as dist
 
 from ado_stream.errors import ConfigError, PolicyError, ResumeError
+from ado_stream.option_checks import flag, instance, positive, refuse_unknown, text, whole
+from ado_stream.policy.base_policy import Policy, RunContext
+from ado_stream.policy.policy_registry import make_run_policy
 from ado_stream.reduction import LossReduction, ReducedLosses, is_distributed
 from ado_stream.stream.dataset import AdaptiveStreamingDataset
 from ado_stream.stream.device_copies import TokenBatch
@@ -26,7 +29,7 @@ _CHECK_STEPS = 64  # how often ranks compare their cursors
 
 
 class MixturePolicy(Protocol):
-    """What a policy must have; `ado.make_policy` makes such objects."""
+    """What a policy must have; `ado.make_policy` makes such objects, and any object of yours with these four serves."""
 
     @property
     def mixture(self) -> np.ndarray:
@@ -47,7 +50,8 @@ class AdaptiveLoader:
 
     Args:
         dataset: AdaptiveStreamingDataset; its mixture_lag must cover `prefetch`.
-        policy: a MixturePolicy (ado.make_policy); None: the mixtures come from dataset.publish.
+        policy: a MixturePolicy; or the name of one of `ado.make_policy`, or {"name": ..., "options": {...}, "guards":
+            [...]} as in a config, made for the data set's domains; None: the mixtures come from dataset.publish.
         prefetch: batches made ahead; 0 makes each when it is asked for.
         io_threads: threads that fetch, verify and decompress shards; 0 does it when a shard is read.
         pin_memory: page-locked token arrays, for asynchronous copies to a GPU.
@@ -62,32 +66,25 @@ class AdaptiveLoader:
     def __init__(
         self,
         dataset: AdaptiveStreamingDataset,
-        policy: MixturePolicy | None = None,
+        policy: MixturePolicy | str | Mapping[str, Any] | None = None,
         prefetch: int = 4,
         io_threads: int = 4,
         pin_memory: bool = False,
         device: torch.device | str | None = None,
         timeout_s: float = 600.0,
     ):
-        if policy is not None and dataset.mixture_lag is None:
-            raise ConfigError("a policy needs mixture_lag >= prefetch; this data set has mixture_lag=None.")
-        if policy is not None and np.shape(policy.mixture) != (len(dataset.names),):
-            raise ConfigError(f"the policy has {np.size(policy.mixture)} domains, the data set {len(dataset.names)}.")
-        names = getattr(policy, "names", None)
-        if names is not None and list(names) != dataset.names:
-            raise ConfigError(
-                f"the policy's domains are {list(names)}, the data set's {dataset.names}.\n  Make the policy with the "
-                "data set's names, in its order: dict(zip(dataset.names, dataset.prior))."
-            )
-        if prefetch < 0 or io_threads < 0:
-            raise ConfigError(f"prefetch {prefetch}, io_threads {io_threads}; expected 0 or more.")
-        dataset.check_prefetch(prefetch)
-        self.dataset = dataset
+        self.dataset = instance("dataset", dataset, AdaptiveStreamingDataset)
+        self._prefetch, self._io_threads = whole("prefetch", prefetch), whole("io_threads", io_threads)
+        self._pin_memory, self._device = flag("pin_memory", pin_memory), _checked_device(device)
+        dataset.check_prefetch(self._prefetch)
+        if isinstance(policy, str | Mapping):
+            policy = make_policy_for(dataset, policy)
+        if policy is not None:
+            _check_policy(policy, dataset)
         self.policy: Any = policy  # of the caller's own type, which may have more than a MixturePolicy
-        self._prefetch, self._io_threads, self._pin_memory = prefetch, io_threads, pin_memory
-        self._device = None if device is None else torch.device(device)
         self._observed = dataset.step  # the next step to be observed
-        self._reduction = LossReduction(len(dataset.names), dataset.rank_slots.replication, timeout_s)
+        timeout_s = positive("timeout_s", timeout_s)
+        self._reduction = LossReduction(dataset.names, dataset.rank_slots.replication, timeout_s)
 
     def __repr__(self) -> str:
         policy = None if self.policy is None else type(self.policy).__name__
@@ -117,15 +114,18 @@ class AdaptiveLoader:
         loss_sums: (K,) sums of token losses in nats; token_counts: (K,) numbers of tokens summed; any device and dtype,
         over this rank's rows. They are added over ranks here, unless they are `reduced`: over the global batch, each
         sample counted once, the same on every rank. A domain without tokens has no loss this step; a sum that is not
-        finite goes to the policy as it is, which ignores it.
+        finite goes to the policy as it is, which ignores it. Raises PolicyError for other shapes, dtypes or devices and
+        for counts that are negative or not finite; nothing has changed then, and the corrected call is taken. (Counts
+        on a GPU are checked when they are read, a step later; every call then raises that error.)
         """
         if self.policy is None:
             return
         step = self._observed
         if step >= self.step:
             raise PolicyError(f"observe: step {step} was not handed out yet; call observe once after each batch.")
+        self._reduction.push(step, loss_sums, token_counts, reduced)
         self._observed = step + 1
-        for losses in self._reduction.push(step, loss_sums, token_counts, reduced):
+        for losses in self._reduction.ready():
             self._update(losses)
 
     def observe_validation(self, mean_losses: np.ndarray, sample_counts: np.ndarray) -> None:
@@ -141,7 +141,7 @@ class AdaptiveLoader:
 
     def flush(self) -> None:
         """Updates the policy with every loss observed so far; waits for the GPU."""
-        for losses in self._reduction.drain():
+        for losses in self._reduction.ready(all_steps=True):
             self._update(losses)
 
     def statistics(self) -> dict[str, Any]:
@@ -159,24 +159,27 @@ class AdaptiveLoader:
         return {"stream": self.dataset.state_dict(), "observed": self._observed, "policy": policy}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Continues from `state`, saved with any number of ranks. Raises ResumeError when it does not fit."""
+        """Continues from `state`, saved with any number of ranks.
+
+        Raises ResumeError when it does not fit; nothing has changed then.
+        """
         try:
             stream, observed, policy = state["stream"], state["observed"], state["policy"]
         except (KeyError, TypeError):
             raise ResumeError(
                 "not the state of an AdaptiveLoader: 'stream', 'observed' or 'policy' is missing."
             ) from None
-        if not isinstance(observed, int) or observed < 0:
+        if type(observed) is not int or observed < 0:
             raise ResumeError(f"not the state of an AdaptiveLoader: 'observed' is {observed!r}, not a step.")
         if (policy is None) != (self.policy is None):
             saved, here = ("without", "with") if policy is None else ("with", "without")
             raise ResumeError(f"the state was saved {saved} a policy, but this loader was made {here} one.")
-        # Pending losses are of the steps before the load. The stream first: when it refuses, the policy is unchanged.
-        self._reduction.drop()
-        self.dataset.load_state_dict(stream)
+        decoded = self.dataset.decode(stream)
         if self.policy is not None:
             same = list(stream["domains"]) == self.dataset.names
             self.policy.load_state_dict(policy, **({} if same else {"names": self.dataset.names}))
+        self.dataset.restore(decoded)  # raises nothing: the state was checked before the policy took its part
+        self._reduction.drop()  # losses of the steps before the load
         self._observed = observed
 
     def close(self) -> None:
@@ -236,3 +239,57 @@ class AdaptiveLoader:
         loss_K = np.full(losses.sum_K.size, np.nan)
         np.divide(losses.sum_K, losses.count_K, out=loss_K, where=losses.count_K > 0)
         return np.asarray(self.policy.update(loss_K, self.dataset.sample_counts(losses.step)), np.float64)
+
+
+def make_policy_for(
+    dataset: AdaptiveStreamingDataset, given: str | Mapping[str, Any], steps: int | None = None, **facts: Any
+) -> Policy:
+    """The policy `given` by its name, or as {"name", "options", "guards"}, over the data set's domains and prior.
+
+    Options that it leaves out are filled in from the data set, from `steps`, those of the run, and from `facts`, other
+    fields of RunContext. Raises ConfigError.
+    """
+    if isinstance(given, str):
+        given = {"name": given}
+    refuse_unknown("policy", given, ("name", "options", "guards"))
+    options = given.get("options") or {}
+    if not isinstance(options, Mapping):
+        raise ConfigError(f"policy: options is {options!r:.80}; expected a mapping.")
+    sizes = dict(zip(dataset.names, dataset.num_samples.tolist(), strict=True))
+    run = RunContext(steps, dataset.settings.global_batch_size, dataset.mixture_lag or 0, sizes, **facts)
+    prior = dict(zip(dataset.names, dataset.prior.tolist(), strict=True))
+    name = text("policy: name", given.get("name"))
+    return make_run_policy(name, prior, options, given.get("guards") or [], run)
+
+
+def _check_policy(policy: Any, dataset: AdaptiveStreamingDataset) -> None:
+    """Raises ConfigError unless `policy` is a MixturePolicy over the data set's domains that its lag allows."""
+    missing = [each for each in ("mixture", "update", "state_dict", "load_state_dict") if not hasattr(policy, each)]
+    if missing or isinstance(policy, type):
+        lacks = f"it has no {', '.join(missing)}" if missing else "it is a class"
+        raise ConfigError(
+            f"policy is {policy!r:.80}; {lacks}. Expected a policy, such as ado.make_policy returns, or its name."
+        )
+    if dataset.mixture_lag is None:
+        raise ConfigError("a policy needs mixture_lag >= prefetch; this data set has mixture_lag=None.")
+    if np.shape(policy.mixture) != (len(dataset.names),):
+        raise ConfigError(f"the policy has {np.size(policy.mixture)} domains, the data set {len(dataset.names)}.")
+    names = getattr(policy, "names", None)
+    if names is not None and list(names) != dataset.names:
+        raise ConfigError(
+            f"the policy's domains are {list(names)}, the data set's {dataset.names}.\n  Make the policy with the "
+            "data set's names, in its order: dict(zip(dataset.names, dataset.prior))."
+        )
+
+
+def _checked_device(device: torch.device | str | None) -> torch.device | None:
+    """`device`, which must exist here. Raises ConfigError."""
+    if device is None:
+        return None
+    try:
+        found = torch.device(device)
+    except (RuntimeError, TypeError):
+        raise ConfigError(f"device is {device!r:.80}; expected a device of torch, such as 'cuda' or 'cpu'.") from None
+    if found.type == "cuda" and (found.index or 0) >= torch.cuda.device_count():
+        raise ConfigError(f"device is {device!r:.80}; this machine has {torch.cuda.device_count()} usable GPUs.")
+    return found

@@ -6,8 +6,9 @@ tokens, samples.
 
     run    version, run_id, created, domains [K], prior [K], policy, policy_options, floor (least share of any
            domain under the policy and its guards; 0: none), global_batch_size, seq_len, canonical_nodes, mixture_lag,
-           steps, seed, model {preset, parameters}, tokenizer, vocab_size, world_size, device, versions {package:
-           version}, corpus {path, fingerprint, domains {name: {tokens, samples, bytes, val_samples}}}
+           steps, seed, model {preset, parameters}, tokenizer, tokenizer_fingerprint, vocab_size, world_size, device,
+           versions {package: version}, corpus {path, fingerprint, domains {name: {tokens, samples, bytes,
+           val_samples}}}
     step   step, loss (mean over the batch's tokens), domain_loss [K], domain_tokens [K], samples [K] (of the global
            batch), mixture [K] (in force at this step), lr, grad_norm, tokens_per_s,
            time_s {data, forward_backward, optimizer, policy, checkpoint, total} (on a GPU forward_backward and
@@ -17,7 +18,8 @@ tokens, samples.
            log_eps [K], alpha [K], objective [K], valid [K] (false: the law is of an earlier refit, null: no law),
            at_bound [K][3] (log_beta, log_eps, alpha), residual_scale [K] (median |log loss - log law|), num_points [K]
     health step (of a refit, failed ones too), health {} (the policy's health() after it)
-    eval   step, split, loss (mean over tokens), domain_loss [K], domain_tokens [K], domain_bytes [K] or null
+    eval   step, split, loss (mean over tokens), domain_loss [K], domain_tokens [K], domain_bytes [K] or null,
+           domain_text [K] (what identifies the text: {tokens: hash of its tokens, head: hash of its first bytes})
     event  step, name (resume {checkpoint, changes {setting: [saved, now]}}, checkpoint {directory, seconds}, policy
            {text: what its last refit changed, for an operator}, skip, stop, done, ...), detail {}
 
@@ -31,24 +33,76 @@ import math
 import os
 import threading
 from pathlib import Path
-from typing import Any
+from typing import Any, NotRequired, TypedDict
 
 from ado_stream.durable import write_durably
 from ado_stream.errors import DataError, NotFound, StorageError
+from ado_stream.json_files import check_type
+from ado_stream.redact import redact
+
+
+class _Line(TypedDict):
+    """What every line has, and all but those of kind "run"."""
+
+    kind: str
+    step: NotRequired[int]
+
+
+class CorpusDomain(TypedDict):
+    """The size of one domain of the corpus."""
+
+    tokens: int
+    samples: int
+
+
+class CorpusOfRun(TypedDict, total=False):
+    """The corpus of a run; `domains` by name."""
+
+    path: str
+    fingerprint: str
+    domains: dict[str, CorpusDomain]
+
+
+class ModelOfRun(TypedDict, total=False):
+    """The model of a run."""
+
+    preset: str
+    parameters: int
+
+
+class RunLine(TypedDict):
+    """What readers take from a line of kind "run"; others are free."""
+
+    version: int
+    domains: list[str]
+    prior: NotRequired[list[float | None] | None]
+    policy: NotRequired[str]
+    policy_options: NotRequired[dict[str, Any] | None]
+    floor: NotRequired[float | None]
+    global_batch_size: NotRequired[int]
+    seq_len: NotRequired[int]
+    mixture_lag: NotRequired[int]
+    steps: NotRequired[int]
+    model: NotRequired[ModelOfRun | None]
+    versions: NotRequired[dict[str, Any]]
+    corpus: NotRequired[CorpusOfRun | None]
+
 
 VERSION = 1
 FILE_NAME = "record.jsonl"
 KINDS = ("run", "step", "fit", "health", "eval", "event")
 
 
-def _plain(value: Any) -> Any:
-    """`value` in JSON's types: arrays to lists, NaN and infinities to null."""
+def plain(value: Any) -> Any:
+    """`value` in JSON's types, without credentials: arrays to lists, NaN and infinities to null."""
+    if isinstance(value, str):
+        return redact(value)
     if isinstance(value, dict):
-        return {str(key): _plain(item) for key, item in value.items()}
+        return {str(key): plain(item) for key, item in value.items()}
     if hasattr(value, "tolist"):
         value = value.tolist()
     if isinstance(value, (list, tuple)):
-        return [_plain(item) for item in value]
+        return [plain(item) for item in value]
     if isinstance(value, float) and not math.isfinite(value):
         return None
     return value
@@ -66,7 +120,7 @@ class RunRecord:
     def write(self, kind: str, **fields: Any) -> None:
         """Appends one line of `kind`; NumPy arrays become lists, NaN becomes null. Raises StorageError: disk full."""
         assert kind in KINDS, kind
-        line = json.dumps({"kind": kind, **_plain(fields)}, separators=(",", ":"), allow_nan=False)
+        line = json.dumps({"kind": kind, **plain(fields)}, separators=(",", ":"), allow_nan=False)
         with self._lock:
             self._append(line.encode() + b"\n")
 
@@ -116,11 +170,15 @@ def read_lines(path: str | os.PathLike[str]) -> list[dict[str, Any]]:
         if not line:
             continue
         try:
-            found.append(json.loads(line))
-        except json.JSONDecodeError as error:
+            value = json.loads(line)
+        except (ValueError, RecursionError) as error:
             if number == len(lines):  # without a newline: the writer was killed in it
                 break
-            raise DataError(f"{path}:{number}: not JSON ({error.msg}).") from None
+            raise DataError(f"{path}:{number}: not JSON ({error}).") from None
+        check_type(value, _Line, f"{path}:{number}", DataError)
+        if value["kind"] != "run" and "step" not in value:
+            raise DataError(f"{path}:{number}: no step in a line of kind {value['kind']!r:.80}.")
+        found.append(value)
     return found
 
 
@@ -137,6 +195,7 @@ def read_run(run_dir: str | os.PathLike[str]) -> tuple[dict[str, Any], dict[str,
     if not by_kind["run"]:
         raise DataError(f"{path}: no line of kind 'run'; the file is no run record, or its first lines are missing.")
     run = by_kind["run"][-1]
+    check_type(run, RunLine, f"{path}: the line of kind 'run'", DataError)
     if run.get("version") != VERSION:
         raise DataError(f"{path}: record version {run.get('version')}; this ado-stream reads version {VERSION}.")
     return run, by_kind

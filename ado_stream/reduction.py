@@ -5,9 +5,9 @@ the copy is long done. Sums on the host are reduced in a gloo group of the loade
 """
 
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from datetime import timedelta
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -29,29 +29,42 @@ class ReducedLosses(NamedTuple):
 class LossReduction:
     """ReducedLosses of each step, in order; at most one step late.
 
-    replication: this many consecutive ranks have the same rows, which count once. timeout_s: how long ranks wait for
-    each other on the host before all of them fail; a group of its own does not inherit that of the default group.
+    names: of the domains. replication: this many consecutive ranks have the same rows, which count once. timeout_s: how
+    long ranks wait for each other on the host before all of them fail; a group of its own does not inherit that of the
+    default group.
     """
 
-    def __init__(self, num_domains: int, replication: int, timeout_s: float):
-        self._num_domains, self._replication = num_domains, replication
+    def __init__(self, names: Sequence[str], replication: int, timeout_s: float):
+        self._names, self._num_domains, self._replication = list(names), len(names), replication
         self._timeout = timedelta(seconds=timeout_s)
+        self._keep = 0  # pending steps that are left for later: their copies may not be there yet
         self._pending: deque[tuple[int, Callable[[], np.ndarray]]] = deque()  # (step, wait for its copy and read it)
         self._group: dist.ProcessGroup | None = None
 
-    def push(
-        self, step: int, loss_sums: torch.Tensor, token_counts: torch.Tensor, reduced: bool = False
-    ) -> list[ReducedLosses]:
-        """Starts the reduction of a step, unless it is `reduced`; returns the steps that are ready, oldest first."""
+    def push(self, step: int, loss_sums: torch.Tensor, token_counts: torch.Tensor, reduced: bool = False) -> None:
+        """Starts the reduction of a step, unless it is `reduced`.
+
+        Raises PolicyError for impossible tensors; nothing was changed or sent then.
+        """
         value_2K = self._stacked(step, loss_sums, token_counts)
         if not reduced:
             value_2K = self._over_ranks(value_2K)
         self._pending.append((step, to_host_later(value_2K)))
-        return self._ready(keep=1 if value_2K.is_cuda else 0)
+        self._keep = 1 if value_2K.is_cuda else 0
 
-    def drain(self) -> list[ReducedLosses]:
-        """Every pending step; waits for the GPU."""
-        return self._ready(keep=0)
+    def ready(self, all_steps: bool = False) -> Iterator[ReducedLosses]:
+        """The steps that can be read without waiting for a GPU, or all pending steps, oldest first.
+
+        A step stays pending until the next is asked for: what its user raises is raised again by the next call. Raises
+        PolicyError for impossible counts that a GPU held.
+        """
+        while len(self._pending) > (0 if all_steps else self._keep):
+            step, read = self._pending[0]
+            value_2K = read()
+            losses = ReducedLosses(step, value_2K[: self._num_domains], value_2K[self._num_domains :])
+            self._check_counts(step, losses.count_K)
+            yield losses
+            self._pending.popleft()
 
     def drop(self) -> None:
         """Discards the pending steps."""
@@ -89,27 +102,46 @@ class LossReduction:
         dist.broadcast(message, src=0, group=self._host_group())
 
     def _stacked(self, step: int, loss_sums: torch.Tensor, token_counts: torch.Tensor) -> torch.Tensor:
-        pair = [part.detach().to(torch.float64) for part in (loss_sums, token_counts)]
-        for part, what in zip(pair, ("loss_sums", "token_counts"), strict=True):
-            if part.shape != (self._num_domains,):
-                raise PolicyError(
-                    f"observe, step {step}: {what} has shape {tuple(part.shape)}; expected ({self._num_domains},), one "
-                    f"per domain."
-                )
-        return torch.cat(pair)
+        sums_K, counts_K = (
+            self._checked(f"observe, step {step}: {what}", part)
+            for what, part in (("loss_sums", loss_sums), ("token_counts", token_counts))
+        )
+        if sums_K.device != counts_K.device:
+            raise PolicyError(
+                f"observe, step {step}: loss_sums are on {sums_K.device}, token_counts on {counts_K.device}; expected "
+                "one device."
+            )
+        if not counts_K.is_cuda:
+            self._check_counts(step, counts_K.numpy())
+        return torch.cat([sums_K, counts_K])
+
+    def _checked(self, what: str, part: Any) -> torch.Tensor:
+        """`part` as (K,) float64 on its device."""
+        try:
+            part = part if isinstance(part, torch.Tensor) else torch.as_tensor(part, device="cpu")
+        except (TypeError, ValueError, RuntimeError):
+            raise PolicyError(f"{what} is {part!r:.80}; expected a tensor of numbers.") from None
+        if part.shape != (self._num_domains,):
+            raise PolicyError(f"{what} has shape {tuple(part.shape)}; expected ({self._num_domains},), one per domain.")
+        if part.is_complex() or part.layout != torch.strided or part.device.type not in ("cpu", "cuda"):
+            raise PolicyError(
+                f"{what} is a tensor of {part.dtype}, {part.layout}, on {part.device}; expected real numbers on a CPU "
+                "or GPU."
+            )
+        return part.detach().to(torch.float64)
+
+    def _check_counts(self, step: int, count_K: np.ndarray) -> None:
+        if (bad_K := ~((count_K >= 0) & (count_K < np.inf))).any():
+            index = int(np.argmax(bad_K))
+            raise PolicyError(
+                f"observe, step {step}: domain {self._names[index]!r} has {count_K[index]} tokens; expected a finite "
+                "number, 0 or more."
+            )
 
     def _over_ranks(self, value_2K: torch.Tensor) -> torch.Tensor:
         if is_distributed():
             dist.all_reduce(value_2K, group=None if value_2K.is_cuda else self._host_group())
         return value_2K / self._replication
-
-    def _ready(self, keep: int) -> list[ReducedLosses]:
-        ready = []
-        while len(self._pending) > keep:
-            step, read = self._pending.popleft()
-            value_2K = read()
-            ready.append(ReducedLosses(step, value_2K[: self._num_domains], value_2K[self._num_domains :]))
-        return ready
 
     def _host_group(self) -> dist.ProcessGroup:
         if self._group is None:

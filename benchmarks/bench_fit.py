@@ -1,24 +1,22 @@
 """How long does the scaling-law fit take, how low does it get, and how far is it ahead of L-BFGS-B?
 
-    python -m benchmarks fit [--backend triton] [--golden DIR]
+    python -m benchmarks fit [--golden DIR]
 
 Prints seconds of a fit of 60,000 steps (5,900 points a domain), its cost in evaluations, how low
 F ends on the golden records (tests/golden, or --golden DIR), and the time of scipy's L-BFGS-B, with the gradient of F,
 from the same 512 starts: on one thread like ours, a sample of the starts run on one domain and scaled.
 
 Bars. Cost: an evaluation is F once on every point of every domain by a plain Numba loop, timed in turn with the fit, in
-processor seconds of all threads, the best of each; 22 domains and 1,000 take at most 40 evaluations. A GPU
-(`--backend triton`, histories on the device) counts evaluations in torch there: at most 30 for 22 domains, 100 for
-1,000, by estimate (1 ms and 20 ms on an H200). Lowness: (F - best) / (best + 0.001) of every refit at most 1e-6 for 99
-of 100 domains, and the same against the reference's own end at most 1e-6 for all. Without a bar: the fit as the policy
-calls it, its history a transposed view.
+processor seconds of all threads, the best of each; 22 domains and 1,000 take at most 40 evaluations. Lowness:
+(F - best) / (best + 0.001) of every refit at most 1e-6 for 99 of 100 domains, and the same against the reference's own
+end at most 1e-6 for all. Without a bar: the fit as the policy calls it, its history a transposed view. (On a GPU:
+benchmarks/kernels/fit.py.)
 """
 
 import argparse
 import math
 import os
 import time
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -44,7 +42,7 @@ from tests.kernels.golden import golden_fits
 STEPS = 60_000
 OPTIONS = FitOptions(ignore_steps=1000)
 SCIPY_STARTS = 32
-MOST_EVALUATIONS = {"numba": {22: 40, 1000: 40}, "triton": {22: 30, 1000: 100}}
+MOST_EVALUATIONS = 40
 ONE_THREAD = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "NUMBA_NUM_THREADS"), "1")
 GOLDEN = Path(__file__).parents[1] / "tests" / "golden"
 
@@ -59,24 +57,23 @@ def history(num_domains: int, steps: int = STEPS) -> tuple[np.ndarray, np.ndarra
     return counts_T, law_KT * np.exp(10**log_noise_K * generator.standard_normal((num_domains, steps)))
 
 
-def fits(num_domains: int, backend: str, repeats: int) -> dict[str, Any]:
+def fits(num_domains: int, repeats: int) -> dict[str, Any]:
     """Median wall seconds of a fit from host arrays, of all steps and of what the policy keeps; and evaluations."""
     counts_T, losses_KT = history(num_domains)
     kept = policys(counts_T, losses_KT)
 
     def fit() -> None:
-        scaling_law_fit(counts_T, losses_KT, OPTIONS, backend)
+        scaling_law_fit(counts_T, losses_KT, OPTIONS, "numba")
 
     fit_s, one_s = seconds_in_turn([fit, lambda: evaluate(counts_T, losses_KT)], repeats, clock=time.process_time)
-    found: dict[str, Any] = {
+    return {
         "domains": num_domains,
         "host_s": median_s(fit, repeats),
-        "policy_s": median_s(lambda: scaling_law_fit(*kept, backend), repeats),
+        "policy_s": median_s(lambda: scaling_law_fit(*kept, "numba"), repeats),
         "policy_rows": kept[1].shape[1],
         "evaluation_s": min(one_s),
         "evaluations": min(fit_s) / min(one_s),
     }
-    return found | (on_device(counts_T, losses_KT) if backend == "triton" else {})
 
 
 def evaluate(counts_T: np.ndarray, losses_KT: np.ndarray) -> float:
@@ -102,26 +99,6 @@ def policys(counts_T: np.ndarray, losses_KT: np.ndarray) -> tuple[np.ndarray, np
     for samples, loss_K in zip(counts_T.tolist(), losses_KT.T, strict=True):
         kept.record(samples, loss_K, one_K, one_K > 0)
     return *kept.points(), replace(OPTIONS, ignore_steps=-(-OPTIONS.ignore_steps // kept.stride))
-
-
-def on_device(counts_T: np.ndarray, losses_KT: np.ndarray) -> dict[str, float]:
-    """Median seconds of a fit of tensors that lie on the device, and of an evaluation there in plain torch."""
-    import torch
-    import triton
-
-    from ado_kernels.fit.triton_fit import fit_on_device
-
-    counts, losses = (torch.from_numpy(value).to("cuda") for value in (counts_T, losses_KT))
-    kept = slice(OPTIONS.ignore_steps, None, OPTIONS.every)
-    x_M, y_KM = counts[kept].log(), losses[:, kept].log()
-
-    def evaluation() -> torch.Tensor:
-        law_M = torch.logaddexp(2.0 - 0.4 * x_M.expand_as(y_KM), torch.full_like(y_KM, 0.7))
-        return torch.nn.functional.huber_loss(law_M, y_KM, delta=OPTIONS.delta)
-
-    calls: tuple[Callable[[], Any], ...] = (lambda: fit_on_device(counts, losses, OPTIONS), evaluation)
-    fit_s, evaluation_s = (1e-3 * triton.testing.do_bench(call, return_mode="median") for call in calls)
-    return {"device_s": fit_s, "device_evaluation_s": evaluation_s, "device_evaluations": fit_s / evaluation_s}
 
 
 def value_and_gradient(
@@ -173,13 +150,13 @@ def against_scipy(num_starts: int = SCIPY_STARTS, steps: int = STEPS) -> dict[st
     }
 
 
-def lowness(backend: str, golden: Path = GOLDEN) -> dict[str, Any]:
+def lowness(golden: Path = GOLDEN) -> dict[str, Any]:
     """How far the fits of the golden records' histories end above the best known minimum and above the reference's end,
     relative to F + 0.001.
     """
     above_best, above_reference = [], []
     for path in sorted(golden.glob("*.npz")):
-        for found, *_, best_K, reference_K in golden_fits(path, backend):
+        for found, *_, best_K, reference_K in golden_fits(path, "numba"):
             above_best.append((found.objective - best_K) / (best_K + 0.001))
             above_reference.append((found.objective - reference_K) / (reference_K + 0.001))
     above_N, above_reference_N = np.concatenate(above_best), np.concatenate(above_reference)
@@ -191,10 +168,9 @@ def lowness(backend: str, golden: Path = GOLDEN) -> dict[str, Any]:
     }
 
 
-def bars(backend: str, timed: list[dict[str, Any]], low: dict[str, Any]) -> list[dict[str, Any]]:
+def bars(timed: list[dict[str, Any]], low: dict[str, Any]) -> list[dict[str, Any]]:
     """Every bar with what was measured, and whether it holds."""
-    key, most = "device_evaluations" if backend == "triton" else "evaluations", MOST_EVALUATIONS[backend]
-    held = [bar(f"{key}, {fit['domains']} domains", fit[key], most[fit["domains"]]) for fit in timed]
+    held = [bar(f"evaluations, {fit['domains']} domains", fit["evaluations"], MOST_EVALUATIONS) for fit in timed]
     within, worst = float(low["within_1e-6_frac"]), float(low["worst_above_reference"])
     held.append(bar("golden fits within 1e-6 of the best F", within, 0.99, at_least=True))
     held.append(bar("golden fits: most above the reference's own F", worst, 1e-6))
@@ -203,17 +179,13 @@ def bars(backend: str, timed: list[dict[str, Any]], low: dict[str, Any]) -> list
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--backend", choices=tuple(MOST_EVALUATIONS), default="numba", help="triton: on a GPU")
     parser.add_argument("--golden", type=Path, default=GOLDEN, help="a folder of golden records")
     args = parser.parse_args()
-    backend = args.backend
-    timed = [fits(22, backend, repeats=7), fits(1000, backend, repeats=3)]
-    low = lowness(backend, args.golden)
-    found = {"steps": STEPS, "backend": backend, "fits": timed, "golden": low}
-    if backend == "numba":
-        with mock.patch.dict(os.environ, ONE_THREAD):
-            found["scipy"] = in_own_process(against_scipy)
-    write_result("fit" if backend == "numba" else f"fit_{backend}", found, bars(backend, timed, low))
+    timed = [fits(22, repeats=7), fits(1000, repeats=3)]
+    low = lowness(args.golden)
+    with mock.patch.dict(os.environ, ONE_THREAD):
+        scipy = in_own_process(against_scipy)
+    write_result("fit", {"steps": STEPS, "fits": timed, "golden": low, "scipy": scipy}, bars(timed, low))
 
 
 if __name__ == "__main__":

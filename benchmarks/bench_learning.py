@@ -3,12 +3,16 @@
     python -m benchmarks learning --out RUNS                                  a part of it, in about ten minutes
     python -m benchmarks learning --out RUNS --full --workers 2               all of it: some six hours of one core
     python -m benchmarks learning --out RUNS --scenario clean --seed 3 --policy target     one cell again
+    python -m benchmarks learning --out RUNS --size 124m --minutes 9          2.5 B tokens a cell on a card, in parts
+    python -m benchmarks learning --out RUNS --name ten python --docs docs/learning.md     the page, from cells alone
 
 Prints a Markdown table per scenario of differences to the natural mixture, paired by seed, with 95 % intervals; draws
-the plane of loss by size against mean of domains; writes benchmarks/results/learning_NAME.json. Each cell is a file
-under RUNS and is not run again while it is there, so a stopped benchmark goes on. --text and --val name corpora in The
-Pile's format; without them the text is the Python environment's. The bars: `target` within 0.005 nats of natural on
-clean text, and 90 % of the oracle's gain where there is text that cannot be learnt.
+the plane of loss by size against mean of domains; writes benchmarks/results/learning_NAME.json, on a card with size,
+card and date in its name. Each cell is a file under RUNS and is not run again while it is there, so a stopped benchmark
+goes on; with --minutes it stops by itself, in the middle of a cell if need be, and the same command goes on from that
+step. --text and --val name corpora in The Pile's format; without them the text is the Python environment's. The bars:
+`target` within 0.005 nats of natural on clean text, and 90 % of the oracle's gain where there is text that cannot be
+learnt.
 """
 
 import argparse
@@ -20,10 +24,11 @@ import time
 import warnings
 from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from benchmarks.common import bar, write_result
+from benchmarks.common import bar, machine, write_result
 from benchmarks.learning import outcome
 from benchmarks.learning.scenarios import SCENARIOS
 
@@ -36,38 +41,64 @@ QUICK_POLICIES = ("natural", "ado", "target", "oracle")
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--out", type=Path, required=True, help="folder for corpora and cells")
-    parser.add_argument("--name", default="python", help="what to call the corpus")
+    parser.add_argument("--name", nargs="+", default=["python"], help="what to call the corpus; several with --docs")
     parser.add_argument("--text", nargs="+", default=[], help="training text, .jsonl or .jsonl.zst")
     parser.add_argument("--val", nargs="+", default=[], help="validation text")
     parser.add_argument("--full", action="store_true", help="every scenario, policy and seed")
     parser.add_argument("--scenario", nargs="+", choices=SCENARIOS, help="only these")
     parser.add_argument("--policy", nargs="+", help="only these")
     parser.add_argument("--seed", nargs="+", type=int, help="only these")
-    parser.add_argument("--steps", type=int, default=1200)
-    parser.add_argument("--workers", type=int, default=len(os.sched_getaffinity(0)), help="trials at once")
+    parser.add_argument("--size", choices=("small", "124m"), default="small", help="of the model and the run")
+    parser.add_argument("--steps", type=int, help="steps of a run (small: 1200; 124m: 9537, 2.5 B tokens)")
+    parser.add_argument("--minutes", type=float, help="stop after so many; the same command goes on")
+    parser.add_argument("--workers", type=int, help="trials at once (small: one a core; on a card: one)")
+    parser.add_argument("--docs", type=Path, metavar="PAGE", help="write the page from the cells; run nothing")
     args = parser.parse_args()
-    from benchmarks.learning.corpora import SEQ_LEN, make_corpus
-    from benchmarks.learning.trial import Sizes
+    if args.docs:
+        from benchmarks.learning.page import write_page
 
-    sizes = Sizes(steps=args.steps)
-    folder = args.out / args.name
-    samples = sizes.steps * sizes.batch_size // 10  # that a fifth of a run's tenth reads
-    corpus = make_corpus(folder, args.text, args.val, exhausted_tokens=samples * SEQ_LEN // 5)
+        write_page(args.docs, {name: read_corpus(args.out / name) for name in args.name})
+        return
+    if len(args.name) > 1:
+        parser.error("--name: several corpora make one page with --docs; run them one by one.")
+    if run_cells(args, time.time()):
+        report(args.out / _folder(args), _folder(args), on_card=args.size != "small")
+    else:
+        print(f"stopped after {args.minutes:g} minutes; the same command goes on from there.")
+
+
+def run_cells(args: argparse.Namespace, started: float) -> bool:
+    """Runs the cells that are missing; False when the time was over before all were there."""
+    from benchmarks.learning.corpora import make_corpus
+    from benchmarks.learning.trial import SIZES
+
+    sizes = SIZES[args.size]
+    sizes = replace(sizes, steps=args.steps or sizes.steps)
+    folder = args.out / _folder(args)
+    corpus = make_corpus(folder, args.text, args.val, sizes)
     trials = [(name, seed) for name in _scenarios(args) for seed in _seeds(args, name)]
-    context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(args.workers, context, initializer=_quiet) as pool:
-        policies = args.policy or (None if args.full else QUICK_POLICIES)
-        jobs = [pool.submit(run_trial, corpus, folder, name, seed, sizes, policies) for name, seed in trials]
-        for job in jobs:
-            job.result()
-    report(folder, args.name)
+    policies = args.policy or (None if args.full else QUICK_POLICIES)
+    deadline = None if args.minutes is None else started + 60.0 * args.minutes
+    workers = args.workers or (len(os.sched_getaffinity(0)) if sizes.device == "cpu" else 1)
+    with ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), initializer=_quiet) as pool:
+        jobs = [pool.submit(run_trial, corpus, folder, name, seed, sizes, policies, deadline) for name, seed in trials]
+        finished = [job.result() for job in jobs]
+    return all(finished)
 
 
-def run_trial(corpus: Path, folder: Path, name: str, seed: int, sizes: Any, policies: Sequence[str] | None) -> None:
-    """Runs the cells of one scenario's seed that are not there yet; each becomes a file."""
+def run_trial(
+    corpus: Path,
+    folder: Path,
+    name: str,
+    seed: int,
+    sizes: Any,
+    policies: Sequence[str] | None,
+    deadline: float | None = None,
+) -> bool:
+    """Runs the cells of one scenario's seed that are not there yet; each becomes a file. False when out of time."""
     import torch
 
-    from benchmarks.learning.trial import Trial
+    from benchmarks.learning.trial import OutOfTime, Trial
 
     torch.set_num_threads(1)
     scenario = SCENARIOS[name]
@@ -77,42 +108,51 @@ def run_trial(corpus: Path, folder: Path, name: str, seed: int, sizes: Any, poli
     home = folder / name / str(seed)
     missing = [policy for policy in wanted if not (home / f"{policy}.json").exists()]
     if not missing:
-        return
+        return True
+    if deadline is not None and time.time() > deadline:
+        return False
     home.mkdir(parents=True, exist_ok=True)
-    trial = Trial(corpus, scenario, seed, sizes)
+    trial = Trial(corpus, scenario, seed, sizes, home, deadline)
     for policy in missing:
         started = time.process_time()
-        cell = {**trial.branch(policy), "seed": seed, "cpu_s": time.process_time() - started}
+        try:
+            cell = {**trial.branch(policy), "seed": seed, "cpu_s": time.process_time() - started}
+        except OutOfTime as stopped:
+            print(f"{name} seed {seed} {stopped}", file=sys.stderr, flush=True)
+            return False
         temporary = home / f".{policy}.tmp"
         temporary.write_text(json.dumps({"facts": trial.facts(), **cell}))
         temporary.replace(home / f"{policy}.json")
         print(f"{name} seed {seed} {policy}: {cell['cpu_s']:.0f} s", file=sys.stderr, flush=True)
+    return True
 
 
-def report(folder: Path, corpus: str) -> None:
+def report(folder: Path, corpus: str, on_card: bool) -> None:
     """Prints tables and bars of every cell under `folder`, draws, and writes the result."""
     from benchmarks.learning.picture import draw_planes
 
-    found: dict[str, list[dict[str, Any]]] = {}
-    for name, scenario in SCENARIOS.items():
-        cells, facts = read_cells(folder / name)
-        if not cells:
-            continue
-        found[name] = outcome.table(cells, facts)
-        print(outcome.text(name, scenario.question, found[name]) + "\n")
-    write_result(f"learning_{corpus}", {"scenarios": found}, bars(found))
+    found = {name: outcome.table(cells, facts) for name, (cells, facts) in read_corpus(folder).items()}
+    for name, rows in found.items():
+        print(f"### {name}: {SCENARIOS[name].question}\n\n{outcome.text(rows)}\n")
+    about = machine()
+    where = f"_{about['card'].replace(' ', '-')}_{about['date']}" if on_card else ""
+    write_result(f"learning_{corpus}{where}", {"scenarios": found}, bars(found))
     draw_planes(found, folder / "planes.svg")
 
 
-def read_cells(home: Path) -> tuple[dict[int, dict[str, Any]], dict[str, Any]]:
-    """({seed: {policy: cell}}, the trial's facts) of one scenario's folder."""
-    cells: dict[int, dict[str, Any]] = {}
-    facts: dict[str, Any] = {}
-    for path in sorted(home.glob("*/*.json")):
-        cell = json.loads(path.read_text())
-        facts = cell["facts"]
-        cells.setdefault(cell["seed"], {})[cell["policy"]] = cell
-    return cells, facts
+def read_corpus(folder: Path) -> dict[str, tuple[dict[int, dict[str, Any]], dict[str, Any]]]:
+    """{scenario: ({seed: {policy: cell}}, the trial's facts)} of every cell under `folder`."""
+    found = {}
+    for name in SCENARIOS:
+        cells: dict[int, dict[str, Any]] = {}
+        facts: dict[str, Any] = {}
+        for path in sorted((folder / name).glob("*/*.json")):
+            cell = json.loads(path.read_text())
+            facts = cell["facts"]
+            cells.setdefault(cell["seed"], {})[cell["policy"]] = cell
+        if cells:
+            found[name] = cells, facts
+    return found
 
 
 def bars(found: dict[str, list[dict[str, Any]]]) -> list[dict[str, Any]]:
@@ -128,6 +168,11 @@ def bars(found: dict[str, list[dict[str, Any]]]) -> list[dict[str, Any]]:
         if gain is not None:
             held.append(bar(f"{name}: target's gain over the oracle's", gain, GAIN_FRAC, at_least=True))
     return held
+
+
+def _folder(args: argparse.Namespace) -> str:
+    """The corpus's folder: each size has a tokenizer and a sequence length of its own."""
+    return args.name[0] if args.size == "small" else f"{args.name[0]}_{args.size}"
 
 
 def _scenarios(args: argparse.Namespace) -> list[str]:

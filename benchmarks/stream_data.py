@@ -23,11 +23,13 @@ STORE_PORT = 5557
 CREDENTIALS = {"AWS_ACCESS_KEY_ID": "test", "AWS_SECRET_ACCESS_KEY": "test", "AWS_DEFAULT_REGION": "us-east-1"}
 
 
-def write_domains(root: Path, samples: int, compression: str | None, shard_bytes: int = 1 << 24) -> list[str]:
-    """NUM_DOMAINS folders of `samples` samples of 1025 uint16 tokens each; returns their names."""
+def write_domains(
+    root: Path, samples: int, compression: str | None, shard_bytes: int = 1 << 24, num_domains: int = NUM_DOMAINS
+) -> list[str]:
+    """Folders of `samples` samples of 1025 uint16 tokens each; returns their names."""
     from streaming import MDSWriter
 
-    names = [f"domain{number}" for number in range(NUM_DOMAINS)]
+    names = [f"domain{number}" for number in range(num_domains)]
     columns = {"tokens": f"ndarray:uint16:{ROW_TOKENS}"}
     for number, name in enumerate(names):
         rng = np.random.default_rng(number)

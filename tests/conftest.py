@@ -10,12 +10,23 @@ from pathlib import Path
 import pytest
 import zstandard
 
+from ado_kernels.numba_cache import compile_in_background
 from tests.deadlines import pytest_configure, pytest_runtest_protocol, pytest_terminal_summary  # noqa: F401
+from tests.train.child_processes import ChildProcesses
 
 ROOT = Path(__file__).resolve().parents[1]
 
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ.setdefault("TRITON_DEFAULT_FP_FUSION", "1")  # today's default said aloud: Triton 3.9 warns when it is unset
+
+
+def pytest_sessionstart(session):
+    """Compiles the Numba kernels beside the collection and the first tests: a minute, the first time in a checkout."""
+    if not session.config.option.collectonly:
+        import numba  # noqa: F401 - in this thread, not in two at once
+
+        for group in ("ops", "fit"):
+            compile_in_background(group)
 
 
 LEFT_OUT = pytest.StashKey[dict[str, int]]()
@@ -77,6 +88,24 @@ def real_corpus() -> Path:
     return ROOT / "tests" / "data" / "corpus"
 
 
+@pytest.fixture(scope="session")
+def children(tmp_path_factory):
+    """Starts child processes in milliseconds (tests/train/child_processes.py)."""
+    processes = ChildProcesses(tmp_path_factory.mktemp("children"))
+    yield processes
+    processes.close()
+
+
+@pytest.fixture
+def process_group():
+    """A group of this process alone."""
+    import torch.distributed as dist
+
+    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+    yield
+    dist.destroy_process_group()
+
+
 DOMAINS = {"Books": 9, "Wikipedia (en)": 5, "Code": 3}
 
 
@@ -113,6 +142,56 @@ def pile(tmp_path_factory):
 def write_jsonl():
     """A function: writes documents to a path and returns the path."""
     return _write_jsonl
+
+
+@pytest.fixture(scope="session")
+def s3_server():
+    """moto's S3, in this process; (host, port)."""
+    import logging
+
+    from moto.server import ThreadedMotoServer
+
+    logging.getLogger("werkzeug").setLevel(logging.ERROR)
+    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
+    server.start()
+    yield server.get_host_and_port()
+    server.stop()
+
+
+@pytest.fixture
+def s3_client(s3_server, monkeypatch):
+    """boto3's client of that server, which the environment names for this process and its children."""
+    import boto3
+
+    host, port = s3_server
+    for name, value in {
+        "S3_ENDPOINT_URL": f"http://{host}:{port}",
+        "AWS_ACCESS_KEY_ID": "key",
+        "AWS_SECRET_ACCESS_KEY": "secret",
+        "AWS_DEFAULT_REGION": "us-east-1",
+    }.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.delenv("AWS_PROFILE", raising=False)
+    client = boto3.client("s3", endpoint_url=os.environ["S3_ENDPOINT_URL"])
+    yield client
+    client.close()
+
+
+@pytest.fixture(scope="session")
+def prepare_texts():
+    """A function: writes {name: text} below FOLDER/in, prepares them as FOLDER/corpus, returns that."""
+    from ado_stream.cli.main import main
+
+    def prepare(folder: Path, texts: dict[str, str], *options: str) -> Path:
+        for name, text in texts.items():
+            path = folder / "in" / name
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text(text)
+        where = [str(folder / "in"), "--out", str(folder / "corpus")]
+        assert main(["prepare", *where, "--workers", "1", "--json", *options]) == 0
+        return folder / "corpus"
+
+    return prepare
 
 
 @pytest.fixture(scope="session")

@@ -51,6 +51,10 @@ def run(args: argparse.Namespace) -> None:
     if args.quick:
         console.print("A quick demo checks that everything works; its runs are too short to compare policies.")
     console.print(f"report: {result.report.resolve()}", soft_wrap=True)
+    console.print(
+        "Try your own text: ado-stream prepare YOUR.jsonl --out my-corpus, then ado-stream info my-corpus; training "
+        "starts with policy target."
+    )
     if args.json:
         print_json(summary(result))
 

@@ -17,6 +17,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from ado_stream.cli.shared import print_json
+from ado_stream.visible import visible
 
 OK, WARN, FAIL, INFO = "ok", "warn", "fail", "info"
 MIN_DISK_BYTES = 10e9
@@ -183,14 +184,15 @@ def _stores() -> Iterator[Finding]:
 def _corpus(url: str) -> Finding:
     from ado_stream.corpus import load_manifest
     from ado_stream.errors import AdoStreamError
+    from ado_stream.redact import redact
 
     try:
         manifest = load_manifest(url)
     except AdoStreamError as error:
-        return Finding("stores", url, FAIL, type(error).__name__, " ".join(str(error).split()))
+        return Finding("stores", redact(url), FAIL, type(error).__name__, " ".join(str(error).split()))
     splits = [domain["splits"] for domain in manifest["domains"].values()]
     tokens = sum(split["train"]["tokens"] for split in splits if "train" in split)
-    return Finding("stores", url, OK, f"{len(splits)} domains, {tokens:,} training tokens")
+    return Finding("stores", redact(url), OK, f"{len(splits)} domains, {tokens:,} training tokens")
 
 
 def _attempt(area: str, name: str, trial: Callable[[], str], advice: str) -> Finding:
@@ -241,6 +243,9 @@ def _show(findings: list[Finding]) -> None:
     from rich.markup import escape
     from rich.table import Table
 
+    def shown(text: str) -> str:
+        return escape(visible(text))
+
     colors = {OK: "green", WARN: "yellow", FAIL: "red", INFO: "dim"}
     table = Table(box=None, pad_edge=False, padding=(0, 2), show_header=False)
     area = ""
@@ -249,7 +254,7 @@ def _show(findings: list[Finding]) -> None:
             area = finding.area
             table.add_row(f"[bold]{area}[/bold]")
         color = colors[finding.status]
-        table.add_row(f"  {escape(finding.name)}", f"[{color}]{finding.status}[/{color}]", escape(finding.value))
+        table.add_row(f"  {shown(finding.name)}", f"[{color}]{finding.status}[/{color}]", shown(finding.value))
         if finding.advice:
-            table.add_row("", "", f"[dim]{escape(finding.advice)}[/dim]")
+            table.add_row("", "", f"[dim]{shown(finding.advice)}[/dim]")
     Console(highlight=False).print(table)

@@ -5,7 +5,7 @@ import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ado_stream.cli.shared import add_trained_run_argument, check_positive, is_main_rank, print_json
+from ado_stream.cli.shared import add_trained_run_argument, check_positive, is_main_rank, print_json, table_text
 from ado_stream.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -110,9 +110,10 @@ def _print(found: dict[str, Any]) -> None:
 
 
 def _print_validation(validation: dict[str, Any]) -> None:
-    print(f"{'domain':<24} {'tokens':>10} {'nats/token':>11} {'bits/byte':>10}")
-    for name, each in validation["domains"].items():
-        print(f"{name:<24} {each['tokens']:>10,} {each['loss']:>11.4f} {each['bits_per_byte']:>10.4f}")
-    print(
-        f"{'all tokens':<35} {validation['loss']:>11.4f}\n{'mean of domains':<35} {validation['domain_average']:>11.4f}"
-    )
+    rows = [
+        [name, f"{each['tokens']:,}", f"{each['loss']:.4f}", f"{each['bits_per_byte']:.4f}"]
+        for name, each in validation["domains"].items()
+    ]
+    rows.append(["all tokens", "", f"{validation['loss']:.4f}", ""])
+    rows.append(["mean of domains", "", f"{validation['domain_average']:.4f}", ""])
+    print(table_text(("domain", "tokens", "nats/token", "bits/byte"), rows))

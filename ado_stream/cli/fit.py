@@ -24,6 +24,7 @@ from ado_stream.policy.scaling_laws import (
 )
 
 AXES = ("samples", "step")
+LEAST_ROWS = 30  # three parameters from fewer points follow their noise
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -74,6 +75,12 @@ def run(args: argparse.Namespace) -> None:
         print_laws(rows)
         for text in bounds:
             print(text)
+        if (fitted := len(samples_T[config.kept])) < len(samples_T):
+            print(
+                f"fitted {fitted} of {len(samples_T)} rows: --ignore-steps {args.ignore_steps} drops the first, "
+                f"--every {args.every} keeps one in {args.every}"
+                + ("; laws of so few points are loose: lower both" if fitted < LEAST_ROWS else "")
+            )
     if plot:
         draw_laws(plot, names, samples_T[config.kept], prepare_history(losses_KT, config), fit)
 

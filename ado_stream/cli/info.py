@@ -1,21 +1,66 @@
-"""Show what a prepared corpus holds: documents, bytes, tokens and samples of every domain."""
+"""Show what a prepared corpus holds: documents, bytes, tokens and samples of every domain.
+
+With --policy, what a run would draw of each domain: epochs and tokens, as long as no loss moves the policy.
+"""
 
 import argparse
 
-from ado_stream.cli.shared import add_corpus_argument, print_json, table_text, visible
+from ado_stream.cli.shared import add_corpus_argument, check_positive, policy_options, print_json, table_text
 from ado_stream.corpus import load_manifest
-from ado_stream.corpus.manifest import Manifest, num_samples
+from ado_stream.corpus.manifest import Manifest, missing_validation, num_samples
+from ado_stream.errors import ConfigError
+from ado_stream.visible import visible
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The verb's options."""
     add_corpus_argument(parser)
-    parser.add_argument("--json", action="store_true", help="print corpus.json")
+    parser.add_argument("--policy", metavar="NAME", help="plan a run under this policy, such as natural or unimax")
+    parser.add_argument("--option", action="append", default=[], metavar="K=V", help="option of the policy; repeatable")
+    parser.add_argument("--steps", type=int, metavar="N", help="steps of the planned run")
+    parser.add_argument("--batch-size", type=int, default=32, metavar="B", help="its samples a step (32)")
+    parser.add_argument("--json", action="store_true", help="print corpus.json, or the plan")
 
 
 def run(args: argparse.Namespace) -> None:
     """Runs the verb."""
-    print_corpus(load_manifest(args.corpus), args.json)
+    manifest = load_manifest(args.corpus)
+    if args.policy is None and args.steps is None:
+        print_corpus(manifest, args.json)
+    elif args.policy is None or args.steps is None:
+        raise ConfigError("a planned run needs both --policy NAME and --steps N.")
+    else:
+        _print_plan(manifest, args)
+
+
+def _print_plan(manifest: Manifest, args: argparse.Namespace) -> None:
+    """Epochs and tokens of each domain over the run that the arguments plan."""
+    from ado_stream.policy.base_policy import RunContext
+    from ado_stream.policy.planned_draws import planned_samples
+    from ado_stream.policy.policy_registry import make_run_policy
+
+    check_positive("--steps", args.steps)
+    check_positive("--batch-size", args.batch_size)
+    domains = manifest["domains"]
+    sizes = {name: num for name, domain in domains.items() if (num := num_samples(domain, "train"))}
+    options = policy_options(args.option)
+    guards = options.pop("guards", [])
+    policy = make_run_policy(args.policy, sizes, options, guards, RunContext(args.steps, args.batch_size, 0, sizes))
+    drawn = dict(zip(sizes, planned_samples(policy, args.steps, args.batch_size).tolist(), strict=True))
+    plan = {
+        name: {
+            "epochs": drawn[name] / sizes[name],
+            "tokens": round(drawn[name] * manifest["seq_len"]),
+            "share": drawn[name] / (args.steps * args.batch_size),
+        }
+        for name in sorted(drawn, key=lambda name: -drawn[name] / sizes[name])
+    }
+    if args.json:
+        print_json({"policy": args.policy, "steps": args.steps, "global_batch_size": args.batch_size, "domains": plan})
+        return
+    rows = [[name, f"{d['epochs']:.2f}", f"{d['tokens']:,}", f"{d['share']:.2%}"] for name, d in plan.items()]
+    print(table_text(("domain", "epochs", "tokens", "share"), rows))
+    print(f"{args.steps:,} steps of {args.batch_size} samples of {visible(args.policy)}, while no loss moves it")
 
 
 def print_corpus(manifest: Manifest, as_json: bool) -> None:
@@ -49,6 +94,8 @@ def print_corpus(manifest: Manifest, as_json: bool) -> None:
         f"{total_tokens:,} training tokens; tokenizer {visible(manifest['tokenizer'])}, "
         f"vocabulary {manifest['vocab_size']:,}, samples of {manifest['seq_len'] + 1} tokens"
     )
+    if missing := missing_validation(domains):
+        print(visible(missing))
     if manifest.get("val_in_train"):
         print(
             f"{manifest['val_in_train']:,} validation documents have exactly the text of a training document; "

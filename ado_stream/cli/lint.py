@@ -8,11 +8,12 @@ import sys
 from collections.abc import Callable
 from typing import ParamSpec, TypeVar
 
-from ado_stream.cli.shared import add_corpus_argument, print_json, visible
+from ado_stream.cli.shared import add_corpus_argument, print_json
 from ado_stream.corpus.checker import CorpusChecker
 from ado_stream.corpus.manifest import MANIFEST_NAME, domain_fingerprint
 from ado_stream.corpus.mds import HASH
 from ado_stream.errors import AdoStreamError
+from ado_stream.visible import visible
 
 _P = ParamSpec("_P")
 _R = TypeVar("_R")

@@ -11,11 +11,13 @@ import os
 import re
 import select
 import sys
+import types
+from typing import Any
 
 from ado_stream import __version__
-from ado_stream.cli.shared import visible
 from ado_stream.errors import AdoStreamError
 from ado_stream.suggest import did_you_mean
+from ado_stream.visible import visible
 
 VERBS = {
     "demo": "build a small corpus, train with ADO and without, write a report",
@@ -31,6 +33,23 @@ VERBS = {
     "replay": "the mixture another policy would have chosen on a recorded run",
     "report": "one HTML page from one or several runs",
     "doctor": "what is installed and reachable, with advice",
+    "completion": "shell completion for bash or zsh",
+}
+EXAMPLES = {
+    "demo": "ado-stream demo --quick",
+    "prepare": "ado-stream prepare text --out corpus --tokenizer bytes --seq-len 64 --val-fraction 0.1",
+    "info": "ado-stream info corpus --policy uniform --steps 1000",
+    "lint": "ado-stream lint corpus",
+    "preview": "ado-stream preview runs/first --step 3",
+    "train": "ado-stream train config.yaml seed=1 run_dir=runs/first",
+    "eval": "ado-stream eval runs/first --max-samples 64",
+    "export": "ado-stream export runs/first --out model",
+    "fit": "ado-stream fit losses.csv --every 1 --plot laws.png",
+    "simulate": "ado-stream simulate --policy ado --steps 2000",
+    "replay": "ado-stream replay runs/first --policy uniform",
+    "report": "ado-stream report runs/first",
+    "doctor": "ado-stream doctor",
+    "completion": "ado-stream completion bash > ado-stream.bash",
 }
 
 
@@ -74,9 +93,7 @@ def main(argv: list[str] | None = None) -> int:
 
 def _run(verb: str, arguments: list[str], debug: bool) -> int:
     module = importlib.import_module(f"ado_stream.cli.{verb}")
-    parser = argparse.ArgumentParser(
-        prog=f"ado-stream {verb}", description=(module.__doc__ or verb).strip().splitlines()[0]
-    )
+    parser = argparse.ArgumentParser(prog=f"ado-stream {verb}", **parser_options(verb, module))
     module.add_arguments(parser)
     args = parser.parse_intermixed_args(arguments)  # exits 2 on wrong usage
     try:
@@ -102,6 +119,12 @@ def _run(verb: str, arguments: list[str], debug: bool) -> int:
         where = f"{error.filename}: " if error.filename else ""
         print(visible(f"{type(error).__name__}: {where}{error.strerror or error}."), file=sys.stderr)
         return 1
+
+
+def parser_options(verb: str, module: types.ModuleType) -> dict[str, Any]:
+    """What the parser of a verb shows around its options: the first line of its module, and an example."""
+    example = f"example: {EXAMPLES[verb]}" if verb in EXAMPLES else None
+    return {"description": (module.__doc__ or verb).strip().splitlines()[0], "epilog": example}
 
 
 def _reader_is_gone() -> bool:

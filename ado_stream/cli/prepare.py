@@ -10,6 +10,7 @@ from ado_stream.cli.info import print_corpus
 from ado_stream.corpus import load_manifest
 from ado_stream.prepare.config import PrepareConfig
 from ado_stream.prepare.coordinator import prepare
+from ado_stream.visible import visible
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -72,4 +73,4 @@ def run(args: argparse.Namespace) -> None:
     )
     print_corpus(load_manifest(out), args.json)
     if not args.json:
-        print(f"written to {out}")
+        print(visible(f"written to {out}"))

@@ -1,28 +1,34 @@
-"""Show decoded samples of every domain of a corpus, or the first batches under a mixture.
+"""Show decoded samples of every domain of a corpus, the first batches under a mixture, or a step of a recorded run.
 
 Samples are spread evenly over the corpus. Batches are those of a training run with the same batch size and seed, one
-canonical node and this mixture throughout.
+canonical node and this mixture throughout. A step of a run is drawn again from its recorded mixtures: the same samples.
 """
 
 import argparse
 import itertools
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
-from typing import Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ado_stream.cli.shared import add_corpus_argument, print_json, visible
+from ado_stream.cli.shared import print_json
 from ado_stream.corpus import Corpus, open_corpus
 from ado_stream.corpus.checker import CorpusChecker
 from ado_stream.corpus.manifest import SPLITS
 from ado_stream.errors import ConfigError
 from ado_stream.suggest import did_you_mean
+from ado_stream.visible import visible
+
+if TYPE_CHECKING:
+    from ado_stream.stream.dataset import AdaptiveStreamingDataset
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The verb's options."""
-    add_corpus_argument(parser)
+    parser.add_argument("corpus", metavar="CORPUS|RUN", help="a prepared corpus; with --step a run's directory")
+    parser.add_argument("--step", type=int, metavar="N", help="show the samples of the run's step N instead")
     parser.add_argument("--domain", action="append", metavar="NAME", help="only this domain; may be repeated")
     parser.add_argument("--split", choices=SPLITS, default="train")
     parser.add_argument("--samples", type=int, default=2, metavar="N", help="samples of each domain (2)")
@@ -36,8 +42,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> None:
     """Runs the verb."""
-    corpus = open_corpus(args.corpus, args.split)
-    samples = _samples(args, corpus) if args.batches is None else _batches(args, corpus)
+    if args.step is not None:
+        corpus, dataset = _dataset_at(Path(args.corpus), args.step)
+        samples = _drawn(dataset, 1)
+    else:
+        corpus = open_corpus(args.corpus, args.split)
+        samples = _samples(args, corpus) if args.batches is None else _batches(args, corpus)
     for place, tokens in samples:
         text = corpus.tokenizer.decode(tokens)
         if args.json:
@@ -68,8 +78,42 @@ def _batches(args: argparse.Namespace, corpus: Corpus) -> Iterator[tuple[dict[st
         weights = _weights(args.mixture, [domain.name for domain in domains], args.split)
         domains = [replace(domain, prior=weights.get(domain.name, 0.0)) for domain in domains]
     dataset = AdaptiveStreamingDataset(domains, global_batch_size=args.batch_size, seed=args.seed, mixture_lag=None)
+    yield from _drawn(dataset, args.batches)
+
+
+def _dataset_at(run_dir: Path, step: int) -> tuple[Corpus, "AdaptiveStreamingDataset"]:
+    """The corpus of a recorded run, and its data set at `step`. Raises ConfigError for a step that is not recorded."""
+    from ado_stream.record import read_run
+    from ado_stream.train.components import make_dataset, open_split
+    from ado_stream.train.config import load_config
+    from ado_stream.train.distributed import detect_context
+
+    _, lines = read_run(run_dir)
+    recorded = {line["step"]: line for line in lines["step"]}
+    if step not in recorded or any(before not in recorded for before in range(step)):
+        steps = f"{min(recorded)} to {max(recorded)}" if recorded else "none"
+        raise ConfigError(f"--step {step}: {run_dir} recorded steps {steps}; a step is drawn again from all before it.")
+    config = load_config(run_dir / "config.yaml")
+    config.data.replication = 1
+    corpus = open_split(config, "train")
+    dataset = make_dataset(config, corpus, detect_context("cpu"))
+    for before in range(step):
+        dataset.skip(recorded[before]["mixture"])
+    dataset.publish(step, recorded[step]["mixture"])
+    found, expected = dataset.sample_counts(step).tolist(), recorded[step]["samples"]
+    if found != expected:
+        raise ConfigError(
+            f"{run_dir}: step {step} is drawn with {found} samples of the domains, but {expected} were recorded.\n"
+            "  Its data set was not that of its config.yaml: the corpus or the seed was changed since, or it went on "
+            "from another run's checkpoint."
+        )
+    return corpus, dataset
+
+
+def _drawn(dataset: "AdaptiveStreamingDataset", num_batches: int) -> Iterator[tuple[dict[str, Any], np.ndarray]]:
+    """(place, tokens) of every sample of the next batches."""
     try:
-        for batch in itertools.islice(dataset, args.batches):
+        for batch in itertools.islice(dataset, num_batches):
             rows = zip(batch["domain"].tolist(), batch["tokens"].numpy(), strict=True)
             for slot, (domain, tokens) in enumerate(rows):
                 yield {"step": batch["step"], "slot": slot, "domain": dataset.names[domain]}, tokens

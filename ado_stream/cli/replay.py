@@ -10,11 +10,12 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ado_stream.cli.shared import picture_path, policy_options, print_json
+from ado_stream.cli.shared import picture_path, policy_options, print_json, table_text
 from ado_stream.errors import ConfigError
 from ado_stream.policy.base_policy import Policy, RunContext
 from ado_stream.policy.policy_registry import make_run_policy
 from ado_stream.simulate.replay import check_complete, replay
+from ado_stream.visible import visible
 
 if TYPE_CHECKING:
     from ado_stream.report.run_data import Run
@@ -91,13 +92,17 @@ def _policy(recorded: "Run", name: str, options: dict[str, Any], guards: list[di
 
 def _print(summary: dict[str, Any], recorded: "Run") -> None:
     print(
-        f"{summary['steps']:,} steps of {recorded.label} (policy {recorded.metadata.get('policy')}), "
-        f"replayed with {summary['policy']}; shares in %\n"
+        visible(
+            f"{summary['steps']:,} steps of {recorded.label} (policy {recorded.metadata.get('policy')}), "
+            f"replayed with {summary['policy']}; shares in %\n"
+        )
     )
-    print(f"{'domain':<24}{'prior':>9}{'drawn':>9}{'mean':>9}{'at the end':>12}")
-    rows = zip(summary["domains"], recorded.prior_K, summary["drawn"], summary["mean"], summary["end"], strict=True)
-    for name, prior, drawn, mean, end in rows:
-        print(f"{name[:24]:<24}{100 * prior:9.2f}{100 * drawn:9.2f}{100 * mean:9.2f}{100 * end:12.2f}")
+    columns = zip(recorded.prior_K, summary["drawn"], summary["mean"], summary["end"], strict=True)
+    rows = [
+        [name, *(f"{100 * share:.2f}" for share in shares)]
+        for name, shares in zip(summary["domains"], columns, strict=True)
+    ]
+    print(table_text(("domain", "prior", "drawn", "mean", "at the end"), rows))
 
 
 def _draw(recorded: "Run", replayed: "Run", path: Path) -> None:

@@ -1,21 +1,13 @@
 """What several verbs share: arguments, options checked before anything is computed, tables and JSON."""
 
 import argparse
-import json
 import os
-import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from ado_stream.errors import ConfigError
-
-# What a terminal obeys or hides: control characters but tab and line end, marks of direction, zero-width characters
-# other than those that join letters and emoji, halves of surrogate pairs, tags.
-_INVISIBLE = re.compile(
-    "[\x00-\x08\x0b-\x1f\x7f-\x9f\xad\u061c\u200b\u200e\u200f\u2028-\u202e\u2060-\u206f\ufeff\ufff9-\ufffb"
-    "\ud800-\udfff\U000e0000-\U000e007f]"
-)
+from ado_stream.visible import visible, visible_json
 
 
 def add_corpus_argument(parser: argparse.ArgumentParser) -> None:
@@ -65,15 +57,9 @@ def is_main_rank() -> bool:
     return os.environ.get("RANK", "0") == "0"
 
 
-def visible(text: str) -> str:
-    r"""`text` as a terminal may show it: what it would obey or hide is spelled out, as \x1b."""
-    return _INVISIBLE.sub(lambda found: found.group().encode("unicode_escape").decode(), text)
-
-
 def print_json(value: object) -> None:
     """`value` on one line of standard output."""
-    text = json.dumps(value, ensure_ascii=False)
-    print(_INVISIBLE.sub(lambda found: json.dumps(found.group())[1:-1], text))
+    print(visible_json(value))
 
 
 def table_text(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:

@@ -9,10 +9,12 @@ from typing import Any
 
 import numpy as np
 
-from ado_stream.cli.shared import picture_path, policy_options, print_json
+from ado_stream.cli.shared import picture_path, policy_options, print_json, table_text
 from ado_stream.errors import ConfigError, NotFound
 from ado_stream.simulate.closed_loop import Outcome, Spec, read_spec, simulate
 from ado_stream.simulate.default_spec import default_spec
+from ado_stream.simulate.oracle import best_samples
+from ado_stream.simulate.worlds import STEPS, WORLDS, world
 
 MAX_ROWS = 40  # domains in the printed table
 
@@ -27,6 +29,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--steps", type=int, help="steps instead of the spec's")
     parser.add_argument("--seed", type=int, help="seed instead of the spec's")
     parser.add_argument(
+        "--world", metavar="NAME", choices=[*WORLDS, "all"], help=f"a built-in world, or all: {'; '.join(WORLDS)}"
+    )
+    parser.add_argument(
         "--controlled",
         action="store_true",
         help="domains that differ in one property: ADO against its formulas",
@@ -37,6 +42,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> None:
     """Simulates every policy, prints a table or JSON, draws."""
+    if args.world and (args.spec or args.controlled):
+        raise ConfigError("--world is a spec of its own; give it neither a SPEC nor --controlled.")
+    if args.world == "all":
+        _all_worlds(args)
+        return
     plot = picture_path(args.plot or "simulate.png") if args.plot or not args.json else None
     if args.controlled:
         _controlled(args, plot)
@@ -52,6 +62,26 @@ def run(args: argparse.Namespace) -> None:
         _draw(spec, outcomes, plot)
         if not args.json:
             print(f"drawn: {plot}")
+
+
+def _all_worlds(args: argparse.Namespace) -> None:
+    """Every policy's regret in every world; a row a world."""
+    if args.plot:
+        raise ConfigError("--world all draws nothing; give --plot with one world.")
+    found: dict[str, Any] = {}
+    for name in WORLDS:
+        spec = read_spec(_given(argparse.Namespace(**{**vars(args), "world": name})))
+        found[name] = summarise(spec, {label: simulate(spec, spec.make(label)) for label in spec.policies})
+    if args.json:
+        print_json(found)
+        return
+    labels = list(next(iter(found.values()))["policies"])
+    rows = [
+        [name, f"{each['oracle']['loss']:.4f}"] + [f"{1e3 * each['policies'][label]['regret']:.1f}" for label in labels]
+        for name, each in found.items()
+    ]
+    print("loss of the wanted domains above the oracle's, 1e-3 nats per token\n")
+    print(table_text(("world", "oracle", *labels), rows))
 
 
 def _controlled(args: argparse.Namespace, plot: Path | None) -> None:
@@ -75,12 +105,16 @@ def _controlled(args: argparse.Namespace, plot: Path | None) -> None:
             ]
         )
     else:
-        width = max(len(each.title) for each in found)
-        print(f"{'experiment':<{width}}  {'share from':>10}  {'to':>8}  {'off the formula by at most':>26}")
-        for each in found:
-            off = float(np.abs(each.measured_X - each.expected_X).max())
-            low, high = each.measured_X.min(), each.measured_X.max()
-            print(f"{each.title:<{width}}  {low:>10.2%}  {high:>8.2%}  {off:>26.1e}")
+        rows = [
+            [
+                each.title,
+                f"{each.measured_X.min():.2%}",
+                f"{each.measured_X.max():.2%}",
+                f"{np.abs(each.measured_X - each.expected_X).max():.1e}",
+            ]
+            for each in found
+        ]
+        print(table_text(("experiment", "share from", "to", "off the formula by at most"), rows))
     if plot:
         from ado_stream.report.plot_style import styled
         from ado_stream.simulate.controlled_plot import draw_controlled
@@ -94,10 +128,15 @@ def _controlled(args: argparse.Namespace, plot: Path | None) -> None:
 def summarise(spec: Spec, outcomes: dict[str, Outcome]) -> dict[str, Any]:
     """The outcomes as JSON: final true losses (nats per token), shares, and steps to the first policy's final loss.
 
-    steps_to_first: the step from which the loss by prior stays at or below it; None when the policy ends above.
+    oracle: the division of the run's samples that is best for what is wanted, from the true laws; regret: a policy's
+    loss of what is wanted above the oracle's. steps_to_first: the step from which the loss by prior stays at or below
+    the first policy's final one; None when the policy ends above.
     """
     prior_K, names = spec.domains.prior_K, spec.domains.names
     target = next(iter(outcomes.values())).mean_loss(prior_K)[-1]
+    total = float(spec.steps * spec.global_batch_size)
+    best_K = best_samples(spec.domains, spec.wanted_K, total)
+    best = float(spec.wanted_K @ spec.domains.loss(best_K))
     policies = {}
     for label, outcome in outcomes.items():
         mean_S = outcome.mean_loss(prior_K)
@@ -105,6 +144,7 @@ def summarise(spec: Spec, outcomes: dict[str, Outcome]) -> dict[str, Any]:
         policies[label] = {
             "loss_by_prior": float(mean_S[-1]),
             "loss_uniform": float(outcome.loss_SK[-1].mean()),
+            "regret": float(outcome.mean_loss(spec.wanted_K)[-1]) - best,
             "steps_to_first": int(under_S[0]) if len(under_S) else None,
             "loss": dict(zip(names, outcome.loss_SK[-1].tolist(), strict=True)),
             "mixture": dict(zip(names, outcome.mixture_SK[-1].tolist(), strict=True)),
@@ -115,12 +155,16 @@ def summarise(spec: Spec, outcomes: dict[str, Outcome]) -> dict[str, Any]:
         "steps": spec.steps,
         "global_batch_size": spec.global_batch_size,
         "domains": len(names),
+        "oracle": {"loss": best, "mixture": dict(zip(names, (best_K / total).tolist(), strict=True))},
         "policies": policies,
     }
 
 
 def _given(args: argparse.Namespace) -> dict[str, Any]:
-    given = _read_yaml(Path(args.spec)) if args.spec else default_spec(args.steps or 60_000)
+    if args.world:
+        given = world(args.world, args.steps or STEPS)
+    else:
+        given = _read_yaml(Path(args.spec)) if args.spec else default_spec(args.steps or 60_000)
     if args.option and not args.policy:
         raise ConfigError("--option needs --policy NAME: the policy that takes it.")
     if args.policy:
@@ -146,22 +190,35 @@ def _read_yaml(path: Path) -> dict[str, Any]:
 
 
 def _print(spec: Spec, summary: dict[str, Any]) -> None:
-    policies = summary["policies"]
-    first = next(iter(policies))
-    width = max(12, *map(len, policies))
+    policies, oracle = summary["policies"], summary["oracle"]
     print(f"{spec.steps:,} steps of {spec.global_batch_size} samples, {summary['domains']} domains; nats per token\n")
-    print(f"{'policy':<{width}}  {'by prior':>9}  {'uniform':>9}  {f'steps to the loss of {first}':>30}")
-    for label, found in policies.items():
-        steps = "not reached" if found["steps_to_first"] is None else f"{found['steps_to_first']:,}"
-        print(f"{label:<{width}}  {found['loss_by_prior']:9.4f}  {found['loss_uniform']:9.4f}  {steps:>30}")
-    print("\nfinal loss, and share of the batch at the end in %")
-    columns = "".join(f"  {label[:18]:>18}" for label in policies)
-    print(f"{'domain':<20} {'prior':>6}{columns}")
-    for index, name in enumerate(spec.domains.names[:MAX_ROWS]):
-        cells = "".join(
-            f"  {found['loss'][name]:9.4f} {100 * found['mixture'][name]:7.2f}%" for found in policies.values()
-        )
-        print(f"{name[:20]:<20} {100 * spec.domains.prior_K[index]:5.2f}%{cells}")
+    rows = [
+        [
+            label,
+            f"{found['loss_by_prior']:.4f}",
+            f"{found['loss_uniform']:.4f}",
+            f"{found['regret']:.4f}",
+            "not reached" if found["steps_to_first"] is None else f"{found['steps_to_first']:,}",
+        ]
+        for label, found in policies.items()
+    ]
+    print(table_text(("policy", "by prior", "uniform", "regret", f"steps to the loss of {next(iter(policies))}"), rows))
+    print(f"\nregret: what is wanted has a loss of {oracle['loss']:.4f} under the best fixed mixture, the oracle")
+    print("\nfinal loss, and share of the batch at the end in %; the oracle's share of all samples")
+    rows = [
+        [
+            name[:20],
+            f"{100 * prior:.2f}%",
+            f"{100 * oracle['mixture'][name]:.2f}%",
+            *(
+                cell
+                for found in policies.values()
+                for cell in (f"{found['loss'][name]:.4f}", f"{100 * found['mixture'][name]:.2f}%")
+            ),
+        ]
+        for name, prior in zip(spec.domains.names[:MAX_ROWS], spec.domains.prior_K, strict=False)
+    ]
+    print(table_text(("domain", "prior", "oracle", *(part for label in policies for part in (label[:18], ""))), rows))
     if len(spec.domains.names) > MAX_ROWS:
         print(f"... and {len(spec.domains.names) - MAX_ROWS} more domains (--json has them)")
 

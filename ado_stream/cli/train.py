@@ -28,14 +28,19 @@ def run(args: argparse.Namespace) -> None:
 
     let_idle_threads_sleep()
     config = load_config(Path(args.config), args.overrides)
+    if is_main_rank():  # before torch is imported, which takes seconds
+        print(
+            f"{config.run_dir}: policy {config.policy.name}, {config.train.steps:,} steps on {config.corpus}",
+            flush=True,
+        )
     if args.dry_run:
         from ado_stream.train.distributed import detect_context
-        from ado_stream.train.dry_run import plan_run, plan_text
+        from ado_stream.train.dry_run import plan_run
 
         context = detect_context(config.train.device)
         plan = plan_run(config, context)
         if context.is_main:
-            print(plan_text(plan))
+            print(plan)
         return
     from ado_stream.train.trainer import run_training
 

@@ -9,7 +9,8 @@ hundred of them. benchmarks/bench_prepare.py compares the two encoders.
 
 import json
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from itertools import islice
 from typing import Any
 
 import numpy as np
@@ -19,6 +20,7 @@ END_TOKEN = "<|endoftext|>"
 _MEMO_WORDS = 1 << 19  # bounds the memory: a full memo is emptied
 _MEMO_CHARACTERS = 64  # longer words hardly ever come again
 _LIST_CHARACTERS = 1 << 20
+_WORDS_AT_ONCE = 1 << 16
 
 # Letters: ASCII letters and every code point above Latin-1 punctuation but general and CJK punctuation. A word may
 # begin with one space.
@@ -70,14 +72,18 @@ class BpeEncoder:
 
     def encode(self, text: str) -> np.ndarray:
         """(n,) ids of `text`."""
-        if len(self._memo) > _MEMO_WORDS:
-            self._memo.clear()
-        return np.frombuffer(b"".join(map(self._memo.__getitem__, self._words(text))), self._dtype)
+        words = self._words(text)
+        parts = []
+        while some := list(islice(words, _WORDS_AT_ONCE)):  # one text may fill the memo many times
+            if len(self._memo) > _MEMO_WORDS:
+                self._memo.clear()
+            parts.append(b"".join(map(self._memo.__getitem__, some)))
+        return np.frombuffer(b"".join(parts), self._dtype)
 
-    def _words(self, text: str) -> Iterable[str]:
+    def _words(self, text: str) -> Iterator[str]:
         """The words of `text`: all at once, which is faster, unless the list would be far larger than the text."""
         if len(text) <= _LIST_CHARACTERS:
-            return self._pattern.findall(text)
+            return iter(self._pattern.findall(text))
         return (match.group() for match in self._pattern.finditer(text))
 
 

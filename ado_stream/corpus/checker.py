@@ -1,11 +1,10 @@
 """Reads a prepared corpus shard by shard, checking each against its index: for `lint` and `preview`.
 
 Nothing is trusted: names must be plain, sizes and hashes those of the index, the zstd frame no larger than the index
-says, every token inside the vocabulary. Of a remote corpus, one shard at a time is on the disk.
+says, every token inside the vocabulary. One shard at a time is in memory, none is kept.
 """
 
 import os
-import tempfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -14,17 +13,14 @@ import numpy as np
 import zstandard
 
 from ado_stream.corpus.corpus import load_manifest, local_folder
-from ado_stream.corpus.json_files import decode_json
 from ado_stream.corpus.manifest import MANIFEST_NAME, SPLITS, num_samples
 from ado_stream.corpus.mds import HASH, ShardFormat, decode_shard, digest
-from ado_stream.durable import disk_errors
-from ado_stream.errors import ConfigError, DataError, IndexInvalid, NotFound, ShardCorrupt
-from ado_stream.storage.download import download
+from ado_stream.errors import ConfigError, DataError, IndexInvalid, ShardCorrupt
+from ado_stream.json_files import decode_json
+from ado_stream.storage.decompress import is_bomb
+from ado_stream.storage.download import download_bytes
 from ado_stream.storage.verify import CHUNK_BYTES
-from ado_stream.stream.mds_index import INDEX_NAME, parse_index
-
-_FREE_RAW_BYTES = 1 << 28  # of a shard that may decompress by any factor
-_MAX_RATIO = 1000
+from ado_stream.stream.mds_index import INDEX_NAME, make_index, parse_index
 
 
 class CorpusChecker:
@@ -32,7 +28,7 @@ class CorpusChecker:
 
     def __init__(self, url: str | os.PathLike[str]):
         """Raises NotFound or IndexInvalid when there is no corpus.json, or an invalid one."""
-        self.url = os.fspath(url).rstrip("/")
+        self.url = str(local_folder(url) or os.fspath(url).rstrip("/"))
         self.manifest = load_manifest(url)
 
     def splits(self) -> Iterator[tuple[str, str]]:
@@ -44,10 +40,10 @@ class CorpusChecker:
         """The entries of a split's index.json. Raises NotFound, IndexInvalid."""
         folder = self._folder(domain, split)
         where = f"{folder}/{INDEX_NAME}"
-        text = self._read(where)
+        text = download_bytes(where)
         content = decode_json(text, where)
         try:
-            found = parse_index(text, domain, folder, Path()).num_samples
+            found = make_index(parse_index(text, domain, where), domain, folder, Path()).num_samples
         except ConfigError as error:  # no shards or no token column: `prepare` never writes that
             raise IndexInvalid(f"{where}: {error}") from error
         expected = num_samples(self.manifest["domains"][domain], split)
@@ -69,7 +65,7 @@ class CorpusChecker:
                 f"{where}: {raw_file['bytes']:,} raw bytes, but {entry['samples']:,} samples of this corpus have "
                 f"{shard_format.raw_bytes(entry['samples']):,}."
             )
-        raw = data = self._read(where, stored_file["bytes"])
+        raw = data = _read(where, stored_file["bytes"])
         _check_bytes(where, data, stored_file)
         if stored_file is not raw_file:
             raw = _decompress(where, data, raw_file["bytes"])
@@ -96,22 +92,13 @@ class CorpusChecker:
                 f"{vocab_size - 1}.\n  Shards and {MANIFEST_NAME} do not belong together; prepare them again."
             )
 
-    def _read(self, where: str, expected_bytes: int | None = None) -> bytes:
-        """The file's bytes; of a file larger than expected, those and one more."""
-        path = local_folder(where)
-        if path is not None:
-            if not path.is_file():
-                raise NotFound(f"{where}: no such file. Prepare the corpus again.")
-            return _first_bytes(path, expected_bytes)
-        with tempfile.TemporaryDirectory() as folder:
-            path = Path(folder) / "object"
-            download(where, path)
-            return _first_bytes(path, expected_bytes)
 
-
-def _first_bytes(path: Path, expected_bytes: int | None) -> bytes:
-    with disk_errors(path), open(path, "rb") as file:
-        return file.read(-1 if expected_bytes is None else expected_bytes + 1)
+def _read(where: str, expected_bytes: int) -> bytes:
+    """The bytes of a shard's file; of a larger one than expected, none."""
+    try:
+        return download_bytes(where, most_bytes=expected_bytes)
+    except IndexInvalid:
+        raise ShardCorrupt(f"{where}: more bytes than its index says, {expected_bytes:,}.") from None
 
 
 def _check_bytes(where: str, data: bytes, expected: Mapping[str, Any]) -> None:
@@ -129,14 +116,11 @@ def _check_bytes(where: str, data: bytes, expected: Mapping[str, Any]) -> None:
 
 
 def _decompress(where: str, data: bytes, raw_bytes: int) -> bytes:
-    """`data`, zstd frames, decompressed in parts up to the size that the index says.
-
-    That size is refused where only a forged file can have it: prepared text does not repeat itself by the gigabyte.
-    """
-    if raw_bytes > max(_FREE_RAW_BYTES, _MAX_RATIO * len(data)):
+    """`data`, zstd frames, decompressed in parts up to the size that the index says, unless only a bomb has that."""
+    if is_bomb(raw_bytes, len(data)):
         raise ShardCorrupt(
-            f"{where}: {len(data):,} bytes that decompress to {raw_bytes:,}, over {_MAX_RATIO:,} times as many: "
-            "a decompression bomb. Prepare the corpus again."
+            f"{where}: {len(data):,} bytes that decompress to {raw_bytes:,}: a decompression bomb.\n"
+            "  Prepare the corpus again."
         )
     parts, size = [], 0
     try:

@@ -19,6 +19,7 @@ from ado_stream.corpus.manifest import MANIFEST_NAME, SPLITS, Manifest, decode_m
 from ado_stream.corpus.slow_notice import slow_notice
 from ado_stream.corpus.tokenizer import BYTES, TOKENIZER_CONFIG_NAME, Tokenizer, load_tokenizer, load_tokenizer_file
 from ado_stream.errors import ConfigError, NotFound
+from ado_stream.redact import redact
 from ado_stream.storage.download import download_bytes
 from ado_stream.stream.domain import Domain
 
@@ -44,7 +45,7 @@ class Corpus:
         entries = self.manifest["domains"]
         tokens = sum(num_samples(entries[domain.name], self.split) for domain in self.domains) * (self.seq_len + 1)
         return (
-            f"Corpus({self.url!r}, split={self.split!r}: {len(self.domains)} domains, {tokens:,} tokens, "
+            f"Corpus({redact(self.url)!r}, split={self.split!r}: {len(self.domains)} domains, {tokens:,} tokens, "
             f"tokenizer {self.tokenizer.name}, seq_len {self.seq_len})"
         )
 
@@ -110,9 +111,8 @@ def local_folder(url: str | os.PathLike[str]) -> Path | None:
 
 def remote_text(url: str) -> str:
     """`url`, with the host that S3_ENDPOINT_URL names where it is one of S3, for messages; without credentials."""
-    endpoint = urllib.parse.urlsplit(os.environ.get("S3_ENDPOINT_URL", ""))
-    host = endpoint.netloc.rpartition("@")[2]
-    return f"{url} (S3_ENDPOINT_URL: {host})" if url.startswith("s3://") and host else url
+    host = urllib.parse.urlsplit(os.environ.get("S3_ENDPOINT_URL", "")).netloc.rpartition("@")[2]
+    return redact(f"{url} (S3_ENDPOINT_URL: {host})" if url.startswith("s3://") and host else url)
 
 
 def user_cache(kind: str, url: str) -> Path:

@@ -19,8 +19,8 @@ from typing import NotRequired, TypedDict
 
 import xxhash
 
-from ado_stream.corpus.json_files import check_type, decode_json
 from ado_stream.errors import IndexInvalid
+from ado_stream.json_files import check_type, decode_json
 
 MANIFEST_NAME = "corpus.json"
 MANIFEST_VERSION = 1
@@ -85,6 +85,17 @@ def corpus_fingerprint(domains: Mapping[str, DomainEntry]) -> str:
 def num_samples(domain: DomainEntry, split: str) -> int:
     """Samples of a domain's split, 0 when it has none."""
     return domain["splits"][split]["samples"] if split in domain["splits"] else 0
+
+
+def missing_validation(domains: Mapping[str, DomainEntry]) -> str:
+    """What follows from domains without validation text, as a sentence; "" where every domain has some."""
+    missing = [name for name, domain in domains.items() if not num_samples(domain, "val")]
+    if not missing:
+        return ""
+    if len(missing) == len(domains):
+        return "no validation text: no validation loss is measured; prepare with --val or --val-fraction to have one"
+    shown = ", ".join(missing[:6]) + (f" and {len(missing) - 6} more" if len(missing) > 6 else "")
+    return f"no validation text of {shown}: no validation loss includes what is learnt there; prepare with more --val"
 
 
 def encode_manifest(manifest: Manifest) -> bytes:

@@ -17,10 +17,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import xxhash
 
-from ado_stream.corpus.json_files import decode_json
 from ado_stream.corpus.slow_notice import slow_notice
 from ado_stream.durable import disk_errors
 from ado_stream.errors import AdoStreamError, ConfigError, DataError, NotFound
+from ado_stream.json_files import decode_json
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer as HuggingFace

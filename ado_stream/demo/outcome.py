@@ -3,9 +3,8 @@
 from collections.abc import Mapping
 
 from ado_stream.demo.environment_files import UNLEARNABLE
+from ado_stream.report.comparison import NATS, OVERALL, final_losses
 from ado_stream.report.run_data import Run
-from ado_stream.report.validation_plot import OVERALL, final_losses
-from ado_stream.report.verdict import LEVEL_NATS
 
 
 def wanted_loss(run: Run) -> float:
@@ -20,14 +19,14 @@ def conclusion(runs: Mapping[str, Run], loss: Mapping[str, float], clean: Mappin
     """
     share = _share(runs["natural"])
     gain, harm = loss["natural"] - loss["target"], clean["target"] - clean["natural"]
-    if gain < LEVEL_NATS:
+    if gain < NATS.level:
         return (
             f"On this text, {share:.0%} of it hashes, target did not beat natural; try a longer run: "
             "`ado-stream demo --steps 1500`."
         )
     cut = f"target saw from the losses that nothing is learnt from the hashes ({share:.0%} of the text), gave them "
     cut += f"{_share(runs['target']):.0%} of the run, and ended {gain:.2f} nats lower on the rest."
-    unchanged = "changed nothing" if abs(harm) < LEVEL_NATS else f"cost {harm:+.3f} nats"
+    unchanged = "changed nothing" if abs(harm) < NATS.level else f"cost {harm:+.3f} nats"
     return f"{cut}\nWithout the hashes it {unchanged}: what learns alike keeps the share that you gave it."
 
 

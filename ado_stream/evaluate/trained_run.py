@@ -8,7 +8,7 @@ from pathlib import Path
 from ado_model import ModelConfig, Transformer
 from ado_stream.corpus import Corpus
 from ado_stream.errors import CheckpointError, ConfigError, NotFound
-from ado_stream.train.checkpoint import load_model, read_metadata
+from ado_stream.train.checkpoint import ModelSizes, load_model, read_metadata
 from ado_stream.train.checkpoint_commit import newest_valid
 from ado_stream.train.components import open_split
 from ado_stream.train.config import TrainConfig, load_config
@@ -52,7 +52,19 @@ def open_run(run_dir: str | os.PathLike[str]) -> TrainedRun:
         why = "; ".join(skipped) or "none was saved yet"
         raise CheckpointError(f"{run_dir}: no valid checkpoint: {why}.")
     metadata = read_metadata(directory)
-    model = Transformer(ModelConfig(**metadata["model"]))
+    model = _model(directory, metadata["model"])
     load_model(directory, model)
     config = load_config(run_dir / CONFIG_FILE)
     return TrainedRun(config, model.eval(), metadata["finished_steps"], metadata["tokenizer"])
+
+
+def _model(directory: Path, sizes: ModelSizes) -> Transformer:
+    """A model of these sizes. Raises CheckpointError when there is none, or one larger than what is saved of it."""
+    saved_bytes = sum(path.stat().st_size for path in directory.glob("*.safetensors"))
+    try:
+        config = ModelConfig(**sizes)
+        if 4 * config.num_parameters > saved_bytes:
+            raise ValueError(f"{config.num_parameters:,} parameters, in {saved_bytes:,} bytes")
+        return Transformer(config)
+    except (TypeError, ValueError, OverflowError, RuntimeError) as error:  # RuntimeError: torch has no such memory
+        raise CheckpointError(f"{directory}: no such model: {error}. Take another checkpoint.") from error

@@ -11,8 +11,8 @@ from typing import Any
 
 from ado_kernels.fit.fit_dispatch import BACKENDS
 from ado_stream.errors import ConfigError
+from ado_stream.option_checks import flag, number, one_of, whole
 from ado_stream.policy.mixture_bounds import check_floor
-from ado_stream.policy.option_checks import flag, number, one_of, whole
 from ado_stream.policy.scaling_laws import FitConfig
 
 CREDITS = ("history", "residual")

@@ -25,12 +25,13 @@ from numpy.typing import ArrayLike, NDArray
 
 from ado_kernels.fit.objective import at_kink
 from ado_stream.errors import ConfigError, PolicyError
+from ado_stream.option_checks import refuse_unknown
+from ado_stream.policy import state_codec
 from ado_stream.policy.ado_config import AdoConfig
-from ado_stream.policy.base_policy import Bools, Floats, Ints, Policy, optional
+from ado_stream.policy.base_policy import Bools, Floats, Ints, Policy
 from ado_stream.policy.domain_weights import Weights
 from ado_stream.policy.loss_history import LossHistory
 from ado_stream.policy.mixture_bounds import raise_to_floor, reference_clip
-from ado_stream.policy.option_checks import refuse_unknown
 from ado_stream.policy.scaling_laws import (
     PARAMETERS,
     FitConfig,
@@ -69,11 +70,11 @@ class AdoPolicy(Policy):
     }
     share_arrays: tuple[str, ...] = ("credit", "average")
     saved_numbers = {
-        "_samples": float,
-        "_num_refits": int,
-        "_num_failed": int,
-        "fit_step": optional(int),
-        "attempt_step": optional(int),
+        "_samples": state_codec.finite_number,
+        "_num_refits": state_codec.whole_number,
+        "_num_failed": state_codec.whole_number,
+        "fit_step": state_codec.step_or_none,
+        "attempt_step": state_codec.step_or_none,
     }
 
     def __init__(
@@ -321,7 +322,7 @@ class AdoPolicy(Policy):
         return {"history": self._history.state_dict()}
 
     def _load_extra(self, saved: Mapping[str, Any], source_K: Ints, names: Sequence[str] | None) -> None:
-        self._history.load_state_dict(saved.get("history", {}), source_K)
+        self._history.load_state_dict(saved.get("history"), source_K)
 
     def _after_load(self, same_domains: bool) -> None:
         self._apply_laws()

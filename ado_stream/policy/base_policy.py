@@ -20,9 +20,9 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from ado_stream.errors import ConfigError, PolicyError, ResumeError
+from ado_stream.option_checks import check_arguments
 from ado_stream.policy import state_codec
 from ado_stream.policy.domain_weights import Weights, domain_labels, domain_names, parse_shares
-from ado_stream.policy.option_checks import check_arguments
 
 if TYPE_CHECKING:
     from ado_stream.policy.scaling_laws import ScalingLawFit
@@ -69,7 +69,7 @@ class Policy(ABC):
     kind: ClassVar[str]  # name in states, records and messages; default "module:Class"
     run_options: ClassVar[Mapping[str, str]] = {}  # {option: the field of RunContext that fills it in}
     share_arrays: tuple[str, ...] = ()  # arrays of `memory` that sum to 1
-    saved_numbers: ClassVar[Mapping[str, Callable[[Any], Any]]] = {}  # {attribute: int, float or `optional` of them}
+    saved_numbers: ClassVar[Mapping[str, Callable[[Mapping[str, Any], str], Any]]] = {}  # {attribute: its reader}
     fit: "ScalingLawFit | None" = None  # the last one, of policies that fit laws
     fit_step: int | None = None  # step of the last refit
     attempt_step: int | None = None  # step of the last refit, failed ones included
@@ -203,8 +203,10 @@ class Policy(ABC):
         source_K = self._source_indices(saved, names)
         memory = self._remap_memory(saved, source_K)
         mixture_K = _remap(_unpack_row(saved, "mixture", source_K), self._prior_K, source_K, is_share=True)
-        numbers = {"step": _number(saved, "step", int)}
-        numbers |= {name: _number(saved, name.removeprefix("_"), kind) for name, kind in self.saved_numbers.items()}
+        if not (mixture_K >= 0).all() or not abs(mixture_K.sum() - 1) < 1e-6:
+            raise ResumeError("policy state: its mixture is none: shares below 0, or that do not sum to 1.")
+        numbers: dict[str, Any] = {"step": state_codec.whole_number(saved, "step")}
+        numbers |= {name: read(saved, name.removeprefix("_")) for name, read in self.saved_numbers.items()}
         self._load_extra(saved, source_K, names)  # the last that can raise; nothing was changed before it
         vars(self).update(numbers)
         self.memory = memory
@@ -240,6 +242,8 @@ class Policy(ABC):
     def _source_indices(self, saved: Mapping[str, Any], names: Sequence[str] | None) -> Ints:
         """(K,) index of each domain in the saved state, -1 for a new one."""
         old = saved.get("names")
+        if old is not None and not (isinstance(old, list) and all(isinstance(name, str) for name in old)):
+            raise ResumeError(f"policy state: 'names' is {old!r:.80}; expected the domains' names.")
         if names is None:
             if old == self.names and saved.get("num_domains") == self.num_domains:
                 return np.arange(self.num_domains)
@@ -278,18 +282,6 @@ def _unpack_row(packed: Mapping[str, Any], name: str, source_K: Ints) -> NDArray
     if array.ndim != 1 or len(array) <= source_K.max(initial=0):
         raise ResumeError(f"policy state: {name} has shape {array.shape}.")
     return array
-
-
-def optional(kind: type) -> Callable[[Any], Any]:
-    """`kind`, or None for None: of `saved_numbers`."""
-    return lambda value: None if value is None else kind(value)
-
-
-def _number(saved: Mapping[str, Any], key: str, kind: Callable[[Any], Any]) -> Any:
-    try:
-        return kind(saved[key])
-    except (TypeError, KeyError, ValueError):
-        raise ResumeError(f"policy state: {key!r} is missing or no number.") from None
 
 
 def _domain_difference(names: list[str] | None, num: int, old: list[str] | None, old_num: object) -> str:

@@ -11,9 +11,9 @@ from typing import Any
 
 import numpy as np
 
+from ado_stream.option_checks import number, positive
 from ado_stream.policy.base_policy import Bools, Floats, Policy
 from ado_stream.policy.domain_weights import Weights, parse_values
-from ado_stream.policy.option_checks import number, positive
 
 
 class DoReMi(Policy):

@@ -1,10 +1,14 @@
-"""Shares that follow the gap to a target loss: Sheared-LLaMA's dynamic batch loading (arXiv 2310.06694), Velocitune.
+"""Shares that follow the gap to a target loss: Sheared-LLaMA's dynamic batch loading (arXiv 2310.06694).
 
     p <- (1 - c) softmax(log p + eta (l - l*)) + c / K        after every refit; p starts at the prior
 
 l is the exponential average of a domain's losses; l* is what it should reach: given, or the loss that its own law
 forecasts for the end of the run if it goes on as it does. A domain behind its target gains, one ahead of it loses. The
 history, the refits and the state are AdoPolicy's.
+
+What differs from Sheared-LLaMA: its l are held-out losses and its l* come from laws over the sizes of a family of
+models. The paper's Algorithm 1 takes max(l - l*, 0); its released code, whose eta = 1 and c = 1e-4 these are, takes the
+signed gap, as here. Velocitune, which divides by the gap at the start, is velocitune.py.
 """
 
 from dataclasses import dataclass
@@ -14,11 +18,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ado_stream.errors import ConfigError
+from ado_stream.option_checks import number, positive
 from ado_stream.policy.ado_config import AdoConfig, AdoPlan
 from ado_stream.policy.ado_policy import AdoPolicy
 from ado_stream.policy.base_policy import Floats
 from ado_stream.policy.domain_weights import Weights, parse_values
-from ado_stream.policy.option_checks import number, positive
 
 
 @dataclass(frozen=True)
@@ -67,11 +71,16 @@ class GapPolicy(AdoPolicy):
         fitted = super()._refit()
         if fitted:
             memory, smoothing = self.memory, self.config.smoothing
-            gap_K = np.nan_to_num(memory["observed"] - self._targets(), posinf=0.0, neginf=0.0)
+            gap_K = np.nan_to_num(self._behind(), posinf=0.0, neginf=0.0)
             exponent_K = np.log(np.maximum(memory["share"], 1e-300)) + self.config.eta * gap_K
             weight_K = np.exp(exponent_K - exponent_K.max())
             memory["share"] = (1.0 - smoothing) * weight_K / weight_K.sum() + smoothing / self.num_domains
         return fitted
+
+    def _behind(self) -> Floats:
+        """(K,) l - l*: how far each domain is behind its target, in nats; NaN where not known."""
+        gap_K: Floats = self.memory["observed"] - self._targets()
+        return gap_K
 
     def _targets(self) -> Floats:
         """(K,) l*: given, or L(n T / t) of the present laws."""

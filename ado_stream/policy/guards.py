@@ -14,10 +14,11 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from ado_stream.errors import ConfigError
+from ado_stream.option_checks import number, positive, whole
+from ado_stream.policy import state_codec
 from ado_stream.policy.base_policy import Bools, Floats, Ints, Policy
 from ado_stream.policy.domain_weights import Weights, parse_values
 from ado_stream.policy.mixture_bounds import check_floor, lower_to_ceiling, raise_to_floor
-from ado_stream.policy.option_checks import number, positive, whole
 
 
 class Guard(Policy):
@@ -220,7 +221,7 @@ class RepetitionGuard(Guard):
     """
 
     kind = "repetition"
-    saved_numbers = {"_drawn": float}
+    saved_numbers = {"_drawn": state_codec.finite_number}
     run_options: ClassVar[Mapping[str, str]] = {"sizes": "sizes", "total_samples": "total_samples"}
 
     def __init__(self, policy: Policy, sizes: Weights, total_samples: int, max_epochs: float = 4.0):

@@ -5,7 +5,6 @@ blocks become twice as long; so a run of any length, known or not, is held as 32
 step costs the same at any time. Sums stay exact sums: merging loses resolution, no loss.
 """
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -104,7 +103,7 @@ class BlockHistory:
             "total": state_codec.pack(self._total_M1[used, 0]),
         }
 
-    def load_state_dict(self, state: Mapping[str, Any], source_K: NDArray[np.int64]) -> None:
+    def load_state_dict(self, state: Any, source_K: NDArray[np.int64]) -> None:
         """Takes over the saved blocks; `source_K` says where each domain stood in them, -1 for a new one (no samples).
 
         Raises ResumeError for anything but blocks of such a shape.

@@ -79,15 +79,14 @@ class LossHistory:
             "losses": state_codec.pack(self._loss_MK[: self.rows]),
         }
 
-    def load_state_dict(self, state: Mapping[str, Any], source_K: Ints) -> None:
+    def load_state_dict(self, state: Any, source_K: Ints) -> None:
         """Restores the saved rows; source_K: index of each domain in them, -1 for a new one (NaN).
 
         With more domains than before, the capacity may be below the rows saved; they are thinned to it.
         """
-        try:
-            stride, num_seen = int(state["stride"]), int(state["num_seen"])
-        except (TypeError, KeyError, ValueError):
-            raise ResumeError("policy state: the loss history cannot be read.") from None
+        if not isinstance(state, Mapping):
+            raise ResumeError("policy state: the loss history cannot be read.")
+        stride, num_seen = state_codec.whole_number(state, "stride", 1), state_codec.whole_number(state, "num_seen")
         last, count_M, loss_MK = (state_codec.unpack(state.get(name), f"history {name}") for name in _ARRAYS)
         self._check(last, count_M, loss_MK, source_K)
         while len(loss_MK) > len(self._loss_MK):

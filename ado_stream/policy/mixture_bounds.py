@@ -8,8 +8,8 @@ that makes the sum 1; `lower_to_ceiling` is its mirror, with a bound for each do
 import numpy as np
 
 from ado_stream.errors import ConfigError
+from ado_stream.option_checks import number
 from ado_stream.policy.base_policy import Floats
-from ado_stream.policy.option_checks import number
 
 
 def reference_clip(share_K: Floats, floor: float) -> Floats:

@@ -16,9 +16,9 @@ from typing import Any, ClassVar
 
 import numpy as np
 
+from ado_stream.option_checks import whole
 from ado_stream.policy.base_policy import Bools, Floats, Policy
 from ado_stream.policy.domain_weights import Weights
-from ado_stream.policy.option_checks import whole
 
 _DECAY = 0.9  # of the rewards
 

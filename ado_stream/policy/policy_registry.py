@@ -11,7 +11,9 @@ from collections.abc import Iterable, Mapping
 from typing import Any, TypeVar
 
 from ado_stream.errors import ConfigError
+from ado_stream.option_checks import text
 from ado_stream.policy.ado_policy import AdoPolicy
+from ado_stream.policy.aioli import Aioli
 from ado_stream.policy.base_policy import Policy, RunContext
 from ado_stream.policy.domain_weights import Weights
 from ado_stream.policy.doremi import DoReMi
@@ -21,19 +23,20 @@ from ado_stream.policy.guards import Ceiling, Floor, Freeze, Guard, Pin, Repetit
 from ado_stream.policy.odm import Odm, OdmCode
 from ado_stream.policy.static_policies import Fixed, Natural, Schedule, Temperature, Uniform, UniMax
 from ado_stream.policy.target_policy import TargetPolicy
+from ado_stream.policy.velocitune import Velocitune
 from ado_stream.suggest import did_you_mean
 
 P = TypeVar("P", bound=Policy)
 
 _STATIC = (Natural, Uniform, Fixed, Temperature, UniMax, Schedule)
-_ADAPTIVE = (TargetPolicy, AdoPolicy, Odm, OdmCode, DoReMi, EpiSelect, GapPolicy)
+_ADAPTIVE = (TargetPolicy, AdoPolicy, Odm, OdmCode, DoReMi, EpiSelect, GapPolicy, Velocitune, Aioli)
 POLICIES: dict[str, type[Policy]] = {policy.kind: policy for policy in (*_STATIC, *_ADAPTIVE)}
 GUARDS: dict[str, type[Guard]] = {guard.kind: guard for guard in (Floor, Ceiling, Pin, Freeze, RepetitionGuard)}
 
 
 def make_policy(name: str, prior: Weights, **options: Any) -> Policy:
     """The policy called `name`: natural uniform fixed temperature unimax schedule target ado odm odm-code doremi
-    episelect gap.
+    episelect gap velocitune aioli.
 
     Or "package.module:Class" of an importable subclass of `ado_stream.policy.base_policy.Policy`.
     prior: (K,) weights or {name: weight}. options: the policy's own (see its class); those of "ado" are the fields of
@@ -84,7 +87,7 @@ def find_guard(name: str) -> type[Guard]:
 
 
 def _find(what: str, name: str, known: Mapping[str, type[P]], base: type[P]) -> type[P]:
-    if name in known:
+    if text(f"{what}: name", name) in known:
         return known[name]
     module, colon, path = name.partition(":")
     if not colon:

@@ -8,6 +8,7 @@ Invariant: unpack(pack(x)) equals x bit for bit, through json.dumps and json.loa
 import base64
 import binascii
 import json
+import sys
 import zlib
 from collections.abc import Mapping
 from typing import Any
@@ -19,6 +20,7 @@ from ado_stream.errors import ResumeError
 
 VERSION = 1
 _DTYPES = ("<f8", "<i8", "|b1")
+_MAX_COUNT = 1 << 62
 
 
 def pack(array: NDArray[Any]) -> dict[str, Any]:
@@ -39,6 +41,32 @@ def unpack(packed: Any, what: str) -> NDArray[Any]:
     except (TypeError, KeyError, ValueError, binascii.Error) as error:
         raise ResumeError(f"policy state: {what} cannot be read ({type(error).__name__}: {error}).") from None
     return array.astype(array.dtype.newbyteorder("="))
+
+
+def whole_number(state: Mapping[str, Any], name: str, least: int = 0) -> int:
+    """state[name], a count of `least` or more. Raises ResumeError for anything else."""
+    value = state.get(name)
+    if isinstance(value, bool) or not isinstance(value, int) or not least <= value <= _MAX_COUNT:
+        raise ResumeError(f"policy state: {name!r} is {value!r:.80}; expected a whole number, {least} or more.")
+    return value
+
+
+def step_or_none(state: Mapping[str, Any], name: str) -> int | None:
+    """state[name], a step, or None where there was none yet. Raises ResumeError for anything else."""
+    return None if name in state and state[name] is None else whole_number(state, name)
+
+
+def number_or_none(state: Mapping[str, Any], name: str) -> float | None:
+    """state[name], a finite number, or None. Raises ResumeError for anything else."""
+    return None if name in state and state[name] is None else finite_number(state, name)
+
+
+def finite_number(state: Mapping[str, Any], name: str) -> float:
+    """state[name] as float. Raises ResumeError for what is no finite number."""
+    value = state.get(name)
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not abs(value) <= sys.float_info.max:
+        raise ResumeError(f"policy state: {name!r} is {value!r:.80}; expected a finite number.")
+    return float(value)
 
 
 def seal(state: dict[str, Any]) -> dict[str, Any]:

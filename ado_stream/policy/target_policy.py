@@ -36,12 +36,13 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from ado_stream.errors import ConfigError
-from ado_stream.policy.base_policy import Bools, Floats, Ints, Policy, optional
+from ado_stream.option_checks import number, one_of, positive, whole
+from ado_stream.policy import state_codec
+from ado_stream.policy.base_policy import Bools, Floats, Ints, Policy
 from ado_stream.policy.domain_weights import Weights, parse_shares, parse_values
 from ado_stream.policy.elasticity import LAW, SAMPLE_SD, fit_blocks, middle_elasticity
 from ado_stream.policy.loss_blocks import BlockHistory, BlockPoints
 from ado_stream.policy.mixture_bounds import check_floor, lower_to_ceiling, raise_to_floors
-from ado_stream.policy.option_checks import number, one_of, positive, whole
 from ado_stream.policy.scaling_laws import ScalingLawFit
 
 _REPEAT_DECAY_EPOCHS = 15.0  # arXiv 2305.16264, section 5: the half-life constant R* of repeated tokens
@@ -79,10 +80,10 @@ class TargetPolicy(Policy):
         "evaluate_every_steps": "evaluate_every_steps",
     }
     saved_numbers = {
-        "fit_step": optional(int),
-        "_num_refits": int,
-        "_next_refit": int,
-        "_middle": optional(float),
+        "fit_step": state_codec.step_or_none,
+        "_num_refits": state_codec.whole_number,
+        "_next_refit": state_codec.whole_number,
+        "_middle": state_codec.number_or_none,
     }
 
     def __init__(
@@ -356,7 +357,7 @@ class TargetPolicy(Policy):
     def _load_extra(self, saved: Mapping[str, Any], source_K: Ints, names: Sequence[str] | None) -> None:
         loaded = {name: BlockHistory(self.num_domains) for name in self._histories}
         for name, blocks in loaded.items():
-            blocks.load_state_dict(saved.get(name, {}), source_K)
+            blocks.load_state_dict(saved.get(name), source_K)
         self._histories = loaded
 
     def _after_load(self, same_domains: bool) -> None:

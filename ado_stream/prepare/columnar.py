@@ -1,11 +1,12 @@
 """Parquet and Arrow files: cut into ranges of row groups or record batches; only the needed columns are read.
 
 pyarrow is imported here alone, and only for such a file. A row group is the smallest part that can be read by itself,
-so memory is bounded by the largest one. A column is validated before its values are taken: pyarrow follows damaged
-offsets wherever they lead.
+so memory is bounded by the largest one; what surely is a decompression bomb is not read. A column is validated before
+its values are taken: pyarrow follows damaged offsets wherever they lead.
 """
 
 import os
+import struct
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -14,10 +15,12 @@ from typing import Any, TypeAlias
 
 from ado_stream.errors import AdoStreamError, ConfigError, DataError
 from ado_stream.prepare.record_errors import RecordErrors
+from ado_stream.storage.decompress import is_bomb
 
-_ROWS_AT_ONCE = 1024
+_ROWS_AT_ONCE = 64
 _GROUP_BYTES = 4 << 20
 _LOST_ROWS = "row of a damaged file"
+_ARROW_FILE_HEAD = 8  # of the random access kind; what follows is a stream
 _Columns: TypeAlias = list[list[Any]]
 
 
@@ -66,7 +69,7 @@ def read_rows(
     keys = [key for key in (text_key, domain_key) if key is not None]
     batches = _parquet_batches(path, part, keys) if part.kind == "parquet" else _arrow_batches(path, part, keys)
     row = end = part.first_row
-    group = -1
+    group, raw_bytes = -1, 0
     for number, columns in batches:
         while group < number:
             group += 1
@@ -76,8 +79,18 @@ def read_rows(
             errors.add_damage(damage, 0, _LOST_ROWS, end - row)
             continue
         for values in zip(*columns, strict=True):
+            # a value that repeats is stored once, so no size in the file bounds the sum
+            raw_bytes += sum(len(value) for value in values if isinstance(value, str))
+            if is_bomb(raw_bytes, part.source_bytes):
+                damage = DataError(f"{path}: row {row}: over {raw_bytes:,} characters so far{_bomb(part.source_bytes)}")
+                errors.add_damage(damage, 0, _LOST_ROWS, part.first_row + sum(part.num_rows) - row)
+                return
             yield f"{path}: row {row}", list(values)
             row += 1
+
+
+def _bomb(stored_bytes: int) -> str:
+    return f" in {stored_bytes:,} bytes of the file: a decompression bomb.\n  Leave the file out, or write it anew."
 
 
 def _parquet_groups(path: str) -> list[tuple[int, int]]:
@@ -98,16 +111,68 @@ def _parquet_batches(path: str, part: RowRange, keys: list[str]) -> Iterator[tup
         for group in range(part.first, part.stop):
             try:
                 with _arrow_errors(path):
+                    _check_columns(path, table.metadata.row_group(group), keys)
                     for batch in table.iter_batches(_ROWS_AT_ONCE, [group], sorted(set(keys)), use_threads=False):
                         yield group - part.first, [_values(path, batch, key) for key in keys]
             except DataError as error:
                 yield group - part.first, error
 
 
+def _check_columns(path: str, group: Any, keys: list[str]) -> None:
+    """Raises DataError where a column that is needed claims far more bytes than it has."""
+    columns = [group.column(number) for number in range(group.num_columns)]
+    for column in columns:
+        if any(f"{column.path_in_schema}.".startswith(f"{key}.") for key in keys) and is_bomb(
+            column.total_uncompressed_size, column.total_compressed_size
+        ):
+            claim = f"{path}: column {column.path_in_schema!r} claims {column.total_uncompressed_size:,} bytes"
+            raise DataError(f"{claim}{_bomb(column.total_compressed_size)}")
+
+
 def _arrow_groups(path: str) -> Iterator[tuple[int, int]]:
-    with _arrow_errors(path):
-        for batch in _arrow_file(path, None):
-            yield batch.num_rows, batch.nbytes
+    import pyarrow as pa
+
+    with _arrow_errors(path), pa.memory_map(path) as source:
+        is_file, seen = source.read(6) == b"ARROW1", 0
+        source.seek(_ARROW_FILE_HEAD if is_file else 0)
+        for message in pa.ipc.MessageReader.open_stream(source):
+            if message.type == "record batch":
+                rows, raw_bytes = _batch_size(memoryview(message.metadata), memoryview(message.body or b""))
+                if is_bomb(raw_bytes, message.body.size):
+                    raise DataError(f"{path}: a record batch claims {raw_bytes:,} bytes{_bomb(message.body.size)}")
+                yield rows, raw_bytes
+                seen += 1
+        if is_file and seen != pa.ipc.open_file(source).num_record_batches:  # damage may look like the end
+            raise DataError(f"{path}: a record batch cannot be read.\n  The file is damaged. Download it again.")
+
+
+def _batch_size(metadata: memoryview, body: memoryview) -> tuple[int, int]:
+    """(rows, bytes) that a record batch claims, decompressed: read from the flatbuffer, as pyarrow would allocate them.
+
+    Format: Message.fbs of Apache Arrow. A compressed buffer begins with its raw size as int64, -1: not compressed.
+    """
+
+    def at(kind: str, place: int, data: memoryview = metadata) -> int:
+        return struct.unpack_from(f"<{kind}", data, place)[0]
+
+    def field(table: int, number: int) -> int:
+        """The place of a table's field, 0 where it is absent."""
+        layout = table - at("i", table)
+        offset = at("H", layout + 4 + 2 * number) if 4 + 2 * number < at("H", layout) else 0
+        return table + offset if offset else 0
+
+    def follow(place: int) -> int:
+        return place + at("I", place)
+
+    batch = follow(field(follow(0), 2))
+    length, compression = field(batch, 0), field(batch, 3)
+    buffers = follow(field(batch, 2))
+    raw_bytes = 0
+    for place in range(buffers + 4, buffers + 4 + 16 * at("I", buffers), 16):
+        start, size = at("q", place), at("q", place + 8)
+        claim = at("q", start, body) if compression and size else -1
+        raw_bytes += size if claim < 0 else claim
+    return at("q", length) if length else 0, raw_bytes
 
 
 def _arrow_batches(path: str, part: RowRange, keys: list[str]) -> Iterator[tuple[int, _Columns | DataError]]:
@@ -124,10 +189,10 @@ def _arrow_batches(path: str, part: RowRange, keys: list[str]) -> Iterator[tuple
             yield lost - part.first, error
 
 
-def _arrow_file(path: str, keys: list[str] | None) -> Iterator[Any]:
+def _arrow_file(path: str, keys: list[str]) -> Iterator[Any]:
     """Record batches of an Arrow file of either kind: stream (as Hugging Face's datasets writes) or random access.
 
-    They have the columns of `keys` alone, unless that is None.
+    They have the columns of `keys` alone.
     """
     import pyarrow as pa
 
@@ -139,10 +204,9 @@ def _arrow_file(path: str, keys: list[str] | None) -> Iterator[Any]:
             source.seek(0)
             table = pa.ipc.open_stream(source)
             open_again = pa.ipc.open_stream
-        if keys is not None:
-            numbers = [table.schema.names.index(_column_path(path, table.schema, key)[0]) for key in keys]
-            source.seek(0)
-            table = open_again(source, options=pa.ipc.IpcReadOptions(included_fields=sorted(set(numbers))))
+        numbers = [table.schema.names.index(_column_path(path, table.schema, key)[0]) for key in keys]
+        source.seek(0)
+        table = open_again(source, options=pa.ipc.IpcReadOptions(included_fields=sorted(set(numbers))))
         if open_again is pa.ipc.open_stream:
             yield from table
         else:

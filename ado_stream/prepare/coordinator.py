@@ -41,10 +41,10 @@ from ado_stream.errors import ConfigError
 from ado_stream.prepare.config import PrepareConfig
 from ado_stream.prepare.corpus_output import CorpusOutput
 from ado_stream.prepare.document_sample import DocumentSample
-from ado_stream.prepare.documents import Piece, RecordKeys, cut_pieces
+from ado_stream.prepare.documents import Piece, cut_pieces
 from ado_stream.prepare.input_files import InputFile, find_input_files
 from ado_stream.prepare.packing import PackedSplit, Packer
-from ado_stream.prepare.prepare_worker import PieceResult, Worker, WorkerSetup
+from ado_stream.prepare.prepare_worker import TOKENIZER_FOLDER, VAL_HASHES_NAME, PieceResult, Worker
 from ado_stream.prepare.progress_bar import ProgressBar
 from ado_stream.prepare.record_errors import RecordErrors
 from ado_stream.prepare.worker_pool import WorkerPool, worker_result
@@ -56,10 +56,10 @@ from ado_stream.prepare.workspace import (
     locked,
     open_output,
 )
+from ado_stream.visible import visible
 
 _SAMPLE_BYTES_PER_TOKEN = 512  # of training text for each id of a BPE vocabulary
 _SCAN_BYTES = 4 << 30  # of input to draw that text from
-_VAL_HASHES = "val_hashes.npy"
 _R = TypeVar("_R")
 _log = logging.getLogger(__name__)
 _PENDING_MANIFEST = "manifest"  # corpus.json of a corpus that has only to be made visible
@@ -77,7 +77,7 @@ def prepare(config: PrepareConfig) -> Path | str:
     by_path = config.domain_key is None
     found = find_input_files(config.inputs, "hash" if config.val_frac else "train", by_path, config.val)
     for note in (*found.notes, *(f"left out: {count:,} x {reason}" for reason, count in found.left_out.items())):
-        _log.warning("%s", note)
+        _log.warning("%s", visible(note))
     given = None if config.tokenizer == BYTES or bpe_vocabulary(config.tokenizer) else load_tokenizer(config.tokenizer)
     plan = Plan.of(config, found.files, given)
     work, output = open_output(config)
@@ -109,15 +109,7 @@ class _Coordinator:
         self.work = work
         self.output = output
         self.progress = ProgressBar(config.progress)
-        setup = WorkerSetup(
-            tokenizer=BYTES if config.tokenizer == BYTES else str(work / "tokenizer"),
-            keys=RecordKeys(config.text_key, config.domain_key),
-            val_frac=config.val_frac,
-            skip_errors=config.skip_errors,
-            val_hashes=work / _VAL_HASHES if config.val else None,
-            drop_duplicates_of_val=config.drop_duplicates_of_val,
-        )
-        self.pool = WorkerPool(setup, config.workers)
+        self.pool = WorkerPool(config, work)
 
     def execute(self) -> None:
         """Tokenizer, shards, corpus.json, in this order."""
@@ -136,23 +128,24 @@ class _Coordinator:
 
     def _hash_validation_text(self) -> None:
         """Writes the sorted hashes of all documents of --val, by which workers recognise them among the others."""
-        path = self.work / _VAL_HASHES
+        path = self.work / VAL_HASHES_NAME
         files = [file for file in self.files if file.split == "val"]
         if not files or path.exists():
             return
         self.progress.start("validation text", sum(file.size_bytes for file in files))
         hashes = [np.empty(0, np.uint64)]
         pieces = cut_pieces(files, RecordErrors(self.config.skip_errors))
-        for part, piece in self._in_order((self.pool.submit(Worker.hash_texts, piece), piece) for piece in pieces):
+        jobs = ((self.pool.submit(Worker.hash_texts, piece), piece.source_bytes) for piece in pieces)
+        for part, source_bytes in self._in_order(jobs):
             hashes.append(part)
-            self.progress.advance(piece.source_bytes, 0)
+            self.progress.advance(source_bytes, 0)
         file = io.BytesIO()
         np.save(file, np.sort(np.concatenate(hashes)))
         write_durably(path, file.getvalue())
 
     def _make_tokenizer(self) -> Tokenizer:
         """The tokenizer, kept in the working folder so that a resumed run has the same one."""
-        folder = self.work / "tokenizer"
+        folder = self.work / TOKENIZER_FOLDER
         if self.config.tokenizer == BYTES or (folder / "complete").exists():
             return load_tokenizer(BYTES if self.config.tokenizer == BYTES else folder)
         size = bpe_vocabulary(self.config.tokenizer)
@@ -177,12 +170,15 @@ class _Coordinator:
         sample = DocumentSample(budget_bytes)
         pieces = cut_pieces(files, RecordErrors(self.config.skip_errors))
         jobs = (
-            (self.pool.submit(Worker.sample, piece, self.config.seed, budget_bytes, sample.threshold), piece)
+            (
+                self.pool.submit(Worker.sample, piece, budget_bytes, sample.threshold),
+                piece.source_bytes,
+            )
             for piece in islice(pieces, 0, None, 1 + source_bytes // _SCAN_BYTES)
         )
-        for items, piece in self._in_order(jobs):
+        for items, source_bytes in self._in_order(jobs):
             sample.merge(items)
-            self.progress.advance(piece.source_bytes, 0)
+            self.progress.advance(source_bytes, 0)
         return [text for _, text in sample.items()]
 
     def _pack(self, tokenizer: Tokenizer) -> Manifest:
@@ -192,38 +188,37 @@ class _Coordinator:
         cutting = RecordErrors(self.config.skip_errors)
         self.progress.start("tokenising", sum(file.size_bytes for file in self.files))
         with closing(packer):
-            for result, piece in self._in_order(
-                self._tokenise_jobs(cut_pieces(self.files, cutting), packer.num_pieces)
-            ):
+            jobs = self._tokenise_jobs(cut_pieces(self.files, cutting), packer.num_pieces)
+            for result, source_bytes in self._in_order(jobs):
                 packer.add(result)
-                self.progress.advance(piece.source_bytes, sum(block.text_bytes for block in result.blocks))
+                self.progress.advance(source_bytes, sum(block.text_bytes for block in result.blocks))
             packed = packer.finish()
         manifest = self._manifest(tokenizer, packed, packer.refused + cutting.counts)
         if refused_bytes := packer.refused_bytes + cutting.num_bytes:
             manifest["refused_bytes"] = dict(refused_bytes)
         if packer.repeated:
-            hashes = np.load(self.work / _VAL_HASHES)
+            hashes = np.load(self.work / VAL_HASHES_NAME)
             manifest["val_in_train"] = int(np.isin(hashes, np.array(sorted(packer.repeated), np.uint64)).sum())
         return manifest
 
-    def _tokenise_jobs(self, pieces: Iterator[Piece], num_done: int) -> Iterator[tuple["Future[PieceResult]", Piece]]:
+    def _tokenise_jobs(self, pieces: Iterator[Piece], num_done: int) -> Iterator[tuple["Future[PieceResult]", int]]:
         """Submits all pieces but the first `num_done`, which an earlier run packed."""
         for number, piece in enumerate(pieces):
             if number < num_done:
                 self.progress.advance(piece.source_bytes, 0)
             else:
-                yield self.pool.submit(Worker.tokenise, piece), piece
+                yield self.pool.submit(Worker.tokenise, piece), piece.source_bytes
 
-    def _in_order(self, jobs: Iterable[tuple["Future[_R]", Piece]]) -> Iterator[tuple[_R, Piece]]:
-        """(result, piece) in the order of `jobs`; memory is bounded by submitting only a few of them ahead."""
-        window: deque[tuple[Future[_R], Piece]] = deque()
+    def _in_order(self, jobs: Iterable[tuple["Future[_R]", int]]) -> Iterator[tuple[_R, int]]:
+        """(result, source bytes) in the order of `jobs`; memory is bounded by submitting only a few of them ahead."""
+        window: deque[tuple[Future[_R], int]] = deque()
         for job in jobs:
             window.append(job)
             if len(window) >= 2 * self.config.workers:
-                future, piece = window.popleft()
-                yield worker_result(future), piece
-        for future, piece in window:
-            yield worker_result(future), piece
+                future, source_bytes = window.popleft()
+                yield worker_result(future), source_bytes
+        for future, source_bytes in window:
+            yield worker_result(future), source_bytes
 
     def _manifest(
         self,

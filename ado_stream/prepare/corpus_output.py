@@ -105,7 +105,7 @@ class RemoteOutput(CorpusOutput):
             raise StorageError(
                 f"{self._url}/{name}: upload failed after {_UPLOAD_ATTEMPTS} attempts: {error}.\n"
                 "  Check the credentials and the URL; the same command resumes the run."
-            ) from error
+            ) from None
         self.local_path(name).unlink(missing_ok=True)
 
     def complete(self, manifest: bytes) -> None:
@@ -135,4 +135,4 @@ class RemoteOutput(CorpusOutput):
         except Exception as error:  # every store's client has its own exceptions
             raise StorageError(
                 f"{self._url}: cannot be written: {error}. Check the URL, the credentials and S3_ENDPOINT_URL."
-            ) from error
+            ) from None

@@ -13,7 +13,10 @@ from dataclasses import dataclass
 from itertools import groupby, islice
 from typing import Any
 
+import xxhash
+
 from ado_stream.prepare.columnar import NotUtf8, RowRange, cut_rows, read_rows
+from ado_stream.prepare.config import PrepareConfig
 from ado_stream.prepare.input_files import InputFile
 from ado_stream.prepare.line_blocks import MAX_LINE_BYTES, LineBlock, line_blocks
 from ado_stream.prepare.record_errors import RecordErrors
@@ -33,21 +36,19 @@ class Piece:
 
 
 @dataclass(frozen=True)
-class RecordKeys:
-    """Dotted keys of a record's text and domain; without a domain key, the file's path gives the domain."""
-
-    text: str = "text"
-    domain: str | None = None
-
-
-@dataclass(frozen=True)
 class Document:
-    """One document: its UTF-8 text as str and bytes, its domain, the split that its file is for."""
+    """One document: its text, the size and xxh64 of that as UTF-8, its domain, the split that its file is for."""
 
     text: str
-    utf8: bytes
+    text_bytes: int
+    text_hash: int
     domain: str
     split: str
+
+    @classmethod
+    def of(cls, text: str, utf8: bytes, domain: str, split: str) -> "Document":
+        """The document of a text, given in both forms."""
+        return cls(text, len(utf8), xxhash.xxh64_intdigest(utf8), domain, split)
 
 
 def cut_pieces(files: Sequence[InputFile], errors: RecordErrors) -> Iterator[Piece]:
@@ -66,13 +67,13 @@ def cut_pieces(files: Sequence[InputFile], errors: RecordErrors) -> Iterator[Pie
                 yield Piece((file,), part.source_bytes, part)
 
 
-def read_documents(piece: Piece, keys: RecordKeys, errors: RecordErrors) -> Iterator[Document]:
+def read_documents(piece: Piece, config: PrepareConfig, errors: RecordErrors) -> Iterator[Document]:
     """The documents of a piece, in order; unreadable records go to `errors`."""
     file = piece.files[0]
     if isinstance(piece.part, LineBlock):
-        documents = _from_lines(file, piece.part, keys, errors)
+        documents = _from_lines(file, piece.part, config, errors)
     elif isinstance(piece.part, RowRange):
-        documents = _from_rows(file, piece.part, keys, errors)
+        documents = _from_rows(file, piece.part, config, errors)
     else:
         documents = (_read_text(text_file, errors) for text_file in piece.files)
     yield from (document for document in documents if document is not None)
@@ -91,7 +92,9 @@ def _group_texts(files: Iterable[InputFile]) -> Iterator[Piece]:
         yield Piece(tuple(texts), size_bytes)
 
 
-def _from_lines(file: InputFile, block: LineBlock, keys: RecordKeys, errors: RecordErrors) -> Iterator[Document | None]:
+def _from_lines(
+    file: InputFile, block: LineBlock, config: PrepareConfig, errors: RecordErrors
+) -> Iterator[Document | None]:
     for number, line in enumerate(block.data.split(b"\n"), start=block.first_line):
         where = f"{file.path}:{number}"
         line = line.removeprefix(codecs.BOM_UTF8)
@@ -105,21 +108,22 @@ def _from_lines(file: InputFile, block: LineBlock, keys: RecordKeys, errors: Rec
         except (ValueError, RecursionError) as error:
             errors.add(where, "unreadable line", f" ({error})", "Expected one JSON object per line.", len(line))
         else:
-            text = _lookup(record, keys.text)
-            domain = file.domain if keys.domain is None else _lookup(record, keys.domain)
-            yield _document(_Place(where, file, record, len(line)), text, domain, keys, errors)
+            text = _lookup(record, config.text_key)
+            domain = file.domain if config.domain_key is None else _lookup(record, config.domain_key)
+            yield _document(_Place(where, file, record, len(line)), text, domain, config, errors)
 
 
-def _from_rows(file: InputFile, part: RowRange, keys: RecordKeys, errors: RecordErrors) -> Iterator[Document | None]:
-    for where, values in read_rows(file.path, part, keys.text, keys.domain, errors):
-        text, domain = values if keys.domain is not None else (*values, file.domain)
-        yield _document(_Place(where, file), text, domain, keys, errors)
+def _from_rows(
+    file: InputFile, part: RowRange, config: PrepareConfig, errors: RecordErrors
+) -> Iterator[Document | None]:
+    for where, values in read_rows(file.path, part, config.text_key, config.domain_key, errors):
+        text, domain = values if config.domain_key is not None else (*values, file.domain)
+        yield _document(_Place(where, file), text, domain, config, errors)
 
 
 def _read_text(file: InputFile, errors: RecordErrors) -> Document | None:
     if file.size_bytes > MAX_LINE_BYTES:
-        detail = f" ({file.size_bytes:,} bytes; at most {MAX_LINE_BYTES:,})"
-        errors.add(file.path, "document too long", detail, "Split the file.", file.size_bytes)
+        _add_too_long(file.path, file.size_bytes, errors)
         return None
     with open(file.path, "rb") as stream:
         utf8 = stream.read().removeprefix(codecs.BOM_UTF8)
@@ -131,7 +135,12 @@ def _read_text(file: InputFile, errors: RecordErrors) -> Document | None:
     if not text:
         errors.add_empty()
         return None
-    return Document(text, utf8, file.domain, file.split)
+    return Document.of(text, utf8, file.domain, file.split)
+
+
+def _add_too_long(where: str, num_bytes: int, errors: RecordErrors) -> None:
+    detail = f" ({num_bytes:,} bytes; at most {MAX_LINE_BYTES:,})"
+    errors.add(where, "document too long", detail, "Split it.", num_bytes)
 
 
 @dataclass(frozen=True)
@@ -144,12 +153,12 @@ class _Place:
     num_bytes: int = 0
 
 
-def _document(place: _Place, text: Any, domain: Any, keys: RecordKeys, errors: RecordErrors) -> Document | None:
+def _document(place: _Place, text: Any, domain: Any, config: PrepareConfig, errors: RecordErrors) -> Document | None:
     if text == "":
         errors.add_empty()
         return None
     advices = {"text": "Name the key with --text-key.", "domain": "Correct --domain-key."}
-    for kind, key, value in (("text", keys.text, text), ("domain", keys.domain, domain)):
+    for kind, key, value in (("text", config.text_key, text), ("domain", config.domain_key, domain)):
         if isinstance(value, NotUtf8):
             errors.add(place.where, "invalid UTF-8", f" under key {key!r}", "Repair the text.", place.num_bytes)
             return None
@@ -159,11 +168,15 @@ def _document(place: _Place, text: Any, domain: Any, keys: RecordKeys, errors: R
             return None
     try:
         domain.encode()
-        return Document(text, text.encode(), domain, place.file.split)
+        utf8 = text.encode()
     except UnicodeEncodeError as error:  # JSON may escape half of a surrogate pair, which UTF-8 cannot hold
         detail = f" (half a surrogate pair at character {error.start})"
         errors.add(place.where, "invalid Unicode", detail, "Repair the text.", place.num_bytes)
         return None
+    if len(utf8) > MAX_LINE_BYTES:
+        _add_too_long(place.where, len(utf8), errors)
+        return None
+    return Document.of(text, utf8, domain, place.file.split)
 
 
 def _found(value: Any, record: Any) -> str:

@@ -76,14 +76,15 @@ def line_blocks(path: str, block_bytes: int, errors: RecordErrors) -> Iterator[L
             if not too_long and (size < block_bytes or not last_end):
                 continue
             data = b"".join(parts)
-            cut = size - unended
+            parts = [] if too_long else [data[size - unended :]]  # before the yield: one line may be all of `data`
+            data = data[: size - unended]
+            first_line, line = line, line + data.count(b"\n")
             if too_long and not errors.skip:
-                _add_too_long(errors, path, line + data.count(b"\n"), too_long)
-            if cut:
-                yield LineBlock(data[:cut], line, file.tell() - done)
-                done = file.tell()
-            line += data.count(b"\n", 0, cut)
-            parts, size, unended = ([], 0, 0) if too_long else ([data[cut:]], unended, unended)
+                _add_too_long(errors, path, line, too_long)
+            if data:
+                source_bytes, done = file.tell() - done, file.tell()
+                yield LineBlock(data, first_line, source_bytes)
+            size = unended = 0 if too_long else unended
         if too_long:
             _add_too_long(errors, path, line, too_long)
         rest = b"".join(parts)

@@ -11,27 +11,17 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import xxhash
 
 from ado_stream.corpus.mds import ShardFormat, compress_shard, encode_shard, shard_entry
-from ado_stream.corpus.tokenizer import Tokenizer, load_tokenizer
+from ado_stream.corpus.tokenizer import BYTES, Tokenizer, load_tokenizer
+from ado_stream.prepare.config import PrepareConfig
 from ado_stream.prepare.document_sample import DocumentSample, priority
-from ado_stream.prepare.documents import Document, Piece, RecordKeys, read_documents
+from ado_stream.prepare.documents import Document, Piece, read_documents
 from ado_stream.prepare.record_errors import RecordErrors
 
+TOKENIZER_FOLDER = "tokenizer"
+VAL_HASHES_NAME = "val_hashes.npy"  # the sorted hashes of the text of --val
 _HASH_RANGE = 1 << 64
-
-
-@dataclass(frozen=True)
-class WorkerSetup:
-    """What every piece needs: the tokenizer, the keys of text and domain, how to split."""
-
-    tokenizer: str  # what load_tokenizer takes; a folder may be written as late as before the first `tokenise`
-    keys: RecordKeys
-    val_frac: float
-    skip_errors: bool
-    val_hashes: Path | None = None  # the sorted hashes of the text of --val; written before the first `tokenise`
-    drop_duplicates_of_val: bool = False
 
 
 @dataclass(frozen=True)
@@ -67,47 +57,52 @@ class ShardJob:
 
 
 class Worker:
-    """The calls of a worker process; used directly where there is only one process."""
+    """The calls of a worker process; used directly where there is only one process.
 
-    def __init__(self, setup: WorkerSetup):
-        self.setup = setup
+    Tokenizer and hashes lie in the working folder `work` before the first `tokenise`, perhaps not from the start.
+    """
+
+    def __init__(self, config: PrepareConfig, work: Path):
+        self._config = config
+        self._work = work
 
     @cached_property
     def _tokenizer(self) -> Tokenizer:
-        return load_tokenizer(self.setup.tokenizer)
+        return load_tokenizer(BYTES if self._config.tokenizer == BYTES else self._work / TOKENIZER_FOLDER)
 
     @cached_property
     def _val_hashes(self) -> np.ndarray:
-        path = self.setup.val_hashes
-        return np.empty(0, np.uint64) if path is None else np.load(path, mmap_mode="r")
+        path = self._work / VAL_HASHES_NAME
+        return np.load(path, mmap_mode="r") if self._config.val else np.empty(0, np.uint64)
 
     def hash_texts(self, piece: Piece) -> np.ndarray:
         """(documents,) uint64: the hash of each document's text."""
-        return _hashes(read_documents(piece, self.setup.keys, RecordErrors(self.setup.skip_errors)))
+        return _hashes(read_documents(piece, self._config, RecordErrors(self._config.skip_errors)))
 
     def tokenise(self, piece: Piece) -> PieceResult:
         """A piece's documents as token blocks per domain and split."""
-        errors = RecordErrors(self.setup.skip_errors)
-        documents = list(read_documents(piece, self.setup.keys, errors))
+        errors = RecordErrors(self._config.skip_errors)
+        documents = list(read_documents(piece, self._config, errors))
         repeats = self._repeats_of_val(documents)
-        if self.setup.drop_duplicates_of_val and repeats:
+        if self._config.drop_duplicates_of_val and repeats:
             errors.counts["training document with the text of a validation document"] += len(repeats)
             documents = [document for number, document in enumerate(documents) if number not in repeats]
             repeats = {}
         groups: dict[tuple[str, str], list[Document]] = {}
         for document in documents:
             groups.setdefault((document.domain, self._split(document)), []).append(document)
-        blocks = [_token_block(self._tokenizer, *key, some) for key, some in groups.items()]
+        del documents  # whose texts _token_block lets go of: one may have 128 MiB
+        blocks = [_token_block(self._tokenizer, *key, groups[key]) for key in groups]
         return PieceResult(blocks, errors.counts, errors.num_bytes, set(repeats.values()))
 
-    def sample(self, piece: Piece, seed: int, budget_bytes: int, threshold: int) -> list[tuple[int, str]]:
+    def sample(self, piece: Piece, budget_bytes: int, threshold: int) -> list[tuple[int, str]]:
         """The piece's part of a training sample: (priority, text) of training documents below `threshold`."""
         sample = DocumentSample(budget_bytes, threshold)
-        documents = list(read_documents(piece, self.setup.keys, RecordErrors(self.setup.skip_errors)))
-        dropped = self._repeats_of_val(documents) if self.setup.drop_duplicates_of_val else {}
+        documents = list(read_documents(piece, self._config, RecordErrors(self._config.skip_errors)))
+        dropped = self._repeats_of_val(documents) if self._config.drop_duplicates_of_val else {}
         for number, document in enumerate(documents):
             if self._split(document) == "train" and number not in dropped:
-                sample.offer(priority(document.utf8, seed), document.text)
+                sample.offer(priority(document.text.encode(), self._config.seed), document.text)
         return sample.items()
 
     def finish_shard(self, job: ShardJob) -> dict[str, Any]:
@@ -131,17 +126,21 @@ class Worker:
         """The document's split: its file's, else by xxh64 of its text, so the same in every corpus."""
         if document.split != "hash":
             return document.split
-        return "val" if xxhash.xxh64_intdigest(document.utf8) < self.setup.val_frac * _HASH_RANGE else "train"
+        return "val" if document.text_hash < self._config.val_frac * _HASH_RANGE else "train"
 
 
 def _hashes(documents: Iterable[Document]) -> np.ndarray:
-    return np.array([xxhash.xxh64_intdigest(document.utf8) for document in documents], np.uint64)
+    return np.array([document.text_hash for document in documents], np.uint64)
 
 
-def _token_block(tokenizer: Tokenizer, domain: str, split: str, documents: Sequence[Document]) -> TokenBlock:
-    ids = tokenizer.encode_batch([document.text for document in documents])
+def _token_block(tokenizer: Tokenizer, domain: str, split: str, documents: list[Document]) -> TokenBlock:
+    """The block of `documents`, which is then empty."""
+    num_documents, text_bytes = len(documents), sum(document.text_bytes for document in documents)
+    texts = [document.text for document in documents]
+    documents.clear()
+    ids = tokenizer.encode_batch(texts)
+    del texts
     end = np.array([tokenizer.end_id], tokenizer.dtype)
-    tokens = np.concatenate([part for document in ids for part in (document, end)])
-    assert tokens.dtype == tokenizer.dtype
-    text_bytes = sum(len(document.utf8) for document in documents)
-    return TokenBlock(domain, split, len(documents), text_bytes, tokens.tobytes())
+    assert all(document.dtype == tokenizer.dtype for document in ids)
+    tokens = b"".join(part.data for document in ids for part in (document, end))
+    return TokenBlock(domain, split, num_documents, text_bytes, tokens)

@@ -13,10 +13,12 @@ from collections.abc import Callable
 from concurrent.futures import Executor, Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from multiprocessing.connection import wait
+from pathlib import Path
 from typing import Any, Concatenate, ParamSpec, TypeVar
 
 from ado_stream.errors import AdoStreamError
-from ado_stream.prepare.prepare_worker import Worker, WorkerSetup
+from ado_stream.prepare.config import PrepareConfig
+from ado_stream.prepare.prepare_worker import Worker
 
 _P = ParamSpec("_P")
 _R = TypeVar("_R")
@@ -24,14 +26,14 @@ _worker: Worker | None = None  # of a worker process
 
 
 class WorkerPool:
-    """Runs methods of `Worker`, in `num_workers` processes or, with one, in this one."""
+    """Runs methods of `Worker(config, work)`, in as many processes as the settings say or, with one, in this one."""
 
-    def __init__(self, setup: WorkerSetup, num_workers: int):
-        self._local = Worker(setup) if num_workers == 1 else None
+    def __init__(self, config: PrepareConfig, work: Path):
+        self._local = Worker(config, work) if config.workers == 1 else None
         self._executor: Executor | None = None
         if self._local is None:
             self._executor = ProcessPoolExecutor(
-                num_workers, multiprocessing.get_context("spawn"), initializer=_start, initargs=(setup,)
+                config.workers, multiprocessing.get_context("spawn"), initializer=_start, initargs=(config, work)
             )
 
     def submit(
@@ -65,12 +67,12 @@ def worker_result(future: "Future[_R]") -> _R:
         ) from error
 
 
-def _start(setup: WorkerSetup) -> None:
+def _start(config: PrepareConfig, work: Path) -> None:
     global _worker
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent handles Ctrl-C
     os.environ["TOKENIZERS_PARALLELISM"] = "false"  # the processes are the parallelism
     threading.Thread(target=_exit_with_parent, name="parent-watch", daemon=True).start()
-    _worker = Worker(setup)
+    _worker = Worker(config, work)
 
 
 def _exit_with_parent() -> None:

@@ -62,7 +62,7 @@ def _stack(axes: Axes, run: Run, step_S: Floats, mixture_SK: Floats, colors: dic
         step_S, mixture_SK = np.array([step_S[0], step_S[0] + 1]), np.repeat(mixture_SK, 2, axis=0)
     axes.stackplot(step_S, 100 * mixture_SK.T, colors=shades, linewidth=0.4, edgecolor="white")
     axes.set(xlim=(step_S[0], step_S[-1]), ylim=(0, 100), xlabel="step", ylabel="share of the batch (%)")
-    axes.set_title(f"{run.label}: shares")
+    axes.set_title(f"{shorten(run.label)}: shares")
     axes.grid(visible=False)
     thousands(axes.xaxis)
     last_K = 100 * mixture_SK[-1]

@@ -20,6 +20,7 @@ from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
 from ado_stream.report.run_data import Floats, Ints
+from ado_stream.visible import visible
 
 PALETTE = (
     "#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#332288", "#882255",
@@ -140,11 +141,12 @@ def spread_labels(wanted_y: Sequence[float], gap: float, low: float, high: float
 
 
 def shorten(name: str, length: int = 22) -> str:
-    """`name` with its middle left out when it is longer than `length`."""
-    if len(name) <= length:
-        return name
-    head = (length - 1) * 2 // 3
-    return f"{name[:head]}…{name[-(length - 1 - head) :]}"
+    """`name` for a figure: its middle left out when it is longer than `length`, nothing invisible, no mathematics."""
+    name = visible(name).replace("\n", " ")
+    if len(name) > length:
+        head = (length - 1) * 2 // 3
+        name = f"{name[:head]}…{name[-(length - 1 - head) :]}"
+    return name.replace("$", r"\$")
 
 
 def bins(step_S: Ints, num: int = MAX_POINTS) -> Ints:

@@ -5,7 +5,7 @@ import math
 import numpy as np
 from matplotlib.axes import Axes
 
-from ado_stream.report.plot_style import RUN_MARKERS, Plot, new_figure, plot_binned, run_style, thousands
+from ado_stream.report.plot_style import RUN_MARKERS, Plot, new_figure, plot_binned, run_style, shorten, thousands
 from ado_stream.report.run_data import Evaluation, Run
 
 
@@ -18,12 +18,12 @@ def draw_progress(runs: list[Run]) -> Plot | None:
     axes = figure.subplots()
     tops = []
     for number, run in enumerate(shown):
-        label = f"{run.label}: training"
+        label = f"{shorten(run.label)}: training"
         loss_S = plot_binned(axes, run.step_S, run.loss_S, 120, label=label, alpha=0.75, **run_style(number))
         # the axis ends above the 99th percentile after the steep first twentieth
         tops.append(np.nanpercentile(loss_S[len(loss_S) // 20 :], 99) if np.isfinite(loss_S).any() else math.nan)
         if len(run.evaluations) > 1:
-            _validations(axes, run.evaluations, f"{run.label}: validation", number)
+            _validations(axes, run.evaluations, f"{shorten(run.label)}: validation", number)
     axes.set(xlabel="step", ylabel="loss (nats per token)")
     axes.set_ylim(top=float(np.nanmax(tops)) * 1.05)
     axes.legend(ncols=2)

@@ -5,10 +5,18 @@ import html
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
+from ado_stream.visible import visible
+
 CSS = """
-:root { color-scheme: light; --ink: #1c1f24; --soft: #5d6673; --line: #e3e6ea; --wash: #f6f7f9; }
+:root { color-scheme: light dark; --ink: #1c1f24; --soft: #5d6673; --line: #e3e6ea; --wash: #f6f7f9; --paper: #fff;
+  --lower: #0a6b4b; --higher: #a33a12; }
+@media screen and (prefers-color-scheme: dark) {
+  :root { --ink: #e6e8eb; --soft: #a3acb9; --line: #2f343c; --wash: #1e2126; --paper: #141414; --lower: #57c9a1;
+    --higher: #f0926c; }
+  figure img, .swatch { filter: invert(.922) hue-rotate(180deg); }  /* white becomes the paper, hues stay */
+}
 * { box-sizing: border-box; }
-body { margin: 0 auto; padding: 3rem 1.5rem 5rem; max-width: 1080px; background: #fff; color: var(--ink);
+body { margin: 0 auto; padding: 3rem 1.5rem 5rem; max-width: 1080px; background: var(--paper); color: var(--ink);
   font: 16px/1.55 system-ui, -apple-system, "Segoe UI", Roboto, "Noto Sans", "DejaVu Sans", sans-serif; }
 h1 { font-size: 2rem; line-height: 1.2; letter-spacing: -0.015em; margin: 0 0 .4rem; }
 h2 { font-size: 1.2rem; letter-spacing: -0.005em; margin: 3rem 0 .6rem; }
@@ -33,7 +41,7 @@ tr.first-total td { border-top: 1.5px solid #9aa2ad; }
 .swatch { display: inline-block; width: .7em; height: .7em; border-radius: 2px; margin-right: .55em; }
 code, pre { font: .86rem/1.5 ui-monospace, "SFMono-Regular", Menlo, Consolas, "DejaVu Sans Mono", monospace; }
 pre { background: var(--wash); padding: .8rem 1rem; overflow-x: auto; }
-.lower { color: #0a6b4b; } .higher { color: #a33a12; }
+.lower { color: var(--lower); } .higher { color: var(--higher); }
 @media print { body { padding: 0; max-width: none; } figure, table { break-inside: avoid; } }
 """
 
@@ -48,8 +56,8 @@ class Cell:
 
 
 def text(value: object) -> str:
-    """`value` escaped for HTML."""
-    return html.escape(str(value))
+    """`value` escaped for HTML, what cannot be seen spelled out."""
+    return html.escape(visible(str(value)))
 
 
 def table(header: Sequence[str], rows: Iterable[Sequence[str | Cell]], kind: str = "", num_total: int = 0) -> str:

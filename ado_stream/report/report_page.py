@@ -13,6 +13,7 @@ from typing import Any
 from ado_stream.durable import write_durably
 from ado_stream.errors import StorageError
 from ado_stream.report import report_html as html
+from ado_stream.report.comparison import OVERALL, common_unit, final_losses
 from ado_stream.report.forecast_plot import draw_forecasts
 from ado_stream.report.mixture_plot import draw_mixture, mixture_varies
 from ado_stream.report.plot_style import Plot, domain_colors, styled
@@ -21,8 +22,8 @@ from ado_stream.report.report_tables import domain_table, fact_table, health_tab
 from ado_stream.report.run_data import Run, load_runs
 from ado_stream.report.selection_plot import draw_selection
 from ado_stream.report.throughput_plot import draw_throughput
-from ado_stream.report.validation_plot import OVERALL, draw_validation, final_losses
-from ado_stream.report.verdict import LEVEL_NATS, caveats, compare
+from ado_stream.report.validation_plot import draw_validation
+from ado_stream.report.verdict import caveats, compare
 
 FILE_NAME = "report.html"
 
@@ -110,7 +111,8 @@ def _single_run_sentence(run: Run) -> str:
 def _domains(runs: list[Run], colors: dict[str, str]) -> str:
     header, rows = domain_table(runs, colors)
     totals = 2 if any(run.final is not None for run in runs) else 0
-    note = f"Losses in nats per token on held-out documents. Green and red: {LEVEL_NATS} nats or more lower or higher."
+    unit = common_unit([run for run in runs if run.final is not None])
+    note = f"Losses in {unit.name} on held-out documents. Green and red: {unit.level} or more lower or higher."
     return html.table_section("Domains", note, html.table(header, rows, num_total=totals))
 
 

@@ -8,14 +8,20 @@ from typing import Any
 import numpy as np
 
 from ado_stream.record import with_nan
+from ado_stream.report.comparison import (
+    OVERALL,
+    Unit,
+    common_unit,
+    final_losses,
+    pick_baseline,
+    why_not_comparable,
+)
 from ado_stream.report.forecast_plot import forecast_error, halfway_law, next_interval_error
 from ado_stream.report.mixture_plot import mixture_varies
 from ado_stream.report.plot_style import compact, signed
 from ado_stream.report.report_html import Cell
 from ado_stream.report.run_data import Floats, Run
 from ado_stream.report.throughput_plot import median_tokens_per_s
-from ado_stream.report.validation_plot import OVERALL, final_losses, pick_baseline
-from ado_stream.report.verdict import LEVEL_NATS
 
 Row = list[str | Cell]
 DASH = "–"
@@ -30,7 +36,8 @@ def domain_table(runs: list[Run], colors: dict[str, str], sizes: bool = True) ->
     """(header, rows): tokens if `sizes`, shares and validation loss of each domain, then the two overall measures."""
     measured = [run for run in runs if run.final is not None]
     baseline = pick_baseline(measured) if measured else None
-    others = [run for run in measured if run is not baseline]
+    unit = common_unit(measured)
+    others = [run for run in measured if baseline and run is not baseline and not why_not_comparable(run, baseline)]
     moving = [run for run in runs if mixture_varies(run)]
     header = ["domain"] + ["train tokens"] * sizes + ["prior"] + [f"{run.label}: mean share" for run in moving]
     header += ["validation tokens"] * (sizes and bool(measured)) + [f"{run.label}: loss" for run in measured]
@@ -41,8 +48,8 @@ def domain_table(runs: list[Run], colors: dict[str, str], sizes: bool = True) ->
         row: Row = [Cell(name, swatch=swatch)] + [_train_tokens(runs[0], name)] * sizes + [_prior(runs[0], name)]
         row += [_mean_share(run, name) for run in moving]
         row += [_validation_tokens(measured[0], name)] if sizes and measured else []
-        row += [number(final_losses(run).get(name), ".3f") for run in measured]
-        row += [_difference(run, baseline, name) for run in others if baseline]
+        row += [number(final_losses(run, unit).get(name), ".3f") for run in measured]
+        row += [_difference(run, baseline, name, unit) for run in others if baseline]
         rows.append(row)
     return header, rows
 
@@ -161,9 +168,9 @@ def _tokens(value: float) -> str:
     return compact(value) if math.isfinite(value) else DASH
 
 
-def _difference(run: Run, baseline: Run, name: str) -> Cell:
-    difference = final_losses(run).get(name, math.nan) - final_losses(baseline).get(name, math.nan)
-    level = not math.isfinite(difference) or abs(difference) < LEVEL_NATS
+def _difference(run: Run, baseline: Run, name: str, unit: Unit) -> Cell:
+    difference = final_losses(run, unit).get(name, math.nan) - final_losses(baseline, unit).get(name, math.nan)
+    level = not math.isfinite(difference) or abs(difference) < unit.level
     return Cell(signed(difference, ".3f"), "" if level else "lower" if difference < 0 else "higher")
 
 

@@ -11,12 +11,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
 import numpy as np
 from numpy.typing import NDArray
 
-from ado_stream.errors import ConfigError, NotFound
+from ado_stream.errors import ConfigError, DataError, NotFound
+from ado_stream.json_files import check_type
 from ado_stream.record import FILE_NAME, read_run, with_nan
 
 Floats = NDArray[np.float64]
@@ -54,19 +55,24 @@ class RefitLaws:
 
 @dataclass(frozen=True)
 class Evaluation:
-    """One validation: mean loss over all tokens, and per domain, in nats per token."""
+    """One validation: mean loss over all tokens, and per domain, in nats per token.
+
+    text_K: what identifies the text of each domain, {"tokens": hash, "head": hash}, or None where the record has none.
+    """
 
     step: int
     split: str
     loss: float
     domain_loss_K: Floats
     domain_tokens_K: Floats
+    domain_bytes_K: Floats
+    text_K: tuple[dict[str, str] | None, ...]
 
     @property
-    def domain_average(self) -> float:
-        """The mean of the domains' losses, each domain counting once; NaN when none was measured."""
-        finite = self.domain_loss_K[np.isfinite(self.domain_loss_K)]
-        return float(finite.mean()) if finite.size else math.nan
+    def bits_per_byte_K(self) -> Floats:
+        """(K,) bits per byte of text."""
+        with np.errstate(invalid="ignore", divide="ignore"):
+            return self.domain_loss_K * self.domain_tokens_K / (math.log(2) * self.domain_bytes_K)
 
 
 @dataclass(frozen=True)
@@ -97,8 +103,16 @@ class Run:
     @cached_property
     def train_tokens_K(self) -> Floats:
         """Training tokens of each domain in the corpus; NaN where the record has none."""
+        return self._corpus_sizes("tokens")
+
+    @cached_property
+    def train_bytes_K(self) -> Floats:
+        """Bytes of text of each domain in the corpus; NaN where the record has none."""
+        return self._corpus_sizes("bytes")
+
+    def _corpus_sizes(self, key: str) -> Floats:
         known = (self.metadata.get("corpus") or {}).get("domains") or {}
-        return np.array([(known.get(name) or {}).get("tokens") or math.nan for name in self.domains], dtype=np.float64)
+        return np.array([(known.get(name) or {}).get(key) or math.nan for name in self.domains], dtype=np.float64)
 
     @property
     def num_steps(self) -> int:
@@ -159,6 +173,13 @@ def _labels(directories: list[Path]) -> list[str]:
 
 
 def _load(directory: Path, label: str) -> Run:
+    try:
+        return _run(directory, label)
+    except (TypeError, ValueError, OverflowError) as error:  # of NumPy: no numbers, or not one a domain
+        raise DataError(f"{directory / FILE_NAME}: a line does not fit the run's domains: {error}.") from None
+
+
+def _run(directory: Path, label: str) -> Run:
     metadata, lines = read_run(directory)
     domains = tuple(metadata["domains"])
     steps, num_domains = lines["step"], len(domains)
@@ -176,10 +197,56 @@ def _load(directory: Path, label: str) -> Run:
         tokens_per_s_S=_matrix(steps, "tokens_per_s", 1)[:, 0],
         time_s={part: _matrix(times, part, 1)[:, 0] for part in (*PARTS, "total")},
         laws=tuple(_law(line, num_domains) for line in lines["fit"]),
-        health=lines["health"][-1]["health"] if lines["health"] else None,
+        health=_health(lines["health"][-1], domains, f"{directory / FILE_NAME}: health") if lines["health"] else None,
         evaluations=tuple(_evaluation(line, num_domains) for line in lines["eval"]),
         events=tuple(lines["event"]),
     )
+
+
+class _ForecastError(TypedDict):
+    mean: float | None
+    mean_abs: float | None
+
+
+class _Moved(TypedDict):
+    share_over_target: float
+    since_step: int
+    elasticity: float | None
+    elasticity_sd: float | None
+
+
+class Health(TypedDict, total=False):
+    """What the report shows of a policy's health(), by domain where there is a dict."""
+
+    refits: int
+    failed_refits: int
+    ignored_losses: dict[str, int]
+    held_laws: dict[str, int]
+    at_bound: dict[str, list[str]]
+    forecast_error: dict[str, _ForecastError]
+    moved: dict[str, _Moved]
+    middle_elasticity: float | None
+
+
+_ALWAYS: dict[str, tuple[str, ...]] = {  # keys that come together
+    "forecast_error": ("refits", "failed_refits", "ignored_losses", "held_laws", "at_bound"),
+    "moved": ("refits", "middle_elasticity"),
+}
+
+
+def _health(line: dict[str, Any], domains: tuple[str, ...], where: str) -> dict[str, Any]:
+    """The health of a line, checked: whole, and of these domains."""
+    health = line.get("health")
+    check_type(health, Health, where, DataError)
+    assert isinstance(health, dict)
+    missing = [key for mark, keys in _ALWAYS.items() if mark in health for key in keys if key not in health]
+    by_all = [
+        key for key in ("ignored_losses", "held_laws", "forecast_error") if set(health.get(key, domains)) != {*domains}
+    ]
+    by_some = [key for key in ("at_bound", "moved") if not {*domains}.issuperset(health.get(key, ()))]
+    if missing or by_all or by_some:
+        raise DataError(f"{where}: missing, or not of the run's domains: {', '.join((*missing, *by_all, *by_some))}.")
+    return health
 
 
 def _row(value: Any, num_domains: int) -> Floats:
@@ -205,4 +272,6 @@ def _evaluation(line: dict[str, Any], num_domains: int) -> Evaluation:
         loss=float(_row(line.get("loss"), 1)[0]),
         domain_loss_K=_row(line.get("domain_loss"), num_domains),
         domain_tokens_K=_row(line.get("domain_tokens"), num_domains),
+        domain_bytes_K=_row(line.get("domain_bytes"), num_domains),
+        text_K=tuple(line.get("domain_text") or [None] * num_domains),
     )

@@ -5,7 +5,17 @@ import math
 import numpy as np
 from matplotlib.axes import Axes
 
-from ado_stream.report.plot_style import INK, SOFT, Plot, compact, new_figure, plot_binned, run_style, thousands
+from ado_stream.report.plot_style import (
+    INK,
+    SOFT,
+    Plot,
+    compact,
+    new_figure,
+    plot_binned,
+    run_style,
+    shorten,
+    thousands,
+)
 from ado_stream.report.run_data import PARTS, Floats, Run
 
 PART_COLORS = {
@@ -61,7 +71,7 @@ def _speed(axes: Axes, runs: list[Run]) -> None:
     for number, run in enumerate(runs):
         if not math.isfinite(median_tokens_per_s(run)):
             continue
-        label = f"{run.label}: median {compact(median_tokens_per_s(run))}"
+        label = f"{shorten(run.label)}: median {compact(median_tokens_per_s(run))}"
         plot_binned(axes, run.step_S, run.tokens_per_s_S, 120, label=label, **run_style(number))
     axes.set(xlabel="step", ylabel="tokens per second", ylim=(0, None))
     axes.margins(y=0.25)
@@ -88,7 +98,7 @@ def _parts(axes: Axes, runs: list[Run]) -> None:
         if start > 0:
             cost = [f"{part} {1e5 * means_s[part] / start:.2g} %" for part in ("data", "policy") if part in means_s]
             axes.text(0, row + 0.36, ", ".join(cost), fontsize=8, color=SOFT, va="top")
-    axes.set_yticks(range(len(runs)), [run.label for run in runs], color=INK)
+    axes.set_yticks(range(len(runs)), [shorten(run.label) for run in runs], color=INK)
     axes.set(xlabel="mean time of a step (ms)", ylim=(len(runs) - 0.25, -0.5))
     axes.grid(visible=False, axis="y")
     axes.tick_params(axis="y", length=0)

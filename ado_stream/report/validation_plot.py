@@ -1,9 +1,4 @@
-"""Validation loss of several runs side by side, per domain and over all, with the differences to a baseline.
-
-Two measures over all, since a mixture may trade one for the other. "by corpus size" weights every domain by its share
-of the training tokens, also where validation takes equally many samples of each; "mean of domains" counts each domain
-once.
-"""
+"""Validation loss of several runs side by side, per domain and over all, with the differences to a baseline."""
 
 import math
 from typing import Any
@@ -12,34 +7,19 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
 
-from ado_stream.report.plot_style import INK, RUN_MARKERS, SOFT, Plot, label_rows, new_figure, signed
-from ado_stream.report.run_data import Evaluation, Run
+from ado_stream.report.comparison import (
+    NATS,
+    OVERALL,
+    Unit,
+    common_unit,
+    final_losses,
+    pick_baseline,
+    why_not_comparable,
+)
+from ado_stream.report.plot_style import INK, RUN_MARKERS, SOFT, Plot, label_rows, new_figure, shorten, signed
+from ado_stream.report.run_data import Run
 
 MAX_ROWS = 36
-OVERALL = ("by corpus size", "mean of domains")
-
-
-def pick_baseline(runs: list[Run]) -> Run:
-    """The run that the others are compared with: the first natural one, else the first."""
-    return next((run for run in runs if run.metadata.get("policy") == "natural"), runs[0])
-
-
-def final_losses(run: Run) -> dict[str, float]:
-    """{domain or overall measure: final validation loss}; empty without a validation."""
-    final = run.final
-    if final is None:
-        return {}
-    overall = dict(zip(OVERALL, (_by_corpus_size(run, final), final.domain_average), strict=True))
-    return {**dict(zip(run.domains, final.domain_loss_K.tolist(), strict=True)), **overall}
-
-
-def _by_corpus_size(run: Run, final: Evaluation) -> float:
-    """Mean of the domains' losses by training tokens; by validation tokens where the record has none of these."""
-    measured_K = np.isfinite(final.domain_loss_K)
-    weight_K = run.train_tokens_K[measured_K]
-    if not measured_K.any() or not np.isfinite(weight_K).all():
-        return final.loss
-    return float(np.average(final.domain_loss_K[measured_K], weights=weight_K))
 
 
 def draw_validation(runs: list[Run], colors: dict[str, str]) -> Plot | None:
@@ -47,63 +27,65 @@ def draw_validation(runs: list[Run], colors: dict[str, str]) -> Plot | None:
     measured = [run for run in runs if run.final is not None]
     if not measured:
         return None
-    baseline = pick_baseline(measured)
-    others = [run for run in measured if run is not baseline]
-    names = _rows(measured, baseline, list(colors))
+    baseline, unit = pick_baseline(measured), common_unit(measured)
+    others = [run for run in measured if run is not baseline and not why_not_comparable(run, baseline)]
+    names = _rows(measured, baseline, list(colors), unit)
     y = {name: row + (0.6 if name in OVERALL else 0.0) for row, name in enumerate(names)}
     figure = new_figure(0.9 + 0.29 * (len(names) + 1))
     grid = figure.subplots(1, 2 if others else 1, squeeze=False, sharey=True)[0]
-    _levels(grid[0], measured, y, colors)
+    _levels(grid[0], measured, y, colors, unit)
     if others:
-        _differences(grid[1], others, baseline, y, colors)
+        _differences(grid[1], others, baseline, y, colors, unit)
     part = "" if len(names) - 2 >= len(colors) else f" Shown: the {len(names) - 2} domains that differ most."
     caption = "Loss on held-out documents at the end of each run; lower is better. "
-    caption += "'By corpus size' weights domains by their training tokens."
+    caption += f"'By corpus size' weights domains by their training {'tokens' if unit is NATS else 'text'}."
     if others:
         caption += f" Right: difference to {baseline.label}; bars left of zero: a lower loss."
     return Plot("validation", "Validation loss side by side", caption + part, figure)
 
 
-def _rows(runs: list[Run], baseline: Run, domains: list[str]) -> list[str]:
+def _rows(runs: list[Run], baseline: Run, domains: list[str], unit: Unit) -> list[str]:
     known = {name for run in runs for name in run.domains}
     domains = [name for name in domains if name in known]
     if len(domains) > MAX_ROWS:
-        base, others = final_losses(baseline), [final_losses(run) for run in runs]
+        base, others = final_losses(baseline, unit), [final_losses(run, unit) for run in runs]
         size = {name: max(abs(o.get(name, math.nan) - base.get(name, math.nan)) for o in others) for name in domains}
         kept = sorted(domains, key=lambda name: -size[name] if math.isfinite(size[name]) else math.inf)[:MAX_ROWS]
         domains = [name for name in domains if name in kept]
     return [*domains, *OVERALL]
 
 
-def _levels(axes: Axes, runs: list[Run], y: dict[str, float], colors: dict[str, str]) -> None:
+def _levels(axes: Axes, runs: list[Run], y: dict[str, float], colors: dict[str, str], unit: Unit) -> None:
     handles = []
     for number, run in enumerate(runs):
         marker = RUN_MARKERS[number % len(RUN_MARKERS)]
         hollow = number > 0 and run is pick_baseline(runs)
-        for name, value in final_losses(run).items():
+        for name, value in final_losses(run, unit).items():
             if name in y and math.isfinite(value):
                 color = colors.get(name, INK)
                 face = "white" if hollow else color
                 axes.plot(value, y[name], marker, ms=6.5, mfc=face, mec=color, mew=1.5, zorder=3)
         face = "white" if hollow else INK
-        handles.append(Line2D([], [], ls="none", marker=marker, mfc=face, mec=INK, mew=1.5, label=run.label))
+        handles.append(Line2D([], [], ls="none", marker=marker, mfc=face, mec=INK, mew=1.5, label=shorten(run.label)))
     for name, row in y.items():
-        values = [final_losses(run).get(name, math.nan) for run in runs]
+        values = [final_losses(run, unit).get(name, math.nan) for run in runs]
         if np.isfinite(values).any():
             axes.plot([np.nanmin(values), np.nanmax(values)], [row, row], color=colors.get(name, INK), lw=1, alpha=0.5)
     label_rows(axes, list(y.values()), list(y), colors)
     for tick, name in zip(axes.get_yticklabels(), y, strict=True):
         tick.set_fontweight("bold" if name in OVERALL else "normal")
-    axes.set(xlabel="validation loss (nats per token)", ylim=(max(y.values()) + 0.7, -0.7))
+    axes.set(xlabel=f"validation loss ({unit.name})", ylim=(max(y.values()) + 0.7, -0.7))
     axes.legend(handles=handles, loc="lower left", bbox_to_anchor=(0, 1), ncols=3, borderaxespad=0.2, handletextpad=0.3)
 
 
-def _differences(axes: Axes, others: list[Run], base: Run, y: dict[str, float], colors: dict[str, str]) -> None:
-    base_loss = final_losses(base)
+def _differences(
+    axes: Axes, others: list[Run], base: Run, y: dict[str, float], colors: dict[str, str], unit: Unit
+) -> None:
+    base_loss = final_losses(base, unit)
     thickness = 0.62 / len(others)
     largest = 0.0
     for number, run in enumerate(others):
-        losses = final_losses(run)
+        losses = final_losses(run, unit)
         for name, row in y.items():
             difference = losses.get(name, math.nan) - base_loss.get(name, math.nan)
             if not math.isfinite(difference):
@@ -117,6 +99,7 @@ def _differences(axes: Axes, others: list[Run], base: Run, y: dict[str, float], 
             axes.annotate(signed(difference, ".3f"), (difference, place), offset, **style)
     axes.axvline(0, color=INK, lw=0.9)
     limit = 1.35 * largest or 0.01
-    axes.set(xlim=(-limit, limit), xlabel=f"difference to {base.label} (nats per token)")
-    axes.set_title(" and ".join(run.label for run in others[:2]) + f" minus {base.label}", loc="center", fontsize=9.5)
+    axes.set(xlim=(-limit, limit), xlabel=f"difference to {shorten(base.label)} ({unit.name})")
+    title = " and ".join(shorten(run.label) for run in others[:2])
+    axes.set_title(f"{title} minus {shorten(base.label)}", loc="center", fontsize=9.5)
     axes.tick_params(axis="y", length=0)

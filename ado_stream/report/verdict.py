@@ -1,8 +1,8 @@
 """The comparison of runs in sentences.
 
-Two losses count as level when they differ by less than LEVEL_NATS; both overall measures are always given (domains
-by corpus size, every domain once): a policy that shifts the mixture can improve one and worsen the other. Caveats list
-whatever makes the comparison unfair.
+Two losses count as level when they differ by less than their unit's level; both overall measures are always given
+(domains by corpus size, every domain once): a policy that shifts the mixture can improve one and worsen the other.
+Caveats list whatever makes the comparison unfair; where the validation text differs there is no verdict.
 """
 
 import math
@@ -10,10 +10,18 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from ado_stream.report.comparison import (
+    BITS,
+    NATS,
+    OVERALL,
+    Unit,
+    common_unit,
+    final_losses,
+    pick_baseline,
+    why_not_comparable,
+)
 from ado_stream.report.run_data import Run
-from ado_stream.report.validation_plot import OVERALL, final_losses, pick_baseline
 
-LEVEL_NATS = 0.005
 _SAME = {
     "steps": "steps",
     "global_batch_size": "batch size",
@@ -26,7 +34,10 @@ _SAME = {
 
 @dataclass(frozen=True)
 class Comparison:
-    """Final validation losses of `run` against `baseline`: domains lower, level, higher; differences in nats."""
+    """Final validation losses of `run` against `baseline`: domains lower, level, higher.
+
+    withheld: why the two cannot be compared, as a sentence; "" where they can.
+    """
 
     run: str
     baseline: str
@@ -34,6 +45,8 @@ class Comparison:
     level: int
     higher: int
     overall: dict[str, tuple[float, float]]  # measure: (this run's loss, the baseline's)
+    unit: Unit = NATS
+    withheld: str = ""
 
     @property
     def num_domains(self) -> int:
@@ -42,10 +55,13 @@ class Comparison:
 
     def sentence(self) -> str:
         """The comparison in two sentences."""
+        if self.withheld:
+            return f"{self.withheld} Their losses say nothing about each other: validate both on one text."
         counts = f"{self.run} ends lower than {self.baseline} on {self.lower} of {self.num_domains} domains"
+        short = "nats" if self.unit is NATS else self.unit.name
         rest = [f"{number} {word}" for number, word in ((self.level, "level"), (self.higher, "higher")) if number]
         measures = [
-            f"{name} {own:.3f} against {base:.3f} nats ({_difference(own - base)})"
+            f"{name} {own:.3f} against {base:.3f} {short} ({_difference(own - base, self.unit)})"
             for name, (own, base) in self.overall.items()
             if math.isfinite(own - base)
         ]
@@ -55,7 +71,9 @@ class Comparison:
 
     def headline(self) -> str:
         """One line: lower, higher, level or mixed by the two overall measures."""
-        signs = {_sign(own - base) for own, base in self.overall.values() if math.isfinite(own - base)}
+        if self.withheld:
+            return f"No verdict: {self.run} and {self.baseline} cannot be compared"
+        signs = {_sign(own - base, self.unit) for own, base in self.overall.values() if math.isfinite(own - base)}
         if signs == {-1}:
             return f"{self.run} reached a lower validation loss than {self.baseline}"
         if signs == {1}:
@@ -78,6 +96,9 @@ def caveats(runs: list[Run]) -> list[str]:
     """Reasons to doubt the comparison, one sentence each."""
     found = [_cut_short(run) for run in runs if run.planned_steps and run.num_steps < run.planned_steps]
     found += [f"{run.label} recorded no validation." for run in runs if run.final is None]
+    found += [note for run in runs if (note := _unmeasured(run))]
+    if common_unit(runs) is BITS:
+        found.append("Tokenizers differ, so losses are compared in bits per byte of text.")
     found += [
         f"{run.label} recorded {int(bad)} steps with a loss that is not finite."
         for run in runs
@@ -91,20 +112,32 @@ def caveats(runs: list[Run]) -> list[str]:
 
 
 def _compare(run: Run, baseline: Run) -> Comparison:
-    own, base = final_losses(run), final_losses(baseline)
+    unit = common_unit([run, baseline])
+    own, base = final_losses(run, unit), final_losses(baseline, unit)
     shared = [name for name in run.domains if name in baseline.domains]
-    signs = [_sign(own[name] - base[name]) for name in shared if math.isfinite(own[name] - base[name])]
+    signs = [_sign(own[name] - base[name], unit) for name in shared if math.isfinite(own[name] - base[name])]
     overall = {name: (own[name], base[name]) for name in OVERALL}
-    return Comparison(run.label, baseline.label, signs.count(-1), signs.count(0), signs.count(1), overall)
+    withheld = why_not_comparable(run, baseline)
+    counts = (signs.count(-1), signs.count(0), signs.count(1))
+    return Comparison(run.label, baseline.label, *counts, overall, unit, withheld)
 
 
-def _sign(difference: float) -> int:
-    return 0 if abs(difference) < LEVEL_NATS else int(math.copysign(1, difference))
+def _sign(difference: float, unit: Unit) -> int:
+    return 0 if abs(difference) < unit.level else int(math.copysign(1, difference))
 
 
-def _difference(difference: float) -> str:
-    sign = _sign(difference)
+def _difference(difference: float, unit: Unit) -> str:
+    sign = _sign(difference, unit)
     return "level" if sign == 0 else f"{abs(difference):.3f} {'lower' if sign < 0 else 'higher'}"
+
+
+def _unmeasured(run: Run) -> str:
+    """Which domains had no validation text, as a sentence; "" where all had."""
+    final = run.final
+    missing = (
+        [] if final is None else [n for n, loss in zip(run.domains, final.domain_loss_K, strict=True) if np.isnan(loss)]
+    )
+    return f"{run.label}: no validation text of {', '.join(missing)}, which no measure includes." if missing else ""
 
 
 def _cut_short(run: Run) -> str:

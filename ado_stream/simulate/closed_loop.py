@@ -2,7 +2,8 @@
 
 A spec (YAML, all keys but `domains` optional):
     steps: 60000            global_batch_size: 256      seed: 17        mixture_lag: 8 (as the loader's)
-    domains: {name: {prior, eps, beta, alpha, noise, break_samples, break_alpha}}, or a number of random ones
+    domains: {name: {prior, eps, beta, alpha, noise, break_samples, break_alpha, samples}}, or a number of random ones
+    wanted: {name: weight} of the losses that count, for regret (default: the priors)
     transfer: 0.1, or {learner: {teacher: weight}}      noise: nats of one sample's loss, for all domains
     bumps: [{step, height, decay_steps}]
     policies: {label: {policy: name (default the label), guards: [{name: floor, minimum: 0.01}], ...its options}}
@@ -17,8 +18,9 @@ from typing import Any
 import numpy as np
 
 from ado_stream.errors import ConfigError
+from ado_stream.option_checks import whole
 from ado_stream.policy.base_policy import Floats, Ints, Policy, RunContext
-from ado_stream.policy.option_checks import whole
+from ado_stream.policy.domain_weights import parse_shares, with_text_keys
 from ado_stream.policy.policy_registry import make_run_policy
 from ado_stream.simulate.synthetic_domains import SyntheticDomains, parse_domains
 from ado_stream.suggest import did_you_mean
@@ -26,7 +28,7 @@ from ado_stream.suggest import did_you_mean
 _CHUNK_STEPS = 512  # of noise made at once
 _MAX_ROWS = 2000  # of an outcome: enough for a picture
 _KEYS = (
-    "steps", "global_batch_size", "seed", "mixture_lag", "domains", "transfer", "noise", "bumps", "policies",
+    "steps", "global_batch_size", "seed", "mixture_lag", "domains", "wanted", "transfer", "noise", "bumps", "policies",
 )  # fmt: skip
 
 
@@ -39,6 +41,7 @@ class Spec:
     global_batch_size: int
     seed: int
     mixture_lag: int
+    wanted_K: Floats  # weights of the losses that count; sum 1
     policies: Mapping[str, tuple[str, Mapping[str, Any]]] = field(default_factory=dict)
 
     def make(self, label: str) -> Policy:
@@ -46,7 +49,9 @@ class Spec:
         name, options = self.policies[label]
         own = {key: value for key, value in options.items() if key != "guards"}
         prior = dict(zip(self.domains.names, self.domains.prior_K.tolist(), strict=True))
-        run = RunContext(self.steps, self.global_batch_size, self.mixture_lag)
+        size_K = self.domains.size_K
+        sizes = dict(zip(self.domains.names, size_K.tolist(), strict=True)) if np.isfinite(size_K).all() else None
+        run = RunContext(self.steps, self.global_batch_size, self.mixture_lag, sizes)
         return make_run_policy(name, prior, own, options.get("guards", ()), run)
 
 
@@ -81,8 +86,18 @@ def read_spec(given: Mapping[str, Any]) -> Spec:
             ("mixture_lag", 8, 0),
         )
     }
-    policies = given.get("policies", {"natural": {}, "ado": {}})
-    return Spec(domains=parse_domains(given, numbers["seed"]), policies=_parse_policies(policies), **numbers)
+    domains = parse_domains(given, numbers["seed"])
+    wanted = given.get("wanted")
+    if isinstance(wanted, Mapping):
+        wanted = {**dict.fromkeys(domains.names, 0.0), **with_text_keys(wanted, "wanted")}
+    return Spec(
+        domains=domains,
+        wanted_K=domains.prior_K
+        if wanted is None
+        else parse_shares(wanted, domains.names, len(domains.names), "wanted"),
+        policies=_parse_policies(given.get("policies", {"natural": {}, "ado": {}})),
+        **numbers,
+    )
 
 
 def simulate(spec: Spec, policy: Policy) -> Outcome:
@@ -101,9 +116,9 @@ def simulate(spec: Spec, policy: Policy) -> Outcome:
             shift_C = generator.random(_CHUNK_STEPS)
         mixture_K = pending.popleft()
         count_K = systematic_counts(mixture_K, batch, shift_C[row])
-        loss_K = domains.loss(own_K)
+        loss_K = domains.training_loss(own_K)
         if step % every == 0:
-            kept.append((step, mixture_K, loss_K))
+            kept.append((step, mixture_K, domains.loss(own_K)))
         with np.errstate(divide="ignore", invalid="ignore"):  # a domain without samples has no loss: NaN
             observed_K = loss_K + bump_T[step] + noise_CK[row] / np.sqrt(count_K)
         observed_K[count_K == 0.0] = np.nan

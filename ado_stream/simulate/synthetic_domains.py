@@ -1,12 +1,14 @@
 """Synthetic domains to try policies on: the true loss of each as a function of the samples drawn so far.
 
-    n_k = 1 + own_k + sum_j transfer_kj own_j                        effective samples of domain k
+    u_k = own_k, or size_k + 15 size_k (1 - exp(-(own_k / size_k - 1) / 15)) past the first epoch
+    n_k = 1 + u_k + sum_j transfer_kj u_j                            effective samples of domain k
     log gap_k = log beta_k - alpha_k log n_k - (alpha'_k - alpha_k) max(log n_k - log break_k, 0)
     L_k = min(eps_k + gap_k, cap)                                    nats per token
 A broken law continues with exponent alpha' past `break` samples. The loss that a step observes is L_k plus the bump of
 that step (as after a learning rate that was too high), plus noise_k / sqrt(c_k) for c_k samples drawn. n counts
 samples, as in docs/math.md section 1.
-Source of the broken form: arXiv 2210.14891, with a sharp break.
+The training loss of text that is read again goes on falling as if it were new: own_k in place of u_k.
+Sources: arXiv 2210.14891 for the broken form, with a sharp break; arXiv 2305.16264 for what repeats are worth.
 """
 
 import math
@@ -18,11 +20,12 @@ from typing import Any
 import numpy as np
 
 from ado_stream.errors import ConfigError
+from ado_stream.option_checks import number, positive, whole
 from ado_stream.policy.base_policy import Floats
 from ado_stream.policy.domain_weights import parse_shares, quoted_list, with_text_keys
-from ado_stream.policy.option_checks import number, positive, whole
 
-_DOMAIN_KEYS = {"prior", "eps", "beta", "alpha", "noise", "break_samples", "break_alpha"}
+_DOMAIN_KEYS = {"prior", "eps", "beta", "alpha", "noise", "break_samples", "break_alpha", "samples"}
+_REPEAT_EPOCHS = 15.0  # R*: what n epochs are worth tends to 1 + R* fresh ones
 _BUMP_KEYS = {"step", "height", "decay_steps"}
 
 
@@ -41,6 +44,7 @@ class SyntheticDomains:
     noise_K: Floats
     log_break_K: Floats
     break_alpha_K: Floats
+    size_K: Floats  # samples of one epoch; infinite where nothing repeats
     transfer: float | Floats = 0.0
     bumps: tuple[tuple[float, float, float], ...] = ()
     cap: float = 10.8  # nats: about log of a vocabulary of 50,000
@@ -52,8 +56,20 @@ class SyntheticDomains:
     def _broken(self) -> bool:
         return bool(np.isfinite(self.log_break_K).any())
 
+    @cached_property
+    def _repeats(self) -> bool:
+        return bool(np.isfinite(self.size_K).any())
+
     def loss(self, own_K: Floats) -> Floats:
         """(K,) true losses after `own_K` samples of each domain were drawn."""
+        if self._repeats:
+            epochs_K = own_K / self.size_K
+            worth_K = 1.0 - _REPEAT_EPOCHS * np.expm1(-np.maximum(epochs_K - 1.0, 0.0) / _REPEAT_EPOCHS)
+            own_K = np.where(epochs_K > 1.0, np.where(np.isfinite(self.size_K), self.size_K, 0.0) * worth_K, own_K)
+        return self.training_loss(own_K)
+
+    def training_loss(self, own_K: Floats) -> Floats:
+        """(K,) losses that a batch shows after `own_K` samples, without bumps and noise."""
         if isinstance(self.transfer, float):
             # own + transfer (sum - own), without a (K, K) matrix
             effective_K = (1.0 + self.transfer * own_K.sum()) + (1.0 - self.transfer) * own_K
@@ -86,11 +102,12 @@ def parse_domains(spec: Mapping[str, Any], seed: int) -> SyntheticDomains:
         domains = random_domains(whole("spec: domains", domains, 1), seed)
     if not isinstance(domains, Mapping) or not domains:
         raise ConfigError("domains: give {name: {prior, eps, beta, alpha}}, or how many random ones to make.")
+    domains = with_text_keys(domains, "domains")
     for name, law in domains.items():
         _check_domain(name, law)
     laws = list(domains.values())
     alpha_K = _column(laws, "alpha")
-    names = [str(name) for name in domains]
+    names = list(domains)
     return SyntheticDomains(
         names=names,
         prior_K=parse_shares([law["prior"] for law in laws], names, len(names), "prior"),
@@ -100,6 +117,7 @@ def parse_domains(spec: Mapping[str, Any], seed: int) -> SyntheticDomains:
         noise_K=_column(laws, "noise", noise),
         log_break_K=np.log(_column(laws, "break_samples", np.inf)),
         break_alpha_K=np.array([law.get("break_alpha", law["alpha"]) for law in laws], dtype=np.float64),
+        size_K=_column(laws, "samples", np.inf),
         transfer=_transfer(spec.get("transfer", 0.0), names),
         bumps=_bumps(spec.get("bumps", ())),
     )
@@ -132,7 +150,7 @@ def _check_domain(name: Any, law: Any) -> None:
         keys = quoted_list(sorted(_DOMAIN_KEYS), most=99)
         raise ConfigError(f"domains: {name!r} {' and '.join(wrong)}; the keys are {keys}.")
     for key, value in law.items():
-        if key in ("eps", "beta", "break_samples"):
+        if key in ("eps", "beta", "break_samples", "samples"):
             positive(f"domains: {key} of {name!r}", value)
         else:
             number(f"domains: {key} of {name!r}", value, -math.inf if "alpha" in key else 0.0)

@@ -5,18 +5,19 @@ a dead process, and whoever takes the lock may delete it.
 """
 
 import os
+import re
 import threading
-import time
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from pathlib import Path
 
 from ado_stream.durable import disk_errors, new_file, private_folder, rename_durably
+from ado_stream.storage.object_locks import lock_if_free, lock_path
 from ado_stream.storage.verify import ContentError, Verifier
 
 TEMP_DIR = ".ado-tmp"
 BAD_PREFIX = ".bad-"
-LEFTOVER_AGE_S = 3600.0  # longer than any download may take
+_SUFFIX = re.compile(r"\.\d+-\d+(\.\d+)?$")  # process and thread, and the number of a scratch file
 
 
 def temporary_path(destination: Path) -> Path:
@@ -26,13 +27,23 @@ def temporary_path(destination: Path) -> Path:
 
 def remove_leftovers(destination: Path) -> None:
     """Deletes unfinished files of `destination`; only for the holder of its lock."""
-    _unlink_temporaries(destination.parent, lambda entry: entry.name.startswith(destination.name + "."))
+
+    def unlink(entry: os.DirEntry) -> None:
+        if entry.name.startswith(destination.name + "."):
+            os.unlink(entry.path)
+
+    _for_temporaries(destination.parent, unlink)
 
 
-def remove_old_leftovers(folder: Path) -> None:
-    """Deletes unfinished files not written to for an hour: left by processes that were killed."""
-    oldest_s = time.time() - LEFTOVER_AGE_S
-    _unlink_temporaries(folder, lambda entry: entry.stat(follow_symlinks=False).st_mtime < oldest_s)
+def remove_free_leftovers(folder: Path) -> None:
+    """Deletes every unfinished file of `folder` whose object nobody is making: left by processes that were killed."""
+
+    def unlink(entry: os.DirEntry) -> None:
+        with lock_if_free(lock_path(folder / _SUFFIX.sub("", entry.name))) as held:
+            if held:
+                os.unlink(entry.path)
+
+    _for_temporaries(folder, unlink)
 
 
 class CompleteFile:
@@ -98,12 +109,8 @@ def quarantine(path: Path) -> None:
                 old.unlink(missing_ok=True)
 
 
-def _unlink_temporaries(folder: Path, dead: Callable[[os.DirEntry], bool]) -> None:
-    try:
-        with os.scandir(folder / TEMP_DIR) as entries:
-            for entry in entries:
-                with suppress(FileNotFoundError):
-                    if dead(entry):
-                        os.unlink(entry.path)
-    except FileNotFoundError:
-        return
+def _for_temporaries(folder: Path, act: Callable[[os.DirEntry], object]) -> None:
+    with suppress(FileNotFoundError), os.scandir(folder / TEMP_DIR) as entries:
+        for entry in entries:
+            with suppress(FileNotFoundError):
+                act(entry)

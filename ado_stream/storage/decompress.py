@@ -1,11 +1,13 @@
 """A stored file to its raw bytes, with a cap on the output against decompression bombs.
 
-Invariant: never more than the raw size in the index (at most 4 GiB, the reach of MDS offsets) is written. zstd, gz and
-bz2 are streamed in bounded memory; br and snappy go through Streaming's compression module, a whole shard at a time.
+Invariant: never more than the raw size in the index (at most 4 GiB, the reach of MDS offsets) is written. zstd, gz, bz2
+and br are streamed in bounded memory; snappy is decompressed as a whole, to a size that its stored bytes can hold.
 """
 
 import bz2
 import gzip
+import io
+import itertools
 import os
 import threading
 import zlib
@@ -21,6 +23,10 @@ from ado_stream.storage.retry import raise_if_stopped
 from ado_stream.storage.verify import CHUNK_BYTES, ContentError, Mismatch
 
 MAX_RAW_BYTES = 1 << 32
+_FREE_RAW_BYTES = 1 << 28  # that anything may decompress to
+_MAX_RATIO = 1000
+_BROTLI_FEED_BYTES = 1 << 16
+_SNAPPY_RATIO = 22  # an element of three bytes copies 64 at most
 
 
 def decompress(spec: ObjectSpec, stop: threading.Event | None = None) -> os.stat_result:
@@ -41,11 +47,6 @@ def decompress(spec: ObjectSpec, stop: threading.Event | None = None) -> os.stat
 
 def _raw_chunks(spec: ObjectSpec) -> Iterator[bytes]:
     family = (spec.compression or "").partition(":")[0]
-    if family in ("br", "snappy"):
-        if family == "snappy":
-            _check_snappy_size(spec, MAX_RAW_BYTES if spec.raw_bytes is None else spec.raw_bytes)
-        yield _whole(spec, family)
-        return
     try:
         with open(spec.stored, "rb") as source, _reader(spec, family, source) as stream:
             while chunk := stream.read(CHUNK_BYTES):
@@ -54,7 +55,16 @@ def _raw_chunks(spec: ObjectSpec) -> Iterator[bytes]:
         raise ContentError(Mismatch(family, str(error), "a complete stream")) from error
 
 
+def is_bomb(raw_bytes: int, stored_bytes: int) -> bool:
+    """Whether so few bytes for so many are surely forged: text does not repeat itself by the gigabyte."""
+    return raw_bytes > max(_FREE_RAW_BYTES, _MAX_RATIO * stored_bytes)
+
+
 def _reader(spec: ObjectSpec, family: str, source: IO[bytes]) -> Any:
+    if family == "br":
+        return _BrotliReader(source)
+    if family == "snappy":
+        return io.BytesIO(_snappy(source.read(), MAX_RAW_BYTES if spec.raw_bytes is None else spec.raw_bytes))
     if family == "zstd":
         return zstandard.ZstdDecompressor().stream_reader(source, read_across_frames=True)
     if family == "gz":
@@ -64,23 +74,41 @@ def _reader(spec: ObjectSpec, family: str, source: IO[bytes]) -> Any:
     raise IndexInvalid(f"{spec.label}: unknown compression {spec.compression!r}; known: zstd, gz, bz2, br, snappy.")
 
 
-def _check_snappy_size(spec: ObjectSpec, most_bytes: int) -> None:
-    """Raises ContentError when the stream's head claims more bytes than the index says: they would be allocated."""
-    with open(spec.stored, "rb") as source:
-        head = source.read(5)
-    size = sum((byte & 0x7F) << (7 * place) for place, byte in enumerate(head[: _varint_bytes(head)]))
-    if size > most_bytes:
-        raise ContentError(Mismatch("raw size", str(size), str(most_bytes)))
+class _BrotliReader(io.RawIOBase):
+    """Brotli's decoder as a stream. Raises EOFError where the data end early, are damaged, or go on after the end."""
+
+    def __init__(self, source: IO[bytes]):
+        import brotli
+
+        self._source = source
+        self._decoder = brotli.Decompressor()
+        self._error = brotli.error
+
+    def read(self, size: int = CHUNK_BYTES) -> bytes:
+        """The next bytes, about `size` at most; b"" at the end."""
+        raw = b""
+        while not raw and not self._decoder.is_finished():
+            stored = self._source.read(_BROTLI_FEED_BYTES) if self._decoder.can_accept_more_data() else b""
+            try:
+                raw = self._decoder.process(stored, output_buffer_limit=size)
+            except self._error as error:
+                raise EOFError(str(error)) from error
+            if not (stored or raw or self._decoder.is_finished()):
+                raise EOFError("the stream ends early")
+        if not raw and self._source.read(1):
+            raise EOFError("bytes after the end of the stream")
+        return raw
 
 
-def _varint_bytes(head: bytes) -> int:
-    return next((place + 1 for place, byte in enumerate(head) if byte < 0x80), len(head))
+def _snappy(stored: bytes, most_bytes: int) -> bytes:
+    """The raw bytes, which are allocated as the head claims them; no byte of snappy stands for more than 22."""
+    import snappy
 
-
-def _whole(spec: ObjectSpec, family: str) -> bytes:
-    from streaming.base.compression import decompress as streaming_decompress
-
+    varint = itertools.takewhile(lambda place: place == 0 or stored[place - 1] & 0x80, range(min(5, len(stored))))
+    size = sum((stored[place] & 0x7F) << (7 * place) for place in varint)
+    if size > min(most_bytes, _SNAPPY_RATIO * len(stored)):
+        raise ContentError(Mismatch("raw size", str(size), f"at most {min(most_bytes, _SNAPPY_RATIO * len(stored))}"))
     try:
-        return streaming_decompress(family, spec.stored.read_bytes())
-    except Exception as error:  # these codecs share no base class; whatever they raise means damaged bytes
-        raise ContentError(Mismatch(family, str(error), "a complete stream")) from error
+        return snappy.decompress(stored)
+    except Exception as error:  # its releases share no type; whatever they raise means damaged bytes
+        raise EOFError(str(error)) from error

@@ -19,6 +19,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import xxhash
+
 from ado_stream.errors import AccessDenied, ConfigError, IndexInvalid, NotFound, StorageError, Throttled
 from ado_stream.storage import s3
 from ado_stream.storage.complete_file import CompleteFile
@@ -73,6 +75,18 @@ def download_bytes(remote_url: str, retry: RetryPolicy | None = None, most_bytes
 
     Raises as `download`, and IndexInvalid when it is larger.
     """
+    found = download_if_changed(remote_url, "", retry, most_bytes)
+    assert found is not None
+    return found[0]
+
+
+def download_if_changed(
+    remote_url: str, tag: str, retry: RetryPolicy | None = None, most_bytes: int = _MAX_METADATA_BYTES
+) -> tuple[bytes, str] | None:
+    """(content, tag) of `remote_url`; None when it has this `tag` still, as a store can say without sending it.
+
+    Raises as `download_bytes`.
+    """
     monitor = DownloadMonitor(retry or RetryPolicy(), remote_url)
     content = bytearray()
 
@@ -81,13 +95,15 @@ def download_bytes(remote_url: str, retry: RetryPolicy | None = None, most_bytes
             raise IndexInvalid(f"{remote_url}: over {most_bytes} bytes, which no such file of ours has. Check the URL.")
         content.extend(chunk)
 
-    def attempt() -> None:
+    def attempt() -> str | None:
         content.clear()
-        _receive(remote_url, write, Path(folder) / "object", monitor)
+        return _receive(remote_url, write, Path(folder) / "object", monitor, tag)
 
     with tempfile.TemporaryDirectory(prefix="ado-", ignore_cleanup_errors=True) as folder:
-        with_retries(attempt, monitor)
-    return bytes(content)
+        found, _ = with_retries(attempt, monitor)
+    if found == "":  # the store has no tags: one of the content
+        found = xxhash.xxh3_128_hexdigest(content)
+    return None if found is None or found == tag else (bytes(content), found)
 
 
 def object_version(remote_url: str, retry: RetryPolicy | None = None) -> str | None:
@@ -128,14 +144,18 @@ def _is_s3(remote_url: str) -> bool:
     return remote_url[:5].lower() == "s3://"
 
 
-def _receive(remote_url: str, write: Callable[[bytes], None], temporary: Path, monitor: DownloadMonitor) -> None:
+def _receive(
+    remote_url: str, write: Callable[[bytes], None], temporary: Path, monitor: DownloadMonitor, unless: str = ""
+) -> str | None:
+    """Passes the content to `write`; returns its tag ("": none), or None, passing nothing, when that is `unless`."""
     path = local_path(remote_url)
     if path is not None:
         _copy(path, write, monitor)
     elif _is_s3(remote_url):
-        s3.get_object(remote_url, write, monitor)
+        return s3.get_object(remote_url, write, monitor, unless)
     else:
         _receive_through_streaming(remote_url, write, temporary, monitor)
+    return ""
 
 
 def _copy(path: Path, write: Callable[[bytes], None], monitor: DownloadMonitor) -> None:
@@ -166,7 +186,7 @@ def _receive_through_streaming(
         except BaseException as error:  # noqa: BLE001 (raised in the waiting thread below)
             outcome.append(error)
 
-    thread = threading.Thread(target=work, name=f"download {remote_url}", daemon=True)
+    thread = threading.Thread(target=work, name="ado-download", daemon=True)
     thread.start()
     try:
         while thread.is_alive():

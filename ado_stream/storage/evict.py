@@ -2,7 +2,8 @@
 
 Invariants: only files that can be downloaded again are deleted, never a pinned one, never one whose lock is held (so an
 unfinished file is deleted only when its maker died); deleting is unlink, so an open or mapped file stays readable.
-Order: least recently used first. A use sets the file's access time (os.utime), which every process sees.
+Order: least recently used first. A use sets the file's access time (os.utime), which every process sees; where the
+clock was set back, to the latest time seen.
 
 Folders are scanned once; from then on a download costs the same whatever the number of files. Bytes: each process adds
 what it reserves, makes and deletes to the folder's account, a file of int64 changes that only grows (appends need no
@@ -51,6 +52,7 @@ class Evictor:
         self._queue: list[tuple[int, str]] = []  # heap of (access time in ns, file)
         self._size_bytes: dict[str, int] = {}
         self._until_scan = 0  # files to delete before the next scan
+        self._latest_ns = 0
         self._pins: Counter[Path] = Counter()
         self._lock = threading.Lock()
 
@@ -72,6 +74,11 @@ class Evictor:
             self._pins[path] -= 1
             if self._pins[path] <= 0:
                 del self._pins[path]
+
+    def touch(self, path: Path, status: os.stat_result) -> None:
+        """Marks `path` as just used; its modification time stays. A file that is gone or not ours is left alone."""
+        with suppress(FileNotFoundError, PermissionError):
+            os.utime(path, ns=(self._now_ns(), status.st_mtime_ns))
 
     @contextmanager
     def room(self, spec: ObjectSpec, deadline: Deadline) -> Iterator[None]:
@@ -96,7 +103,7 @@ class Evictor:
                 self._record(spec.raw.parent, made_bytes - spec.peak_bytes)
                 if made_bytes:
                     self._size_bytes[str(spec.raw)] = made_bytes
-                    heapq.heappush(self._queue, (time.time_ns(), str(spec.raw)))
+                    heapq.heappush(self._queue, (self._now_ns(), str(spec.raw)))
 
     def relieve(self, spec: ObjectSpec, deadline: Deadline) -> None:
         """After the disk was full: evicts enough for `spec`, or waits a moment for peers that are making shards.
@@ -104,7 +111,7 @@ class Evictor:
         Raises CacheFull when nothing may be deleted and no peer is at work, or when `deadline` has passed.
         """
         with self._lock:
-            if self._evict(max(spec.peak_bytes, 1), spec) > 0:
+            if self._evict(max(spec.peak_bytes, 1), spec) > 0 and not deadline.passed:
                 return
             raws = map(_raw, self._size_bytes)  # of the scan that found nothing to delete
             peers = any(raw not in self._pins and raw != spec.raw for raw in raws)
@@ -183,7 +190,7 @@ class Evictor:
                 continue
             self._size_bytes.pop(path, None)  # deleted by a peer, who has recorded it
         for path in kept:  # in use: to the end of the queue
-            heapq.heappush(self._queue, (time.time_ns(), path))
+            heapq.heappush(self._queue, (self._now_ns(), path))
         return freed_bytes
 
     def _scan(self) -> None:
@@ -195,6 +202,7 @@ class Evictor:
                     self._queue.append((status.st_atime_ns, path))
                     self._size_bytes[path] = status.st_size
         heapq.heapify(self._queue)
+        self._latest_ns = max([self._latest_ns, *(used_ns for used_ns, _ in self._queue)])
         self._total_bytes = sum(self._size_bytes.values())
         self._until_scan = max(len(self._queue), 1000)
 
@@ -219,16 +227,15 @@ class Evictor:
         except OSError:  # a full disk, for instance: count what is there instead
             self._until_scan = 0
 
+    def _now_ns(self) -> int:
+        """The time of a use: after all others that this process has set or seen, also where the clock was set back."""
+        self._latest_ns = max(time.time_ns(), self._latest_ns + 1)
+        return self._latest_ns
+
     def _evictable_bytes(self) -> int:
         with self._lock:
             self._scan()
             return sum(size for path, size in self._size_bytes.items() if _raw(path) not in self._pins)
-
-
-def touch(path: Path, status: os.stat_result) -> None:
-    """Marks `path` as just used; its modification time stays. A file that is gone or not ours is left alone."""
-    with suppress(FileNotFoundError, PermissionError):
-        os.utime(path, ns=(time.time_ns(), status.st_mtime_ns))
 
 
 def _account(folder: Path) -> Path:

@@ -22,10 +22,11 @@ from typing import TypeVar
 
 from ado_stream.durable import DiskError, private_folder
 from ado_stream.errors import CacheFull, ConfigError, NotFound, ShardCorrupt
-from ado_stream.storage.complete_file import quarantine, remove_leftovers, remove_old_leftovers
+from ado_stream.redact import redact
+from ado_stream.storage.complete_file import quarantine, remove_free_leftovers, remove_leftovers
 from ado_stream.storage.decompress import decompress
 from ado_stream.storage.download import download, local_path
-from ado_stream.storage.evict import Evictor, touch
+from ado_stream.storage.evict import Evictor
 from ado_stream.storage.object_locks import object_lock
 from ado_stream.storage.object_spec import Fetched, ObjectSpec
 from ado_stream.storage.retry import Deadline, RetryPolicy
@@ -246,7 +247,7 @@ class NodeCache:
 
     def _touch(self, spec: ObjectSpec, status: os.stat_result) -> None:
         if spec.remote is not None:
-            touch(spec.raw, status)
+            self._evictor.touch(spec.raw, status)
 
     def _set_aside(self, spec: ObjectSpec, path: Path) -> None:
         """Quarantines a bad file that can be downloaded again; a file without a remote stays where it is."""
@@ -270,13 +271,13 @@ class NodeCache:
             ) from error
         if spec.remote is not None:
             self._evictor.add_folder(folder)
-            remove_old_leftovers(folder)
+            remove_free_leftovers(folder)
 
     def _warn_without_hashes(self, spec: ObjectSpec) -> None:
         bare = spec.raw_bytes is not None and not spec.raw_hashes and not spec.stored_hashes
         if bare and self._is_first("warn", spec.raw.parent):
             warnings.warn(
-                f"{spec.where}: the index holds no hashes, so only sizes are checked.\n"
+                f"{redact(spec.where)}: the index holds no hashes, so only sizes are checked.\n"
                 "  Write the shards with hashes=['xxh64'].",
                 UserWarning,
                 stacklevel=3,

@@ -69,11 +69,16 @@ class Deadline:
         self.seconds, self.what, self.stop = seconds, what, stop
         self._until = time.monotonic() + seconds
 
+    @property
+    def passed(self) -> bool:
+        """Whether the time is over."""
+        return time.monotonic() >= self._until
+
     def wait(self) -> bool:
         """Sleeps a moment; False when the deadline has passed. Raises StoppedError when `stop` is set."""
         raise_if_stopped(self.stop, self.what)
         time.sleep(POLL_S)
-        return time.monotonic() < self._until
+        return not self.passed
 
 
 class DownloadMonitor:
@@ -142,6 +147,7 @@ def with_retries(call: Callable[[], T], monitor: DownloadMonitor) -> tuple[T, in
             if not failure.transient or attempt == policy.attempts or delay_s >= monitor.remaining_s:
                 tries = f"{attempt} attempt{'s' if attempt > 1 else ''}"
                 text = f"{monitor.what}: {failure.reason} ({tries} in {monitor.elapsed_s:.1f} s)."
-                raise failure.error(text + (f"\n  {failure.advice}" if failure.advice else "")) from failure.__cause__
+                # Without its cause: a traceback would print what a client says of URLs, credentials among it.
+                raise failure.error(text + (f"\n  {failure.advice}" if failure.advice else "")) from None
         monitor.pause(delay_s)
     raise AssertionError("the last attempt returns or raises")

@@ -47,29 +47,38 @@ _clients: dict[tuple[Any, ...], Any] = {}
 _clients_lock = threading.Lock()
 
 
-def get_object(url: str, write: Callable[[bytes], None], monitor: DownloadMonitor) -> None:
-    """Passes the object's bytes to `write` in one attempt; raises AttemptError when that did not work.
+def get_object(url: str, write: Callable[[bytes], None], monitor: DownloadMonitor, unless: str = "") -> str | None:
+    """Passes the object's bytes to `write` in one attempt and returns its ETag, "" where the store gives none.
+
+    None, and no bytes, when its ETag is `unless`. Raises AttemptError when the attempt did not work.
 
     Args:
         url: s3://bucket/key.
         write: takes each chunk; what it raises passes through.
         monitor: counts every chunk; ends the attempt when it stalls, is late, or is to stop.
     """
-    _request("get_object", url, monitor, lambda response: _read_body(response, write, monitor))
+
+    def read(response: dict[str, Any]) -> str:
+        _read_body(response, write, monitor)
+        return str(response.get("ETag", ""))
+
+    return _request("get_object", url, monitor, read, {"IfNoneMatch": unless} if unless else {})
 
 
 def object_etag(url: str, monitor: DownloadMonitor) -> str:
     """The object's ETag, in one attempt. Raises as `get_object`."""
-    return _request("head_object", url, monitor, lambda response: str(response["ETag"]))
+    return str(_request("head_object", url, monitor, lambda response: response["ETag"], {}))
 
 
-def _request(operation: str, url: str, monitor: DownloadMonitor, read: Callable[[dict[str, Any]], T]) -> T:
-    """What `read` makes of the response, which may still have to be received."""
+def _request(
+    operation: str, url: str, monitor: DownloadMonitor, read: Callable[[dict[str, Any]], T], options: dict[str, str]
+) -> T | None:
+    """What `read` makes of the response, which may still have to be received; None: not modified."""
     import urllib3.exceptions
     from botocore.exceptions import BotoCoreError, ClientError, NoCredentialsError
 
     parts = urllib.parse.urlsplit(url)
-    request = {"Bucket": parts.netloc, "Key": urllib.parse.urlunsplit(("", "", *parts[2:])).lstrip("/")}
+    request = {"Bucket": parts.netloc, "Key": urllib.parse.urlunsplit(("", "", *parts[2:])).lstrip("/"), **options}
     if parts.netloc in _requester_pays():
         request["RequestPayer"] = "requester"
     try:
@@ -79,6 +88,8 @@ def _request(operation: str, url: str, monitor: DownloadMonitor, read: Callable[
             response = getattr(_client(monitor.policy.read_timeout_s, unsigned=True), operation)(**request)
         return read(response)
     except ClientError as error:
+        if error.response.get("ResponseMetadata", {}).get("HTTPStatusCode") == 304:
+            return None
         raise _classified(error) from error
     except (BotoCoreError, urllib3.exceptions.HTTPError, OSError) as error:
         raise AttemptError(StorageError, f"{type(error).__name__}: {error}", transient=True) from error
@@ -119,7 +130,10 @@ def _client(read_timeout_s: float, unsigned: bool = False) -> Any:
                 retries={"total_max_attempts": 1, "mode": "standard"},
                 signature_version=UNSIGNED if unsigned else None,
             )
-            _clients[key] = Session().client("s3", config=config, endpoint_url=endpoint)
+            try:
+                _clients[key] = Session().client("s3", config=config, endpoint_url=endpoint)
+            except ValueError as error:
+                raise ConfigError(f"S3_ENDPOINT_URL: {error}\n  Expected http://HOST:PORT or https://HOST.") from None
         return _clients[key]
 
 

@@ -9,7 +9,8 @@ import time
 
 import numpy as np
 
-from ado_stream.errors import ConfigError, PolicyError
+from ado_stream.errors import PolicyError
+from ado_stream.option_checks import whole
 from ado_stream.stream.shared_mixtures import SharedMixtures
 
 _POLL_S = 0.05  # between checks of what another process may have posted, which cannot notify
@@ -42,9 +43,10 @@ class MixtureBoard:
     def publish(self, step: int, mixture_K: np.ndarray) -> None:
         """Sets the mixture of `step`. The same one again is harmless.
 
-        mixture_K: (K,) float >= 0 that sum to 1 within 1e-6. Raises PolicyError for other input, and when the step
-        was already drawn with another mixture.
+        mixture_K: (K,) float >= 0 that sum to 1 within 1e-6. Raises PolicyError for other input, ConfigError for what
+        is no step, and PolicyError when the step was already drawn with another mixture; nothing has changed then.
         """
+        step = whole("publish: step", step)
         mixture_K = self._checked(step, mixture_K)
         # Post before asking who reads: a worker that opens in between collects it, and until one opens it is kept here.
         if not self._shared.is_read_here:
@@ -52,7 +54,6 @@ class MixtureBoard:
             if self._shared.is_read_elsewhere:
                 return
         with self._changed:
-            self._any_published = True
             if step < self._next_to_draw:
                 drawn = self._drawn.get(step)
                 if drawn is None or not np.array_equal(drawn, mixture_K):
@@ -61,6 +62,7 @@ class MixtureBoard:
                         f"draw is {self._next_to_draw}.\n  Publish earlier, or give the data set a larger mixture_lag."
                     )
                 return
+            self._any_published = True
             self._published[step] = mixture_K
             self._changed.notify_all()
 
@@ -163,7 +165,10 @@ class MixtureBoard:
         )
 
     def _checked(self, step: int, mixture: np.ndarray) -> np.ndarray:
-        mixture_K = np.array(mixture, np.float64)
+        try:
+            mixture_K = np.array(mixture, np.float64)
+        except (TypeError, ValueError, RuntimeError):  # RuntimeError: of a tensor with a gradient
+            raise PolicyError(f"publish({step}, ...): {mixture!r:.80} is no array of numbers.") from None
         if mixture_K.shape != self.prior_K.shape:
             raise PolicyError(
                 f"publish({step}, ...): shape {mixture_K.shape}; expected {self.prior_K.shape}, one per domain."
@@ -173,6 +178,4 @@ class MixtureBoard:
                 f"publish({step}, ...): not a mixture; smallest {mixture_K.min()}, sum {mixture_K.sum()}. Expected "
                 f"probabilities >= 0 that sum to 1."
             )
-        if step < 0:
-            raise ConfigError(f"publish({step}, ...): steps start at 0.")
         return mixture_K

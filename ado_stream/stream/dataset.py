@@ -5,6 +5,7 @@ Invariants: the batch of step s is a pure function of (shards, seed, global_batc
 mixture of s); the cursors and `state_dict` are those after the step last handed out, whatever was made ahead.
 """
 
+import math
 import shutil
 from collections import deque
 from collections.abc import Iterable, Iterator, Mapping
@@ -17,20 +18,23 @@ import xxhash
 from torch.utils.data import IterableDataset, get_worker_info
 
 from ado_stream.errors import ConfigError
+from ado_stream.option_checks import instance, one_of, optional, positive, text, whole
 from ado_stream.storage.node_cache import NodeCache
 from ado_stream.storage.retry import RetryPolicy
 from ado_stream.stream.batch_draw import SAMPLINGS, DrawSettings, StepDraw, advance, draw_step
 from ado_stream.stream.batch_pipeline import BatchPipeline, BatchSource, PipelineOptions, RankBatch
 from ado_stream.stream.board import MixtureBoard
 from ado_stream.stream.device_copies import DeviceCopies, TokenBatch
+from ado_stream.stream.document_positions import document_positions
 from ado_stream.stream.domain import as_domains
 from ado_stream.stream.lookahead import LookaheadLimits
 from ado_stream.stream.open_indexes import open_indexes
 from ado_stream.stream.sample_order import UpcomingIds, make_order
 from ado_stream.stream.shard_table import ShardTable
 from ado_stream.stream.slots import make_rank_slots
-from ado_stream.stream.stream_state import decode_state, encode_state
+from ado_stream.stream.stream_state import StreamState, decode_state, encode_state
 
+INTEGERS = tuple(f"{sign}int{bits}" for sign in ("", "u") for bits in (8, 16, 32, 64))
 _AUDIT_STEPS = 64  # draws kept after they were handed out
 _LOOKAHEAD_STEPS = 64
 _FLIGHT_BYTES = 1 << 30
@@ -42,7 +46,7 @@ class AdaptiveStreamingDataset(IterableDataset):
     """An endless stream of batches from several domains, in proportions that may change at every step.
 
     Args:
-        domains: ado.Domain objects, or Streaming's Stream objects.
+        domains: a Corpus, or a list of ado.Domain or Streaming's Stream objects.
         global_batch_size: B, samples a step over all ranks; a multiple of canonical_nodes and of the number of ranks.
         seed: of order and draw.
         canonical_nodes: C lanes; a node that serves whole lanes reads only their shards. Part of a run's identity.
@@ -54,6 +58,8 @@ class AdaptiveStreamingDataset(IterableDataset):
         replication: this many consecutive ranks get the same samples (tensor or context parallel groups).
         shuffle: "blocks", or one of Streaming's py1e, py1br, py1s, py2s, naive.
         token_column, token_dtype: of the tokens, in MDS data sets that `prepare` did not write.
+        positions, end_token: True adds `positions` to each batch, (b, T) int64: the place of every input token in its
+            document, of which each ends with `end_token`.
         vocab_size: tokens outside [0, vocab_size) are an error when a batch is read; None: not checked.
         timeout_s: longest wait for a mixture, a shard or a batch.
         retry: attempts, deadlines and pauses of downloads; None: storage's RetryPolicy().
@@ -78,6 +84,8 @@ class AdaptiveStreamingDataset(IterableDataset):
         shuffle: str = "blocks",
         token_column: str = "tokens",
         token_dtype: str | None = None,
+        positions: bool = False,
+        end_token: int | None = None,
         vocab_size: int | None = None,
         timeout_s: float = 900.0,
         retry: RetryPolicy | None = None,
@@ -86,14 +94,24 @@ class AdaptiveStreamingDataset(IterableDataset):
     ):
         super().__init__()
         self.domains = as_domains(domains)
-        if sampling not in SAMPLINGS:
-            raise ConfigError(f"sampling '{sampling}'; expected one of {', '.join(SAMPLINGS)}.")
-        if mixture_lag is not None and mixture_lag < 0:
-            raise ConfigError(f"mixture_lag {mixture_lag}; expected 0 or more, or None to keep each mixture.")
+        if positions and end_token is None:
+            raise ConfigError("positions=True: give end_token=, the token that ends a document (tokenizer.end_id).")
+        self._end_token = end_token if positions else None
+        global_batch_size = whole("global_batch_size", global_batch_size, 1)
+        canonical_nodes, seed = whole("canonical_nodes", canonical_nodes, 1), whole("seed", seed, -math.inf)
+        mixture_lag = optional(whole, "mixture_lag", mixture_lag)
+        sampling, shuffle = one_of("sampling", sampling, SAMPLINGS), text("shuffle", shuffle)
+        cache_limit = optional(whole, "cache_limit", cache_limit, 1)
+        predownload = optional(whole, "predownload", predownload, 1)
+        token_column, token_dtype = (
+            text("token_column", token_column),
+            optional(one_of, "token_dtype", token_dtype, INTEGERS),
+        )
+        retry = optional(instance, "retry", retry, RetryPolicy)
         self.rank_slots = make_rank_slots(rank, world_size, replication)
         slots = self.rank_slots.slots(global_batch_size, canonical_nodes)
         self.settings = DrawSettings(global_batch_size, canonical_nodes, seed, sampling)
-        self.mixture_lag, self.timeout_s = mixture_lag, timeout_s
+        self.mixture_lag, self.timeout_s = mixture_lag, positive("timeout_s", timeout_s)
         self._identity = {
             "seed": seed,
             "global_batch_size": global_batch_size,
@@ -106,7 +124,7 @@ class AdaptiveStreamingDataset(IterableDataset):
         orders = [make_order(index.name, index.samples_S, seed, canonical_nodes, shuffle) for index in indexes]
         self._cache = NodeCache(cache_limit, retry)
         self._cache.check_fits(index.spec(int(index.raw_bytes_S.argmax())) for index in indexes)
-        self._cache_limit, self._vocab_size = cache_limit, vocab_size
+        self._cache_limit, self._vocab_size = cache_limit, optional(whole, "vocab_size", vocab_size, 1)
         self._predownload = predownload or _LOOKAHEAD_STEPS * global_batch_size
         self._board = MixtureBoard(self._prior(), mixture_lag)
         self._source = BatchSource(indexes, self._cache, orders, self._board, self.settings, slots)
@@ -187,7 +205,7 @@ class AdaptiveStreamingDataset(IterableDataset):
         self._check_read_here()
         if (kept := self._kept_draw(step)) is not None:
             return kept.mixture_K
-        mixture_K = self._board.known(step) if step >= self._step else None
+        mixture_K = self._board.known(step) if whole("step", step) >= self._step else None
         if mixture_K is None:
             raise ConfigError(f"the mixture of step {step} is not available at step {self._step}: {_KEPT}")
         return mixture_K
@@ -229,7 +247,7 @@ class AdaptiveStreamingDataset(IterableDataset):
         self._check_read_here()
         if (kept := self._kept_draw(step)) is not None:
             return kept
-        if step < self._step:
+        if whole("step", step) < self._step:
             raise ConfigError(f"step {step} is not available at step {self._step}: {_KEPT}")
         cursors_KC = self._cursors_KC.copy()
         for ahead in range(self._step, step + 1):
@@ -248,6 +266,13 @@ class AdaptiveStreamingDataset(IterableDataset):
             )
 
     # Iteration ----------------------------------------------------------------------------------------------------
+
+    def skip(self, mixture: np.ndarray) -> None:
+        """Goes to the next step as if a batch of this mixture had been handed out, without reading it."""
+        self.publish(self._step, mixture)
+        cursors_KC = self._cursors_KC.copy()
+        draw_step(self.settings, self._step, self.mixture(self._step), cursors_KC)
+        self.restore((self._step + 1, cursors_KC, self._board.pending(self._step + 1)))
 
     def check_prefetch(self, prefetch: int) -> None:
         """Raises ConfigError when batches made `prefetch` steps ahead would wait for mixtures not published yet."""
@@ -305,6 +330,8 @@ class AdaptiveStreamingDataset(IterableDataset):
         self._audit.append(draw)
         self._step += 1
         self._board.forget(self._step - _AUDIT_STEPS)
+        if self._end_token is not None:
+            batch["positions"] = document_positions(batch["tokens"][:, :-1], self._end_token)
         return batch
 
     @property
@@ -362,7 +389,15 @@ class AdaptiveStreamingDataset(IterableDataset):
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Continues from `state`, saved with any number of ranks. Raises ResumeError (see stream_state.py)."""
-        step, cursors_KC, pending = decode_state(state, self._identity, self._indexes)
+        self.restore(self.decode(state))
+
+    def decode(self, state: Mapping[str, Any]) -> StreamState:
+        """What `restore` takes, checked; changes nothing. Raises as `load_state_dict`."""
+        return decode_state(state, self._identity, self._indexes)
+
+    def restore(self, decoded: StreamState) -> None:
+        """Continues from what `decode` returned."""
+        step, cursors_KC, pending = decoded
         self.close()  # before the cursors change, which its thread may be reading; the board is reset with no reader
         self._step, self._cursors_KC = step, cursors_KC
         self._audit.clear()

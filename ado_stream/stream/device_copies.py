@@ -1,7 +1,7 @@
 """A batch as the training loop gets it, and its copy to a device while the step before is computed."""
 
 import contextlib
-from typing import TypedDict
+from typing import NotRequired, TypedDict
 
 import torch
 
@@ -12,6 +12,7 @@ class TokenBatch(TypedDict):
     tokens: torch.Tensor  # (b, T + 1) int64
     domain: torch.Tensor  # (b,) int64
     step: int
+    positions: NotRequired[torch.Tensor]  # (b, T) int64: of each input token in its document
 
 
 class DeviceCopies:

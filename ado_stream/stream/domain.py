@@ -5,11 +5,13 @@ A list of Streaming's `Stream(remote=..., local=..., split=..., proportion=...)`
 
 import math
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, fields
 from typing import Any
 
 from ado_stream.errors import ConfigError
+from ado_stream.option_checks import number, optional, path_text
+from ado_stream.redact import redact
 from ado_stream.storage.download import local_path
 
 
@@ -19,6 +21,7 @@ class Domain:
 
     remote: URL or path of the folder that is read; None when the shards are in `local`.
     local:  folder on this machine: the shards themselves (remote None) or the cache of the remote.
+            Path objects become strings.
     prior:  weight, on any positive scale; None for all domains: their numbers of tokens.
     """
 
@@ -30,23 +33,28 @@ class Domain:
     def __post_init__(self) -> None:
         if not self.name or not isinstance(self.name, str):
             raise ConfigError(f"a domain needs a name, a non-empty string; got {self.name!r}.")
+        for field in ("remote", "local"):
+            checked = optional(path_text, f"domain '{self.name}': {field}", getattr(self, field))
+            object.__setattr__(self, field, checked)
         if self.local is None:
             what = "data or cache" if self.remote is None else f"cache of {self.remote}"
             raise ConfigError(f"domain '{self.name}': no local folder. Give local=, the folder of its {what}.")
-        if self.prior is not None and not (math.isfinite(self.prior) and self.prior >= 0):
-            raise ConfigError(f"domain '{self.name}': prior {self.prior}; expected a finite weight >= 0, or None.")
+        object.__setattr__(self, "prior", optional(number, f"domain '{self.name}': prior", self.prior, 0.0))
 
     def __repr__(self) -> str:
         given = ((field.name, getattr(self, field.name)) for field in fields(self))
-        return f"Domain({', '.join(f'{name}={value!r}' for name, value in given if value is not None)})"
+        return redact(f"Domain({', '.join(f'{name}={value!r}' for name, value in given if value is not None)})")
 
 
 def as_domains(given: Iterable[Any]) -> list[Domain]:
-    """`given` (Domains, or Streaming's Stream objects) as a checked list of Domains.
+    """`given` (a Corpus, Domains, or Streaming's Stream objects) as a checked list of Domains.
 
     A Stream's name is the last part of its remote or local path. Raises ConfigError for an empty list, a name or a
     source that comes twice, priors on some domains only, and Streams with `repeat` or `choose`.
     """
+    given = getattr(given, "domains", given)  # a Corpus
+    if isinstance(given, str | Mapping | Domain) or not isinstance(given, Iterable):
+        raise ConfigError(f"domains is {given!r:.80}; expected a Corpus, or a list of ado.Domain or streaming.Stream.")
     domains = [item if isinstance(item, Domain) else _from_stream(item) for item in given]
     if not domains:
         raise ConfigError("no domains given; a mixture needs at least one.")
@@ -82,7 +90,7 @@ def _source(domain: Domain) -> str:
 
 def _from_stream(stream: Any) -> Domain:
     if not (hasattr(stream, "remote") and hasattr(stream, "local")):
-        raise ConfigError(f"expected ado.Domain or streaming.Stream, got {type(stream).__name__}.")
+        raise ConfigError(f"domains contains {stream!r:.80}; expected ado.Domain or streaming.Stream.")
     split = getattr(stream, "split", None) or ""
     path = (stream.remote or stream.local).rstrip("/")
     name = path.rsplit("/", 1)[-1]

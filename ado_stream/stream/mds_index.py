@@ -5,10 +5,12 @@ used. Format: MosaicML Streaming, MDS version 2. Of a sample's columns the token
 them, are never decoded.
 """
 
+import io
 import json
+import re
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypedDict, TypeGuard
+from typing import Any
 
 import numpy as np
 import xxhash
@@ -22,14 +24,13 @@ TOKEN_COLUMN = "tokens"
 _INTEGER_DTYPES = ("uint8", "int8", "uint16", "int16", "uint32", "int32", "uint64", "int64")
 _MAX_SHARD_BYTES = 1 << 32  # MDS offsets are uint32
 _MAX_NAME_BYTES = 200  # file systems take 255; ours have a suffix for the lock and the unfinished file
+_MAX_ALGORITHMS = 8  # of hashes; each is a column
+_COLUMN_KEYS = ("column_names", "column_encodings", "column_sizes")
+_BASENAME = re.compile(r"(?!\.{1,2}\Z)[^/\\\0\ud800-\udfff]+")  # JSON may hold half of a surrogate pair
+_HASHES = re.compile(r"[\w-]{1,128}( [\w-]{1,128})*", re.ASCII)  # names of algorithms, then digests
 
-
-class ShardFile(TypedDict):
-    """A file of a shard, checked."""
-
-    basename: str
-    bytes: int
-    hashes: dict[str, str]
+Layout = tuple[tuple[str, str, int | None], ...]  # (name, encoding, size in bytes) of each column
+_File = tuple[bytes, int, dict[str, str]]  # basename, bytes, {algorithm: digest}
 
 
 @dataclass(frozen=True)
@@ -50,25 +51,70 @@ class TokenColumn:
 
 
 @dataclass(frozen=True)
+class IndexContent:
+    """The checked content of one index.json, wherever it lies, in arrays: 100 to 200 bytes a shard."""
+
+    samples_S: np.ndarray  # (S,) int64
+    raw_S: np.ndarray  # (S,) records of the uncompressed files: basename, bytes, a digest for each algorithm of hashes
+    stored_S: np.ndarray  # (S,) the same of the files as stored; those of raw_S when nothing is compressed
+    compression: str | None
+    layout: Layout
+    fingerprint: str  # of every shard's samples, raw size and raw hashes; the same for any compression
+    digest: str  # of the index's bytes
+
+    def encode(self) -> bytes:
+        """The bytes that `decode` takes, which begin with a hash of them."""
+        buffer = io.BytesIO()
+        for array_S in (self.samples_S, self.raw_S, self.stored_S):
+            np.save(buffer, array_S, allow_pickle=False)
+        buffer.write(json.dumps([self.compression, self.layout, self.fingerprint, self.digest]).encode())
+        body = buffer.getvalue()
+        return xxhash.xxh3_128_digest(body) + body
+
+    @staticmethod
+    def decode(data: bytes) -> "IndexContent | None":
+        """The content; None for bytes that `encode` has not made."""
+        body = data[16:]
+        if xxhash.xxh3_128_digest(body) != data[:16]:
+            return None
+        buffer = io.BytesIO(body)
+        samples_S, raw_S, stored_S = (np.load(buffer, allow_pickle=False) for _ in range(3))
+        compression, layout, fingerprint, digest = json.loads(buffer.read())
+        return IndexContent(samples_S, raw_S, stored_S, compression, tuple(map(tuple, layout)), fingerprint, digest)
+
+
+@dataclass(frozen=True)
 class MdsIndex:
-    """The checked content of one index.json, held in a few arrays and lists whatever the number of shards."""
+    """An index under its domain's name, with the places of its shards."""
 
     name: str
     remote: str | None
     local: Path  # of the shards: the data set's own folder, or the one that caches them
+    content: IndexContent
     column: TokenColumn
-    samples_S: np.ndarray  # (S,) int64
     first_id_S: np.ndarray  # (S + 1,) int64: id of a shard's first sample
-    raw_bytes_S: np.ndarray  # (S,) int64
-    compression: str | None
-    files: list[tuple[ShardFile, ShardFile | None]]  # (raw, compressed)
-    fingerprint: str
     versions: str = ""  # of data without hashes: changes when they are replaced at the remote
+
+    @property
+    def fingerprint(self) -> str:
+        """The same for the same samples, in any compression and place."""
+        return self.content.fingerprint
+
+    @property
+    def samples_S(self) -> np.ndarray:
+        """(S,) int64: samples of each shard."""
+        return self.content.samples_S
+
+    @property
+    def raw_bytes_S(self) -> np.ndarray:
+        """(S,) int64: bytes of each shard, uncompressed."""
+        return self.content.raw_S["bytes"]
 
     @property
     def has_hashes(self) -> bool:
         """Whether the index says what every raw shard contains."""
-        return all(raw["hashes"] for raw, _ in self.files)
+        raw_S = self.content.raw_S
+        return bool(np.any([raw_S[name] != b"" for name in raw_S.dtype.names[2:]], axis=0).all())
 
     @property
     def num_samples(self) -> int:
@@ -81,30 +127,43 @@ class MdsIndex:
 
     def spec(self, shard: int) -> ObjectSpec:
         """What to fetch for shard number `shard`."""
-        raw, stored = self.files[shard]
-        kept = stored or raw
+        raw_name, raw_bytes, raw_hashes = _file_at(self.content.raw_S, shard)
+        stored_name, stored_bytes, stored_hashes = _file_at(self.content.stored_S, shard)
         return ObjectSpec(
-            label=f"domain '{self.name}' {raw['basename']}",
-            remote=f"{self.remote.rstrip('/')}/{kept['basename']}" if self.remote else None,
-            stored=self.local / kept["basename"],
-            raw=self.local / raw["basename"],
-            stored_bytes=kept["bytes"],
-            raw_bytes=raw["bytes"],
-            stored_hashes=kept["hashes"],
-            raw_hashes=raw["hashes"],
-            compression=self.compression if stored else None,
+            label=f"domain '{self.name}' {raw_name}",
+            remote=f"{self.remote.rstrip('/')}/{stored_name}" if self.remote else None,
+            stored=self.local / stored_name,
+            raw=self.local / raw_name,
+            stored_bytes=stored_bytes,
+            raw_bytes=raw_bytes,
+            stored_hashes=stored_hashes,
+            raw_hashes=raw_hashes,
+            compression=self.content.compression,
         )
 
 
-def parse_index(
-    text: bytes, name: str, remote: str | None, local: Path, column: str = TOKEN_COLUMN, dtype: str | None = None
+def make_index(
+    content: IndexContent,
+    name: str,
+    remote: str | None,
+    local: Path,
+    column: str = TOKEN_COLUMN,
+    dtype: str | None = None,
 ) -> MdsIndex:
-    """`text`, the bytes of an index.json, as an MdsIndex.
+    """`content` as the index of domain `name`.
 
     column: name of the token column. dtype: of the tokens when the column is plain bytes (default int64, as LLM
     Foundry writes them). Raises IndexInvalid with the place, ConfigError when there is no such column.
     """
-    where = f"{remote or local}/{INDEX_NAME}"
+    tokens = _token_column(content.layout, column, dtype, name, f"{remote or local}/{INDEX_NAME}")
+    return MdsIndex(name, remote, local, content, tokens, np.concatenate([[0], np.cumsum(content.samples_S)]))
+
+
+def parse_index(text: bytes, name: str, where: str) -> IndexContent:
+    """`text`, the bytes of domain `name`'s index.json at `where`, checked.
+
+    Raises IndexInvalid with the place, ConfigError when it lists no shards.
+    """
     try:
         content = json.loads(text)
     except (ValueError, RecursionError) as error:
@@ -114,94 +173,132 @@ def parse_index(
         version = content.get("version") if isinstance(content, dict) else None
         raise IndexInvalid(f"{where}: index version {version!r}; expected version {MDS_VERSION} (domain '{name}').")
     shards = content.get("shards")
-    if not isinstance(shards, list) or not all(isinstance(shard, dict) for shard in shards):
+    if not isinstance(shards, list):
         raise IndexInvalid(f"{where}: 'shards' is not a list of objects (domain '{name}').")
     if not shards:
         raise ConfigError(f"domain '{name}' is empty: {where} lists no shards. Remove it, or prepare it again.")
-    files = [_files(shard, f"{where}, shard {number}") for number, shard in enumerate(shards)]
-    layouts = {_layout(shard, where) for shard in shards}
-    if len(layouts) != 1:
-        raise IndexInvalid(f"{where}: shards with different columns (domain '{name}'). Write the data set again.")
-    samples_S = np.array([_count(shard, "samples", f"{where}, shard {n}") for n, shard in enumerate(shards)], np.int64)
-    first_id_S = np.concatenate([[0], np.cumsum(samples_S)])
-    compressions = {
-        shard.get("compression") if stored else None for shard, (_, stored) in zip(shards, files, strict=True)
-    }
-    if len(compressions) != 1:
-        raise IndexInvalid(f"{where}: shards with different compressions (domain '{name}'). Write the data set again.")
-    return MdsIndex(
-        name=name,
-        remote=remote,
-        local=local,
-        column=_token_column(layouts.pop(), column, dtype, name, where),
-        samples_S=samples_S,
-        first_id_S=first_id_S,
-        raw_bytes_S=np.array([raw["bytes"] for raw, _ in files], np.int64),
-        compression=compressions.pop(),
-        files=files,
-        fingerprint=_fingerprint(samples_S, files),
+    samples: list[int] = []
+    raw: list[_File] = []
+    stored: list[_File] = []
+    formats: set[tuple[str | None, Layout]] = set()
+    last: list[object] = []
+    for number, shard in enumerate(shards):
+        try:
+            compression = _compression(shard)
+            samples.append(_count(shard, "samples"))
+            raw.append(_file(shard, "raw_data"))
+            stored.append(_file(shard, "zip_data") if compression else raw[-1])
+            columns = [shard.get(key) for key in _COLUMN_KEYS]
+            if [compression, *columns] != last:  # checked once for all shards alike
+                formats.add((compression, _layout(*columns)))
+                last = [compression, *columns]
+        except IndexInvalid as error:
+            raise IndexInvalid(f"{where}, shard {number}: {error}") from None
+    if len(formats) != 1:
+        raise IndexInvalid(
+            f"{where}: shards with different columns or compressions (domain '{name}'). Write the data set again."
+        )
+    compression, layout = formats.pop()
+    rows = [
+        json.dumps([count, size, sorted(hashes.items())]) for count, (_, size, hashes) in zip(samples, raw, strict=True)
+    ]
+    raw_S = _records(raw, where)
+    return IndexContent(
+        samples_S=np.array(samples, np.int64),
+        raw_S=raw_S,
+        stored_S=_records(stored, where) if compression else raw_S,
+        compression=compression,
+        layout=layout,
+        fingerprint=xxhash.xxh3_128_hexdigest(f"[{', '.join(rows)}]".encode()),
+        digest=xxhash.xxh3_128_hexdigest(text),
     )
 
 
-def _fingerprint(samples_S: np.ndarray, files: list[tuple[ShardFile, ShardFile | None]]) -> str:
-    """One hash over every shard's samples, raw size and raw hashes; the same for any compression."""
-    rows = [
-        [int(samples), raw["bytes"], sorted(raw["hashes"].items())]
-        for samples, (raw, _) in zip(samples_S, files, strict=True)
-    ]
-    return xxhash.xxh3_128_hexdigest(json.dumps(rows).encode())
+def _records(files: list[_File], where: str) -> np.ndarray:
+    """(S,) records of basename, bytes and, for each algorithm that any of the files has, its digest or b""."""
+    algorithms = sorted(set().union(*(hashes for *_, hashes in files)))
+    if len(algorithms) > _MAX_ALGORITHMS or {"basename", "bytes"} & set(algorithms):
+        raise IndexInvalid(f"{where}: hashes of {algorithms[:_MAX_ALGORITHMS]}. Write the data set again with xxh64.")
+    names, sizes, hashes = zip(*files, strict=True)
+    digests = [np.array([own.get(algorithm, "") for own in hashes], "S") for algorithm in algorithms]
+    columns = {
+        "basename": np.array(names),
+        "bytes": np.array(sizes, np.int64),
+        **dict(zip(algorithms, digests, strict=True)),
+    }
+    records_S = np.empty(len(files), [(key, column_S.dtype) for key, column_S in columns.items()])
+    for key, column_S in columns.items():
+        records_S[key] = column_S
+    return records_S
 
 
-def _count(entry: dict[str, Any], key: str, where: str) -> int:
+def _file_at(records_S: np.ndarray, shard: int) -> tuple[str, int, dict[str, str]]:
+    """Basename, bytes and hashes of a shard's file."""
+    name, size, *digests = records_S[shard].item()
+    algorithms = records_S.dtype.names[2:]
+    return (
+        name.decode(),
+        size,
+        {key: digest.decode() for key, digest in zip(algorithms, digests, strict=True) if digest},
+    )
+
+
+def _count(entry: dict[str, Any], key: str) -> int:
     value = entry.get(key)
-    if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value <= _MAX_SHARD_BYTES:
-        raise IndexInvalid(f"{where}: '{key}' is {value!r}; expected a whole number from 0 to {_MAX_SHARD_BYTES}.")
+    if type(value) is not int or not 0 <= value <= _MAX_SHARD_BYTES:
+        raise IndexInvalid(f"'{key}' is {value!r}; expected a whole number from 0 to {_MAX_SHARD_BYTES}.")
     return value
 
 
-def _files(shard: dict[str, Any], where: str) -> tuple[ShardFile, ShardFile | None]:
+def _compression(shard: object) -> str | None:
+    if not isinstance(shard, dict):
+        raise IndexInvalid("not an object.")
     if shard.get("format") != MDS_FORMAT:
-        raise IndexInvalid(f"{where}: format {shard.get('format')!r}; expected {MDS_FORMAT!r}.")
-    raw, stored = shard.get("raw_data"), shard.get("zip_data")
+        raise IndexInvalid(f"format {shard.get('format')!r}; expected {MDS_FORMAT!r}.")
+    if shard.get("zip_data") is None:
+        return None
     compression = shard.get("compression")
-    if stored is not None and not (isinstance(compression, str) and compression):
-        raise IndexInvalid(f"{where}: compressed file without the name of its compression.")
-    return _file(raw, f"{where}, raw_data"), _file(stored, f"{where}, zip_data") if stored is not None else None
+    if not (isinstance(compression, str) and compression):
+        raise IndexInvalid("compressed file without the name of its compression.")
+    return compression
 
 
-def _file(entry: object, where: str) -> ShardFile:
+def _file(shard: dict[str, Any], key: str) -> _File:
+    entry = shard.get(key)
     if not isinstance(entry, dict):
-        raise IndexInvalid(f"{where}: not an object.")
+        raise IndexInvalid(f"{key}: not an object.")
     name, hashes = entry.get("basename"), entry.get("hashes") or {}
-    if not _is_text(name) or name in ("", ".", "..") or set(name) & set("/\\\0"):
-        raise IndexInvalid(f"{where}: basename {name!r}; expected a plain file name inside the folder.")
-    if len(name.encode()) > _MAX_NAME_BYTES:
-        raise IndexInvalid(f"{where}: basename of {len(name.encode())} bytes; expected at most {_MAX_NAME_BYTES}.")
-    if not isinstance(hashes, dict) or not all(_is_text(part) for pair in hashes.items() for part in pair):
-        raise IndexInvalid(f"{where}: 'hashes' is not an object of strings.")
-    return {"basename": name, "bytes": _count(entry, "bytes", where), "hashes": hashes}
+    if not isinstance(name, str) or not _BASENAME.fullmatch(name):
+        raise IndexInvalid(f"{key}: basename {name!r}; expected a plain file name inside the folder.")
+    encoded = name.encode()
+    if len(encoded) > _MAX_NAME_BYTES:
+        raise IndexInvalid(f"{key}: basename of {len(encoded)} bytes; expected at most {_MAX_NAME_BYTES}.")
+    try:  # one match for all of a file: a hundred thousand files have a second
+        good = not hashes or _HASHES.fullmatch(" ".join([*hashes, *hashes.values()]))
+    except (TypeError, AttributeError):
+        good = None
+    if not good:
+        raise IndexInvalid(f"{key}: 'hashes' is not an object of names and digests.")
+    return encoded, _count(entry, "bytes"), hashes
 
 
-def _is_text(value: object) -> TypeGuard[str]:
-    """Whether this is text that can be a file's name or be printed: JSON may hold half a surrogate pair."""
+def _layout(names: object, encodings: object, sizes: object) -> Layout:
+    lists = [part if isinstance(part, list) else [] for part in (names, encodings, sizes)]
+    if not lists[0] or len(set(map(len, lists))) != 1:
+        raise IndexInvalid("column_names, column_encodings and column_sizes do not match.")
+    for name, encoding, size in zip(*lists, strict=True):
+        fits = size is None or (type(size) is int and 0 <= size < _MAX_SHARD_BYTES)
+        if not (_is_text(name) and _is_text(encoding) and fits):
+            raise IndexInvalid(f"column {name!r} has encoding {encoding!r} and size {size!r}.")
+    return tuple((name, encoding, size or None) for name, encoding, size in zip(*lists, strict=True))
+
+
+def _is_text(value: object) -> bool:
+    """Whether this is text that can be printed: JSON may hold half of a surrogate pair."""
     return isinstance(value, str) and not any("\ud800" <= character <= "\udfff" for character in value)
 
 
-def _layout(shard: dict[str, Any], where: str) -> tuple[tuple[str, str, int | None], ...]:
-    parts = [shard.get(f"column_{part}") for part in ("names", "encodings", "sizes")]
-    names, encodings, sizes = (part if isinstance(part, list) else [] for part in parts)
-    if not names or not len(names) == len(encodings) == len(sizes):
-        raise IndexInvalid(f"{where}: column_names, column_encodings and column_sizes do not match.")
-    for name, encoding, size in zip(names, encodings, sizes, strict=True):
-        fits = size is None or (isinstance(size, int) and not isinstance(size, bool) and 0 <= size < _MAX_SHARD_BYTES)
-        if not (_is_text(name) and _is_text(encoding) and fits):
-            raise IndexInvalid(f"{where}: column {name!r} has encoding {encoding!r} and size {size!r}.")
-    return tuple(zip(names, encodings, (size or None for size in sizes), strict=True))
-
-
-def _token_column(
-    layout: tuple[tuple[str, str, int | None], ...], column: str, dtype: str | None, name: str, where: str
-) -> TokenColumn:
+def _token_column(layout: Layout, column: str, dtype: str | None, name: str, where: str) -> TokenColumn:
     names = [entry[0] for entry in layout]
     if column not in names:
         raise ConfigError(

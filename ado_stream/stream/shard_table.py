@@ -90,21 +90,25 @@ class ShardTable:
         address_N = np.empty(id_N.size, np.uint64)
         self._num_reads += 1
         table_G = (self._first_sample_G, self._address_G, self._stride_G, self._last_read_G)
-        # A batch may touch more shards than may stay open. Closing one drops the table's reference alone; the views in
-        # `held` keep the maps, and so the addresses, valid until the rows are copied.
-        held = []
-        if not locate(sample_N, *table_G, self._num_reads, shard_N, row_N, address_N):
-            for shard in np.unique(shard_N).tolist():
-                held.append(view := self._view(shard))
+        all_open = locate(sample_N, *table_G, self._num_reads, shard_N, row_N, address_N)
+        shards = np.empty(0, np.int64) if all_open else np.unique(shard_N)
+        # A batch may touch more shards than may stay open, and than there are file descriptors: so many at a time.
+        # Closing one drops the table's reference alone; `views` keeps the maps valid until their rows are copied.
+        for first in range(0, max(1, shards.size), self._max_views):
+            views = {shard: self._view(shard) for shard in shards[first : first + self._max_views].tolist()}
+            for shard, view in views.items():
                 here = shard_N == shard
                 address_N[here] = view.address(row_N[here])
-        for number, dtype in enumerate(self._dtypes):
-            slot_N = np.arange(id_N.size)
-            if len(self._dtypes) > 1:
-                slot_N = np.flatnonzero(self._dtype_K[domain_N] == number)
-            bad = gather(address_N[slot_N], slot_N, dtype, self._vocab_size, out_NT)
-            if bad >= 0:
-                raise self._outside_vocabulary(shard_N[slot_N[bad]], row_N[slot_N[bad]], out_NT[slot_N[bad]])
+            for number, dtype in enumerate(self._dtypes):
+                chosen_N = np.full(id_N.size, True)
+                if views:
+                    chosen_N &= (shard_N >= min(views)) & (shard_N <= max(views))
+                if len(self._dtypes) > 1:
+                    chosen_N &= self._dtype_K[domain_N] == number
+                slot_N = np.flatnonzero(chosen_N)
+                bad = gather(address_N[slot_N], slot_N, dtype, self._vocab_size, out_NT)
+                if bad >= 0:
+                    raise self._outside_vocabulary(shard_N[slot_N[bad]], row_N[slot_N[bad]], out_NT[slot_N[bad]])
 
     def close(self) -> None:
         """Closes every open shard."""
@@ -165,7 +169,7 @@ class ShardTable:
         index = self._indexes[domain]
         token = int(token_T.min() if token_T.min() < 0 else token_T.max())
         return DataError(
-            f"domain '{index.name}', {index.files[shard][0]['basename']}, row {row} (id "
-            f"{index.first_id_S[shard] + row}): token {token} outside the vocabulary of {self._vocab_size}.\n"
+            f"{index.spec(shard).label}, row {row} (id {index.first_id_S[shard] + row}): token {token} outside the "
+            f"vocabulary of {self._vocab_size}.\n"
             f"  Was it prepared with another tokenizer? Set the model's vocab_size to cover it."
         )

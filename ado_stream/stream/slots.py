@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 
 from ado_stream.errors import ConfigError
+from ado_stream.option_checks import whole
 
 
 @dataclass(frozen=True)
@@ -21,8 +22,8 @@ class RankSlots:
     def slots(self, global_batch_size: int, num_lanes: int) -> slice:
         """This rank's slots [r B / R, (r + 1) B / R). Raises ConfigError with the nearest batch sizes that work."""
         for divisor, what in ((num_lanes, "canonical_nodes"), (self.num_parts, "ranks")):
-            if divisor < 1 or global_batch_size < 1 or global_batch_size % divisor:
-                below = global_batch_size // divisor * divisor if divisor > 0 else 0
+            if global_batch_size % divisor:
+                below = global_batch_size // divisor * divisor
                 nearest = " or ".join(str(size) for size in (below, below + divisor) if size > 0)
                 raise ConfigError(
                     f"global_batch_size {global_batch_size} is not a multiple of {what} {divisor}; nearest: {nearest}."
@@ -38,9 +39,14 @@ def make_rank_slots(rank: int | None, world_size: int | None, replication: int) 
         raise ConfigError("give both rank= and world_size=, or neither.")
     if rank is None or world_size is None:
         rank, world_size = _distributed_rank()
-    if not 0 <= rank < world_size:
+    rank, world_size, replication = (
+        whole("rank", rank),
+        whole("world_size", world_size, 1),
+        whole("replication", replication, 1),
+    )
+    if rank >= world_size:
         raise ConfigError(f"rank {rank} of world_size {world_size}; expected 0 <= rank < world_size.")
-    if replication < 1 or world_size % replication:
+    if world_size % replication:
         raise ConfigError(f"replication {replication} does not divide the {world_size} ranks.")
     return RankSlots(rank, world_size, replication)
 

@@ -21,6 +21,7 @@ from ado_stream.errors import ResumeError
 from ado_stream.stream.board import is_mixture
 from ado_stream.stream.mds_index import MdsIndex
 
+StreamState = tuple[int, np.ndarray, dict[int, np.ndarray]]  # step, cursors (K, C) int64, mixtures of steps to come
 VERSION = 1
 _MAX_POSITION = 1 << 62
 _log = logging.getLogger(__name__)
@@ -47,10 +48,8 @@ def encode_state(
     }
 
 
-def decode_state(
-    state: Mapping[str, Any], identity: dict[str, Any], indexes: list[MdsIndex]
-) -> tuple[int, np.ndarray, dict[int, np.ndarray]]:
-    """(step, cursors (K, C) int64, pending mixtures) of `state` for the domains of `indexes`.
+def decode_state(state: Mapping[str, Any], identity: dict[str, Any], indexes: list[MdsIndex]) -> StreamState:
+    """(step, cursors, pending mixtures) of `state` for the domains of `indexes`.
 
     A domain that is not in the state starts at its first sample, with share 0 until a new mixture is published; one
     that is only in the state is dropped and its pending share goes to the others in proportion; both are logged. Raises

@@ -6,10 +6,12 @@ and recorded, with the learning rate that the next step would have had, since a 
 
 import dataclasses
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, cast
 
+from ado_stream.train.checkpoint import Schedule, Settings
 from ado_stream.train.config import TrainConfig
 from ado_stream.train.train_step import LearningRateSchedule
+from ado_stream.visible import visible
 
 _EXPECTED = {"run_dir"}  # differ whenever another run's checkpoint is named
 _SHOWN_NAMES = 5
@@ -17,15 +19,15 @@ _SHOWN_NAMES = 5
 Changes = dict[str, tuple[Any, Any]]  # setting: (saved, now)
 
 
-def saved_settings(config: TrainConfig, schedule: LearningRateSchedule) -> dict[str, Any]:
+def saved_settings(config: TrainConfig, schedule: LearningRateSchedule) -> Settings:
     """What a checkpoint holds to be compared with: the config and the schedule that follows from it."""
-    return {"config": dataclasses.asdict(config), "schedule": dataclasses.asdict(schedule)}
+    return {"config": dataclasses.asdict(config), "schedule": cast(Schedule, dataclasses.asdict(schedule))}
 
 
 def changed_settings(
-    saved: Mapping[str, Any] | None,
+    saved: Settings | None,
     saved_domains: Sequence[str],
-    now: Mapping[str, Any],
+    now: Settings,
     domains: Sequence[str],
     next_step: int,
 ) -> Changes:
@@ -56,7 +58,7 @@ def changes_table(changes: Changes) -> str:
     rows += [(name, _text(before), _text(now)) for name, (before, now) in changes.items()]
     widths = [max(len(row[column]) for row in rows) for column in range(2)]
     lines = [f"  {name:<{widths[0]}}  {before:<{widths[1]}}  {now}" for name, before, now in rows]
-    return "\n".join(["resumed with other settings than the checkpoint was saved with:", *lines])
+    return visible("\n".join(["resumed with other settings than the checkpoint was saved with:", *lines]))
 
 
 def _flat(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:

@@ -28,11 +28,40 @@ from torch.distributed.checkpoint.staging import DefaultStager, StagingOptions
 
 from ado_stream.durable import write_durably
 from ado_stream.errors import CheckpointError
+from ado_stream.json_files import check_type, decode_json
 from ado_stream.train import checkpoint_commit
 from ado_stream.train.distributed import DistributedContext, call_on_main
 
 STATE_FILE = "state.json"
 _MOMENTS = ("step", "exp_avg", "exp_avg_sq")
+
+
+class ModelSizes(TypedDict):
+    """ModelConfig's fields."""
+
+    num_layers: int
+    width: int
+    num_heads: int
+    vocab_size: int
+    context_length: int
+    rope_theta: float
+    norm_eps: float
+
+
+class Schedule(TypedDict):
+    """LearningRateSchedule's fields."""
+
+    peak: float
+    warmup_steps: int
+    steps: int
+    min_frac: float
+
+
+class Settings(TypedDict):
+    """changed_settings.saved_settings()."""
+
+    config: dict[str, Any]
+    schedule: Schedule
 
 
 class CheckpointMetadata(TypedDict):
@@ -41,10 +70,10 @@ class CheckpointMetadata(TypedDict):
     finished_steps: int
     run_id: str
     drawn: dict[str, int]  # samples by domain
-    skipped: int  # steps that were not finite
-    model: dict[str, Any]  # ModelConfig's fields
+    skipped: NotRequired[int]  # steps that were not finite; absent in older checkpoints, as settings
+    model: ModelSizes
     tokenizer: str  # its fingerprint
-    settings: NotRequired[dict[str, Any]]  # changed_settings.saved_settings(); absent in older checkpoints
+    settings: NotRequired[Settings]
     loader: dict[str, Any]  # AdaptiveLoader.state_dict()
 
 
@@ -161,8 +190,15 @@ def verify_checkpoint(directory: Path) -> None:
 
 
 def read_metadata(directory: Path) -> CheckpointMetadata:
-    """The metadata of a checkpoint that was verified."""
-    return cast(CheckpointMetadata, json.loads((directory / STATE_FILE).read_text()))
+    """The metadata of a checkpoint that was verified. Raises CheckpointError where they are no such metadata."""
+    path = directory / STATE_FILE
+    try:
+        data = path.read_bytes()
+    except OSError as error:
+        raise CheckpointError(f"{path}: cannot be read: {error.strerror}. Resume from another checkpoint.") from error
+    metadata = decode_json(data, str(path), CheckpointError)
+    check_type(metadata, CheckpointMetadata, str(path), CheckpointError)
+    return cast(CheckpointMetadata, metadata)
 
 
 def load_training_state(directory: Path, context: DistributedContext, state: TrainingState) -> None:

@@ -13,9 +13,8 @@ from ado_model import PRESETS, ModelConfig
 from ado_stream.corpus import Corpus, open_corpus
 from ado_stream.corpus.manifest import num_samples
 from ado_stream.errors import ConfigError
-from ado_stream.loader import AdaptiveLoader
-from ado_stream.policy import policy_registry
-from ado_stream.policy.base_policy import Policy, RunContext
+from ado_stream.loader import AdaptiveLoader, make_policy_for
+from ado_stream.policy.base_policy import Policy
 from ado_stream.storage.retry import RetryPolicy
 from ado_stream.stream.dataset import AdaptiveStreamingDataset
 from ado_stream.train.config import TrainConfig
@@ -91,6 +90,7 @@ def model_config(config: TrainConfig, corpus: Corpus) -> ModelConfig:
         PRESETS[section.preset],
         vocab_size=section.vocab_size or _VOCAB_MULTIPLE * math.ceil(vocab_size / _VOCAB_MULTIPLE),
         context_length=section.context_length or seq_len,
+        end_token=corpus.tokenizer.end_id if section.attention == "document" else None,
     )
 
 
@@ -141,18 +141,17 @@ def make_dataset(config: TrainConfig, corpus: Corpus, context: DistributedContex
 
 def make_run_policy(config: TrainConfig, corpus: Corpus, dataset: AdaptiveStreamingDataset) -> Policy:
     """The config's policy inside its guards; options that follow from the run are filled in."""
-    prior = dict(zip(dataset.names, dataset.prior.tolist(), strict=True))
-    context = RunContext(
-        steps=config.train.steps,
-        global_batch_size=config.data.global_batch_size,
-        mixture_lag=config.data.mixture_lag,
-        sizes=dict(zip(dataset.names, dataset.num_samples.tolist(), strict=True)),
-        val_sizes={name: num_samples(corpus.manifest["domains"][name], "val") for name in dataset.names},
+    val_sizes = {name: num_samples(corpus.manifest["domains"][name], "val") for name in dataset.names}
+    section = config.policy
+    given = {"name": section.name, "options": section.options, "guards": section.guards}
+    return make_policy_for(
+        dataset,
+        given,
+        config.train.steps,
+        val_sizes=val_sizes,
         evaluate_every_steps=config.evaluate.every_steps if corpus.has("val") else 0,
         vocab_size=model_config(config, corpus).vocab_size,
     )
-    section = config.policy
-    return policy_registry.make_run_policy(section.name, prior, section.options, section.guards, context)
 
 
 def parse_bytes(text: str | None) -> int | None:

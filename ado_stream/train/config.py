@@ -54,11 +54,15 @@ def _bounded(default: Any, text: str, allow: Callable[[Any], bool], null: str = 
 
 @dataclass
 class ModelSection:
-    """Which transformer. context_length None: the corpus's seq_len; vocab_size None: the corpus's, padded to 64."""
+    """Which transformer. context_length None: the corpus's seq_len; vocab_size None: the corpus's, padded to 64.
+
+    attention "document": it stays within each of the documents that a sample is packed with.
+    """
 
     preset: str = "124M"
     context_length: int | None = at_least(1, None)
     vocab_size: int | None = at_least(1, None)
+    attention: str = one_of("sequence", "document")
 
 
 @dataclass

@@ -1,7 +1,6 @@
 """Process settings for training on a CPU: OpenMP threads sleep when idle, and malloc keeps freed memory.
 
-Both matter for small models, whose steps are many short operations; benchmarks/bench_host.py measures them. Nothing
-here imports torch.
+Both matter for small models, whose steps are many short operations. Nothing here imports torch.
 """
 
 import ctypes

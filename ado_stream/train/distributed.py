@@ -19,6 +19,7 @@ import torch
 import torch.distributed as dist
 
 from ado_stream.errors import ConfigError
+from ado_stream.visible import visible
 
 PR_SET_PDEATHSIG = 1  # linux/prctl.h
 T = TypeVar("T")
@@ -80,7 +81,7 @@ def log_rank_errors(context: DistributedContext) -> Iterator[None]:
         yield
     except BaseException as error:
         if context.size > 1:
-            print(f"rank {context.rank}: {type(error).__name__}: {error}", file=sys.stderr, flush=True)
+            print(visible(f"rank {context.rank}: {type(error).__name__}: {error}"), file=sys.stderr, flush=True)
         raise
 
 

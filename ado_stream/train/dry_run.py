@@ -1,4 +1,4 @@
-"""The plan of a run, without running it: sizes, memory, and the epochs of each domain under the prior.
+"""The plan of a run, without running it: sizes, memory, time, and the epochs of each domain while no loss moves shares.
 
 Memory is estimated from sizes alone, term by term. Activations are what the model's operations save for the backward
 pass (ado_model/layers.py): per layer ten tensors of the model's width (norms, queries, keys, values, attention,
@@ -6,28 +6,34 @@ projections) and three of the MLP's. Not included: fragmentation, buffers of the
 torch.compile saves or recomputes.
 """
 
+import dataclasses
 import math
-from dataclasses import dataclass
+import time
+from typing import NamedTuple
 
 import numpy as np
 import torch
 
 from ado_kernels.ops.launch_table import TABLE
-from ado_model import ModelConfig
-from ado_stream.train.components import build_components
+from ado_model import ModelConfig, Transformer
+from ado_stream.corpus.manifest import missing_validation
+from ado_stream.policy.planned_draws import planned_samples
+from ado_stream.train.components import RunComponents, build_components
 from ado_stream.train.config import TrainConfig, TrainSection
 from ado_stream.train.distributed import DistributedContext
-from ado_stream.train.parallel import compute_dtype
+from ado_stream.train.parallel import ParallelModel, compute_dtype
+from ado_stream.train.train_step import TrainStep, make_optimizer
+from ado_stream.visible import visible
 
 _STATE_BYTES = 16  # a parameter's float32 value, gradient and two moments
 _FLOAT32_BYTES = 4
+_MOST_EPOCHS = 4  # up to here repeated text teaches about as much as new text (arXiv 2305.16264)
 # linear_cross_entropy holds the logits of a chunk: rows by its launch table on a GPU, at most so many bytes on a CPU.
 _GPU_LOGITS_ROWS = max(row["rows"] for (operation, *_), row in TABLE.items() if operation == "linear_cross_entropy")
 _CPU_LOGITS_BYTES = 256 << 20
 
 
-@dataclass(frozen=True)
-class MemoryEstimate:
+class MemoryEstimate(NamedTuple):
     """Peak bytes of each part on one rank.
 
     state: parameters, gradients, AdamW's moments. copies: weights in the compute dtype, and with FSDP the gathered
@@ -43,7 +49,7 @@ class MemoryEstimate:
     @property
     def total(self) -> int:
         """The sum: the parts peak within the same backward pass."""
-        return self.state + self.copies + self.activations + self.loss
+        return sum(self)
 
 
 def estimate_memory(
@@ -93,62 +99,109 @@ def _loss(model: ModelConfig, device: torch.device, dtype: torch.dtype, num_rows
     return logits + copy + _FLOAT32_BYTES * (weight + num_rows * model.width)
 
 
-@dataclass(frozen=True)
-class RunPlan:
-    """What a run would do; memory is an estimate for one rank."""
-
-    parameters: int
-    flops_per_token: int
-    tokens_per_step: int
-    total_tokens: int
-    peak_learning_rate: float
-    memory: MemoryEstimate
-    names: list[str]
-    prior_K: np.ndarray
-    epochs_K: np.ndarray
-    repeats_after_K: np.ndarray  # steps of one epoch under the prior; inf: never drawn
-
-
-def plan_run(config: TrainConfig, context: DistributedContext) -> RunPlan:
-    """The plan of `config` on `context`'s ranks. Raises what `run_training` would raise before its first step."""
+def plan_run(config: TrainConfig, context: DistributedContext) -> str:
+    """The plan of `config` on `context`'s ranks, as text. Raises what `run_training` would before its first step."""
     components = build_components(config, context)
-    dataset, model = components.loader.dataset, components.model
-    batch, steps = config.data.global_batch_size, config.train.steps
-    prior_K, size_K = dataset.prior, dataset.num_samples
-    with np.errstate(divide="ignore"):
-        repeats_after_K = size_K / (batch * prior_K)
-    return RunPlan(
-        parameters=model.num_parameters,
-        flops_per_token=model.flops_per_token(dataset.seq_len),
-        tokens_per_step=batch * dataset.seq_len,
-        total_tokens=batch * dataset.seq_len * steps,
-        peak_learning_rate=components.schedule.peak,
-        memory=estimate_memory(
-            model, config.train, context.device, components.micro_rows, dataset.seq_len, num_ranks=context.size
-        ),
-        names=dataset.names,
-        prior_K=prior_K,
-        epochs_K=steps * batch * prior_K / size_K,
-        repeats_after_K=repeats_after_K,
-    )
-
-
-def plan_text(plan: RunPlan) -> str:
-    """The plan as text for a terminal."""
-    memory = plan.memory
+    dataset, model, options = components.loader.dataset, components.model, config.train
+    batch, steps, seq_len = config.data.global_batch_size, options.steps, dataset.seq_len
+    memory = estimate_memory(model, options, context.device, components.micro_rows, seq_len, context.size)
+    alone = estimate_memory(model, options, context.device, components.micro_rows, seq_len, num_ranks=1)
+    free_bytes = _free_bytes(context.device)
+    time_text = "not measured: the memory does not suffice"
+    if alone.total < free_bytes:
+        time_text = _time_text(measure_step_s(config, components, context), steps)
+    num_tokens = steps * batch * seq_len
     lines = [
-        f"parameters        {plan.parameters:,}",
-        f"tokens per step   {plan.tokens_per_step:,}; {plan.total_tokens:,} in all "
-        f"({plan.total_tokens / plan.parameters:.1f} per parameter)",
-        f"operations        {plan.flops_per_token * plan.total_tokens:.3g} FLOP",
-        f"learning rate     {plan.peak_learning_rate:.3g} at its peak",
+        f"parameters        {model.num_parameters:,}",
+        f"tokens per step   {batch * seq_len:,}; {num_tokens:,} in all "
+        f"({num_tokens / model.num_parameters:.1f} per parameter)",
+        f"operations        {model.flops_per_token(seq_len) * num_tokens:.3g} FLOP",
+        f"learning rate     {components.schedule.peak:.3g} at its peak",
         f"memory, one rank  about {memory.total / 1e9:.2f} GB: {memory.state / 1e9:.2f} parameters, gradients, AdamW; "
         f"{memory.copies / 1e9:.2f} copies of weights;",
         f"                  {memory.activations / 1e9:.2f} activations; {memory.loss / 1e9:.2f} loss",
+        f"time              {time_text}",
         "",
         f"{'domain':<24} {'prior':>7} {'epochs':>8}  repeats after",
     ]
-    for name, share, epochs, after in zip(plan.names, plan.prior_K, plan.epochs_K, plan.repeats_after_K, strict=True):
-        when = "never drawn" if math.isinf(after) else f"step {math.ceil(after):,}"
-        lines.append(f"{name:<24} {share:>7.3%} {epochs:>8.3f}  {when}")
-    return "\n".join(lines)
+    drawn_K = planned_samples(components.loader.policy, steps, batch, config.data.mixture_lag)
+    epochs_K = drawn_K / dataset.num_samples  # while no loss moves the policy
+    for name, share, epochs in zip(dataset.names, dataset.prior.tolist(), epochs_K.tolist(), strict=True):
+        repeats = f"step {math.ceil(steps / epochs):,}" if epochs else "never drawn"
+        lines.append(f"{name:<24} {share:>7.3%} {epochs:>8.3f}  {repeats}")
+    entries = components.corpus.manifest["domains"]
+    warnings = [
+        missing_validation({name: entries[name] for name in dataset.names}),
+        *(_repeated(name, epochs) for name, epochs in zip(dataset.names, epochs_K.tolist(), strict=True)),
+        _too_large(memory.total, free_bytes, context.device),
+    ]
+    return visible("\n".join([*lines, *(f"warning: {warning}" for warning in warnings if warning)]))
+
+
+def measure_step_s(config: TrainConfig, components: RunComponents, context: DistributedContext) -> float:
+    """Seconds of one rank's part of a step, by timing one forward and backward pass and one update of this model.
+
+    On a CPU the pass is of one row, whose time goes for each: a small part of a large model's step.
+    """
+    on_cpu = context.device.type == "cpu"
+    rows = 1 if on_cpu else components.micro_rows
+    dataset = components.loader.dataset
+    rank_rows = config.data.global_batch_size // dataset.rank_slots.num_parts
+    options = dataclasses.replace(config.train, micro_batch_size=rows, compile=False)
+    parallel = ParallelModel(Transformer(components.model), DistributedContext(0, 1, context.device), options)
+    step = TrainStep(parallel, make_optimizer(parallel.model, options), options, len(dataset.names))
+    tokens_BT = torch.randint(
+        components.corpus.tokenizer.vocab_size, (rows, dataset.seq_len + 1), device=context.device
+    )
+    domain_B = torch.zeros(rows, dtype=torch.int64, device=context.device)
+    marks = []
+    for num_tokens in (33 if on_cpu else None, None):  # the first time compiles kernels and fills caches
+        marks = [_now_s(context.device)]
+        sums_K, counts_K = step.forward_backward(tokens_BT[:, :num_tokens], domain_B)
+        marks.append(_now_s(context.device))
+        step.update(sums_K, counts_K, 0.0)
+        marks.append(_now_s(context.device))
+    pass_s, update_s = np.diff(marks).tolist()
+    return rank_rows / rows * pass_s + update_s
+
+
+def _now_s(device: torch.device) -> float:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    return time.perf_counter()
+
+
+def _free_bytes(device: torch.device) -> int:
+    """Memory that a process may still take on the device."""
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[0]
+    with open("/proc/meminfo") as file:
+        return next(1024 * int(line.split()[1]) for line in file if line.startswith("MemAvailable:"))
+
+
+def _repeated(name: str, epochs: float) -> str:
+    if epochs <= _MOST_EPOCHS:
+        return ""
+    return (
+        f"{name} would be read {epochs:.1f} times; past {_MOST_EPOCHS} passes repeated text teaches little. Lower its "
+        "share or train.steps, or bound it: policy.guards=[{name: repetition}]"
+    )
+
+
+def _too_large(num_bytes: int, free_bytes: int, device: torch.device) -> str:
+    if num_bytes <= free_bytes:
+        return ""
+    return (
+        f"about {num_bytes / 1e9:.1f} GB a rank, but {device} has {free_bytes / 1e9:.1f} GB free: lower "
+        "train.micro_batch_size, or set train.activation_checkpointing=true; on several GPUs train.strategy=fsdp"
+    )
+
+
+def _time_text(step_s: float, steps: int) -> str:
+    total_s = step_s * steps
+    units = ((86400, "days"), (3600, "hours"), (60, "minutes"), (1, "seconds"))
+    size, unit = next(((size, unit) for size, unit in units if total_s >= 2 * size), units[-1])
+    return (
+        f"about {total_s / size:.1f} {unit}: {step_s:.3g} s a step, from one pass and update measured here, "
+        "without reading, communication and validation"
+    )

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from ado_stream.errors import ConfigError
+from ado_stream.record import plain
 from ado_stream.train.config import LogSection
 from ado_stream.train.step_log import MetricSink
 
@@ -38,7 +39,7 @@ class WandbSink:
         import wandb
 
         project = os.environ.get("WANDB_PROJECT", "ado-stream")
-        self._run = wandb.init(id=run_id, dir=str(run_dir), config=config, resume="allow", project=project)
+        self._run = wandb.init(id=run_id, dir=str(run_dir), config=plain(config), resume="allow", project=project)
         self._run.define_metric("*", step_metric="step")
 
     def write_scalars(self, step: int, values: dict[str, float]) -> None:

@@ -48,6 +48,7 @@ def run_line(
         "seed": config.seed,
         "model": {"preset": config.model.preset, "parameters": model.num_parameters},
         "tokenizer": corpus.tokenizer.name,
+        "tokenizer_fingerprint": corpus.tokenizer.fingerprint,
         "vocab_size": model.vocab_size,
         "world_size": context.size,
         "device": str(context.device),

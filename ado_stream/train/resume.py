@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ado_stream.errors import CheckpointError
-from ado_stream.record import FILE_NAME, rewind
+from ado_stream.record import FILE_NAME, read_lines, rewind
 from ado_stream.train import checkpoint_commit
 from ado_stream.train.checkpoint import CheckpointMetadata, read_metadata, verify_checkpoint
 
@@ -59,6 +59,15 @@ def find_resume_point(run_dir: Path, resume: str) -> ResumePoint:
             f"{checkpoints}: no valid checkpoint: {'; '.join(skipped)}.\n  Start from step 0 with --resume none."
         )
     return ResumePoint(skipped=tuple(skipped), continues_run=True)
+
+
+def has_ended(run_dir: Path, steps: int, resume_point: ResumePoint) -> bool:
+    """Whether the run in `run_dir` has done its `steps` steps and its last validation, and kept the checkpoint."""
+    if resume_point.step != steps or not resume_point.already_saved or resume_point.skipped:
+        return False
+    path = run_dir / FILE_NAME
+    last = read_lines(path)[-1] if path.exists() else {}
+    return (last.get("kind"), last.get("name"), last.get("step")) == ("event", "done", steps)
 
 
 def _named_checkpoint(resume: str) -> Path:

@@ -14,18 +14,25 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
 
 from ado_kernels.numba_cache import compile_in_background
 from ado_model import Transformer
+from ado_stream.corpus.manifest import missing_validation
 from ado_stream.errors import ResumeError, StorageError
 from ado_stream.record import RunRecord
 from ado_stream.stream.device_copies import TokenBatch
 from ado_stream.train.changed_settings import changed_settings, changes_table, saved_settings
-from ado_stream.train.checkpoint import Checkpointer, CheckpointMetadata, TrainingState, load_training_state
+from ado_stream.train.checkpoint import (
+    Checkpointer,
+    CheckpointMetadata,
+    ModelSizes,
+    TrainingState,
+    load_training_state,
+)
 from ado_stream.train.checkpoint_commit import checkpoint_dir
 from ado_stream.train.components import build_components, open_split
 from ado_stream.train.config import TrainConfig, save_config
@@ -34,7 +41,7 @@ from ado_stream.train.distributed import DistributedContext, call_on_main, join_
 from ado_stream.train.metric_sinks import make_sinks
 from ado_stream.train.parallel import ParallelModel
 from ado_stream.train.record_lines import fit_line, run_line
-from ado_stream.train.resume import CHECKPOINTS, ResumePoint, find_resume_point, prepare_run_dir
+from ado_stream.train.resume import CHECKPOINTS, ResumePoint, find_resume_point, has_ended, prepare_run_dir
 from ado_stream.train.step_log import LaunchedStep, LogOptions, MetricSink, StepLog
 from ado_stream.train.step_timer import StepTimer
 from ado_stream.train.stop_request import StopRequest
@@ -64,10 +71,16 @@ def run_training(config: TrainConfig, resume: str | os.PathLike[str] = "auto") -
     with join_process_group(config.train.device, config.train.collective_timeout_s) as context:
         if context.device.type == "cpu":
             keep_freed_memory()
+        run_dir, steps = Path(config.run_dir), config.train.steps
+        resume_point = call_on_main(context, lambda: find_resume_point(run_dir, os.fspath(resume)))
+        if call_on_main(context, lambda: has_ended(run_dir, steps, resume_point)):
+            if context.is_main:
+                print(f"all {steps} steps were done before; raise train.steps to go on, or begin anew: --resume none")
+            return RunResult(run_dir, steps, stopped=False)
         if context.is_main:
             compile_in_background("fit")  # seconds, once a machine; else all ranks would wait at the first refit
         with Trainer(config, context) as trainer, log_rank_errors(context):
-            trainer.start(os.fspath(resume))
+            trainer.start(resume_point)
             with StopRequest(context) as stop:
                 return trainer.loop(stop)
 
@@ -99,11 +112,10 @@ class Trainer:
         self._refit_step: int | None = None  # of the last refit in the record, failed ones included
         self._save_s = 0.0
 
-    def start(self, resume: str) -> None:
-        """Loads the checkpoint that `resume` means, if any, and opens the record at its step."""
+    def start(self, resume_point: ResumePoint) -> None:
+        """Loads the checkpoint to resume from, if any, and opens the record at its step."""
         # In this order: a checkpoint that does not fit raises before anything in the run directory is renamed, and the
         # record is opened only after rank 0 has cut it at the resume point.
-        resume_point = call_on_main(self._context, lambda: find_resume_point(self._run_dir, resume))
         if resume_point.directory is not None and resume_point.metadata is not None:
             self._restore(resume_point, resume_point.directory, resume_point.metadata)
         call_on_main(self._context, lambda: self._prepare_run_dir(resume_point))
@@ -118,6 +130,9 @@ class Trainer:
                 print(f"skipped checkpoint {fault}", flush=True)
         if resume_point.directory is not None and resume_point.metadata is not None:
             self._report_resume(resume_point.directory, resume_point.metadata)
+        entries = self._components.corpus.manifest["domains"]
+        if self._context.is_main and (missing := missing_validation({name: entries[name] for name in self._names})):
+            print(missing, flush=True)
 
     def loop(self, stop: StopRequest) -> RunResult:
         """Trains until the last step or a signal, saves, and returns how far it came."""
@@ -156,6 +171,7 @@ class Trainer:
             domain_loss=result.domain_loss_K,
             domain_tokens=result.domain_tokens_K,
             domain_bytes=result.domain_bytes_K,
+            domain_text=result.text_K,
         )
         num_samples_K = result.domain_tokens_K / self._loader.dataset.seq_len
         self._loader.observe_validation(result.domain_loss_K, num_samples_K)
@@ -215,7 +231,7 @@ class Trainer:
             "run_id": self._run_id,
             "drawn": dict(zip(self._names, self._drawn_K.tolist(), strict=True)),
             "skipped": self._log.num_skipped,
-            "model": dataclasses.asdict(self._components.model),
+            "model": cast(ModelSizes, dataclasses.asdict(self._components.model)),
             "tokenizer": self._components.corpus.tokenizer.fingerprint,
             "settings": saved_settings(self._config, self._components.schedule),
             "loader": loader_state,
@@ -259,6 +275,7 @@ class Trainer:
         self._write_event("resume", checkpoint=str(directory), **({"changes": changes} if changes else {}))
         if not self._context.is_main:
             return
+        print(f"resuming from step {self._finished:,}: {directory}", flush=True)
         if changes:
             print(changes_table(changes), flush=True)
         steps = self._config.train.steps

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 import torch.nn.functional as F
+import xxhash
 from torch import Tensor
 
 from ado_stream.corpus import Corpus
@@ -19,6 +20,7 @@ from ado_stream.stream.sample_reader import SampleReader
 from ado_stream.train.distributed import DistributedContext, sum_over_ranks
 
 LossFunction = Callable[[Tensor, Tensor, Tensor, int], tuple[Tensor, Tensor, Tensor]]  # Transformer.loss
+_HEAD_BYTES = 1024
 _IGNORED, _NO_DOMAIN = -100, -1  # targets and domains that are not counted
 
 
@@ -29,6 +31,7 @@ class ValidationResult:
     domain_loss_K: np.ndarray  # nats per token
     domain_tokens_K: np.ndarray
     domain_bytes_K: np.ndarray  # of the text of those tokens
+    text_K: Sequence[dict[str, str] | None]  # what identifies the text: see record.py
 
     @property
     def loss(self) -> float:
@@ -69,6 +72,7 @@ class Validator:
         self._context, self._num_domains, self._rows = context, len(names), batch_rows
         tokens, domains = [], []
         self._bytes_K = np.zeros(len(names), np.int64)
+        self._text_K: list[dict[str, str] | None] = [None] * len(names)
         domain_by_name = {domain.name: domain for domain in corpus.domains}
         for index, name in enumerate(names):
             if name not in domain_by_name:
@@ -77,6 +81,7 @@ class Validator:
             num = reader.num_samples if max_samples is None else min(max_samples, reader.num_samples)
             read_NT = reader.read(np.arange(num))
             self._bytes_K[index] = _num_bytes(corpus.tokenizer, read_NT[:, 1:])
+            self._text_K[index] = _text_identity(corpus.tokenizer, read_NT)
             tokens.append(read_NT)
             domains.append(np.full(num, index))
         tokens_NT, domain_N = np.concatenate(tokens), np.concatenate(domains)
@@ -109,7 +114,14 @@ class Validator:
             totals_2K += torch.stack([sums_K.double(), counts_K.double()])
         sums_K, counts_K = sum_over_ranks(self._context, totals_2K).cpu().numpy()
         with np.errstate(invalid="ignore"):
-            return ValidationResult(sums_K / counts_K, counts_K.astype(np.int64), self._bytes_K)
+            return ValidationResult(sums_K / counts_K, counts_K.astype(np.int64), self._bytes_K, self._text_K)
+
+
+def _text_identity(tokenizer: Tokenizer, tokens_NT: np.ndarray) -> dict[str, str]:
+    """Hashes of the tokens, and of the text's first bytes, which do not depend on the tokenizer."""
+    first = tokens_NT.ravel()[:_HEAD_BYTES]  # a token has at least one byte
+    head = tokenizer.decode(first[first != tokenizer.end_id]).encode()[: _HEAD_BYTES // 4]
+    return {"tokens": xxhash.xxh64_hexdigest(tokens_NT.tobytes()), "head": xxhash.xxh64_hexdigest(head)}
 
 
 def _num_bytes(tokenizer: Tokenizer, tokens_NT: np.ndarray) -> int:

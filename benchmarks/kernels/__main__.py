@@ -1,4 +1,4 @@
-"""Runs the sections of the kernel benchmark, most valuable first, within the time budget."""
+"""Runs the sections of the kernel benchmark within the time budget."""
 
 import argparse
 import sys
@@ -10,44 +10,25 @@ from datetime import UTC, datetime
 import torch
 
 from benchmarks.common import write_result
-from benchmarks.kernels import (
-    ceilings,
-    checks,
-    domain_loss,
-    fit,
-    linear_cross_entropy,
-    overhead,
-    rms_norm,
-    rms_norm_rope,
-    swiglu,
-    table,
-    tune,
-)
-from benchmarks.kernels.harness import Bench
+from benchmarks.kernels import domain_loss, fit, linear_cross_entropy, rms_norm, rms_norm_rope, swiglu, table, tune
+from benchmarks.kernels.harness import Bench, measure_ceilings
 
-SECTIONS: tuple[tuple[str, Callable[[Bench], None]], ...] = (
-    ("device", ceilings.run_device),
-    ("checks", checks.run_checks),
-    ("rms_norm", rms_norm.run_bars),
-    ("swiglu", swiglu.run_bars),
-    ("linear_cross_entropy", linear_cross_entropy.run_bars),
-    ("domain_loss", domain_loss.run_cost),
-    ("fit", fit.run_fit),
-    ("linear_cross_entropy", linear_cross_entropy.run_rest),
-    ("rms_norm", rms_norm.run_rest),
-    ("swiglu", swiglu.run_rest),
-    ("rms_norm_rope", rms_norm_rope.run_rms_norm_rope),
-    ("domain_loss", domain_loss.run_sizes),
-    ("overhead", overhead.run_overhead),
-    ("sweep", tune.run_sweep),
-)
+SECTIONS: dict[str, Callable[[Bench], None]] = {
+    "device": measure_ceilings,
+    "rms_norm": rms_norm.run,
+    "swiglu": swiglu.run,
+    "linear_cross_entropy": linear_cross_entropy.run,
+    "domain_loss": domain_loss.run,
+    "fit": fit.run,
+    "rms_norm_rope": rms_norm_rope.run,
+}
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.kernels", description=__doc__)
     parser.add_argument("--smoke", action="store_true", help="small shapes and two repeats; the figures mean nothing")
     parser.add_argument("--budget-s", type=float, default=480.0, help="start no case after this many seconds")
-    parser.add_argument("--only", nargs="+", choices=sorted({name for name, _ in SECTIONS}), help="after 'device'")
+    parser.add_argument("--only", nargs="+", choices=SECTIONS, help="after 'device'")
     parser.add_argument("--tune", action="store_true", help="only choose launches for this GPU and write the table")
     args = parser.parse_args()
     on_gpu = torch.cuda.is_available()
@@ -55,14 +36,14 @@ def main() -> int:
         parser.error("no CUDA GPU: only --smoke runs here (CPU figures: benchmarks.bench_linear_cross_entropy)")
     torch.manual_seed(0)
     if on_gpu:
-        torch.cuda.set_stream(torch.cuda.Stream())  # graphs are recorded on the stream of the forward passes
+        torch.cuda.set_stream(torch.cuda.Stream())  # a backward pass on the default stream could not be captured
     # Without a GPU: Inductor's C++ takes minutes for what a smoke run shows.
     device, backend = ("cuda", "inductor") if on_gpu else ("cpu", "eager")
     bench = Bench(torch.device(device), args.smoke, time.monotonic() + args.budget_s, backend)
     if args.tune:
         tune.run_tune(bench)
         return 0
-    for name, run in SECTIONS:
+    for name, run in SECTIONS.items():
         if (args.only and name not in ("device", *args.only)) or bench.out_of_time(name, "section"):
             continue
         try:
@@ -70,19 +51,13 @@ def main() -> int:
         except Exception:  # noqa: BLE001 - later sections must still run; the exit code tells
             bench.failed.append(f"{name}: the section broke")
             bench.emit(name, "section", failed=traceback.format_exc()[-1500:])
-    _report(bench)
-    return 1 if bench.failed else 0
-
-
-def _report(bench: Bench) -> None:
-    """Writes the records and the bars' verdicts, and prints the table."""
-    card = torch.cuda.get_device_name().replace(" ", "-") if bench.on_gpu else "cpu"
-    name = f"kernels-{card}-{datetime.now(UTC):%Y-%m-%d}{'-smoke' if bench.smoke else ''}"
-    note = "Smoke run: proves the script; its figures mean nothing." if bench.smoke else ""
+    card = torch.cuda.get_device_name().replace(" ", "-") if on_gpu else "cpu"
+    suffix, note = ("-smoke", "Smoke run: proves the script; its figures mean nothing.") if args.smoke else ("", "")
     judged = table.verdicts(bench.records)
-    payload = {"device": bench.device.type, "note": note, "failed": bench.failed, "bars": judged}
-    write_result(name, payload | {"records": bench.records})
+    payload = {"note": note, "failed": bench.failed, "bars": judged, "records": bench.records}
+    write_result(f"kernels-{card}-{datetime.now(UTC):%Y-%m-%d}{suffix}", payload)
     print(table.table(bench.records, judged, bench.failed), flush=True)
+    return 1 if bench.failed else 0
 
 
 if __name__ == "__main__":

@@ -2,19 +2,19 @@
 
     python -m benchmarks.kernels.compiled
 
-Prints registers, spills, shared memory, 128-bit accesses, TMA and tensor-core instructions of the machine code, and
-writes them to benchmarks/results/kernels_compiled.json. Bars: the limits in tests/kernels/test_ahead_of_time.py.
+Prints registers, spills, shared memory, 128-bit accesses and barriers of the machine code, and writes them to
+benchmarks/results/kernels_compiled.json. Bars: the limits in tests/kernels/test_ahead_of_time.py.
 """
 
 from benchmarks.common import write_result
-from tests.kernels.compiled import SHARED_BYTES, calls_on, compiled
+from tests.kernels.compiled import CALLS, SHARED_BYTES, compiled
 
 
 def main() -> None:
     used = {
         f"{call}, {launch.name}, {architecture}": launch.usage()
         for architecture in SHARED_BYTES
-        for call in calls_on(architecture)
+        for call in CALLS
         for launch in compiled(call, architecture)
     }
     write_result("kernels_compiled", {"note": "Compiled ahead of time; no GPU was at hand.", "usage": used})

@@ -1,59 +1,47 @@
 """What do the per-domain numbers cost? domain_loss alone, against torch's index_add, and beside linear_cross_entropy.
 
-Prints ms, GB/s, and the share that it has of a training call of linear_cross_entropy, of which it is a part. Bar: 1 %
-of that call.
+Prints ms, and the share that it has of a training call of linear_cross_entropy, of which it is a part. Bar: 1 % of that
+call.
 """
 
 import torch
 
 from ado_kernels import domain_loss
 from benchmarks.kernels import linear_cross_entropy
-from benchmarks.kernels.harness import Bench, Work, judged_ms
+from benchmarks.kernels.harness import Bench
 
-SIZES = ((16384, 1), (16384, 512), (16384, 4096), (65536, 22))  # tokens, domains
+OTHER_SIZES = ((16384, 1), (16384, 512), (16384, 4096), (65536, 22))  # tokens, domains
 
 
-def run_cost(bench: Bench) -> None:
-    """The reduction's time over that of a training call."""
+def run(bench: Bench) -> None:
+    """The size of each training call that has bars, over its time if that was measured; then other sizes."""
     for shape in linear_cross_entropy.bar_shapes(bench):
+        alone = compare(bench, shape.num_rows, linear_cross_entropy.NUM_DOMAINS)
+        whole = bench.find("linear_cross_entropy", str(shape))
         record = {"section": "cost of domains", "case": str(shape), "implementation": "ours"}
-        if bench.out_of_time(**record):
-            continue
-        alone = _compare(bench, shape.num_rows, linear_cross_entropy.NUM_DOMAINS)
-        if "ms" not in alone:
-            why = f"domain_loss {alone['case']}: {alone.get('skipped', alone.get('failed'))}"
-            bench.emit(**record, skipped=why)
-            continue
-        inputs = linear_cross_entropy.draw(bench, shape)
-        whole_ms = bench.time_ms(linear_cross_entropy.training(lambda: linear_cross_entropy.ours, inputs)())
-        share = judged_ms(alone) / whole_ms
-        bench.emit(**record, ms=judged_ms(alone), share_of_linear_cross_entropy=share)
+        if "ms" in alone and "ms" in whole:
+            bench.emit(**record, ms=alone["ms"], share_of_linear_cross_entropy=alone["ms"] / whole["ms"])
+        else:
+            bench.emit(**record, skipped="needs the times of domain_loss and linear_cross_entropy")
+    for num_tokens, num_domains in () if bench.smoke else OTHER_SIZES:
+        compare(bench, num_tokens, num_domains)
 
 
-def run_sizes(bench: Bench) -> None:
-    """Other numbers of tokens and domains."""
-    for num_tokens, num_domains in () if bench.smoke else SIZES:
-        _compare(bench, num_tokens, num_domains)
-
-
-def _compare(bench: Bench, num_tokens: int, num_domains: int) -> dict:
+def compare(bench: Bench, num_tokens: int, num_domains: int) -> dict:
     """Our record. A read of losses (4 bytes) and ids (8) is all it must do: launches are what it costs."""
     case = f"N={num_tokens} K={num_domains}"
     if not bench.find("domain_loss", case):
         losses = torch.rand(num_tokens, device=bench.device)
         ids = torch.randint(0, num_domains, (num_tokens,), device=bench.device)
-        expected = _index_add(losses.cpu(), ids.cpu(), num_domains)
-
-        def examined(result: tuple[torch.Tensor, torch.Tensor]) -> dict:
-            sums, counts = (tensor.cpu() for tensor in result)
-            right = torch.allclose(sums, expected[0], rtol=1e-11) and torch.equal(counts, expected[1])
-            return {"wrong": not right}
-
         builds = {
             "ours": lambda: lambda: domain_loss(losses, ids, num_domains),
             "torch index_add": lambda: lambda: _index_add(losses, ids, num_domains),
         }
-        bench.compare("domain_loss", case, builds, Work(num_bytes=losses.nbytes + ids.nbytes), examined)
+        num_bytes = losses.nbytes + ids.nbytes
+        expected = _index_add(losses.cpu(), ids.cpu(), num_domains)
+        known = tuple(each.to(bench.device) for each in expected)
+        tolerances = (1e-11, 0.0)  # sums in float64, counts
+        bench.compare("domain_loss", case, builds, num_bytes=num_bytes, expected=lambda: known, tolerances=tolerances)
     return bench.find("domain_loss", case)
 
 

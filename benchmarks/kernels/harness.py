@@ -1,18 +1,18 @@
-"""The clock, the checks and the records that every script of this folder uses.
+"""The clock, the comparison and the records that every script of this folder uses.
 
-On a GPU there are two clocks. ms: triton.testing.do_bench, events around single calls with the L2 cache flushed before
-each. It flushes by writing, so up to a cache's worth of write-back is charged to the call (12 us on an H200), and a
-host slower than the flush shows. graph_ms, of calls under a millisecond and of the ceilings: a CUDA graph of ten calls,
-each after a read of four times the cache, less a graph of the reads alone. No host takes part and every write is paid
-for. Where there is a graph_ms, shares and ratios are made of it. On a CPU: ms, wall time.
+ms: on a CPU the median wall time of a call. On a GPU by triton.testing: calls under a millisecond in a CUDA graph of
+many (do_bench_cudagraph), so that no host takes part; longer ones, and those that cannot be captured, by events around
+single calls after a flush of the L2 cache (do_bench). Calls in a graph find the cache as the last one left it: shapes
+that fit it (50 MB on an H200) can be faster than memory allows.
 """
 
+import functools
 import gc
 import json
 import math
 import signal
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -22,70 +22,49 @@ import triton
 
 from benchmarks.common import median_s
 
-COMPILE_BUDGET_S = 25.0
+COMPILE_BUDGET_S = 60.0
 GRAPH_BELOW_MS = 1.0
-# Calls of a graph, and parts of the flushed memory. A cache that is not strictly LRU would keep some of what the last
-# flush read: each reads another part, and a replay does not begin with the part that the one before ended with.
-GRAPH_CALLS, FLUSH_PARTS = 10, 5
+WARM_UP_S = 2.0
 Call = Callable[[], Any]
-
-
-@dataclass(frozen=True)
-class Work:
-    """What a call must do at least: bytes through memory (each input read once, each output written once), FLOP.
-
-    own_floor_ms: of its matmuls at the rates that these shapes reach, where that was measured.
-    """
-
-    num_bytes: float = 0.0
-    num_flops: float = 0.0
-    own_floor_ms: float | None = None
+Function = Callable[..., Any]
+Make = Callable[[], Function]  # imports or compiles an implementation
 
 
 @dataclass
 class Bench:
-    """The device, the time left, the measured ceilings, the records so far and what went wrong with our own code.
-
-    backend: of torch.compile. own_flop_per_s: of linear_cross_entropy's matmuls, by name and width (ceilings.py).
-    """
+    """The device, the time left, the measured ceilings, the records so far and what went wrong with our own code."""
 
     device: torch.device
     smoke: bool
     deadline: float
-    backend: Any = "inductor"
+    backend: Any = "inductor"  # of torch.compile
     records: list[dict[str, Any]] = field(default_factory=list)
     failed: list[str] = field(default_factory=list)
-    copy_bytes_per_s: float | None = None
-    matmul_flop_per_s: float | None = None
-    own_flop_per_s: dict[tuple[str, int], float] = field(default_factory=dict)
+    copy_bytes_per_s: float = math.nan
+    matmul_flop_per_s: float = math.nan
 
     @property
     def on_gpu(self) -> bool:
         return self.device.type == "cuda"
 
-    @property
-    def over(self) -> bool:
-        """Whether the time is up."""
-        return time.monotonic() > self.deadline
-
     def out_of_time(self, section: str, case: str, **values: Any) -> bool:
         """Whether nothing more may start; that is then recorded for this case."""
-        if self.over:
+        over = time.monotonic() > self.deadline
+        if over:
             self.emit(section, case, **values, skipped="out of time")
-        return self.over
+        return over
 
     def emit(self, section: str, case: str, **values: Any) -> None:
         """Prints one record at once and keeps it."""
-        record = {"section": section, "case": case, "device": self.device.type, **values}
-        self.records.append(record)
-        print(json.dumps(record), flush=True)
+        self.records.append({"section": section, "case": case, "device": self.device.type, **values})
+        print(json.dumps(self.records[-1]), flush=True)
 
     def find(self, section: str, case: str, implementation: str = "ours") -> dict[str, Any]:
         """The record of an implementation; empty if there is none."""
         wanted = {"section": section, "case": case, "implementation": implementation}
         return next((record for record in self.records if wanted.items() <= record.items()), {})
 
-    def compiled(self, function: Callable) -> Callable:
+    def compiled(self, function: Function) -> Function:
         """`function` through torch.compile for static shapes, as if nothing had been compiled before.
 
         Dynamo keeps its cache by code object: without the reset a second shape would be compiled symbolically, and a
@@ -98,125 +77,164 @@ class Bench:
         self,
         section: str,
         case: str,
-        builds: dict[str, Callable[[], Call]],
-        work: Work,
-        examine: Callable[[Any], dict[str, Any]] | None = None,
+        builds: Mapping[str, Callable[[], Call]],
+        *,
+        num_bytes: float = 0.0,
+        num_flops: float = 0.0,
+        expected: Call | None = None,
+        tolerances: Sequence[float] = (),
     ) -> None:
         """Times every implementation of one case, "ours" first (or taken from an earlier record).
 
-        A baseline may be absent (ImportError) or fail in any way: its record says how. What is called "ours..." may
-        not. examine: more fields, of the call's result; "wrong": True among them says that the result is not right.
+        A baseline may be absent (ImportError) or fail in any way: its record says how. "ours" may not. num_bytes,
+        num_flops: what a call must do at least. expected: the call's results, each to be met within its tolerance.
         """
-        ours = self.find(section, case)
+        known = expected() if expected and not self.out_of_time(section, case) else None
         for name, build in builds.items():
-            own = name.startswith("ours")
             if self.out_of_time(section, case, implementation=name):
                 continue
             try:
-                record = self._measure(build, work, examine)
+                record = self._measure(build, num_bytes, num_flops, known, tolerances)
             except Exception as error:  # noqa: BLE001 - a baseline may raise anything
-                absent = isinstance(error, ImportError) and not own
+                absent = isinstance(error, ImportError) and name != "ours"
                 record = {"skipped" if absent else "failed": f"{type(error).__name__}: {error}"[:300]}
-            ours = record if name == "ours" else ours
+            ours = record if name == "ours" else self.find(section, case)
             self.emit(section, case, implementation=name, **record, **_against(record, ours))
-            if own and ("failed" in record or record.get("wrong")):
-                self.failed.append(f"{section}, {case}, {name}")
+            if name == "ours" and ("failed" in record or record.get("wrong")):
+                self.failed.append(f"{section}, {case}")
 
-    def _measure(self, build: Callable[[], Call], work: Work, examine: Callable[[Any], dict] | None) -> dict[str, Any]:
+    def _measure(
+        self, build: Callable[[], Call], num_bytes: float, num_flops: float, known: Any, tolerances: Sequence[float]
+    ) -> dict[str, Any]:
         with time_limit(COMPILE_BUDGET_S):
             call = build()
             result = call()
             self.synchronize()
-        found = examine(result) if examine else {}  # before later calls write over it
-        record = self.times(call, graph_below_ms=GRAPH_BELOW_MS)
-        ms, floor_ms = judged_ms(record), self.floor_ms(work)
-        if floor_ms:
-            record |= {"floor_ms": floor_ms, "share_of_floor": floor_ms / ms}
-        if work.own_floor_ms:
-            record["share_of_own_floor"] = work.own_floor_ms / ms
-        if work.num_bytes:
-            record["gb_per_s"] = work.num_bytes / ms / 1e6
-        if work.num_flops:
-            record |= {"tflop_per_s": work.num_flops / ms / 1e9, "peak_bytes": self.peak_bytes(call)}
+        found: dict[str, Any] = {}
+        if known is not None:  # compared before later calls write over it
+            results, wanted = (value if isinstance(value, tuple) else (value,) for value in (result, known))
+            errors = [error_of(*pair) for pair in zip(results, wanted, strict=True)]
+            right = all(error <= most for error, most in zip(errors, tolerances, strict=True))  # no NaN is
+            found = {"errors": errors, "wrong": not right}
+        record = self.time(call)
+        floor_ms = 1e3 * max(num_bytes / self.copy_bytes_per_s, num_flops / self.matmul_flop_per_s)
+        if floor_ms > 0:  # NaN without ceilings
+            record |= {"floor_ms": floor_ms, "share_of_floor": floor_ms / record["ms"]}
+        if num_flops and self.on_gpu:
+            record["peak_bytes"] = peak_bytes(call)
         return record | found
 
-    def floor_ms(self, work: Work) -> float | None:
-        """The least milliseconds at the measured ceilings; None where one that it takes was not measured."""
-        ceilings = ((work.num_bytes, self.copy_bytes_per_s), (work.num_flops, self.matmul_flop_per_s))
-        taken = [(amount, rate) for amount, rate in ceilings if amount]
-        if any(rate is None for _, rate in taken):
-            return None
-        return 1e3 * max((amount / rate for amount, rate in taken if rate), default=0.0)
+    def compare_passes(
+        self,
+        name: str,
+        case: str,
+        makes: Mapping[str, Make],
+        inputs: Sequence[torch.Tensor],
+        grads: Sequence[torch.Tensor],
+        traffic: tuple[float, float],
+        reference: Function,
+        roundings: int = 1,
+    ) -> None:
+        """A differentiable operation forward, backward and both together, as in training.
+
+        grads: of the outputs. traffic: bytes of a forward and of a backward pass. reference: the operation in plain
+        torch, whose results in float64 ours must equal up to `roundings` roundings to the inputs' dtype.
+        """
+        made = {name: functools.cache(make) for name, make in makes.items()}  # compiled once for three passes
+        wide_inputs, wide_grads = [each.double() for each in inputs], [each.double() for each in grads]
+        tolerance = roundings * max(1e-5, torch.finfo(inputs[0].dtype).eps / 2)  # a float32 sum over a row: 1e-5
+        for which, num_bytes in (("forward", traffic[0]), ("backward", traffic[1]), ("forward+backward", sum(traffic))):
+            builds = {name: functools.partial(one_pass, make, which, inputs, grads) for name, make in made.items()}
+            self.compare(
+                f"{name} {which}",
+                case,
+                builds,
+                num_bytes=num_bytes,
+                expected=one_pass(lambda: reference, which, wide_inputs, wide_grads),
+                tolerances=[tolerance] * len(grads if which == "forward" else inputs),
+            )
 
     def synchronize(self) -> None:
         if self.on_gpu:
             torch.cuda.synchronize()
 
-    def times(self, call: Call, graph_below_ms: float = math.inf) -> dict[str, Any]:
-        """{"ms"} of a call, and on a GPU, if that is less than this, {"graph_ms"}."""
-        record = {"ms": self.time_ms(call)}
-        return record | (self.graph_ms(call) if self.on_gpu and record["ms"] < graph_below_ms else {})
-
-    def time_ms(self, call: Call) -> float:
-        """Median milliseconds of one call."""
+    def time(self, call: Call) -> dict[str, Any]:
+        """{"ms"} of a call, and on a GPU {"events_ms"}, or why it is not of a graph."""
         if not self.on_gpu:
-            return 1e3 * median_s(call, repeats=2 if self.smoke else 20)
+            return {"ms": 1e3 * median_s(call, repeats=2 if self.smoke else 20)}
         warmup, rep = (1, 2) if self.smoke else (25, 100)
-        return triton.testing.do_bench(call, warmup, rep, return_mode="median")
-
-    def graph_ms(self, call: Call) -> dict[str, Any]:
-        """{"graph_ms"} of a call, or why it cannot be captured."""
-        cache_bytes = torch.cuda.get_device_properties(self.device).L2_cache_size
-        memory = torch.ones(FLUSH_PARTS, cache_bytes, device=self.device)  # float32: each part four times the cache
-
-        def replay_ms(*calls: Call) -> float:
-            def ten() -> None:
-                for turn in range(GRAPH_CALLS):
-                    memory[turn % FLUSH_PARTS].sum()
-                    for each in calls:
-                        each()
-
-            return self.time_ms(self.captured(ten))
-
-        try:
-            return {"graph_ms": (replay_ms(call) - replay_ms()) / GRAPH_CALLS}
-        except RuntimeError as error:
-            return {"not_capturable": str(error)[:200]}
-
-    def captured(self, call: Call) -> Call:
-        """The replay of a CUDA graph of `call`.
-
-        The graph is recorded on the current stream, which must not be the default one: a backward pass runs on the
-        stream of its forward pass.
-        """
-        graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph, stream=torch.cuda.current_stream()):
-            call()
-        return graph.replay
-
-    def peak_bytes(self, call: Call) -> int | None:
-        """Most device memory that one call adds; None on a CPU (bench_linear_cross_entropy.py measures that)."""
-        if not self.on_gpu:
-            return None
-        gc.collect()
-        self.synchronize()
-        torch.cuda.reset_peak_memory_stats()
-        before = torch.cuda.memory_allocated()
-        call()
-        self.synchronize()
-        return torch.cuda.max_memory_allocated() - before
+        events_ms = triton.testing.do_bench(call, warmup, rep, return_mode="median")
+        if events_ms < GRAPH_BELOW_MS:
+            try:
+                graph_ms = triton.testing.do_bench_cudagraph(call, rep=rep // 4 or 1, return_mode="median")
+                return {"ms": graph_ms, "events_ms": events_ms}
+            except RuntimeError as error:
+                return {"ms": events_ms, "events_ms": events_ms, "not_capturable": str(error)[:200]}
+        return {"ms": events_ms, "events_ms": events_ms}
 
 
-def judged_ms(record: dict[str, Any]) -> float:
-    """The milliseconds that a record is judged by."""
-    return record.get("graph_ms", record["ms"])
+def measure_ceilings(bench: Bench) -> None:
+    """Bytes per second of a copy and FLOP per second of a square matmul, after two seconds for the clocks to settle."""
+    dtype, size = torch.bfloat16 if bench.on_gpu else torch.float32, 512 if bench.smoke else 8192
+    square = torch.randn(size, size, device=bench.device).to(dtype)
+    stop = time.monotonic() + (WARM_UP_S if bench.on_gpu and not bench.smoke else 0.0)
+    while time.monotonic() < stop:
+        torch.mm(square, square)
+        bench.synchronize()
+    source = torch.ones(1 << (24 if bench.smoke else 29), dtype=torch.bfloat16, device=bench.device)
+    target = torch.empty_like(source)
+    copy, product = bench.time(lambda: target.copy_(source)), bench.time(lambda: torch.mm(square, square))
+    # By events: as a node of a graph a copy of this size is slower, 2.8 in place of 4.3 TB/s on an H200.
+    bench.copy_bytes_per_s = 2e3 * source.nbytes / copy.get("events_ms", copy["ms"])
+    bench.matmul_flop_per_s = 2e3 * size**3 / product["ms"]
+    bench.emit("device", "copy", **copy, gb_per_s=bench.copy_bytes_per_s / 1e9)
+    bench.emit("device", f"matmul {size}^3 {str(dtype)[6:]}", **product, tflop_per_s=bench.matmul_flop_per_s / 1e12)
+
+
+def one_pass(make: Make, which: str, inputs: Sequence[torch.Tensor], grads: Sequence[torch.Tensor]) -> Call:
+    """The call of one pass; the backward pass alone keeps its graph and repeats.
+
+    On copies: Liger writes gradients over what it was given (SwiGLU over its inputs, RMSNorm over dy), which the
+    next implementation reads. Its own repeated calls then read what it wrote: no matter for their time.
+    """
+    function, grads = make(), [grad.clone() for grad in grads]
+    leaves = [each.clone().requires_grad_() for each in inputs]
+    if which == "forward":
+        return lambda: function(*leaves)
+    if which == "backward":
+        outputs = function(*leaves)
+        return lambda: torch.autograd.grad(outputs, leaves, grads, retain_graph=True)
+    return lambda: torch.autograd.grad(function(*leaves), leaves, grads)
+
+
+def error_of(result: torch.Tensor, expected: torch.Tensor) -> float:
+    """The largest of the rows' |result - expected| / |expected|; of a scalar (a loss in nats) the difference.
+
+    By rows, because one norm of a whole gradient hides what is missing: the target's -1 outweighs the softmax.
+    """
+    difference = result.detach().double() - expected.detach().double()
+    if not expected.dim():
+        return float(difference.abs())
+    norms = expected.detach().double().norm(dim=-1).clamp(min=1e-300)
+    return float((difference.norm(dim=-1) / norms).max())
+
+
+def peak_bytes(call: Call) -> int:
+    """Most device memory that one call adds (on a CPU bench_linear_cross_entropy.py measures that)."""
+    gc.collect()
+    torch.cuda.synchronize()
+    torch.cuda.reset_peak_memory_stats()
+    before = torch.cuda.memory_allocated()
+    call()
+    torch.cuda.synchronize()
+    return torch.cuda.max_memory_allocated() - before
 
 
 def _against(record: dict[str, Any], ours: dict[str, Any]) -> dict[str, float]:
     """Time over ours, both by the same clock; and our peak memory over this one's."""
     if "ms" not in ours or "ms" not in record:
         return {}
-    clock = "graph_ms" if "graph_ms" in record and "graph_ms" in ours else "ms"
+    clock = "events_ms" if "not_capturable" in ours or "not_capturable" in record else "ms"
     ratios = {"times_ours": record[clock] / ours[clock]}
     if record.get("peak_bytes"):
         ratios["our_peak_frac"] = ours["peak_bytes"] / record["peak_bytes"]

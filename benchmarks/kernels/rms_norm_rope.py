@@ -1,8 +1,8 @@
 """Does it pay to fuse QK-norm and rotary embedding in the 124M model? Bytes counted, then both ways measured.
 
 The count needs no GPU: bytes that fusion saves in a training step over the copy's rate, as a share of the step's floor,
-which is its matmuls at the measured matmul rate plus the bytes of its other elementwise operations. The real step is
-longer than its floor, so the real share is smaller; on a GPU the time saved is measured as well. No bar.
+which is its matmuls at the matmul rate plus the bytes of its other elementwise operations. The real step is longer than
+its floor, so the real share is smaller; on a GPU the time saved is measured as well. No bar.
 """
 
 import torch
@@ -10,21 +10,16 @@ import torch
 from ado_kernels import rms_norm, rms_norm_rope
 from ado_kernels.ops.rms_norm_rope import rms_norm_rope_reference
 from ado_model import PRESETS
-from benchmarks.kernels.harness import Bench
-from benchmarks.kernels.passes import Function, Passes
+from benchmarks.kernels.harness import Bench, Function, Make
 
-# An H200 (measured, for the count where no GPU is at hand): bytes/s of a copy, FLOP/s of bf16 matmuls.
-H200_RATES = (4.3e12, 790e12)
+H200_RATES = (4.3e12, 790e12)  # bytes/s of a copy, FLOP/s of bf16 matmuls: for the count
 BYTES = 2  # of a bf16 number
-SHAPE, SMOKE_SHAPE = (16, 1024, 12, 64), (2, 64, 2, 64)
 
 
-def run_rms_norm_rope(bench: Bench) -> None:
+def run(bench: Bench) -> None:
     """The count for the 124M model, then one layer's queries: fused, apart, compiled."""
-    copy, matmul = bench.copy_bytes_per_s, bench.matmul_flop_per_s
-    rates = (copy, matmul) if bench.on_gpu and copy and matmul else H200_RATES
-    bench.emit("rms_norm_rope", "124M, share of the step's floor", rates=rates, **step_share(*rates))
-    shape = SMOKE_SHAPE if bench.smoke else SHAPE
+    bench.emit("rms_norm_rope", "124M, share of the step's floor", rates=H200_RATES, **step_share(*H200_RATES))
+    shape = (2, 64, 2, 64) if bench.smoke else (16, 1024, 12, 64)
     x, dy = (torch.randn(shape, device=bench.device).bfloat16() for _ in range(2))
     weight = torch.ones(shape[-1], device=bench.device)
     angle = torch.rand(shape[1], shape[-1] // 2, device=bench.device)
@@ -36,17 +31,15 @@ def run_rms_norm_rope(bench: Bench) -> None:
     def norm_then(rotate: Function) -> Function:
         return lambda x, weight: rotate(rms_norm(x, weight), cos, sin)
 
-    case = "x".join(map(str, shape))
-    Passes("rms_norm_rope", case, (x, weight), (dy,), 2 * x.nbytes, 3 * x.nbytes, reference).compare(
-        bench,
-        {
-            "ours": lambda: lambda x, weight: rms_norm_rope(x, weight, cos, sin),
-            "norm, then rope": lambda: norm_then(_rotate),
-            "norm, then compiled rope": lambda: norm_then(bench.compiled(_rotate)),
-            "torch.compile": lambda: bench.compiled(reference),
-            "torch eager": lambda: reference,
-        },
-    )
+    makes: dict[str, Make] = {
+        "ours": lambda: lambda x, weight: rms_norm_rope(x, weight, cos, sin),
+        "norm, then rope": lambda: norm_then(_rotate),
+        "norm, then compiled rope": lambda: norm_then(bench.compiled(_rotate)),
+        "torch.compile": lambda: bench.compiled(reference),
+        "torch eager": lambda: reference,
+    }
+    case, traffic = "x".join(map(str, shape)), (2 * x.nbytes, 3 * x.nbytes)
+    bench.compare_passes("rms_norm_rope", case, makes, (x, weight), (dy,), traffic, reference)
 
 
 def step_share(bytes_per_s: float, flop_per_s: float) -> dict[str, float]:

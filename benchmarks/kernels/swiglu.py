@@ -9,63 +9,40 @@ import torch.nn.functional as F
 
 from ado_kernels import swiglu
 from ado_kernels.ops.swiglu import swiglu_reference
-from benchmarks.kernels.harness import Bench
-from benchmarks.kernels.passes import Function, Make, Passes
+from benchmarks.kernels.harness import Bench, Function, Make
 
-BAR_SHAPE, SMOKE_SHAPE = (16384, 5632), (256, 344)
-OTHER_SHAPES = ((16384, 2048), (8192, 14336))
+SHAPES, SMOKE_SHAPES = ((16384, 5632), (16384, 2048), (8192, 14336)), ((256, 344),)
 
 
-def run_bars(bench: Bench) -> None:
-    """Separate tensors of the shape that has bars, against the implementations that these name."""
-    makes = implementations(bench, fused=False)
-    del makes["torch eager"]
-    glu(bench, _bar_shape(bench), fused=False).compare(bench, makes)
+def run(bench: Bench) -> None:
+    """Every shape on separate tensors, the first one, which has bars, fused as well."""
+    shapes = SMOKE_SHAPES if bench.smoke else SHAPES
+    for shape in shapes:
+        compare(bench, *shape, fused=False)
+    compare(bench, *shapes[0], fused=True)
 
 
-def run_rest(bench: Bench) -> None:
-    """The fused layout there, other shapes, eager torch."""
-    glu(bench, _bar_shape(bench), fused=True).compare(bench, implementations(bench, fused=True))
-    makes = implementations(bench, fused=False)
-    for shape in () if bench.smoke else OTHER_SHAPES:
-        glu(bench, shape, fused=False).compare(bench, makes)
-    glu(bench, _bar_shape(bench), fused=False).compare(bench, {"torch eager": makes["torch eager"]})
-
-
-def _bar_shape(bench: Bench) -> tuple[int, int]:
-    return SMOKE_SHAPE if bench.smoke else BAR_SHAPE
-
-
-def glu(bench: Bench, shape: tuple[int, int], fused: bool) -> Passes:
+def compare(bench: Bench, num_rows: int, width: int, fused: bool) -> None:
     """Forward reads both halves and writes one; backward reads three and writes two."""
-    num_rows, width = shape
     both, dout = (torch.randn(num_rows, n * width, device=bench.device).bfloat16() for n in (2, 1))
-    inputs = (both,) if fused else tuple(half.contiguous() for half in both.chunk(2, dim=-1))
-    case = f"{num_rows}x{width} {'fused' if fused else 'separate'}"
-    reference = _of_halves(swiglu_reference) if fused else swiglu_reference
-    return Passes("swiglu", case, inputs, (dout,), 3 * dout.nbytes, 5 * dout.nbytes, reference)
+    inputs = (both,) if fused else [half.contiguous() for half in both.chunk(2, dim=-1)]
 
+    def shaped(function: Function) -> Function:
+        return (lambda both: function(*both.chunk(2, dim=-1))) if fused else function
 
-def implementations(bench: Bench, fused: bool) -> dict[str, Make]:
-    """Implementations of silu(gate) * up, of (gate, up) or of the fused projection."""
-    shaped = _of_halves if fused else lambda function: function
-    return {
+    def plain(gate, up):
+        return F.silu(gate) * up
+
+    def liger():
+        from liger_kernel.ops.swiglu import LigerSiLUMulFunction
+
+        return shaped(LigerSiLUMulFunction.apply)
+
+    makes: dict[str, Make] = {
         "ours": lambda: shaped(swiglu),
-        "Liger": lambda: shaped(_liger()),
-        "torch.compile": lambda: bench.compiled(shaped(_plain)),
-        "torch eager": lambda: shaped(_plain),
+        "Liger": liger,
+        "torch.compile": lambda: bench.compiled(shaped(plain)),
+        "torch eager": lambda: shaped(plain),
     }
-
-
-def _of_halves(function: Function) -> Function:
-    return lambda both: function(*both.chunk(2, dim=-1))
-
-
-def _plain(gate, up):
-    return F.silu(gate) * up
-
-
-def _liger():
-    from liger_kernel.ops.swiglu import LigerSiLUMulFunction
-
-    return LigerSiLUMulFunction.apply
+    case, traffic = f"{num_rows}x{width} {'fused' if fused else 'separate'}", (3 * dout.nbytes, 5 * dout.nbytes)
+    bench.compare_passes("swiglu", case, makes, inputs, (dout,), traffic, shaped(swiglu_reference))

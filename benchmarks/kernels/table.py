@@ -2,14 +2,13 @@
 
 A bar is a limit on one field of one implementation's record: our share of the floor, another's time over ours, our
 peak memory over another's. Others may be faster than ours only as far as a bar below 1 says. Floors are those of the
-card that ran (ceilings.py); the shares were set for an H200 at 4.3 TB/s and 790 TFLOP/s.
+card that ran; the shares were set for an H200 at 4.3 TB/s and 790 TFLOP/s.
 """
 
 import math
 from collections import Counter, defaultdict
 from typing import Any, NamedTuple
 
-from benchmarks.kernels.harness import judged_ms
 from benchmarks.kernels.linear_cross_entropy import BAR_SHAPES
 
 
@@ -106,9 +105,7 @@ def _line(case: str, by_name: dict[str, dict], bars: dict[tuple[str, str], dict]
     share, bar = ours.get("share_of_floor"), bars.get(("ours", "share_of_floor"))
     shown, limit = "" if share is None else f"{share:.2f}", f"{bar['limit']:.2f}" if bar else ""
     met = {True: "yes", False: "NO", None: "-"}[bar["met"]] if bar else ""
-    columns = [f"{case:<62} {_time(judged_ms(ours)):>9} {shown:>6} {limit:>5} {met:>4} "]
-    if "share_of_own_floor" in ours:
-        columns.append(f"[{ours['share_of_own_floor']:.2f} of the matmuls' own floor]")
+    columns = [f"{case:<62} {_time(ours['ms']):>9} {shown:>6} {limit:>5} {met:>4} "]
     for name, record in by_name.items():
         if name != "ours" and "times_ours" in record:
             columns.append(f"{name} {_limited(record['times_ours'], bars.get((name, 'times_ours')))}")

@@ -18,19 +18,19 @@ from ado_stream.demo.raw_text import write_text
 from ado_stream.prepare.config import PrepareConfig
 from ado_stream.prepare.coordinator import prepare
 from benchmarks.learning.scenarios import DUPLICATES, EXHAUSTED, UNLEARNABLE
+from benchmarks.learning.trial import Sizes
 
-SEQ_LEN = 64
-TOKENIZER = "bpe:2048"
 DOMAIN_KEY = "meta.pile_set_name"
-_UNLEARNABLE_BYTES = 30_000_000  # of its kind, as much as two fifths of a run reads, and more
+_UNLEARNABLE_BYTES, _BYTES_PER_TOKEN = 30_000_000, 2.5  # at least; of two fifths of what a run reads, and more
 _NUM_ORIGINALS, _DUPLICATE_BYTES = 24, 24_000_000
 _CHANGED_FRAC = 0.02  # of a near-duplicate's words
 
 
-def make_corpus(folder: Path, text: list[str], val: list[str], exhausted_tokens: int) -> Path:
+def make_corpus(folder: Path, text: list[str], val: list[str], sizes: Sizes) -> Path:
     """FOLDER/corpus: the wanted domains and those that are made. `text` empty: the Python environment's.
 
-    text, val: .jsonl or .jsonl.zst with a domain under meta.pile_set_name. exhausted_tokens: of the Exhausted domain.
+    text, val: .jsonl or .jsonl.zst with a domain under meta.pile_set_name. The Exhausted domain, a fifth of what a run
+    reads, has the text of a tenth of its steps.
     """
     corpus = folder / "corpus"
     if (corpus / "corpus.json").exists():
@@ -40,16 +40,23 @@ def make_corpus(folder: Path, text: list[str], val: list[str], exhausted_tokens:
         text = [str(domain.path) for domain in write_text(folder / "text") if domain.name != HASHES]
     held_out = {"val": tuple(val)} if val else {"val_frac": 0.05}
     wanted = PrepareConfig(
-        tuple(text), str(folder / "wanted"), SEQ_LEN, tokenizer=TOKENIZER, domain_key=DOMAIN_KEY, **held_out
+        tuple(text), str(folder / "wanted"), sizes.seq_len, tokenizer=sizes.tokenizer, domain_key=DOMAIN_KEY, **held_out
     )
     prepare(wanted)
+    run_tokens = sizes.steps * sizes.batch_size * sizes.seq_len
+    unlearnable_bytes = max(_UNLEARNABLE_BYTES, int(0.4 * run_tokens * _BYTES_PER_TOKEN))
+    exhausted_tokens = sizes.steps * sizes.batch_size // 10 * sizes.seq_len // 5
     made = [
-        _write(folder / "unlearnable.jsonl", UNLEARNABLE, unlearnable(1), _UNLEARNABLE_BYTES),
+        _write(folder / "unlearnable.jsonl", UNLEARNABLE, unlearnable(1), unlearnable_bytes),
         _write(folder / "duplicates.jsonl", DUPLICATES, near_duplicates(_originals(text), 2), _DUPLICATE_BYTES),
         _write(folder / "exhausted.jsonl", EXHAUSTED, iter(_originals(text, skip=200)), int(3.0 * exhausted_tokens)),
     ]
     tokenizer = str(folder / "wanted" / "tokenizer.json")
-    prepare(PrepareConfig((*text, *made), str(corpus), SEQ_LEN, tokenizer=tokenizer, domain_key=DOMAIN_KEY, **held_out))
+    prepare(
+        PrepareConfig(
+            (*text, *made), str(corpus), sizes.seq_len, tokenizer=tokenizer, domain_key=DOMAIN_KEY, **held_out
+        )
+    )
     return corpus
 
 

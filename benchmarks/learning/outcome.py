@@ -10,7 +10,7 @@ import statistics
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from benchmarks.learning.scenarios import BASELINE
+from benchmarks.learning.scenarios import BASELINE, ORDER
 
 MEASURES = ("by size", "mean", "worst", "wanted", "bits per byte")
 _T_95 = {1: 12.706, 2: 4.303, 3: 3.182, 4: 2.776, 5: 2.571, 6: 2.447, 7: 2.365, 8: 2.306, 9: 2.262}  # Student's t
@@ -29,24 +29,31 @@ def measures(found: Mapping[str, Any], facts: Mapping[str, Any]) -> dict[str, fl
     }
 
 
-def table(cells: Mapping[int, Mapping[str, Mapping[str, Any]]], facts: Mapping[str, Any]) -> list[dict[str, Any]]:
+def table(
+    cells: Mapping[int, Mapping[str, Mapping[str, Any]]], facts: Mapping[str, Any], baseline: str = BASELINE
+) -> list[dict[str, Any]]:
     """A row per policy: mean difference to the baseline over the seeds, half the width of its 95 % interval, and n.
 
     cells: {seed: {policy: cell}}. A seed without the baseline does not count; the interval of one seed is None.
     """
-    policies = list(dict.fromkeys(policy for seed in cells.values() for policy in seed))
+    policies = sorted({policy for seed in cells.values() for policy in seed}, key=_place)
     rows = []
     for policy in policies:
-        seeds = [seed for seed in cells.values() if policy in seed and BASELINE in seed]
+        seeds = [seed for seed in cells.values() if policy in seed and baseline in seed]
         if not seeds:
             continue
-        pairs = [(measures(seed[policy]["final"], facts), measures(seed[BASELINE]["final"], facts)) for seed in seeds]
+        pairs = [(measures(seed[policy]["final"], facts), measures(seed[baseline]["final"], facts)) for seed in seeds]
         row: dict[str, Any] = {"policy": policy, "seeds": len(pairs)}
         for measure in MEASURES:
             row[measure] = interval([own[measure] - base[measure] for own, base in pairs])
-        row["steps to baseline"] = interval([steps_to(seed[policy], seed[BASELINE], facts) for seed in seeds])
+        row["steps to baseline"] = interval([steps_to(seed[policy], seed[baseline], facts) for seed in seeds])
         rows.append(row)
     return rows
+
+
+def _place(policy: str) -> tuple[int, str]:
+    """Rows come in the order of the scenarios' policies, others after them, the oracle last."""
+    return (len(ORDER) + (policy == "oracle") if policy not in ORDER else ORDER.index(policy)), policy
 
 
 def interval(values: Sequence[float]) -> tuple[float, float | None]:
@@ -81,23 +88,28 @@ def gain_of_oracle(rows: Sequence[Mapping[str, Any]], policy: str, measure: str 
     return by_policy[policy] / by_policy["oracle"]
 
 
-def text(scenario: str, question: str, rows: Sequence[Mapping[str, Any]]) -> str:
+def text(rows: Sequence[Mapping[str, Any]], baseline: str = BASELINE) -> str:
     """The rows as a Markdown table."""
     lines = [
-        f"### {scenario}: {question}",
-        "",
-        "| policy | seeds | by size | mean of domains | worst domain | bits per byte | steps to natural's loss |",
+        f"| policy | seeds | by size | mean of domains | worst domain | bits per byte | steps to {baseline}'s loss |",
         "|---|---|---|---|---|---|---|",
     ]
     for row in rows:
-        cells = [_cell(row[measure], 3) for measure in ("by size", "mean", "worst", "bits per byte")]
-        cells.append(_cell(row["steps to baseline"], 2, sign=False))
+        if row["policy"] == baseline:
+            lines.append(
+                f"| {baseline} | {row['seeds']} | 0 | 0 | 0 | 0 | {cell(row['steps to baseline'], 2, sign=False)} |"
+            )
+            continue
+        cells = [cell(row[measure]) for measure in ("by size", "mean", "worst", "bits per byte")]
+        cells.append(cell(row["steps to baseline"], 2, sign=False))
         lines.append(f"| {row['policy']} | {row['seeds']} | " + " | ".join(cells) + " |")
     return "\n".join(lines)
 
 
-def _cell(found: tuple[float, float | None], digits: int, sign: bool = True) -> str:
+def cell(found: tuple[float, float | None], digits: int = 3, sign: bool = True) -> str:
+    """A mean with half the width of its interval."""
     mean, half = found
+    mean = round(mean, digits) + 0.0  # no -0.000
     return f"{mean:{'+' if sign else ''}.{digits}f}" + ("" if half is None else f" ± {half:.{digits}f}")
 
 

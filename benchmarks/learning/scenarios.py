@@ -11,10 +11,13 @@ UNLEARNABLE, DUPLICATES, EXHAUSTED = "Unlearnable", "NearDuplicates", "Exhausted
 BASELINE = "natural"
 STATIC = (BASELINE, "temperature:tau=1.5", "temperature:tau=2", "uniform")  # the frontier that adaptive ones must beat
 ADO = ("ado", "ado:credit_power=0", "ado:shared_count=false")
-OTHERS = ("odm", "episelect", "gap")
+OTHERS = ("odm", "episelect", "episelect:transfer=full", "gap", "velocitune", "aioli")
 TARGET = ("target", "target:weights=uniform")
 SIX = (BASELINE, "uniform", "ado", "ado:shared_count=false", "target")
 CONTROL = "natural@other-draws"  # the baseline with other samples: what chance does to a branch
+
+
+ORDER = (BASELINE, CONTROL, *STATIC[1:], *ADO, *OTHERS, *TARGET, "wanted", "target:wanted")  # of rows in tables
 
 
 @dataclass(frozen=True)

@@ -5,13 +5,14 @@ once, with the natural mixture; every policy goes on from its model, optimizer a
 shown the losses of that tenth, as if it had been there. Differences between branches are then the mixture's, and
 chance: a branch of the natural mixture with other samples measures that.
 
-Everything is the product's: data set, loader, model, optimizer and learning rate, losses. Invariant: with one thread
-the numbers of a cell depend on the corpus, the scenario, the seed and the policy alone.
+Everything is the product's: data set, loader, model, optimizer and learning rate, losses. The beginning is a checkpoint
+on disk, and so is what a part of a run leaves that ran out of time. Invariant: with one thread the numbers of a cell
+depend on the corpus, the sizes, the scenario, the seed and the policy alone, not on where it was stopped.
 """
 
-import copy
 import dataclasses
 import math
+import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -36,6 +37,7 @@ MADE = (UNLEARNABLE, DUPLICATES, EXHAUSTED)
 LAG = 8
 _PEAK_RATE_TIMES_WIDTH = 0.46
 _VAL_SAMPLES, _VAL_SAMPLES_MIDWAY = 400, 100  # of each domain
+_BEGINNING = "beginning"
 _MIDWAY = 5  # validations in a run, in its second half, for steps to a loss
 
 
@@ -48,6 +50,11 @@ class Sizes:
     num_heads: int = 2
     batch_size: int = 32
     steps: int = 1200
+    seq_len: int = 64
+    tokenizer: str = "bpe:2048"
+    micro_batch_size: int | None = None
+    val_rows: int = 200  # of a forward pass
+    device: str = "cpu"
 
     @property
     def shared_steps(self) -> int:
@@ -55,11 +62,28 @@ class Sizes:
         return self.steps // 10
 
 
-class Trial:
-    """The shared beginning of a scenario's seed, in memory, and `branch`."""
+SIZES = {
+    "small": Sizes(),
+    # 2.5 B tokens in steps of 262,144, on one card
+    "124m": Sizes(12, 768, 12, 256, 9537, 1024, "bpe:32768", micro_batch_size=32, val_rows=32, device="cuda"),
+}
 
-    def __init__(self, corpus: Path, scenario: Scenario, seed: int, sizes: Sizes):
+
+class OutOfTime(Exception):
+    """The deadline came; what was reached is on disk, and the same call goes on from there."""
+
+
+class Trial:
+    """The shared beginning of a scenario's seed, and `branch`.
+
+    home: folder of the seed's checkpoints. deadline: time.time() at which training stops with OutOfTime; None: never.
+    """
+
+    def __init__(
+        self, corpus: Path, scenario: Scenario, seed: int, sizes: Sizes, home: Path, deadline: float | None = None
+    ):
         self.scenario, self.seed, self.sizes = scenario, seed, sizes
+        self._home, self._deadline = home, deadline
         opened = open_corpus(corpus)
         size = {name: each["splits"]["train"]["tokens"] for name, each in opened.manifest["domains"].items()}
         by_size = sorted((name for name in size if name not in MADE), key=size.__getitem__)
@@ -78,8 +102,12 @@ class Trial:
         config = ModelConfig(
             sizes.num_layers, sizes.width, sizes.num_heads, 64 * -(-opened.tokenizer.vocab_size // 64), opened.seq_len
         )
-        self._options = TrainSection(steps=sizes.steps, device="cpu", dtype="float32")
-        self._context = detect_context("cpu")
+        on_card = sizes.device != "cpu"
+        self._options = TrainSection(
+            steps=sizes.steps, device=sizes.device, micro_batch_size=sizes.micro_batch_size, compile=on_card
+        )
+        self._context = detect_context(sizes.device)
+        self._loading: dict[str, Any] = {"device": self._context.device, "pin_memory": True} if on_card else {}
         warmup = sizes.steps // 10
         self._rate = LearningRateSchedule(_PEAK_RATE_TIMES_WIDTH / sizes.width, warmup, sizes.steps, 0.1)
         torch.manual_seed(seed)
@@ -88,65 +116,109 @@ class Trial:
         self._step = TrainStep(self._parallel, self._optimizer, self._options, len(self.names))
         val = open_corpus(corpus, "val")
         self._validators = {
-            num: Validator(val, self.measured, num, self._context, 200) for num in (_VAL_SAMPLES, _VAL_SAMPLES_MIDWAY)
+            num: Validator(val, self.measured, num, self._context, sizes.val_rows)
+            for num in (_VAL_SAMPLES, _VAL_SAMPLES_MIDWAY)
         }
-        self._losses: list[tuple[np.ndarray, np.ndarray]] = []  # of the shared steps: mean losses, samples
-        self._begin()
 
     def branch(self, spec: str) -> dict[str, Any]:
         """The rest of the run under the policy that `spec` names, and what came of it; JSON-able."""
-        model, optimizer, stream = self._snapshot
-        self._parallel.model.load_state_dict(model)
-        self._optimizer.load_state_dict(copy.deepcopy(optimizer))
-        policy = self._policy(spec)
-        for loss_K, count_K in self._losses:
-            policy.update(loss_K, count_K)
-        other_draws = spec == CONTROL
+        begin = self._beginning()
+        policy, other_draws = self._policy(spec), spec == CONTROL
+        progress = self._load(spec)
+        if progress is None:
+            for loss_K, count_K in begin["losses"].numpy():
+                policy.update(loss_K, count_K)
         dataset = self._dataset(self.seed + 1000 if other_draws else self.seed)
-        if not other_draws:
-            dataset.load_state_dict(stream)
-        losses = list(self._losses)
-        midway: dict[int, dict[str, Any]] = {}
-        with ado.AdaptiveLoader(dataset, policy=policy) as loader:
-            self._train(loader, self.sizes.shared_steps, losses, midway)
-        samples_K = np.sum([count_K for _, count_K in losses], axis=0)
+        if progress is None and not other_draws:
+            dataset.load_state_dict(begin["loader"]["stream"])
+        with ado.AdaptiveLoader(dataset, policy=policy, **self._loading) as loader:
+            if progress is None:
+                progress = {**begin, "loader": None}
+            reached = self._train(spec, loader, progress, self.sizes.steps)
+        samples_K = reached["losses"][:, 1].sum(dim=0).numpy()
+        final = self._validate(_VAL_SAMPLES)
+        self._path(spec).unlink(missing_ok=True)
         return {
             "policy": spec,
-            "final": self._validate(_VAL_SAMPLES),
-            "midway": midway,
+            "final": final,
+            "midway": reached["midway"],
             "share": dict(zip(self.names, (samples_K / samples_K.sum()).tolist(), strict=True)),
             "mixture": dict(zip(self.names, policy.mixture.tolist(), strict=True)),
             "health": policy.health(),
-            # of every step, for replays; float32 is what the model computes
-            "losses": [[_digits(loss) for loss in loss_K.tolist()] for loss_K, _ in losses],
-            "samples": [count_K.astype(int).tolist() for _, count_K in losses],
+            "losses": [[_or_none(loss) for loss in loss_K] for loss_K in reached["losses"][:, 0].tolist()],
+            "samples": reached["losses"][:, 1].to(torch.int64).tolist(),
         }
 
     def facts(self) -> dict[str, Any]:
         """What the outcome needs to know of this trial; JSON-able."""
         return {"names": self.names, "measured": self.measured, "wanted": self.wanted, "size": self.size}
 
-    def _begin(self) -> None:
-        with ado.AdaptiveLoader(self._dataset(self.seed), policy=self._policy(BASELINE)) as loader:
-            self._train(loader, 0, self._losses, {})
-            stream = loader.state_dict()["stream"]
-        state = self._parallel.model.state_dict(), self._optimizer.state_dict()
-        self._snapshot = (*copy.deepcopy(state), stream)
+    def _beginning(self) -> dict[str, Any]:
+        """The checkpoint after the shared steps, trained if it is not there; what is loaded is left to the caller."""
+        found = self._load(_BEGINNING)
+        if found is not None and found["step"] == self.sizes.shared_steps:
+            return found
+        with ado.AdaptiveLoader(self._dataset(self.seed), policy=self._policy(BASELINE), **self._loading) as loader:
+            found = self._train(_BEGINNING, loader, found, self.sizes.shared_steps)
+        self._save(_BEGINNING, found)
+        return found
 
     def _train(
-        self, loader: ado.AdaptiveLoader, begin: int, losses: list[tuple[np.ndarray, np.ndarray]], midway: dict
-    ) -> None:
-        end = self.sizes.shared_steps if begin == 0 else self.sizes.steps
+        self, name: str, loader: ado.AdaptiveLoader, progress: dict[str, Any] | None, end: int
+    ) -> dict[str, Any]:
+        """The progress at step `end`, from `progress` on; None: from the model as it is. Saves it when out of time."""
+        begin, losses = 0, list[np.ndarray]()
+        midway: dict[int, dict[str, Any]] = {}
+        if progress is not None:
+            begin, midway = progress["step"], dict(progress["midway"])
+            losses = list(progress["losses"].numpy())
+            self._parallel.model.load_state_dict(progress["model"])
+            self._optimizer.load_state_dict(progress["optimizer"])
+            if progress["loader"] is not None:
+                loader.load_state_dict(progress["loader"])
         every = max(1, (self.sizes.steps - self.sizes.steps // 2) // _MIDWAY)
+
+        def reached(step: int) -> dict[str, Any]:
+            return {
+                "step": step,
+                "model": self._parallel.model.state_dict(),
+                "optimizer": self._optimizer.state_dict(),
+                "loader": loader.state_dict(),
+                "losses": torch.from_numpy(np.array(losses)),
+                "midway": midway,
+            }
+
         for step, batch in zip(range(begin, end), loader, strict=False):
             sums_K, counts_K = self._step.forward_backward(batch["tokens"], batch["domain"])
             outcome = self._step.update(sums_K, counts_K, self._rate(step))
             sums_K, counts_K = outcome.for_policy()
-            loss_K = (sums_K / counts_K).numpy()  # NaN where a domain was absent
-            losses.append((loss_K, np.bincount(batch["domain"].numpy(), minlength=len(self.names)).astype(float)))
+            loss_K = (sums_K / counts_K).cpu().numpy()  # NaN where a domain was absent
+            domain_B = batch["domain"].cpu().numpy()
+            losses.append(np.stack([loss_K, np.bincount(domain_B, minlength=len(self.names)).astype(float)]))
             loader.observe(sums_K, counts_K, reduced=True)
-            if begin and step + 1 < end and step + 1 > self.sizes.steps // 2 and (step + 1) % every == 0:
-                midway[step + 1] = self._validate(_VAL_SAMPLES_MIDWAY)
+            done = step + 1
+            if name != _BEGINNING and self.sizes.steps // 2 < done < end and done % every == 0:
+                midway[done] = self._validate(_VAL_SAMPLES_MIDWAY)
+            if self._deadline is not None and time.time() > self._deadline and done < end:
+                self._save(name, reached(done))
+                raise OutOfTime(f"{name}: step {done:,} of {end:,}")
+        return reached(end)
+
+    def _path(self, name: str) -> Path:
+        return self._home / f".{name}.pt"
+
+    def _save(self, name: str, progress: dict[str, Any]) -> None:
+        temporary = self._path(name).with_suffix(".tmp")
+        torch.save({**progress, "sizes": dataclasses.asdict(self.sizes)}, temporary)
+        temporary.replace(self._path(name))
+
+    def _load(self, name: str) -> dict[str, Any] | None:
+        if not self._path(name).exists():
+            return None
+        found: dict[str, Any] = torch.load(self._path(name), map_location="cpu")
+        if found["sizes"] != dataclasses.asdict(self.sizes):
+            raise SystemExit(f"{self._path(name)}: of runs of other sizes ({found['sizes']}); choose another --out.")
+        return found
 
     def _dataset(self, seed: int) -> ado.AdaptiveStreamingDataset:
         return ado.AdaptiveStreamingDataset(
@@ -181,6 +253,6 @@ class Trial:
         }
 
 
-def _digits(loss: float) -> float | None:
+def _or_none(loss: float) -> float | None:
     """`loss` in JSON, NaN as null; exact, so that a replay gives the policy's mixtures again to the bit."""
     return None if math.isnan(loss) else loss

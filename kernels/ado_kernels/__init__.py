@@ -26,22 +26,14 @@ if TYPE_CHECKING:
 clear_stale_cache(Path(__file__).parent)
 use_writable_cache(Path(__file__).parent)
 
-_MODULES = {
-    "rms_norm": "ado_kernels.ops.rms_norm",
-    "rms_norm_rope": "ado_kernels.ops.rms_norm_rope",
-    "swiglu": "ado_kernels.ops.swiglu",
-    "linear_cross_entropy": "ado_kernels.ops.linear_cross_entropy",
-    "domain_loss": "ado_kernels.ops.domain_loss",
-    "scaling_law_fit": "ado_kernels.fit.fit_dispatch",
-}
-
 __all__ = ["domain_loss", "linear_cross_entropy", "rms_norm", "rms_norm_rope", "scaling_law_fit", "swiglu"]
 
 
 def __getattr__(name: str) -> Any:
-    if name not in _MODULES:
+    if name not in __all__:
         raise AttributeError(f"module 'ado_kernels' has no attribute {name!r}")
-    value = getattr(importlib.import_module(_MODULES[name]), name)
+    module = "fit.fit_dispatch" if name == "scaling_law_fit" else f"ops.{name}"
+    value = getattr(importlib.import_module(f"ado_kernels.{module}"), name)
     globals()[name] = value
     return value
 

@@ -10,6 +10,7 @@ class ModelConfig:
 
     num_layers L, width D, num_heads H (D = H Q), vocab_size V, context_length: the longest sequence in tokens.
     rope_theta is the base of the rotary embedding's wavelengths, norm_eps is added under every RMSNorm's root.
+    end_token: the token that ends a document; attention then stays within documents. None: it sees the whole sequence.
     Raises ValueError for sizes that cannot work.
     """
 
@@ -20,6 +21,7 @@ class ModelConfig:
     context_length: int = 1024
     rope_theta: float = 10_000.0
     norm_eps: float = 1e-6
+    end_token: int | None = None
 
     def __post_init__(self) -> None:
         for name in ("num_layers", "width", "num_heads", "vocab_size", "context_length"):

@@ -6,10 +6,10 @@ arXiv 2002.05202; RMSNorm on queries and keys arXiv 2010.04245, per head with on
 """
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ado_kernels import rms_norm, rms_norm_rope, swiglu
+from ado_model.attention import AttentionMask, attention
 from ado_model.config import ModelConfig
 
 
@@ -57,14 +57,12 @@ class Attention(nn.Module):
         self.q_norm = RMSNorm(config.head_width, config.norm_eps)
         self.k_norm = RMSNorm(config.head_width, config.norm_eps)
 
-    def forward(self, x_BTD: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    def forward(self, x_BTD: Tensor, cos: Tensor, sin: Tensor, mask: AttentionMask | None = None) -> Tensor:
         by_head = (*x_BTD.shape[:2], self.num_heads, self.head_width)
         query = self.q_norm.norm_and_rotate(self.q_proj(x_BTD).view(by_head), cos, sin)
         key = self.k_norm.norm_and_rotate(self.k_proj(x_BTD).view(by_head), cos, sin)
         value = self.v_proj(x_BTD).view(by_head)
-        mixed = F.scaled_dot_product_attention(
-            query.transpose(1, 2), key.transpose(1, 2), value.transpose(1, 2), is_causal=True
-        )
+        mixed = attention(query.transpose(1, 2), key.transpose(1, 2), value.transpose(1, 2), mask)
         out: Tensor = self.o_proj(mixed.transpose(1, 2).reshape(x_BTD.shape))
         return out
 
@@ -97,10 +95,19 @@ class Block(nn.Module):
         self.post_attention_layernorm = RMSNorm(config.width, config.norm_eps)
         self.mlp = MLP(config)
 
-    def forward(self, branch_BTD: Tensor, stream_BTD: Tensor | None, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor]:
+    def forward(
+        self,
+        branch_BTD: Tensor,
+        stream_BTD: Tensor | None,
+        cos: Tensor,
+        sin: Tensor,
+        mask: AttentionMask | None = None,
+    ) -> tuple[Tensor, Tensor]:
         if stream_BTD is None:  # the first block: the embedding is the stream, and nothing has to be added yet
             normed, stream_BTD = self.input_layernorm(branch_BTD), branch_BTD
         else:
             normed, stream_BTD = self.input_layernorm.add_and_norm(branch_BTD, stream_BTD)
-        normed, stream_BTD = self.post_attention_layernorm.add_and_norm(self.self_attn(normed, cos, sin), stream_BTD)
+        normed, stream_BTD = self.post_attention_layernorm.add_and_norm(
+            self.self_attn(normed, cos, sin, mask), stream_BTD
+        )
         return self.mlp(normed), stream_BTD

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from ado_kernels import linear_cross_entropy
+from ado_model.attention import document_mask
 from ado_model.config import ModelConfig
 from ado_model.layers import Block, RMSNorm, rotary_tables
 
@@ -91,13 +92,14 @@ class Transformer(nn.Module):
                 f"sequences of {num_tokens} tokens exceed the model's context of {self.config.context_length}"
             )
         cos, sin = self.rotary_cos[:num_tokens], self.rotary_sin[:num_tokens]
+        mask = None if self.config.end_token is None else document_mask(tokens_BT, self.config.end_token)
         branch: Tensor = self._embed(tokens_BT)
         stream: Tensor | None = None
         for block in self.layers:
             if self.recompute_blocks and torch.is_grad_enabled():
-                branch, stream = checkpoint(block, branch, stream, cos, sin, use_reentrant=False)
+                branch, stream = checkpoint(block, branch, stream, cos, sin, mask, use_reentrant=False)
             else:
-                branch, stream = block(branch, stream, cos, sin)
+                branch, stream = block(branch, stream, cos, sin, mask)
         assert stream is not None
         return self.norm.add_and_norm(branch, stream)[0]
 

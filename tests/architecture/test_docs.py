@@ -79,6 +79,9 @@ def test_tests_that_the_documents_name_exist():
     named = set(re.findall(r"`([\w/]+\.py)`", text))
     assert len(named) > 10
     assert [name for name in named if not (ROOT / "tests" / name).is_file()] == []
+    run = re.findall(r"tests/[\w/]+(?:\.py)?", (ROOT / ".ci/portability").read_text())
+    assert len(run) > 10
+    assert [name for name in run if not (ROOT / name).exists()] == []
 
 
 def test_no_test_skips_itself_but_where_a_gpu_is_too_small():

@@ -16,18 +16,12 @@ def blocks(language):
 
 
 @pytest.fixture
-def small_corpus(tmp_path, monkeypatch):
+def small_corpus(prepare_texts, tmp_path, monkeypatch):
     """A corpus of two domains, in the folder `corpus` of the current directory."""
-    from ado_stream.cli.main import main
-
-    texts = tmp_path / "texts"
-    for domain, word in (("a", "alpha beta "), ("b", "one two three ")):
-        (texts / domain).mkdir(parents=True)
-        for number in range(6):
-            (texts / domain / f"{number}.txt").write_text(word * (300 + number))
+    words = {"a": "alpha beta ", "b": "one two three "}
+    texts = {f"{name}/{n}.txt": word * (300 + n) for name, word in words.items() for n in range(6)}
     monkeypatch.chdir(tmp_path)
-    assert main(["prepare", str(texts), "--out", "corpus", "--seq-len", "32", "--workers", "1", "--json"]) == 0
-    return tmp_path / "corpus"
+    return prepare_texts(tmp_path, texts, "--seq-len", "32")
 
 
 def test_the_python_runs_as_it_stands(small_corpus):

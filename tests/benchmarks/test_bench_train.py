@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from ado_model import PRESETS
-from benchmarks import bench_host, bench_train
+from benchmarks import bench_train
 from benchmarks.bench_train import CASES, Case, Loop
 from tests.train.tiny_model import TINY_MODEL
 
@@ -76,26 +76,6 @@ def test_the_share_is_the_median_of_pairs_whatever_drifts():
     found = bench_train.median_difference(np.stack([1.02 * drift_R, drift_R], axis=1) / drift_R[:, None])
     assert found["median"] == pytest.approx(0.02)
     assert found["interval_95"] == pytest.approx([0.02, 0.02])
-
-
-def test_the_cpus_variants_are_ratios_to_ours(monkeypatch):
-    """Stood in for by processes that answer at once: the second of a round is twice as slow as ours."""
-
-    class Answers:
-        def __init__(self, keep, spins):
-            self.seconds = 2.0 if (keep, spins) == (True, 0) else 1.0
-
-        def send(self, num_steps):
-            pass
-
-        def recv(self):
-            return self.seconds
-
-    monkeypatch.setattr(bench_host, "start_variant", lambda case, keep, spins: Answers(keep, spins))
-    found = bench_host.measure(TINY, rounds=3)
-    assert len(found) == 6
-    assert found["memory kept, 0 spins"] == {"tokens_per_s": 64.0, "step_against_ours": 2.0}
-    assert found["memory kept, 20000 spins"] == {"tokens_per_s": 128.0, "step_against_ours": 1.0}
 
 
 def test_results_are_named_by_card_and_day():

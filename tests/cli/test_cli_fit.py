@@ -103,7 +103,7 @@ def test_the_table_is_whole_at_any_width_whatever_a_domain_is_called(columns, lo
     laws = found["domains"]
     assert main(["fit", str(losses_csv)]) == 0
     _, *lines = capsys.readouterr().out.splitlines()
-    assert lines[len(laws) :] == found["bounds"]
+    assert lines[len(laws) : len(laws) + len(found["bounds"])] == found["bounds"]
     for line, law in zip(lines[: len(laws)], laws, strict=True):
         assert line.startswith(law["domain"])
         numbers = [law[key] for key in ("eps", "beta", "alpha", "objective", "residual_scale")]
@@ -147,3 +147,13 @@ def test_missing_file_and_folder_are_named(losses_csv, tmp_path, capsys):
     assert "absent.csv" in capsys.readouterr().err
     assert main(["fit", str(losses_csv), "--plot", str(tmp_path / "no" / "x.png")]) == 1
     assert "does not exist" in capsys.readouterr().err
+
+
+def test_rows_that_are_left_out_are_counted(tmp_path, capsys):
+    rows = [f"{32 * n},{2 + 20 * (32 * n) ** -0.4}" for n in range(1, 60)]
+    (tmp_path / "l.csv").write_text("\n".join(["samples,web", *rows]) + "\n")
+    assert main(["fit", str(tmp_path / "l.csv")]) == 0
+    assert "fitted 6 of 59 rows: " in (out := capsys.readouterr().out)
+    assert "--every 10 keeps one in 10; laws of so few points are loose: lower both" in out
+    assert main(["fit", str(tmp_path / "l.csv"), "--every", "1"]) == 0
+    assert "fitted" not in capsys.readouterr().out

@@ -1,27 +1,23 @@
 """`ado-stream lint`: a good corpus passes, and whatever is changed in one is found and named."""
 
 import json
+import shutil
 
 import pytest
 
 from ado_stream.cli.main import main
+from tests.json_files import edit_json
+
+
+@pytest.fixture(scope="module")
+def made(prepare_texts, tmp_path_factory):
+    texts = {f"{name}.txt": "".join(f"{name} {n}\n" for n in range(4000)) for name in ("code", "law")}
+    return prepare_texts(tmp_path_factory.mktemp("made"), texts, "--seq-len", "31", "--shard-mb", "0.03")
 
 
 @pytest.fixture
-def corpus(tmp_path, capsys):
-    (tmp_path / "in").mkdir()
-    for name in ("code", "law"):
-        (tmp_path / f"in/{name}.txt").write_text("".join(f"{name} {n}\n" for n in range(4000)))
-    arguments = ["--out", str(tmp_path / "c"), "--workers", "1", "--seq-len", "31", "--shard-mb", "0.03", "--json"]
-    assert main(["prepare", str(tmp_path / "in"), *arguments]) == 0
-    capsys.readouterr()
-    return tmp_path / "c"
-
-
-def _edit(path, change):
-    value = json.loads(path.read_bytes())
-    change(value)
-    path.write_text(json.dumps(value))
+def corpus(made, tmp_path):
+    return shutil.copytree(made, tmp_path / "c")
 
 
 def test_a_good_corpus_passes(corpus, capsys):
@@ -52,7 +48,7 @@ def test_every_bad_shard_is_named(corpus, capsys):
 
 
 def test_a_token_outside_the_vocabulary_is_found(corpus, capsys):
-    _edit(corpus / "corpus.json", lambda manifest: manifest.update(vocab_size=100))
+    edit_json(corpus / "corpus.json", lambda manifest: manifest.update(vocab_size=100))
     assert main(["lint", str(corpus)]) == 1
     assert "the vocabulary ends at 99" in capsys.readouterr().err
 
@@ -62,7 +58,7 @@ def test_shards_of_another_corpus_are_found(corpus, capsys):
     (corpus / "code/train").rename(corpus / "kept")
     (corpus / "law/train").rename(corpus / "code/train")
     (corpus / "kept").rename(corpus / "law/train")
-    _edit(
+    edit_json(
         corpus / "corpus.json",
         lambda m: [m["domains"][a]["splits"]["train"].update(samples=_samples(corpus, a)) for a in ("code", "law")],
     )

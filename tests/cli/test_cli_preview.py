@@ -5,17 +5,16 @@ import json
 import pytest
 
 from ado_stream.cli.main import main
+from ado_stream.corpus import open_corpus
+from ado_stream.loader import AdaptiveLoader
+from ado_stream.train.config import load_config
+from ado_stream.train.trainer import run_training
 
 
-@pytest.fixture
-def corpus(tmp_path, capsys):
-    (tmp_path / "in").mkdir()
-    (tmp_path / "in/count.txt").write_text("".join(f"{n:09}\n" for n in range(8000)))
-    (tmp_path / "in/other.txt").write_text("y" * 100)
-    arguments = ["--out", str(tmp_path / "c"), "--workers", "1", "--seq-len", "9", "--shard-mb", "0.03", "--json"]
-    assert main(["prepare", str(tmp_path / "in"), *arguments]) == 0
-    capsys.readouterr()
-    return str(tmp_path / "c")
+@pytest.fixture(scope="module")
+def corpus(prepare_texts, tmp_path_factory):
+    texts = {"count.txt": "".join(f"{n:09}\n" for n in range(8000)), "other.txt": "y" * 100}
+    return str(prepare_texts(tmp_path_factory.mktemp("made"), texts, "--seq-len", "9", "--shard-mb", "0.03"))
 
 
 def test_samples_are_the_text_at_their_places(corpus, capsys):
@@ -73,3 +72,56 @@ def test_escape_sequences_in_names_and_texts_are_made_visible(tmp_path, capsys):
     assert "\\x1b]52;c;aGk=\\x07\\u202e\\x9b2J\\n  " in shown.out  # one row of the table
     assert main(["preview", str(tmp_path / "c"), "--json"]) == 0
     assert json.loads(capsys.readouterr().out.splitlines()[0])["domain"] == f"{hostile}\n"
+
+
+@pytest.fixture
+def run(corpus, tmp_path, monkeypatch):
+    """(a run of 9 steps whose mixture moves, the text of every batch that it trained on)."""
+    texts, observe = [], AdaptiveLoader._next
+    tokenizer = open_corpus(corpus).tokenizer
+
+    def recorded(loader):
+        batch = observe(loader)
+        names = loader.dataset.names
+        rows = zip(batch["domain"].tolist(), batch["tokens"].numpy(), strict=True)
+        texts.append([(names[domain], tokenizer.decode(row)) for domain, row in rows])
+        return batch
+
+    config = {
+        "corpus": corpus, "run_dir": str(tmp_path / "run"), "seed": 3, "model": {"preset": "nano"},
+        "data": {"global_batch_size": 6, "canonical_nodes": 2, "prefetch": 0, "mixture_lag": 1},
+        "policy": {"name": "odm", "prior": {"count": 1.0, "other": 2.0}}, "train": {"steps": 9, "device": "cpu"},
+    }  # fmt: skip
+    with monkeypatch.context() as patch:
+        patch.setattr(AdaptiveLoader, "_next", recorded)
+        run_training(load_config(config))
+    return tmp_path / "run", texts
+
+
+def test_a_step_of_a_run_is_what_it_trained_on(run, capsys):
+    run_dir, texts = run
+    capsys.readouterr()
+    for step in (0, 4, 8):
+        assert main(["preview", str(run_dir), "--step", str(step), "--json"]) == 0
+        shown = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+        assert [(row["domain"], row["text"]) for row in shown] == texts[step]
+        assert [(row["step"], row["slot"]) for row in shown] == [(step, slot) for slot in range(6)]
+    assert texts[4] != texts[8]
+
+
+def test_a_step_that_cannot_be_drawn_again_is_said(run, capsys):
+    run_dir, _ = run
+    assert main(["preview", str(run_dir), "--step", "9"]) == 1
+    assert "--step 9: " in (error := capsys.readouterr().err)
+    assert "recorded steps 0 to 8" in error
+    record = run_dir / "record.jsonl"
+    lines = [json.loads(line) for line in record.read_text().splitlines()]
+    for line in lines:
+        if line["kind"] == "step" and line["step"] == 3:
+            line["samples"] = [6, 0]
+    record.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    assert main(["preview", str(run_dir), "--step", "3"]) == 1
+    assert "but [6, 0] were recorded" in capsys.readouterr().err
+    record.write_text("".join(json.dumps(line) + "\n" for line in lines if line.get("step") != 1))
+    assert main(["preview", str(run_dir), "--step", "3"]) == 1
+    assert "a step is drawn again from all before it" in capsys.readouterr().err

@@ -10,6 +10,7 @@ from ado_stream.cli.simulate import summarise
 from ado_stream.report import plot_style
 from ado_stream.report.plot_style import new_figure
 from ado_stream.simulate.closed_loop import Outcome, read_spec
+from ado_stream.simulate.worlds import WORLDS
 
 SPEC = """
 steps: 400
@@ -75,6 +76,10 @@ policies:
 DRAWN = {"first": (1, 3), "natural": (3, 1), "uniform": (2, 2), "half": (0, 4)}  # samples of a and b in each batch
 
 
+# min of 3/4 (1 + 4 / x) + 1/4 (2 + 8 / y) where x + y = 18: x / y is the root of 3 / 2
+ORACLE = 1.25 + 3 / (18 * 1.5**0.5 / (1 + 1.5**0.5)) + 2 / (18 / (1 + 1.5**0.5))
+
+
 def _by_hand(label, step):
     """Losses of a and b, 1 + 4 / n and 2 + 8 / n, and their mean by the prior."""
     a, b = (eps + 4 * eps / (1 + step * drawn) for eps, drawn in zip((1, 2), DRAWN[label], strict=True))
@@ -100,6 +105,7 @@ def test_every_number_of_a_world_computed_by_hand(by_hand, capsys):
         a, b, mean = _by_hand(label, 4)
         assert policy["loss_by_prior"] == pytest.approx(mean, rel=1e-12)
         assert policy["loss_uniform"] == pytest.approx((a + b) / 2, rel=1e-12)
+        assert policy["regret"] == pytest.approx(mean - ORACLE, rel=1e-9)
         assert policy["loss"] == pytest.approx({"a": a, "b": b}, rel=1e-12)
         assert policy["mixture"] == pytest.approx(dict(zip("ab", (n / 4 for n in DRAWN[label]), strict=True)))
         assert policy["samples"] == dict(zip("ab", (4 * n for n in DRAWN[label]), strict=True))
@@ -118,10 +124,12 @@ def test_the_table_and_the_curves_of_a_world_computed_by_hand(by_hand, tmp_path,
     rows = {row.split()[0]: row.split()[1:] for row in capsys.readouterr().out.splitlines() if row}
     for label, reached in (("first", ["4"]), ("natural", ["4"]), ("uniform", ["3"]), ("half", ["not", "reached"])):
         a, b, mean = _by_hand(label, 4)
-        assert rows[label] == [f"{mean:.4f}", f"{(a + b) / 2:.4f}", *reached]
+        assert rows[label] == [f"{mean:.4f}", f"{(a + b) / 2:.4f}", f"{mean - ORACLE:.4f}", *reached]
     for index, name in enumerate("ab"):
         cells = [(f"{_by_hand(label, 4)[index]:.4f}", f"{25 * DRAWN[label][index]:.2f}%") for label in DRAWN]
-        assert rows[name] == [("75.00%", "25.00%")[index], *(cell for pair in cells for cell in pair)]
+        oracle = 18 / (1 + 1.5 ** (index - 0.5)) - 1  # of 16 samples
+        assert rows[name][:2] == [("75.00%", "25.00%")[index], f"{oracle / 0.16:.2f}%"]
+        assert rows[name][2:] == [cell for pair in cells for cell in pair]
     loss, ahead = figures[0].subfigs[0].axes
     for label, curve, difference in zip(DRAWN, loss.lines, ahead.lines, strict=True):
         mean_S = np.array([_by_hand(label, step)[2] for step in (1, 2, 3, 4)])
@@ -157,6 +165,7 @@ def test_a_loss_is_reached_where_it_stays(losses, reached):
         ("a: [", [], "cannot be read as YAML"),
         (SPEC, ["--policy", "adoo"], "did you mean 'ado'"),
         (SPEC, ["--option", "tau=2"], "--policy"),
+        (SPEC, ["--world", "alike"], "neither a SPEC"),
         (SPEC, ["--policy", "temperature", "--option", "tau"], "KEY=VALUE"),
     ],
 )
@@ -165,6 +174,20 @@ def test_errors_are_one_message(text, arguments, says, tmp_path, capsys):
     path.write_text(text)
     assert main(["simulate", str(path), *arguments]) == 1
     assert says in capsys.readouterr().err
+
+
+def test_every_world_prints_a_row_and_every_policy_a_column(capsys):
+    """Each policy's regret is that which the world gives alone."""
+    arguments = ["--steps", "300", "--policy", "natural", "--policy", "uniform"]
+    assert main(["simulate", "--world", "all", *arguments]) == 0
+    rows = [line.rsplit(maxsplit=3) for line in capsys.readouterr().out.splitlines()[2:]]
+    assert [row[0] for row in rows] == ["world", *WORLDS]
+    assert rows[0][1:] == ["oracle", "natural", "uniform"]
+    assert main(["simulate", "--world", "unlearnable-40", *arguments, "--json"]) == 0
+    alone = json.loads(capsys.readouterr().out)
+    found = dict(zip(rows[0][1:], rows[1 + WORLDS.index("unlearnable-40")][1:], strict=True))
+    regret = {label: f"{1e3 * policy['regret']:.1f}" for label, policy in alone["policies"].items()}
+    assert found == {"oracle": f"{alone['oracle']['loss']:.4f}", **regret}
 
 
 def test_a_missing_spec_is_named(tmp_path, capsys):

@@ -1,7 +1,11 @@
 """A corpus opens from a folder and from an object store, and a corpus.json that cannot be trusted is refused."""
 
+import functools
+import itertools
 import json
 import os
+import shutil
+import subprocess
 
 import numpy as np
 import pytest
@@ -12,42 +16,13 @@ from ado_stream.corpus.manifest import decode_manifest
 from ado_stream.errors import ConfigError, DataError, IndexInvalid, NotFound, ShardCorrupt, StorageError
 from ado_stream.prepare.config import PrepareConfig
 from ado_stream.prepare.coordinator import prepare
-
-
-def _config(pile, out):
-    return PrepareConfig(
-        tuple(pile[0]),
-        str(out),
-        seq_len=64,
-        domain_key="meta.pile_set_name",
-        tokenizer="bpe:300",
-        val_frac=0.1,
-        workers=1,
-        shard_bytes=1 << 16,
-    )
-
-
-@pytest.fixture(scope="module")
-def made(pile, tmp_path_factory):
-    out = tmp_path_factory.mktemp("made") / "corpus"
-    prepare(_config(pile, out))
-    return out
+from tests.json_files import edit_json
 
 
 @pytest.fixture
-def corpus_copy(made, tmp_path):
+def corpus_copy(corpus):
     """A corpus to damage: (folder, function that edits corpus.json)"""
-    import shutil
-
-    shutil.copytree(made, tmp_path / "copy")
-    path = tmp_path / "copy/corpus.json"
-
-    def edit(change):
-        manifest = json.loads(path.read_bytes())
-        change(manifest)
-        path.write_text(json.dumps(manifest))
-
-    return tmp_path / "copy", edit
+    return corpus, functools.partial(edit_json, corpus / "corpus.json")
 
 
 def test_a_local_corpus_opens(made):
@@ -66,6 +41,31 @@ def test_a_corpus_is_shown_in_one_line(made):
     assert repr(ado.open_corpus(made, "val")) == (
         f"Corpus('{made}', split='val': {len(counts)} domains, {tokens:,} tokens, tokenizer bpe:300, seq_len 64)"
     )
+
+
+@pytest.mark.parametrize("mount", [pytest.param(True, marks=pytest.mark.privileged), False])
+def test_a_corpus_that_may_not_be_written_is_read_through_a_cache_folder(made, tmp_path, mount):
+    """cache_dir for a local folder: the batches are those of the corpus in place, and nothing is written there."""
+    place, folder = tmp_path / "writable", tmp_path / "corpus"
+    for each in (place, folder):
+        shutil.copytree(made, each)
+    if mount:
+        subprocess.run(["mount", "--bind", "-r", str(folder), str(folder)], check=True)
+    try:
+        before = sorted(folder.rglob("*"))
+        batches = []
+        for corpus in (ado.open_corpus(place), ado.open_corpus(folder, cache_dir=tmp_path / "cache")):
+            with ado.AdaptiveLoader(ado.AdaptiveStreamingDataset(corpus.domains, 8, mixture_lag=None)) as loader:
+                batches.append([batch["tokens"].numpy() for batch in itertools.islice(loader, 20)])
+        assert np.array_equal(*map(np.stack, batches))
+        assert sorted(folder.rglob("*")) == before
+        assert ado.open_corpus(folder, "val", cache_dir=tmp_path / "cache").domains[0].local.startswith(str(tmp_path))
+        if mount:
+            with pytest.raises(ConfigError, match="not writable"):
+                ado.AdaptiveStreamingDataset(ado.open_corpus(folder).domains, 8)
+    finally:
+        if mount:
+            subprocess.run(["umount", str(folder)], check=True)
 
 
 def test_what_is_not_there_is_said(made, tmp_path, corpus_copy):
@@ -157,42 +157,17 @@ def test_the_reader_follows_no_name_out_of_the_corpus(corpus_copy, name):
         CorpusChecker(folder).index("Books", "train")
 
 
-@pytest.fixture(scope="module")
-def bucket():
-    """The URL of an empty bucket of moto's server on the loopback."""
-    import boto3
-    from moto.server import ThreadedMotoServer
-
-    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
-    server.start()
-    host, port = server.get_host_and_port()
-    settings = {
-        "S3_ENDPOINT_URL": f"http://{host}:{port}",
-        "AWS_ACCESS_KEY_ID": "test",
-        "AWS_SECRET_ACCESS_KEY": "test",
-        "AWS_DEFAULT_REGION": "us-east-1",
-    }
-    before = {key: os.environ.get(key) for key in settings}
-    os.environ.update(settings)
-    boto3.client("s3", endpoint_url=settings["S3_ENDPOINT_URL"]).create_bucket(Bucket="texts")
-    yield "s3://texts"
-    server.stop()
-    for key, value in before.items():
-        os.environ.pop(key) if value is None else os.environ.update({key: value})
-
-
 @pytest.mark.filterwarnings("ignore::ResourceWarning")  # sockets that boto3 leaves to the garbage collector
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
-def test_an_object_store_holds_the_same_corpus(bucket, pile, made, tmp_path, tree_hashes, monkeypatch):
-    import boto3
-
+def test_an_object_store_holds_the_same_corpus(s3_client, pile, make_config, made, tmp_path, tree_hashes, monkeypatch):
+    s3_client.create_bucket(Bucket="texts")
+    bucket = "s3://texts"
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    assert prepare(_config(pile, f"{bucket}/deep/corpus")) == f"{bucket}/deep/corpus"
-    client = boto3.client("s3", endpoint_url=os.environ["S3_ENDPOINT_URL"])
-    for entry in client.list_objects_v2(Bucket="texts")["Contents"]:
+    assert prepare(make_config(f"{bucket}/deep/corpus")) == f"{bucket}/deep/corpus"
+    for entry in s3_client.list_objects_v2(Bucket="texts")["Contents"]:
         path = tmp_path / "fetched" / entry["Key"].removeprefix("deep/corpus/")
         path.parent.mkdir(parents=True, exist_ok=True)
-        client.download_file("texts", entry["Key"], str(path))
+        s3_client.download_file("texts", entry["Key"], str(path))
     assert tree_hashes(tmp_path / "fetched") == tree_hashes(made)
     assert not [path for path in (tmp_path / "cache").rglob("*") if path.is_file()]
 
@@ -205,10 +180,10 @@ def test_an_object_store_holds_the_same_corpus(bucket, pile, made, tmp_path, tre
     reader = CorpusChecker(f"{bucket}/deep/corpus")
     assert len(reader.shard("Books", "train", reader.index("Books", "train")[0])) > 0
 
-    prepare(_config(pile, f"{bucket}/deep/corpus"))  # complete: nothing to do
+    prepare(make_config(f"{bucket}/deep/corpus"))  # complete: nothing to do
     with pytest.raises(ConfigError, match="a corpus of other input or settings"):
         prepare(PrepareConfig(tuple(pile[0]), f"{bucket}/deep/corpus", domain_key="meta.pile_set_name", workers=1))
     with pytest.raises(StorageError, match="s3://nowhere/corpus"):
-        prepare(_config(pile, "s3://nowhere/corpus"))
+        prepare(make_config("s3://nowhere/corpus"))
     with pytest.raises(NotFound):
         ado.open_corpus(f"{bucket}/nothing/here", cache_dir=tmp_path / "none")

@@ -1,7 +1,6 @@
 """A corpus that somebody else wrote: typed errors only, whatever its files hold, and no memory for what they claim."""
 
 import json
-import shutil
 import subprocess
 import sys
 
@@ -18,27 +17,7 @@ from ado_stream.corpus.manifest import decode_manifest
 from ado_stream.corpus.mds import ShardFormat
 from ado_stream.errors import ConfigError, IndexInvalid, NotFound, ShardCorrupt, StorageError
 from ado_stream.prepare.config import PrepareConfig
-from ado_stream.prepare.coordinator import prepare
-
-
-@pytest.fixture(scope="module")
-def made(pile, tmp_path_factory):
-    out = tmp_path_factory.mktemp("made") / "corpus"
-    settings = {"domain_key": "meta.pile_set_name", "tokenizer": "bpe:300", "seq_len": 64, "val_frac": 0.1}
-    prepare(PrepareConfig(tuple(pile[0]), str(out), workers=1, shard_bytes=1 << 16, **settings))
-    return out
-
-
-@pytest.fixture
-def corpus(made, tmp_path):
-    return shutil.copytree(made, tmp_path / "copy")
-
-
-def _edit(path, change):
-    value = json.loads(path.read_bytes())
-    change(value)
-    path.write_text(json.dumps(value))
-
+from tests.json_files import edit_json
 
 ODD_MANIFESTS = {
     "seq_len 0, vocab_size 300": lambda m: m.update(seq_len=0),
@@ -54,7 +33,7 @@ ODD_MANIFESTS = {
 
 @pytest.mark.parametrize("message", ODD_MANIFESTS)
 def test_a_manifest_of_another_shape_is_refused(corpus, message):
-    _edit(corpus / "corpus.json", ODD_MANIFESTS[message])
+    edit_json(corpus / "corpus.json", ODD_MANIFESTS[message])
     with pytest.raises(IndexInvalid, match=message):
         ado.open_corpus(corpus)
 
@@ -110,7 +89,7 @@ def _forge(corpus, raw_bytes, samples, data):
     entry["raw_data"].update(bytes=raw_bytes)
     entry["samples"] = samples
     path.write_text(json.dumps(index | {"shards": [entry]}))
-    _edit(corpus / "corpus.json", lambda m: m["domains"]["Books"]["splits"]["train"].update(samples=samples))
+    edit_json(corpus / "corpus.json", lambda m: m["domains"]["Books"]["splits"]["train"].update(samples=samples))
 
 
 def _format(corpus):

@@ -6,7 +6,6 @@ from pathlib import Path
 
 import pytest
 import torch
-import torch.distributed as dist
 from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import checkpoint_wrapper
 from torch.distributed.fsdp import fully_shard
 from torch.nn.parallel import DistributedDataParallel
@@ -69,13 +68,6 @@ def wrapped(model: Transformer, how: str) -> torch.nn.Module:
     for number, layer in enumerate(model.layers):
         model.layers[number] = torch.compile(layer) if how == "compiled layers" else checkpoint_wrapper(layer)
     return model
-
-
-@pytest.fixture
-def process_group():
-    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
-    yield
-    dist.destroy_process_group()
 
 
 @pytest.mark.parametrize(

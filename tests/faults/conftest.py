@@ -1,9 +1,11 @@
 """Real parts for the fault tests: an S3 endpoint on the loopback, a proxy that spoils it, objects with known bytes."""
 
+import os
 import subprocess
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -54,6 +56,18 @@ def unfinished(folder: Path) -> list[Path]:
     return [path for path in folder.rglob("*") if path.parent.name == ".ado-tmp"]
 
 
+def damaged(content: bytes, how: str) -> bytes:
+    """`content` with one bit flipped, cut at half, or zeroed."""
+    half = len(content) // 2
+    flipped = content[:half] + bytes([content[half] ^ 4]) + content[half + 1 :]
+    return {"flip": flipped, "truncate": content[:half], "zero": bytes(len(content))}[how]
+
+
+def s3_environment() -> dict[str, str]:
+    """What names the store to a child process, which has the environment of the fork server."""
+    return {name: value for name, value in os.environ.items() if name.startswith(("S3_", "AWS_"))}
+
+
 def make_shard(number: int, num_bytes: int = 100_000, compression: str | None = "zstd", folder: str = "wiki") -> Shard:
     """Reproducible, incompressible content; every shard differs."""
     raw = np.random.default_rng(number).bytes(num_bytes)
@@ -61,56 +75,25 @@ def make_shard(number: int, num_bytes: int = 100_000, compression: str | None = 
     return Shard(f"{folder}/shard.{number:05d}.mds" + (".zstd" if compression else ""), raw, stored, compression)
 
 
-@pytest.fixture(scope="session")
-def s3_server() -> Iterator[tuple[str, int]]:
-    """moto's S3, in this process; (host, port)."""
-    import logging
-
-    from moto.server import ThreadedMotoServer
-
-    logging.getLogger("werkzeug").setLevel(logging.ERROR)
-    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
-    server.start()
-    yield server.get_host_and_port()
-    server.stop()
-
-
 @pytest.fixture
-def proxy(s3_server: tuple[str, int], monkeypatch: pytest.MonkeyPatch) -> Iterator[FaultProxy]:
+def proxy(s3_server: tuple[str, int], s3_client: Any, monkeypatch: pytest.MonkeyPatch) -> Iterator[FaultProxy]:
     """The proxy, named by S3_ENDPOINT_URL for this process and its children."""
     faulty = FaultProxy(s3_server)
-    for name, value in {
-        "S3_ENDPOINT_URL": faulty.url,
-        "AWS_ACCESS_KEY_ID": "key",
-        "AWS_SECRET_ACCESS_KEY": "secret",
-        "AWS_DEFAULT_REGION": "us-east-1",
-    }.items():
-        monkeypatch.setenv(name, value)
-    monkeypatch.delenv("AWS_PROFILE", raising=False)
+    monkeypatch.setenv("S3_ENDPOINT_URL", faulty.url)
     yield faulty
     faulty.close()
 
 
 @pytest.fixture
-def upload(s3_server: tuple[str, int]) -> Callable[[str, bytes | None], None]:
+def upload(s3_client: Any) -> Callable[[str, bytes | None], None]:
     """Puts bytes under a key, past the proxy; None deletes the key."""
-    import boto3
-
-    host, port = s3_server
-    client = boto3.client(
-        "s3",
-        endpoint_url=f"http://{host}:{port}",
-        aws_access_key_id="key",
-        aws_secret_access_key="secret",
-        region_name="us-east-1",
-    )
-    client.create_bucket(Bucket=BUCKET)
+    s3_client.create_bucket(Bucket=BUCKET)
 
     def put(key: str, content: bytes | None) -> None:
         if content is None:
-            client.delete_object(Bucket=BUCKET, Key=key)
+            s3_client.delete_object(Bucket=BUCKET, Key=key)
         else:
-            client.put_object(Bucket=BUCKET, Key=key, Body=content)
+            s3_client.put_object(Bucket=BUCKET, Key=key, Body=content)
 
     return put
 

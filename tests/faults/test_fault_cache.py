@@ -3,10 +3,14 @@
 Every protection has a sibling run with it switched off that shows the fault biting.
 """
 
+import itertools
 import os
 import shutil
 import subprocess
 import sys
+import threading
+import time
+from collections import deque
 from dataclasses import replace
 from pathlib import Path
 
@@ -18,7 +22,7 @@ from ado_stream.storage import node_cache as cache_module
 from ado_stream.storage.node_cache import NodeCache
 from ado_stream.storage.object_locks import object_lock
 from ado_stream.storage.retry import Deadline
-from tests.faults.conftest import BUCKET, QUICK
+from tests.faults.conftest import BUCKET, QUICK, damaged
 
 pytestmark = pytest.mark.fault
 SHARD_BYTES = 100_000
@@ -78,6 +82,49 @@ def test_c2_a_disk_filled_by_a_stranger_is_cache_full_without_a_torn_file(proxy,
     assert raw_files(disk) == [disk / "stranger"]
 
 
+@pytest.mark.deadline
+def test_c2_a_stranger_that_takes_all_that_eviction_frees_is_cache_full(proxy, shards, small_disk):
+    disk = small_disk(3 * SHARD_BYTES + 40_960)
+    cache, stop = NodeCache(retry=replace(QUICK, total_deadline_s=3.0)), threading.Event()
+    for shard in shards[:2]:
+        cache.fetch(shard.spec(disk))
+
+    def take_all() -> None:
+        with open(disk / "stranger", "ab", buffering=0) as file:
+            while not stop.is_set():
+                try:
+                    file.write(bytes(4096))
+                except OSError:
+                    time.sleep(0.0002)
+
+    stranger = threading.Thread(target=take_all)
+    stranger.start()
+    started = time.monotonic()
+    try:
+        with pytest.raises(CacheFull, match=r"has \d+ free and"):
+            deque(map(cache.fetch, itertools.cycle(shard.spec(disk) for shard in shards)), maxlen=0)
+    finally:
+        stop.set()
+        stranger.join()
+    assert time.monotonic() - started < 3.0 + 5.0
+    assert all(path.stat().st_size == SHARD_BYTES for path in raw_files(disk) if path.name != "stranger")
+
+
+def test_c2_files_that_free_no_room_are_not_deleted_for_ever(shards, tmp_path):
+    """With 100,000 small files, evicting one after the other would outlast any deadline."""
+    cache = NodeCache()
+    for number in range(3):
+        path = tmp_path / "wiki" / f"shard.{number:05d}.mds"
+        path.parent.mkdir(exist_ok=True)
+        path.write_bytes(b"x")
+    cache._evictor.add_folder(tmp_path / "wiki")
+    spec = replace(shards[0].spec(tmp_path), raw_bytes=1)
+    cache._evictor.relieve(spec, Deadline(10.0))
+    assert len(raw_files(tmp_path)) == 2
+    with pytest.raises(CacheFull):
+        cache._evictor.relieve(spec, Deadline(0.0))
+
+
 def test_c2_other_write_errors_are_not_taken_for_a_full_disk(proxy, shards, tmp_path, monkeypatch):
     def broken(*_):
         raise OSError(5, "Input/output error")
@@ -122,13 +169,6 @@ def test_c2_what_a_user_keeps_in_the_folder_is_never_evicted(proxy, shards, tmp_
     for shard in shards[0::2]:
         cache.fetch(shard.spec(tmp_path))
     assert (tmp_path / "wiki" / "notes.txt").read_text() == "mine"
-
-
-def damaged(content: bytes, how: str) -> bytes:
-    """`content` with one bit flipped, cut at half, or zeroed."""
-    half = len(content) // 2
-    flipped = content[:half] + bytes([content[half] ^ 4]) + content[half + 1 :]
-    return {"flip": flipped, "truncate": content[:half], "zero": bytes(len(content))}[how]
 
 
 @pytest.mark.parametrize("how", ["flip", "truncate", "zero"])

@@ -2,7 +2,6 @@
 
 import random
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -13,21 +12,14 @@ from ado_stream.errors import CheckpointError
 from ado_stream.train import checkpoint_commit
 from ado_stream.train.checkpoint import Checkpointer, TrainingState, load_training_state
 from ado_stream.train.config import TrainSection
-from ado_stream.train.distributed import DistributedContext
 from ado_stream.train.train_step import make_optimizer
 from tests.train.child_processes import ChildProcesses
+from tests.train.hot_loop import ONE_CPU
+from tests.waiting import wait_until
 
 pytestmark = pytest.mark.fault
-ALONE = DistributedContext(0, 1, torch.device("cpu"))
 SIZES = ModelConfig(num_layers=2, width=64, num_heads=1, vocab_size=256, context_length=8)
 NUM_KILLS = 40
-
-
-@pytest.fixture(scope="module")
-def forked(tmp_path_factory) -> Iterator[ChildProcesses]:
-    children = ChildProcesses(tmp_path_factory.mktemp("children"))
-    yield children
-    children.close()
 
 
 def state_of(step: int) -> TrainingState:
@@ -46,7 +38,7 @@ def holds_what_was_saved(directory: Path) -> bool:
     step = checkpoint_commit.checkpoint_step(directory)
     expected, found = state_of(step).tensors(), state_of(step + 1)
     try:
-        load_training_state(directory, ALONE, found)
+        load_training_state(directory, ONE_CPU, found)
     except (CheckpointError, FileNotFoundError, ValueError):
         return False
     return all(torch.equal(tensor, expected[name]) for name, tensor in found.tensors().items())
@@ -55,21 +47,20 @@ def holds_what_was_saved(directory: Path) -> bool:
 def save_for_ever(folder: Path, first: int, asynchronous: bool) -> None:
     """What a killed process was doing."""
     torch.set_num_threads(1)
-    saver = Checkpointer(folder, ALONE, keep=2, asynchronous=asynchronous)
+    saver = Checkpointer(folder, ONE_CPU, keep=2, asynchronous=asynchronous)
     for step in range(first, first + 10_000):
         saver.save(state_of(step), {"finished_steps": step})
 
 
-def test_k1_kill_9_at_forty_random_points_of_a_save(forked, tmp_path: Path):
+def test_k1_kill_9_at_forty_random_points_of_a_save(children: ChildProcesses, tmp_path: Path):
     """The sibling is in it: some of what was passed over would have been wrong numbers, or none."""
     generator = random.Random(1)
     newest, torn, useless = 0, 0, 0
     for number in range(NUM_KILLS):
-        child = forked.start(save_for_ever, tmp_path, newest + 1, number % 2 == 1)
+        child = children.start(save_for_ever, tmp_path, newest + 1, number % 2 == 1)
         last = checkpoint_commit.checkpoint_dir(tmp_path, newest + generator.randrange(2, 4))
-        while not last.exists():
-            assert child.is_alive(), child.log.read_text()
-            time.sleep(0.001)
+        wait_until(lambda last=last, child=child: last.exists() or not child.is_alive())
+        assert child.is_alive(), child.log.read_text()
         time.sleep(generator.uniform(0.0, 0.05))
         child.kill()
         child.join()
@@ -90,7 +81,7 @@ def test_k1_a_disk_that_is_full_in_a_save(small_disk):
     """Two fit; the third does not, says so, leaves nothing of itself, and is saved once there is room."""
     num_bytes = 4 * 3 * sum(parameter.numel() for parameter in Transformer(SIZES).parameters())
     folder = small_disk(int(2.6 * num_bytes) + 2**17)
-    saver = Checkpointer(folder, ALONE, keep=3, asynchronous=False)
+    saver = Checkpointer(folder, ONE_CPU, keep=3, asynchronous=False)
     for step in (1, 2):
         saver.save(state_of(step), {"finished_steps": step})
     with pytest.raises(CheckpointError, match=r"step_00000003: not saved: .*No space left on device"):

@@ -3,7 +3,6 @@
 import itertools
 import random
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -11,18 +10,12 @@ import pytest
 from ado_model import ModelConfig, Transformer
 from ado_stream.evaluate.export import export_hugging_face
 from tests.train.child_processes import ChildProcesses
+from tests.waiting import wait_until
 
 pytestmark = pytest.mark.fault
 SIZES = ModelConfig(num_layers=2, width=64, num_heads=1, vocab_size=4096, context_length=8)
 FILES = {"config.json", "generation_config.json", "model.safetensors"}
 NUM_KILLS = 20
-
-
-@pytest.fixture(scope="module")
-def children(tmp_path_factory) -> Iterator[ChildProcesses]:
-    processes = ChildProcesses(tmp_path_factory.mktemp("children"))
-    yield processes
-    processes.close()
 
 
 def export_for_ever(folder: str) -> None:
@@ -38,11 +31,8 @@ def test_a_killed_export_leaves_no_folder_or_a_whole_one(children: ChildProcesse
         folder = tmp_path / str(seed)
         folder.mkdir()
         child = children.start(export_for_ever, str(folder))
-        deadline = time.monotonic() + 60.0
-        while not (folder / "0").exists():
-            assert child.is_alive(), child.log.read_text()
-            assert time.monotonic() < deadline
-            time.sleep(0.001)
+        wait_until(lambda folder=folder, child=child: (folder / "0").exists() or not child.is_alive())
+        assert child.is_alive(), child.log.read_text()
         time.sleep(random.Random(seed).uniform(0.0, 0.05))
         child.kill()
         child.join()

@@ -3,19 +3,19 @@
 Every protection has a sibling run with it switched off that shows the fault biting.
 """
 
-import json
-import os
+import functools
+import multiprocessing
 import random
-import signal
-import subprocess
-import sys
 import threading
 import time
 import zlib
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, replace
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from multiprocessing.connection import Connection
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -23,64 +23,64 @@ from ado_stream.errors import StorageError
 from ado_stream.storage import node_cache as cache_module
 from ado_stream.storage.node_cache import NodeCache
 from ado_stream.storage.object_locks import lock_if_free, lock_path
-from tests.faults.conftest import BUCKET, QUICK, Shard, unfinished
+from ado_stream.stream.domain import Domain
+from ado_stream.stream.open_indexes import open_indexes
+from benchmarks.bench_stream_open import index_text
+from tests.faults.conftest import BUCKET, QUICK, Shard, s3_environment, unfinished
+from tests.faults.fetch_worker import map_shards
 from tests.faults.proxy import Rule
+from tests.train.child_processes import finish
+from tests.waiting import wait_until
 
 pytestmark = pytest.mark.fault
-ROOT = Path(__file__).parents[2]
 SHARD_BYTES = 100_000
 
 
-@pytest.fixture
-def start_jobs(proxy) -> Iterator[Callable[..., list[subprocess.Popen[str]]]]:
-    """Starts tests/faults/fetch_worker.py once per list of shards, on one cache folder, all at the same moment."""
-    jobs: list[subprocess.Popen[str]] = []
+@dataclass(frozen=True)
+class Job:
+    """A process that runs fetch_worker.map_shards."""
 
-    def start(folder: Path, *shard_lists: list[Shard], **options: object) -> list[subprocess.Popen[str]]:
+    process: Any
+    connection: Connection
+
+    def kill(self) -> None:
+        """kill -9, and waits until the process is gone."""
+        self.process.kill()
+        self.process.join()
+
+    def ledger(self) -> list[tuple[str, int]]:
+        """(name, crc32) of every shard the job mapped, once it has ended well."""
+        mapped = []
+        with suppress(EOFError):
+            while True:
+                mapped.append(self.connection.recv())
+        finish(self.process)
+        return mapped
+
+
+@pytest.fixture
+def start_jobs(proxy, children) -> Iterator[Callable[..., list[Job]]]:
+    """Starts a job per list of shards, on one cache folder, all at the same moment."""
+    jobs: list[Job] = []
+
+    def start(folder: Path, *shard_lists: list[Shard], **options: object) -> list[Job]:
         started = []
         for shards in shard_lists:
-            command = [sys.executable, "-m", "tests.faults.fetch_worker"]
-            job = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, cwd=ROOT)
-            started.append(job)
-            jobs.append(job)
-            specs = [asdict(shard.spec(folder)) for shard in shards]
-            say(
-                job,
-                json.dumps({"specs": specs, "limit_bytes": None, "rounds": 1, "lock": True, **options}, default=str),
-            )
+            ours, theirs = multiprocessing.Pipe()
+            specs = [shard.spec(folder) for shard in shards]
+            job = functools.partial(map_shards, specs=specs, **options)
+            started.append(Job(children.start(job, theirs, **s3_environment()), ours))
+            theirs.close()
+        jobs.extend(started)
         for job in started:
-            assert job.stdout is not None
-            assert job.stdout.readline() == "ready\n"
+            assert job.connection.recv() == "ready"
         for job in started:
-            say(job, "go")
+            job.connection.send("go")
         return started
 
     yield start
     for job in jobs:
         job.kill()
-        with job:
-            pass
-
-
-def say(job: subprocess.Popen[str], line: str) -> None:
-    """Writes a line to the job's standard input."""
-    assert job.stdin is not None
-    job.stdin.write(line + "\n")
-    job.stdin.flush()
-
-
-def kill(job: subprocess.Popen[str]) -> None:
-    """kill -9, and waits until the process is gone."""
-    os.kill(job.pid, signal.SIGKILL)
-    job.wait()
-
-
-def ledger(job: subprocess.Popen[str]) -> list[tuple[str, int]]:
-    """(name, crc32) of every shard the job mapped, once it has ended well."""
-    assert job.stdout is not None
-    lines = job.stdout.read().splitlines()
-    assert job.wait(timeout=60) == 0
-    return [(name, int(crc)) for name, crc in (line.split() for line in lines)]
 
 
 def reference(shards: list[Shard], rounds: int = 1) -> list[tuple[str, int]]:
@@ -95,7 +95,7 @@ def test_c4_a_downloader_killed_at_random_points_leaves_a_good_cache(proxy, shar
         folder = tmp_path / str(number)
         (job,) = start_jobs(folder, shards)
         time.sleep(generator.uniform(0.0, 0.3))
-        kill(job)
+        job.kill()
         proxy.rules = []
         cache = NodeCache(retry=QUICK)
         for shard in shards:
@@ -108,18 +108,14 @@ def test_c4_a_peer_that_waits_goes_on_when_the_downloader_is_killed(proxy, shard
     proxy.rules = [Rule("stall", times=1)]
     (job,) = start_jobs(tmp_path, shards[:1])
     spec = shards[0].spec(tmp_path)
-    while not proxy.gets:
-        time.sleep(0.01)
+    wait_until(lambda: proxy.gets)
     with ThreadPoolExecutor(1) as pool:
         waiting = pool.submit(NodeCache(retry=QUICK).fetch, spec)
         time.sleep(0.3)
         assert not waiting.done()
         assert len(unfinished(tmp_path)) == 1
-        kill(job)
-        started = time.monotonic()
-        while proxy.gets.total() < 2:
-            assert time.monotonic() - started < 2.0
-            time.sleep(0.01)
+        job.kill()
+        wait_until(lambda: proxy.gets.total() == 2, timeout_s=2.0)
         assert waiting.result().path.read_bytes() == shards[0].raw
 
 
@@ -140,9 +136,8 @@ def test_c4_a_torn_file_under_its_final_name_is_what_the_temporary_name_prevents
     """The sibling of the kills: what a killed writer leaves, when it is served unchecked, is wrong data."""
     proxy.rules = [Rule("stall", times=1)]
     (job,) = start_jobs(tmp_path, shards[:1])
-    while not unfinished(tmp_path) or not proxy.gets:
-        time.sleep(0.01)
-    kill(job)
+    wait_until(lambda: unfinished(tmp_path) and proxy.gets)
+    job.kill()
     spec = shards[0].spec(tmp_path)
     assert not spec.raw.exists()
     (torn,) = unfinished(tmp_path)
@@ -154,14 +149,14 @@ def test_c4_a_torn_file_under_its_final_name_is_what_the_temporary_name_prevents
 def test_c4_two_jobs_download_each_shard_once(proxy, shards, tmp_path, start_jobs):
     proxy.rules = [Rule("delay", seconds=0.05)]
     jobs = start_jobs(tmp_path, shards, shards)
-    assert [ledger(job) for job in jobs] == [reference(shards)] * 2
+    assert [job.ledger() for job in jobs] == [reference(shards)] * 2
     assert dict(proxy.gets) == {f"/{BUCKET}/{shard.key}": 1 for shard in shards}
 
 
 def test_c4_without_the_lock_two_jobs_download_shards_twice(proxy, shards, tmp_path, start_jobs):
     proxy.rules = [Rule("delay", seconds=0.3)]
     for job in start_jobs(tmp_path, shards, shards, lock=False):
-        job.wait(timeout=60)
+        job.process.join(60)
     assert max(proxy.gets.values()) > 1
 
 
@@ -179,8 +174,8 @@ def test_c4_threads_of_one_job_download_each_shard_once(proxy, shards, tmp_path)
 def test_c5_two_jobs_that_evict_each_other_read_the_right_bytes(proxy, shards, tmp_path, start_jobs):
     backwards = list(reversed(shards))
     jobs = start_jobs(tmp_path, shards, backwards, limit_bytes=3 * SHARD_BYTES, rounds=5)
-    assert ledger(jobs[0]) == reference(shards, rounds=5)
-    assert ledger(jobs[1]) == reference(backwards, rounds=5)
+    assert jobs[0].ledger() == reference(shards, rounds=5)
+    assert jobs[1].ledger() == reference(backwards, rounds=5)
 
 
 @pytest.mark.deadline
@@ -190,11 +185,28 @@ def test_closing_ends_a_download_and_a_wait_at_once(proxy, shards, tmp_path):
     spec = shards[0].spec(tmp_path)
     with ThreadPoolExecutor(2) as pool:
         futures = [pool.submit(NodeCache(retry=QUICK).fetch, spec, stop) for _ in range(2)]
-        while not proxy.gets:
-            time.sleep(0.01)
+        wait_until(lambda: proxy.gets)
         stop.set()
         started = time.monotonic()
         for future in futures:
             with pytest.raises(StorageError, match="closing"):
                 future.result()
     assert time.monotonic() - started < 1.0
+
+
+def test_an_index_is_sent_once_a_node_and_again_when_it_has_changed(proxy, upload, tmp_path):
+    """Eight readers at once, as ranks; then a reader of a later run, whom the store answers "not modified"."""
+    path = f"/{BUCKET}/indexed/index.json"
+    domain = Domain("d", f"s3://{BUCKET}/indexed", str(tmp_path / "cache"))
+    upload("indexed/index.json", index_text(50))
+    with ThreadPoolExecutor(8) as ranks:
+        opened = list(ranks.map(lambda _: open_indexes([domain], "tokens", None, QUICK)[0], range(8)))
+    assert len({str(index.spec(49)) for index in opened}) == 1
+    assert (proxy.gets[path], proxy.served[path]) == (1, 1)
+    assert str(open_indexes([domain], "tokens", None, QUICK)[0].spec(49)) == str(opened[0].spec(49))
+    assert (proxy.gets[path], proxy.served[path]) == (2, 1)
+    upload("indexed/index.json", index_text(51))
+    assert open_indexes([domain], "tokens", None, QUICK)[0].samples_S.size == 51
+    assert (proxy.gets[path], proxy.served[path]) == (3, 2)
+    assert open_indexes([domain], "tokens", None, QUICK)[0].samples_S.size == 51
+    assert proxy.served[path] == 2

@@ -1,5 +1,6 @@
 """docs/faults.md M1: many large shards, many steps, a consumer that pauses; memory and descriptors stay flat."""
 
+import copy
 import json
 import os
 import subprocess
@@ -10,7 +11,7 @@ from pathlib import Path
 import pytest
 
 import ado_stream as ado
-from tests.stream.helpers import changing_mixture
+from tests.stream.helpers import changing_mixture, write_domain
 
 pytestmark = pytest.mark.fault
 NUM_DOMAINS, SHARDS, SHARD_BYTES = 64, 2, 16 << 20
@@ -80,6 +81,42 @@ def test_m1_memory_and_descriptors_stay_flat(domains):
     assert abs(open_paused - open_early) <= 2
     assert abs(open_late - open_early) <= 2
     assert seen["closed"] <= open_early - NUM_DOMAINS  # closing lets go of every shard
+
+
+FEW_DESCRIPTORS = """
+import json, resource, sys
+resource.setrlimit(resource.RLIMIT_NOFILE, (256, 256))
+import numpy as np
+import ado_stream as ado
+from ado_stream.stream.sample_reader import SampleReader
+reader = SampleReader(ado.Domain("d", local=sys.argv[1]))
+ids = np.random.default_rng(0).permutation(reader.num_samples)[:4000]
+assert (reader.read(ids)[:, 1] == ids % 7).all()
+data = ado.AdaptiveStreamingDataset([ado.Domain("d", local=sys.argv[1])], 2000, mixture_lag=None)
+seen = [int(row[1]) for _, batch in zip(range(10), data) for row in batch["tokens"]]
+assert set(seen) == set(range(7))
+data.close()
+print(json.dumps(len(seen)))
+"""
+
+
+def test_m1_ten_thousand_local_shards_are_read_with_256_descriptors(tmp_path):
+    """One sample a shard, so that a batch touches thousands; sample i is that of file i mod 7, under other names."""
+    write_domain(tmp_path / "seven", 0, 7, shard_bytes=100)
+    index = json.loads((tmp_path / "seven" / "index.json").read_text())
+    index["shards"] = [shard for shard in index["shards"] if shard["samples"] == 1]
+    assert len(index["shards"]) == 7
+    folder = tmp_path / "many"
+    folder.mkdir()
+    for number in range(10_000):
+        entry = copy.deepcopy(index["shards"][number % 7])
+        os.link(tmp_path / "seven" / entry["raw_data"]["basename"], folder / f"many.{number:05d}.mds")
+        entry["raw_data"]["basename"] = f"many.{number:05d}.mds"
+        index["shards"].append(entry)
+    (folder / "index.json").write_text(json.dumps({**index, "shards": index["shards"][7:]}))
+    command = [sys.executable, "-c", FEW_DESCRIPTORS, str(folder)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout.strip()) == (0, "20000"), done.stderr[-3000:]
 
 
 if __name__ == "__main__":

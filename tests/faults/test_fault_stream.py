@@ -4,24 +4,22 @@ The ledger holds step, domain and every token of every sample; the reference rea
 without any fault. A mixture that changes at every step is in force throughout.
 """
 
-import json
-import os
+import multiprocessing
 import shutil
-import subprocess
-import sys
 import threading
 import time
-import zlib
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from multiprocessing.connection import Connection
 from pathlib import Path
 
 import pytest
 
 import ado_stream as ado
 from ado_stream.errors import AccessDenied, ConfigError, NotFound, ShardCorrupt, StorageError, Throttled
-from tests.faults.conftest import BUCKET, QUICK, unfinished
+from tests.faults.conftest import BUCKET, QUICK, damaged, s3_environment, unfinished
 from tests.faults.proxy import Rule
-from tests.stream.helpers import changing_mixture, run, write_domain
+from tests.stream.helpers import changing_mixture, ledger, run, write_domain
 
 pytestmark = pytest.mark.fault
 SAMPLES = {"d0": 400, "d1": 200, "d2": 90}
@@ -46,15 +44,6 @@ def bucket(origin, upload, proxy) -> None:
     for path in sorted(origin.rglob("*")):
         if path.is_file():
             upload(f"corpus/{path.relative_to(origin)}", path.read_bytes())
-
-
-def ledger(batches):
-    """[(step, domain, crc32 of the tokens), ...] in order."""
-    return [
-        (batch["step"], int(domain), zlib.crc32(row.numpy().tobytes()))
-        for batch in batches
-        for domain, row in zip(batch["domain"], batch["tokens"], strict=True)
-    ]
 
 
 @pytest.fixture(scope="session")
@@ -218,25 +207,14 @@ def test_c2_a_small_disk_is_exact_by_eviction(bucket, reference, small_disk):
 def test_c3_a_cache_damaged_between_runs_is_exact(bucket, reference, tmp_path, damage):
     run(remote_dataset(tmp_path), STEPS)
     for path in tmp_path.rglob("*.mds"):
-        content = path.read_bytes()
-        half = len(content) // 2
-        flipped = content[:half] + bytes([content[half] ^ 2]) + content[half + 1 :]
-        path.write_bytes({"flip": flipped, "truncate": content[:half], "zero": bytes(len(content))}[damage])
+        path.write_bytes(damaged(path.read_bytes(), damage))
     assert ledger(run(remote_dataset(tmp_path), STEPS)) == reference
 
 
 def test_c4_four_ranks_on_one_cache_download_each_shard_once(bucket, proxy, reference, tmp_path):
     ranks = [remote_dataset(tmp_path, rank=rank, world_size=4) for rank in range(4)]
-    results = [None] * 4
-
-    def work(rank):  # closing would cut short a fetch ahead, which a rank that goes on has to start anew
-        results[rank] = run(ranks[rank], STEPS, close=False)
-
-    threads = [threading.Thread(target=work, args=(rank,)) for rank in range(4)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
+    with ThreadPoolExecutor(4) as pool:  # closing would cut short a fetch ahead, which others have to repeat
+        results = list(pool.map(lambda rank: run(rank, STEPS, close=False), ranks))
     for rank in ranks:
         rank.close()
     for step in range(STEPS):
@@ -248,42 +226,32 @@ def test_c4_four_ranks_on_one_cache_download_each_shard_once(bucket, proxy, refe
     assert sum(each["misses"] for each in counted) <= len(gets), counted
 
 
-RANK = """
-import json, os, sys
-import ado_stream as ado
-from tests.stream.helpers import changing_mixture
-data = ado.AdaptiveStreamingDataset(
-    [ado.Domain(*domain) for domain in json.loads(os.environ["DOMAINS"])], {batch}, seed=3, rank=0, world_size=2
-)
-for batch in data:
-    print(batch["step"], flush=True)
-    data.publish(batch["step"] + 1 + data.mixture_lag, changing_mixture(batch["step"], 3))
-"""
+def read_for_ever(connection: Connection, folder: Path) -> None:
+    """Rank 0 of 2; sends each step."""
+    data = remote_dataset(folder, rank=0, world_size=2)
+    for batch in data:
+        connection.send(batch["step"])
+        data.publish(batch["step"] + 1 + data.mixture_lag, changing_mixture(batch["step"], len(SAMPLES)))
 
 
 @pytest.mark.deadline
 @pytest.mark.parametrize("after_steps", [0, 2, 7])
 def test_c4_a_rank_killed_while_downloading_leaves_its_peer_exact(
-    bucket, proxy, reference, tmp_path, repository, after_steps
+    bucket, proxy, reference, tmp_path, children, after_steps
 ):
     """Rank 0 of 2 dies by kill -9, with fetches on the way, at some step; rank 1 on the same cache goes on at once."""
     proxy.rules = [Rule("delay", SHARDS, seconds=0.05)]
-    domains = [[name, f"s3://{BUCKET}/corpus/{name}", str(tmp_path / name)] for name in SAMPLES]
-    environment = {**os.environ, "DOMAINS": json.dumps(domains)}
-    script = RANK.format(batch=BATCH)
-    with subprocess.Popen(
-        [sys.executable, "-c", script], env=environment, cwd=repository, stdout=subprocess.PIPE, text=True
-    ) as victim:
-        assert victim.stdout is not None
-        for _ in range(after_steps + 1):
-            assert victim.stdout.readline()
-        survivor = remote_dataset(tmp_path, rank=1, world_size=2)
-        batches = run(survivor, 2, close=False)
-        victim.kill()
-        victim.wait()
-        killed = time.monotonic()
-        batches += run(survivor, 1, close=False)
-        assert time.monotonic() - killed < 2.0
+    ours, theirs = multiprocessing.Pipe()
+    victim = children.start(read_for_ever, theirs, tmp_path, **s3_environment())
+    for step in range(after_steps + 1):
+        assert ours.recv() == step
+    survivor = remote_dataset(tmp_path, rank=1, world_size=2)
+    batches = run(survivor, 2, close=False)
+    victim.kill()
+    victim.join()
+    killed = time.monotonic()
+    batches += run(survivor, 1, close=False)
+    assert time.monotonic() - killed < 2.0
     batches += run(survivor, STEPS - 3)
     for step, batch in enumerate(batches):
         begin = step * BATCH + BATCH // 2

@@ -25,13 +25,12 @@ from ado_kernels.fit import triton_fit
 from ado_kernels.fit.objective import FitOptions
 from ado_kernels.ops import launch
 from ado_kernels.ops.launch_table import TABLE
-from ado_kernels.ops.linear_cross_entropy import exponentials, gpu, softmax_pass
+from ado_kernels.ops.linear_cross_entropy import gpu
 from ado_kernels.ops.rms_norm import gpu as rms_norm
 from ado_kernels.ops.rms_norm_rope import gpu as rms_norm_rope
 from ado_kernels.ops.swiglu import gpu as swiglu
 
 TOOLS = Path(triton.__file__).parent / "backends/nvidia/bin"
-TENSOR_CORES = {"sm_80": r"HMMA\.", "sm_90": "HGMMA", "sm_100": "UTCHMMA", "gfx942": "v_mfma"}
 SHARED_BYTES = {"sm_80": 163 << 10, "sm_90": 227 << 10, "sm_100": 227 << 10, "gfx942": 64 << 10}
 ROWS, VOCABULARY, WIDTH = 16384, 50304, 2048
 
@@ -69,9 +68,6 @@ class Compiled:
             "narrow_loads": rf"{loads}[US]16\b",
             "wide_stores": rf"{stores}128\b",
             "narrow_stores": rf"{stores}[US]16\b",
-            "tma_loads": "UTMALDG",
-            "tma_stores": "UTMASTG",
-            "tensor_core": TENSOR_CORES[f"sm_{self.made.metadata.target.arch}"],
             "barriers": r"\bBAR\.",
             "instructions": r"^\s*/\*[0-9a-f]{4,}\*/",
         }
@@ -94,7 +90,6 @@ def _amd_usage(code: str, shared_bytes: int) -> dict[str, int]:
         "narrow_loads": r"(?:global|buffer)_load_(?:ushort|short_d16|short_d16_hi|sshort)\b",
         "wide_stores": r"(?:global|buffer)_store_dwordx4\b",
         "narrow_stores": r"(?:global|buffer)_store_(?:short|short_d16_hi)\b",
-        "tensor_core": TENSOR_CORES["gfx942"],
         "barriers": "s_barrier",
         "instructions": r"^\t[sv]_|^\t(?:global|buffer|ds)_",
     }
@@ -142,8 +137,7 @@ def compiling(architecture: str) -> Iterator[list[Compiled]]:
             (JITFunction, "run", compile_only),
             (launch, "device_architecture", lambda _: architecture),
             (rms_norm, "shared_memory_bytes", lambda _: SHARED_BYTES[architecture]),
-            (softmax_pass, "matmul_into", lambda *_, **__: None),  # torch has no such product without a GPU
-            (exponentials, "matmul_into", lambda *_, **__: None),
+            (gpu, "matmul_into", lambda *_, **__: None),  # torch has no such product without a GPU
             (driver, "_active", fake),
         ):
             patches.enter_context(patch.object(owner, attribute, value))
@@ -181,13 +175,13 @@ def _swiglu() -> None:
     swiglu.backward_gpu(x, x, x)
 
 
-def _loss(method: str, with_grad: bool, vocabulary: int = VOCABULARY) -> Callable[[], None]:
+def _loss(with_grad: bool, vocabulary: int = VOCABULARY) -> Callable[[], None]:
     """One chunk, then the per-domain sums and, with gradients, their scaling."""
 
     def call() -> None:
         hidden, weight = _empty(ROWS, WIDTH), _empty(vocabulary, WIDTH)
         integers = _empty(ROWS, dtype=torch.int64)
-        with launch.using("linear_cross_entropy", rows=ROWS, method=method):
+        with launch.using("linear_cross_entropy", rows=ROWS):
             gpu.linear_cross_entropy_gpu(
                 hidden, weight, integers, integers, 22, -100, 0.0, with_grad, with_grad, torch.bfloat16
             )
@@ -208,7 +202,7 @@ def _widths(op: str) -> list[int]:
     return [width for name, width, architecture in TABLE if name == op and not architecture]
 
 
-# Every size class of the launch table. "exponentials" takes tensor descriptors: from sm_90 on.
+# Every size class of the launch table.
 CALLS: dict[str, Callable[[], None]] = {
     **{f"rms_norm {width}": _norm(width) for width in _widths("rms_norm")},
     **{f"add_rms_norm {width}": _norm(width, residual=True) for width in (1024, 2048, 4096)},
@@ -216,16 +210,8 @@ CALLS: dict[str, Callable[[], None]] = {
     "add_rms_norm 16384 float32": _norm(16384, residual=True, dtype=torch.float32),
     **{f"rms_norm_rope {width}": _rope(width) for width in _widths("rms_norm_rope")},
     "swiglu": _swiglu,
-    "loss": _loss("softmax_pass", with_grad=False),
-    "loss and gradient": _loss("softmax_pass", with_grad=True),
-    "loss and gradient, odd vocabulary": _loss("softmax_pass", with_grad=True, vocabulary=50257),
-    "loss by exponentials": _loss("exponentials", with_grad=False),
-    "loss and gradient by exponentials": _loss("exponentials", with_grad=True),
+    "loss": _loss(with_grad=False),
+    "loss and gradient": _loss(with_grad=True),
+    "loss and gradient, odd vocabulary": _loss(with_grad=True, vocabulary=50257),
     "fit": _fit,
 }
-
-
-def calls_on(architecture: str) -> list[str]:
-    """Names of the calls that may be made there."""
-    has_descriptors = architecture in ("sm_90", "sm_100")
-    return [name for name in CALLS if has_descriptors or "exponentials" not in name]

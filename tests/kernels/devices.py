@@ -5,13 +5,10 @@ CPU's operations, so that the tests themselves are known to work before a GPU se
 import pytest
 import torch
 
-from ado_kernels.ops.launch import METHODS
-from tests.rounding import rounding
+from tests.rounding import rounding, stored
 
 ON_GPU = torch.cuda.is_available()
 DEVICE = "cuda" if ON_GPU else "cpu"
-# Of linear_cross_entropy: "exponentials" needs tensor descriptors, hence sm_90.
-METHODS_HERE = METHODS if ON_GPU and torch.cuda.get_device_capability() >= (9, 0) else METHODS[:1]
 gpu_only = pytest.mark.gpu  # left out without one: see tests/conftest.py
 WIDEST = 2048  # terms of a sum over a row
 # One rounding of what was summed in float32, with room for a tie.
@@ -49,6 +46,24 @@ def assert_close(ours, expected, tolerance, noise=ROUNDING[torch.float32]):
         torch.testing.assert_close(
             one.detach().double(), other.detach().double(), rtol=tolerance, atol=noise * scale, equal_nan=True
         )
+
+
+def assert_close_to_wide(actual, expected, dtype, num_terms):
+    """Sums of so many terms in float32 (float64 stays), of the largest entry; rounded once to `dtype`."""
+    wide = torch.float64 if dtype == torch.float64 else torch.float32
+    assert_close([actual], [expected], stored(dtype, num_terms), rounding(num_terms, wide))
+
+
+def on_one_and_two_threads(function):
+    """What `function` returns with one of torch's threads, and with two."""
+    threads, results = torch.get_num_threads(), []
+    try:
+        for count in (1, 2):
+            torch.set_num_threads(count)
+            results.append(function())
+    finally:
+        torch.set_num_threads(threads)
+    return results
 
 
 def assert_rows_close(ours, expected, whole, row):

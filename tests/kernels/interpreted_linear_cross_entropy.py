@@ -1,30 +1,22 @@
 """linear_cross_entropy's Triton kernels against float64, under the interpreter (run by test_interpreter.py).
 
 Tolerances (tests/rounding.py): a softmax is a sum over V words of exponentials, a logit one of H products. bf16 logits
-are given as they are, so only the gradient's rounding counts: the interpreter truncates, 2^-7 of the entry. The
-kernel's own matmul runs in float32 here, for bf16 in tl.dot is wrong under the interpreter; torch's, which have no
-float32 sums of narrower operands on a CPU, are stood in for. Scalar arguments (z_loss) reach a kernel as float32, hence
-2^-23 for gradients in float64.
+are given as they are, so only the gradient's rounding counts: the interpreter truncates, 2^-7 of the entry. torch's
+matmuls, which have no float32 sums of narrower operands on a CPU, are stood in for. Scalar arguments (z_loss) reach a
+kernel as float32, hence 2^-23 for gradients in float64.
 """
 
 import pytest
 import torch
 
-from ado_kernels.ops.launch import METHODS, using
-from ado_kernels.ops.linear_cross_entropy import exponentials, gpu, softmax_pass
-from ado_kernels.ops.linear_cross_entropy.problem import Chunk, Problem
+from ado_kernels.ops.launch import using
+from ado_kernels.ops.linear_cross_entropy import gpu
+from ado_kernels.ops.linear_cross_entropy.problem import Problem
 from tests.rounding import rounding
 
 IGNORE = -100
 GRADIENT = {torch.float64: 2**-23, torch.float32: 2**-23, torch.float16: 2**-10, torch.bfloat16: 2**-7}
-can_take = exponentials.can_take
 pytestmark = pytest.mark.usefixtures("poisoned")
-
-
-@pytest.fixture(autouse=True)
-def _descriptors_take_float32(monkeypatch):
-    """Interpreted tiles have no shared memory to overflow; only alignment is left of `can_take`."""
-    monkeypatch.setattr(exponentials, "can_take", lambda problem: problem.hidden_NH.shape[1] % 4 == 0)
 
 
 @pytest.fixture
@@ -62,15 +54,12 @@ def oracle(logits, targets, z_loss):
 
 def softmax_gradient(logits, targets, z_loss=0.0, grads=True, place=lambda buffer: buffer):
     """Losses and squares of given logits; turns those into their gradients. Padding holds NaN; `place` moves it all."""
-    problem = problem_of(logits, logits, targets, z_loss, (grads, grads))
     wide = torch.float64 if logits.dtype == torch.float64 else torch.float32
     losses, squares = torch.empty(len(targets), dtype=wide), torch.empty(len(targets), dtype=wide)
     whole = gpu._aligned_rows(*logits.shape, logits)._base
     buffer = place(whole.fill_(float("nan")))[:, : logits.shape[1]]
     buffer.copy_(logits)
-    softmax_pass.softmax_gradient(
-        Chunk(problem, logits, logits, targets, buffer, losses, squares, logits, logits, first=True)
-    )
+    gpu.softmax_gradient(buffer, targets, losses, squares, (IGNORE, z_loss, grads))
     with torch.no_grad():
         logits.copy_(buffer)
     return losses, squares
@@ -115,13 +104,12 @@ def test_rows_of_logits_beyond_32_bit_offsets(far_apart):
     assert torch.equal(far_logits, logits)
 
 
-@pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("grads", [(True, True), (True, False), (False, True), (False, False)])
-def test_all_chunks(method, grads):
+def test_all_chunks(grads):
     hidden, weight = torch.randn(8, 16), torch.randn(50, 16)
     targets = torch.randint(0, 50, (8,))
     targets[5] = IGNORE
-    with using("linear_cross_entropy", rows=3, method=method):
+    with using("linear_cross_entropy", rows=3):
         result = gpu.in_chunks(problem_of(hidden, weight, targets, 1e-2, grads))
     losses, squares, gradient = oracle(hidden.double() @ weight.double().t(), targets, 1e-2)
     torch.testing.assert_close(result.losses_N.double(), losses, rtol=2e-6, atol=2e-6)
@@ -148,49 +136,11 @@ def test_float32_sums_for_bfloat16_operands():
         torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-6)
 
 
-@pytest.mark.parametrize("z_loss", [0.0, 1e-3])
-@pytest.mark.parametrize(("num_rows", "vocabulary", "width"), [(130, 600, 264), (1, 3, 8), (200, 257, 72)])
-def test_exponentials_over_several_tiles(z_loss, num_rows, vocabulary, width):
-    """Cut tiles in rows, words and columns; a row all but sure of its target; one whose target is 60 nats too low."""
-    hidden, weight = torch.randn(num_rows, width), torch.randn(vocabulary, width) * 0.3
-    hidden[0] = 0
-    hidden[0, 0], weight[-1, 0], weight[:-1, 0] = 30, 2, 0
-    targets = torch.randint(0, vocabulary, (num_rows,))
-    targets[0] = 0
-    if num_rows > 1:
-        hidden[1], targets[1] = hidden[0], vocabulary - 1
-        targets[3::5] = IGNORE
-    with using("linear_cross_entropy", rows=64, method="exponentials"):
-        result = gpu.in_chunks(problem_of(hidden, weight, targets, z_loss))
-    losses, squares, gradient = oracle(hidden.double() @ weight.double().t(), targets, z_loss)
-    torch.testing.assert_close(result.losses_N.double(), losses, rtol=3e-6, atol=1e-12)
-    torch.testing.assert_close(result.squares_N.double(), squares, rtol=6e-6, atol=0)
-    # Logits of some 60 in float32 err by 4e-6, exponentials by as much of themselves; dx and dW are sums of such.
-    for ours, expected in (
-        (result.dhidden_NH, gradient @ weight.double()),
-        (result.dweight_VH, gradient.t() @ hidden.double()),
-    ):
-        torch.testing.assert_close(ours.double(), expected, rtol=1e-5, atol=1e-5 * expected.abs().max())
-    assert result.dhidden_NH[3::5].eq(0).all()
-
-
-def test_a_word_likelier_than_the_target_by_over_80_nats_counts_as_80():
-    hidden, weight = torch.tensor([[100.0, 0, 0, 0]]), torch.zeros(20, 4)
-    weight[7, 0] = 1.0
-    with using("linear_cross_entropy", method="exponentials"):
-        result = gpu.in_chunks(problem_of(hidden, weight, torch.tensor([3])))
-    assert result.losses_N.item() == pytest.approx(80.0)
-    expected = weight.double()[7] - weight.double()[3]  # the softmax is one-hot all the same
-    torch.testing.assert_close(result.dhidden_NH[0].double(), expected, rtol=1e-5, atol=1e-6)
-
-
 @pytest.mark.filterwarnings("ignore:invalid value:RuntimeWarning")
-@pytest.mark.parametrize("method", METHODS)
-def test_nan_is_not_swallowed(method):
+def test_nan_is_not_swallowed():
     hidden, weight = torch.randn(3, 8), torch.randn(40, 8)
     hidden[1, 2] = float("nan")
-    with using("linear_cross_entropy", method=method):
-        result = gpu.in_chunks(problem_of(hidden, weight, torch.tensor([1, 2, 3])))
+    result = gpu.in_chunks(problem_of(hidden, weight, torch.tensor([1, 2, 3])))
     assert result.losses_N.isnan().tolist() == [False, True, False]
     assert result.dhidden_NH.isnan().any(dim=1).tolist() == [False, True, False]
 
@@ -212,12 +162,10 @@ def test_the_operation_is_the_cpus(ids_per, id_dtype, z_loss):
     assert torch.equal(ours[2], expected[2])
 
 
-@pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("bad", [40, -7, 2**40])
-def test_a_target_outside_the_vocabulary_is_nan_with_zero_gradient(method, bad):
+def test_a_target_outside_the_vocabulary_is_nan_with_zero_gradient(bad):
     hidden, weight, targets = torch.randn(3, 8), torch.randn(40, 8), torch.tensor([1, bad, IGNORE])
-    with using("linear_cross_entropy", method=method):
-        result = gpu.in_chunks(problem_of(hidden, weight, targets))
+    result = gpu.in_chunks(problem_of(hidden, weight, targets))
     assert result.losses_N.isnan().tolist() == [False, True, False]
     assert result.losses_N[2] == 0
     assert result.dhidden_NH[1:].eq(0).all()
@@ -231,25 +179,6 @@ def test_a_vocabulary_without_alignment_has_padded_rows():
     assert gpu._aligned_rows(3, 1009, buffer).stride() == (1024, 1)
 
 
-def test_what_descriptors_can_take():
-    memory = torch.zeros(4096, dtype=torch.bfloat16)
-    start = -memory.data_ptr() // 2 % 8  # of an aligned matrix in this memory
-    aligned, moved = memory[start:][:800].view(50, 16), memory[start + 1 :][:800].view(50, 16)
-    assert can_take(problem_of(aligned, aligned, None, 1e-4))
-    assert not can_take(problem_of(aligned, aligned, None, 1e-2))
-    assert not can_take(problem_of(aligned, aligned, None, -1e-4))
-    narrow = aligned.view(-1)[:600].view(50, 12)
-    for other in (moved, aligned.float(), aligned.half(), narrow, aligned.t().contiguous().t()):
-        assert not can_take(problem_of(aligned, other, None))
-
-
-def test_what_descriptors_cannot_take_goes_the_other_way(monkeypatch):
-    monkeypatch.setattr(exponentials, "run_chunk", lambda *_: pytest.fail("a width of 6 has no 16-byte rows"))
-    hidden, weight = torch.randn(3, 6), torch.randn(40, 6)
-    with using("linear_cross_entropy", method="exponentials"):
-        gpu.in_chunks(problem_of(hidden, weight, torch.tensor([1, 2, 3])))
-
-
 def test_scale_gradient_casts_once():
     gradient = torch.randn(37, 111)
     dloss, inverse = torch.tensor(3.0), torch.tensor(0.125, dtype=torch.float64)
@@ -257,9 +186,7 @@ def test_scale_gradient_casts_once():
     assert torch.equal(scaled, (gradient * 0.375).half())
 
 
-@pytest.mark.parametrize("method", METHODS)
-def test_no_rows(method):
-    with using("linear_cross_entropy", method=method):
-        result = gpu.in_chunks(problem_of(torch.empty(0, 16), torch.randn(50, 16), torch.empty(0, dtype=torch.int64)))
+def test_no_rows():
+    result = gpu.in_chunks(problem_of(torch.empty(0, 16), torch.randn(50, 16), torch.empty(0, dtype=torch.int64)))
     assert result.dhidden_NH.shape == (0, 16)
     assert result.dweight_VH.eq(0).all()

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from ado_kernels import domain_loss
+from tests.kernels.devices import on_one_and_two_threads
 
 strays_on_purpose = pytest.mark.filterwarnings("ignore:.* domain ids lie outside:RuntimeWarning")
 
@@ -73,14 +74,7 @@ def test_float32_losses_are_added_in_float64():
 
 def test_bits_do_not_depend_on_threads():
     losses, ids = torch.rand(200_000), torch.randint(0, 22, (200_000,))
-    threads, results = torch.get_num_threads(), []
-    try:
-        for count in (1, 2):
-            torch.set_num_threads(count)
-            results.append(domain_loss(losses, ids, 22)[0])
-    finally:
-        torch.set_num_threads(threads)
-    assert torch.equal(*results)
+    assert torch.equal(*on_one_and_two_threads(lambda: domain_loss(losses, ids, 22)[0]))
 
 
 def test_nan_stays_in_its_domain_and_no_gradient_flows():

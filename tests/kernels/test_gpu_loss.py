@@ -1,14 +1,11 @@
-"""linear_cross_entropy on a real GPU, by both methods: losses, gradients row by row, bad targets, dtypes, ids.
+"""linear_cross_entropy on a real GPU: losses, gradients row by row, bad targets, dtypes, ids.
 
-Oracle: the reference on full logits in float64, on the same rounded inputs. softmax_pass rounds logits to bf16, by at
+Oracle: the reference on full logits in float64, on the same rounded inputs. The operation rounds logits to bf16, by at
 most 2^-6 where they lie in [4, 8) and 2^-5 in [8, 16), the highest here; by a quarter of that rms. So:
 loss: 2^-5 nats in a single row, 2^-5 / sqrt(n) in a mean of n. Gradients: 5 % of a row's norm (its exponentials' error,
 3 %, and the roundings of gradients), 2 % of many rows'; rounding so in plain torch gives up to 3.2 and 1.4 %.
-exponentials rounds no logits and is held to the same.
 Rows of the weight's gradient whose word is no target are compared apart: the target's -1 would hide the softmax.
 """
-
-from contextlib import contextmanager
 
 import pytest
 import torch
@@ -18,7 +15,6 @@ from ado_kernels.ops.launch import using
 from ado_kernels.ops.linear_cross_entropy import linear_cross_entropy_reference
 from tests.kernels.devices import (
     DEVICE,
-    METHODS_HERE,
     ON_GPU,
     assert_close,
     assert_rows_close,
@@ -35,34 +31,8 @@ WHOLE, ROW, NATS = 0.02, 0.05, 2**-5
 SIZES = [(1000, 64), (1000, 2048), (50257, 768), (50304, 768), (50304, 2048)]  # vocabulary, width
 
 
-@pytest.fixture
-def by(monkeypatch):
-    """by(method): a context in which the operation uses it, which fails if it fell back to the other one."""
-
-    @contextmanager
-    def use(method):
-        ran = []
-        if ON_GPU:
-            from ado_kernels.ops.linear_cross_entropy import exponentials, softmax_pass
-
-            for name, module in (("softmax_pass", softmax_pass), ("exponentials", exponentials)):
-                own = module.run_chunk
-
-                def run_chunk(chunk, name=name, own=own):
-                    ran.append(name)
-                    own(chunk)
-
-                monkeypatch.setattr(module, "run_chunk", run_chunk)
-        with using("linear_cross_entropy", method=method):
-            yield
-        assert set(ran) == ({method} if ON_GPU else set())
-
-    return use
-
-
 @gpu_only
-@pytest.mark.parametrize("method", METHODS_HERE)
-def test_a_chunk_beyond_int32(method, by):
+def test_a_chunk_beyond_int32():
     """131,072 words and 16,640 rows at once: the last rows' gradients equal those of these rows alone."""
     num_rows, vocabulary = 16_640, 131_072
     if torch.cuda.mem_get_info()[0] < 8 * num_rows * vocabulary:
@@ -72,7 +42,7 @@ def test_a_chunk_beyond_int32(method, by):
     gradients = []
     for rows in (slice(None), slice(-256, None)):
         leaf = hidden[rows].clone().requires_grad_()
-        with by(method), using("linear_cross_entropy", rows=num_rows):
+        with using("linear_cross_entropy", rows=num_rows):
             loss, *_ = linear_cross_entropy(leaf, weight, targets[rows], torch.zeros_like(targets[rows]), 1)
         (loss * len(leaf)).backward()
         gradients.append(leaf.grad[-256:])
@@ -118,8 +88,7 @@ def assert_loss_close(ours, expected, whole=WHOLE, row=ROW, nats=NATS):
 @each(("vocabulary", "width"), SIZES, [(1000, 64)])
 @pytest.mark.parametrize("ignored_frac", [0.0, 0.3, 1.0])
 @pytest.mark.parametrize("z_loss", [0.0, 1e-4])
-@pytest.mark.parametrize("method", METHODS_HERE)
-def test_linear_cross_entropy(num_rows, vocabulary, width, ignored_frac, z_loss, method, by):
+def test_linear_cross_entropy(num_rows, vocabulary, width, ignored_frac, z_loss):
     if num_rows * vocabulary > 2**28 and ignored_frac != 0.3:
         pytest.skip("the float64 oracle's full logits: once is enough")
     hidden, weight, targets = inputs_of(num_rows, vocabulary, width, ignored_frac)
@@ -129,8 +98,7 @@ def test_linear_cross_entropy(num_rows, vocabulary, width, ignored_frac, z_loss,
     def call(function):
         return lambda h, w: function(h, w, targets, ids, 22, z_loss=z_loss)
 
-    with by(method):
-        ours = run(call(linear_cross_entropy), [hidden, weight], 2)
+    ours = run(call(linear_cross_entropy), [hidden, weight], 2)
     expected = run(call(linear_cross_entropy_reference), wide([hidden, weight]), 2)
     assert_loss_close(ours, expected, whole=WHOLE if num_rows > 1 else ROW)
 
@@ -138,8 +106,7 @@ def test_linear_cross_entropy(num_rows, vocabulary, width, ignored_frac, z_loss,
 @poisoned
 @pytest.mark.parametrize("num_domains", [1, 22, 512])
 @pytest.mark.parametrize("rows_per_id", [1, 9])
-@pytest.mark.parametrize("method", METHODS_HERE)
-def test_domains(num_domains, rows_per_id, method, by):
+def test_domains(num_domains, rows_per_id):
     """An id a row or an id a sequence, -1 for no domain, most domains unused."""
     hidden, weight, targets = inputs_of(27 * rows_per_id, 1000, 64)
     ids = torch.randint(-1, max(num_domains // 2, 1), (27,), device=DEVICE)
@@ -147,8 +114,7 @@ def test_domains(num_domains, rows_per_id, method, by):
     def call(function):
         return lambda h, w: function(h, w, targets, ids, num_domains)
 
-    with by(method):
-        _, sums, counts = call(linear_cross_entropy)(hidden, weight)
+    _, sums, counts = call(linear_cross_entropy)(hidden, weight)
     _, known_sums, known_counts = call(linear_cross_entropy_reference)(*wide([hidden, weight]))
     assert torch.equal(counts, known_counts)
     assert (sums - known_sums).abs().le(NATS * known_counts.double().sqrt() + 1e-300).all()
@@ -161,22 +127,20 @@ PRECISE = {torch.float16: (WHOLE / 8, ROW / 8, NATS / 8), torch.float32: (1e-5, 
 
 @poisoned
 @pytest.mark.parametrize("dtype", list(PRECISE))
-def test_float16_and_float32(dtype, by):
+def test_float16_and_float32(dtype):
     hidden, weight, targets = inputs_of(127, 1000, 64, dtype=dtype)
     ids = torch.zeros(1, dtype=torch.int64, device=DEVICE)
 
     def call(function):
         return lambda h, w: function(h, w, targets[:127], ids, 1, z_loss=1e-4)
 
-    with by("softmax_pass"):  # exponentials takes bf16 alone
-        ours = run(call(linear_cross_entropy), [hidden, weight], 2)
+    ours = run(call(linear_cross_entropy), [hidden, weight], 2)
     assert [tensor.dtype for tensor in ours[3:]] == [dtype, dtype]
     assert_loss_close(ours, run(call(linear_cross_entropy_reference), wide([hidden, weight]), 2), *PRECISE[dtype])
 
 
 @poisoned
-@pytest.mark.parametrize("method", METHODS_HERE)
-def test_autocast(method, by):
+def test_autocast():
     """float32 parameters under bf16 autocast: the product in bf16, gradients in the parameters' dtype."""
     hidden, weight, targets = inputs_of(126, 1000, 64, dtype=torch.float32)
     ids = torch.randint(0, 22, (3,), device=DEVICE)
@@ -184,32 +148,27 @@ def test_autocast(method, by):
     def call(function):
         return lambda h, w: function(h, w, targets, ids, 22)
 
-    with by(method), torch.autocast(DEVICE, dtype=torch.bfloat16):
+    with torch.autocast(DEVICE, dtype=torch.bfloat16):
         ours = run(call(linear_cross_entropy), [hidden, weight], 2)
     rounded = [hidden.bfloat16(), weight.bfloat16()]
     assert [tensor.dtype for tensor in ours[3:]] == [torch.float32, torch.float32]
     assert_loss_close(ours, run(call(linear_cross_entropy_reference), wide(rounded), 2))
 
 
-@pytest.mark.parametrize("method", METHODS_HERE)
-def test_the_loss_alone_is_that_of_training(method, by):
-    """Without gradients: exponentials writes no logits then."""
+def test_the_loss_alone_is_that_of_training():
     hidden, weight, targets = inputs_of(127, 1000, 64)
     ids = torch.zeros(127, dtype=torch.int64, device=DEVICE)
-    with by(method):
-        training = linear_cross_entropy(hidden.requires_grad_(), weight, targets, ids, 1)
-        alone = linear_cross_entropy(hidden.detach(), weight, targets, ids, 1)
+    training = linear_cross_entropy(hidden.requires_grad_(), weight, targets, ids, 1)
+    alone = linear_cross_entropy(hidden.detach(), weight, targets, ids, 1)
     assert not alone[0].requires_grad
     assert_close(alone, training, 1e-6)
 
 
 @gpu_only
-@pytest.mark.parametrize("method", METHODS_HERE)
-def test_a_bad_target_makes_the_loss_nan_and_leaves_the_others_alone(method, by):
+def test_a_bad_target_makes_the_loss_nan_and_leaves_the_others_alone():
     hidden, weight = (draw(n, 64, dtype=torch.bfloat16).requires_grad_() for n in (8, 300))
     targets = torch.tensor([0, 1, 300, 3, -100, 5, 6, 7], device="cuda")
-    with by(method):
-        loss, sums, _ = linear_cross_entropy(hidden, weight, targets, torch.arange(8, device="cuda"), 8)
+    loss, sums, _ = linear_cross_entropy(hidden, weight, targets, torch.arange(8, device="cuda"), 8)
     loss.backward()
     assert loss.isnan()
     assert sums.isnan().tolist() == [i == 2 for i in range(8)]
@@ -227,7 +186,7 @@ def test_a_mistaken_domain_id_is_named_at_the_next_call():
 
 
 def rounded_loss(hidden, weight, targets, ids, num_domains):
-    """What softmax_pass rounds, in plain torch: logits before the softmax, their gradient after it."""
+    """What the operation rounds, in plain torch: logits before the softmax, their gradient after it."""
     hidden, weight = hidden.detach().float(), weight.detach().float()
     logits = (hidden @ weight.t()).bfloat16().requires_grad_()
     kept = targets != -100

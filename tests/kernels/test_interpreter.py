@@ -12,7 +12,6 @@ from pathlib import Path
 import pytest
 
 FILES = sorted(Path(__file__).parent.glob("interpreted_*.py"))
-DEADLINE_S = 300
 
 
 def test_there_is_one_file_per_operation():
@@ -33,7 +32,6 @@ def test_kernels_under_the_interpreter():
         env=os.environ | {"TRITON_INTERPRET": "1", "TRITON_DEFAULT_FP_FUSION": "1"},
         capture_output=True,
         text=True,
-        timeout=DEADLINE_S,
         check=False,
     )
     assert run.returncode == 0, run.stdout[-6000:] + run.stderr[-2000:]

@@ -1,16 +1,18 @@
-"""The launch table: what is read is checked."""
+"""The launch table: which row is taken, and the rules that rows keep."""
+
+from dataclasses import replace
 
 import pytest
 
 from ado_kernels import rms_norm, rms_norm_rope
 from ado_kernels.ops import launch_table
-from ado_kernels.ops.launch import Launch, entry, launch, read_table, using
+from ado_kernels.ops.launch import SAME_BITS, Launch, entry, launch, size_class, using
 from ado_kernels.ops.linear_cross_entropy.gpu import chunk_class
 
 
 def test_a_row_for_an_architecture_comes_first(monkeypatch):
     rows = {("swiglu", 0, ""): {}, ("swiglu", 0, "sm_90"): {"warps": 8}}
-    monkeypatch.setattr("ado_kernels.ops.launch._table", read_table(rows))
+    monkeypatch.setattr("ado_kernels.ops.launch._table", {key: Launch(**fields) for key, fields in rows.items()})
     assert entry("swiglu", 0, "sm_90") == Launch(warps=8)
     assert entry("swiglu", 0, "sm_100") == launch("swiglu") == Launch()
 
@@ -44,28 +46,11 @@ def test_changes_end_with_the_body():
         pass
 
 
-COMMON = {("rms_norm_backward", 64, ""): {"rows": 16, "programs": 528}}
-
-
-@pytest.mark.parametrize(
-    ("rows", "message"),
-    [
-        ({("swiglu", 0, ""): {"warp": 4}}, "unexpected keyword argument 'warp'"),
-        ({("swiglu", 0, ""): {"warps": 3}}, "out of range"),
-        ({("rms_norm", 96, ""): {}}, "size class 96"),
-        ({("swiglu", 0, "sm_90"): {}}, "must come first"),
-        ({("swiglu", 0, ""): {"method": "exponentials"}}, "other operations none"),
-        ({("linear_cross_entropy", 0, ""): {"method": "fast"}}, "method 'fast'"),
-        ({("linear_cross_entropy", 0, ""): {"method": "exponentials"}}, "sm_90 or later"),
-        (COMMON | {("rms_norm_backward", 64, "sm_90"): {"rows": 8, "programs": 264}}, r"\['rows', 'programs'\] decide"),
-    ],
-)
-def test_a_wrong_row_is_named(rows, message):
-    with pytest.raises(ValueError, match=f"launch table, row .*{message}"):
-        read_table(rows)
-
-
-def test_what_may_differ_by_architecture():
-    read_table(COMMON | {("rms_norm_backward", 64, "sm_90"): {"rows": 16, "programs": 528, "stages": 2}})
-    rows = {("linear_cross_entropy", 0, ""): {"method": "softmax_pass"}}
-    read_table(rows | {("linear_cross_entropy", 0, "sm_100"): {"method": "exponentials", "rows": 8192}})
+def test_the_committed_table_keeps_the_rules():
+    rows = {key: Launch(**fields) for key, fields in launch_table.TABLE.items()}
+    for (op, width, architecture), plan in rows.items():
+        assert width == 0 or width == size_class(width)
+        assert plan.warps in (1, 2, 4, 8, 16, 32)
+        assert (op, width, "") in rows
+        if op in SAME_BITS and architecture.startswith("sm_"):  # what groups a sum over rows is that of the row for all
+            assert replace(plan, stages=1) == replace(rows[op, width, ""], stages=1)

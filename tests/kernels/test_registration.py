@@ -24,13 +24,13 @@ def leaf(*shape):
 
 def samples():
     transposed = torch.randn(16, 6).t().requires_grad_()
-    yield "rms_norm", OPS.rms_norm, (leaf(6, 16), leaf(16), 1e-6)
-    yield "rms_norm 3-D, no weight", OPS.rms_norm, (leaf(2, 3, 16), None, 1e-6)
-    yield "rms_norm transposed", OPS.rms_norm, (transposed, leaf(16), 1e-6)
-    yield "rms_norm empty", OPS.rms_norm, (leaf(0, 16), leaf(16), 1e-6)
-    yield "rms_norm bf16", OPS.rms_norm, (torch.randn(6, 16).bfloat16().requires_grad_(), leaf(16), 1e-6)
-    yield "add_rms_norm", OPS.add_rms_norm, (leaf(6, 16), leaf(6, 16), leaf(16), 1e-6)
-    yield "add_rms_norm mixed", OPS.add_rms_norm, (torch.randn(6, 16).half().requires_grad_(), leaf(6, 16), None, 1e-6)
+    yield "rms_norm", OPS.rms_norm, (leaf(6, 16), None, leaf(16), 1e-6)
+    yield "rms_norm 3-D, no weight", OPS.rms_norm, (leaf(2, 3, 16), None, None, 1e-6)
+    yield "rms_norm transposed", OPS.rms_norm, (transposed, None, leaf(16), 1e-6)
+    yield "rms_norm empty", OPS.rms_norm, (leaf(0, 16), None, leaf(16), 1e-6)
+    yield "rms_norm bf16", OPS.rms_norm, (torch.randn(6, 16).bfloat16().requires_grad_(), None, leaf(16), 1e-6)
+    yield "rms_norm with residual", OPS.rms_norm, (leaf(6, 16), leaf(6, 16), leaf(16), 1e-6)
+    yield "rms_norm mixed", OPS.rms_norm, (torch.randn(6, 16).half().requires_grad_(), leaf(6, 16), None, 1e-6)
     yield (
         "rms_norm_backward",
         OPS.rms_norm_backward,

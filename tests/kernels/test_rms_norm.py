@@ -10,15 +10,14 @@ import torch.nn.functional as F
 
 from ado_kernels import rms_norm
 from ado_kernels.ops.rms_norm import rms_norm_reference
-from tests.rounding import UNIT, rounding, stored
+from tests.kernels.devices import assert_close_to_wide, on_one_and_two_threads
+from tests.rounding import UNIT
 
 MOST_TERMS = 1000  # the widest row; no test has more rows
 
 
 def assert_close(actual, expected, dtype):
-    scale = expected.abs().max().item() if expected.numel() else 0.0
-    sums = rounding(MOST_TERMS, torch.float64 if dtype == torch.float64 else torch.float32)
-    torch.testing.assert_close(actual.double(), expected.double(), rtol=stored(dtype, MOST_TERMS), atol=sums * scale)
+    assert_close_to_wide(actual, expected, dtype, MOST_TERMS)
 
 
 @pytest.mark.parametrize("dtype", list(UNIT))
@@ -85,21 +84,7 @@ def test_half_branch_joins_a_float32_residual_stream():
 
 def test_weight_gradient_does_not_depend_on_the_number_of_threads():
     x, dy, weight = torch.randn(333, 96), torch.randn(333, 96), torch.randn(96, requires_grad=True)
-    threads, grads = torch.get_num_threads(), []
-    try:
-        for count in (1, 2):
-            torch.set_num_threads(count)
-            grads.append(torch.autograd.grad(rms_norm(x, weight), weight, dy)[0])
-    finally:
-        torch.set_num_threads(threads)
-    assert torch.equal(*grads)
-
-
-def test_the_weight_can_be_freed_afterwards():
-    """FSDP resizes the storage of a gathered weight to nothing; a NumPy view of it would forbid that."""
-    x, weight = torch.randn(4, 16, requires_grad=True), torch.ones(16, requires_grad=True)
-    rms_norm(x, weight).sum().backward()
-    weight.untyped_storage().resize_(0)
+    assert torch.equal(*on_one_and_two_threads(lambda: torch.autograd.grad(rms_norm(x, weight), weight, dy)[0]))
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,8 @@ import torch.nn.functional as F
 
 from ado_kernels import rms_norm_rope
 from ado_kernels.ops.rms_norm_rope import rms_norm_rope_reference
-from tests.rounding import UNIT, rounding, stored
+from tests.kernels.devices import assert_close_to_wide, on_one_and_two_threads
+from tests.rounding import UNIT
 
 MOST_TERMS = 600  # rows x tokens x heads of the largest shape
 EPS = 1e-5
@@ -31,9 +32,7 @@ def oracle(x, weight, cos, sin):
 
 
 def assert_close(actual, expected, dtype):
-    scale = expected.abs().max().item() if expected.numel() else 0.0
-    sums = rounding(MOST_TERMS, torch.float64 if dtype == torch.float64 else torch.float32)
-    torch.testing.assert_close(actual.double(), expected.double(), rtol=stored(dtype, MOST_TERMS), atol=sums * scale)
+    assert_close_to_wide(actual, expected, dtype, MOST_TERMS)
 
 
 @pytest.mark.parametrize("dtype", list(UNIT))
@@ -73,21 +72,10 @@ def test_strided_inputs_and_gradients():
 
 def test_weight_gradient_does_not_depend_on_the_number_of_threads():
     x, weight, cos, sin, dy = draw((4, 100, 6, 64))
-    threads, grads = torch.get_num_threads(), []
-    try:
-        for count in (1, 2):
-            torch.set_num_threads(count)
-            grads.append(torch.autograd.grad(rms_norm_rope(x, weight, cos, sin), weight, dy)[0])
-    finally:
-        torch.set_num_threads(threads)
-    assert torch.equal(*grads)
-
-
-def test_the_weight_can_be_freed_afterwards():
-    """FSDP resizes the storage of a gathered weight to nothing; a NumPy view of it would forbid that."""
-    x, weight, cos, sin, dy = draw((2, 5, 3, 8))
-    rms_norm_rope(x, weight, cos, sin).backward(dy)
-    weight.untyped_storage().resize_(0)
+    first, second = on_one_and_two_threads(
+        lambda: torch.autograd.grad(rms_norm_rope(x, weight, cos, sin), weight, dy)[0]
+    )
+    assert torch.equal(first, second)
 
 
 @pytest.mark.parametrize(

@@ -4,7 +4,6 @@ import copy
 
 import pytest
 import torch
-import torch.distributed as dist
 from torch.distributed.fsdp import fully_shard
 
 from ado_model import ModelConfig, Transformer
@@ -67,13 +66,6 @@ def test_a_model_of_float64_stays_so_under_autocast():
     model = built().double()
     with torch.autocast("cpu", torch.bfloat16):
         assert model.hidden(TOKENS).dtype == torch.float64
-
-
-@pytest.fixture
-def process_group():
-    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
-    yield
-    dist.destroy_process_group()
 
 
 @pytest.mark.usefixtures("process_group")

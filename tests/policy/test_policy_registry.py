@@ -20,8 +20,10 @@ PRIOR = {"web": 3.0, "code": 1.0}
 
 
 def test_the_names_are_those_of_the_contract():
-    expected = "natural uniform fixed temperature unimax schedule target ado odm odm-code doremi episelect gap"
-    assert set(POLICIES) == set(expected.split())
+    expected = (
+        "natural uniform fixed temperature unimax schedule target ado odm odm-code doremi episelect gap velocitune"
+    )
+    assert set(POLICIES) == {*expected.split(), "aioli"}
     assert set(GUARDS) == {"floor", "ceiling", "pin", "freeze", "repetition"}
 
 
@@ -125,7 +127,7 @@ def test_a_run_fills_in_the_options_that_policies_and_guards_declare():
     run = RunContext(steps=100, global_batch_size=8, mixture_lag=3, sizes={"web": 50, "code": 7})
     filled = {name: run.options_for(policy) for name, policy in {**POLICIES, **GUARDS}.items()}
     assert {name: options for name, options in filled.items() if options} == {
-        **dict.fromkeys(("ado", "episelect", "gap"), {"total_steps": 100, "mixture_lag": 3}),
+        **dict.fromkeys(("ado", "episelect", "gap", "velocitune", "aioli"), {"total_steps": 100, "mixture_lag": 3}),
         "target": {"sizes": {"web": 50, "code": 7}, "total_samples": 800, "total_steps": 100},
         "temperature": {"sizes": {"web": 50, "code": 7}},
         "unimax": {"sizes": {"web": 50, "code": 7}, "budget": 800},

@@ -10,6 +10,7 @@ from ado_stream.policy.episelect import EpiSelect, EpiSelectConfig
 from ado_stream.policy.gap import GapConfig, GapPolicy
 from ado_stream.policy.published_mixtures import PILE_DOREMI
 from ado_stream.policy.static_policies import unimax
+from ado_stream.policy.velocitune import Velocitune
 
 PRIOR = {"web": 60.0, "code": 30.0, "math": 10.0}
 
@@ -181,3 +182,20 @@ def test_forecasts_for_the_end_of_the_run_are_targets_of_the_gap_policy():
     end = 1.0 + (4.0 * 900) ** -0.5  # the same for both: what differs is the loss
     weight_K = np.exp([2.0 - end, 3.0 - end])
     np.testing.assert_allclose(mixture_K, weight_K / weight_K.sum(), rtol=1e-12)
+
+
+def test_velocitune_by_hand():
+    """Two refits: p <- (1 - c) softmax(log p + (l - l*) / (l0 - l*)) + c / 2; a domain at its target has velocity 0."""
+    law = ado.ScalingLawFit(log_beta=np.log([1.0, 1.0]), log_eps=np.log([1.0, 1.0]), alpha=np.array([0.5, 0.5]))
+    options = {"smoothing": 0.1, "target_losses": [2.0, 3.0]}
+    config = GapConfig(start_step=1, interval=1, ignore_steps=0, min_points=1, floor=0.0, **options)
+    policy = Velocitune([3.0, 1.0], config, lambda *_: law)
+    share_K, mean, first = np.array([0.75, 0.25]), [4.0, 3.0], [4.0, 3.0]
+    policy.update(first, [1.0, 1.0])
+    for losses in ([3.0, 3.5], [2.5, 2.0]):
+        mixture_K = policy.update(losses, [1.0, 1.0])
+        mean = [0.9 * old + 0.1 * new for old, new in zip(mean, losses, strict=True)]
+        velocity_K = np.array([(mean[0] - 2.0) / (4.0 - 2.0), 0.0])
+        weight_K = share_K * np.exp(velocity_K)
+        share_K = 0.9 * weight_K / weight_K.sum() + 0.05
+        np.testing.assert_allclose(mixture_K, share_K, rtol=1e-12)

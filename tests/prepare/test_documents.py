@@ -11,11 +11,17 @@ from hypothesis import strategies as st
 from ado_stream.errors import ConfigError, DataError
 from ado_stream.prepare import columnar
 from ado_stream.prepare import documents as module
-from ado_stream.prepare.documents import RecordKeys, cut_pieces, read_documents
+from ado_stream.prepare.config import PrepareConfig
+from ado_stream.prepare.documents import cut_pieces, read_documents
 from ado_stream.prepare.input_files import find_input_files
 from ado_stream.prepare.record_errors import RecordErrors
 
-PILE = RecordKeys("text", "meta.pile_set_name")
+
+def _keys(text="text", domain=None):
+    return PrepareConfig(("in",), "out", text_key=text, domain_key=domain)
+
+
+PILE = _keys("text", "meta.pile_set_name")
 RECORDS = [{"text": f"text {n} ä", "meta": {"pile_set_name": f"domain {n % 3}"}, "more": n} for n in range(500)]
 
 
@@ -56,7 +62,7 @@ def test_every_kind_gives_the_same_documents(tmp_path, monkeypatch, kind):
     documents, _, pieces = _read(path)
     assert [(document.text, document.domain) for document in documents] == _expected()
     assert len(pieces) > 1 or kind == "jsonl"
-    assert all(document.utf8 == document.text.encode() for document in documents)
+    assert all(document.text_bytes == len(document.text.encode()) for document in documents)
     assert sum(piece.source_bytes for piece in pieces) == pytest.approx(path.stat().st_size, abs=len(pieces))
 
 
@@ -66,7 +72,7 @@ def test_text_files_are_one_document_each_in_pieces_of_several(tmp_path, monkeyp
         path = tmp_path / f"domain{number % 2}" / f"{number:02}.txt"
         path.parent.mkdir(exist_ok=True)
         path.write_text(f"text of {number}\n" * 2)
-    documents, _, pieces = _read(tmp_path, RecordKeys())
+    documents, _, pieces = _read(tmp_path, _keys())
     assert 1 < len(pieces) < 20
     assert [(document.domain, document.text) for document in documents] == [
         (f"domain{parity}", f"text of {number}\n" * 2) for parity in (0, 1) for number in range(parity, 20, 2)
@@ -113,8 +119,8 @@ def test_bad_text_files_are_named_or_counted(tmp_path, monkeypatch):
         (tmp_path / f"{name}.txt").write_bytes(data)
     for name, message in {"c": "invalid UTF-8 at byte 1", "d": "document too long"}.items():
         with pytest.raises(DataError, match=f"{name}.txt: {message}"):
-            _read(tmp_path / f"{name}.txt", RecordKeys())
-    documents, counts, _ = _read(tmp_path, RecordKeys(), skip=True)
+            _read(tmp_path / f"{name}.txt", _keys())
+    documents, counts, _ = _read(tmp_path, _keys(), skip=True)
     assert [document.text for document in documents] == ["good"]
     assert counts == {"empty document": 1, "invalid UTF-8": 1, "document too long": 1}
 
@@ -134,19 +140,19 @@ def test_a_damaged_file_stops_or_is_counted(tmp_path):
 def test_a_table_without_the_column_names_those_it_has(tmp_path):
     parquet.write_table(pa.table({"content": ["a"]}), tmp_path / "t.parquet")
     with pytest.raises(ConfigError, match="no column for key 'text'; columns: content"):
-        _read(tmp_path / "t.parquet", RecordKeys())
+        _read(tmp_path / "t.parquet", _keys())
 
 
 def test_a_key_with_dots_in_it_is_found_before_a_path(tmp_path):
     path = _write(tmp_path / "dots.jsonl", [b'{"a.b": "flat", "a": {"b": "deep"}}', b'{"a": {"b": "deep"}}'])
-    assert [document.text for document in _read(path, RecordKeys("a.b"))[0]] == ["flat", "deep"]
+    assert [document.text for document in _read(path, _keys("a.b"))[0]] == ["flat", "deep"]
 
 
 def test_empty_documents_are_counted_and_reading_goes_on(tmp_path):
     parquet.write_table(pa.table({"text": ["a", "", "b"]}), tmp_path / "t.parquet")
     lines = _write(tmp_path / "l.jsonl", [b'{"text": "a"}', b'{"text": ""}', b'{"text": "b"}'])
     for path in (tmp_path / "t.parquet", lines):
-        documents, counts, _ = _read(path, RecordKeys())
+        documents, counts, _ = _read(path, _keys())
         assert [document.text for document in documents] == ["a", "b"]
         assert counts == {"empty document": 1}
 
@@ -154,9 +160,9 @@ def test_empty_documents_are_counted_and_reading_goes_on(tmp_path):
 def test_a_byte_order_mark_is_dropped(tmp_path):
     bom = b"\xef\xbb\xbf"
     lines = _write(tmp_path / "l.jsonl", [bom + b'{"text": "a"}', bom + b'{"text": "\\ufeffb"}'])  # two files joined
-    assert [document.text for document in _read(lines, RecordKeys())[0]] == ["a", "\ufeffb"]
+    assert [document.text for document in _read(lines, _keys())[0]] == ["a", "\ufeffb"]
     (tmp_path / "t.txt").write_bytes(bom + b"text")
-    assert [document.utf8 for document in _read(tmp_path / "t.txt", RecordKeys())[0]] == [b"text"]
+    assert [document.text for document in _read(tmp_path / "t.txt", _keys())[0]] == ["text"]
 
 
 def _table_of(kind, path, table):
@@ -182,8 +188,8 @@ def test_a_row_that_is_not_utf8_is_named_and_skipped_alone(tmp_path, kind, large
     path = tmp_path / f"t.{kind.split()[0]}"
     _table_of(kind, path, pa.table({"text": _not_utf8([b"a", b"\xff\xfe", None, b"b"], large)}))
     with pytest.raises(DataError, match=r"row 1: invalid UTF-8 under key 'text'"):
-        _read(path, RecordKeys())
-    documents, counts, _ = _read(path, RecordKeys(), skip=True)
+        _read(path, _keys())
+    documents, counts, _ = _read(path, _keys(), skip=True)
     assert [document.text for document in documents] == ["a", "b"]
     assert counts == {"invalid UTF-8": 1, "no text": 1}
 
@@ -193,11 +199,11 @@ def test_a_column_that_is_not_needed_may_hold_anything(tmp_path, kind):
     path = tmp_path / f"t.{kind.split()[0]}"
     meta = pa.StructArray.from_arrays([pa.array(["d", "e"]), _not_utf8([b"\xff", b"\xff"])], ["set", "other"])
     _table_of(kind, path, pa.table({"text": ["a", "b"], "meta": meta, "more": _not_utf8([b"\xff", b"\xff"])}))
-    documents, counts, _ = _read(path, RecordKeys("text", "meta.set"))
+    documents, counts, _ = _read(path, _keys("text", "meta.set"))
     assert [(document.text, document.domain) for document in documents] == [("a", "d"), ("b", "e")]
     assert not counts
     with pytest.raises(ConfigError, match="no column for key 'meta.sett'; columns: text, meta.set, meta.other, more"):
-        _read(path, RecordKeys("text", "meta.sett"))
+        _read(path, _keys("text", "meta.sett"))
 
 
 @KINDS
@@ -206,7 +212,7 @@ def test_what_is_in_the_place_of_a_text_is_said(tmp_path, kind):
     for values, found in (([b"a"], "binary data"), ([1.5], r"a number \(1.5\)"), ([None], "null"), ([["a"]], "a list")):
         _table_of(kind, path, pa.table({"text": values}))
         with pytest.raises(DataError, match=rf"row 0: no text under key 'text': found {found}"):
-            _read(path, RecordKeys())
+            _read(path, _keys())
 
 
 @KINDS
@@ -228,7 +234,7 @@ def test_rows_before_damage_are_kept_and_the_others_counted(tmp_path, kind):
         start = data.index(texts[700].encode()) - 4  # with the length of the value
         data[start : start + 3000] = b"\xff" * 3000
     path.write_bytes(data)
-    documents, counts, _ = _read(path, RecordKeys(), skip=True)
+    documents, counts, _ = _read(path, _keys(), skip=True)
     read = [document.text for document in documents]
     assert read[:700] == texts[:700]
     if kind == "parquet":
@@ -237,7 +243,7 @@ def test_rows_before_damage_are_kept_and_the_others_counted(tmp_path, kind):
     else:  # whose batches after the damage are not known
         assert counts == {"file damaged, its rest left out": 1}
     with pytest.raises(DataError, match=str(path)):
-        _read(path, RecordKeys())
+        _read(path, _keys())
 
 
 @KINDS

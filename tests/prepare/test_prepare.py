@@ -7,6 +7,8 @@ import fcntl
 import json
 import os
 import shutil
+import subprocess
+import sys
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -389,16 +391,15 @@ def test_too_many_domains_point_to_the_key(tmp_path, monkeypatch):
 def test_a_commit_syncs_only_the_spools_that_grew(tmp_path, monkeypatch):
     from ado_stream.corpus.mds import ShardFormat
     from ado_stream.prepare.corpus_output import LocalOutput
-    from ado_stream.prepare.documents import RecordKeys
     from ado_stream.prepare.packing import Packer
-    from ado_stream.prepare.prepare_worker import PieceResult, TokenBlock, WorkerSetup
+    from ado_stream.prepare.prepare_worker import PieceResult, TokenBlock
     from ado_stream.prepare.worker_pool import WorkerPool
 
     def piece(domains):
         return PieceResult([TokenBlock(f"d{n}", "train", 1, 9, bytes(20)) for n in domains], {}, {}, set())
 
     monkeypatch.setattr("ado_stream.prepare.packing._COMMIT_EVERY_S", 1e9)
-    pool = WorkerPool(WorkerSetup("bytes", RecordKeys(), 0.0, False), 1)
+    pool = WorkerPool(_config(["in"], tmp_path / "out"), tmp_path)
     packer = Packer(tmp_path, LocalOutput(tmp_path / "out", tmp_path / "in"), ShardFormat(17, "uint16", 4096), pool, 2)
     packer.add(piece(range(200)))
     packer.commit()
@@ -409,3 +410,26 @@ def test_a_commit_syncs_only_the_spools_that_grew(tmp_path, monkeypatch):
     packer.close()
     spools = {path.removeprefix(f"{tmp_path}/spool/").split("/")[0] for path in synced if "/spool/" in path}
     assert spools == {"d3", "d7"}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("workers", [1, 2])
+def test_a_long_document_takes_at_most_seven_bytes_of_memory_a_byte_in_any_process(tmp_path, workers):
+    """The line, and tokens of two bytes twice, before and after the end token is added: five; six with an answer."""
+    code = (
+        "import sys\nfrom ado_stream.prepare.config import PrepareConfig\n"
+        "from ado_stream.prepare.coordinator import prepare\nfrom resource import RUSAGE_CHILDREN, getrusage\n"
+        "if __name__ == '__main__':\n"
+        f"    prepare(PrepareConfig((sys.argv[1],), sys.argv[2], seq_len=64, workers={workers}))\n"
+        "    own = next(line for line in open('/proc/self/status') if line.startswith('VmHWM'))\n"
+        "    print(max(int(own.split()[1]), getrusage(RUSAGE_CHILDREN).ru_maxrss))\n"
+    )
+    (tmp_path / "run.py").write_text(code)
+    peaks = {}
+    for name, size in (("short", 1000), ("long", 40_000_000)):
+        path = tmp_path / f"{name}.jsonl"
+        path.write_text("".join(json.dumps({"text": "a b " * (n // 4)}) + "\n" for n in (1000, size, 1000)))
+        command = [sys.executable, str(tmp_path / "run.py"), str(path), str(tmp_path / f"{name}-out")]
+        done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=300)
+        peaks[name] = 1024 * int(done.stdout)
+    assert peaks["long"] - peaks["short"] < 7 * 40_000_000

@@ -133,6 +133,16 @@ def test_runs_over_different_domains(simulate, tmp_path):
     assert "of 2 domains" in document  # those that both runs know
 
 
+def test_what_a_terminal_obeys_or_a_reader_cannot_see_is_spelled_out(simulate, tmp_path):
+    """ESC, OSC 52, a mark of direction, C1, and what figures would take for mathematics, in names and in the path."""
+    names = ["a\x1b]52;c;aGk=\x07", "b\u202egnp", "c\x9b31m", r"d $\frac$ e"]
+    run = simulate(tmp_path / "run\x1b[31m", names, steps=120)
+    document, _ = check_page(report_page.write_report([run], tmp_path / "out"))
+    assert not set(document) & set("\x1b\x07\x9b\u202e")
+    for spelled in (r"a\x1b]52;c;aGk=\x07", r"b\u202egnp", r"c\x9b31m", r"d $\frac$ e", r"run\x1b[31m"):
+        assert spelled in document
+
+
 def test_names_are_escaped(simulate, tmp_path):
     names = ["<script>alert(1)</script>", 'a"b&c', "$x^2$ {y}"]
     document, _ = check_page(report_page.write_report([simulate(tmp_path / "ado", names, steps=60)], tmp_path))

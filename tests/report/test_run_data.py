@@ -6,13 +6,13 @@ import numpy as np
 import pytest
 
 from ado_stream.errors import ConfigError, DataError, NotFound
-from ado_stream.record import RunRecord
+from ado_stream.record import RunRecord, read_lines
+from ado_stream.report.comparison import pick_baseline
 from ado_stream.report.forecast_plot import draw_forecasts, forecast_error, halfway_law, next_interval_error
 from ado_stream.report.plot_style import domain_colors, styled
 from ado_stream.report.report_tables import DASH, health_table, law_table
 from ado_stream.report.run_data import load_runs
 from ado_stream.report.selection_plot import draw_selection, drawn_and_expected, promised_floor, worst_gaps
-from ado_stream.report.validation_plot import pick_baseline
 
 NAMES = ["code", "prose", "tables"]
 
@@ -185,3 +185,12 @@ def test_no_laws_no_law_figure(simulate, tmp_path):
     (run,) = load_runs([simulate(tmp_path / "run", NAMES, policy="natural", steps=10)])
     assert halfway_law(run) is None
     assert draw_forecasts(run, domain_colors(NAMES)) is None
+
+
+@pytest.mark.parametrize(
+    "line", ["3", "[]", '{"kind": 1}', '{"kind": "step"}', '{"kind": "step", "step": -1}', "[" * 9**5]
+)
+def test_a_line_that_is_none_of_a_record_is_named(tmp_path, line):
+    (tmp_path / "record.jsonl").write_text(f"{line}\n")
+    with pytest.raises(DataError, match=r"record.jsonl:1"):
+        read_lines(tmp_path / "record.jsonl")

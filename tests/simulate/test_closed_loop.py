@@ -35,6 +35,12 @@ def test_losses_follow_laws_breaks_and_transfer():
     assert world.loss(np.zeros(2))[0] == world.cap  # an untrained model knows no more than the vocabulary's size
 
 
+def test_a_domain_given_twice_as_a_number_and_as_text_is_refused():
+    first, second = DOMAINS.values()
+    with pytest.raises(ado.ConfigError, match="domains: domain '2023' is given twice, as a number and as text"):
+        parse_domains({"domains": {2023: first, "2023": second}}, seed=0)
+
+
 def test_transfer_between_domains_named_by_numbers():
     domains = dict(zip((1, 2), DOMAINS.values(), strict=True))
     named, numbered = (

@@ -1,17 +1,23 @@
 """NodeCache on local remotes: what is fetched, kept, counted, left alone. Faults of stores are in tests/faults."""
 
+import itertools
 import os
 import subprocess
+import time
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
 import xxhash
 import zstandard
 
-from ado_stream.errors import ConfigError, NotFound, ShardCorrupt
+from ado_stream.errors import ConfigError, NotFound, ShardCorrupt, StorageError
 from ado_stream.storage.node_cache import NodeCache
+from ado_stream.storage.object_locks import object_lock
 from ado_stream.storage.object_spec import ObjectSpec
+from ado_stream.storage.retry import AttemptError, Deadline, DownloadMonitor, RetryPolicy, with_retries
+from ado_stream.train.step_timer import StepTimer
 
 RAW = bytes(range(256)) * 400
 STORED = zstandard.compress(RAW)
@@ -224,3 +230,64 @@ def test_the_account_of_a_killed_process_is_corrected_by_the_next_scan(tmp_path)
     cache.fetch(second)
     cache.fetch(third)
     assert visible(first.raw.parent) == {second.raw.name, third.raw.name}
+
+
+@pytest.mark.parametrize("jump_s", [-18_000, 18_000], ids=["back", "there and back"])
+def test_the_least_recently_used_goes_first_though_the_clock_jumps(tmp_path, monkeypatch, jump_s):
+    """Five hours back, or forward for one use: what was used since is still newer."""
+    a, b, c, d = (make_spec(tmp_path, f"shard.{number:05d}.mds", None) for number in range(4))
+    cache, offset_s, clock = NodeCache(limit_bytes=3 * len(RAW)), [0], time.time_ns
+    monkeypatch.setattr(time, "time_ns", lambda: clock() + offset_s[0] * 10**9)
+    for spec in (a, b, c):
+        cache.fetch(spec)
+    offset_s[0] = jump_s
+    cache.fetch(a)
+    if jump_s > 0:
+        offset_s[0] = 0
+    cache.fetch(b)
+    cache.fetch(d)
+    assert visible(a.raw.parent) == {spec.raw.name for spec in (a, b, d)}
+    cache.fetch(c)
+    assert visible(a.raw.parent) == {spec.raw.name for spec in (b, c, d)}
+
+
+def test_a_later_process_after_a_jump_back_knows_what_was_used_before(tmp_path, monkeypatch):
+    specs = [make_spec(tmp_path, f"shard.{number:05d}.mds", None) for number in range(4)]
+    for spec in specs[:3]:
+        NodeCache(limit_bytes=3 * len(RAW)).fetch(spec)
+    clock = time.time_ns
+    monkeypatch.setattr(time, "time_ns", lambda: clock() - 18_000 * 10**9)
+    later = NodeCache(limit_bytes=3 * len(RAW))
+    later.fetch(specs[3])  # in place of the first, and newest of all
+    later.fetch(specs[0])
+    assert visible(specs[0].raw.parent) == {specs[number].raw.name for number in (0, 2, 3)}
+
+
+def test_no_deadline_follows_the_clock(tmp_path, monkeypatch):
+    """Every look at the clock is ten hours from the last, to and fro: retries, locks and step times are as without."""
+    clock, looks = time.time, itertools.count()
+    monkeypatch.setattr(time, "time", lambda: clock() + (-1) ** next(looks) * 36_000)
+    monkeypatch.setattr(time, "time_ns", lambda: int(time.time() * 1e9))
+    started = time.monotonic()
+    spec, calls = make_spec(tmp_path, "shard.00000.mds", None), []
+
+    def failing():
+        calls.append(None)
+        raise AttemptError(StorageError, "reset", transient=True)
+
+    policy = RetryPolicy(attempts=5, base_delay_s=0.001)
+    with pytest.raises(StorageError, match="5 attempts in 0"):
+        with_retries(failing, DownloadMonitor(policy, "s3://b/k"))
+    assert len(calls) == 5
+    with (
+        object_lock(spec.raw, Deadline(1)),
+        pytest.raises(StorageError, match="over 0 s"),
+        object_lock(spec.raw, Deadline(0.1)),
+    ):
+        pass
+    assert NodeCache(limit_bytes=2 * len(RAW)).fetch(spec).path.read_bytes() == RAW
+    timer = StepTimer(torch.device("cpu"))
+    with timer.host("policy"):
+        pass
+    assert all(0 <= seconds < 10 for seconds in timer.seconds(time.perf_counter()).values())
+    assert time.monotonic() - started < 10

@@ -4,8 +4,14 @@ import bz2
 import gzip
 import resource
 import tracemalloc
+from contextlib import nullcontext
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
 
+import brotli
 import pytest
+import snappy
 import xxhash
 import zstandard
 
@@ -15,7 +21,17 @@ from ado_stream.storage.object_spec import ObjectSpec
 from ado_stream.storage.verify import ContentError
 
 RAW = b"the quick brown fox " * 150_000  # 3 MB: several chunks
-CODECS = {"zstd": zstandard.compress, "zstd:7": zstandard.compress, "gz": gzip.compress, "bz2:1": bz2.compress}
+CODECS = {
+    "zstd": zstandard.compress,
+    "zstd:7": zstandard.compress,
+    "gz": gzip.compress,
+    "bz2": bz2.compress,
+    "br": brotli.compress,
+    "br:5": brotli.compress,
+    "snappy": snappy.compress,
+}
+
+BOMBS = {"br": partial(brotli.compress, quality=1)}  # the best takes seconds
 
 
 def make_spec(tmp_path, stored, compression, raw=RAW):
@@ -40,8 +56,15 @@ def test_every_codec_gives_the_raw_bytes(tmp_path, compression):
     assert spec.raw.read_bytes() == RAW
 
 
+@pytest.mark.parametrize("compression", ["zstd", "gz", "bz2", "br", "snappy"])
+def test_bytes_after_the_end_of_a_stream_are_a_mismatch_or_have_no_effect(tmp_path, compression):
+    spec = make_spec(tmp_path, CODECS[compression](RAW) + b"\1\2\3", compression)
+    with nullcontext() if compression == "bz2" else pytest.raises(ContentError):  # as bzip2 itself takes them
+        decompress(spec)
+
+
 @pytest.mark.parametrize("compression", ["br", "snappy"])
-def test_the_codecs_of_streaming_give_the_raw_bytes(tmp_path, compression):
+def test_what_streaming_compressed_is_decompressed(tmp_path, compression):
     from streaming.base import compression as codec
 
     spec = make_spec(tmp_path, codec.compress(compression, RAW[:100_000]), compression, RAW[:100_000])
@@ -55,10 +78,10 @@ def test_frames_in_a_row_are_one_stream(tmp_path):
     assert spec.raw.read_bytes() == RAW
 
 
-@pytest.mark.parametrize("compression", [*CODECS, "snappy", "br"])
+@pytest.mark.parametrize("compression", CODECS)
 @pytest.mark.parametrize("damage", ["cut", "garbage", "empty"])
 def test_damaged_streams_are_mismatches_and_leave_nothing(tmp_path, compression, damage):
-    whole = CODECS.get(compression, lambda raw: b"\xff" * 100)(RAW)
+    whole = CODECS[compression](RAW)
     stored = {"cut": whole[: len(whole) // 2], "garbage": b"no such stream", "empty": b""}[damage]
     spec = make_spec(tmp_path, stored, compression)
     with pytest.raises(ContentError):
@@ -66,9 +89,9 @@ def test_damaged_streams_are_mismatches_and_leave_nothing(tmp_path, compression,
     assert [path.name for path in tmp_path.rglob("*") if path.is_file()] == [spec.stored.name]
 
 
-@pytest.mark.parametrize("compression", ["zstd", "gz", "bz2"])
+@pytest.mark.parametrize("compression", ["zstd", "gz", "bz2", "br"])
 def test_a_bomb_writes_no_more_than_the_index_says(tmp_path, compression):
-    bomb = CODECS.get(compression, bz2.compress)(bytes(200 << 20))  # 200 MB of zeros in a few kB
+    bomb = BOMBS.get(compression, CODECS[compression])(bytes(200 << 20))  # of zeros, in a few kB
     spec = make_spec(tmp_path, bomb, compression, raw=bytes(1000))
     peak_before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     tracemalloc.start()
@@ -89,10 +112,30 @@ def test_a_frame_that_asks_for_a_huge_window_is_refused(tmp_path):
         decompress(spec)
 
 
-def test_a_snappy_head_that_claims_more_than_the_index_says_is_refused_before_it_is_believed(tmp_path):
-    spec = make_spec(tmp_path, b"\xff\xff\xff\xff\x0f" + bytes(20), "snappy")
-    with pytest.raises(ContentError, match=r"raw size 4294967295 but index says"):
+@pytest.mark.parametrize("size", [3_000_000, 1 << 31, (1 << 32) - 1])
+def test_a_snappy_head_that_claims_more_than_its_bytes_can_hold_is_refused_before_it_is_believed(tmp_path, size):
+    varint = bytes((size >> 7 * place & 0x7F) | (0x80 if place < 4 else 0) for place in range(5))
+    spec = make_spec(tmp_path, varint + bytes(20), "snappy", raw=RAW)
+    with pytest.raises(ContentError, match=rf"raw size {size} but index says at most 550"):
         decompress(spec)
+
+
+@pytest.mark.parametrize("where", ["the frame", "the index"])
+def test_a_frame_that_claims_a_terabyte_costs_nothing(tmp_path, where):
+    """In an address space of 256 MiB more than is in use."""
+    frame = bytearray(zstandard.compress(bytes(1000)))
+    assert frame[4] >> 6 == 1  # the frame says its size in two bytes from the sixth on
+    claim = bytes([*frame[:4], frame[4] | 0xC0, *(1 << 40).to_bytes(8, "little"), *frame[7:]])
+    spec = make_spec(tmp_path, claim if where == "the frame" else bytes(frame), "zstd", raw=bytes(1000))
+    spec = replace(spec, raw_bytes=None if where == "the frame" else 1 << 40)
+    used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+    before = resource.getrlimit(resource.RLIMIT_AS)
+    resource.setrlimit(resource.RLIMIT_AS, (used + (256 << 20), before[1]))
+    try:
+        with pytest.raises(ContentError):
+            decompress(spec)
+    finally:
+        resource.setrlimit(resource.RLIMIT_AS, before)
 
 
 def test_an_unknown_compression_is_index_invalid(tmp_path):

@@ -1,6 +1,7 @@
 """One object to one file: local remotes, remotes through Streaming's downloaders, errors by type."""
 
 import random
+import socket
 import subprocess
 import sys
 import threading
@@ -13,6 +14,7 @@ import xxhash
 from ado_stream.durable import DiskError
 from ado_stream.errors import AccessDenied, ConfigError, NotFound, StorageError, Throttled
 from ado_stream.storage import download as download_module
+from ado_stream.storage import s3
 from ado_stream.storage.download import download, local_path
 from ado_stream.storage.retry import RetryPolicy, StoppedError
 from ado_stream.storage.verify import ContentError
@@ -180,3 +182,30 @@ def test_importing_storage_costs_no_cloud_client():
     code = f"import sys, ado_stream.storage.node_cache; print([name for name in {heavy} if name in sys.modules])"
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert run.stdout.strip() == "[]"
+
+
+@pytest.mark.deadline
+@pytest.mark.parametrize("endpoint", ["http://store.invalid:9000", None])
+def test_a_host_that_does_not_resolve_is_named_within_the_deadline(tmp_path, monkeypatch, endpoint):
+    def unknown(*_, **__):
+        raise socket.gaierror(socket.EAI_NONAME, "Name or service not known")
+
+    for name, value in (
+        ("AWS_ACCESS_KEY_ID", "k"),
+        ("AWS_SECRET_ACCESS_KEY", "s"),
+        ("AWS_DEFAULT_REGION", "eu-west-1"),
+    ):
+        monkeypatch.setenv(name, value)
+    if endpoint:
+        monkeypatch.setenv("S3_ENDPOINT_URL", endpoint)
+    else:
+        monkeypatch.delenv("S3_ENDPOINT_URL", raising=False)
+    s3._client(1.0)  # imports boto3
+    monkeypatch.setattr(socket, "getaddrinfo", unknown)
+    retry = RetryPolicy(attempts=10_000, total_deadline_s=1.0, read_timeout_s=1.0, base_delay_s=0.1, max_delay_s=0.2)
+    started = time.monotonic()
+    host = r"store\.invalid" if endpoint else r"bucket\.s3[a-z0-9.-]*\.amazonaws\.com"
+    with pytest.raises(StorageError, match=rf"s3://bucket/a\.mds: .*{host}.* attempts in "):
+        download("s3://bucket/a.mds", tmp_path / "a.mds", retry=retry)
+    assert time.monotonic() - started < 5.0
+    assert only_file(tmp_path) == []

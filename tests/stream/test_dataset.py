@@ -15,8 +15,10 @@ import pytest
 import torch
 
 import ado_stream as ado
+from ado_stream.stream.document_positions import document_positions
 from ado_stream.stream.shared_mixtures import SharedMixtures
 from tests.stream.helpers import SAMPLES, changing_mixture, ledger, run, write_domain
+from tests.waiting import wait_until
 
 BATCH = 24
 STEPS = 60
@@ -50,6 +52,15 @@ def test_batches_hold_what_their_ids_say(corpus):
         assert (np.abs(dataset.sample_counts(batch["step"]) - BATCH * dataset.mixture(batch["step"])) < 1 + 1e-9).all()
     assert dataset.seq_len == 15
     assert dataset.num_samples.tolist() == list(SAMPLES)
+
+
+def test_batches_carry_the_places_of_tokens_in_their_documents(corpus):
+    batches = run(make(corpus, positions=True, end_token=3), 12)
+    assert ledger(batches) == ledger(run(make(corpus), 12))
+    for batch in batches:
+        assert torch.equal(batch["positions"], document_positions(batch["tokens"][:, :-1], 3))
+    with pytest.raises(ado.ConfigError, match="end_token"):
+        make(corpus, positions=True)
 
 
 @pytest.mark.parametrize(("ranks", "replication"), [(2, 1), (3, 1), (4, 2), (8, 1), (24, 1)])
@@ -217,8 +228,11 @@ def test_publishing_late_or_nonsense_is_an_error(corpus):
 
 
 def test_a_mixture_that_never_comes_is_an_error_that_names_the_call(corpus):
-    dataset = make(corpus, timeout_s=0.3, mixture_lag=2)
-    with pytest.raises(ado.PolicyError, match=r"dataset\.publish\(3, mixture\)"):
+    """Others came, so this one is waited for."""
+    dataset = make(corpus, timeout_s=1.0, mixture_lag=2)
+    dataset.start(prefetch=0, io_threads=0)
+    dataset.publish(3, np.full(5, 0.2))
+    with pytest.raises(ado.PolicyError, match=r"(?s)dataset\.publish\(4, mixture\).*Waited 1 s"):
         run(dataset, 10, mixture=None)
 
 
@@ -270,8 +284,7 @@ def test_a_mailbox_never_drops_nor_tears_a_mixture():
                 first += step == first
         os.write(writer, b"whole" if whole else b"torn")
         os._exit(0)
-    while not mailbox.is_read_elsewhere:
-        time.sleep(0.001)
+    wait_until(lambda: mailbox.is_read_elsewhere)
     for step in range(3000):
         while True:
             try:
@@ -318,10 +331,7 @@ def test_nothing_is_left_behind(corpus):
     abandoned = make(corpus)
     next(iter(abandoned))
     del abandoned
-    deadline = time.monotonic() + 5
-    while set(threading.enumerate()) - before and time.monotonic() < deadline:
-        time.sleep(0.05)
-    assert set(threading.enumerate()) - before == set()
+    wait_until(lambda: set(threading.enumerate()) <= before)
     assert set(os.listdir("/dev/shm")) == memory
 
 
@@ -375,8 +385,8 @@ def test_an_error_behind_reaches_the_consumer_as_itself_within_a_second(corpus, 
         ({"rank": 4, "world_size": 4}, "rank 4 of world_size 4"),
         ({"rank": 1}, "both rank= and world_size="),
         ({"rank": 0, "world_size": 4, "replication": 3}, "replication 3 does not divide the 4 ranks"),
-        ({"sampling": "x"}, "sampling 'x'"),
-        ({"mixture_lag": -1}, "mixture_lag -1"),
+        ({"sampling": "x"}, "sampling is 'x'"),
+        ({"mixture_lag": -1}, "mixture_lag is -1"),
         ({"token_column": "text"}, "columns found: tokens"),
     ],
 )
@@ -391,7 +401,7 @@ def test_domains_that_cannot_work_are_named(corpus, tmp_path):
         make([first, first])
     with pytest.raises(ado.ConfigError, match="have the same data"):
         make([first, ado.Domain("again", local=first.local)])
-    with pytest.raises(ado.ConfigError, match="domain 'd0': prior -1"):
+    with pytest.raises(ado.ConfigError, match="domain 'd0': prior is -1"):
         ado.Domain("d0", local=first.local, prior=-1)
     with pytest.raises(ado.ConfigError, match="domain 'd1' has no prior"):
         make([ado.Domain("d0", local=first.local, prior=1.0), corpus[1]])

@@ -4,8 +4,6 @@ import contextlib
 import hashlib
 import itertools
 import json
-import os
-import subprocess
 import sys
 import time
 from pathlib import Path
@@ -137,11 +135,13 @@ def test_observing_twice_or_in_the_wrong_shape_is_an_error(corpus):
 
 def test_numbers_that_are_reduced_already_are_taken_as_they_are():
     """Others are added over ranks, here one, and divided by how many of them were given the same rows."""
-    reduction = LossReduction(2, replication=2, timeout_s=1.0)
+    reduction = LossReduction(["a", "b"], replication=2, timeout_s=1.0)
     sums, counts = torch.tensor([4.0, 6.0]), torch.tensor([2, 2])
-    ((step, sum_K, count_K),) = reduction.push(0, sums, counts)
+    reduction.push(0, sums, counts)
+    ((step, sum_K, count_K),) = reduction.ready()
     assert (step, sum_K.tolist(), count_K.tolist()) == (0, [2.0, 3.0], [1.0, 1.0])
-    ((step, sum_K, count_K),) = reduction.push(1, sums, counts, reduced=True)
+    reduction.push(1, sums, counts, reduced=True)
+    ((step, sum_K, count_K),) = reduction.ready()
     assert (step, sum_K.tolist(), count_K.tolist()) == (1, [4.0, 6.0], [2.0, 2.0])
 
 
@@ -159,13 +159,14 @@ def test_what_a_gpu_computes_is_read_one_step_later(monkeypatch):
         return lambda: read.append(value) or value.as_subclass(torch.Tensor).numpy()
 
     monkeypatch.setattr(reduction_module, "to_host_later", to_host_later)
-    reduction = LossReduction(1, replication=1, timeout_s=1.0)
+    reduction = LossReduction(["a"], replication=1, timeout_s=1.0)
     ones = torch.ones(1, dtype=torch.float64).as_subclass(OnGpu)
-    assert reduction.push(0, ones, ones, reduced=True) == []
-    assert read == []
-    ((step, sum_K, _),) = reduction.push(1, 2 * ones, ones, reduced=True)
+    reduction.push(0, ones, ones, reduced=True)
+    assert list(reduction.ready()) == read == []
+    reduction.push(1, 2 * ones, ones, reduced=True)
+    ((step, sum_K, _),) = reduction.ready()
     assert (step, sum_K.tolist(), len(read)) == (0, [1.0], 1)
-    ((step, sum_K, _),) = reduction.drain()
+    ((step, sum_K, _),) = reduction.ready(all_steps=True)
     assert (step, sum_K.tolist()) == (1, [2.0])
 
 
@@ -199,7 +200,7 @@ def test_losses_on_a_gpu_that_is_not_the_current_one_are_waited_for_on_its_strea
 
 
 @pytest.mark.parametrize("pin_memory", [False, True])
-def test_another_default_device_changes_nothing(corpus, pin_memory, monkeypatch):
+def test_another_default_device_changes_nothing(corpus, pin_memory, monkeypatch, process_group):
     """Batches, sums over ranks and broadcast mixtures stay on the CPU; no memory can be page-locked here."""
     real_empty = torch.empty
 
@@ -213,15 +214,13 @@ def test_another_default_device_changes_nothing(corpus, pin_memory, monkeypatch)
         with ado.AdaptiveLoader(dataset, Follows(), prefetch=0, pin_memory=pin_memory) as loader:
             return train(loader, 8)
 
-    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+    expected = first_steps()
+    monkeypatch.setattr(sys.modules[__name__], "losses", on_cpu(losses))
+    torch.set_default_device("meta")
     try:
-        expected = first_steps()
-        monkeypatch.setattr(sys.modules[__name__], "losses", on_cpu(losses))
-        torch.set_default_device("meta")
         assert first_steps() == expected
     finally:
         torch.set_default_device(None)
-        dist.destroy_process_group()
 
 
 def on_cpu(function):
@@ -334,52 +333,33 @@ def plain_rows(batch):
     return [(int(domain), row.tolist()) for domain, row in zip(batch["domain"], batch["tokens"], strict=True)]
 
 
-WORKER = """
-import json, os, sys
-sys.path.insert(0, os.environ["ROOT"])
-import torch.distributed as dist
-import ado_stream as ado
-from ado_stream.reduction import LossReduction
-from ado_stream.stream import batch_pipeline
-from tests.stream.test_loader import fingerprint, losses, make, plain_rows
-dist.init_process_group("gloo")
-loader = make([ado.Domain(name, local=path) for name, path in json.loads(os.environ["DOMAINS"])])
-steps = []
-for batch in loader:
-    loader.observe(*losses(batch))
-    steps.append((batch["step"], loader.mixture, plain_rows(batch)))
-    if batch["step"] == 39:
-        break
-gathered = [None] * dist.get_world_size()
-dist.all_gather_object(gathered, steps)
-loader.close()
-if dist.get_rank() == 0:
-    for parts in zip(*gathered):
-        assert len({mixture.tobytes() for _, mixture, _ in parts}) == 1, "mixtures differ between ranks"
-        print(fingerprint(*parts[0][:2], [row for part in parts for row in part[2]]))
-dist.destroy_process_group()
-"""
-
-
-@pytest.mark.slow
-def test_ranks_agree_to_the_bit_and_read_one_global_batch(corpus, tmp_path):
-    """Sums of these losses are whole numbers, exact in any order: so 1 and 4 ranks must agree to the bit, too."""
-    expected = []
-    with make(corpus) as loader:
-        for batch in loader:
+def read_and_observe(domains) -> list:
+    """(step, mixture, rows) of 40 steps."""
+    steps = []
+    with make(domains) as loader:
+        for batch in itertools.islice(loader, 40):
             loader.observe(*losses(batch))
-            expected.append(fingerprint(batch["step"], loader.mixture, plain_rows(batch)))
-            if batch["step"] == 39:
-                break
-    script = tmp_path / "worker.py"
-    script.write_text(WORKER)
-    environment = {
-        **os.environ,
-        "ROOT": str(Path(__file__).resolve().parents[2]),
-        "DOMAINS": json.dumps([[domain.name, domain.local] for domain in corpus]),
-        "OMP_NUM_THREADS": "1",
-    }
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=4", str(script)]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr[-3000:]
-    assert [line for line in done.stdout.splitlines() if line[:1].isdigit()] == expected
+            steps.append((batch["step"], loader.mixture, plain_rows(batch)))
+    return steps
+
+
+def fingerprints_on_a_rank(domains, out: str) -> None:
+    """Rank 0 writes the fingerprints of the global batches."""
+    dist.init_process_group("gloo")
+    gathered = [None] * dist.get_world_size()
+    dist.all_gather_object(gathered, read_and_observe(domains))
+    if dist.get_rank() == 0:
+        lines = []
+        for parts in zip(*gathered, strict=True):
+            assert len({mixture.tobytes() for _, mixture, _ in parts}) == 1, "mixtures differ between ranks"
+            lines.append(fingerprint(*parts[0][:2], [row for part in parts for row in part[2]]))
+        Path(out).write_text("\n".join(lines))
+    dist.destroy_process_group()
+
+
+@pytest.mark.parametrize("num_ranks", [2, pytest.param(4, marks=pytest.mark.slow)])
+def test_ranks_agree_to_the_bit_and_read_one_global_batch(corpus, children, tmp_path, num_ranks):
+    """Sums of these losses are whole numbers, exact in any order: so any number of ranks agrees to the bit."""
+    expected = [fingerprint(*each) for each in read_and_observe(corpus)]
+    children.run(fingerprints_on_a_rank, corpus, str(tmp_path / "out"), num_ranks=num_ranks)
+    assert (tmp_path / "out").read_text().splitlines() == expected

@@ -12,6 +12,7 @@ from ado_stream.storage.object_spec import Fetched
 from ado_stream.stream.lookahead import Lookahead, LookaheadLimits
 from ado_stream.stream.sample_order import DomainOrder
 from ado_stream.stream.stream_statistics import StreamStatistics
+from tests.waiting import wait_until
 
 SHARD_SAMPLES, NUM_SHARDS, SHARD_BYTES = 10, 200, 1000
 BATCH = 40
@@ -74,7 +75,7 @@ def make():
     def build(num_domains, lanes=range(1), num_lanes=1, **limits):
         shards = FakeCache(num_domains)
         orders = [CountingOrder(str(k), np.full(NUM_SHARDS, SHARD_SAMPLES), 3, num_lanes) for k in range(num_domains)]
-        chosen = {"samples": 800, "flight_bytes": 1 << 40, "unopened_bytes": 1 << 40, "threads": 2, "timeout_s": 5.0}
+        chosen = {"samples": 800, "flight_bytes": 1 << 40, "unopened_bytes": 1 << 40, "threads": 2, "timeout_s": 60.0}
         statistics = StreamStatistics([str(k) for k in range(num_domains)])
         lookahead = Lookahead(shards.indexes, shards, orders, lanes, LookaheadLimits(**(chosen | limits)), statistics)
         made.append((lookahead, shards))
@@ -86,16 +87,9 @@ def make():
         lookahead.close()
 
 
-def wait_for(condition):
-    end = time.monotonic() + 5
-    while not condition():
-        assert time.monotonic() < end, "nothing happened"
-        time.sleep(0.002)
-
-
 def settle(shards, count):
     """Waits until `count` fetches started, and a moment for one too many."""
-    wait_for(lambda: len(shards.started) >= count)
+    wait_until(lambda: len(shards.started) >= count)
     time.sleep(0.05)
     return shards.started
 
@@ -165,10 +159,10 @@ def test_what_is_needed_now_goes_before_the_budget_and_the_queue(make):
     settle(shards, 1)
     reader = threading.Thread(target=lookahead.fetch, args=(1, 77))
     reader.start()
-    wait_for(lambda: (1, 77) in shards.started)
+    wait_until(lambda: (1, 77) in shards.started)
     assert shards.started.index((1, 77)) == 1
     shards.gate.set()
-    reader.join(5)
+    reader.join(60)
     assert not reader.is_alive()
 
 
@@ -178,7 +172,7 @@ def test_the_first_failure_is_kept_and_raised_to_the_reader(make):
     shards.failing = (0, first)
     lookahead.follow(np.zeros((1, 1), np.int64), np.ones(1), BATCH)
     shards.gate.set()
-    wait_for(lambda: lookahead.failure is not None)
+    wait_until(lambda: lookahead.failure is not None)
     with pytest.raises(OSError, match="injected"):
         lookahead.fetch(0, first)
 
@@ -190,7 +184,7 @@ def test_nothing_is_asked_or_fetched_twice_while_cursors_move(make):
     for _ in range(100):
         lookahead.follow(cursors, np.array([0.5, 0.5]), BATCH)
         cursors += BATCH // 2
-    wait_for(lambda: shards.num_done == len(shards.started))
+    wait_until(lambda: shards.num_done == len(shards.started))
     time.sleep(0.05)
     assert len(set(shards.started)) == len(shards.started)
     assert all(order.num_asked <= 99 * BATCH // 2 + 400 + 1 for order in orders)
@@ -207,7 +201,40 @@ def test_an_open_shard_is_fetched_ahead_only_after_its_release(make):
     assert shards.started.count((0, first)) == 1
     lookahead.release(0, first)
     lookahead.follow(np.full((1, 1), NUM_SHARDS * SHARD_SAMPLES - BATCH), np.ones(1), BATCH)  # up to the next epoch
-    wait_for(lambda: shards.num_done == len(shards.started) > 81)
+    wait_until(lambda: shards.num_done == len(shards.started) > 81)
     time.sleep(0.05)
     again = set((orders[0].ids(0, NUM_SHARDS * SHARD_SAMPLES - BATCH, 800) // SHARD_SAMPLES).tolist())
     assert shards.started.count((0, first)) == 1 + (first in again)
+
+
+def test_closing_waits_for_a_fetch_that_is_being_started(make):
+    """`close` comes after `_pump` has looked at `stop` and before it has handed the fetch to the pool."""
+    lookahead, shards, _ = make(1)
+    shards.gate.set()
+    may_start, closers = lookahead._may_start, []
+
+    def closing(due, size):
+        if not closers:
+            closers.append(threading.Thread(target=lookahead.close))
+            closers[0].start()
+            assert lookahead.stop.wait(5)
+            time.sleep(0.05)  # in which the pool would be shut down
+        return may_start(due, size)
+
+    lookahead._may_start = closing
+    submit = lookahead._pool.submit
+    refused = []
+
+    def noting(*arguments):
+        try:
+            return submit(*arguments)
+        except RuntimeError as error:  # which `_start` takes for the end of the interpreter
+            refused.append(str(error))
+            raise
+
+    lookahead._pool.submit = noting
+    lookahead.follow(np.zeros((1, 1), np.int64), np.ones(1), BATCH)
+    closers[0].join(5)
+    assert not closers[0].is_alive()
+    assert refused == []
+    assert lookahead.failure is None

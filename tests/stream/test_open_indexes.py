@@ -1,18 +1,25 @@
 """Which shards a reader may find in a cache folder: those of its own data and no others (docs/faults.md J1, J2)."""
 
+import gc
 import json
 import os
 import shutil
-import threading
+import tracemalloc
 import warnings
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
 import pytest
+import xxhash
+from hypothesis import given
+from hypothesis import strategies as st
 
 import ado_stream as ado
 from ado_stream.storage.node_cache import NodeCache
 from ado_stream.stream import open_indexes as module
+from ado_stream.stream.mds_index import IndexContent, MdsIndex, make_index, parse_index
+from benchmarks.bench_stream_open import index_text
 from tests.stream.helpers import SEQ_LEN, run, write_domain
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*the index holds no hashes:UserWarning")
@@ -107,15 +114,15 @@ def test_a_file_put_in_place_of_a_verified_shard_is_not_mapped(tmp_path, monkeyp
 def test_what_is_parsed_is_what_was_downloaded(tmp_path, monkeypatch):
     """A job that writes another index.json at every path of the cache changes nothing: no index is read from there."""
     first, second = (remote_of(tmp_path, name, n) for n, name in ((1, "first"), (2, "second")))
-    download_bytes = module.download_bytes
+    download = module.download_if_changed
 
-    def then_spoilt(url, retry=None):
-        content = download_bytes(url, retry)
+    def then_spoilt(url, tag, retry=None):
+        found = download(url, tag, retry)
         (tmp_path / "cache").mkdir(exist_ok=True)
         shutil.copy(f"{second}/index.json", tmp_path / "cache")
-        return content
+        return found
 
-    monkeypatch.setattr(module, "download_bytes", then_spoilt)
+    monkeypatch.setattr(module, "download_if_changed", then_spoilt)
     assert numbers(dataset(first, tmp_path / "cache")) == {1}
 
 
@@ -131,11 +138,8 @@ def test_jobs_of_two_corpora_that_reopen_all_the_time_read_their_own(tmp_path):
             if found != {number}:
                 wrong.append((number, found))
 
-    threads = [threading.Thread(target=job, args=(number,)) for number in (1, 2)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
+    with ThreadPoolExecutor(2) as pool:
+        list(pool.map(job, (1, 2)))
     assert wrong == []
     assert len(opened) == 30
 
@@ -159,3 +163,139 @@ def test_a_warning_is_no_wrong_row(tmp_path):
             rows.append(np.concatenate([batch["tokens"].numpy() for batch in run(data, 10, mixture=None)]))
     assert np.array_equal(*rows)
     assert rows[0].shape == (40, SEQ_LEN + 1)
+
+
+@pytest.fixture
+def parsed(monkeypatch) -> list[str]:
+    """The places of the indexes that were parsed."""
+    places: list[str] = []
+    parse = module.parse_index
+    monkeypatch.setattr(
+        module, "parse_index", lambda text, name, where: (places.append(where), parse(text, name, where))[1]
+    )
+    return places
+
+
+def opened(remote: str, local: Path) -> MdsIndex:
+    (index,) = module.open_indexes([ado.Domain("d", remote, str(local))], "tokens", None)
+    return index
+
+
+def is_same(one: MdsIndex, other: MdsIndex) -> bool:
+    specs = [[index.spec(shard) for shard in range(index.samples_S.size)] for index in (one, other)]
+    return specs[0] == specs[1] and (one.column, one.fingerprint, one.local) == (
+        other.column,
+        other.fingerprint,
+        other.local,
+    )
+
+
+def test_an_index_is_parsed_by_one_process_of_a_node_and_later_while_it_is_the_same(tmp_path, parsed):
+    remote = remote_of(tmp_path, "data", 1)
+    with ThreadPoolExecutor(8) as ranks:
+        indexes = list(ranks.map(lambda _: opened(remote, tmp_path / "cache"), range(8)))
+    assert len(parsed) == 1
+    assert all(is_same(indexes[0], index) for index in indexes)
+    assert numbers(dataset(remote, tmp_path / "cache")) == {1}
+    assert len(parsed) == 1
+    shutil.rmtree(remote)
+    replaced = remote_of(tmp_path, "data", 2)
+    assert numbers(dataset(replaced, tmp_path / "cache")) == {2}
+    assert len(parsed) == 2
+
+
+def test_what_processes_share_is_what_each_would_parse(tmp_path, parsed, monkeypatch):
+    remote = remote_of(tmp_path, "data", 1)
+    first, shared = opened(remote, tmp_path / "cache"), opened(remote, tmp_path / "cache")
+    assert len(parsed) == 1
+    monkeypatch.setattr(module, "_read_shared", lambda path: None)
+    assert is_same(first, shared)
+    assert is_same(first, opened(remote, tmp_path / "cache"))
+    assert len(parsed) == 2
+
+
+@pytest.mark.parametrize("damage", ["flip", "cut", "empty", "link", "folder"])
+def test_a_shared_index_that_is_damaged_or_not_ours_is_not_read(tmp_path, parsed, damage):
+    remote = remote_of(tmp_path, "data", 1)
+    first = opened(remote, tmp_path / "cache")
+    (path,) = (path for path in (tmp_path / "cache" / ".ado-index").iterdir() if path.is_file())
+    content = path.read_bytes()
+    if damage == "folder":
+        path.unlink()
+        path.mkdir()
+    elif damage == "link":  # a folder that somebody else put in the place of ours
+        path.parent.rename(tmp_path / "moved")
+        path.parent.symlink_to(tmp_path / "moved")
+    else:
+        half = len(content) // 2
+        flipped = content[:half] + bytes([content[half] ^ 1]) + content[half + 1 :]
+        path.write_bytes({"flip": flipped, "cut": content[:half], "empty": b""}[damage])
+    assert is_same(opened(remote, tmp_path / "cache"), first)
+    assert len(parsed) == 2
+    assert numbers(dataset(remote, tmp_path / "cache")) == {1}
+
+
+def test_a_cache_folder_that_cannot_be_written_costs_the_sharing_alone(tmp_path, parsed):
+    remote = remote_of(tmp_path, "data", 1)
+    (tmp_path / "cache").write_text("a file where the folder should be")
+    index = opened(remote, tmp_path / "cache")
+    assert index.num_samples == 40
+    with pytest.raises(ado.ConfigError, match="Choose a local folder"):
+        dataset(remote, tmp_path / "cache")
+
+
+def test_an_index_keeps_few_bytes_a_shard():
+    """tracemalloc counts NumPy's arrays; with two hashes a file. A thousand bytes and more as objects of Python."""
+    text = index_text(4000)
+    tracemalloc.start()
+    try:
+        index = make_index(parse_index(text, "d", "index.json"), "d", "s3://bucket/d", Path("/cache"))
+        gc.collect()
+        assert tracemalloc.get_traced_memory()[0] / 4000 < 200
+    finally:
+        tracemalloc.stop()
+    spec = index.spec(3999)
+    assert spec.remote == "s3://bucket/d/shard.03999.mds.zstd"
+    assert spec.stored_hashes == {"sha1": f"{4000:040x}", "xxh64": f"{4000:016x}"}
+
+
+@given(
+    hashes=st.lists(
+        st.dictionaries(
+            st.sampled_from(["sha1", "xxh64", "MD5", "blake2b"]), st.text("0123456789abcdefABCDEF", min_size=1)
+        ),
+        min_size=1,
+        max_size=5,
+    ),
+    name=st.text(st.characters(exclude_categories=["Cs"], exclude_characters="/\\\0"), min_size=1, max_size=20),
+    compressed=st.booleans(),
+)
+def test_specs_say_what_the_index_says(hashes, name, compressed):
+    """Names and hashes go through the table unchanged, shards without some of the hashes among them."""
+    file = {"basename": name, "bytes": 7}
+    shards = [
+        {
+            "format": "mds",
+            "samples": 3,
+            "column_names": ["tokens"],
+            "column_encodings": ["bytes"],
+            "column_sizes": [None],
+            "raw_data": {**file, "hashes": own},
+            **({"compression": "gz", "zip_data": {**file, "hashes": own, "bytes": 5}} if compressed else {}),
+        }
+        for own in hashes
+    ]
+    text = json.dumps({"version": 2, "shards": shards}).encode()
+    if name in (".", ".."):
+        with pytest.raises(ado.IndexInvalid):
+            parse_index(text, "d", "w")
+        return
+    content = IndexContent.decode(parse_index(text, "d", "w").encode())
+    index = make_index(content, "d", "s3://b", Path("/c"))
+    for shard, own in enumerate(hashes):
+        spec = index.spec(shard)
+        assert (spec.raw_hashes, spec.stored_hashes) == (own, own)
+        assert (spec.raw, spec.raw_bytes, spec.stored_bytes) == (Path("/c") / name, 7, 5 if compressed else 7)
+    assert index.has_hashes == all(hashes)
+    rows = [[3, 7, sorted(own.items())] for own in hashes]
+    assert index.fingerprint == xxhash.xxh3_128_hexdigest(json.dumps(rows).encode())

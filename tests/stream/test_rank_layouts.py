@@ -1,7 +1,6 @@
 """docs/faults.md E1 and E2 with real processes, each node with its own cache: one global order in every world."""
 
 import json
-import multiprocessing
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
@@ -50,14 +49,6 @@ def read(job: Job) -> tuple[list[list], str]:
 
 
 @pytest.fixture(scope="module")
-def pool_of():
-    """Processes that share no memory with this one, but were loaded once."""
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["tests.stream.test_rank_layouts"])
-    return context.Pool
-
-
-@pytest.fixture(scope="module")
 def remote(corpus, tmp_path_factory):
     root = tmp_path_factory.mktemp("remote")
     for domain in corpus:
@@ -65,13 +56,13 @@ def remote(corpus, tmp_path_factory):
     return root
 
 
-def global_ledger(pool_of, remote, folder, nodes, ranks, io_threads, steps, state=None):
+def global_ledger(children, remote, folder, nodes, ranks, io_threads, steps, state=None):
     """The union over ranks, in the order of slots, and the state, the same on all of them."""
     jobs = [
         Job(remote, folder / f"node{rank // ranks}", rank, nodes * ranks, io_threads, steps, state)
         for rank in range(nodes * ranks)
     ]
-    with pool_of(len(jobs)) as pool:
+    with children.pool(len(jobs)) as pool:
         parts = pool.map(read, jobs, chunksize=1)
     assert len({state for _, state in parts}) == 1
     return [entry for step in range(steps) for ledgers, _ in parts for entry in ledgers[step]], parts[0][1]
@@ -87,15 +78,15 @@ def reference(remote, tmp_path_factory):
     ("nodes", "ranks", "io_threads"), [(1, 1, 0), (1, 2, 1), (2, 1, 4), (2, 2, 1), (4, 1, 0), (3, 1, 4), (4, 2, 4)]
 )
 def test_e1_nodes_ranks_and_threads_read_one_global_order(
-    pool_of, remote, reference, tmp_path, nodes, ranks, io_threads
+    children, remote, reference, tmp_path, nodes, ranks, io_threads
 ):
-    union, _ = global_ledger(pool_of, remote, tmp_path, nodes, ranks, io_threads, 30)
+    union, _ = global_ledger(children, remote, tmp_path, nodes, ranks, io_threads, 30)
     assert union == reference[: 30 * BATCH]
 
 
-def test_e2_a_run_moves_from_two_ranks_to_four_to_one(pool_of, remote, reference, tmp_path):
+def test_e2_a_run_moves_from_two_ranks_to_four_to_one(children, remote, reference, tmp_path):
     union, state = [], None
     for nodes, ranks, io_threads in ((1, 2, 1), (2, 2, 4), (1, 1, 0)):
-        part, state = global_ledger(pool_of, remote, tmp_path, nodes, ranks, io_threads, 20, state)
+        part, state = global_ledger(children, remote, tmp_path, nodes, ranks, io_threads, 20, state)
         union += part
     assert union == reference

@@ -1,7 +1,8 @@
 """Runs functions in children of a fork server that has imported everything: a start takes milliseconds, not seconds.
 
-The fork server runs no kernel, because threads do not survive a fork. Children write to a log file and have one OpenMP
-thread each; those still running at the end are killed.
+A process has one fork server, which imports what its first user names: all tests start it here. It runs no kernel,
+because threads do not survive a fork. Children write to a log file and have one OpenMP thread each; those still running
+at the end are killed.
 """
 
 import multiprocessing
@@ -16,7 +17,6 @@ from typing import Any
 import pytest
 
 _CONTEXT = multiprocessing.get_context("forkserver")
-_PRELOADED = ["ado_stream.train.trainer", "torch._dynamo", "safetensors.torch", "tests.train.child_processes"]
 
 
 class ChildProcesses:
@@ -27,7 +27,7 @@ class ChildProcesses:
         self._children: list[Any] = []
         with pytest.MonkeyPatch.context() as patch:
             patch.setenv("OMP_NUM_THREADS", "1")
-            _CONTEXT.set_forkserver_preload(_PRELOADED)
+            _CONTEXT.set_forkserver_preload(["tests.train.fork_server"])
             forkserver.ensure_running()
 
     def start(self, function: Callable[..., None], *arguments: Any, **environment: str) -> Any:
@@ -38,6 +38,10 @@ class ChildProcesses:
         child.start()
         self._children.append(child)
         return child
+
+    def pool(self, num_processes: int) -> Any:
+        """A multiprocessing.Pool."""
+        return _CONTEXT.Pool(num_processes)
 
     def start_ranks(self, num_ranks: int, function: Callable[..., None], *arguments: Any) -> list[Any]:
         """Starts `function` on ranks with the environment that torchrun sets."""

@@ -1,6 +1,7 @@
 """Fixtures of the training tests: child processes, ranks, network namespaces, a corpus, a config, a fake clock."""
 
 import json
+import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -11,14 +12,6 @@ import pytest
 from tests.train.child_processes import ChildProcesses
 from tests.train.network import network
 from tests.train.tiny_model import TINY_MODEL
-
-
-@pytest.fixture(scope="session")
-def children(tmp_path_factory) -> Iterator[ChildProcesses]:
-    """Starts child processes in milliseconds (tests/train/child_processes.py)."""
-    processes = ChildProcesses(tmp_path_factory.mktemp("children"))
-    yield processes
-    processes.close()
 
 
 @pytest.fixture(scope="session")
@@ -63,15 +56,10 @@ def tiny_corpus(tmp_path_factory) -> Path:
     return Path(prepare(config))
 
 
-@pytest.fixture
-def settings(tiny_corpus: Path, tmp_path: Path, monkeypatch) -> dict:
-    """A config of twelve quick steps of the preset "tiny", in which ADO changes the mixture from the second step on."""
-    from ado_model import PRESETS
-
-    monkeypatch.setitem(PRESETS, "tiny", TINY_MODEL)
+def _settings(corpus: Path, run_dir: Path) -> dict:
     return {
-        "corpus": str(tiny_corpus),
-        "run_dir": str(tmp_path / "run"),
+        "corpus": str(corpus),
+        "run_dir": str(run_dir),
         "model": {"preset": "tiny"},
         "data": {"global_batch_size": 8, "prefetch": 2, "mixture_lag": 2, "io_threads": 1},
         "policy": {"name": "ado", "options": {"start_step": 2, "ignore_steps": 0, "interval": 2}},
@@ -80,6 +68,35 @@ def settings(tiny_corpus: Path, tmp_path: Path, monkeypatch) -> dict:
         "evaluate": {"every_steps": 4, "max_samples_per_domain": 8},
         "log": {"every_steps": 100},
     }
+
+
+@pytest.fixture
+def settings(tiny_corpus: Path, tmp_path: Path, monkeypatch) -> dict:
+    """A config of twelve quick steps of the preset "tiny", in which ADO changes the mixture from the second step on."""
+    from ado_model import PRESETS
+
+    monkeypatch.setitem(PRESETS, "tiny", TINY_MODEL)
+    return _settings(tiny_corpus, tmp_path / "run")
+
+
+@pytest.fixture(scope="session")
+def finished_once(tiny_corpus: Path, tmp_path_factory) -> Path:
+    """The directory of a finished run of `settings`; not to be changed."""
+    from ado_model import PRESETS
+    from ado_stream.train.config import load_config
+    from ado_stream.train.trainer import run_training
+
+    run_dir = tmp_path_factory.mktemp("finished") / "run"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(PRESETS, "tiny", TINY_MODEL)
+        run_training(load_config(_settings(tiny_corpus, run_dir)))
+    return run_dir
+
+
+@pytest.fixture
+def finished(finished_once: Path, settings: dict) -> Path:
+    """The run directory of `settings`, in which the run is finished: a copy."""
+    return shutil.copytree(finished_once, settings["run_dir"])
 
 
 class FakeClock:

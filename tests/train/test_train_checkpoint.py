@@ -2,6 +2,7 @@
 
 import pickle
 import threading
+from dataclasses import asdict
 from pathlib import Path
 
 import pytest
@@ -79,7 +80,9 @@ def test_a_saved_state_is_loaded_to_the_bit(tmp_path: Path, asynchronous: bool):
     state = fresh(3)
     expected = {name: tensor.clone() for name, tensor in state.tensors().items()}
     checkpointer = Checkpointer(tmp_path, ONE_CPU, keep=2, asynchronous=asynchronous)
-    directory = checkpointer.save(state, {"finished_steps": 3})
+    metadata = {"finished_steps": 3, "run_id": "a", "drawn": {"d": 5}, "tokenizer": "bytes", "loader": {"any": [1]}}
+    metadata["model"] = asdict(SIZES)
+    directory = checkpointer.save(state, metadata)
     with torch.no_grad():  # a save in the background must have its own copy
         for parameter in state.model.parameters():
             parameter.add_(1.0)
@@ -90,7 +93,7 @@ def test_a_saved_state_is_loaded_to_the_bit(tmp_path: Path, asynchronous: bool):
     assert found.keys() == expected.keys()
     assert all(torch.equal(found[name], expected[name]) for name in expected)
     assert torch.equal(torch.get_rng_state(), expected["rng.cpu"])
-    assert read_metadata(directory) == {"finished_steps": 3}
+    assert read_metadata(directory) == metadata
     model = Transformer(SIZES)
     load_model(directory, model)
     assert torch.equal(model.embed_tokens.weight, expected["model.embed_tokens.weight"])

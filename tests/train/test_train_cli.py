@@ -11,6 +11,7 @@ from ado_stream.cli import eval as eval_verb
 from ado_stream.cli.main import main
 from ado_stream.evaluate import tasks
 from ado_stream.evaluate.trained_run import open_run
+from ado_stream.train import trainer as trainer_module
 from tests.rounding import perturb, rounding
 from tests.train.child_processes import finish
 
@@ -41,9 +42,7 @@ def print_losses(run_dir: str) -> None:
     assert main(["eval", run_dir, "--max-samples", "2", "--json", "--device", "cpu"]) == 0
 
 
-def test_only_rank_0_prints(config_file: Path, settings: dict, children, capsys):
-    assert main(["train", str(config_file), "train.steps=6"]) == 0
-    capsys.readouterr()
+def test_only_rank_0_prints(finished: Path, settings: dict, children, capsys):
     print_losses(settings["run_dir"])
     alone = json.loads(capsys.readouterr().out)
     printed = []
@@ -54,11 +53,10 @@ def test_only_rank_0_prints(config_file: Path, settings: dict, children, capsys)
     assert printed[1] == ""
 
 
-def test_an_exported_run_is_loaded_by_transformers(config_file: Path, settings: dict, tmp_path: Path):
+def test_an_exported_run_is_loaded_by_transformers(finished: Path, settings: dict, tmp_path: Path):
     """With the logits of the checkpoint's model and the tokenizer of its corpus."""
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    assert main(["train", str(config_file), "train.steps=6"]) == 0
     assert main(["export", settings["run_dir"], "--out", str(tmp_path / "exported")]) == 0
     loaded = AutoModelForCausalLM.from_pretrained(tmp_path / "exported").eval()
     encoded = AutoTokenizer.from_pretrained(tmp_path / "exported")("w1 w2 w30", return_tensors="pt")
@@ -91,9 +89,8 @@ def test_eval_takes_another_corpus_with_the_same_tokenizer(
         assert 4 < each["loss"] < 6.5, name  # after three steps still close to log 320 = 5.8
 
 
-def test_another_tokenizer_is_refused(config_file: Path, settings: dict, tmp_path: Path, capsys):
+def test_another_tokenizer_is_refused(finished: Path, settings: dict, tmp_path: Path, capsys):
     """Its vocabulary fits the model, so without the check there would only be wrong losses."""
-    assert main(["train", str(config_file), "train.steps=6"]) == 0
     text, val, other = tmp_path / "text.jsonl", tmp_path / "val" / "text.jsonl", str(tmp_path / "other")
     val.parent.mkdir()
     for path, words in ((text, "abcdef"), (val, "ghi")):
@@ -110,9 +107,8 @@ def test_another_tokenizer_is_refused(config_file: Path, settings: dict, tmp_pat
     assert "is not the one of the training run" in capsys.readouterr().err
 
 
-def test_tasks_run_on_the_device_asked_for(config_file: Path, settings: dict, monkeypatch, capsys):
+def test_tasks_run_on_the_device_asked_for(finished: Path, settings: dict, monkeypatch, capsys):
     """On the first GPU if there is one; the harness and the GPU are replaced."""
-    assert main(["train", str(config_file), "train.steps=6"]) == 0
     asked = []
     monkeypatch.setattr(tasks, "evaluate_tasks", lambda *arguments: asked.append(arguments[1:]) or {})
     monkeypatch.setattr(eval_verb, "_validate", lambda trained, args: {"loss": 0, "domain_average": 0, "domains": {}})
@@ -124,13 +120,12 @@ def test_tasks_run_on_the_device_asked_for(config_file: Path, settings: dict, mo
     assert asked == [(["sciq"], None, "cuda:0", 16), (["sciq"], None, "cpu", 8)]
 
 
-def test_tasks_need_no_validation_text(config_file: Path, settings: dict, tmp_path: Path, monkeypatch, capsys):
+def test_tasks_need_no_validation_text(
+    prepare_texts, config_file: Path, settings: dict, tmp_path: Path, monkeypatch, capsys
+):
     """Losses do, and so does a corpus that is named for them."""
-    text, corpus = tmp_path / "text.jsonl", str(tmp_path / "without")
-    text.write_text("".join(json.dumps({"text": f"the {word} and the other {word} " * 40}) + "\n" for word in "abcdef"))
-    assert (
-        main(["prepare", str(text), "--tokenizer", "bytes", "--seq-len", "32", "--workers", "1", "--out", corpus]) == 0
-    )
+    text = "".join(json.dumps({"text": f"the {word} and the other {word} " * 40}) + "\n" for word in "abcdef")
+    corpus = str(prepare_texts(tmp_path, {"text.jsonl": text}, "--tokenizer", "bytes", "--seq-len", "32"))
     assert main(["train", str(config_file), f"corpus={corpus}", "train.steps=6"]) == 0
     monkeypatch.setattr(tasks, "evaluate_tasks", lambda *arguments: {"sciq": {"acc,none": 0.25}})
     capsys.readouterr()
@@ -198,11 +193,59 @@ def test_mistakes_give_one_message_and_exit_code_1(
     assert "Traceback" not in error
 
 
-def test_tasks_without_the_harness_name_the_command(config_file: Path, settings: dict, capsys, monkeypatch):
+def test_tasks_without_the_harness_name_the_command(finished: Path, settings: dict, capsys, monkeypatch):
     import sys
 
-    assert main(["train", str(config_file), "train.steps=6"]) == 0
     monkeypatch.setitem(sys.modules, "lm_eval", None)
     arguments = ["eval", settings["run_dir"], "--max-samples", "2", "--device", "cpu", "--tasks", "sciq"]
     assert main(arguments) == 1
     assert "pip install 'ado-stream[eval]'" in capsys.readouterr().err
+
+
+def test_a_finished_run_that_is_run_again_says_so_and_does_nothing(
+    config_file: Path, settings: dict, monkeypatch, capsys
+):
+    assert main(["train", str(config_file), "train.steps=8"]) == 0
+    record = Path(settings["run_dir"]) / "record.jsonl"
+    before = record.read_bytes()
+    capsys.readouterr()
+    with monkeypatch.context() as patch:
+        patch.setattr(trainer_module, "Trainer", None)
+        assert main(["train", str(config_file), "train.steps=8"]) == 0
+    out = capsys.readouterr().out
+    assert "all 8 steps were done before; raise train.steps to go on, or begin anew: --resume none" in out
+    assert record.read_bytes() == before
+    assert main(["train", str(config_file), "train.steps=10"]) == 0
+    checkpoint = Path(settings["run_dir"]) / "checkpoints" / "step_00000008"
+    assert f"resuming from step 8: {checkpoint}" in (out := capsys.readouterr().out)
+    assert "done: step 10" in out
+
+
+def test_a_run_without_its_last_validation_is_not_done(config_file: Path, settings: dict, capsys):
+    assert main(["train", str(config_file), "train.steps=8"]) == 0
+    record = Path(settings["run_dir"]) / "record.jsonl"
+    lines = record.read_text().splitlines()
+    assert json.loads(lines[-1])["name"] == "done"
+    record.write_text("\n".join(lines[:-2]) + "\n")  # as if it was killed before its validation was written
+    assert main(["train", str(config_file), "train.steps=8"]) == 0
+    assert "steps were done before" not in capsys.readouterr().out
+    assert [json.loads(line)["kind"] for line in record.read_text().splitlines()[-2:]] == ["eval", "event"]
+
+
+def test_training_names_domains_without_validation_text(config_file: Path, tmp_path: Path, capsys):
+    train, val = tmp_path / "train", tmp_path / "val"
+    for place, names in ((train, ("web", "code")), (val, ("web",))):
+        for name in names:
+            (place / name).mkdir(parents=True)
+            (place / name / "text.txt").write_text(f"{place.name} {name} " * 60)
+    options = ["--tokenizer", "bytes", "--seq-len", "32", "--workers", "1"]
+    says = ("no validation text of code: no validation loss includes", "no validation text: no validation loss is")
+    for number, more in enumerate((["--val", str(val)], [])):
+        corpus = str(tmp_path / f"c{number}")
+        assert main(["prepare", str(train), *options, *more, "--out", corpus]) == 0
+        assert says[number] in capsys.readouterr().out
+        arguments = [str(config_file), f"corpus={corpus}", f"run_dir={tmp_path / str(number)}", "train.steps=6"]
+        assert main(["train", *arguments, "policy.name=natural", "policy.options={}"]) == 0
+        assert says[number] in capsys.readouterr().out
+        assert main(["train", *arguments, "--dry-run", "policy.name=natural"]) == 0
+        assert f"warning: {says[number]}" in capsys.readouterr().out

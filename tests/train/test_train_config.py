@@ -50,7 +50,7 @@ def test_null_takes_the_limit_off_the_gradient():
     [
         ("train.leraning_rate=1", "unknown 'train.leraning_rate'; did you mean 'train.learning_rate'?"),
         ("trian.steps=1", "unknown 'trian'; did you mean 'train'?"),
-        ("model.zzz=1", "unknown 'model.zzz'; known here: preset, context_length, vocab_size."),
+        ("model.zzz=1", "unknown 'model.zzz'; known here: preset, context_length, vocab_size, attention."),
         ("train.steps=many", "'train.steps': Value 'many' of type 'str' could not be converted to Integer"),
         ("train=3", "'train' is a section with the keys steps, learning_rate"),
         ("train.steps=0", "'train.steps' is 0; allowed: 1 or more."),

@@ -22,18 +22,11 @@ def test_more_ranks_than_gpus_are_refused(monkeypatch):
         detect_context("cuda")
 
 
-def test_a_callers_process_group_needs_a_cpu_backend(monkeypatch):
+def test_a_callers_process_group_needs_a_cpu_backend(process_group, monkeypatch):
     """A group of NCCL alone cannot be created here; the name of its backends is replaced."""
-    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
-    try:
-        with join_process_group("cpu") as context:
-            assert (context.rank, context.size, context.device) == (0, 1, torch.device("cpu"))
-        assert dist.is_initialized()
-        monkeypatch.setattr(dist, "get_backend_config", lambda: "cuda:nccl")
-        with (
-            pytest.raises(ConfigError, match="init_process_group\\('cpu:gloo,cuda:nccl'\\)"),
-            join_process_group("cpu"),
-        ):
-            pass
-    finally:
-        dist.destroy_process_group()
+    with join_process_group("cpu") as context:
+        assert (context.rank, context.size, context.device) == (0, 1, torch.device("cpu"))
+    assert dist.is_initialized()
+    monkeypatch.setattr(dist, "get_backend_config", lambda: "cuda:nccl")
+    with pytest.raises(ConfigError, match="init_process_group\\('cpu:gloo,cuda:nccl'\\)"), join_process_group("cpu"):
+        pass

@@ -1,18 +1,20 @@
 """The plan of a run: its figures, the settings it refuses, and the memory estimate against a count by hand."""
 
+import math
+import re
 import sys
 
-import numpy as np
 import pytest
 import torch
 from torch.autograd.graph import saved_tensors_hooks
 
 from ado_model import PRESETS, ModelConfig, Transformer
+from ado_stream.corpus import open_corpus
 from ado_stream.errors import ConfigError
 from ado_stream.train import dry_run as dry_run_module
 from ado_stream.train.config import TrainSection, load_config
 from ado_stream.train.distributed import DistributedContext, detect_context
-from ado_stream.train.dry_run import estimate_memory, plan_run, plan_text
+from ado_stream.train.dry_run import estimate_memory, plan_run
 from ado_stream.train.trainer import run_training
 
 CPU, GPU = torch.device("cpu"), torch.device("cuda")
@@ -21,16 +23,14 @@ ALONE = DistributedContext(0, 1, CPU)
 
 def test_plan_counts_tokens_epochs_and_repeats(settings: dict):
     settings["policy"]["prior"] = {"easy": 2.0, "medium": 1.0, "hard": 1.0}
-    plan = plan_run(load_config(settings), ALONE)
-    assert plan.tokens_per_step == 8 * 32
-    assert plan.total_tokens == 12 * 8 * 32
-    prior = dict(zip(plan.names, plan.prior_K, strict=True))
-    assert prior == {"easy": 0.5, "medium": 0.25, "hard": 0.25}
-    # an epoch takes (samples of the domain) / (its samples a step) steps, and epochs = steps / that
-    np.testing.assert_allclose(plan.epochs_K * plan.repeats_after_K, 12)
-    text = plan_text(plan)
-    assert f"{plan.parameters:,}" in text
-    assert all(name in text for name in plan.names)
+    text = plan_run(load_config(settings), ALONE)
+    assert f"tokens per step   {8 * 32}; {12 * 8 * 32:,} in all" in text
+    domains = open_corpus(settings["corpus"]).manifest["domains"]
+    for name, prior in (("easy", 0.5), ("medium", 0.25), ("hard", 0.25)):
+        size = domains[name]["splits"]["train"]["samples"]
+        (line,) = [line for line in text.splitlines() if line.startswith(f"{name} ")]
+        epochs, repeats_after = f"{12 * 8 * prior / size:.3f}", str(math.ceil(size / (8 * prior)))
+        assert line.split()[1:] == [f"{prior:.3%}", epochs, "step", repeats_after]
 
 
 @pytest.mark.parametrize(
@@ -109,3 +109,41 @@ def test_activations_are_what_autograd_saves(dtype: str, recompute: bool):
     else:
         assert found == pytest.approx(estimate.activations + estimate.copies, rel=0.02)
     del loss
+
+
+def test_a_plan_warns_of_repeats_and_of_memory_and_estimates_time(settings: dict, monkeypatch):
+    settings["policy"] = {"name": "fixed", "options": {"weights": {"easy": 1, "medium": 1, "hard": 14}}}
+    settings["train"]["steps"] = 400
+    text = plan_run(load_config(settings), ALONE)
+    (line,) = [line for line in text.splitlines() if line.startswith("hard ")]
+    epochs = float(line.split()[2])
+    assert epochs > 4
+    (warning,) = [line for line in text.splitlines() if line.startswith("warning:")]
+    assert warning.startswith(f"warning: hard would be read {epochs:.1f} times")
+    assert re.search(r"time +about [0-9.]+ (second|minute)s: [0-9.e-]+ s a step", text)
+    monkeypatch.setattr(dry_run_module, "_free_bytes", lambda device: 1_000_000)
+    monkeypatch.setattr(dry_run_module, "measure_step_s", None)  # must not be called: it would not fit
+    text = plan_run(load_config(settings), ALONE)
+    assert "warning: about" in text
+    assert "but cpu has 0.0 GB free: lower train.micro_batch_size" in text
+    assert "not measured: the memory does not suffice" in text
+
+
+def test_the_time_of_a_step_is_that_of_its_passes_and_one_update(settings: dict, monkeypatch):
+    """A clock that a pass moves by 3 s and an update by 0.5: 8 rows, one a pass on a CPU, take 24.5 s."""
+    clock = [0.0]
+    monkeypatch.setattr(dry_run_module, "_now_s", lambda device: clock[0])
+
+    class Step:
+        def __init__(self, *arguments):
+            pass
+
+        def forward_backward(self, tokens_BT, domain_B):
+            clock[0] += 3.0 * len(domain_B)
+            return None, None
+
+        def update(self, *arguments):
+            clock[0] += 0.5
+
+    monkeypatch.setattr(dry_run_module, "TrainStep", Step)
+    assert " 24.5 s a step" in plan_run(load_config(settings), ALONE)

@@ -1,12 +1,14 @@
 """A run preempted ten times at random moments equals an uninterrupted one, to the bit."""
 
+import os
 import random
 import signal
-import time
+import threading
 from pathlib import Path
 
 import pytest
 
+from ado_stream.train.train_step import TrainStep
 from tests.train.run_helpers import checkpoint_tensors, untimed_lines
 from tests.train.tiny_model import train_tiny
 
@@ -23,9 +25,18 @@ def long_run(settings: dict, run_dir: Path) -> dict:
     }
 
 
-def num_steps(run_dir: Path) -> int:
-    record = run_dir / "record.jsonl"
-    return record.read_bytes().count(b'"kind":"step"') if record.exists() else 0
+def train_until_preempted(settings: dict, number: signal.Signals, num_updates: int, delay_s: float) -> None:
+    """Trains, and sends itself a signal so long after the beginning of that update, counted from 1 in this process."""
+    update, calls = TrainStep.update, []
+
+    def counted(self, *arguments):
+        calls.append(None)
+        if len(calls) == num_updates:
+            threading.Timer(delay_s, os.kill, (os.getpid(), number)).start()
+        return update(self, *arguments)
+
+    TrainStep.update = counted
+    train_tiny(settings)
 
 
 @pytest.mark.fault
@@ -37,16 +48,11 @@ def test_ten_preemptions_change_nothing(settings: dict, tmp_path: Path, children
     numbers = [signal.SIGKILL, signal.SIGTERM] * (NUM_PREEMPTIONS // 2)
     generator.shuffle(numbers)
     for number in numbers:
-        wanted = num_steps(preempted) + generator.randrange(6, 20)
-        child = children.start(train_tiny, long_run(settings, preempted))
-        while child.is_alive() and num_steps(preempted) < wanted:
-            time.sleep(0.005)  # polling faster takes CPU time from the run
-        time.sleep(generator.random() * 0.01)
-        assert child.is_alive()
-        child.kill() if number == signal.SIGKILL else child.terminate()
+        moment = generator.randrange(6, 18), 0.02 * generator.random()
+        child = children.start(train_until_preempted, long_run(settings, preempted), number, *moment)
         child.join()
         assert child.exitcode == (-signal.SIGKILL if number == signal.SIGKILL else 0), child.log.read_text()
-    assert num_steps(preempted) < NUM_STEPS
+    assert len(untimed_lines(preempted)) < NUM_STEPS
     children.run(train_tiny, long_run(settings, preempted))
     for kind in ("step", "fit", "eval"):
         assert untimed_lines(preempted, kind) == untimed_lines(whole, kind)

@@ -12,6 +12,7 @@ import pytest
 
 from tests.train import ledger_run
 from tests.train.network import NETWORK, NODES, STORE, inside, ip
+from tests.waiting import wait_until
 
 pytestmark = pytest.mark.fault
 ROOT = Path(__file__).parents[2]
@@ -46,10 +47,7 @@ def launch(settings: dict, tmp_path: Path, nodes) -> Iterator[Callable[..., list
 
 def wait_for_step(folder: Path, step: int) -> None:
     """Returns when both ranks have read the rows of `step`."""
-    deadline = time.monotonic() + 120
-    while min(ledger_run.last_step(folder, rank) for rank in (0, 1)) < step:
-        assert time.monotonic() < deadline, f"step {step} not reached within 120 s"
-        time.sleep(0.02)
+    wait_until(lambda: min(ledger_run.last_step(folder, rank) for rank in (0, 1)) >= step)
 
 
 def link(state: str) -> None:
@@ -81,7 +79,7 @@ def test_a_link_that_stays_down_ends_all_ranks_within_the_timeout(launch, tmp_pa
     pids = [int((tmp_path / f"pid.{rank}").read_text()) for rank in (0, 1)]
     link("down")
     cut = time.monotonic()
-    while any(Path(f"/proc/{pid}").exists() for pid in pids):
-        assert time.monotonic() - cut < TIMEOUT_S + 5.0
-        time.sleep(0.05)
+    wait_until(lambda: not any(Path(f"/proc/{pid}").exists() for pid in pids))
+    # The exit of two interpreters on a busy machine; without the group's timeout a wait takes gloo's 30 minutes.
+    assert time.monotonic() - cut < TIMEOUT_S + 30.0
     assert all(process.wait(60) != 0 for process in launched)

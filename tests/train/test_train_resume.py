@@ -40,18 +40,18 @@ def test_what_resume_names_must_be_a_checkpoint(tmp_path: Path):
         assert str(caught.value).startswith(f"{tmp_path / name}: {message}")
 
 
-def test_a_run_directory_may_be_copied_and_resumed_there(settings: dict, tmp_path: Path, monkeypatch):
+def test_a_run_directory_may_be_copied_and_resumed_there(
+    finished_once: Path, settings: dict, tmp_path: Path, monkeypatch
+):
     """Equal to the bit to the uninterrupted run, with the id of the first; the original is unchanged."""
-    whole = changed(settings, run_dir=str(tmp_path / "whole"))
-    run_training(load_config(whole))
     interrupt(settings, monkeypatch)
     original, copy = Path(settings["run_dir"]), tmp_path / "another disk" / "run"
     before = {path: path.stat().st_mtime_ns for path in original.rglob("*")}
     shutil.copytree(original, copy)
     (copy.parent / "copied.yaml").write_text(json.dumps(changed(settings, run_dir=str(copy))))
     assert main(["train", str(copy.parent / "copied.yaml")]) == 0
-    assert untimed_lines(copy) == untimed_lines(whole["run_dir"])
-    assert checkpoint_tensors(copy, 12) == checkpoint_tensors(whole["run_dir"], 12)
+    assert untimed_lines(copy) == untimed_lines(finished_once)
+    assert checkpoint_tensors(copy, 12) == checkpoint_tensors(finished_once, 12)
     assert read_run(copy)[0]["run_id"] == read_run(original)[0]["run_id"]
     assert {path: path.stat().st_mtime_ns for path in original.rglob("*")} == before
     shutil.rmtree(original)

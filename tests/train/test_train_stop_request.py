@@ -3,15 +3,13 @@
 import signal
 
 import torch
-import torch.distributed as dist
 
 from ado_stream.train.distributed import DistributedContext
 from ado_stream.train.stop_request import StopRequest
 
 
-def test_a_stop_is_agreed_on_whatever_the_default_device():
+def test_a_stop_is_agreed_on_whatever_the_default_device(process_group):
     """Two calls: the flag is sent in one and read in the next. The group has one rank, which stands for both."""
-    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
     torch.set_default_device("meta")
     try:
         with StopRequest(DistributedContext(0, 2, torch.device("cpu"))) as stop:
@@ -19,4 +17,3 @@ def test_a_stop_is_agreed_on_whatever_the_default_device():
             assert [stop.agreed(), stop.agreed(), stop.agreed()] == [False, True, True]
     finally:
         torch.set_default_device(None)
-        dist.destroy_process_group()

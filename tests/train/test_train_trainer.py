@@ -20,10 +20,10 @@ from ado_stream.train.trainer import run_training
 from tests.train.run_helpers import SimulatedCrash, changed, checkpoint_tensors, crash_at, untimed_lines
 
 
-def test_a_run_that_crashed_and_resumed_equals_an_uninterrupted_one(settings: dict, tmp_path: Path, monkeypatch):
+def test_a_run_that_crashed_and_resumed_equals_an_uninterrupted_one(
+    finished: Path, settings: dict, tmp_path: Path, monkeypatch
+):
     """To the bit: the same operations on the same numbers, on one CPU process."""
-    whole = run_training(load_config(settings))
-    assert (whole.step, whole.stopped) == (12, False)
     resumed = changed(settings, run_dir=str(tmp_path / "resumed"))
     for num_updates in (6, 3):  # in step 6, after the checkpoint of 4; then in step 7, resumed from the same one
         with monkeypatch.context() as patch:
@@ -102,8 +102,7 @@ def test_sigterm_in_a_validation_ends_it_after_the_current_pass(settings: dict, 
     assert read_run(settings["run_dir"])[1]["eval"][0]["step"] == step
 
 
-def test_a_save_in_the_background_is_equal(settings: dict, tmp_path: Path):
-    run_training(load_config(settings))
+def test_a_save_in_the_background_is_equal(finished: Path, settings: dict, tmp_path: Path):
     background = changed(settings, run_dir=str(tmp_path / "background"), checkpoint={"asynchronous": True})
     run_training(load_config(background))
     for step in (8, 12):
@@ -136,9 +135,8 @@ def test_a_restart_renames_the_old_record(settings: dict):
     assert len(ids) == 3
 
 
-def test_another_runs_checkpoint_starts_a_new_run(settings: dict, tmp_path: Path):
+def test_another_runs_checkpoint_starts_a_new_run(finished: Path, settings: dict, tmp_path: Path):
     """With its own id, record and checkpoint, even where no step is left; the first run is unchanged."""
-    run_training(load_config(settings))
     first, second = Path(settings["run_dir"]), tmp_path / "second"
     before = {path: path.stat().st_mtime_ns for path in first.rglob("*")}
     for step in (8, 12):
@@ -154,8 +152,7 @@ def test_another_runs_checkpoint_starts_a_new_run(settings: dict, tmp_path: Path
     assert {path: path.stat().st_mtime_ns for path in first.rglob("*")} == before
 
 
-def test_a_damaged_checkpoint_is_skipped_and_reported(settings: dict, capsys):
-    run_training(load_config(settings))
+def test_a_damaged_checkpoint_is_skipped_and_reported(finished: Path, settings: dict, capsys):
     steps, (file,) = untimed_lines(settings["run_dir"]), Path(settings["run_dir"]).glob("checkpoints/*12/*.safetensors")
     data = file.read_bytes()
     file.write_bytes(data[:-1] + bytes([data[-1] ^ 1]))

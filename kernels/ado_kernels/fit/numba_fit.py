@@ -7,9 +7,7 @@ domain is computed by one thread from its own numbers alone, so the result is th
 threads and any order of domains.
 """
 
-import threading
-from collections.abc import Iterator
-from typing import Any
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 from numba import config, njit
@@ -57,27 +55,16 @@ def fit(counts: Floats, loss_KT: Floats, options: FitOptions) -> FitResult:
         np.asarray(options.grid_alpha),
         options.delta,
     )
-    found: list[Any] = [None] * num_domains
-    failed: list[BaseException] = []
 
-    def work(domains: Iterator[int]) -> None:
-        try:
-            for k in domains:
-                count_T = counts if counts.ndim == 1 else counts[k]
-                found[k] = _fit_domain(count_T, loss_KT[k], options, grid)
-        except BaseException as error:  # reraised by the caller below
-            failed.append(error)
+    def fit_one(k: int) -> tuple[Floats, float, float, int]:
+        return _fit_domain(counts if counts.ndim == 1 else counts[k], loss_KT[k], options, grid)
 
-    domains = iter(range(num_domains))  # next() of a range iterator is atomic: threads share it
     num_threads = min(config.NUMBA_NUM_THREADS, num_domains)  # type: ignore[attr-defined]
-    helpers = [threading.Thread(target=work, args=(domains,)) for _ in range(num_threads - 1)]
-    for helper in helpers:
-        helper.start()
-    work(domains)
-    for helper in helpers:
-        helper.join()
-    if failed:
-        raise failed[0]
+    if num_threads > 1:
+        with ThreadPoolExecutor(num_threads) as pool:
+            found = list(pool.map(fit_one, range(num_domains)))
+    else:
+        found = [fit_one(k) for k in range(num_domains)]
     return as_result(
         np.array([row[0] for row in found]).reshape(num_domains, 3),
         np.array([row[1] for row in found]),

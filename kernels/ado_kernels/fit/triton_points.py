@@ -83,6 +83,7 @@ def _cubic_at(value_ptrs, position, half, mask, BLOCK: tl.constexpr):
         dot2 += value * p2
         dot3 += value * p3
     _, p1, p2, p3 = _gram(position, h)
+    # The polynomials' squared norms over the window: n, pairs / 3, spread / 5, spread (h - 1) (h + 2) / 7.
     n = 2.0 * h + 1.0
     pairs = h * (h + 1.0) * n
     spread = pairs * (2.0 * h - 1.0) * (2.0 * h + 3.0)
@@ -122,6 +123,7 @@ def bin_kernel(points, bins, BLOCK: tl.constexpr):
         sum_y += tl.where(inside, y, 0.0)
         number += inside.to(tl.float64)
     num = tl.sum(number)
+    # An empty bin has weight 0; its x and y are 0, which every formula takes.
     place = domain * NUM_BINS + which
     tl.store(bins.x + place, tl.sum(sum_x) / tl.maximum(num, 1.0))
     tl.store(bins.y + place, tl.sum(sum_y) / tl.maximum(num, 1.0))
@@ -199,7 +201,7 @@ def newton_sums(points, theta, delta, BLOCK: tl.constexpr):
         bb, be, ba, ee, ea, aa = p * p, p * q, p * xp, q * q, q * xp, xp * xp
         in_bb += inside * bb
         in_be += inside * be
-        in_ba -= inside * ba
+        in_ba -= inside * ba  # J's last entry is -x p
         in_ee += inside * ee
         in_ea -= inside * ea
         in_aa += inside * aa

@@ -49,6 +49,7 @@ def coarse_kernel(bins, start_ptr, end_ptr, DELTA: tl.constexpr, STARTS: tl.cons
     x0 = mean_x(own, BLOCK)
     f = float64(0.0)
     for stage in range(NUM_WIDTHS):
+        # WIDTHS[stage]: a constant tuple cannot be indexed by the loop's variable.
         width = tl.where(stage == 0, float64(FIRST_WIDTH), tl.where(stage == 1, float64(SECOND_WIDTH), 0.0))
         width = tl.maximum(width, float64(DELTA))
         theta, f = _minimise(own, theta, (width, x0, face, COARSE_TOLERANCE, COARSE_PASSES), BLOCK)
@@ -64,6 +65,7 @@ def refine_kernel(points, coarse_ptr, end_ptr, DELTA: tl.constexpr, SEARCHES: tl
     lane = tl.arange(0, SEARCHES)
     f_of_lane = tl.load(coarse_ptr + lane * END + 3, lane < num_searches, other=0.0)
     own_f = tl.load(coarse_ptr + which * END + 3)
+    # An end counts as one minimum with any earlier search's end of nearly its F; the first of them is refined.
     duplicate = (lane < which) & (tl.abs(own_f - f_of_lane) < (own_f + LOW_KINK) * SAME)
     theta = _load_theta(coarse_ptr + which * END)
     f = float64(INFINITY)
@@ -112,11 +114,12 @@ def _minimise(points, theta, settings, BLOCK: tl.constexpr):
         gains_alone = single_parameter_gain(theta, sums, face) > least_gain * NEGLIGIBLE
         going = (within & (gains | gains_alone)).to(tl.int32)
         damped = tl.maximum(damping, float64(RAISE_FROM)) * RAISE_BY
-        if within & gains:
+        if within & gains:  # the only pass over the points in the body
             trial = newton_sums(points, new, delta, BLOCK)
             passes += 1
             gain = f - trial[LOSS] - penalty(new)
             if gain > 0.0:
+                # Trust-region rule of numba_descent.minimise; `change` is negative.
                 small = tl.where((gain < least_gain) & (gain > -0.25 * change), small + 1, 0)
                 damping *= tl.where(gain > -0.75 * change, 0.1, tl.where(gain < -0.25 * change, 4.0, 1.0))
                 theta, sums, f = new, trial, f - gain
@@ -155,7 +158,7 @@ def _restart_vanished(points, theta, delta, x0, alpha_ptr, num_alphas, BLOCK: tl
             shape = tl.exp(-alpha * (x - x0))  # may overflow where there is no point, hence tl.where and not w *
             fall += tl.where(w > 0.0, tl.minimum(tl.maximum(r, -delta), delta) * shape, 0.0)
             curve += tl.where(w > 0.0, delta / tl.maximum(tl.abs(r), delta) * shape * shape, 0.0)
-        slope = tl.sum(fall) / tl.sqrt(tl.sum(curve))
+        slope = tl.sum(fall) / tl.sqrt(tl.sum(curve))  # the parabola's fall is slope^2 / 2
         chosen = tl.where(slope > most, alpha, chosen)
         most = tl.where(slope > most, slope, most)
     return (theta[1] + tl.log(float64(SEED)) + chosen * x0, theta[1], chosen), most

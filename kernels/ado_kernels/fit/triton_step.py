@@ -86,6 +86,7 @@ def model_step(theta, sums, x0, damping, face):
     vanishing = beta_state == VANISHING
     on_kink = (alpha_state == HELD) | (alpha_state == HELD_HIGH)
     law = _law(theta, x0)
+    # Every lane solves its own 3 x 3 system; lanes that are no piece, or not allowed, are left out at the end.
     kink = tl.where(alpha_state == HELD_HIGH, float64(HIGH_KINK), float64(LOW_KINK))
     jacobian = _tangent(pieces, law)
     gradient = (sums[GRAD_B], sums[GRAD_E], sums[GRAD_A])
@@ -96,14 +97,16 @@ def model_step(theta, sums, x0, damping, face):
         sums[GRAD_A] + tl.where(alpha_state == PAST_HIGH, 1.0, 0.0) - tl.where(alpha_state == PAST_LOW, 1.0, 0.0),
     )
     held = ((beta_state == HELD) | vanishing, eps_state == HELD, on_kink | vanishing)
+    # Displacements of held coordinates. To shrink v to SHRINK v is a relative change of SHRINK - 1.
     fixed = (
         tl.where(vanishing, float64(SHRINK - 1.0), tl.where(held[0], -theta[0] + BETA_KINK, 0.0)),
         tl.where(held[1], -theta[1] + EPS_KINK, 0.0),
         tl.where(on_kink, kink - theta[2], 0.0),
     )
     d, positive = _solve_held(a, _transform_gradient(jacobian, g_piece), held, fixed)
-    new_alpha = tl.where(on_kink, kink, theta[2] + d[2])
+    new_alpha = tl.where(on_kink, kink, theta[2] + d[2])  # theta + (kink - theta) may round to beside the kink
     new, d = _retract(pieces, theta, law, new_alpha, d)
+    # The smooth gradient alone: the penalty is added exactly, and not by the slope that the piece assumed.
     g = _transform_gradient(jacobian, gradient)
     a00, a01, a02, a11, a12, a22 = a
     value = g[0] * d[0] + g[1] * d[1] + g[2] * d[2] + penalty(new) - penalty(theta)
@@ -126,7 +129,7 @@ def take_lane(value, lane):
 def _pieces():
     """States (log_beta, log_eps, alpha) of each lane's piece: 45 combinations, then 3 in which the law vanishes."""
     lane = tl.arange(0, LANES)
-    free = lane < 45  # 3 x 3 x 5 states
+    free = lane < 45  # 3 x 3 x 5 states; alpha runs fastest, then log_eps
     beta = tl.where(free, lane // 15, VANISHING)
     eps = tl.where(free, lane // 5 % 3, lane - 45)
     return beta, eps, tl.where(free, lane % 5, 0)
@@ -176,7 +179,7 @@ def _tangent(pieces, law):
     eps, v, v_held, alpha, x0 = law
     moves_beta = (beta_state != HELD) & (beta_state != VANISHING)
     moves_eps = eps_state != HELD
-    both = moves_beta & moves_eps
+    both = moves_beta & moves_eps  # coordinates (c, s, alpha); else (log v, -, alpha), or (-, c, alpha) on a kink
     along = tl.where(beta_state == HELD, x0 * v_held / eps, 0.0)
     return (
         tl.where(both, 0.0, 1.0),
@@ -217,6 +220,7 @@ def _transform_gradient(jacobian, g):
 def _solve_held(a, g, held, fixed):
     """The minimiser, held coordinates at `fixed` (0 where not held); and where the matrix is positive definite."""
     a00, a01, a02, a11, a12, a22 = a
+    # A held coordinate's row and column become the identity's; what they contributed moves to the right-hand side.
     r0 = tl.where(held[0], fixed[0], -g[0] - a01 * fixed[1] - a02 * fixed[2])
     r1 = tl.where(held[1], fixed[1], -g[1] - a01 * fixed[0] - a12 * fixed[2])
     r2 = tl.where(held[2], fixed[2], -g[2] - a02 * fixed[0] - a12 * fixed[1])
@@ -224,6 +228,7 @@ def _solve_held(a, g, held, fixed):
     a01 = tl.where(held[0] | held[1], 0.0, a01)
     a02 = tl.where(held[0] | held[2], 0.0, a02)
     a12 = tl.where(held[1] | held[2], 0.0, a12)
+    # L D L' by hand; positive definite where all three pivots are.
     l1, l2 = a01 / a00, a02 / a00
     d11, d12 = a11 - l1 * a01, a12 - l1 * a02
     l3 = d12 / d11
@@ -242,6 +247,7 @@ def _retract(pieces, theta, law, new_alpha, d):
     moves_beta = (beta_state != HELD) & (beta_state != VANISHING)
     moves_eps = eps_state != HELD
     both, alone = moves_beta & moves_eps, moves_eps & (moves_beta == 0)
+    # v = s / alpha may change by SHRINK at most, eps fall to a tenth: the law is not linear that far.
     new_v = tl.minimum(tl.maximum((alpha * v + d[1]) / new_alpha, v * SHRINK), v / SHRINK)
     moved = tl.where(beta_state == HELD, tl.exp(-new_alpha * x0 + BETA_KINK) - v_held, 0.0)
     wanted = tl.where(both, eps + v + d[0] - new_v, eps + d[1] - moved)
@@ -249,6 +255,7 @@ def _retract(pieces, theta, law, new_alpha, d):
     free = tl.where(both, tl.log(new_v) + new_alpha * x0, theta[0] + d[0] + (new_alpha - alpha) * x0)
     stopped = tl.where(beta_state == VANISHING, theta[0] + tl.log(float64(SHRINK)), float64(BETA_KINK))
     new = (tl.where(moves_beta, free, stopped), tl.where(moves_eps, tl.log(new_eps), float64(EPS_KINK)), new_alpha)
+    # The displacement that was made, clamped or not: there the model is evaluated.
     d0 = tl.where(both, new_eps + new_v - eps - v, d[0])
     d1 = tl.where(both, new_v * new_alpha - v * alpha, tl.where(alone, new_eps - eps + moved, d[1]))
     return new, (d0, d1, d[2])

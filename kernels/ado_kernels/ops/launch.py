@@ -11,9 +11,9 @@ explicitly, because its default differs between versions of Triton.
 """
 
 import functools
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -21,8 +21,7 @@ import torch
 from ado_kernels.ops.launch_table import TABLE
 
 Key = tuple[str, int, str]
-METHODS = ("softmax_pass", "exponentials")
-# Operations whose sums over rows must be grouped alike on every NVIDIA GPU.
+# Operations whose sums over rows must be grouped alike on every NVIDIA GPU (tests/kernels/test_launch.py).
 SAME_BITS = ("rms_norm_backward", "rms_norm_rope_backward")
 
 
@@ -30,8 +29,6 @@ SAME_BITS = ("rms_norm_backward", "rms_norm_rope_backward")
 class Launch:
     """rows: of a tile or chunk; block: elements taken at a time; warps: per program; stages: of the software pipeline;
     programs: of a sum over rows.
-
-    method: for linear_cross_entropy, "softmax_pass" or "exponentials" (tensor descriptors: sm_90 and later).
     """
 
     rows: int = 1
@@ -39,7 +36,6 @@ class Launch:
     warps: int = 4
     stages: int = 1
     programs: int = 0
-    method: str = ""
 
     def options(self) -> dict[str, Any]:
         """The compiler's options of a kernel launch."""
@@ -77,41 +73,6 @@ def using(op: str, **fields: Any) -> Iterator[None]:
         _table = before
 
 
-def read_table(table: Mapping[Key, Mapping[str, Any]]) -> dict[Key, Launch]:
-    """The checked entries. Raises ValueError that names the row and what is wrong with it."""
-    plans = {}
-    for key, fields in table.items():
-        try:
-            plans[key] = plan = Launch(**fields)
-            _check(key, plan, plans)
-        except (TypeError, ValueError) as error:
-            raise ValueError(f"launch table, row {key}: {error}") from None
-    return plans
-
-
-def _check(key: Key, plan: Launch, before: Mapping[Key, Launch]) -> None:
-    op, width, architecture = key
-    if width and width != size_class(width):
-        raise ValueError(f"size class {width} is not a power of two from 64")
-    if (
-        plan.warps not in (1, 2, 4, 8, 16, 32)
-        or not 1 <= plan.stages <= 8
-        or min(plan.rows - 1, plan.block, plan.programs) < 0
-    ):
-        raise ValueError(f"{plan} is out of range")
-    if (plan.method in METHODS) != (op == "linear_cross_entropy"):
-        raise ValueError(f"method {plan.method!r}; linear_cross_entropy has {METHODS}, other operations none")
-    if plan.method == "exponentials" and not (architecture.startswith("sm_") and int(architecture[3:]) >= 90):
-        raise ValueError("method 'exponentials' needs tensor descriptors: sm_90 or later")
-    common = before.get((op, width, ""))
-    if architecture and common is None:
-        raise ValueError("the row for all architectures must come first")
-    if op in SAME_BITS and architecture.startswith("sm_"):
-        changed = [name for name, value in asdict(plan).items() if name != "stages" and value != getattr(common, name)]
-        if changed:
-            raise ValueError(f"{changed} decide the bits of {op} and must be those of the row for all")
-
-
 @functools.cache
 def shared_memory_bytes(device: torch.device) -> int:
     """Shared memory that one program may use."""
@@ -132,4 +93,4 @@ def device_architecture(device: torch.device | None) -> str:
     return f"sm_{major}{minor}"
 
 
-_table = read_table(TABLE)
+_table = {key: Launch(**fields) for key, fields in TABLE.items()}

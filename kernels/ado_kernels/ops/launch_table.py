@@ -1,4 +1,4 @@
-"""How each kernel is launched: written by `python -m benchmarks.kernels --tune`, checked and explained in launch.py.
+"""How each kernel is launched: written by `python -m benchmarks.kernels --tune`, explained in launch.py.
 
 Key: operation, size class (0: any size), architecture ("" for all without a row of their own).
 """
@@ -6,9 +6,8 @@ Key: operation, size class (0: any size), architecture ("" for all without a row
 from typing import Any
 
 TABLE: dict[tuple[str, int, str], dict[str, Any]] = {
-    ("exponentials", 0, ""): {"warps": 8, "stages": 3},
-    ("linear_cross_entropy", 0, ""): {"rows": 4096, "method": "softmax_pass"},
-    ("linear_cross_entropy", 1024, ""): {"rows": 5632, "method": "softmax_pass"},
+    ("linear_cross_entropy", 0, ""): {"rows": 4096},
+    ("linear_cross_entropy", 1024, ""): {"rows": 5632},
     ("rms_norm", 64, ""): {"rows": 16},
     ("rms_norm", 128, ""): {"rows": 16},
     ("rms_norm", 256, ""): {"rows": 8},

@@ -82,6 +82,11 @@ def array(tensor: torch.Tensor) -> Array:
     return tensor.detach().numpy()
 
 
+def array_rows(x: torch.Tensor, dtype: torch.dtype) -> Array:
+    """(N, D) of any shape (..., D): its memory where that is contiguous and of this dtype, else a copy."""
+    return array(x.to(dtype).contiguous().view(-1, x.shape[-1]))
+
+
 def array_copy(parameter: torch.Tensor, dtype: torch.dtype) -> Array:
     """A contiguous copy: a NumPy view of a parameter would hold a storage that FSDP must resize."""
     return array(parameter.to(dtype, copy=True, memory_format=torch.contiguous_format))

@@ -4,6 +4,8 @@ Without the check a tensor of another device would be read as if it lay on the f
 an illegal access on a GPU. Shapes are checked by each operation.
 """
 
+import math
+
 import torch
 
 FLOATING = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
@@ -33,3 +35,9 @@ def check_operands(
 def accumulation_dtype(dtype: torch.dtype) -> torch.dtype:
     """The dtype of arithmetic and sums: float64 for float64, float32 for the rest (bf16 and fp16 are storage)."""
     return torch.float64 if dtype == torch.float64 else torch.float32
+
+
+def rstd_like(x: torch.Tensor) -> torch.Tensor:
+    """An empty (N,) for 1 / rms of the N rows of x (..., D), in the accumulation dtype."""
+    # math.prod and not Size.numel(), which turns a symbolic shape into a number: a graph per length.
+    return x.new_empty(math.prod(x.shape[:-1]), dtype=accumulation_dtype(x.dtype))

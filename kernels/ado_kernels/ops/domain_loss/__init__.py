@@ -12,13 +12,11 @@ Cost: one read of losses and ids. On a GPU every token is compared with every do
 of instructions some 17 us for N = 65,536 and K = 512, 130 us for K = 4096, and under a launch for K = 22.
 """
 
-import warnings
-
 import torch
 
 from ado_kernels.ops.domain_loss.cpu import domain_loss_cpu
-from ado_kernels.ops.gpu_dispatch import register_gpu
-from ado_kernels.ops.operands import accumulation_dtype, check_operands
+from ado_kernels.ops.operands import check_operands
+from ado_kernels.ops.registration import register
 
 
 def domain_loss(
@@ -60,35 +58,9 @@ def check_domains(num_tokens: int, domain_ids: torch.Tensor, num_domains: int) -
         )
 
 
-@torch.library.custom_op("ado_kernels::domain_loss", mutates_args=(), device_types="cpu")
-def _domain_loss(
-    token_losses: torch.Tensor, domain_ids: torch.Tensor, num_domains: int
-) -> tuple[torch.Tensor, torch.Tensor]:
-    losses_N = token_losses.to(accumulation_dtype(token_losses.dtype)).reshape(-1).contiguous()
-    ids_B = domain_ids if domain_ids.dtype == torch.int32 else domain_ids.long()
-    sums_K, counts_K = domain_loss_cpu(losses_N, ids_B.reshape(-1).contiguous(), num_domains)
-    if int(counts_K.sum()) < losses_N.numel():
-        _warn_of_invalid_ids(ids_B, num_domains)
-    return sums_K, counts_K
-
-
-def _warn_of_invalid_ids(ids_B: torch.Tensor, num_domains: int) -> None:
-    invalid = ids_B[(ids_B < -1) | (ids_B >= num_domains)]
-    if invalid.numel():
-        warnings.warn(
-            f"{invalid.numel()} of {ids_B.numel()} domain ids lie outside [0, {num_domains}), the first is "
-            f"{int(invalid[0])}: their tokens are counted in no domain; give -1 where that is meant",
-            RuntimeWarning,
-            stacklevel=2,
-        )
-
-
-register_gpu(_domain_loss, "ado_kernels.ops.domain_loss.gpu", "domain_loss_gpu")
-
-
-@_domain_loss.register_fake
-def _domain_loss_fake(
-    token_losses: torch.Tensor, domain_ids: torch.Tensor, num_domains: int
-) -> tuple[torch.Tensor, torch.Tensor]:
+def _fake(token_losses: torch.Tensor, domain_ids: torch.Tensor, num_domains: int) -> tuple[torch.Tensor, torch.Tensor]:
     sums_K = token_losses.new_empty(num_domains, dtype=torch.float64)
     return sums_K, sums_K.new_empty(num_domains, dtype=torch.int64)
+
+
+register("domain_loss", domain_loss_cpu, _fake, "domain_loss.domain_loss_gpu")

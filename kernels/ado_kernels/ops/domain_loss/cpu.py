@@ -6,19 +6,26 @@ wait for each other's stores: 4,096 domains are 48 KB, a first-level cache. Toke
 alone, each with its own tables, added in a fixed order: the same bits for any number of threads.
 """
 
+import warnings
+
 import numpy as np
 import torch
 from numba import njit, prange
 
 from ado_kernels.ops.numba_math import FAST_SUMS, Array, array, set_loop_threads
+from ado_kernels.ops.operands import accumulation_dtype
 
 _RUN = 32
 _SLAB_TOKENS = 32768
 _MAX_SLABS = 16
 
 
-def domain_loss_cpu(losses_N: torch.Tensor, ids_B: torch.Tensor, num_domains: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """(K,) float64 sums, (K,) int64 counts; `losses_N` float32 or float64, `ids_B` one id per N // B tokens."""
+def domain_loss_cpu(
+    token_losses: torch.Tensor, domain_ids: torch.Tensor, num_domains: int
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """(K,) float64 sums, (K,) int64 counts."""
+    losses_N = token_losses.to(accumulation_dtype(token_losses.dtype)).reshape(-1).contiguous()
+    ids_B = (domain_ids if domain_ids.dtype == torch.int32 else domain_ids.long()).reshape(-1).contiguous()
     num_tokens, num_ids = losses_N.numel(), ids_B.numel()
     num_slabs = min(max(num_tokens // _SLAB_TOKENS, 1), _MAX_SLABS)
     # One more column, behind the last domain, for tokens of none.
@@ -29,8 +36,21 @@ def domain_loss_cpu(losses_N: torch.Tensor, ids_B: torch.Tensor, num_domains: in
             _per_token(array(losses_N), array(ids_B), sums_SK1, counts_SK1)
         else:
             _per_sequence(array(losses_N.view(num_ids, -1)), array(ids_B), sums_SK1, counts_SK1)
-    sums_K, counts_K = sums_SK1.sum(axis=0)[:num_domains], counts_SK1.sum(axis=0, dtype=np.int64)[:num_domains]
-    return torch.from_numpy(sums_K), torch.from_numpy(counts_K)
+    sums_K1, counts_K1 = sums_SK1.sum(axis=0), counts_SK1.sum(axis=0, dtype=np.int64)
+    if counts_K1[-1]:
+        _warn_of_invalid_ids(ids_B, num_domains)
+    return torch.from_numpy(sums_K1[:-1]), torch.from_numpy(counts_K1[:-1])
+
+
+def _warn_of_invalid_ids(ids_B: torch.Tensor, num_domains: int) -> None:
+    invalid = ids_B[(ids_B < -1) | (ids_B >= num_domains)]
+    if invalid.numel():
+        warnings.warn(
+            f"{invalid.numel()} of {ids_B.numel()} domain ids lie outside [0, {num_domains}), the first is "
+            f"{int(invalid[0])}: their tokens are counted in no domain; give -1 where that is meant",
+            RuntimeWarning,
+            stacklevel=2,
+        )
 
 
 @njit(nogil=True, cache=True)
@@ -54,7 +74,7 @@ def _add_slab(losses_N: Array, ids_N: Array, sums_K1: Array, counts_K1: Array) -
     for run in range(num_runs):
         start = run * _RUN
         first = ids_N[start]
-        same = first == ids_N[start + _RUN - 1]
+        same = first == ids_N[start + _RUN - 1]  # cheap: mixed runs mostly end in another id
         if same:
             for i in range(_RUN):
                 same &= ids_N[start + i] == first

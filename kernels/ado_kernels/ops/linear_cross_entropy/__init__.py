@@ -7,8 +7,7 @@ Logits exist for a few large chunks of rows only, in one reused buffer, and beco
 gradients are formed in the forward pass (three matmuls in all, none repeated) and scaled in the backward pass. Few
 large chunks, because each one after the first reads and writes the float32 sum that is the weight's gradient. Sums are
 float32 for every dtype and rounded once, after scaling: rounding them to bf16 per chunk makes other chunked
-implementations diverge (Liger-Kernel issues 512, 827). For GPUs from sm_90 on, the launch table can choose a second
-method, which saves the pass over a chunk's logits (exponentials.py).
+implementations diverge (Liger-Kernel issues 512, 827).
 
 Numbers: no host synchronisation on a GPU. All tokens ignored: loss 0, gradients 0. A target outside the vocabulary
 raises on a CPU and makes the loss NaN on a GPU (its gradient rows are 0). Domain ids outside [0, K) are counted
@@ -22,11 +21,11 @@ from typing import Any
 
 import torch
 
-from ado_kernels.ops.domain_loss import check_domains, domain_loss, domain_loss_reference
-from ado_kernels.ops.gpu_dispatch import register_gpu
-from ado_kernels.ops.linear_cross_entropy.cpu import linear_cross_entropy_cpu
-from ado_kernels.ops.linear_cross_entropy.problem import Outputs, Problem
+from ado_kernels.ops.domain_loss import check_domains, domain_loss_reference
+from ado_kernels.ops.linear_cross_entropy.cpu import linear_cross_entropy_cpu, scale_gradient_cpu
+from ado_kernels.ops.linear_cross_entropy.problem import Outputs
 from ado_kernels.ops.operands import accumulation_dtype, check_operands
+from ado_kernels.ops.registration import register
 
 
 def linear_cross_entropy(
@@ -108,68 +107,6 @@ def _compute_dtype(hidden: torch.Tensor, weight: torch.Tensor) -> torch.dtype:
     return dtype
 
 
-@torch.library.custom_op("ado_kernels::linear_cross_entropy", mutates_args=(), device_types="cpu")
-def _linear_cross_entropy(
-    hidden: torch.Tensor,
-    weight: torch.Tensor,
-    targets: torch.Tensor,
-    domain_ids: torch.Tensor,
-    num_domains: int,
-    ignore_index: int,
-    z_loss: float,
-    hidden_grad: bool,
-    weight_grad: bool,
-    compute_dtype: torch.dtype,
-) -> Outputs:
-    problem = Problem(hidden, weight, targets, ignore_index, z_loss, hidden_grad, weight_grad, compute_dtype)
-    result = linear_cross_entropy_cpu(problem)
-    kept_N = targets != ignore_index
-    ids_N = domain_ids.long().flatten().repeat_interleave(kept_N.numel() // max(domain_ids.numel(), 1))
-    sums_K, counts_K = domain_loss(result.losses_N, torch.where(kept_N, ids_N, -1), num_domains)
-    return result.outputs(problem, sums_K, counts_K, result.losses_N.sum(dtype=torch.float64), kept_N.sum())
-
-
-register_gpu(_linear_cross_entropy, "ado_kernels.ops.linear_cross_entropy.gpu", "linear_cross_entropy_gpu")
-
-
-@_linear_cross_entropy.register_fake
-def _linear_cross_entropy_fake(
-    hidden: torch.Tensor,
-    weight: torch.Tensor,
-    targets: torch.Tensor,
-    domain_ids: torch.Tensor,
-    num_domains: int,
-    *rest: Any,
-) -> Outputs:
-    *_, hidden_grad, weight_grad, compute_dtype = rest
-    wide = accumulation_dtype(compute_dtype)
-    return (
-        hidden.new_empty((), dtype=wide),
-        hidden.new_empty(num_domains, dtype=torch.float64),
-        hidden.new_empty(num_domains, dtype=torch.int64),
-        hidden.new_empty(hidden.shape if hidden_grad else 0, dtype=wide),
-        hidden.new_empty(weight.shape if weight_grad else 0, dtype=wide),
-        hidden.new_empty((), dtype=torch.float64),
-    )
-
-
-@torch.library.custom_op("ado_kernels::scale_gradient", mutates_args=(), device_types="cpu")
-def _scale_gradient(
-    gradient: torch.Tensor, dloss: torch.Tensor, inverse: torch.Tensor, dtype: torch.dtype
-) -> torch.Tensor:
-    return (gradient * (dloss * inverse).to(gradient.dtype)).to(dtype)
-
-
-register_gpu(_scale_gradient, "ado_kernels.ops.linear_cross_entropy.gpu", "scale_gradient_gpu")
-
-
-@_scale_gradient.register_fake
-def _scale_gradient_fake(
-    gradient: torch.Tensor, dloss: torch.Tensor, inverse: torch.Tensor, dtype: torch.dtype
-) -> torch.Tensor:
-    return gradient.new_empty(gradient.shape, dtype=dtype)
-
-
 def _save(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
     hidden, weight = inputs[:2]
     _, sums_K, counts_K, dhidden_NH, dweight_VH, inverse = output
@@ -196,4 +133,27 @@ def _backward(ctx: Any, dloss: torch.Tensor | None, *_: None) -> tuple[torch.Ten
     return *gradients, *[None] * 8
 
 
-_linear_cross_entropy.register_autograd(_backward, setup_context=_save)
+def _fake(
+    hidden: torch.Tensor, weight: torch.Tensor, targets: torch.Tensor, ids: torch.Tensor, num_domains: int, *rest: Any
+) -> Outputs:
+    *_, hidden_grad, weight_grad, compute_dtype = rest
+    wide = accumulation_dtype(compute_dtype)
+    return (
+        hidden.new_empty((), dtype=wide),
+        hidden.new_empty(num_domains, dtype=torch.float64),
+        hidden.new_empty(num_domains, dtype=torch.int64),
+        hidden.new_empty(hidden.shape if hidden_grad else 0, dtype=wide),
+        hidden.new_empty(weight.shape if weight_grad else 0, dtype=wide),
+        hidden.new_empty((), dtype=torch.float64),
+    )
+
+
+register(
+    "linear_cross_entropy", linear_cross_entropy_cpu, _fake, "linear_cross_entropy.linear_cross_entropy_gpu"
+).register_autograd(_backward, setup_context=_save)
+register(
+    "scale_gradient",
+    scale_gradient_cpu,
+    lambda gradient, dloss, inverse, dtype: gradient.new_empty(gradient.shape, dtype=dtype),
+    "linear_cross_entropy.scale_gradient_gpu",
+)

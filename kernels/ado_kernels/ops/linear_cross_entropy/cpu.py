@@ -11,15 +11,44 @@ import numpy as np
 import torch
 from numba import njit, prange
 
-from ado_kernels.ops.linear_cross_entropy.problem import Problem, Result
+from ado_kernels.ops.domain_loss.cpu import domain_loss_cpu
+from ado_kernels.ops.linear_cross_entropy.problem import Outputs, Problem, Result
 from ado_kernels.ops.numba_math import FAST_SUMS, Array, array, exp, set_loop_threads
 from ado_kernels.ops.operands import accumulation_dtype
 
 _CHUNK_BYTES = 256 << 20
 
 
-def linear_cross_entropy_cpu(problem: Problem) -> Result:
-    """Loss, per-token losses and the gradients asked for; raises ValueError for a target outside the vocabulary."""
+def linear_cross_entropy_cpu(
+    hidden: torch.Tensor,
+    weight: torch.Tensor,
+    targets: torch.Tensor,
+    domain_ids: torch.Tensor,
+    num_domains: int,
+    ignore_index: int,
+    z_loss: float,
+    hidden_grad: bool,
+    weight_grad: bool,
+    compute_dtype: torch.dtype,
+) -> Outputs:
+    """The operation on a CPU."""
+    problem = Problem(hidden, weight, targets, ignore_index, z_loss, hidden_grad, weight_grad, compute_dtype)
+    result = in_chunks(problem)
+    kept_N = targets != ignore_index
+    ids_N = domain_ids.long().flatten().repeat_interleave(kept_N.numel() // max(domain_ids.numel(), 1))
+    sums_K, counts_K = domain_loss_cpu(result.losses_N, torch.where(kept_N, ids_N, -1), num_domains)
+    return result.outputs(problem, sums_K, counts_K, result.losses_N.sum(dtype=torch.float64), kept_N.sum())
+
+
+def scale_gradient_cpu(
+    gradient: torch.Tensor, dloss: torch.Tensor, inverse: torch.Tensor, dtype: torch.dtype
+) -> torch.Tensor:
+    """gradient x dloss x inverse in `dtype`."""
+    return (gradient * (dloss * inverse).to(gradient.dtype)).to(dtype)
+
+
+def in_chunks(problem: Problem) -> Result:
+    """Per-token losses and the gradients asked for; raises ValueError for a target outside the vocabulary."""
     dtype = accumulation_dtype(problem.compute_dtype)
     hidden_NH, weight_VH = problem.hidden_NH.to(dtype), problem.weight_VH.to(dtype)
     targets_N = problem.targets_N.contiguous()

@@ -1,7 +1,6 @@
-"""Inputs and results of linear_cross_entropy on one device, and the matrix product that its chunks are made of."""
+"""Inputs and results of linear_cross_entropy on one device."""
 
-from dataclasses import dataclass, replace
-from typing import Any
+from dataclasses import dataclass
 
 import torch
 
@@ -23,11 +22,6 @@ class Problem:
     hidden_grad: bool
     weight_grad: bool
     compute_dtype: torch.dtype
-
-    def cast(self) -> "Problem":
-        """The same with operands in the dtype that is computed in, and contiguous targets."""
-        hidden_NH, weight_VH = self.hidden_NH.to(self.compute_dtype), self.weight_VH.to(self.compute_dtype)
-        return replace(self, hidden_NH=hidden_NH, weight_VH=weight_VH, targets_N=self.targets_N.contiguous())
 
     def options(self) -> tuple[int, float, bool]:
         """ignore_index, z_loss and whether any gradient is needed."""
@@ -61,32 +55,3 @@ class Result:
             total = total + problem.z_loss * self.squares_N.sum(dtype=torch.float64)
         loss = (total * inverse).to(accumulation_dtype(problem.compute_dtype))
         return loss, sums_K, counts_K, self.dhidden_NH, self.dweight_VH, inverse
-
-
-@dataclass(frozen=True)
-class Chunk:
-    """Rows of a problem that are processed together, and where their results go (empty where not asked for).
-
-    buffer_CV: scratch for logits or what stands in for them, rows 16-byte aligned. dweight_VH is the accumulator of
-    all chunks; the `first` one overwrites it.
-    """
-
-    problem: Problem
-    x_CH: torch.Tensor
-    weight_VH: torch.Tensor
-    targets_C: torch.Tensor
-    buffer_CV: torch.Tensor
-    losses_C: torch.Tensor
-    squares_C: torch.Tensor
-    dhidden_CH: torch.Tensor
-    dweight_VH: torch.Tensor
-    first: bool
-
-
-def matmul_into(out: torch.Tensor, a: torch.Tensor, b: torch.Tensor, add: bool = False) -> None:
-    """out = a b, or out += a b, with float32 sums for narrower operands (which torch offers on a GPU only)."""
-    wide: dict[str, Any] = {} if out.dtype == a.dtype else {"out_dtype": out.dtype}
-    if add:
-        torch.addmm(out, a, b, out=out, **wide)
-    else:
-        torch.mm(a, b, out=out, **wide)

@@ -10,13 +10,12 @@ Source: Zhang, Sennrich, "Root Mean Square Layer Normalization", arXiv 1910.0746
 call it on the unsharded weight, as module forward does.
 """
 
-import math
 from typing import Any, overload
 
 import torch
 
-from ado_kernels.ops.gpu_dispatch import register_gpu
-from ado_kernels.ops.operands import accumulation_dtype, check_operands
+from ado_kernels.ops.operands import check_operands, rstd_like
+from ado_kernels.ops.registration import register
 from ado_kernels.ops.rms_norm.cpu import backward_cpu, forward_cpu
 
 _Pair = tuple[torch.Tensor, torch.Tensor]
@@ -46,14 +45,11 @@ def rms_norm(
         raise ValueError(f"rms_norm needs x of shape (..., D) with D > 0, got {tuple(x.shape)}")
     if weight is not None and weight.shape != x.shape[-1:]:
         raise ValueError(f"weight has shape {tuple(weight.shape)}, x's last dimension needs ({x.shape[-1]},)")
-    y: torch.Tensor
-    if residual is None:
-        y, _ = torch.ops.ado_kernels.rms_norm(x, weight, eps)
-        return y
-    if residual.shape != x.shape:
+    if residual is not None and residual.shape != x.shape:
         raise ValueError(f"residual has shape {tuple(residual.shape)}, x has {tuple(x.shape)}")
-    y, _, total = torch.ops.ado_kernels.add_rms_norm(x, residual, weight, eps)
-    return y, total
+    y: torch.Tensor
+    y, _, total = torch.ops.ado_kernels.rms_norm(x, residual, weight, eps)
+    return y if residual is None else (y, total)
 
 
 def rms_norm_reference(
@@ -69,105 +65,43 @@ def rms_norm_reference(
     return y if residual is None else (y, total)
 
 
-def _rows(x: torch.Tensor) -> torch.Tensor:
-    return x.reshape(-1, x.shape[-1])
-
-
-@torch.library.custom_op("ado_kernels::rms_norm", mutates_args=(), device_types="cpu")
-def _rms_norm(x: torch.Tensor, weight: torch.Tensor | None, eps: float) -> _Pair:
-    y_ND, rstd_N = forward_cpu(_rows(x).contiguous(), weight, eps)
-    return y_ND.view(x.shape), rstd_N
-
-
-@torch.library.custom_op("ado_kernels::add_rms_norm", mutates_args=(), device_types="cpu")
-def _add_rms_norm(
-    x: torch.Tensor, residual: torch.Tensor, weight: torch.Tensor | None, eps: float
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    total = torch.add(x, residual).contiguous()
-    y_ND, rstd_N = forward_cpu(_rows(total), weight, eps)
-    return y_ND.view(x.shape).to(x.dtype), rstd_N, total
-
-
-@torch.library.custom_op("ado_kernels::rms_norm_backward", mutates_args=(), device_types="cpu")
-def _rms_norm_backward(
-    dy: torch.Tensor, dtotal: torch.Tensor | None, x: torch.Tensor, weight: torch.Tensor | None, rstd: torch.Tensor
-) -> _Pair:
-    dx_ND, dweight_D = backward_cpu(_rows(dy).contiguous(), _rows(x).contiguous(), weight, rstd)
-    dx = dx_ND.view(x.shape)  # in the accumulation dtype until dtotal is added: one rounding
-    if dtotal is not None:
-        dx += dtotal
-    return dx.to(x.dtype), dweight_D if weight is None else dweight_D.to(weight.dtype)
-
-
-for _operation, _function in (
-    (_rms_norm, "rms_norm_gpu"),
-    (_add_rms_norm, "forward_gpu"),
-    (_rms_norm_backward, "backward_gpu"),
-):
-    register_gpu(_operation, "ado_kernels.ops.rms_norm.gpu", _function)
-
-
-@_rms_norm.register_fake
-def _rms_norm_fake(x: torch.Tensor, weight: torch.Tensor | None, eps: float) -> _Pair:
-    return x.new_empty(x.shape), _rstd_fake(x)
-
-
-@_add_rms_norm.register_fake
-def _add_rms_norm_fake(
-    x: torch.Tensor, residual: torch.Tensor, weight: torch.Tensor | None, eps: float
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    total = x.new_empty(x.shape, dtype=torch.promote_types(x.dtype, residual.dtype))
-    return x.new_empty(x.shape), _rstd_fake(total), total
-
-
-@_rms_norm_backward.register_fake
-def _rms_norm_backward_fake(
-    dy: torch.Tensor, dtotal: torch.Tensor | None, x: torch.Tensor, weight: torch.Tensor | None, rstd: torch.Tensor
-) -> _Pair:
-    return x.new_empty(x.shape), rstd.new_empty(0) if weight is None else weight.new_empty(weight.shape)
-
-
-def _rstd_fake(x: torch.Tensor) -> torch.Tensor:
-    # math.prod and not Size.numel(), which turns a symbolic shape into a number: a graph per length.
-    return x.new_empty(math.prod(x.shape[:-1]), dtype=accumulation_dtype(x.dtype))
-
-
 def _save(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
-    x, weight, _ = inputs
-    ctx.set_materialize_grads(False)  # absent gradients come as None, not as tensors of zeros to be read
-    ctx.mark_non_differentiable(output[1])
-    ctx.save_for_backward(x, weight, output[1])
-
-
-def _backward(ctx: Any, dy: torch.Tensor | None, _drstd: None) -> tuple[torch.Tensor | None, ...]:
-    if dy is None:
-        return None, None, None
-    x, weight, rstd = ctx.saved_tensors
-    dx, dweight = torch.ops.ado_kernels.rms_norm_backward(dy, None, x, weight, rstd)
-    return dx, None if weight is None else dweight, None
-
-
-def _save_add(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
     x, residual, weight, _ = inputs
     _, rstd, total = output
-    ctx.set_materialize_grads(False)
-    ctx.mark_non_differentiable(rstd)
-    ctx.save_for_backward(total, weight, rstd)
-    ctx.dtypes = x.dtype, residual.dtype
+    ctx.set_materialize_grads(False)  # absent gradients come as None, not as tensors of zeros to be read
+    ctx.mark_non_differentiable(rstd, *([total] if residual is None else []))
+    ctx.save_for_backward(x if residual is None else total, weight, rstd)
+    ctx.dtypes = x.dtype, None if residual is None else residual.dtype
 
 
-def _backward_add(
+def _backward(
     ctx: Any, dy: torch.Tensor | None, _drstd: None, dtotal: torch.Tensor | None
 ) -> tuple[torch.Tensor | None, ...]:
-    total, weight, rstd = ctx.saved_tensors
+    normed, weight, rstd = ctx.saved_tensors
     dweight = None
     if dy is not None:
-        dtotal, dweight = torch.ops.ado_kernels.rms_norm_backward(dy, dtotal, total, weight, rstd)
+        dtotal, dweight = torch.ops.ado_kernels.rms_norm_backward(dy, dtotal, normed, weight, rstd)
     if dtotal is None:
         return None, None, None, None
     x_dtype, residual_dtype = ctx.dtypes
-    return dtotal.to(x_dtype), dtotal.to(residual_dtype), None if weight is None else dweight, None
+    dresidual = None if residual_dtype is None else dtotal.to(residual_dtype)
+    return dtotal.to(x_dtype), dresidual, None if weight is None else dweight, None
 
 
-_rms_norm.register_autograd(_backward, setup_context=_save)
-_add_rms_norm.register_autograd(_backward_add, setup_context=_save_add)
+def _forward_fake(x: torch.Tensor, residual: torch.Tensor | None, *_: Any) -> tuple[torch.Tensor, ...]:
+    if residual is None:
+        return x.new_empty(x.shape), rstd_like(x), x.new_empty(0)
+    total = x.new_empty(x.shape, dtype=torch.promote_types(x.dtype, residual.dtype))
+    return x.new_empty(x.shape), rstd_like(total), total
+
+
+def _backward_fake(
+    dy: torch.Tensor, dtotal: torch.Tensor | None, x: torch.Tensor, weight: torch.Tensor | None, rstd: torch.Tensor
+) -> tuple[torch.Tensor, ...]:
+    return x.new_empty(x.shape), rstd.new_empty(0) if weight is None else weight.new_empty(weight.shape)
+
+
+register("rms_norm", forward_cpu, _forward_fake, "rms_norm.forward_gpu").register_autograd(
+    _backward, setup_context=_save
+)
+register("rms_norm_backward", backward_cpu, _backward_fake, "rms_norm.backward_gpu")

@@ -8,33 +8,39 @@ import numpy as np
 import torch
 from numba import njit, prange
 
-from ado_kernels.ops.numba_math import FAST_SUMS, Array, array, array_copy, set_loop_threads
-from ado_kernels.ops.operands import accumulation_dtype
+from ado_kernels.ops.numba_math import FAST_SUMS, Array, array, array_copy, array_rows, set_loop_threads
+from ado_kernels.ops.operands import rstd_like
 
 _SLABS = 16
 
 
-def forward_cpu(x_ND: torch.Tensor, weight_D: torch.Tensor | None, eps: float) -> tuple[torch.Tensor, torch.Tensor]:
-    """y (N, D) in x's dtype and 1 / rms (N,) in the accumulation dtype."""
-    dtype = accumulation_dtype(x_ND.dtype)
-    y_ND = torch.empty(x_ND.shape, dtype=dtype)
-    rstd_N = torch.empty(x_ND.shape[0], dtype=dtype)
-    set_loop_threads(x_ND.numel())
-    _forward(array(x_ND.to(dtype)), _optional(weight_D, dtype), eps, array(y_ND), array(rstd_N))
-    return y_ND.to(x_ND.dtype), rstd_N
+def forward_cpu(
+    x: torch.Tensor, residual: torch.Tensor | None, weight: torch.Tensor | None, eps: float
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """y in x's dtype and shape (..., D), 1 / rms of its rows, and x + residual, empty without one."""
+    total = x if residual is None else torch.add(x, residual).contiguous()
+    rstd_N = rstd_like(total)
+    dtype = rstd_N.dtype
+    y = torch.empty(x.shape, dtype=dtype)
+    set_loop_threads(x.numel())
+    _forward(array_rows(total, dtype), _optional(weight, dtype), eps, array_rows(y, dtype), array(rstd_N))
+    return y.to(x.dtype), rstd_N, x.new_empty(0) if residual is None else total
 
 
 def backward_cpu(
-    dy_ND: torch.Tensor, x_ND: torch.Tensor, weight_D: torch.Tensor | None, rstd_N: torch.Tensor
+    dy: torch.Tensor, dtotal: torch.Tensor | None, x: torch.Tensor, weight: torch.Tensor | None, rstd: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """dx (N, D) in the accumulation dtype and the weight's gradient (D,), empty where there is no weight."""
-    dtype = rstd_N.dtype
-    dx_ND = torch.empty(x_ND.shape, dtype=dtype)
-    weight = _optional(weight_D, dtype)
-    partial_SD = np.zeros((_SLABS, weight.size), weight.dtype)
-    set_loop_threads(x_ND.numel())
-    _backward(array(dy_ND.to(dtype)), array(x_ND.to(dtype)), weight, array(rstd_N), array(dx_ND), partial_SD)
-    return dx_ND, torch.from_numpy(partial_SD.sum(axis=0))
+    """dx in x's dtype and shape, `dtotal` added, and the weight's gradient in its dtype (empty without a weight)."""
+    dtype = rstd.dtype
+    dx = torch.empty(x.shape, dtype=dtype)
+    weight_D = _optional(weight, dtype)
+    partial_SD = np.zeros((_SLABS, weight_D.size), weight_D.dtype)
+    set_loop_threads(x.numel())
+    _backward(array_rows(dy, dtype), array_rows(x, dtype), weight_D, array(rstd), array_rows(dx, dtype), partial_SD)
+    if dtotal is not None:
+        dx += dtotal  # in the accumulation dtype: one rounding
+    dweight = torch.from_numpy(partial_SD.sum(axis=0))
+    return dx.to(x.dtype), dweight if weight is None else dweight.to(weight.dtype)
 
 
 def _optional(weight_D: torch.Tensor | None, dtype: torch.dtype) -> Array:

@@ -14,29 +14,24 @@ import triton
 import triton.language as tl
 
 from ado_kernels.ops.launch import Launch, launch, shared_memory_bytes, size_class
-from ado_kernels.ops.operands import accumulation_dtype
+from ado_kernels.ops.operands import rstd_like
 from ado_kernels.ops.triton_operands import as_rows, triton_accumulator
 
 SUM = {"BLOCK_G": 256, "BLOCK_D": 16}  # a few loads of 16 bytes a thread, and programs enough for every multiprocessor
-_Pair = tuple[torch.Tensor, torch.Tensor]
-
-
-def rms_norm_gpu(x: torch.Tensor, weight: torch.Tensor | None, eps: float) -> _Pair:
-    """y in x's dtype and shape, and 1 / rms of its rows."""
-    y, rstd_N, _ = forward_gpu(x, None, weight, eps)
-    return y, rstd_N
 
 
 def forward_gpu(
     x: torch.Tensor, residual: torch.Tensor | None, weight_D: torch.Tensor | None, eps: float
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:
-    """y in x's dtype and shape (..., D), 1 / rms (N,) float32 of its N rows, and x + residual or None."""
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """y in x's dtype and shape (..., D), 1 / rms (N,) of its N rows, and x + residual, empty without one."""
     x_ND, residual_ND = as_rows(x), None if residual is None else as_rows(residual)
     num_rows, width = x_ND.shape
     y = torch.empty(x.shape, dtype=x.dtype, device=x.device)
-    total = None if residual is None else torch.empty_like(y, dtype=torch.promote_types(x.dtype, residual.dtype))
-    wide = accumulation_dtype((x if total is None else total).dtype)
-    rstd_N = torch.empty(num_rows, dtype=wide, device=x_ND.device)
+    if residual is None:
+        total, rstd_N = x.new_empty(0), rstd_like(x)
+    else:
+        total = torch.empty_like(y, dtype=torch.promote_types(x.dtype, residual.dtype))
+        rstd_N = rstd_like(total)
     plan = launch("rms_norm", width, x_ND.device)
     if num_rows:
         rms_norm_forward_kernel[(triton.cdiv(num_rows, plan.rows),)](
@@ -44,7 +39,7 @@ def forward_gpu(
             x_ND if residual_ND is None else residual_ND,
             x_ND if weight_D is None else weight_D.contiguous(),
             y,
-            y if total is None else total,
+            y if residual is None else total,
             rstd_N,
             x_ND.stride(0),
             0 if residual_ND is None else residual_ND.stride(0),
@@ -53,7 +48,7 @@ def forward_gpu(
             eps,
             HAS_WEIGHT=weight_D is not None,
             HAS_RESIDUAL=residual_ND is not None,
-            ACC=triton_accumulator(wide),
+            ACC=triton_accumulator(rstd_N.dtype),
             ROWS=plan.rows,
             BLOCK_D=size_class(width),
             **plan.options(),
@@ -63,7 +58,7 @@ def forward_gpu(
 
 def backward_gpu(
     dy: torch.Tensor, dtotal: torch.Tensor | None, x: torch.Tensor, weight_D: torch.Tensor | None, rstd_N: torch.Tensor
-) -> _Pair:
+) -> tuple[torch.Tensor, torch.Tensor]:
     """dx in x's dtype and shape, `dtotal` added, and the weight's gradient in its dtype (empty without a weight)."""
     dy_ND, x_ND, dtotal_ND = as_rows(dy), as_rows(x), None if dtotal is None else as_rows(dtotal)
     num_rows, width = x_ND.shape
@@ -72,7 +67,9 @@ def backward_gpu(
     partial_GD = torch.empty(
         (plan.programs, width) if weight_D is not None else 0, dtype=rstd_N.dtype, device=x_ND.device
     )
+    # Tiles of x, dy and dtotal that are under way must fit the shared memory. Results do not depend on the stages.
     tile_bytes = (2 + (dtotal_ND is not None)) * plan.rows * size_class(width) * x_ND.element_size()
+    fits = (plan.stages - 1) * tile_bytes <= shared_memory_bytes(x_ND.device)
     rms_norm_backward_kernel[(plan.programs,)](
         dy_ND,
         dy_ND if dtotal_ND is None else dtotal_ND,
@@ -91,15 +88,10 @@ def backward_gpu(
         ACC=triton_accumulator(rstd_N.dtype),
         ROWS=plan.rows,
         BLOCK_D=size_class(width),
-        STAGES=pipeline_stages(plan, tile_bytes, shared_memory_bytes(x_ND.device)),
+        STAGES=plan.stages if fits else 1,
         **plan.options(),
     )
     return dx, partial_GD if weight_D is None else sum_partials(partial_GD, weight_D.dtype)
-
-
-def pipeline_stages(plan: Launch, tile_bytes: int, shared_bytes: int) -> int:
-    """The plan's stages if the tiles in flight fit the shared memory, else 1. Results do not depend on stages."""
-    return plan.stages if (plan.stages - 1) * tile_bytes <= shared_bytes else 1
 
 
 def sum_partials(partial_GD: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:

@@ -10,16 +10,13 @@ benchmarks.kernels --smoke --only rms_norm_rope`; on a GPU the same command meas
 Sources: arXiv 1910.07467 and 2104.09864, in the half-split layout of GPT-NeoX; QK-norm arXiv 2010.04245.
 """
 
-import math
 from typing import Any
 
 import torch
 
-from ado_kernels.ops.gpu_dispatch import register_gpu
-from ado_kernels.ops.operands import accumulation_dtype, check_operands
+from ado_kernels.ops.operands import check_operands, rstd_like
+from ado_kernels.ops.registration import register
 from ado_kernels.ops.rms_norm_rope.cpu import backward_cpu, forward_cpu
-
-_Pair = tuple[torch.Tensor, torch.Tensor]
 
 
 def rms_norm_rope(
@@ -53,37 +50,6 @@ def rms_norm_rope_reference(
     return torch.cat((first * cos - second * sin, second * cos + first * sin), dim=-1).to(x.dtype)
 
 
-@torch.library.custom_op("ado_kernels::rms_norm_rope", mutates_args=(), device_types="cpu")
-def _rms_norm_rope(x: torch.Tensor, weight: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor, eps: float) -> _Pair:
-    return forward_cpu(x, weight, cos, sin, eps)
-
-
-@torch.library.custom_op("ado_kernels::rms_norm_rope_backward", mutates_args=(), device_types="cpu")
-def _rms_norm_rope_backward(
-    dy: torch.Tensor, x: torch.Tensor, weight: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor, rstd: torch.Tensor
-) -> _Pair:
-    return backward_cpu(dy, x, weight, cos, sin, rstd)
-
-
-register_gpu(_rms_norm_rope, "ado_kernels.ops.rms_norm_rope.gpu", "forward_gpu")
-register_gpu(_rms_norm_rope_backward, "ado_kernels.ops.rms_norm_rope.gpu", "backward_gpu")
-
-
-@_rms_norm_rope.register_fake
-def _rms_norm_rope_fake(
-    x: torch.Tensor, weight: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor, eps: float
-) -> _Pair:
-    # math.prod and not Size.numel(), which turns a symbolic shape into a number: a graph per length.
-    return x.new_empty(x.shape), x.new_empty(math.prod(x.shape[:-1]), dtype=accumulation_dtype(x.dtype))
-
-
-@_rms_norm_rope_backward.register_fake
-def _rms_norm_rope_backward_fake(
-    dy: torch.Tensor, x: torch.Tensor, weight: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor, rstd: torch.Tensor
-) -> _Pair:
-    return x.new_empty(x.shape), weight.new_empty(weight.shape)
-
-
 def _save(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
     ctx.set_materialize_grads(False)
     ctx.mark_non_differentiable(output[1])
@@ -97,4 +63,12 @@ def _backward(ctx: Any, dy: torch.Tensor | None, _drstd: None) -> tuple[torch.Te
     return dx, dweight, None, None, None
 
 
-_rms_norm_rope.register_autograd(_backward, setup_context=_save)
+register(
+    "rms_norm_rope", forward_cpu, lambda x, *_: (x.new_empty(x.shape), rstd_like(x)), "rms_norm_rope.forward_gpu"
+).register_autograd(_backward, setup_context=_save)
+register(
+    "rms_norm_rope_backward",
+    backward_cpu,
+    lambda dy, x, weight, *_: (x.new_empty(x.shape), weight.new_empty(weight.shape)),
+    "rms_norm_rope.backward_gpu",
+)

@@ -4,14 +4,12 @@ A row is one head of one token. The weight's gradient is summed in fixed slabs o
 for any number of threads.
 """
 
-import math
-
 import numpy as np
 import torch
 from numba import njit, prange
 
-from ado_kernels.ops.numba_math import FAST_SUMS, Array, array, array_copy, set_loop_threads
-from ado_kernels.ops.operands import accumulation_dtype
+from ado_kernels.ops.numba_math import FAST_SUMS, Array, array, array_copy, array_rows, set_loop_threads
+from ado_kernels.ops.operands import rstd_like
 
 _SLABS = 16
 _Constants = tuple[Array, Array, Array]  # weight (Q,), cos and sin (T, Q/2)
@@ -21,11 +19,18 @@ def forward_cpu(
     x: torch.Tensor, weight_Q: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor, eps: float
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """y in x's dtype and shape (B, T, H, Q), and 1 / rms (N,) of its N = B T H rows in the accumulation dtype."""
-    dtype = accumulation_dtype(x.dtype)
+    rstd_N = rstd_like(x)
+    dtype = rstd_N.dtype
     y = torch.empty(x.shape, dtype=dtype)
-    rstd_N = torch.empty(math.prod(x.shape[:-1]), dtype=dtype)
     set_loop_threads(x.numel())
-    _forward(_rows(x, dtype), _constants(weight_Q, cos, sin, dtype), x.shape[2], eps, _rows(y, dtype), array(rstd_N))
+    _forward(
+        array_rows(x, dtype),
+        _constants(weight_Q, cos, sin, dtype),
+        x.shape[2],
+        eps,
+        array_rows(y, dtype),
+        array(rstd_N),
+    )
     return y.to(x.dtype), rstd_N
 
 
@@ -43,12 +48,16 @@ def backward_cpu(
     constants = _constants(weight_Q, cos, sin, dtype)
     partial_SQ = np.zeros((_SLABS, x.shape[-1]), constants[0].dtype)
     set_loop_threads(x.numel())
-    _backward(_rows(dy, dtype), _rows(x, dtype), constants, x.shape[2], array(rstd_N), _rows(dx, dtype), partial_SQ)
+    _backward(
+        array_rows(dy, dtype),
+        array_rows(x, dtype),
+        constants,
+        x.shape[2],
+        array(rstd_N),
+        array_rows(dx, dtype),
+        partial_SQ,
+    )
     return dx.to(x.dtype), torch.from_numpy(partial_SQ.sum(axis=0)).to(weight_Q.dtype)
-
-
-def _rows(x: torch.Tensor, dtype: torch.dtype) -> Array:
-    return array(x.to(dtype).contiguous().view(-1, x.shape[-1]))
 
 
 def _constants(weight_Q: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor, dtype: torch.dtype) -> _Constants:

@@ -12,7 +12,7 @@ import triton
 import triton.language as tl
 
 from ado_kernels.ops.launch import launch
-from ado_kernels.ops.operands import accumulation_dtype
+from ado_kernels.ops.operands import rstd_like
 from ado_kernels.ops.rms_norm.gpu import sum_partials
 from ado_kernels.ops.triton_operands import aligned, triton_accumulator
 
@@ -22,9 +22,8 @@ def forward_gpu(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """y in x's dtype and shape (B, T, H, Q), and 1 / rms (N,) of its N = B T H rows, float32."""
     (_, num_tokens, num_heads, width), num_rows = x.shape, math.prod(x.shape[:-1])
-    wide = accumulation_dtype(x.dtype)
     y = torch.empty(x.shape, dtype=x.dtype, device=x.device)
-    rstd_N = torch.empty(num_rows, dtype=wide, device=x.device)
+    rstd_N = rstd_like(x)
     plan = launch("rms_norm_rope", width, x.device)
     if num_rows:
         rms_norm_rope_forward_kernel[(triton.cdiv(num_rows, plan.rows),)](
@@ -39,7 +38,7 @@ def forward_gpu(
             num_tokens,
             width,
             eps,
-            ACC=triton_accumulator(wide),
+            ACC=triton_accumulator(rstd_N.dtype),
             ROWS=plan.rows,
             HALF=triton.next_power_of_2(width // 2),
             **plan.options(),

@@ -10,8 +10,8 @@ from typing import Any
 
 import torch
 
-from ado_kernels.ops.gpu_dispatch import register_gpu
 from ado_kernels.ops.operands import check_operands
+from ado_kernels.ops.registration import register
 from ado_kernels.ops.swiglu.cpu import backward_cpu, forward_cpu
 
 
@@ -33,32 +33,6 @@ def swiglu_reference(gate: torch.Tensor, up: torch.Tensor) -> torch.Tensor:
     return (wide * torch.sigmoid(wide) * up).to(gate.dtype)
 
 
-@torch.library.custom_op("ado_kernels::swiglu", mutates_args=(), device_types="cpu")
-def _swiglu(gate: torch.Tensor, up: torch.Tensor) -> torch.Tensor:
-    return forward_cpu(gate, up)
-
-
-@torch.library.custom_op("ado_kernels::swiglu_backward", mutates_args=(), device_types="cpu")
-def _swiglu_backward(dout: torch.Tensor, gate: torch.Tensor, up: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    return backward_cpu(dout, gate, up)
-
-
-register_gpu(_swiglu, "ado_kernels.ops.swiglu.gpu", "forward_gpu")
-register_gpu(_swiglu_backward, "ado_kernels.ops.swiglu.gpu", "backward_gpu")
-
-
-@_swiglu.register_fake
-def _swiglu_fake(gate: torch.Tensor, up: torch.Tensor) -> torch.Tensor:
-    return gate.new_empty(gate.shape)
-
-
-@_swiglu_backward.register_fake
-def _swiglu_backward_fake(
-    dout: torch.Tensor, gate: torch.Tensor, up: torch.Tensor
-) -> tuple[torch.Tensor, torch.Tensor]:
-    return gate.new_empty(gate.shape), up.new_empty(up.shape)
-
-
 def _save(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
     ctx.save_for_backward(*inputs)
 
@@ -68,4 +42,12 @@ def _backward(ctx: Any, dout: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]
     return dgate, dup
 
 
-_swiglu.register_autograd(_backward, setup_context=_save)
+register("swiglu", forward_cpu, lambda gate, up: gate.new_empty(gate.shape), "swiglu.forward_gpu").register_autograd(
+    _backward, setup_context=_save
+)
+register(
+    "swiglu_backward",
+    backward_cpu,
+    lambda dout, gate, up: (gate.new_empty(gate.shape), up.new_empty(up.shape)),
+    "swiglu.backward_gpu",
+)

@@ -1,22 +1,32 @@
-"""Checks of options that users give: each returns the checked value or raises ConfigError with got and expected.
+"""Checks of arguments that users give: each returns the checked value or raises ConfigError with got and expected.
 
-`name` is what messages call the option, with the policy or file that it belongs to. Invariant: what passes has the type
+`name` is what messages call the argument, with what it belongs to. Invariant: what passes has the type
 and range asked for; NaN, infinity, and true or false in place of a number never pass.
 """
 
 import inspect
 import math
+import os
 from collections.abc import Callable, Collection, Iterable
 from numbers import Integral, Real
+from typing import Any, TypeVar
 
 from ado_stream.errors import ConfigError
 from ado_stream.suggest import did_you_mean
 
+Checked = TypeVar("Checked")
 
-def whole(name: str, value: object, least: int = 0) -> int:
-    """`value` as an int, `least` or more."""
+
+def optional(check: Callable[..., Checked], name: str, value: object, *bounds: Any) -> Checked | None:
+    """None for None, else what `check(name, value, *bounds)` returns."""
+    return None if value is None else check(name, value, *bounds)
+
+
+def whole(name: str, value: object, least: float = 0) -> int:
+    """`value` as an int, `least` or more; NumPy's integers too."""
     if not isinstance(value, Integral) or isinstance(value, bool) or value < least:
-        raise ConfigError(f"{name} is {value!r}; expected a whole number, {least} or more.")
+        bound = f", {least} or more" if least > -math.inf else ""
+        raise ConfigError(f"{name} is {value!r:.80}; expected a whole number{bound}.")
     return int(value)
 
 
@@ -27,7 +37,7 @@ def number(name: str, value: object, least: float = -math.inf, most: float = mat
         bounds = (
             f" from {least:g} to {most:g}" if most < math.inf else f", {least:g} or more" if least > -math.inf else ""
         )
-        raise ConfigError(f"{name} is {value!r}; expected a finite number{bounds}.")
+        raise ConfigError(f"{name} is {value!r:.80}; expected a finite number{bounds}.")
     return finite
 
 
@@ -35,22 +45,43 @@ def positive(name: str, value: object) -> float:
     """`value` as a finite float above 0."""
     finite = _finite(value)
     if finite is None or finite <= 0:
-        raise ConfigError(f"{name} is {value!r}; expected a finite number above 0.")
+        raise ConfigError(f"{name} is {value!r:.80}; expected a finite number above 0.")
     return finite
 
 
 def flag(name: str, value: object) -> bool:
     """`value`, which must be True or False."""
     if not isinstance(value, bool):
-        raise ConfigError(f"{name} is {value!r}; expected true or false.")
+        raise ConfigError(f"{name} is {value!r:.80}; expected true or false.")
     return value
 
 
 def one_of(name: str, value: object, choices: Collection[str]) -> str:
     """`value`, which must be among `choices`."""
     if not isinstance(value, str) or value not in choices:
-        raise ConfigError(f"{name} is {value!r}; expected one of {', '.join(choices)}.")
+        raise ConfigError(f"{name} is {value!r:.80}; expected one of {', '.join(choices)}.")
     return value
+
+
+def text(name: str, value: object) -> str:
+    """`value`, which must be a string that is not empty."""
+    if not isinstance(value, str) or not value:
+        raise ConfigError(f"{name} is {value!r:.80}; expected a text.")
+    return value
+
+
+def instance(name: str, value: object, kind: type[Checked]) -> Checked:
+    """`value`, which must be an object of the class `kind`."""
+    if not isinstance(value, kind):
+        raise ConfigError(f"{name} is {value!r:.80}; expected an object of {kind.__module__}.{kind.__name__}.")
+    return value
+
+
+def path_text(name: str, value: object) -> str:
+    """`value`, a path or URL as a string or path object, as a string that is not empty."""
+    if not isinstance(value, str | os.PathLike) or not isinstance(found := os.fspath(value), str) or not found:
+        raise ConfigError(f"{name} is {value!r:.80}; expected a path.")
+    return found
 
 
 def check_arguments(name: str, function: Callable[..., object], given: Iterable[str]) -> None:

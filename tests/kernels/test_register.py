@@ -6,7 +6,7 @@ from types import SimpleNamespace
 
 import torch
 
-from ado_kernels.ops.gpu_dispatch import register_gpu
+from ado_kernels.ops.registration import register
 
 
 def test_the_call_runs_with_the_tensors_device_current(monkeypatch):
@@ -22,10 +22,14 @@ def test_the_call_runs_with_the_tensors_device_current(monkeypatch):
         assert current == [arguments[0]]
         return arguments
 
+    stub = SimpleNamespace(
+        register_fake=lambda function: None,
+        register_kernel=registered.setdefault,
+    )
     monkeypatch.setattr(torch.cuda, "device_of", device_of)
-    monkeypatch.setitem(sys.modules, "an_operations_gpu_side", SimpleNamespace(call=operation))
-    stub = SimpleNamespace(register_kernel=lambda device: lambda function: registered.setdefault(device, function))
-    register_gpu(stub, "an_operations_gpu_side", "call")
+    monkeypatch.setattr(torch.library, "custom_op", lambda *_, **__: stub)
+    register("stub", operation, operation, "an_operation.call")
+    monkeypatch.setitem(sys.modules, "ado_kernels.ops.an_operation.gpu", SimpleNamespace(call=operation))
     tensor = torch.zeros(3)
     assert registered["cuda"](tensor, 5) == (tensor, 5)
     assert current == []

@@ -1,0 +1,75 @@
+"""The check of a JSON file that anybody may have written: its syntax, and its shape against TypedDicts.
+
+What passes has the declared keys with values of the declared types, text that UTF-8 can hold, and numbers in range: int
+is a count, 0 or more and below 2^63; float any number that a float64 holds, NaN and infinities included.
+"""
+
+import json
+import types
+from typing import Any, get_args, get_origin, get_type_hints, is_typeddict
+
+from ado_stream.errors import AdoStreamError, IndexInvalid
+
+_MAX_COUNT, _MAX_NUMBER = 1 << 63, 1 << 1023
+_NAMES = {dict: "an object", list: "a list", int: "a count", float: "a number", str: "text"}
+_Error = type[AdoStreamError]
+
+
+def decode_json(data: bytes, where: str, error_type: _Error = IndexInvalid) -> Any:
+    """The JSON value in `data`; `where` names the file in errors. Raises `error_type` for anything else."""
+    try:
+        value = json.loads(data, object_pairs_hook=_unique)
+        json.dumps(value, ensure_ascii=False).encode()  # JSON may escape half of a surrogate pair
+    except (ValueError, RecursionError) as error:
+        raise error_type(f"{where}: cannot be read as JSON: {error}.") from None
+    return value
+
+
+def check_type(value: object, kind: Any, where: str, error_type: _Error = IndexInvalid) -> None:
+    """Raises `error_type` where `value` is not of `kind`.
+
+    A kind is a TypedDict, dict[str, ...], list[...], str, int or float, or such a kind | None; any other is free.
+    """
+    arguments = get_args(kind)
+    if types.NoneType in arguments:
+        if value is not None:
+            check_type(value, arguments[0], where, error_type)
+        return
+    base = dict if is_typeddict(kind) else get_origin(kind) or kind
+    if base in _NAMES and not _is(value, base):
+        shown = repr(value)
+        raise error_type(f"{where} {shown if len(shown) < 80 else shown[:80] + '...'}: expected {_NAMES[base]}.")
+    if is_typeddict(kind):
+        assert isinstance(value, dict)
+        missing = kind.__required_keys__ - value.keys()
+        if missing:
+            raise error_type(f"{where}: keys missing: {', '.join(sorted(missing))}.")
+        for key, hint in get_type_hints(kind).items():
+            if key in value:
+                check_type(value[key], hint, f"{where}: {key}", error_type)
+    elif base is dict:
+        assert isinstance(value, dict)
+        for key, inner in value.items():
+            check_type(inner, arguments[1], f"{where}: {key!r}", error_type)
+    elif base is list:
+        assert isinstance(value, list)
+        for inner in value:
+            check_type(inner, arguments[0], where, error_type)
+
+
+def _is(value: object, base: type) -> bool:
+    if base in (int, float):
+        if isinstance(value, bool) or not isinstance(value, (int, base)):
+            return False
+        return 0 <= value < _MAX_COUNT if base is int else isinstance(value, float) or abs(value) < _MAX_NUMBER
+    return isinstance(value, base)
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """A JSON object whose names must differ: json.loads alone would keep the last of two."""
+    value = dict(pairs)
+    if len(value) != len(pairs):
+        names = [name for name, _ in pairs]
+        repeated = next(name for name in names if names.count(name) > 1)
+        raise ValueError(f"{repeated!r} is given twice")
+    return value

@@ -1,0 +1,176 @@
+"""Aioli: probes how much each domain's text lowers each domain's loss, and gives shares by it (arXiv 2411.05735).
+
+Training goes in rounds. Each begins with a probe of every domain: `probe_steps` steps with share h on domain j and
+(1 - h) / (K - 1) on each other. The law of a round, after section 4 of the paper, with q_j the sum over steps of
+domain j's share, in probes:
+
+    l_i = l_i0 - sum_j A_ij q_j                                             fitted at the end of the probes
+    A   <- (A - min(A, 0)) / sum(A),    Abar <- (1 - d) A + d Abar          d = 0.1, the first Abar is A
+    p_j proportional to exp(eta sum_i Abar_ij)                              eta = 0.2, until the next round's fit
+
+With d None, p_j is instead multiplied by exp(eta sum_i A_ij) every round: Algorithm 1 to the letter. The form with Abar
+and the constants are those of the released code.
+
+What differs: the paper evaluates held-out losses before and after every probe and solves for A; a policy here sees the
+losses of training batches, so A is the least-squares solution over all steps of the probes, weighted by samples, with
+the shares that were really drawn (guards and the lag change them). Without noise the two are equal. Probes come in
+the order of the domains' names, turned by one a round, instead of a random one. Mixtures are published as others'.
+
+Cost: K least-squares problems of K + 1 unknowns a round, for some hundred domains at most.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ado_stream.errors import ConfigError, ResumeError
+from ado_stream.option_checks import number, positive, whole
+from ado_stream.policy import state_codec
+from ado_stream.policy.base_policy import Bools, Floats, Ints, Policy
+from ado_stream.policy.domain_weights import Weights
+
+_ROUNDS = 20  # of a run, as the paper's
+_ROUND_STEPS = 250  # where the run's length is unknown: its 5,000 steps in 20 rounds
+_PROBE_FRAC = 1 / 3  # of a round, at most, unless a step a domain takes more
+
+
+class Aioli(Policy):
+    """`aioli`.
+
+    eta: strength. focus: h, above 1/K. decay: d, or None. round_steps: None: a twentieth of the run, or what the probes
+    need. probe_steps: of one domain; None: as many as keep the probes within a third of a round, at least 1.
+    start_step: first step of the first round, uniform before; None: 1000, at most a tenth of the run. total_steps,
+    mixture_lag: of the run. Raises ConfigError for values that cannot work, such as rounds shorter than their probes.
+    """
+
+    kind = "aioli"
+    run_options: ClassVar[Mapping[str, str]] = {"total_steps": "steps", "mixture_lag": "mixture_lag"}
+
+    def __init__(
+        self,
+        prior: Weights,
+        eta: float = 0.2,
+        focus: float = 0.625,
+        decay: float | None = 0.1,
+        round_steps: int | None = None,
+        probe_steps: int | None = None,
+        start_step: int | None = None,
+        total_steps: int | None = None,
+        mixture_lag: int = 0,
+    ):
+        super().__init__(prior)
+        num = self.num_domains
+        self._eta = positive("aioli: eta", eta)
+        self._focus = number("aioli: focus", focus, 1.0 / num if num > 1 else 0.0, 1.0)
+        self._decay = None if decay is None else number("aioli: decay", decay, 0.0, 1.0)
+        self._lag = whole("aioli: mixture_lag", mixture_lag)
+        steps = None if total_steps is None else whole("aioli: total_steps", total_steps, 1)
+        self._start_step = _given("aioli: start_step", start_step, 1000 if steps is None else min(1000, steps // 10), 0)
+        usual = _ROUND_STEPS if steps is None else steps // _ROUNDS
+        self._probe_steps = _given(
+            "aioli: probe_steps", probe_steps, max(1, int(_PROBE_FRAC * (round_steps or usual)) // num), 1
+        )
+        self._phase = num * self._probe_steps  # steps of a round's probes
+        least = self._phase + self._lag + 2  # the fit sees the step after the last probe; one step is drawn by it
+        self._round_steps = _given("aioli: round_steps", round_steps, max(usual, least), 1)
+        if self._round_steps < least:
+            raise ConfigError(
+                f"aioli: round_steps is {self._round_steps}, but probes of {num} domains for {self._probe_steps} steps "
+                f"each, with mixture_lag {self._lag}, need rounds of {least} or more."
+            )
+        # by name, so that the order in which domains are given does not matter
+        self._order_K = np.arange(num) if self.names is None else np.argsort(self.names)
+        self._num_rounds = 0
+        self._rows_NK = np.full((2, self._phase + 1, num), np.nan)  # losses, and samples, of the steps of the probes
+        self._mixture_K = self._share()
+
+    def health(self) -> dict[str, Any]:
+        """Adds the rounds whose law was fitted."""
+        return {**super().health(), "rounds": self._num_rounds}
+
+    def _initial(self) -> dict[str, NDArray[Any]]:
+        return {**super()._initial(), "score": np.zeros(self.num_domains)}  # log p, up to a constant, over eta
+
+    def _next_mixture(self, loss_K: Floats, count_K: Floats, seen_K: Bools) -> Floats:
+        place = (self.step - self._start_step) % self._round_steps
+        if self.step >= self._start_step and place <= self._phase:
+            self._rows_NK[:, place] = np.where(seen_K, loss_K, np.nan), count_K
+            if place == self._phase:
+                self._finish_probes()
+        drawn_at = self.step + 1 + self._lag - self._start_step
+        number, place = divmod(drawn_at, self._round_steps)
+        if drawn_at < 0 or place >= self._phase:
+            return self._share()
+        share_K = np.full(self.num_domains, (1.0 - self._focus) / max(self.num_domains - 1, 1))
+        share_K[self._order_K[(number + place // self._probe_steps) % self.num_domains]] = self._focus
+        return share_K / share_K.sum()
+
+    def _share(self) -> Floats:
+        score_K = self._eta * self.memory["score"]
+        weight_K: Floats = np.exp(score_K - score_K.max())
+        return weight_K / weight_K.sum()
+
+    def _finish_probes(self) -> None:
+        """Fits the round's law and moves the scores; a round with rows missing, after a change of domains, is left."""
+        loss_NK, count_NK = self._rows_NK
+        if np.isnan(count_NK).any():
+            return
+        effect_KK = probe_effects(loss_NK, count_NK, self._probe_steps)
+        effect_KK -= min(float(effect_KK.min()), 0.0)
+        total = float(effect_KK.sum())
+        gain_K = effect_KK.sum(axis=0) / total if total > 0.0 else np.full(self.num_domains, 1.0 / self.num_domains)
+        old_K = self.memory["score"]
+        if self._decay is None:
+            self.memory["score"] = old_K + gain_K
+        else:  # a mean of matrices has the mean of their column sums, so only those are kept
+            decay = self._decay if self._num_rounds else 0.0
+            self.memory["score"] = (1.0 - decay) * gain_K + decay * old_K
+        self._num_rounds += 1
+        self._rows_NK = np.full_like(self._rows_NK, np.nan)
+
+    def _extra_state(self) -> dict[str, Any]:
+        return {"num_rounds": self._num_rounds, "rows": state_codec.pack(self._rows_NK)}
+
+    def _load_extra(self, saved: Mapping[str, Any], source_K: Ints, names: Sequence[str] | None) -> None:
+        rows_NK = state_codec.unpack(saved.get("rows"), "rows")
+        if not np.array_equal(np.sort(source_K), np.arange(saved["num_domains"])):
+            rows_NK = np.full_like(self._rows_NK, np.nan)  # the probes of other domains are not those of this round
+        elif rows_NK.shape == self._rows_NK.shape:
+            rows_NK = rows_NK[:, :, source_K]
+        else:
+            raise ResumeError(
+                f"policy state: rows have shape {rows_NK.shape}, expected {self._rows_NK.shape}.\n"
+                "  Continue with the probe_steps that it was saved with."
+            )
+        try:
+            self._num_rounds = int(saved["num_rounds"])
+        except (TypeError, KeyError, ValueError) as error:
+            raise ResumeError(f"policy state: a number is missing or wrong ({error}).") from None
+        self._rows_NK = rows_NK
+
+
+def probe_effects(loss_NK: Floats, count_NK: Floats, probe_steps: int) -> Floats:
+    """(K, K) A: nats that domain i's loss falls by `probe_steps` steps of domain j alone.
+
+    loss_NK: losses of N steps in a row, nats per token, NaN where absent; count_NK: samples. Weighted least squares of
+    l_i(t) = l_i0 - sum_j A_ij q_j(t), q(t) the shares summed over the steps before t; the least solution where several
+    fit. Rows without two losses are 0.
+    """
+    share_NK = count_NK / count_NK.sum(axis=1, keepdims=True)
+    dose_NK = (share_NK.cumsum(axis=0) - share_NK) / probe_steps
+    design = np.column_stack([np.ones(len(loss_NK)), -dose_NK])
+    effect_KK = np.zeros((loss_NK.shape[1],) * 2)
+    for domain, (loss_N, count_N) in enumerate(zip(loss_NK.T, count_NK.T, strict=True)):
+        seen_N = np.isfinite(loss_N)
+        if np.count_nonzero(seen_N) < 2:
+            continue
+        root_N = np.sqrt(count_N[seen_N])
+        found = np.linalg.lstsq(root_N[:, None] * design[seen_N], root_N * loss_N[seen_N], rcond=None)[0]
+        effect_KK[domain] = found[1:]
+    return effect_KK
+
+
+def _given(name: str, value: int | None, default: int, least: int) -> int:
+    return whole(name, default if value is None else value, least)

@@ -1,0 +1,41 @@
+"""Text without credentials. Every text of ours passes here on its way out: errors, the record, metric sinks, reprs.
+
+Redacted: user information in URLs (also in URLs that are percent-encoded as a whole), values of signatures, keys and
+tokens in queries, and what the environment holds as a secret, wherever it occurs.
+"""
+
+import os
+import re
+import urllib.parse
+from collections.abc import Iterator
+
+_PLACES = (
+    re.compile(r"(://)[^\s/?#]*@"),
+    re.compile(r"(%3A%2F%2F)(?:(?!%2F)[^\s/?#&])*%40", re.IGNORECASE),
+    re.compile(r"([?&;][^\s=&#]*(?:sig|token|secret|passw|credential|key|auth)[^\s=&#]*=)[^\s&#'\"<>]+", re.IGNORECASE),
+)
+_ENDS = ("***@", "***%40", "***")
+_SECRET_NAME = re.compile(
+    r"(?!.*(_FILE|_PATH|_DIR|APPLICATION_CREDENTIALS)$).*(SECRET|PASSW|CREDENTIAL|API_?KEY|ACCESS_KEY|PRIVATE_KEY"
+    r"|(^|_)TOKEN(_|$))",
+    re.IGNORECASE,
+)
+_USER = re.compile(r"://([^\s/:@]*):(\S+)@")
+_LEAST_SECRET = 8  # a shorter one, "test" for instance, is a word of ordinary text
+
+
+def redact(text: str) -> str:
+    """`text` with *** in place of credentials; other text is unchanged."""
+    for place, end in zip(_PLACES, _ENDS, strict=True):
+        text = place.sub(rf"\1{end}", text)
+    for secret in sorted(_secrets(), key=len, reverse=True):
+        text = text.replace(secret, "***")
+    return text
+
+
+def _secrets() -> Iterator[str]:
+    """Values of the environment that are secrets, and passwords of URLs in it."""
+    for name, value in os.environ.items():
+        found = [value] if _SECRET_NAME.match(name) else []
+        found += [spelling for user in _USER.finditer(value) for spelling in (user[2], urllib.parse.unquote(user[2]))]
+        yield from (secret for secret in found if len(secret) >= _LEAST_SECRET)

@@ -1,0 +1,157 @@
+"""What do indexes cost: of 100,000 shards, and of 22 domains of 2,000 shards in S3, until the first batch?
+
+Prints processor seconds to parse an index of 100,000 zstd shards with two hashes a file, and the bytes a shard that
+stay (tracemalloc, which counts NumPy's arrays; growth of RSS beside it). Then, from moto's server in a process of its
+own, each in a fresh process with an empty cache: seconds to the first batch, from the constructor on, and seconds until
+one rank of a node, and the last of eight that begin at once, have opened all indexes, with GETs sent and processor
+seconds of all ranks together. Bars: 2 s and 200 bytes for the 100,000 shards; 3 s to the first batch; eight ranks no
+later than 1.2 times one and with no more GETs.
+"""
+
+import gc
+import json
+import multiprocessing
+import statistics
+import tempfile
+import time
+import tracemalloc
+from pathlib import Path
+from typing import Any
+
+from ado_stream.storage import s3
+from ado_stream.storage.retry import RetryPolicy
+from ado_stream.stream.domain import Domain
+from ado_stream.stream.mds_index import make_index, parse_index
+from ado_stream.stream.open_indexes import open_indexes
+from benchmarks.common import bar, rounds_in_turn, write_result
+from benchmarks.stream_data import BATCH, object_store, our_domains, timed, write_domains
+
+MANY_SHARDS = 100_000
+DOMAINS, SHARDS, STORED_SHARDS, SHARD_SAMPLES = 22, 2_000, 4, 64
+RANKS, ROUNDS = 8, 3
+
+
+def index_text(num_shards: int) -> bytes:
+    """An index.json as MDSWriter writes it, with sha1 and xxh64 of raw and compressed files."""
+
+    def file(name: str, size: int, number: int) -> dict[str, Any]:
+        return {"basename": name, "bytes": size, "hashes": {"sha1": f"{number:040x}", "xxh64": f"{number:016x}"}}
+
+    shards = [
+        {
+            "column_encodings": ["ndarray:uint16:1025"],
+            "column_names": ["tokens"],
+            "column_sizes": [2050],
+            "compression": "zstd:3",
+            "format": "mds",
+            "hashes": ["sha1", "xxh64"],
+            "raw_data": file(f"shard.{n:05d}.mds", 67_100_000 + n % 7, n),
+            "samples": 32_000 + n % 3,
+            "size_limit": 1 << 26,
+            "version": 2,
+            "zip_data": file(f"shard.{n:05d}.mds.zstd", 40_000_000 + n % 11, n + 1),
+        }
+        for n in range(num_shards)
+    ]
+    return json.dumps({"shards": shards, "version": 2}).encode()
+
+
+def index_cost(_: float, num_shards: int) -> dict[str, float]:
+    """Processor seconds to parse, then bytes a shard that stay."""
+    text = index_text(num_shards)
+
+    def parsed() -> Any:
+        return make_index(parse_index(text, "web", "index.json"), "web", "s3://bucket/web", Path("/cache"))
+
+    gc.collect()
+    before_bytes, started = _resident_bytes(), time.process_time()
+    index = parsed()
+    seconds = time.process_time() - started
+    gc.collect()
+    resident = (_resident_bytes() - before_bytes) / num_shards
+    del index
+    tracemalloc.start()
+    index = parsed()
+    gc.collect()
+    kept = tracemalloc.get_traced_memory()[0] / num_shards
+    assert index.num_samples > num_shards
+    return {"parse_cpu_s": seconds, "kept_bytes_a_shard": kept, "resident_bytes_a_shard": resident}
+
+
+def write_corpus(root: Path) -> list[str]:
+    """DOMAINS folders whose indexes list SHARDS shards: STORED_SHARDS files over and over, as many in each."""
+    names = write_domains(root, STORED_SHARDS * SHARD_SAMPLES, "zstd", SHARD_SAMPLES * 2060, DOMAINS)
+    for name in names:
+        path = root / name / "index.json"
+        index = json.loads(path.read_text())
+        index["shards"] = [index["shards"][n % len(index["shards"])] for n in range(SHARDS)]
+        path.write_text(json.dumps(index))
+    return names
+
+
+def first_batch_s(_: float, remote: str, names: list[str]) -> float:
+    """Seconds from the constructor to the first batch, cache empty."""
+    import ado_stream as ado
+
+    s3._client(RetryPolicy().read_timeout_s)  # imports boto3
+    with tempfile.TemporaryDirectory() as cache:
+        started = time.monotonic()
+        dataset = ado.AdaptiveStreamingDataset(our_domains(Path(cache), names, remote), BATCH, mixture_lag=None)
+        seconds, _ = timed(started, iter(dataset), 0, 1)
+        dataset.close()
+    return seconds
+
+
+def open_on(ranks: int, remote: str, names: list[str]) -> dict[str, float]:
+    """Seconds until the last of `ranks` processes that begin at once has opened all; GETs and processor seconds."""
+    context = multiprocessing.get_context("spawn")
+    with tempfile.TemporaryDirectory() as cache:
+        barrier, results = context.Barrier(ranks), context.Queue()
+        arguments = (barrier, results, remote, names, cache)
+        processes = [context.Process(target=_open_rank, args=arguments) for _ in range(ranks)]
+        for process in processes:
+            process.start()
+        starts, ends, gets, cpu = zip(*(results.get(timeout=300) for _ in processes), strict=True)
+        for process in processes:
+            process.join()
+    return {"seconds": max(ends) - min(starts), "gets": sum(gets), "cpu_s": sum(cpu)}
+
+
+def _open_rank(barrier: Any, results: Any, remote: str, names: list[str], cache: str) -> None:
+    domains = [Domain(name, remote=f"{remote}/{name}", local=f"{cache}/{name}") for name in names]
+    client = s3._client(RetryPolicy().read_timeout_s)
+    gets: list[str] = []
+    client.meta.events.register("before-send.s3.GetObject", lambda request, **_: gets.append(request.url))
+    barrier.wait()
+    started, cpu = time.monotonic(), time.process_time()
+    open_indexes(domains, "tokens", None)
+    results.put((started, time.monotonic(), len(gets), time.process_time() - cpu))
+
+
+def _resident_bytes() -> int:
+    status = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
+    return int(status["VmRSS"].split()[0]) * 1024
+
+
+def main() -> None:
+    (large,) = rounds_in_turn({"index": (index_cost, MANY_SHARDS)}, 1)["index"]
+    with tempfile.TemporaryDirectory() as folder:
+        names = write_corpus(Path(folder))
+        with object_store(Path(folder)) as remote:
+            first = rounds_in_turn({"first": (first_batch_s, remote, names)}, ROUNDS)["first"]
+            rounds = [[open_on(ranks, remote, names) for ranks in (1, RANKS)] for _ in range(ROUNDS)]
+    one, many = ({key: statistics.median(r[n][key] for r in rounds) for key in rounds[0][n]} for n in (0, 1))
+    ratio = statistics.median(after["seconds"] / before["seconds"] for before, after in rounds)
+    payload = {"index_of_100000": large, "first_batch_s": first, "one_rank": one, "eight_ranks": many}
+    bars = [
+        bar("processor seconds to parse an index of 100,000 shards", large["parse_cpu_s"], 2),
+        bar("bytes a shard that stay", large["kept_bytes_a_shard"], 200),
+        bar("seconds to the first batch, 22 domains of 2,000 shards", statistics.median(first), 3),
+        bar("eight ranks' seconds to open all indexes over one's", ratio, 1.2),
+        bar("eight ranks' GETs over one's", many["gets"] / one["gets"], 1),
+    ]
+    write_result("stream_open", payload, bars)
+
+
+if __name__ == "__main__":
+    main()

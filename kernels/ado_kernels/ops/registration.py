@@ -1,0 +1,26 @@
+"""How an operation is registered with torch.library: on a CPU at once, on a GPU when it is first called there."""
+
+import importlib
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+
+def register(name: str, cpu: Callable[..., Any], fake: Callable[..., Any], gpu: str) -> torch.library.CustomOpDef:
+    """ado_kernels::NAME, whose schema is `cpu`'s signature. fake: its outputs without values, of the same arguments.
+
+    gpu: "FOLDER.FUNCTION", a function of FOLDER's gpu.py with the same arguments. triton is imported with it and not
+    before. A launch goes to the current device, which is not always the tensors'.
+    """
+    folder, function = gpu.split(".")
+    operation = torch.library.custom_op(f"ado_kernels::{name}", cpu, mutates_args=(), device_types="cpu")
+    operation.register_fake(fake)
+
+    def run(*arguments: Any) -> Any:
+        call = getattr(importlib.import_module(f"ado_kernels.ops.{folder}.gpu"), function)
+        with torch.cuda.device_of(arguments[0]):
+            return call(*arguments)
+
+    operation.register_kernel("cuda", run)
+    return operation

@@ -1,0 +1,87 @@
+"""Input of any bytes: `prepare` reads it, or refuses with a typed error, or skips what is damaged."""
+
+import gzip
+import json
+from contextlib import suppress
+
+import pyarrow as pa
+import pyarrow.parquet as parquet
+import pytest
+import zstandard
+from hypothesis import strategies as st
+
+from ado_stream.errors import AdoStreamError
+from ado_stream.prepare.config import PrepareConfig
+from ado_stream.prepare.documents import cut_pieces
+from ado_stream.prepare.input_files import find_input_files
+from ado_stream.prepare.prepare_worker import Worker
+from ado_stream.prepare.record_errors import RecordErrors
+from tests.fuzz.mutations import changed, damaged, fuzz
+
+RECORDS = [{"text": f"text {n} ä東" * (n + 1), "meta": {"set": "ab"[n % 2]}, "n": n} for n in range(20)]
+
+
+def _lines(records):
+    return b"".join(json.dumps(record).encode() + b"\n" for record in records)
+
+
+def _table(write, compression):
+    sink = pa.BufferOutputStream()
+    write(pa.Table.from_pylist(RECORDS), sink, compression)
+    return sink.getvalue().to_pybytes()
+
+
+def _write_parquet(table, sink, compression):
+    parquet.write_table(table, sink, row_group_size=7, compression=compression)
+
+
+def _write_stream(table, sink, compression):
+    options = pa.ipc.IpcWriteOptions(compression=compression)
+    with pa.ipc.new_stream(sink, table.schema, options=options) as writer:
+        writer.write_table(table, max_chunksize=7)
+
+
+def _write_file(table, sink, compression):
+    options = pa.ipc.IpcWriteOptions(compression=compression)
+    with pa.ipc.new_file(sink, table.schema, options=options) as writer:
+        writer.write_table(table, max_chunksize=7)
+
+
+CONTENTS = {
+    ".jsonl": [_lines(RECORDS)],
+    ".jsonl.zst": [zstandard.compress(_lines(RECORDS)), zstandard.compress(b"") + zstandard.compress(b'{"text":"a"}')],
+    ".jsonl.gz": [gzip.compress(_lines(RECORDS)), gzip.compress(b'{"text":"a"}') * 2],
+    ".txt": ["ä text 東京\n".encode() * 20],
+    ".parquet": [_table(_write_parquet, kind) for kind in ("none", "snappy", "gzip", "brotli", "zstd", "lz4")],
+    ".arrow": [_table(write, kind) for write in (_write_stream, _write_file) for kind in (None, "lz4", "zstd")],
+}
+PACK = {".jsonl": bytes, ".jsonl.zst": zstandard.compress, ".jsonl.gz": gzip.compress}
+
+
+@pytest.mark.parametrize("ending", CONTENTS)
+def test_fuzz_inputs(tmp_path, ending):
+    path = tmp_path / f"in{ending}"
+
+    def check(data):
+        content = data.draw(st.sampled_from(CONTENTS[ending]))
+        if ending in PACK and data.draw(st.booleans()):  # whole, with damage inside
+            lines = [data.draw(st.sampled_from(RECORDS))] * 3
+            lines[1] = changed(data, lines[1])
+            path.write_bytes(PACK[ending](damaged(data, _lines(lines)) if data.draw(st.booleans()) else _lines(lines)))
+        else:
+            path.write_bytes(damaged(data, content))
+        domain_key = data.draw(st.sampled_from([None, "meta.set", "n", "meta"]))
+        text_key = data.draw(st.sampled_from(["text", "text", "text", "meta", "n", "meta.set"]))
+        config = PrepareConfig(
+            (str(path),), str(tmp_path / "out"), domain_key=domain_key, text_key=text_key,
+            skip_errors=data.draw(st.booleans()),
+        )  # fmt: skip
+        errors = RecordErrors(config.skip_errors)
+        worker = Worker(config, tmp_path)
+        with suppress(AdoStreamError):
+            files = find_input_files(config.inputs, "train", True).files
+            for piece in cut_pieces(files, errors):
+                result = worker.tokenise(piece)
+                assert all(block.documents for block in result.blocks)
+
+    fuzz(check)

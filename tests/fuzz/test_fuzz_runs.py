@@ -1,0 +1,136 @@
+"""A run folder of any bytes: record, config, checkpoint and policy state end well or with a typed error."""
+
+import json
+import shutil
+from contextlib import suppress
+from pathlib import Path
+
+import numpy as np
+import pytest
+import yaml
+from hypothesis import strategies as st
+
+from ado_stream.cli.main import main
+from ado_stream.errors import AdoStreamError
+from ado_stream.evaluate.trained_run import open_run
+from ado_stream.policy import state_codec
+from ado_stream.policy.policy_registry import make_policy
+from ado_stream.report.run_data import load_runs
+from ado_stream.train import checkpoint_commit
+from ado_stream.train.config import load_config
+from ado_stream.train.dry_run import plan_run
+from ado_stream.train.trainer import run_training
+from tests.fuzz.mutations import changed, changed_file, damaged, fuzz
+from tests.report.conftest import write_simulated
+from tests.train.conftest import settings, tiny_corpus  # noqa: F401
+from tests.train.hot_loop import ONE_CPU
+
+
+def test_fuzz_run_record(tmp_path, capsys):
+    run = Path(write_simulated(tmp_path / "run", ["a", "b", "c"], steps=120))
+    record = run / "record.jsonl"
+    lines = record.read_bytes().splitlines()
+    kinds = sorted({json.loads(line)["kind"] for line in lines})
+
+    def check(data):
+        kind = data.draw(st.sampled_from(kinds))
+        numbers = [number for number, line in enumerate(lines) if json.loads(line)["kind"] == kind]
+        number = data.draw(st.sampled_from(numbers))
+        forged = [*lines]
+        forged[number] = changed_file(data, lines[number])
+        content = b"\n".join(forged) + b"\n"
+        record.write_bytes(damaged(data, content) if data.draw(st.integers(0, 7)) == 0 else content)
+        with suppress(AdoStreamError):
+            load_runs([run])
+        assert main(["replay", str(run), "--policy", "ado"]) in (0, 1)
+        if data.draw(st.integers(0, 4)) == 0:  # takes a second
+            assert main(["report", str(run), "--out", str(tmp_path / "page")]) in (0, 1)
+        capsys.readouterr()
+
+    fuzz(check, 15)
+
+
+def test_fuzz_run_config(settings, tmp_path):  # noqa: F811
+    import dataclasses
+
+    whole = dataclasses.asdict(load_config(settings))
+    whole["policy"]["prior"] = {"easy": 1, "hard": 2.0, "medium": 1}
+    whole["policy"]["guards"] = [{"name": "floor", "share": 0.01}]
+    path = tmp_path / "config.yaml"
+
+    def check(data):
+        value = changed(data, whole)
+        content = yaml.safe_dump(value, allow_unicode=True).encode(errors="surrogatepass")
+        path.write_bytes(damaged(data, content) if data.draw(st.integers(0, 3)) == 0 else content)
+        with suppress(AdoStreamError):
+            plan_run(load_config(path), ONE_CPU)
+
+    fuzz(check)
+
+
+@pytest.fixture
+def trained(settings):  # noqa: F811
+    """A config of a run with checkpoints, and its newest one."""
+    run_training(load_config(settings | {"train": {"steps": 8, "device": "cpu"}}))
+    return settings, Path(settings["run_dir"]) / "checkpoints" / "step_00000008"
+
+
+@pytest.mark.parametrize("name", ["state.json", "COMMIT.json", "tensors"])
+def test_fuzz_checkpoint(trained, tmp_path, name):
+    """Of state.json and the tensors, with the marker that a forger would write."""
+    config, checkpoint = trained
+    kept = shutil.copytree(config["run_dir"], tmp_path / "kept")
+    place = checkpoint / name if name != "tensors" else next(checkpoint.glob("*.safetensors"))
+    content = place.read_bytes()
+
+    def check(data):
+        shutil.rmtree(config["run_dir"])
+        shutil.copytree(kept, config["run_dir"])
+        place.write_bytes(changed_file(data, content) if name != "tensors" else damaged(data, content))
+        if name != "COMMIT.json":
+            checkpoint_commit.commit(checkpoint)
+        with suppress(AdoStreamError):
+            open_run(config["run_dir"])
+        with suppress(AdoStreamError):
+            run_training(load_config(config | {"train": {"steps": 9, "device": "cpu"}}))
+
+    fuzz(check, 15)
+
+
+@pytest.mark.parametrize("kind", ["ado", "target", "odm", "doremi", "episelect", "gap"])
+def test_fuzz_policy_state(kind):
+    """Forged states have the checksum of what they hold."""
+
+    def make():
+        return make_policy(kind, {"a": 0.5, "b": 0.3, "c": 0.2}, **OPTIONS.get(kind, {}))
+
+    generator = np.random.default_rng(0)
+    policy = make()
+    losses = 3 + generator.random((40, 3))
+    for loss_K in losses:
+        policy.update(loss_K, [3, 3, 2])
+    state = json.loads(json.dumps(policy.state_dict()))
+
+    def check(data):
+        forged = changed(data, state)
+        if isinstance(forged, dict) and data.draw(st.integers(0, 7)):
+            forged.pop("crc32", None)
+            with suppress(Exception):
+                forged["crc32"] = state_codec._crc32(forged)
+        loaded = make()
+        with suppress(AdoStreamError):
+            loaded.load_state_dict(forged, names=data.draw(st.sampled_from([None, ["a", "b", "c"]])))
+            for loss_K in losses[:3]:
+                mixture_K = loaded.update(loss_K, [3, 3, 2])
+                assert np.isfinite(mixture_K).all()
+                assert mixture_K.sum() == pytest.approx(1)  # of three float64
+            loaded.health()
+
+    fuzz(check)
+
+
+OPTIONS = {
+    "ado": {"start_step": 10, "interval": 5, "ignore_steps": 0},
+    "doremi": {"reference_losses": {"a": 2.0, "b": 2.5, "c": 3.0}},
+    "gap": {"target_losses": {"a": 2.0, "b": 2.5, "c": 3.0}, "start_step": 10},
+}

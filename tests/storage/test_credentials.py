@@ -1,0 +1,191 @@
+"""docs/faults.md H3: credentials in URLs and in the environment reach no message, traceback, record, log or sink."""
+
+import logging
+import os
+import pickle
+import subprocess
+import sys
+import traceback
+import urllib.parse
+import warnings
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+import ado_stream as ado
+from ado_stream.cli.shared import visible
+from ado_stream.corpus.corpus import remote_text
+from ado_stream.errors import ConfigError, StorageError
+from ado_stream.record import FILE_NAME, RunRecord
+from ado_stream.redact import redact
+from ado_stream.storage import download as download_module
+from ado_stream.storage.download import download_bytes
+from ado_stream.storage.node_cache import NodeCache
+from ado_stream.storage.object_spec import ObjectSpec
+from ado_stream.storage.retry import RetryPolicy
+from ado_stream.train import metric_sinks
+
+ONCE = RetryPolicy(attempts=1, read_timeout_s=5.0)
+SECRETS = {
+    "AWS_ACCESS_KEY_ID": "AKIAIOSFODNN7EXAMPLE",
+    "AWS_SECRET_ACCESS_KEY": "wJalrXUtnFEMI/K7MDENG/bPxRfiCYEXAMPLEKEY",
+    "AWS_SESSION_TOKEN": "IQoJb3JpZ2luX2VjEPT+EXAMPLE==",
+    "HF_TOKEN": "hf_abcdefghijklmnop",
+    "WANDB_API_KEY": "0123456789abcdef0123",
+}
+PASSWORD = "p@ss%2Fword:one"  # as written in the URL; its spellings below must not appear either
+LEAKS = (*SECRETS.values(), PASSWORD, urllib.parse.unquote(PASSWORD), "ss%2Fword", "ss/word", "some-user")
+
+
+@pytest.fixture
+def secrets(monkeypatch):
+    """An environment of secrets, and an endpoint that nobody listens on."""
+    for name, value in SECRETS.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setenv("S3_ENDPOINT_URL", f"http://some-user:{PASSWORD}@127.0.0.1:9")
+    monkeypatch.setenv("HTTPS_PROXY", f"http://some-user:{PASSWORD}@127.0.0.1:9")
+
+
+def leaks(text: str) -> list[str]:
+    return [leak for leak in LEAKS if leak in text]
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("sftp://user:password@host/a/b.mds: gone", "sftp://***@host/a/b.mds: gone"),
+        ("http://user:p%40ss%2Fword@host:9000/", "http://***@host:9000/"),
+        ("http://user:p@ss@host", "http://***@host"),
+        ("to=http%3A%2F%2Fuser%3Apass%40host%2Fx", "to=http%3A%2F%2F***%40host%2Fx"),
+        ("https://h/k?X-Amz-Date=1&X-Amz-Signature=ab12&b=2", "https://h/k?X-Amz-Date=1&X-Amz-Signature=***&b=2"),
+        (
+            "https://h/k?X-Amz-Credential=AK%2F2&x-amz-security-token=t",
+            "https://h/k?X-Amz-Credential=***&x-amz-security-token=***",
+        ),
+        ("https://h/k?sv=2020&sig=a%2Bb%3D", "https://h/k?sv=2020&sig=***"),
+        ("https://h/k?AWSAccessKeyId=AK&Signature=x", "https://h/k?AWSAccessKeyId=***&Signature=***"),
+        ("s3://bucket/a@b/c?d=e: HTTP 503", "s3://bucket/a@b/c?d=e: HTTP 503"),
+        ("mail a@b.c, 1 < 2; key = value", "mail a@b.c, 1 < 2; key = value"),
+    ],
+)
+def test_what_is_redacted_and_what_is_not(text, expected):
+    assert redact(text) == expected
+    assert redact(expected) == expected
+    assert str(ado.StorageError(text)) == expected
+    assert visible(text) == expected
+
+
+@given(user=st.text(min_size=1), password=st.text(min_size=4), path=st.text("abc/@", max_size=9))
+def test_no_quoted_password_is_left(user, password, path):
+    quote = urllib.parse.quote
+    url = f"https://{quote(user, safe='')}:{quote(password, safe='')}@host/{path}"
+    assert redact(url) == f"https://***@host/{path}"
+    assert redact(quote(url, safe="")) == quote(f"https://***@host/{path}", safe="*")
+
+
+def test_secrets_of_the_environment_are_redacted_wherever_they_occur(secrets):
+    for secret in (*SECRETS.values(), urllib.parse.unquote(PASSWORD)):
+        assert redact(f"refused: {secret}, try again") == "refused: ***, try again"
+    for name, value in os.environ.items():  # paths and settings are no secrets
+        if name in ("PATH", "HOME", "TOKENIZERS_PARALLELISM"):
+            assert redact(value) == value
+
+
+def test_a_file_that_holds_credentials_may_be_named(monkeypatch):
+    monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", "/home/me/.aws/credentials")
+    monkeypatch.setenv("GOOGLE_APPLICATION_CREDENTIALS", "/home/me/google.json")
+    text = "/home/me/.aws/credentials and /home/me/google.json"
+    assert redact(text) == text
+
+
+SCRIPT = """
+import sys
+from ado_stream.storage.download import download_bytes
+from ado_stream.storage.retry import RetryPolicy
+download_bytes("s3://bucket/index.json", RetryPolicy(attempts=1, read_timeout_s=5.0))
+"""
+
+
+@pytest.mark.parametrize("variable", ["S3_ENDPOINT_URL", "AWS_ENDPOINT_URL", "HTTP_PROXY"])
+def test_a_traceback_of_an_unreachable_store_holds_no_credentials(secrets, monkeypatch, variable):
+    endpoint = os.environ["S3_ENDPOINT_URL"]
+    for name in ("S3_ENDPOINT_URL", "HTTPS_PROXY"):
+        monkeypatch.delenv(name)
+    if variable == "HTTP_PROXY":
+        monkeypatch.setenv("S3_ENDPOINT_URL", "http://store.invalid")
+    monkeypatch.setenv(variable, endpoint)
+    run = subprocess.run([sys.executable, "-c", SCRIPT], capture_output=True, text=True, check=False)
+    assert "ado_stream.errors.StorageError: s3://bucket/index.json: " in run.stderr
+    assert leaks(run.stderr) == []
+
+
+def test_an_endpoint_that_is_no_url_is_a_config_error_without_credentials(secrets, monkeypatch):
+    monkeypatch.setenv("S3_ENDPOINT_URL", f"http://some-user:{PASSWORD}@ho st")
+    with pytest.raises(ConfigError, match="S3_ENDPOINT_URL") as caught:
+        download_bytes("s3://bucket/index.json", ONCE)
+    assert leaks(str(caught.value)) == []
+
+
+def test_the_clients_of_other_stores_are_not_quoted(secrets, monkeypatch, tmp_path):
+    url = f"sftp://some-user:{PASSWORD}@127.0.0.1/data"
+
+    class Downloader:
+        def download(self, remote, local, timeout):
+            raise OSError(f"cannot reach {remote} with {SECRETS['HF_TOKEN']}")
+
+    monkeypatch.setattr(download_module, "_streaming_downloader", lambda _: Downloader())
+    with pytest.raises(StorageError) as caught:
+        download_bytes(f"{url}/index.json", ONCE)
+    text = "".join(traceback.format_exception(caught.value))
+    assert "sftp://***@127.0.0.1/data/index.json" in text
+    assert leaks(text) == []
+    domain = ado.Domain("a", url, str(tmp_path))
+    assert repr(domain) == f"Domain(name='a', remote='sftp://***@127.0.0.1/data', local='{tmp_path}')"
+    assert domain.remote == url  # what is used is whole
+
+
+def test_a_warning_and_a_notice_hold_no_credentials(secrets, tmp_path, caplog):
+    url = f"sftp://some-user:{PASSWORD}@127.0.0.1/data/a.mds"
+    spec = ObjectSpec("a.mds", url, tmp_path / "a.mds", tmp_path / "a.mds", raw_bytes=3)
+    (tmp_path / "a.mds").write_bytes(b"abc")
+    with warnings.catch_warnings(record=True) as seen:
+        warnings.simplefilter("always")
+        NodeCache().fetch(spec)
+    assert any("no hashes" in str(each.message) for each in seen)
+    with caplog.at_level(logging.WARNING):
+        logging.getLogger("ado_stream").warning("waiting for %s", remote_text(url))
+    assert leaks(caplog.text + "".join(str(each.message) for each in seen)) == []
+
+
+def test_record_and_sinks_get_no_credentials(secrets, tmp_path, monkeypatch):
+    config = {"corpus": os.environ["S3_ENDPOINT_URL"], "log": [SECRETS["HF_TOKEN"], 1, None], "lr": 0.1}
+    with RunRecord(tmp_path) as record:
+        record.write("run", corpus={"path": config["corpus"]}, options=config)
+    assert leaks((tmp_path / FILE_NAME).read_text()) == []
+    seen = {}
+
+    class Wandb:
+        def init(self, **options):
+            seen.update(options)
+            return self
+
+        def define_metric(self, *_, **__):
+            pass
+
+    monkeypatch.setitem(sys.modules, "wandb", Wandb())
+    metric_sinks.WandbSink(tmp_path, "id", config)
+    assert seen["config"] == {"corpus": "http://***@127.0.0.1:9", "log": ["***", 1, None], "lr": 0.1}
+
+
+def test_the_command_line_prints_no_credentials(secrets, tmp_path):
+    url = f"https://some-user:{PASSWORD}@127.0.0.1:9/corpus?X-Amz-Signature={SECRETS['AWS_SESSION_TOKEN']}"
+    for arguments in (["info", url], ["info", url, "--debug"], ["doctor", "--url", url]):
+        command = [sys.executable, "-m", "ado_stream.cli", *arguments]
+        run = subprocess.run(command, capture_output=True, text=True, check=False, cwd=tmp_path, timeout=120)
+        assert leaks(run.stdout + run.stderr) == [], arguments
+
+
+def test_errors_are_pickled_as_they_are():
+    error = pickle.loads(pickle.dumps(StorageError("s3://b/k: gone")))
+    assert (type(error), str(error)) == (StorageError, "s3://b/k: gone")
