@@ -128,6 +128,17 @@ class AdaptiveLoader:
         for losses in self._reduction.ready():
             self._update(losses)
 
+    def observe_validation(self, mean_losses: np.ndarray, sample_counts: np.ndarray) -> None:
+        """Reports losses on held-out text to a policy that learns from them, after every loss observed so far.
+
+        mean_losses: (K,) nats per token, NaN where a domain has none; sample_counts: (K,) samples measured. All ranks
+        must call it.
+        """
+        self.flush()
+        receive = getattr(self.policy, "observe_validation", None)
+        if receive is not None and (not is_distributed() or dist.get_rank() == 0):
+            receive(mean_losses, sample_counts)
+
     def flush(self) -> None:
         """Updates the policy with every loss observed so far; waits for the GPU."""
         for losses in self._reduction.ready(all_steps=True):
@@ -231,11 +242,12 @@ class AdaptiveLoader:
 
 
 def make_policy_for(
-    dataset: AdaptiveStreamingDataset, given: str | Mapping[str, Any], steps: int | None = None
+    dataset: AdaptiveStreamingDataset, given: str | Mapping[str, Any], steps: int | None = None, **facts: Any
 ) -> Policy:
     """The policy `given` by its name, or as {"name", "options", "guards"}, over the data set's domains and prior.
 
-    Options that it leaves out are filled in from the data set, and from `steps`, those of the run. Raises ConfigError.
+    Options that it leaves out are filled in from the data set, from `steps`, those of the run, and from `facts`, other
+    fields of RunContext. Raises ConfigError.
     """
     if isinstance(given, str):
         given = {"name": given}
@@ -244,7 +256,7 @@ def make_policy_for(
     if not isinstance(options, Mapping):
         raise ConfigError(f"policy: options is {options!r:.80}; expected a mapping.")
     sizes = dict(zip(dataset.names, dataset.num_samples.tolist(), strict=True))
-    run = RunContext(steps, dataset.settings.global_batch_size, dataset.mixture_lag or 0, sizes)
+    run = RunContext(steps, dataset.settings.global_batch_size, dataset.mixture_lag or 0, sizes, **facts)
     prior = dict(zip(dataset.names, dataset.prior.tolist(), strict=True))
     name = text("policy: name", given.get("name"))
     return make_run_policy(name, prior, options, given.get("guards") or [], run)

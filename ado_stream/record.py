@@ -7,7 +7,8 @@ tokens, samples.
     run    version, run_id, created, domains [K], prior [K], policy, policy_options, floor (least share of any
            domain under the policy and its guards; 0: none), global_batch_size, seq_len, canonical_nodes, mixture_lag,
            steps, seed, model {preset, parameters}, tokenizer, tokenizer_fingerprint, vocab_size, world_size, device,
-           versions {package: version}, corpus {path, fingerprint, domains {name: {tokens, samples, bytes}}}
+           versions {package: version}, corpus {path, fingerprint, domains {name: {tokens, samples, bytes,
+           val_samples}}}
     step   step, loss (mean over the batch's tokens), domain_loss [K], domain_tokens [K], samples [K] (of the global
            batch), mixture [K] (in force at this step), lr, grad_norm, tokens_per_s,
            time_s {data, forward_backward, optimizer, policy, checkpoint, total} (on a GPU forward_backward and
@@ -19,8 +20,8 @@ tokens, samples.
     health step (of a refit, failed ones too), health {} (the policy's health() after it)
     eval   step, split, loss (mean over tokens), domain_loss [K], domain_tokens [K], domain_bytes [K] or null,
            domain_text [K] (what identifies the text: {tokens: hash of its tokens, head: hash of its first bytes})
-    event  step, name (resume {checkpoint, changes {setting: [saved, now]}}, checkpoint {directory, seconds}, skip,
-           stop, done, ...), detail {}
+    event  step, name (resume {checkpoint, changes {setting: [saved, now]}}, checkpoint {directory, seconds}, policy
+           {text: what its last refit changed, for an operator}, skip, stop, done, ...), detail {}
 
 A resumed run drops the step, fit, health, eval and event lines from its first step on, then appends, so a record never
 holds a step twice. A torn last line (power cut) is ignored.

@@ -7,7 +7,8 @@ bench_fit.py), of an addition of K float64 numbers by NumPy between them, megaby
 load it, and seconds of 60,000 simulated steps with real fits.
 
 Bars at K = 22: update() costs at most 250 such additions, early and late, and at most 20 % more late than early; a
-simulated step costs at most 6 updates, and at K = 1000 24 (`--full`: minutes). The million updates before take most of
+simulated step costs at most 6 updates, and at K = 1000 24 (`--full`: minutes); a refit of `target` at K = 1000 at most
+50 ms of processor time. The million updates before take most of
 the time: `--late-step 140000`, where the history has been thinned twice, says nearly as much.
 """
 
@@ -30,6 +31,7 @@ EARLY_STEP, LATE_STEP = 100, 1_000_000
 ADDITIONS = 2000  # between blocks of updates
 # The bars: of an update, in additions; of late over early; of a simulated step, in updates.
 MOST_ADDITIONS, LATE_OVER_EARLY, MOST_UPDATES = 250.0, 1.2, {22: 6.0, 1000: 24.0}
+MOST_REFIT_MS = 50.0  # processor time; about 5 on the machine it was set on
 
 
 class Driver:
@@ -96,6 +98,20 @@ def cost_of_state(num_domains: int, steps: int) -> dict[str, float]:
     }
 
 
+def cost_of_refit(num_domains: int, steps: int = 1200) -> dict[str, float]:
+    """Median processor milliseconds of the updates of `target` that refit, its 64 blocks of losses filled by then."""
+    policy = ado.make_policy("target", np.ones(num_domains), total_steps=4 * steps)
+    generator, took_s = np.random.default_rng(0), []
+    for step in range(steps):
+        count_K = generator.multinomial(4 * num_domains, policy.mixture)
+        loss_K = np.where(count_K > 0, generator.normal(2.0 + (1.0 + step) ** -0.3, 0.2, num_domains), np.nan)
+        start, refit_step = time.process_time(), policy.fit_step
+        policy.update(loss_K, count_K)
+        if policy.fit_step != refit_step:
+            took_s.append(time.process_time() - start)
+    return {"refits": len(took_s), "refit_ms": 1e3 * statistics.median(took_s)}
+
+
 def closed_loop(num_domains: int, steps: int) -> dict[str, float]:
     """Seconds of a simulated run of ADO with its real fits."""
     given = default_spec(steps) if num_domains == 22 else {"steps": steps, "domains": num_domains, "noise": 0.35}
@@ -115,7 +131,9 @@ def bars(payload: dict[str, Any]) -> list[dict[str, Any]]:
     """Every bar with what was measured, and whether it holds; those of cases that were not run are left out."""
     update = {22: payload["update_K22"]["default"], 1000: payload["update_K1000"]}
     late = f"t = {update[22]['late_step']:,} over t = {EARLY_STEP}"
+    refit = payload.get("target_refit_K1000")
     held = [
+        *([bar("processor ms of a refit of target, 1000 domains", refit["refit_ms"], MOST_REFIT_MS)] if refit else []),
         bar("additions of K numbers in an update(), 22 domains", update[22]["additions"], MOST_ADDITIONS),
         bar(late, update[22]["late_over_early"], LATE_OVER_EARLY),
     ]
@@ -141,6 +159,7 @@ def main() -> None:
         "update_K1000": cost_of_update(1000, 10_000),
         "state_K22": cost_of_state(22, 60_000),
         "state_K1000": cost_of_state(1000, 60_000),
+        "target_refit_K1000": cost_of_refit(1000),
         "simulate_K22": closed_loop(22, 60_000),
     }
     if args.full:

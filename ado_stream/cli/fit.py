@@ -14,10 +14,16 @@ import numpy as np
 
 from ado_stream.cli.shared import check_positive, picture_path, print_json, table_text
 from ado_stream.errors import ConfigError, DataError
-from ado_stream.policy.scaling_laws import FitConfig, ScalingLawFit, fit_scaling_laws, prepare_history
+from ado_stream.policy.scaling_laws import (
+    PARAMETERS,
+    FitConfig,
+    ScalingLawFit,
+    bounds_in_words,
+    fit_scaling_laws,
+    prepare_history,
+)
 
 AXES = ("samples", "step")
-BOUNDS = ("beta", "eps", "alpha")
 LEAST_ROWS = 30  # three parameters from fewer points follow their noise
 
 
@@ -33,6 +39,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--ignore-steps", type=int, default=default.ignore_steps, help="rows dropped from the front")
     parser.add_argument("--every", type=int, default=default.every, help="fit every n-th row after smoothing")
+    parser.add_argument(
+        "--start-loss",
+        type=float,
+        metavar="LOSS",
+        help="of a model that has learnt nothing, in the file's unit: log of the vocabulary in nats per token, 8 in "
+        "bits per byte; scales the fit's starts and penalties (default: as in the reference, log of 50,000)",
+    )
     parser.add_argument("--backend", default="auto", help="auto, numba or triton")
     parser.add_argument("--json", action="store_true", help="print the laws as JSON")
     parser.add_argument("--plot", metavar="FILE.png", type=Path, help="draw the fitted points and the laws")
@@ -43,18 +56,25 @@ def run(args: argparse.Namespace) -> None:
     check_positive("--batch-size", args.batch_size)
     plot = picture_path(args.plot) if args.plot else None
     names, samples_T, losses_KT = read_losses(args.losses, args.batch_size)
-    config = FitConfig(smooth_window=args.smooth_window, ignore_steps=args.ignore_steps, every=args.every)
+    config = FitConfig(
+        smooth_window=args.smooth_window,
+        ignore_steps=args.ignore_steps,
+        every=args.every,
+        start_loss=args.start_loss,
+    )
     if args.ignore_steps >= len(samples_T):
         raise ConfigError(
             f"--ignore-steps {args.ignore_steps} leaves none of the {len(samples_T)} rows of {args.losses} to fit; "
             f"expected at most {len(samples_T) - 1}."
         )
     fit = fit_scaling_laws(samples_T, losses_KT, config, args.backend)
-    rows = law_rows(names, fit, 2.0 * samples_T[-1])
+    rows, bounds = law_rows(names, fit, 2.0 * samples_T[-1]), list(bounds_in_words(fit, names).values())
     if args.json:
-        print_json({"predicted_at_samples": 2.0 * samples_T[-1], "domains": rows})
+        print_json({"predicted_at_samples": 2.0 * samples_T[-1], "domains": rows, "bounds": bounds})
     else:
         print_laws(rows)
+        for text in bounds:
+            print(text)
         if (fitted := len(samples_T[config.kept])) < len(samples_T):
             print(
                 f"fitted {fitted} of {len(samples_T)} rows: --ignore-steps {args.ignore_steps} drops the first, "
@@ -118,7 +138,7 @@ def law_rows(names: list[str], fit: ScalingLawFit, samples: float) -> list[dict[
             "alpha": known(fit.alpha[k]),
             "objective": known(fit.objective[k]),
             "residual_scale": known(fit.residual_scale[k]),
-            "at_bound": [bound for bound, at in zip(BOUNDS, fit.at_bound[k], strict=True) if at],
+            "at_bound": [bound for bound, at in zip(PARAMETERS, fit.at_bound[k], strict=True) if at],
             "points": int(fit.num_points[k]),
             "predicted_loss": known(predicted_K[k]),
         }

@@ -45,7 +45,9 @@ def run(args: argparse.Namespace) -> None:
     options |= policy_options(args.option)
     guards = options.pop("guards", [])
     policy, lag = _policy(recorded, args.policy, options, guards), recorded.metadata.get("mixture_lag", 0)
-    mixture_SK = replay(policy, recorded.domain_loss_SK, recorded.samples_SK, lag, recorded.mixture_SK[0])
+    seq_len = recorded.metadata.get("seq_len") or 1
+    validations = {each.step: (each.domain_loss_K, each.domain_tokens_K / seq_len) for each in recorded.evaluations}
+    mixture_SK = replay(policy, recorded.domain_loss_SK, recorded.samples_SK, lag, recorded.mixture_SK[0], validations)
     drawn_K = recorded.samples_SK.sum(axis=0) / recorded.samples_SK.sum()
     summary = {
         "run": str(recorded.path),
@@ -73,9 +75,18 @@ def _policy(recorded: "Run", name: str, options: dict[str, Any], guards: list[di
     """The policy as training would have made it in the recorded run."""
     about = recorded.metadata
     corpus = (about.get("corpus") or {}).get("domains") or {}
-    sizes = {domain: size["samples"] for domain, size in corpus.items()}
+    sizes, val_sizes = (
+        {domain: size.get(key, 0) for domain, size in corpus.items()} for key in ("samples", "val_samples")
+    )
     prior = dict(zip(recorded.domains, recorded.prior_K.tolist(), strict=True))
-    run = RunContext(recorded.planned_steps, about.get("global_batch_size"), about.get("mixture_lag", 0), sizes or None)
+    run = RunContext(
+        steps=recorded.planned_steps,
+        global_batch_size=about.get("global_batch_size"),
+        mixture_lag=about.get("mixture_lag", 0),
+        sizes=sizes or None,
+        val_sizes=val_sizes or None,
+        vocab_size=about.get("vocab_size"),
+    )
     return make_run_policy(name, prior, options, guards, run)
 
 

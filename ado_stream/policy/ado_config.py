@@ -5,7 +5,8 @@ from the reference in two things: the floor holds exactly on the final mixture (
 to a handful of points (see `min_points`).
 """
 
-from dataclasses import dataclass
+import math
+from dataclasses import dataclass, replace
 from typing import Any
 
 from ado_kernels.fit.fit_dispatch import BACKENDS
@@ -16,6 +17,7 @@ from ado_stream.policy.scaling_laws import FitConfig
 
 CREDITS = ("history", "residual")
 FLOOR_RULES = ("exact", "reference")
+UNITS = ("reference", "vocabulary")
 
 
 @dataclass(frozen=True)
@@ -37,6 +39,8 @@ class AdoConfig:
     shared_count: the law's n counts the samples of all domains (True) or of the domain alone (False).
     fit: how laws are fitted; its ignore_steps is replaced by the one here. None: FitConfig(), which keeps every 10th
         step, but of a run under 300 steps every (steps / 30)th.
+    units: of the fit's starts and penalties: "reference", or "vocabulary": scaled by log of the run's vocabulary, so
+        that floors of small vocabularies and of bytes are not held at a bound (FitConfig.start_loss).
     fit_backend: "numba", "triton" or "auto" (see fit_scaling_laws). "auto" may choose the GPU that trains, where a
         refit waits for the kernels queued before it.
     """
@@ -56,6 +60,7 @@ class AdoConfig:
     floor_rule: str = "exact"
     shared_count: bool = True
     fit: FitConfig | None = None
+    units: str = "reference"
     fit_backend: str = "numba"
 
     @classmethod
@@ -71,7 +76,32 @@ class AdoConfig:
             fit=FitConfig(),
         )
 
-    def plan(self, num_domains: int, total_steps: int | None = None, mixture_lag: int = 0) -> "AdoPlan":
+    @property
+    def fixed_point(self) -> float | None:
+        """q: the loop settles at shares proportional to (prior alpha gap)^q (docs/math.md, 4a); None: at no such point.
+
+        Neither mixture_memory nor credit_memory changes q, only how soon it is reached; floors and residual credit
+        bound what they act on.
+        """
+        feedback = self.credit_power if self.shared_count else self.credit_power - 1.0
+        return 1.0 / (1.0 - feedback) if feedback < 1.0 else None
+
+    @property
+    def settles(self) -> str | None:
+        """The fixed point in words, with the time to it; None for a policy that has none."""
+        q, s, g2 = self.fixed_point, self.credit_power, self.mixture_memory
+        if q is None:
+            return "credit_power of 1 or more has no fixed point: in the end one domain has all but the floors"
+        time = f"; the distance to it falls as steps^-{(1.0 - s) / (1.0 - g2 * s):.2g}" if self.shared_count else ""
+        return f"shares settle at (prior x alpha x gap)^q, q = {q:.3g} (1 minimises the prior-weighted loss){time}"
+
+    def plan(
+        self,
+        num_domains: int,
+        total_steps: int | None = None,
+        mixture_lag: int = 0,
+        vocab_size: int | None = None,
+    ) -> "AdoPlan":
         """The values in force for `num_domains` and `total_steps` (None: unknown), after checking all settings.
 
         mixture_lag: the mixture after step s is drawn at step s + 1 + mixture_lag. Raises ConfigError for values that
@@ -87,15 +117,25 @@ class AdoConfig:
             ignore_steps=whole("ado: ignore_steps", _default(self.ignore_steps, 1000, total_steps, 10)),
             min_points=whole("ado: min_points", self._min_points(total_steps), 1),
             floor=check_floor(min(0.01, 0.5 / num_domains) if self.floor is None else self.floor, num_domains),
-            fit=self.fit or FitConfig(every=10 if total_steps is None else max(1, min(10, total_steps // 30))),
+            fit=self._fit_config(total_steps, vocab_size),
+            total_steps=total_steps,
         )
         if total_steps is not None:
             self._check_refit_in_time(plan, total_steps, mixture_lag)
         return plan
 
+    def _fit_config(self, total_steps: int | None, vocab_size: int | None) -> FitConfig:
+        fit = self.fit or FitConfig(every=10 if total_steps is None else max(1, min(10, total_steps // 30)))
+        if self.units == "reference":
+            return fit
+        if vocab_size is None or fit.start_loss is not None:
+            raise ConfigError("ado: units 'vocabulary' need the run's vocab_size, and no start_loss beside it.")
+        return replace(fit, start_loss=math.log(whole("ado: vocab_size", vocab_size, 2)))
+
     def _check(self) -> None:
         one_of("ado: credit", self.credit, CREDITS)
         one_of("ado: floor_rule", self.floor_rule, FLOOR_RULES)
+        one_of("ado: units", self.units, UNITS)
         one_of("ado: fit_backend", self.fit_backend, BACKENDS)
         whole("ado: hold_steps", self.hold_steps, 1)
         flag("ado: shared_count", self.shared_count)
@@ -128,7 +168,10 @@ class AdoConfig:
 
 @dataclass(frozen=True)
 class AdoPlan:
-    """The settings that AdoConfig may leave open, in force: numbers of steps and points, floor as a share."""
+    """The settings that AdoConfig may leave open, in force: numbers of steps and points, floor as a share.
+
+    total_steps: of the run; None: unknown.
+    """
 
     start_step: int
     interval: int
@@ -136,6 +179,7 @@ class AdoPlan:
     min_points: int
     floor: float
     fit: FitConfig
+    total_steps: int | None = None
 
 
 def _next_multiple(step: int, of: int) -> int:

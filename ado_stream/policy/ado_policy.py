@@ -23,6 +23,7 @@ from typing import Any, ClassVar
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from ado_kernels.fit.objective import at_kink
 from ado_stream.errors import ConfigError, PolicyError
 from ado_stream.option_checks import refuse_unknown
 from ado_stream.policy import state_codec
@@ -31,7 +32,14 @@ from ado_stream.policy.base_policy import Bools, Floats, Ints, Policy
 from ado_stream.policy.domain_weights import Weights
 from ado_stream.policy.loss_history import LossHistory
 from ado_stream.policy.mixture_bounds import raise_to_floor, reference_clip
-from ado_stream.policy.scaling_laws import FitConfig, ScalingLawFit, check_backend, fit_scaling_laws
+from ado_stream.policy.scaling_laws import (
+    PARAMETERS,
+    FitConfig,
+    ScalingLawFit,
+    bounds_in_words,
+    check_backend,
+    fit_scaling_laws,
+)
 
 Fitter = Callable[[Floats, Floats, FitConfig], ScalingLawFit]
 
@@ -47,14 +55,27 @@ class AdoPolicy(Policy):
     prior: (K,) weights or {name: weight}. config: see AdoConfig. fitter(counts, losses, config) -> ScalingLawFit:
     counts (M,) or (K, M) samples so far, losses (K, M) nats; default `fit_scaling_laws`. total_steps: the run's length,
     which caps the default schedule. mixture_lag: steps between an update and the batch drawn by its mixture, less one.
+    vocab_size: tokens of the vocabulary, for `units: vocabulary`.
     Raises ConfigError for settings that cannot work, such as a first refit too late to change any batch, and for a fit
     backend that this machine lacks. An exception of a later fit is logged and counted, and the laws are kept: `fit`
     then has `valid` False where a law is of an earlier refit.
     """
 
     kind = "ado"
-    run_options: ClassVar[Mapping[str, str]] = {"total_steps": "steps", "mixture_lag": "mixture_lag"}
+    config_type: ClassVar[type[AdoConfig]] = AdoConfig  # a subclass of AdoConfig for a policy with options of its own
+    run_options: ClassVar[Mapping[str, str]] = {
+        "total_steps": "steps",
+        "mixture_lag": "mixture_lag",
+        "vocab_size": "vocab_size",
+    }
     share_arrays: tuple[str, ...] = ("credit", "average")
+    saved_numbers = {
+        "_samples": state_codec.finite_number,
+        "_num_refits": state_codec.whole_number,
+        "_num_failed": state_codec.whole_number,
+        "fit_step": state_codec.step_or_none,
+        "attempt_step": state_codec.step_or_none,
+    }
 
     def __init__(
         self,
@@ -63,10 +84,11 @@ class AdoPolicy(Policy):
         fitter: Fitter | None = None,
         total_steps: int | None = None,
         mixture_lag: int = 0,
+        vocab_size: int | None = None,
     ):
         super().__init__(prior)
-        self.config = config or AdoConfig()
-        self.plan = self.config.plan(self.num_domains, total_steps, mixture_lag)
+        self.config = config or self.config_type()
+        self.plan = self.config.plan(self.num_domains, total_steps, mixture_lag, vocab_size)
         if not (fitter is None or callable(fitter)):
             raise ConfigError(f"ado: fitter is {fitter!r:.60}; expected a function of counts, losses and FitConfig.")
         if fitter is None:
@@ -83,19 +105,19 @@ class AdoPolicy(Policy):
 
     @classmethod
     def parse_options(cls, options: Mapping[str, Any]) -> dict[str, Any]:
-        """The constructor's arguments from the fields of AdoConfig, `preset`, and the arguments themselves."""
-        own = ("fitter", "mixture_lag", "total_steps")
+        """The constructor's arguments from the fields of `config_type`, `preset`, and the arguments themselves."""
+        own = ("fitter", "mixture_lag", "total_steps", "vocab_size")
         settings = dict(options)
         arguments = {name: settings.pop(name) for name in own if name in settings}
         preset = settings.pop("preset", "default")
-        refuse_unknown("ado", settings, [*(field.name for field in fields(AdoConfig)), "preset", *own])
+        refuse_unknown(cls.kind, settings, [*(field.name for field in fields(cls.config_type)), "preset", *own])
         if isinstance(settings.get("fit"), dict):
-            refuse_unknown("ado: fit", settings["fit"], [field.name for field in fields(FitConfig)])
+            refuse_unknown(f"{cls.kind}: fit", settings["fit"], [field.name for field in fields(FitConfig)])
             settings["fit"] = FitConfig(**settings["fit"])
         if preset not in ("default", "reference"):
-            raise ConfigError(f"ado: preset {preset!r}; expected default or reference.")
-        config = replace(AdoConfig.reference() if preset == "reference" else AdoConfig(), **settings)
-        return {"config": config, **arguments}
+            raise ConfigError(f"{cls.kind}: preset {preset!r}; expected default or reference.")
+        config = cls.config_type.reference() if preset == "reference" else cls.config_type()
+        return {"config": replace(config, **settings), **arguments}
 
     def _repr_parts(self) -> list[str]:
         return [*super()._repr_parts(), f"{self._num_refits} refits"]
@@ -111,20 +133,24 @@ class AdoPolicy(Policy):
 
     def health(self) -> dict[str, Any]:
         """Adds refits, failed refits, held_laws (refits that left a domain its law), at_bound (the parameters among
-        log_beta, log_eps, alpha at a bound), and forecast_error of the last whole interval between refits: mean and
+        beta, eps, alpha at a bound), bounds (what that means, a sentence each), settles (where the loop does), and
+        forecast_error of the last whole interval between refits: mean and
         mean magnitude of observed / predicted loss - 1, None without a step to compare."""
         memory = self.memory
         at_bound_KP = self.fit.at_bound if self.fit is not None else np.zeros((self.num_domains, 3), dtype=bool)
+        bounds = bounds_in_words(self.fit, self.labels) if self.fit is not None else {}
         return {
             **super().health(),
             "refits": self._num_refits,
             "failed_refits": self._num_failed,
             "held_laws": self._by_domain(memory["held"]),
             "at_bound": {
-                label: [name for name, hit in zip(_LAW_PARAMETERS, hit_P, strict=True) if hit]
+                label: [name for name, hit in zip(PARAMETERS, hit_P, strict=True) if hit]
                 for label, hit_P in zip(self.labels, at_bound_KP, strict=True)
                 if hit_P.any()
             },
+            "bounds": list(bounds.values()),
+            "settles": self.config.settles,
             "forecast_error": {
                 label: {"mean": _finite_or_none(mean), "mean_abs": _finite_or_none(mean_abs)}
                 for label, mean, mean_abs in zip(
@@ -252,7 +278,10 @@ class AdoPolicy(Policy):
             _log.warning("step %d: no good fit for %s; the last law is kept", self.step, ", ".join(bad))
         self.fit_step = self.step
         self._num_refits += 1
+        known = bounds_in_words(self.fit, self.labels) if self.fit is not None else {}
         self._apply_laws()
+        bounds = bounds_in_words(self.fit, self.labels) if self.fit is not None else {}
+        self._notices += [f"{self.kind}: {text}" for bound, text in bounds.items() if bound not in known]
         return True
 
     def _apply_laws(self) -> None:
@@ -264,7 +293,9 @@ class AdoPolicy(Policy):
         self._eps_K = np.exp(memory["log_eps"])
         self._max_alpha_K = np.maximum(memory["alpha"], self.config.min_alpha)
         if self.fit_step is not None:
-            self.fit = ScalingLawFit(**{name: memory[name] for name in (*_FIT_FIELDS, "valid")})
+            theta_KP = np.stack([memory[name] for name in _LAW_PARAMETERS], axis=1)
+            values = {name: memory[name] for name in (*_FIT_FIELDS, "valid")}
+            self.fit = ScalingLawFit(**values, at_bound=at_kink(theta_KP, self.plan.fit.log_unit))
 
     def _add_forecast_error(self, loss_K: Floats, seen_K: Bools, predicted_K: Floats) -> None:
         """Adds observed / predicted - 1 of this step to the sums since the last refit."""
@@ -288,22 +319,10 @@ class AdoPolicy(Policy):
     # State -----------------------------------------------------------------------------------------------------
 
     def _extra_state(self) -> dict[str, Any]:
-        return {
-            "samples": self._samples,
-            "num_refits": self._num_refits,
-            "num_failed": self._num_failed,
-            "fit_step": self.fit_step,
-            "attempt_step": self.attempt_step,
-            "history": self._history.state_dict(),
-        }
+        return {"history": self._history.state_dict()}
 
     def _load_extra(self, saved: Mapping[str, Any], source_K: Ints, names: Sequence[str] | None) -> None:
-        samples = state_codec.finite_number(saved, "samples")
-        fit_step, attempt_step = (state_codec.step_or_none(saved, name) for name in ("fit_step", "attempt_step"))
-        num_refits, num_failed = (state_codec.whole_number(saved, name) for name in ("num_refits", "num_failed"))
         self._history.load_state_dict(saved.get("history"), source_K)
-        self._samples, self._num_refits, self._num_failed = samples, num_refits, num_failed
-        self.fit_step, self.attempt_step = fit_step, attempt_step
 
     def _after_load(self, same_domains: bool) -> None:
         self._apply_laws()

@@ -12,7 +12,7 @@ A policy of your own is a subclass with a constructor `(prior, **options)` that 
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -36,13 +36,18 @@ Ints = NDArray[np.int64]
 class RunContext:
     """Properties of a run that fill in options which its config leaves out; None where unknown.
 
-    steps, mixture_lag: in steps. global_batch_size: samples. sizes: {domain: samples of one epoch}.
+    steps, mixture_lag, evaluate_every_steps (0: no validation within the run): in steps. global_batch_size: samples.
+    sizes: {domain: samples of one epoch}. val_sizes: {domain: samples of its val split}, all 0 without one.
+    vocab_size: of the model.
     """
 
     steps: int | None
     global_batch_size: int | None
     mixture_lag: int = 0
     sizes: Mapping[str, float] | None = None
+    val_sizes: Mapping[str, float] | None = None
+    evaluate_every_steps: int | None = None
+    vocab_size: int | None = None
 
     @property
     def total_samples(self) -> int | None:
@@ -64,6 +69,7 @@ class Policy(ABC):
     kind: ClassVar[str]  # name in states, records and messages; default "module:Class"
     run_options: ClassVar[Mapping[str, str]] = {}  # {option: the field of RunContext that fills it in}
     share_arrays: tuple[str, ...] = ()  # arrays of `memory` that sum to 1
+    saved_numbers: ClassVar[Mapping[str, Callable[[Mapping[str, Any], str], Any]]] = {}  # {attribute: its reader}
     fit: "ScalingLawFit | None" = None  # the last one, of policies that fit laws
     fit_step: int | None = None  # step of the last refit
     attempt_step: int | None = None  # step of the last refit, failed ones included
@@ -81,6 +87,7 @@ class Policy(ABC):
         self.labels = domain_labels(self.names, self.num_domains)
         self._prior_K = parse_shares(prior, self.names, self.num_domains, "prior")
         self.step = 0
+        self._notices: list[str] = []
         self.memory = self._initial()
         self._mixture_K = self._prior_K
 
@@ -146,6 +153,17 @@ class Policy(ABC):
         self.step += 1
         return self._mixture_K.copy()
 
+    def observe_validation(self, mean_losses: ArrayLike, sample_counts: ArrayLike) -> None:  # noqa: B027
+        """Takes losses on held-out text, measured after the last update; policies that learn from training ignore it.
+
+        mean_losses: (K,) nats per token, NaN where a domain has no such text; sample_counts: (K,) samples measured.
+        """
+
+    def take_notices(self) -> list[str]:
+        """What happened since the last call that an operator should know, a sentence each."""
+        notices, self._notices = self._notices, []
+        return notices
+
     def law_counts(self, drawn: ArrayLike) -> int | Floats:
         """The n at which the laws in `fit` give today's loss, after `drawn` (K,) samples of the domains.
 
@@ -163,6 +181,7 @@ class Policy(ABC):
                 "step": self.step,
                 "mixture": state_codec.pack(self._mixture_K),
                 "memory": {name: state_codec.pack(array) for name, array in self.memory.items()},
+                **{name.removeprefix("_"): getattr(self, name) for name in self.saved_numbers},
                 **self._extra_state(),
             }
         )
@@ -186,9 +205,10 @@ class Policy(ABC):
         mixture_K = _remap(_unpack_row(saved, "mixture", source_K), self._prior_K, source_K, is_share=True)
         if not (mixture_K >= 0).all() or not abs(mixture_K.sum() - 1) < 1e-6:
             raise ResumeError("policy state: its mixture is none: shares below 0, or that do not sum to 1.")
-        step = state_codec.whole_number(saved, "step")
+        numbers: dict[str, Any] = {"step": state_codec.whole_number(saved, "step")}
+        numbers |= {name: read(saved, name.removeprefix("_")) for name, read in self.saved_numbers.items()}
         self._load_extra(saved, source_K, names)  # the last that can raise; nothing was changed before it
-        self.step = step
+        vars(self).update(numbers)
         self.memory = memory
         self._mixture_K = mixture_K
         self._after_load(names is None)
@@ -208,7 +228,7 @@ class Policy(ABC):
         """The mixture after step `self.step`; a new array. Losses are valid where `seen_K`."""
 
     def _extra_state(self) -> dict[str, Any]:
-        """State beyond `memory`, as JSON values."""
+        """State beyond `memory` and `saved_numbers`, as JSON values."""
         return {}
 
     def _load_extra(self, saved: Mapping[str, Any], source_K: Ints, names: Sequence[str] | None) -> None:  # noqa: B027

@@ -18,13 +18,15 @@ rising losses (beta = 0, so e is near 0); they depend on each domain's own block
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import NDArray
 
-Floats = NDArray[np.float64]
+from ado_stream.policy.base_policy import Bools, Floats
+from ado_stream.policy.loss_blocks import BlockPoints
 
 ALPHA_A = np.geomspace(0.08, 1.5, 25)  # the grid of exponents
 _PRIOR_ALPHA, _PRIOR_LOG_SD = 0.4, 0.5  # of the log-normal prior on alpha
 _PRIOR_BLOCKS = 4.0  # the noise is taken for as large as its prior says with the weight of this many blocks
+SAMPLE_SD, _BLOCK_SD = 0.5, 0.02  # nats: of one sample's loss about its domain's mean; of what all samples share
+LAW = ("alpha", "log_beta", "log_eps")
 _TINY = 1e-12
 
 
@@ -37,6 +39,38 @@ class Elasticities:
     alpha_K: Floats
     beta_K: Floats  # nats at n0
     eps_K: Floats  # nats
+
+
+def fit_blocks(points: BlockPoints, counts_KM: Bools, samples_K: Floats, value_K: Floats) -> dict[str, Floats]:
+    """(K,) each: elasticity and elasticity_sd after `samples_K`, times `value_K`, and the likeliest law (LAW).
+
+    counts_KM: which blocks count for which domain.
+    """
+    own_KM, loss_KM = np.where(counts_KM, points.own_KM, 1.0), np.where(counts_KM, points.loss_KM, 0.0)
+    now_K = np.maximum(samples_K, 1.0)
+    variance_KM = SAMPLE_SD**2 / np.where(counts_KM, points.samples_KM, 1.0) + _BLOCK_SD**2
+    weight_KM = np.where(counts_KM, 1.0 / variance_KM, 0.0)
+    found = fit_elasticities(np.log(own_KM / now_K[:, None]), loss_KM, weight_KM)
+    return {
+        "elasticity": value_K * found.mean_K,
+        "elasticity_sd": value_K * found.sd_K,
+        "alpha": found.alpha_K,
+        "log_beta": np.log(np.maximum(found.beta_K, _TINY)) + found.alpha_K * np.log(now_K),
+        "log_eps": np.log(np.maximum(found.eps_K, _TINY)),
+    }
+
+
+def middle_elasticity(elasticity_K: Floats, target_K: Floats) -> float:
+    """The elasticity of the domain at which half of sum w e is reached, domains sorted by e; NaN where all are 0.
+
+    A median over what is gained: domains without gain have no weight in it, whatever their number or size.
+    """
+    gain_K = np.where(np.isfinite(elasticity_K), target_K * elasticity_K, 0.0)
+    order_K = np.argsort(elasticity_K, kind="stable")
+    gained_K = np.cumsum(gain_K[order_K])
+    if not gained_K[-1] > 0.0:
+        return float("nan")
+    return float(elasticity_K[order_K[np.searchsorted(gained_K, 0.5 * gained_K[-1])]])
 
 
 def fit_elasticities(log_ratio_KM: Floats, loss_KM: Floats, weight_KM: Floats) -> Elasticities:

@@ -17,6 +17,7 @@ of domains hardly apart: then gamma stays where it was.
 """
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import numpy as np
@@ -26,48 +27,46 @@ from ado_stream.errors import ResumeError
 from ado_stream.option_checks import one_of, positive
 from ado_stream.policy import state_codec
 from ado_stream.policy.ado_config import AdoConfig
-from ado_stream.policy.ado_policy import AdoPolicy, Fitter
+from ado_stream.policy.ado_policy import AdoPolicy
 from ado_stream.policy.base_policy import Floats, Ints
-from ado_stream.policy.domain_weights import Weights
 from ado_stream.policy.scaling_laws import FitConfig, ScalingLawFit
 from ado_stream.policy.transfer import first_transfer, fit_with_transfer, transfer_among
 
-_FLOOR = 1e-8
 TRANSFERS = ("none", "full")
 
 
-class EpiSelect(AdoPolicy):
-    """`episelect`. temperature: of the softmax, in nats. transfer: "none" or "full". The others as AdoPolicy's.
+@dataclass(frozen=True)
+class EpiSelectConfig(AdoConfig):
+    """AdoConfig with laws over own samples, or effective ones with transfer, and the paper's floor.
 
-    Laws are over own samples, or, with transfer, over effective ones.
+    temperature: of the softmax, in nats. transfer: "none" or "full".
     """
 
-    kind = "episelect"
-    run_options: ClassVar[Mapping[str, str]] = AdoPolicy.run_options
+    shared_count: bool = False
+    floor: float | None = 1e-8
+    temperature: float = 1.0
+    transfer: str = "none"
+    fixed_point = settles = None
 
-    def __init__(
-        self,
-        prior: Weights,
-        config: AdoConfig | None = None,
-        fitter: Fitter | None = None,
-        total_steps: int | None = None,
-        mixture_lag: int = 0,
-        temperature: float = 1.0,
-        transfer: str = "none",
-    ):
-        self._temperature = positive("episelect: temperature", temperature)
-        full = one_of("episelect: transfer", transfer, TRANSFERS) == "full"
-        super().__init__(prior, config or AdoConfig(shared_count=False, floor=_FLOOR), fitter, total_steps, mixture_lag)
+    def _check(self) -> None:
+        super()._check()
+        positive("episelect: temperature", self.temperature)
+        one_of("episelect: transfer", self.transfer, TRANSFERS)
+
+
+class EpiSelect(AdoPolicy):
+    """`episelect`. config: see EpiSelectConfig; the rest as AdoPolicy."""
+
+    kind = "episelect"
+    config_type: ClassVar[type[AdoConfig]] = EpiSelectConfig
+    config: EpiSelectConfig
+
+    def __init__(self, *arguments: Any, **named: Any):
+        super().__init__(*arguments, **named)
+        full = self.config.transfer == "full"
         self._gamma_KK: Floats | None = first_transfer(self.num_domains) if full else None  # None: the unit matrix
         if full:
             self._law_fitter, self._fitter = self._fitter, self._fit_with_transfer
-
-    @classmethod
-    def parse_options(cls, options: Mapping[str, Any]) -> dict[str, Any]:
-        """As AdoPolicy's, with own counts and the floor of 1e-8, and `temperature` and `transfer`."""
-        settings = dict(options)
-        own = {name: settings.pop(name) for name in ("temperature", "transfer") if name in settings}
-        return super().parse_options({"shared_count": False, "floor": _FLOOR, **settings}) | own
 
     def law_counts(self, drawn: ArrayLike) -> int | Floats:
         """(K,) effective samples with transfer; else as AdoPolicy's."""
@@ -88,7 +87,7 @@ class EpiSelect(AdoPolicy):
         score_K = worth_K
         if self._gamma_KK is not None:
             score_K = (samples * worth_K / (self._gamma_KK @ samples)) @ self._gamma_KK
-        weight_K: Floats = np.exp((score_K - score_K.max()) / self._temperature)
+        weight_K: Floats = np.exp((score_K - score_K.max()) / self.config.temperature)
         return weight_K / float(weight_K.sum())
 
     def _fit_with_transfer(self, count_KM: Floats, loss_KM: Floats, config: FitConfig) -> ScalingLawFit:

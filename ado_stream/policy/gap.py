@@ -11,7 +11,7 @@ models. The paper's Algorithm 1 takes max(l - l*, 0); its released code, whose e
 signed gap, as here. Velocitune, which divides by the gap at the start, is velocitune.py.
 """
 
-from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import numpy as np
@@ -19,56 +19,50 @@ from numpy.typing import NDArray
 
 from ado_stream.errors import ConfigError
 from ado_stream.option_checks import number, positive
-from ado_stream.policy.ado_config import AdoConfig
-from ado_stream.policy.ado_policy import AdoPolicy, Fitter
+from ado_stream.policy.ado_config import AdoConfig, AdoPlan
+from ado_stream.policy.ado_policy import AdoPolicy
 from ado_stream.policy.base_policy import Floats
 from ado_stream.policy.domain_weights import Weights, parse_values
 
-_OPTIONS = ("eta", "smoothing", "target_losses")
+
+@dataclass(frozen=True)
+class GapConfig(AdoConfig):
+    """AdoConfig with laws over own samples. eta: step size, per nat. smoothing: c.
+
+    target_losses: (K,) or {name: nats}; None: forecasts for the run's end, whose length must then be known.
+    """
+
+    shared_count: bool = False
+    credit: str = "residual"  # which keeps the average of observed losses that the gap is measured from
+    eta: float = 1.0
+    smoothing: float = 1e-4
+    target_losses: Weights | None = None
+
+    fixed_point = settles = None
+
+    def plan(self, num_domains: int, total_steps: int | None = None, *run: Any, **named: Any) -> AdoPlan:
+        """As AdoConfig's. Raises ConfigError too when neither target losses nor the run's length are known."""
+        positive("gap: eta", self.eta)
+        number("gap: smoothing", self.smoothing, 0.0, 1.0)
+        if total_steps is None and self.target_losses is None:
+            raise ConfigError("gap: give target_losses, or total_steps to forecast them for.")
+        return super().plan(num_domains, total_steps, *run, **named)
 
 
 class GapPolicy(AdoPolicy):
-    """`gap`. eta: step size, per nat. smoothing: c. target_losses: (K,) or {name: nats}; None: forecasts.
-
-    Raises ConfigError as AdoPolicy, and when neither target losses nor the run's length are known.
-    """
+    """`gap`. config: see GapConfig; the rest as AdoPolicy."""
 
     kind = "gap"
-    run_options: ClassVar[Mapping[str, str]] = AdoPolicy.run_options
+    config_type: ClassVar[type[AdoConfig]] = GapConfig
+    config: GapConfig
     share_arrays: tuple[str, ...] = (*AdoPolicy.share_arrays, "share")
 
-    def __init__(
-        self,
-        prior: Weights,
-        config: AdoConfig | None = None,
-        fitter: Fitter | None = None,
-        total_steps: int | None = None,
-        mixture_lag: int = 0,
-        eta: float = 1.0,
-        smoothing: float = 1e-4,
-        target_losses: Weights | None = None,
-    ):
-        if total_steps is None and target_losses is None:
-            raise ConfigError("gap: give target_losses, or total_steps to forecast them for.")
-        self._eta, self._smoothing = positive("gap: eta", eta), number("gap: smoothing", smoothing, 0.0, 1.0)
-        self._total_steps = total_steps
-        # credit "residual" keeps the average of observed losses that the gap is measured from
-        config = config or AdoConfig(shared_count=False, credit="residual")
-        super().__init__(prior, config, fitter, total_steps, mixture_lag)
+    def __init__(self, *arguments: Any, **named: Any):
+        super().__init__(*arguments, **named)
+        given = self.config.target_losses
         self._target_loss_K = (
-            None
-            if target_losses is None
-            else parse_values(target_losses, self.names, self.num_domains, "gap: target_losses")
+            None if given is None else parse_values(given, self.names, self.num_domains, "gap: target_losses")
         )
-
-    @classmethod
-    def parse_options(cls, options: Mapping[str, Any]) -> dict[str, Any]:
-        """As AdoPolicy's, with own counts, and eta, smoothing, target_losses."""
-        settings = dict(options)
-        own: dict[str, Any] = {
-            name: settings.pop(name) for name in ("eta", "smoothing", "target_losses") if name in settings
-        }
-        return super().parse_options({"shared_count": False, "credit": "residual", **settings}) | own
 
     def _initial(self) -> dict[str, NDArray[Any]]:
         return {**super()._initial(), "share": self._prior_K.copy()}
@@ -76,13 +70,11 @@ class GapPolicy(AdoPolicy):
     def _refit(self) -> bool:
         fitted = super()._refit()
         if fitted:
-            memory = self.memory
-            gap_K = self._behind()
-            exponent_K = np.log(np.maximum(memory["share"], 1e-300)) + self._eta * np.where(
-                np.isfinite(gap_K), gap_K, 0.0
-            )
+            memory, smoothing = self.memory, self.config.smoothing
+            gap_K = np.nan_to_num(self._behind(), posinf=0.0, neginf=0.0)
+            exponent_K = np.log(np.maximum(memory["share"], 1e-300)) + self.config.eta * gap_K
             weight_K = np.exp(exponent_K - exponent_K.max())
-            memory["share"] = (1.0 - self._smoothing) * weight_K / weight_K.sum() + self._smoothing / self.num_domains
+            memory["share"] = (1.0 - smoothing) * weight_K / weight_K.sum() + smoothing / self.num_domains
         return fitted
 
     def _behind(self) -> Floats:
@@ -94,8 +86,8 @@ class GapPolicy(AdoPolicy):
         """(K,) l*: given, or L(n T / t) of the present laws."""
         if self._target_loss_K is not None:
             return self._target_loss_K
-        assert self._total_steps is not None
-        ahead = max(self._total_steps / (self.step + 1), 1.0)
+        assert self.plan.total_steps is not None
+        ahead = max(self.plan.total_steps / (self.step + 1), 1.0)
         return self._forecast(np.maximum(self.memory["samples"], 1.0) * ahead)[1]
 
     def _preference(self, gap_K: Floats, predicted_K: Floats, samples: float | Floats) -> Floats:

@@ -38,6 +38,14 @@ class Guard(Policy):
         inner = self.policy.health()
         return {**inner, "guards": [*inner.get("guards", []), self.kind]}
 
+    def observe_validation(self, mean_losses: ArrayLike, sample_counts: ArrayLike) -> None:
+        """Handed to the wrapped policy."""
+        self.policy.observe_validation(mean_losses, sample_counts)
+
+    def take_notices(self) -> list[str]:
+        """The wrapped policy's."""
+        return self.policy.take_notices()
+
     def law_counts(self, drawn: ArrayLike) -> int | Floats:
         """The wrapped policy's."""
         return self.policy.law_counts(drawn)
@@ -213,6 +221,7 @@ class RepetitionGuard(Guard):
     """
 
     kind = "repetition"
+    saved_numbers = {"_drawn": state_codec.finite_number}
     run_options: ClassVar[Mapping[str, str]] = {"sizes": "sizes", "total_samples": "total_samples"}
 
     def __init__(self, policy: Policy, sizes: Weights, total_samples: int, max_epochs: float = 4.0):
@@ -248,11 +257,3 @@ class RepetitionGuard(Guard):
         if left <= 0.0 or not unused_K.any():  # the run is over, or longer than total_samples
             return mixture_K
         return lower_to_ceiling(mixture_K, unused_K / left)
-
-    def _extra_state(self) -> dict[str, Any]:
-        return {**super()._extra_state(), "drawn": self._drawn}
-
-    def _load_extra(self, saved: Mapping[str, Any], source_K: Ints, names: Sequence[str] | None) -> None:
-        drawn = state_codec.finite_number(saved, "drawn")
-        super()._load_extra(saved, source_K, names)
-        self._drawn = drawn

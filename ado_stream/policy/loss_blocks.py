@@ -34,6 +34,10 @@ class BlockPoints:
     samples_KM: Floats
     total_M: Floats
 
+    def where(self, kept_M: NDArray[np.bool_]) -> "BlockPoints":
+        """Only the blocks that are True in `kept_M`."""
+        return BlockPoints(*(values[..., kept_M] for values in vars(self).values()))
+
     def recent(self, num_blocks: int) -> tuple[Floats, Floats]:
         """(K,) mean losses, NaN where absent, and samples of the newest `num_blocks` blocks."""
         samples_KM = self.samples_KM[:, -num_blocks:]
@@ -53,7 +57,7 @@ class BlockHistory:
         self.num_steps = 0
         self._loss_MK = np.zeros((MAX_BLOCKS, num_domains))  # sum of loss x samples
         self._samples_MK = np.zeros((MAX_BLOCKS, num_domains))  # samples with a valid loss
-        self._place_MK = np.zeros((MAX_BLOCKS, num_domains))  # sum of (own samples so far) x samples
+        self._place_MK = np.zeros((MAX_BLOCKS, num_domains))  # sum of place x samples
         self._total_M1 = np.zeros((MAX_BLOCKS, 1))  # samples of all domains, whatever their losses
 
     @property
@@ -61,8 +65,8 @@ class BlockHistory:
         """Finished blocks."""
         return self.num_steps // self.length
 
-    def record(self, own_K: Floats, loss_K: Floats, count_K: Floats, seen_K: NDArray[np.bool_]) -> None:
-        """Adds one step: its losses, valid where `seen_K`, its samples, and each domain's own samples before it."""
+    def record(self, place_K: Floats, loss_K: Floats, count_K: Floats, seen_K: NDArray[np.bool_]) -> None:
+        """Adds one step: its losses, valid where `seen_K`, their samples, and each domain's own samples by then."""
         block = self.num_steps // self.length
         if block == MAX_BLOCKS:
             self._merge()
@@ -70,7 +74,7 @@ class BlockHistory:
         samples_K = np.where(seen_K, count_K, 0.0)
         self._samples_MK[block] += samples_K
         self._loss_MK[block] += np.where(seen_K, loss_K, 0.0) * samples_K
-        self._place_MK[block] += (own_K + 0.5 * count_K) * samples_K
+        self._place_MK[block] += place_K * samples_K
         self._total_M1[block] += count_K.sum()
         self.num_steps += 1
 

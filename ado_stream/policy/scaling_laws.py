@@ -7,7 +7,7 @@ The fit minimises F of `ado_kernels.fit.objective` (Huber loss of log L plus fou
 Source: "Adaptive Data Optimization" (arXiv 2410.11820), sections 3.1 and appendix. NumPy in and out; needs no torch.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -18,7 +18,18 @@ from ado_kernels import scaling_law_fit
 from ado_kernels.fit.fit_dispatch import BACKENDS
 from ado_kernels.fit.objective import Bools, FitOptions, Floats, Ints, at_kink
 from ado_stream.errors import ConfigError, PolicyError
-from ado_stream.option_checks import number, one_of, whole
+from ado_stream.option_checks import number, one_of, positive, whole
+from ado_stream.policy.domain_weights import quoted_list
+
+PARAMETERS = ("beta", "eps", "alpha")  # in the order of at_bound
+_BOUND_MEANINGS = {
+    "eps": "may fall below the floor eps, which is at its lower bound: what is left to learn is understated and "
+    "forecasts far ahead are too high (start_loss brings the bound into the unit of the losses)",
+    "alpha low": "do not fall (alpha is at its lower bound): nothing is learnt, or it does not show yet",
+    "alpha high": "fall faster than a law may (alpha is at its upper bound): the domains are taken for almost learnt "
+    "until a refit sees a slower fall",
+    "beta": "begin higher than a law may (beta is at its upper bound): leave out more of the start (ignore_steps)",
+}
 
 
 @dataclass(frozen=True)
@@ -32,6 +43,8 @@ class FitConfig(FitOptions):
         for name, least in (("smooth_window", 0), ("ignore_steps", 0), ("every", 1)):
             whole(f"FitConfig: {name}", getattr(self, name), least)
         number("FitConfig: delta", self.delta)
+        if self.start_loss is not None:
+            positive("FitConfig: start_loss", self.start_loss)
         for name in ("grid_log_beta", "grid_log_eps", "grid_alpha"):
             grid = getattr(self, name)
             if isinstance(grid, str) or not np.iterable(grid):
@@ -60,7 +73,8 @@ class ScalingLawFit:
     log_beta, log_eps, alpha: (K,) float64; the law's parameters, n in samples.
     objective: (K,) float64, F at the parameters; NaN when given by hand.
     valid: (K,) bool; False where the fit found nothing finite (its parameters are then NaN).
-    at_bound: (K, 3) bool; log_beta >= 6.5, log_eps <= 0.5, alpha <= 0.001 or >= 0.8: a penalty of F acts there.
+    at_bound: (K, 3) bool; log_beta >= 6.5, log_eps <= 0.5, alpha <= 0.001 or >= 0.8: a penalty of F acts there (with
+        FitConfig.start_loss the first two are scaled). `bounds_in_words` says what that means.
     residual_scale: (K,) float64, median |log L_obs - log L|; num_points: (K,) int64, points that F summed over.
     Raises ConfigError where shapes differ.
     """
@@ -157,6 +171,18 @@ def fit_scaling_laws(
         raise
     theta_KP, *others = result  # in the order of ScalingLawFit's fields
     return ScalingLawFit(*theta_KP.T, *others)
+
+
+def bounds_in_words(fit: ScalingLawFit, labels: Sequence[str]) -> dict[str, str]:
+    """{bound: which laws are at it, what that means, what follows}, for the bounds that hold any."""
+    beta_K, eps_K, alpha_K = fit.at_bound.T
+    flat_K = alpha_K & (fit.alpha < 0.5)
+    where = {"eps": eps_K, "alpha low": flat_K, "alpha high": alpha_K & ~flat_K, "beta": beta_K}
+    return {
+        bound: f"Losses of {quoted_list([labels[index] for index in np.flatnonzero(at_K)])} {_BOUND_MEANINGS[bound]}."
+        for bound, at_K in where.items()
+        if at_K.any()
+    }
 
 
 def check_backend(backend: str) -> None:

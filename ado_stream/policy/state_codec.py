@@ -56,6 +56,11 @@ def step_or_none(state: Mapping[str, Any], name: str) -> int | None:
     return None if name in state and state[name] is None else whole_number(state, name)
 
 
+def number_or_none(state: Mapping[str, Any], name: str) -> float | None:
+    """state[name], a finite number, or None. Raises ResumeError for anything else."""
+    return None if name in state and state[name] is None else finite_number(state, name)
+
+
 def finite_number(state: Mapping[str, Any], name: str) -> float:
     """state[name] as float. Raises ResumeError for what is no finite number."""
     value = state.get(name)

@@ -22,7 +22,8 @@ who does not know of it. At 2^-4/3 of m both rules agree; below, this one takes 
 
 Training loss on text seen before says nothing about what there is to learn. Where the domains' sizes are known, laws
 are fitted to first-epoch losses only, and e is discounted by exp(-(epochs - 1) / 15), the decay of a repeated sample's
-value (arXiv 2305.16264); shares are bounded so that no domain is read more than `max_epochs` times in the run.
+value (arXiv 2305.16264); shares are bounded so that no domain is read more than `max_epochs` times in the run. Laws of
+validation losses need neither: what repeating is still worth shows on held-out text.
 
 Invariants: a function of the updates alone; the cost of a step does not depend on t apart from the refits, which come
 after every twentieth of the steps so far, and at most every 1000.
@@ -35,36 +36,38 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from ado_stream.errors import ConfigError
-from ado_stream.option_checks import number, positive, whole
+from ado_stream.option_checks import number, one_of, positive, whole
 from ado_stream.policy import state_codec
 from ado_stream.policy.base_policy import Bools, Floats, Ints, Policy
 from ado_stream.policy.domain_weights import Weights, parse_shares, parse_values
-from ado_stream.policy.elasticity import fit_elasticities
+from ado_stream.policy.elasticity import LAW, SAMPLE_SD, fit_blocks, middle_elasticity
 from ado_stream.policy.loss_blocks import BlockHistory, BlockPoints
 from ado_stream.policy.mixture_bounds import check_floor, lower_to_ceiling, raise_to_floors
 from ado_stream.policy.scaling_laws import ScalingLawFit
 
 _REPEAT_DECAY_EPOCHS = 15.0  # arXiv 2305.16264, section 5: the half-life constant R* of repeated tokens
-_SAMPLE_SD, _BLOCK_SD = 0.5, 0.02  # nats: of one sample's loss about its domain's mean; of what all samples share
 _LEAST_BLOCKS = 4  # with fewer the three numbers of a law are not known at all
 _FORGET = 4  # laws are fitted to the last three quarters of the steps so far
 _LEAST_DRAWN = 0.2  # of its target share, for a block to count for a domain
-_TINY, _LEAST_LOG = 1e-12, -100.0
+_LEAST_LOG = -100.0
 _SETTLED = 1e-3  # |g| below it is 0, so that a domain that is cut no longer has exactly its share again
 _REFIT_FRAC, _REFIT_STEPS = 20, 1000
-_LAW = ("alpha", "log_beta", "log_eps")
+LAWS = ("train", "validation")
 
 
 class TargetPolicy(Policy):
     """`target`.
 
-    weights: "size" (the prior), "uniform", or (K,) or {name: weight}. dead_zone: d, how many times slower or faster
-    than the middle a domain must learn to be touched. confidence: z, standard deviations. strength: s. damping: a.
-    floor: least share of a domain whose target share is above it; None: 0.002, at most a tenth of 1/K.
-    ignore_steps: first steps that laws leave out; None: 1000, at most a tenth of the run. start_step: first step that
-    may move the mixture; None: 2000, at most an eighth of the run.
-    sizes: samples of one epoch, (K,) or {name: samples}; None: nothing is known to repeat. total_samples: of the run.
-    max_epochs: bound on the passes over a domain in the run; where the run needs more, the least that suffices.
+    weights: "size" (the prior), "uniform", "val" (that of the validation split), or (K,) or {name: weight}.
+    dead_zone: d, how many times slower or faster than the middle a domain must learn to be touched. confidence: z,
+    standard deviations. strength: s. damping: a. floor: least share of a domain whose target share is above it; None:
+    0.002, at most a tenth of 1/K. ignore_steps: first steps that laws leave out; None: 1000, at most a tenth of the
+    run. start_step: first step that may move the mixture; None: 2000, at most an eighth of the run. laws: of "train"
+    losses, or of those of `observe_validation` ("validation"). max_epochs: bound on the passes over a domain in the
+    run; where the run needs more, the least that suffices.
+    Facts of the run, None where unknown: sizes, samples of one epoch, (K,) or {name: samples}; total_samples and
+    total_steps of the run; val_sizes, samples of the validation split; evaluate_every_steps between
+    validations, 0: never.
     Raises ConfigError for values that cannot work.
     """
 
@@ -73,6 +76,14 @@ class TargetPolicy(Policy):
         "sizes": "sizes",
         "total_samples": "total_samples",
         "total_steps": "steps",
+        "val_sizes": "val_sizes",
+        "evaluate_every_steps": "evaluate_every_steps",
+    }
+    saved_numbers = {
+        "fit_step": state_codec.step_or_none,
+        "_num_refits": state_codec.whole_number,
+        "_next_refit": state_codec.whole_number,
+        "_middle": state_codec.number_or_none,
     }
 
     def __init__(
@@ -90,9 +101,13 @@ class TargetPolicy(Policy):
         total_samples: float | None = None,
         max_epochs: float = 4.0,
         total_steps: int | None = None,
+        laws: str = "train",
+        val_sizes: Weights | None = None,
+        evaluate_every_steps: int | None = None,
     ):
+        self._validates = one_of("target: laws", laws, LAWS) == "validation"
         super().__init__(prior)
-        self.target_K = self._target(weights)
+        self.target_K = self._target(weights, val_sizes)
         self._log_zone = float(np.log(number("target: dead_zone", dead_zone, 1.0)))
         self._confidence = number("target: confidence", confidence, 0.0)
         self._strength = number("target: strength", strength, 0.0)
@@ -100,23 +115,26 @@ class TargetPolicy(Policy):
         num = self.num_domains
         least = check_floor(min(0.002, 0.1 / num) if floor is None else floor, num, "target: floor")
         self._floor_K = np.minimum(least, self.target_K)
-        with np.errstate(
-            divide="ignore", invalid="ignore"
-        ):  # e below the floor, so that it is reached, and no further:
-            self._least_log_factor_K = np.nan_to_num(
-                np.log(self._floor_K / self.target_K) - 1.0
-            )  # a way back stays short
+        with np.errstate(divide="ignore", invalid="ignore"):
+            # a factor of e below the floor: far enough to reach it, and near enough for a short way back
+            self._least_log_factor_K = np.nan_to_num(np.log(self._floor_K / self.target_K) - 1.0)
         if total_steps is not None:
             whole("target: total_steps", total_steps, 1)
+        if self._validates and evaluate_every_steps == 0:
+            raise ConfigError(
+                "target: laws of validation losses, but this run has none before its end.\n"
+                "  Set evaluate.every_steps for a corpus with a val split, or take laws: train."
+            )
         self._ignore_steps = whole("target: ignore_steps", _capped(ignore_steps, 1000, total_steps, 10))
         self._start_step = whole("target: start_step", _capped(start_step, 2000, total_steps, 8))
         self._size_K = None if sizes is None else parse_values(sizes, self.names, num, "target: sizes")
         self._total_samples = None if total_samples is None else positive("target: total_samples", total_samples)
         self._max_epochs = positive("target: max_epochs", max_epochs)
-        self._blocks = BlockHistory(num)
+        kinds = ("blocks", "validations") if self._validates else ("blocks",)  # of training losses; of validation's
+        self._histories = {name: BlockHistory(num) for name in kinds}
         self._next_refit = self._start_step
         self._num_refits = 0
-        self._middle = np.nan  # m of the last refit
+        self._middle: float | None = None  # m of the last refit
         self._mixture_K = self._mix()
 
     @property
@@ -128,15 +146,22 @@ class TargetPolicy(Policy):
         """(K,) samples of each domain: laws are over a domain's own."""
         return np.asarray(drawn, np.float64)
 
+    def observe_validation(self, mean_losses: ArrayLike, sample_counts: ArrayLike) -> None:
+        """Evidence for laws of validation losses, at the samples drawn so far."""
+        if self._validates:
+            loss_K, count_K = np.asarray(mean_losses, np.float64), np.asarray(sample_counts, np.float64)
+            valid_K = (loss_K > 0.0) & (loss_K < np.inf)
+            self.memory["val_loss"] = np.where(valid_K, loss_K, np.nan)
+            self.memory["val_samples"] = np.where(valid_K, count_K, 0.0)
+
     def health(self) -> dict[str, Any]:
         """Adds to the base's: refits; and of each domain that is cut or raised, its share over its target share, since
-        which step, its elasticity with the deviation, the middle elasticity, and epochs where sizes are known."""
-        memory = self.memory
-        moved = [index for index in range(self.num_domains) if memory["log_factor"][index] != 0.0]
+        which step, its elasticity with the deviation, its samples, and the same as a sentence ("why")."""
+        memory, middle = self.memory, self._middle
         return {
             **super().health(),
             "refits": self._num_refits,
-            "middle_elasticity": _or_none(self._middle),
+            "middle_elasticity": middle,
             "moved": {
                 self.labels[index]: {
                     "share_over_target": float(self._mixture_K[index] / self.target_K[index]),
@@ -144,18 +169,39 @@ class TargetPolicy(Policy):
                     "elasticity": _or_none(memory["elasticity"][index]),
                     "elasticity_sd": _or_none(memory["elasticity_sd"][index]),
                     "samples": float(memory["samples"][index]),
+                    "why": self._why(index),
                 }
-                for index in moved
+                for index in np.flatnonzero(memory["log_factor"]).tolist()
             },
         }
 
-    def _target(self, weights: Weights | str) -> Floats:
-        if isinstance(weights, str):
-            known = {"size": self.prior_K, "uniform": np.full(self.num_domains, 1.0 / self.num_domains)}
-            if weights not in known:
-                raise ConfigError(f"target: weights {weights!r}; expected size, uniform, or one weight a domain.")
-            return known[weights]
-        return parse_shares(weights, self.names, self.num_domains, "target: weights")
+    def _why(self, index: int) -> str:
+        """What is known of a moved domain's learning, for users: loss per doubling of its samples, with its interval"""
+        memory, doubled = self.memory, np.log(2.0)
+        e, margin = memory["elasticity"][index], self._confidence * memory["elasticity_sd"][index]
+        if not np.isfinite(e):
+            return "it goes back to its share: its loss fell with what the others taught"
+        epochs = self._epochs()[index]
+        repeats = f" It was read {epochs:.1f} times." if epochs > 1.0 and not self._validates else ""
+        return (
+            f"with twice its samples its {'validation' if self._validates else 'training'} loss falls by "
+            f"{doubled * max(e - margin, 0.0):.3f} to {doubled * (e + margin):.3f} nats, "
+            f"that of the middle domain by {doubled * memory['middle'][index]:.3f}.{repeats}"
+        )
+
+    def _target(self, weights: Weights | str, val_sizes: Weights | None) -> Floats:
+        if not isinstance(weights, str):
+            return parse_shares(weights, self.names, self.num_domains, "target: weights")
+        if weights == "val":
+            if val_sizes is None:
+                raise ConfigError(
+                    "target: weights 'val', but the validation split's sizes are unknown; give val_sizes."
+                )
+            what = "target: weights 'val': samples of the validation split"
+            return parse_shares(val_sizes, self.names, self.num_domains, what)
+        if weights not in ("size", "uniform"):
+            raise ConfigError(f"target: weights {weights!r}; expected size, uniform, val, or one weight a domain.")
+        return self.prior_K if weights == "size" else np.full(self.num_domains, 1.0 / self.num_domains)
 
     def _initial(self) -> dict[str, NDArray[Any]]:
         unknown_K = np.full(self.num_domains, np.nan)
@@ -170,12 +216,19 @@ class TargetPolicy(Policy):
             "others_before": unknown_K.copy(),
             "elasticity": unknown_K.copy(),
             "elasticity_sd": unknown_K.copy(),
-            **{name: unknown_K.copy() for name in _LAW},
+            "middle": unknown_K.copy(),
+            **{name: unknown_K.copy() for name in LAW},
+            **({"val_loss": unknown_K.copy(), "val_samples": np.zeros(self.num_domains)} if self._validates else {}),
         }
 
     def _next_mixture(self, loss_K: Floats, count_K: Floats, seen_K: Bools) -> Floats:
         memory = self.memory
-        self._blocks.record(memory["samples"], loss_K, count_K, seen_K & self._is_first_epoch())
+        evidence_K = seen_K if self._validates else seen_K & self._is_first_epoch()
+        self._histories["blocks"].record(memory["samples"] + 0.5 * count_K, loss_K, count_K, evidence_K)
+        if self._validates:
+            val_K = memory["val_samples"]
+            self._histories["validations"].record(memory["samples"], memory["val_loss"], val_K, val_K > 0.0)
+            memory["val_samples"] = np.zeros(self.num_domains)
         memory["samples"] += count_K
         if self.step >= self._next_refit:
             self._refit()
@@ -188,15 +241,22 @@ class TargetPolicy(Policy):
 
     def _refit(self) -> None:
         memory = self.memory
-        points = self._blocks.points(max(self._ignore_steps, self.step // _FORGET))
-        found, lawful_K = self._fit(points)
+        first = max(self._ignore_steps, self.step // _FORGET)
+        drawn = points = self._histories["blocks"].points(first)
+        if self._validates:
+            points = self._histories["validations"].points(first)
+            measured_M = points.samples_KM.any(axis=0)
+            drawn, points = drawn.where(measured_M), points.where(measured_M)
+        found, lawful_K = self._fit(points, drawn)
         if not lawful_K.any():
             return
         self._num_refits += 1
         self.fit_step = self.attempt_step = self.step
         for name, value_K in found.items():
             memory[name] = np.where(lawful_K, value_K, memory[name])
-        self._middle = middle_elasticity(memory["elasticity"][lawful_K], self.target_K[lawful_K])
+        middle = middle_elasticity(memory["elasticity"][lawful_K], self.target_K[lawful_K])
+        self._middle = _or_none(middle)
+        memory["middle"] = np.where(lawful_K, middle, memory["middle"])  # as it was when the domain was last judged
         memory["pull"] = np.where(lawful_K, self._pull(), memory["pull"])
         self._restore(points)
         self._use_laws()
@@ -206,36 +266,30 @@ class TargetPolicy(Policy):
         kept_K = np.where(sinks_K, 1.0, 1.0 - self._damping) * old_K
         new_K = np.maximum(self._damping * memory["pull"] + kept_K, self._least_log_factor_K)
         memory["log_factor"] = np.where(np.abs(new_K) < _SETTLED, 0.0, new_K)
-        began_K = (old_K == 0.0) & (memory["log_factor"] != 0.0)
-        memory["moved_since"] = np.where(began_K, self.step, memory["moved_since"])
+        moved_K = memory["log_factor"] != 0.0
+        memory["moved_since"] = np.where((old_K == 0.0) & moved_K, self.step, memory["moved_since"])
+        for index in np.flatnonzero(moved_K != (old_K != 0.0)).tolist():
+            verb = "is read less" if memory["log_factor"][index] < 0.0 else "is read more"
+            what = f"{verb} from here on: {self._why(index)}" if moved_K[index] else "has its full share again"
+            self._notices.append(f"target: {self.labels[index]} {what}")
 
-    def _fit(self, points: BlockPoints) -> tuple[dict[str, Floats], Bools]:
+    def _fit(self, points: BlockPoints, drawn: BlockPoints) -> tuple[dict[str, Floats], Bools]:
         """What `memory` holds of each domain's law, and where there are blocks enough for one, and new ones.
 
         A block counts for a domain that was drawn at a fifth of its target share or more. What a model shows of a
         domain that it is hardly given any more is forgetting, and then the quick way back: neither says what there is
-        to learn.
+        to learn. drawn: the same blocks of training.
         """
-        drawn_KM = points.samples_KM >= _LEAST_DRAWN * self.target_K[:, None] * points.total_M
+        drawn_KM = drawn.samples_KM >= _LEAST_DRAWN * self.target_K[:, None] * drawn.total_M
         counts_KM = drawn_KM & (points.samples_KM > 0.0) & (points.step_M >= self.memory["laws_from"][:, None])
-        own_KM, loss_KM = np.where(counts_KM, points.own_KM, 1.0), np.where(counts_KM, points.loss_KM, 0.0)
-        now_K1 = np.maximum(self.memory["samples"], 1.0)[:, None]
-        variance_KM = _SAMPLE_SD**2 / np.where(counts_KM, points.samples_KM, 1.0) + _BLOCK_SD**2
-        found = fit_elasticities(np.log(own_KM / now_K1), loss_KM, np.where(counts_KM, 1.0 / variance_KM, 0.0))
-        repeat_K = np.exp(-np.maximum(self._epochs() - 1.0, 0.0) / _REPEAT_DECAY_EPOCHS)
-        laws = {
-            "elasticity": repeat_K * found.mean_K,
-            "elasticity_sd": repeat_K * found.sd_K,
-            "alpha": found.alpha_K,
-            "log_beta": np.log(np.maximum(found.beta_K, _TINY)) + found.alpha_K * np.log(now_K1[:, 0]),
-            "log_eps": np.log(np.maximum(found.eps_K, _TINY)),
-        }
+        repeats_K = np.zeros(self.num_domains) if self._validates else np.maximum(self._epochs() - 1.0, 0.0)
+        laws = fit_blocks(points, counts_KM, self.memory["samples"], np.exp(-repeats_K / _REPEAT_DECAY_EPOCHS))
         is_new_K = counts_KM[:, -2:].any(axis=1)  # the middle moves on: what is old must not be held against it
         return laws, is_new_K & (np.count_nonzero(counts_KM, axis=1) >= _LEAST_BLOCKS)
 
     def _pull(self) -> Floats:
         """f: how far the log of each share is drawn from its target; 0 inside the dead zone."""
-        if not self._middle > 0.0:
+        if self._middle is None:
             return np.zeros(self.num_domains)
         e_K, margin_K = self.memory["elasticity"], self._confidence * self.memory["elasticity_sd"]
         with np.errstate(divide="ignore"):
@@ -260,10 +314,10 @@ class TargetPolicy(Policy):
         new_K = pulled_K & (memory["log_factor"] == 0.0)
         memory["loss_before"] = np.where(new_K, recent_K, memory["loss_before"])
         memory["others_before"] = np.where(new_K, others, memory["others_before"])
-        noise_K = 2.0 * _SAMPLE_SD * np.sqrt(2.0 / np.maximum(samples_K, 1.0))
+        noise_K = 2.0 * SAMPLE_SD * np.sqrt(2.0 / np.maximum(samples_K, 1.0))
         fell_K = memory["loss_before"] - recent_K - noise_K  # NaN, so never enough, where nothing was seen
         enough_K = np.maximum(memory["others_before"] - others, 0.0) / np.exp(self._log_zone)
-        settled_K = self.step - memory["moved_since"] > _LEAST_BLOCKS * self._blocks.length
+        settled_K = self.step - memory["moved_since"] > _LEAST_BLOCKS * self._histories["blocks"].length
         back_K = pulled_K & ~new_K & settled_K & (fell_K > enough_K)
         memory["pull"] = np.where(back_K, 0.0, memory["pull"])
         memory["laws_from"] = np.where(back_K, self.step, memory["laws_from"])
@@ -292,45 +346,24 @@ class TargetPolicy(Policy):
 
     def _use_laws(self) -> None:
         if self.fit_step is not None:
-            laws = {name: self.memory[name] for name in _LAW}
+            laws = {name: self.memory[name] for name in LAW}
             self.fit = ScalingLawFit(**laws, valid=np.isfinite(self.memory["alpha"]))
 
     # State -----------------------------------------------------------------------------------------------------
 
     def _extra_state(self) -> dict[str, Any]:
-        return {
-            "blocks": self._blocks.state_dict(),
-            "fit_step": self.fit_step,
-            "num_refits": self._num_refits,
-            "next_refit": self._next_refit,
-            "middle": None if np.isnan(self._middle) else self._middle,
-        }
+        return {name: blocks.state_dict() for name, blocks in self._histories.items()}
 
     def _load_extra(self, saved: Mapping[str, Any], source_K: Ints, names: Sequence[str] | None) -> None:
-        fit_step = state_codec.step_or_none(saved, "fit_step")
-        num_refits, next_refit = (state_codec.whole_number(saved, name) for name in ("num_refits", "next_refit"))
-        middle = np.nan if saved.get("middle") is None else state_codec.finite_number(saved, "middle")
-        self._blocks.load_state_dict(saved.get("blocks"), source_K)
-        self.fit_step = self.attempt_step = fit_step
-        self._num_refits, self._next_refit = num_refits, next_refit
-        self._middle = middle
+        loaded = {name: BlockHistory(self.num_domains) for name in self._histories}
+        for name, blocks in loaded.items():
+            blocks.load_state_dict(saved.get(name), source_K)
+        self._histories = loaded
 
     def _after_load(self, same_domains: bool) -> None:
+        self.attempt_step = self.fit_step
         self._use_laws()
         self._mixture_K = self._mix()
-
-
-def middle_elasticity(elasticity_K: Floats, target_K: Floats) -> float:
-    """The elasticity of the domain at which half of sum w e is reached, domains sorted by e; NaN where all are 0.
-
-    A median over what is gained: domains without gain have no weight in it, whatever their number or size.
-    """
-    gain_K = np.where(np.isfinite(elasticity_K), target_K * elasticity_K, 0.0)
-    order_K = np.argsort(elasticity_K, kind="stable")
-    gained_K = np.cumsum(gain_K[order_K])
-    if not gained_K[-1] > 0.0:
-        return float("nan")
-    return float(elasticity_K[order_K[np.searchsorted(gained_K, 0.5 * gained_K[-1])]])
 
 
 def _or_none(value: float) -> float | None:

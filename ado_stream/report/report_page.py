@@ -141,15 +141,17 @@ def _health(run: Run, colors: dict[str, str]) -> list[str]:
         "parameters that a penalty of the fit holds. Forecast error: observed over forecast loss, less one, of single "
         "steps between the last two refits; its mean and its mean size."
     )
+    note = " ".join([note, *health.get("bounds", ())])
+    if health.get("settles"):
+        note += f" Without floors, {health['settles']}."
     return [html.table_section(f"Policy health: {run.label}", note, html.table(*health_table(health, colors)))]
 
 
 def _moved(run: Run, health: dict[str, Any], colors: dict[str, str]) -> str:
     """What the target policy moved."""
     note = (
-        f"Refits: {health['refits']}. Elasticity: how much a domain's loss falls per unit of the logarithm of its own "
-        "samples. A domain is moved only where it surely learns much slower or faster than the "
-        "middle one."
+        f"Refits: {health['refits']}. A domain is moved only where it surely learns much slower or faster than the "
+        "middle one: ranges are what the losses allow for."
     )
     if not health["moved"]:
         note += " None was moved: the mixture is the one wanted, to the bit."

@@ -103,21 +103,13 @@ def health_table(health: dict[str, Any], colors: dict[str, str]) -> tuple[list[s
 
 def moved_table(health: dict[str, Any], colors: dict[str, str]) -> tuple[list[str], list[Row]]:
     """(header, rows): the domains that the target policy moved from the share wanted, and the evidence."""
-    header = [
-        "domain",
-        "share over the wanted one",
-        "since step",
-        "elasticity (nats)",
-        "its deviation",
-        "the middle one",
-    ]
+    header = ["domain", "of the share wanted", "since step", "evidence"]
     rows: list[Row] = [
         [
             Cell(name, swatch=colors[name]),
-            f"{moved['share_over_target']:.3g}",
+            number(100 * moved["share_over_target"], ".3g") + " %",
             f"{moved['since_step']:,}",
-            *(number(moved[key], ".3f") for key in ("elasticity", "elasticity_sd")),
-            number(health["middle_elasticity"], ".3f"),
+            moved.get("why", DASH),
         ]
         for name, moved in health["moved"].items()
     ]

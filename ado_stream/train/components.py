@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 from ado_model import PRESETS, ModelConfig
 from ado_stream.corpus import Corpus, open_corpus
+from ado_stream.corpus.manifest import num_samples
 from ado_stream.errors import ConfigError
 from ado_stream.loader import AdaptiveLoader, make_policy_for
 from ado_stream.policy.base_policy import Policy
@@ -45,7 +46,7 @@ def build_components(config: TrainConfig, context: DistributedContext) -> RunCom
     dataset = make_dataset(config, corpus, context)
     loader = AdaptiveLoader(
         dataset,
-        make_run_policy(config, dataset),
+        make_run_policy(config, corpus, dataset),
         prefetch=config.data.prefetch,
         io_threads=config.data.io_threads,
         pin_memory=context.device.type == "cuda",
@@ -138,11 +139,19 @@ def make_dataset(config: TrainConfig, corpus: Corpus, context: DistributedContex
     )
 
 
-def make_run_policy(config: TrainConfig, dataset: AdaptiveStreamingDataset) -> Policy:
+def make_run_policy(config: TrainConfig, corpus: Corpus, dataset: AdaptiveStreamingDataset) -> Policy:
     """The config's policy inside its guards; options that follow from the run are filled in."""
+    val_sizes = {name: num_samples(corpus.manifest["domains"][name], "val") for name in dataset.names}
     section = config.policy
     given = {"name": section.name, "options": section.options, "guards": section.guards}
-    return make_policy_for(dataset, given, config.train.steps)
+    return make_policy_for(
+        dataset,
+        given,
+        config.train.steps,
+        val_sizes=val_sizes,
+        evaluate_every_steps=config.evaluate.every_steps if corpus.has("val") else 0,
+        vocab_size=model_config(config, corpus).vocab_size,
+    )
 
 
 def parse_bytes(text: str | None) -> int | None:

@@ -9,7 +9,7 @@ import numpy as np
 from ado_model import ModelConfig
 from ado_stream import record
 from ado_stream.corpus import Corpus
-from ado_stream.corpus.manifest import DomainEntry
+from ado_stream.corpus.manifest import DomainEntry, num_samples
 from ado_stream.loader import AdaptiveLoader
 from ado_stream.policy.base_policy import Policy
 from ado_stream.train.config import TrainConfig
@@ -81,7 +81,8 @@ def fit_line(policy: Policy, drawn_K: np.ndarray) -> dict[str, Any]:
 
 def _domain(entry: DomainEntry) -> dict[str, Any]:
     train = entry["splits"]["train"]
-    return {"tokens": train["tokens"], "samples": train["samples"], "bytes": entry["bytes"]}
+    sizes = {"tokens": train["tokens"], "samples": train["samples"], "bytes": entry["bytes"]}
+    return {**sizes, "val_samples": num_samples(entry, "val")}
 
 
 def _version(package: str) -> str | None:

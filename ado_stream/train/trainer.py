@@ -173,6 +173,9 @@ class Trainer:
             domain_bytes=result.domain_bytes_K,
             domain_text=result.text_K,
         )
+        num_samples_K = result.domain_tokens_K / self._loader.dataset.seq_len
+        self._loader.observe_validation(result.domain_loss_K, num_samples_K)
+        self._record_refit()  # the policy has seen every loss now
         self._log.write_scalars(self._finished, {"val_loss": result.loss}, val_domain_loss=result.domain_loss_K)
         if self._context.is_main:
             print(f"step {self._finished:>6}  validation loss {result.loss:.4f}", flush=True)
@@ -323,6 +326,9 @@ class Trainer:
             return
         self._refit_step = policy.attempt_step
         self._write("health", step=policy.attempt_step, health=policy.health())
+        for text in policy.take_notices():
+            self._write("event", step=policy.attempt_step, name="policy", detail={"text": text})
+            print(text, flush=True)
         if policy.fit_step != policy.attempt_step:
             return
         later = range(policy.fit_step + 1, self._finished)  # losses reach the policy late: steps since are subtracted

@@ -11,6 +11,7 @@ depend on the corpus, the sizes, the scenario, the seed and the policy alone, no
 """
 
 import dataclasses
+import math
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -144,6 +145,8 @@ class Trial:
             "share": dict(zip(self.names, (samples_K / samples_K.sum()).tolist(), strict=True)),
             "mixture": dict(zip(self.names, policy.mixture.tolist(), strict=True)),
             "health": policy.health(),
+            "losses": [[_or_none(loss) for loss in loss_K] for loss_K in reached["losses"][:, 0].tolist()],
+            "samples": reached["losses"][:, 1].to(torch.int64).tolist(),
         }
 
     def facts(self) -> dict[str, Any]:
@@ -248,3 +251,8 @@ class Trial:
             "loss": dict(zip(self.measured, found.domain_loss_K.tolist(), strict=True)),
             "bits_per_byte": dict(zip(self.measured, found.bits_per_byte_K.tolist(), strict=True)),
         }
+
+
+def _or_none(loss: float) -> float | None:
+    """`loss` in JSON, NaN as null; exact, so that a replay gives the policy's mixtures again to the bit."""
+    return None if math.isnan(loss) else loss

@@ -34,6 +34,21 @@ def test_json_holds_the_laws(losses_csv, capsys):
     assert code["points"] < 150
 
 
+def test_a_bound_is_said_in_words_and_start_loss_brings_it_into_the_unit_of_the_losses(tmp_path, capsys):
+    """Floors of 0.7 and 0.9 lie below e^0.5, the least floor of the reference; a vocabulary of 20 begins at 3 nats."""
+    path = tmp_path / "small.csv"
+    samples = 64.0 * np.arange(1, 301)
+    rows = [f"{n},{0.7 + 8.0 * n**-0.4:.7f},{0.9 + 9.0 * n**-0.35:.7f}" for n in samples]
+    path.write_text("samples,web,code\n" + "\n".join(rows) + "\n")
+    fit = ["fit", str(path), "--every", "1", "--smooth-window", "0"]
+    assert main(fit) == 0
+    assert "'web', 'code' may fall below the floor eps" in capsys.readouterr().out
+    assert main([*fit, "--start-loss", "3", "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["bounds"] == []
+    assert [law["eps"] for law in found["domains"]] == pytest.approx([0.7, 0.9], rel=1e-3)
+
+
 def test_table_and_picture(losses_csv, capsys, tmp_path):
     picture = tmp_path / "laws.png"
     assert main(["fit", str(losses_csv), "--batch-size", "64", "--every", "5", "--plot", str(picture)]) == 0
@@ -84,10 +99,12 @@ def test_the_table_is_whole_at_any_width_whatever_a_domain_is_called(columns, lo
     text = losses_csv.read_text()
     losses_csv.write_text(text.replace("step,web,code", "step,[/web],[bold]a long name of a domain", 1))
     assert main(["fit", str(losses_csv), "--json"]) == 0
-    laws = json.loads(capsys.readouterr().out)["domains"]
+    found = json.loads(capsys.readouterr().out)
+    laws = found["domains"]
     assert main(["fit", str(losses_csv)]) == 0
     _, *lines = capsys.readouterr().out.splitlines()
-    for line, law in zip(lines, laws, strict=True):
+    assert lines[len(laws) : len(laws) + len(found["bounds"])] == found["bounds"]
+    for line, law in zip(lines[: len(laws)], laws, strict=True):
         assert line.startswith(law["domain"])
         numbers = [law[key] for key in ("eps", "beta", "alpha", "objective", "residual_scale")]
         expected = [*(f"{value:.4g}" for value in numbers), str(law["points"]), ", ".join(law["at_bound"]) or "no"]

@@ -225,3 +225,51 @@ def test_the_floor_holds_at_once_after_the_domains_changed(make_ado):
     before.update([2.0, 2.0], [32, 32])
     after.load_state_dict(before.state_dict(), names=["a", "b", "c"])
     np.testing.assert_allclose(after.mixture, [0.45, 0.45, 0.1], rtol=1e-12)
+
+
+def _settled_exponent(make_ado, steps, **settings):
+    """The exponent of shares against alpha gap after so many steps under laws that do not change."""
+    log_beta_K = np.array([2.0, 2.1, 2.25, 2.3])
+    law = ado.ScalingLawFit(log_beta_K, np.full(4, 0.6), np.full(4, 0.3))
+    settings = {"start_step": 0, "interval": 10**6, "floor": 0.0, "min_points": 1, **settings}
+    policy = make_ado(np.ones(4), lambda *_: law, **settings)
+    own_K, generator = np.zeros(4), np.random.default_rng(0)
+    for _ in range(steps):
+        count_K = generator.multinomial(4096, policy.mixture)
+        own_K += count_K
+        policy.update(np.full(4, 3.0), count_K)
+    n_K = own_K if settings.get("shared_count") is False else own_K.sum()
+    return np.polyfit(log_beta_K - 0.3 * np.log(n_K), np.log(policy.mixture), 1)[0]
+
+
+@pytest.mark.parametrize(
+    ("settings", "q"),
+    [
+        ({}, 2.0),
+        ({"credit_power": 0.0}, 1.0),
+        ({"shared_count": False}, 2.0 / 3.0),
+        ({"shared_count": False, "credit_power": 0.0}, 0.5),
+        ({"credit_power": 0.25}, 4.0 / 3.0),
+    ],
+)
+def test_the_loop_settles_at_the_fixed_point_that_the_config_states(settings, q, make_ado):
+    assert ado.AdoConfig(**settings).fixed_point == pytest.approx(q, rel=1e-12)
+    assert f"q = {q:.3g} " in ado.AdoConfig(**settings).settles
+    # mixture_memory 1: the running mean, which takes ten times the steps for each digit, is left out. Draws of 4,096
+    # samples leave 1 % of noise in a share
+    assert _settled_exponent(make_ado, 400, mixture_memory=1.0, **settings) == pytest.approx(q, abs=0.07)
+
+
+@pytest.mark.parametrize("g2", [0.1, 0.5])
+def test_mixture_memory_changes_how_soon_the_fixed_point_is_reached_not_where(g2, make_ado):
+    """The distance to q = 2 falls as t^-c with c = (1 - s) / (1 - g2 s): between 50 and 800 steps by 16^-c."""
+    rate = 0.5 / (1.0 - 0.5 * g2)
+    assert f"steps^-{rate:.2g} " in ado.AdoConfig(mixture_memory=g2).settles + " "
+    early, late = (2.0 - _settled_exponent(make_ado, steps, mixture_memory=g2) for steps in (50, 800))
+    assert late / early == pytest.approx(16.0**-rate, rel=0.25)
+
+
+def test_a_credit_power_of_one_has_no_fixed_point():
+    assert ado.AdoConfig(credit_power=1.0).fixed_point is None
+    assert "one domain" in ado.AdoConfig(credit_power=1.0).settles
+    assert ado.make_policy("gap", [1.0, 1.0], total_steps=5000).health()["settles"] is None

@@ -91,7 +91,10 @@ def test_a_bar_that_is_missed_is_said_to_be(capsys, tmp_path, monkeypatch):
         f"simulate_K{num}": {"steps": 60_000, "processor_seconds": seconds}
         for num, seconds in ((22, 7.1), (1000, 150.0))
     }
-    held += bench_policy.bars({"update_K22": {"default": default}, "update_K1000": {"late_us": 100.0}, **runs})
+    payload = {"update_K22": {"default": default}, "update_K1000": {"late_us": 100.0}, **runs}
+    refit = bench_policy.bars({**payload, "target_refit_K1000": {"refit_ms": 51.0}})
+    assert [bar["pass"] for bar in refit] == [False, True, False, True, False]
+    held += bench_policy.bars(payload)
     assert [bar["pass"] for bar in held[4:]] == [True, False, True, False]
     assert [bar["measured"] for bar in held[6:]] == pytest.approx([7.1 / 1.2, 25.0])
     monkeypatch.setattr(common, "RESULTS", tmp_path)
@@ -199,3 +202,4 @@ def test_the_cost_of_an_update_is_taken_early_and_late():
     assert 0 < found["best_us"] <= min(found["early_us"], found["late_us"])
     assert bench_policy.cost_of_state(3, steps=50)["megabytes"] > 0
     assert bench_policy.closed_loop(3, steps=60)["refits"] > 10
+    assert bench_policy.cost_of_refit(3, steps=400)["refits"] > 3

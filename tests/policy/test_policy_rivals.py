@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 import ado_stream as ado
-from ado_stream.policy.episelect import EpiSelect
-from ado_stream.policy.gap import GapPolicy
+from ado_stream.policy.episelect import EpiSelect, EpiSelectConfig
+from ado_stream.policy.gap import GapConfig, GapPolicy
 from ado_stream.policy.published_mixtures import PILE_DOREMI
 from ado_stream.policy.static_policies import unimax
 from ado_stream.policy.velocitune import Velocitune
@@ -152,9 +152,7 @@ def test_doremi_follows_its_formula():
 def test_episelect_by_hand(make_ado):
     """Two laws: scores alpha (L - eps) of 0.3 and 0.1 nats; the first preference is their softmax."""
     law = ado.ScalingLawFit(log_beta=np.log([1.0, 0.5]), log_eps=np.log([2.0, 2.0]), alpha=np.array([0.3, 0.2]))
-    config = ado.AdoConfig(
-        start_step=0, interval=100, ignore_steps=0, min_points=1, shared_count=False, floor=1e-8, mixture_memory=1.0
-    )
+    config = EpiSelectConfig(start_step=0, interval=100, ignore_steps=0, min_points=1, mixture_memory=1.0)
     policy = EpiSelect([9.0, 1.0], config, lambda *_: law)
     mixture_K = policy.update([3.0, 2.5], [1.0, 1.0])  # n = 1 each: gaps 1 and 0.5
     weight_K = np.exp([0.3, 0.1])
@@ -164,23 +162,22 @@ def test_episelect_by_hand(make_ado):
 def test_the_gap_policy_by_hand():
     """After one refit p = (1 - c) softmax(log prior + eta (l - l*)) + c / 2."""
     law = ado.ScalingLawFit(log_beta=np.log([1.0, 1.0]), log_eps=np.log([1.0, 1.0]), alpha=np.array([0.5, 0.5]))
-    config = ado.AdoConfig(
-        start_step=0, interval=100, ignore_steps=0, min_points=1, shared_count=False, credit="residual", floor=0.0
-    )
-    policy = GapPolicy([3.0, 1.0], config, lambda *_: law, eta=0.5, smoothing=0.1, target_losses=[2.0, 3.0])
+    options = {"eta": 0.5, "smoothing": 0.1, "target_losses": [2.0, 3.0]}
+    config = GapConfig(start_step=0, interval=100, ignore_steps=0, min_points=1, floor=0.0, **options)
+    policy = GapPolicy([3.0, 1.0], config, lambda *_: law)
     mixture_K = policy.update([2.5, 2.0], [1.0, 1.0])
     weight_K = np.array([0.75, 0.25]) * np.exp([0.25, -0.5])
     np.testing.assert_allclose(mixture_K, 0.9 * weight_K / weight_K.sum() + 0.05, rtol=1e-12)
     with pytest.raises(ado.ConfigError, match="target_losses, or total_steps"):
         ado.make_policy("gap", [1.0, 1.0])
+    with pytest.raises(ado.ConfigError, match="gap: target_losses: 2 domains need 2 numbers"):
+        ado.make_policy("gap", [1.0, 1.0], target_losses=[1.0])
 
 
 def test_forecasts_for_the_end_of_the_run_are_targets_of_the_gap_policy():
     law = ado.ScalingLawFit(log_beta=np.log([1.0, 1.0]), log_eps=np.log([1.0, 1.0]), alpha=np.array([0.5, 0.5]))
-    config = ado.AdoConfig(
-        start_step=0, interval=100, ignore_steps=0, min_points=1, shared_count=False, credit="residual", floor=0.0
-    )
-    policy = GapPolicy([1.0, 1.0], config, lambda *_: law, total_steps=900, smoothing=0.0)
+    config = GapConfig(start_step=0, interval=100, ignore_steps=0, min_points=1, floor=0.0, smoothing=0.0)
+    policy = GapPolicy([1.0, 1.0], config, lambda *_: law, total_steps=900)
     mixture_K = policy.update([2.0, 3.0], [4.0, 4.0])
     end = 1.0 + (4.0 * 900) ** -0.5  # the same for both: what differs is the loss
     weight_K = np.exp([2.0 - end, 3.0 - end])
@@ -190,10 +187,9 @@ def test_forecasts_for_the_end_of_the_run_are_targets_of_the_gap_policy():
 def test_velocitune_by_hand():
     """Two refits: p <- (1 - c) softmax(log p + (l - l*) / (l0 - l*)) + c / 2; a domain at its target has velocity 0."""
     law = ado.ScalingLawFit(log_beta=np.log([1.0, 1.0]), log_eps=np.log([1.0, 1.0]), alpha=np.array([0.5, 0.5]))
-    config = ado.AdoConfig(
-        start_step=1, interval=1, ignore_steps=0, min_points=1, shared_count=False, credit="residual", floor=0.0
-    )
-    policy = Velocitune([3.0, 1.0], config, lambda *_: law, smoothing=0.1, target_losses=[2.0, 3.0])
+    options = {"smoothing": 0.1, "target_losses": [2.0, 3.0]}
+    config = GapConfig(start_step=1, interval=1, ignore_steps=0, min_points=1, floor=0.0, **options)
+    policy = Velocitune([3.0, 1.0], config, lambda *_: law)
     share_K, mean, first = np.array([0.75, 0.25]), [4.0, 3.0], [4.0, 3.0]
     policy.update(first, [1.0, 1.0])
     for losses in ([3.0, 3.5], [2.5, 2.0]):

@@ -331,3 +331,6 @@ def test_health_lists_parameters_at_a_bound(make_ado):
     policy = make_ado(PRIOR, lambda *_: law, start_step=0)
     policy.update(np.full(K, 3.0), np.full(K, 8))
     assert policy.health()["at_bound"] == {"code": ["alpha"]}
+    notices = [text for text in policy.take_notices() if "ado: " in text]
+    assert [text.removeprefix("ado: ") for text in notices] == policy.health()["bounds"]
+    assert "'code'" in notices[0]

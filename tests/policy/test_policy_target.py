@@ -1,12 +1,14 @@
 """Target: its mixture where nothing differs, where text cannot be learnt or is learnt, and where text repeats."""
 
 import json
+import re
 
 import numpy as np
 import pytest
 
 import ado_stream as ado
-from ado_stream.policy.target_policy import middle_elasticity
+from ado_stream.policy.elasticity import fit_blocks, middle_elasticity
+from ado_stream.policy.loss_blocks import BlockPoints
 
 BATCH, STEPS = 256, 1200
 
@@ -72,7 +74,9 @@ def test_text_that_cannot_be_learnt_gives_way_and_the_rest_keeps_its_proportions
     assert 0 < moved["0"]["since_step"] < STEPS / 4
 
 
-@pytest.mark.parametrize(("num", "useless"), [(2, [0]), (3, [0]), (3, [0, 1]), (8, [0, 1, 2, 3]), (22, range(11))])
+@pytest.mark.parametrize(
+    ("num", "useless"), [(2, [0]), (3, [0]), (3, [0, 1]), (4, [0, 1]), (8, [0, 1, 2, 3]), (22, range(11))]
+)
 def test_the_middle_is_that_of_what_is_learnt_however_much_is_not(num, useless):
     policy = ado.make_policy("target", np.ones(num), total_steps=STEPS)
     mixture_TK = run(policy, alike(num, useless))
@@ -81,9 +85,18 @@ def test_the_middle_is_that_of_what_is_learnt_however_much_is_not(num, useless):
     np.testing.assert_allclose(mixture_TK[-1][learnt_K], mixture_TK[-1][learnt_K].mean())
 
 
-def test_one_domain_has_all_of_it():
-    mixture_TK = run(ado.make_policy("target", [3.0], total_steps=200), alike(1), 200)
+@pytest.mark.parametrize("useless", [[], [0]])
+def test_one_domain_has_all_of_it(useless):
+    mixture_TK = run(ado.make_policy("target", [3.0], total_steps=200), alike(1, useless), 200)
     np.testing.assert_array_equal(mixture_TK, 1.0)
+
+
+@pytest.mark.parametrize("num", [2, 3])
+def test_domains_that_all_cannot_be_learnt_keep_their_target(num):
+    """There is no one to give the shares to: the middle is among them."""
+    policy = ado.make_policy("target", np.arange(1.0, num + 1.0), total_steps=STEPS)
+    mixture_TK = run(policy, alike(num, range(num)))
+    np.testing.assert_array_equal(mixture_TK, np.tile(policy.target_K, (STEPS, 1)))
 
 
 def test_a_domain_that_surely_learns_faster_gains():
@@ -110,10 +123,104 @@ def test_a_cut_domain_that_learns_from_the_others_is_given_back_its_share():
     assert shares[-1] > 0.2
 
 
-def test_a_run_of_unknown_length_is_cut_as_well():
+def test_a_run_of_unknown_length_is_mixed_as_a_long_one_of_known_length():
+    """From 16,000 steps on the defaults no longer follow the length; all else is in samples of the run so far."""
     prior_K = np.array([0.4, 0.24, 0.18, 0.12, 0.06])
-    policy = ado.make_policy("target", prior_K, start_step=150, ignore_steps=100)
-    assert run(policy, alike(5, useless=[0]), 5000)[-1, 0] < 0.05
+    unknown, known = (ado.make_policy("target", prior_K, total_steps=steps) for steps in (None, 16_000))
+    mixture_TK = run(unknown, alike(5, useless=[0]), 3000)
+    np.testing.assert_array_equal(mixture_TK, run(known, alike(5, useless=[0]), 3000))
+    np.testing.assert_array_equal(mixture_TK[:2000], np.tile(unknown.target_K, (2000, 1)))
+    assert mixture_TK[-1, 0] < 0.05
+
+
+@pytest.mark.parametrize("scale", [1e-3, 1e6])
+def test_elasticities_do_not_depend_on_the_unit_of_own_samples(scale):
+    """n enters as n / n0 alone: counted in tokens or in thousands, a law has the same elasticity."""
+    own_KM, loss_KM = np.linspace(100.0, 900.0, 20)[None], 2.0 + np.linspace(1.0, 0.6, 20)[None]
+    counts_KM, samples_KM = np.ones((1, 20), dtype=bool), np.full((1, 20), 50.0)
+
+    def fitted(unit):
+        points = BlockPoints(np.arange(20), own_KM * unit, loss_KM, samples_KM, samples_KM[0])
+        return fit_blocks(points, counts_KM, np.array([1000.0 * unit]), np.ones(1))
+
+    plain, scaled = fitted(1.0), fitted(scale * 10.0)
+    for name in ("elasticity", "elasticity_sd", "alpha", "log_eps"):
+        np.testing.assert_allclose(scaled[name], plain[name], rtol=1e-9)  # logs of ratios round apart
+
+
+def test_weights_of_the_validation_split_are_its_composition():
+    policy = ado.make_policy("target", {"a": 9.0, "b": 1.0}, weights="val", val_sizes={"a": 30, "b": 90})
+    np.testing.assert_array_equal(policy.mixture, [0.25, 0.75])
+
+
+def validated_run(policy, domains, validation_loss, every=25):
+    """As `run`, with `validation_loss(domains)` observed every so many steps."""
+    mixture_K, mixtures = policy.mixture, []
+    for step in range(STEPS):
+        if step and step % every == 0:
+            policy.observe_validation(validation_loss(domains), np.full(len(mixture_K), 100.0))
+        mixture_K = policy.update(*domains.step(mixture_K))
+        mixtures.append(mixture_K)
+    return np.array(mixtures)
+
+
+def true_loss(domains):
+    return domains.eps_K + domains.beta_K * (np.maximum(domains.own_K, 1.0) / 1e4) ** -domains.alpha_K
+
+
+def test_laws_of_validation_losses_cut_what_training_losses_do():
+    prior_K = np.array([0.4, 0.24, 0.18, 0.18])
+    policy = ado.make_policy("target", prior_K, laws="validation", total_steps=STEPS)
+    mixture_TK = validated_run(policy, alike(4, useless=[0]), true_loss)
+    assert list(policy.health()["moved"]) == ["0"]
+    assert "validation loss" in policy.health()["moved"]["0"]["why"]
+    assert mixture_TK[-1, 0] < 0.05
+    unmoved = ado.make_policy("target", prior_K, laws="validation", total_steps=STEPS)
+    np.testing.assert_array_equal(validated_run(unmoved, alike(4), true_loss), np.tile(unmoved.target_K, (STEPS, 1)))
+    np.testing.assert_array_equal(run(unmoved, alike(4, useless=[0]), 300)[-1], unmoved.target_K)  # none came
+
+
+def test_a_domain_of_few_samples_is_judged_by_text_that_it_did_not_see():
+    """Its training loss falls to nothing when it is read again; held-out, repeats teach it nothing. No size is given,
+    so that nothing else says that it repeats."""
+    size = 2_000.0
+    prior_K = np.array([0.2, 0.3, 0.3, 0.2])
+
+    class Repeating(Domains):
+        def step(self, mixture_K):
+            loss_K, count_K = super().step(mixture_K)
+            loss_K[0] *= (np.maximum(self.own_K[0], size) / size) ** -0.3
+            return loss_K, count_K
+
+    def held_out(domains):
+        seen_K = domains.own_K.copy()
+        seen_K[0] = min(seen_K[0], size)
+        return domains.eps_K + domains.beta_K * (np.maximum(seen_K, 1.0) / 1e4) ** -domains.alpha_K
+
+    def few(laws):
+        laws_of = alike(4)
+        policy = ado.make_policy("target", prior_K, laws=laws, total_steps=STEPS)
+        domains = Repeating(laws_of.alpha_K, laws_of.eps_K, laws_of.beta_K)
+        return validated_run(policy, domains, held_out)[-1, 0]
+
+    assert few("validation") < 0.1 * prior_K[0]
+    assert few("train") >= prior_K[0]
+
+
+def test_the_evidence_of_a_cut_is_a_sentence_once_and_in_health():
+    policy = ado.make_policy("target", {"noise": 2.0, "web": 3.0, "code": 5.0}, total_steps=STEPS)
+    domains, notices = alike(3, useless=[0]), []
+    for _ in range(STEPS):
+        policy.update(*domains.step(policy.mixture))
+        notices += policy.take_notices()
+    assert len(notices) == 1
+    assert notices[0].startswith("target: noise is read less from here on: with twice its samples its training loss")
+    why = policy.health()["moved"]["noise"]["why"]
+    low, high, middle = (float(number) for number in re.findall(r"\d\.\d{3}", why))
+    moved = policy.health()["moved"]["noise"]
+    assert low <= np.log(2.0) * moved["elasticity"] + 5e-4
+    assert high >= np.log(2.0) * moved["elasticity"] - 5e-4
+    assert 2.0 * high < middle + 2e-3  # each is rounded to 5e-4
 
 
 def test_repeats_are_no_evidence_and_no_domain_is_planned_beyond_its_epochs():
@@ -163,6 +270,10 @@ def test_its_state_goes_on_to_the_bit(at):
         ({"damping": 1.5}, "damping is 1.5"),
         ({"floor": 0.5}, "0.5 x 3 = 1.5 > 1"),
         ({"max_epochs": 0}, "max_epochs is 0"),
+        ({"weights": "val"}, "validation split's sizes are unknown"),
+        ({"weights": "val", "val_sizes": [0, 0, 0]}, "validation split: all 3 weights are 0"),
+        ({"laws": "validation", "evaluate_every_steps": 0}, "evaluate.every_steps"),
+        ({"laws": "val"}, "laws is 'val'"),
     ],
 )
 def test_settings_that_cannot_work_are_refused(options, text):

@@ -6,7 +6,7 @@ from scipy.optimize import minimize
 
 import ado_stream as ado
 from ado_stream.policy import state_codec
-from ado_stream.policy.episelect import EpiSelect
+from ado_stream.policy.episelect import EpiSelect, EpiSelectConfig
 from ado_stream.policy.scaling_laws import FitConfig, fit_scaling_laws
 from ado_stream.policy.transfer import first_transfer, fit_with_transfer, improve_transfer, transfer_among
 
@@ -83,10 +83,9 @@ def test_a_law_that_is_not_valid_keeps_its_row():
 
 
 def _full_policy(**more):
-    config = ado.AdoConfig(
-        start_step=0, interval=10, ignore_steps=0, min_points=1, shared_count=False, floor=1e-8, **more
-    )
-    return EpiSelect([1.0, 2.0, 1.0], config, lambda *_: LAWS, transfer="full", temperature=0.5)
+    settings = {"start_step": 0, "interval": 10, "ignore_steps": 0, "min_points": 1, **more}
+    config = EpiSelectConfig(transfer="full", temperature=0.5, **settings)
+    return EpiSelect([1.0, 2.0, 1.0], config, lambda *_: LAWS)
 
 
 def test_shares_are_the_softmax_of_the_scores_in_plain_loops():

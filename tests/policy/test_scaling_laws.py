@@ -1,11 +1,13 @@
 """The public interface of the fit: ScalingLawFit, FitConfig, fit_scaling_laws, prepare_history."""
 
+import re
+
 import numpy as np
 import pytest
 import torch
 
 import ado_stream as ado
-from ado_stream.policy.scaling_laws import prepare_history
+from ado_stream.policy.scaling_laws import bounds_in_words, prepare_history
 
 
 def history(steps=800, seed=0):
@@ -25,6 +27,37 @@ def test_fit_predicts_what_comes_next():
     assert np.allclose(fit.predict(later), eps_K + beta_K * later**-alpha_K, rtol=5e-3)
     assert fit.valid.all()
     assert not fit.at_bound.any()
+
+
+def test_a_fit_in_another_unit_is_the_same_fit_scaled():
+    """Losses over 1.7 with a start_loss over 1.7: F, alpha and bounds stay, log_eps and log_beta lose log 1.7."""
+    counts, losses, _ = history()
+    losses[1] -= 1.3  # its floor is then below the bound
+    unit = 1.7
+    plain = ado.fit_scaling_laws(counts, losses, ado.FitConfig(ignore_steps=50))
+    config = ado.FitConfig(ignore_steps=50, start_loss=np.log(50_000) / unit)
+    scaled = ado.fit_scaling_laws(counts, losses / unit, config)
+    assert plain.at_bound[1, 1]
+    np.testing.assert_array_equal(scaled.at_bound, plain.at_bound)
+    # dividing and multiplying rounds each loss by 1e-16; the search ends where gains are below 1e-9 of F
+    for name, shift in (("log_beta", np.log(unit)), ("log_eps", np.log(unit)), ("alpha", 0.0), ("objective", 0.0)):
+        np.testing.assert_allclose(getattr(scaled, name) + shift, getattr(plain, name), rtol=1e-4)
+    np.testing.assert_allclose(scaled.predict(1e5) * unit, plain.predict(1e5), rtol=1e-5)
+
+
+@pytest.mark.parametrize("start_loss", [0.0, -1.0, np.nan, "8"])
+def test_a_start_loss_that_is_none_is_refused(start_loss):
+    with pytest.raises(ado.ConfigError, match="start_loss"):
+        ado.FitConfig(start_loss=start_loss)
+
+
+def test_bounds_in_words_name_the_domains_once_a_bound():
+    law = ado.ScalingLawFit([7.0, 2.0, 2.0, 2.0], [0.6, 0.5, 0.4, 0.6], [0.3, 0.8, 0.3, 0.0])
+    found = bounds_in_words(law, ["a", "b", "c", "d"])
+    assert {bound: re.findall("'(.)'", text) for bound, text in found.items()} == {
+        "eps": ["b", "c"], "alpha low": ["d"], "alpha high": ["b"], "beta": ["a"],
+    }  # fmt: skip
+    assert all("log_" not in text for text in found.values())
 
 
 def test_predict_and_slope_are_their_formulas():

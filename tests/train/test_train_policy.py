@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from ado_stream.cli.main import main
+from ado_stream.errors import ConfigError
 from ado_stream.policy import scaling_laws
 from ado_stream.record import read_run
 from ado_stream.report.report_page import write_report
@@ -23,6 +24,9 @@ READY = {"ignore_steps": 0, "start_step": 2, "dead_zone": 1.0, "confidence": 0.0
         ({"name": "temperature", "options": {"tau": 3.0}}, ["tau=1.0"]),
         ({"name": "unimax", "options": {"max_epochs": 0.1}}, ["max_epochs=0.2"]),
         ({"name": "target", "options": READY}, ["dead_zone=50"]),
+        ({"name": "target", "options": {**READY, "laws": "validation"}}, ["dead_zone=50"]),
+        ({"name": "target", "options": {"weights": "val"}}, ["weights=uniform"]),
+        ({"name": "ado", "options": {**EASY, "units": "vocabulary"}}, ["units=reference"]),
         ({"name": "odm", "options": {}}, ["mixture_lag=0"]),
         ({"name": "schedule", "options": {"knots": [[0, [1, 1, 1]], [12, [1, 2, 9]]]}}, ["mixture_lag=0"]),
         (
@@ -42,7 +46,7 @@ READY = {"ignore_steps": 0, "start_step": 2, "dead_zone": 1.0, "confidence": 0.0
 )
 def test_a_runs_own_policy_replayed_gives_its_mixtures_to_the_bit(settings, policy, mean_options, capsys):
     """Sizes, budget, lag and guards included; with one option changed the mixtures differ."""
-    run_training(load_config({**settings, "policy": policy}))
+    run_training(load_config({**settings, "policy": policy, "evaluate": {"every_steps": 1}}))
     recorded = [line["mixture"] for line in read_run(settings["run_dir"])[1]["step"]]
     replay = ["replay", settings["run_dir"], "--policy", policy["name"], "--json"]
     for more, same in (([], True), (["--option", *mean_options], False)):
@@ -62,6 +66,16 @@ def test_what_target_moved_is_in_the_record_and_the_report(settings, tmp_path):
     page = write_report([settings["run_dir"]], tmp_path / "report").read_text()
     assert "Moved by the policy" in page
     assert "None was moved" not in page
+    texts = [line["detail"]["text"] for line in lines["event"] if line["name"] == "policy"]
+    assert texts
+    assert all(any(f"target: {name} " in text for name in moved) or "full share" in text for text in texts)
+    assert all(each["why"] in page for each in moved.values())
+
+
+def test_laws_of_validations_that_never_come_are_refused(settings):
+    policy = {"name": "target", "options": {"laws": "validation"}}
+    with pytest.raises(ConfigError, match="Set evaluate.every_steps"):
+        run_training(load_config({**settings, "policy": policy, "evaluate": {"every_steps": 0}}))
 
 
 def test_a_refit_that_fails_leaves_a_health_line_and_no_law(settings, monkeypatch):

@@ -33,8 +33,12 @@ def scaling_law_fit(
         raise ValueError(f"unknown fit backend {backend!r}; the backends are: {', '.join(BACKENDS)}")
     if backend == "auto":
         backend = _choose_backend(losses, options)
-    result: FitResult = importlib.import_module(f"ado_kernels.fit.{backend}_fit").fit(counts, losses, options)
-    return result
+    fit = importlib.import_module(f"ado_kernels.fit.{backend}_fit").fit
+    if not options.log_unit:
+        result: FitResult = fit(counts, losses, options)
+        return result
+    result = fit(counts, losses * np.exp(options.log_unit), options)
+    return result._replace(theta=result.theta - options.log_unit * np.array([1.0, 1.0, 0.0]))
 
 
 def _as_rows(value: Floats) -> Floats:

@@ -7,7 +7,9 @@ r_t = log L_obs(t) - m_t and the Huber loss rho of width delta,
 
 The last four terms are penalties, not bounds; their kinks often hold the minimum. F is a sum over points: its scale
 grows with the history. Losses are nats per token: above e^6.5 = 665 of whatever unit the kink of log_beta holds every
-law, and what is found may lie 0.3 % above the least F.
+law, and what is found may lie 0.3 % above the least F. Kinks and starts suit losses that begin near log 50,000 nats, as
+the reference's do; with `start_loss` losses are scaled to begin there, and the laws are scaled back. r_t is a
+difference of logarithms, so that moves the kinks and the starts alone.
 Source: "Adaptive Data Optimization" (arXiv 2410.11820), appendix on the scaling-law fit.
 The parameters stand in the order (log_beta, log_eps, alpha) everywhere: the dimension P.
 """
@@ -26,6 +28,7 @@ LOG_BETA_KINK = 6.5
 LOG_EPS_KINK = 0.5
 ALPHA_LOW_KINK = 0.001
 ALPHA_HIGH_KINK = 0.8
+REFERENCE_START_LOSS = float(np.log(50_000))  # nats: of a model that has learnt nothing, in the reference's runs
 
 
 @dataclass(frozen=True)
@@ -38,6 +41,8 @@ class FitOptions:
         A shorter history takes the largest odd window that fits; under five steps nothing is smoothed.
     ignore_steps: steps dropped from the front, after smoothing.
     every: every how many steps a point is kept, after smoothing.
+    start_loss: loss of a model that has learnt nothing, in the unit of the losses: log of the vocabulary in nats per
+        token, 8 in bits per byte. None: as in the reference.
     Raises ValueError where a value cannot work.
     """
 
@@ -48,8 +53,16 @@ class FitOptions:
     smooth_window: int = 101
     ignore_steps: int = 0
     every: int = 10
+    start_loss: float | None = None
+
+    @property
+    def log_unit(self) -> float:
+        """Log of the number by which losses are multiplied before a fit."""
+        return 0.0 if self.start_loss is None else float(np.log(REFERENCE_START_LOSS / self.start_loss))
 
     def __post_init__(self) -> None:
+        if self.start_loss is not None and not (np.isfinite(self.start_loss) and self.start_loss > 0):
+            raise ValueError(f"start_loss must be a positive loss, got {self.start_loss!r}")
         if not (np.isfinite(self.delta) and self.delta > 0):
             raise ValueError(f"delta must be a positive number of nats, got {self.delta!r}")
         for name in ("grid_log_beta", "grid_log_eps", "grid_alpha"):
@@ -101,11 +114,13 @@ def objective(theta_P: Floats, log_count_M: Floats, log_loss_M: Floats, delta: f
     return float(huber_M.sum()) + penalty(theta_P)
 
 
-def at_kink(theta_KP: Floats) -> Bools:
-    """(K, P) bool: parameters at or past a penalty's kink; False where NaN."""
+def at_kink(theta_KP: Floats, log_unit: float = 0.0) -> Bools:
+    """(K, P) bool: parameters at or past a penalty's kink; False where NaN. log_unit: of FitOptions."""
+    rounding = 1e-12 if log_unit else 0.0  # of the way to the fit's unit and back
     log_beta_K, log_eps_K, alpha_K = theta_KP.T
     at_alpha_K = (alpha_K <= ALPHA_LOW_KINK) | (alpha_K >= ALPHA_HIGH_KINK)
-    return np.stack([log_beta_K >= LOG_BETA_KINK, log_eps_K <= LOG_EPS_KINK, at_alpha_K], axis=1)
+    at_beta_K = log_beta_K + log_unit >= LOG_BETA_KINK - rounding
+    return np.stack([at_beta_K, log_eps_K + log_unit <= LOG_EPS_KINK + rounding, at_alpha_K], axis=1)
 
 
 def as_result(theta_KP: Floats, objective_K: Floats, residual_K: Floats, num_K: Ints) -> FitResult:
