@@ -68,6 +68,7 @@ def test_a_resumed_run_has_the_uninterrupted_ones_losses(settings: dict, tmp_pat
     assert events.count("resume") == 1
 
 
+@pytest.mark.filterwarnings("ignore:Synchronization debug mode is a prototype:UserWarning")
 def test_no_step_waits_for_the_gpu(tiny_corpus):
     """After four steps that compile, torch raises an error for any call that synchronises."""
     options, device = TrainSection(micro_batch_size=2), torch.device(DEVICE)
