@@ -6,7 +6,6 @@ mixture of s); the cursors and `state_dict` are those after the step last handed
 """
 
 import math
-import shutil
 from collections import deque
 from collections.abc import Iterable, Iterator, Mapping
 from functools import cached_property
@@ -26,15 +25,15 @@ from ado_stream.stream.batch_pipeline import BatchPipeline, BatchSource, Pipelin
 from ado_stream.stream.board import MixtureBoard
 from ado_stream.stream.device_copies import DeviceCopies, TokenBatch
 from ado_stream.stream.document_positions import document_positions
-from ado_stream.stream.domain import as_domains
+from ado_stream.stream.domain import as_domains, prior_shares
 from ado_stream.stream.lookahead import LookaheadLimits
+from ado_stream.stream.mds_index import INTEGER_DTYPES
 from ado_stream.stream.open_indexes import open_indexes
 from ado_stream.stream.sample_order import UpcomingIds, make_order
-from ado_stream.stream.shard_table import ShardTable
+from ado_stream.stream.shard_table import ShardTable, open_limit_bytes
 from ado_stream.stream.slots import make_rank_slots
 from ado_stream.stream.stream_state import StreamState, decode_state, encode_state
 
-INTEGERS = tuple(f"{sign}int{bits}" for sign in ("", "u") for bits in (8, 16, 32, 64))
 _AUDIT_STEPS = 64  # draws kept after they were handed out
 _LOOKAHEAD_STEPS = 64
 _FLIGHT_BYTES = 1 << 30
@@ -103,10 +102,8 @@ class AdaptiveStreamingDataset(IterableDataset):
         sampling, shuffle = one_of("sampling", sampling, SAMPLINGS), text("shuffle", shuffle)
         cache_limit = optional(whole, "cache_limit", cache_limit, 1)
         predownload = optional(whole, "predownload", predownload, 1)
-        token_column, token_dtype = (
-            text("token_column", token_column),
-            optional(one_of, "token_dtype", token_dtype, INTEGERS),
-        )
+        token_column = text("token_column", token_column)
+        token_dtype = optional(one_of, "token_dtype", token_dtype, INTEGER_DTYPES)
         retry = optional(instance, "retry", retry, RetryPolicy)
         self.rank_slots = make_rank_slots(rank, world_size, replication)
         slots = self.rank_slots.slots(global_batch_size, canonical_nodes)
@@ -126,7 +123,7 @@ class AdaptiveStreamingDataset(IterableDataset):
         self._cache.check_fits(index.spec(int(index.raw_bytes_S.argmax())) for index in indexes)
         self._cache_limit, self._vocab_size = cache_limit, optional(whole, "vocab_size", vocab_size, 1)
         self._predownload = predownload or _LOOKAHEAD_STEPS * global_batch_size
-        self._board = MixtureBoard(self._prior(), mixture_lag)
+        self._board = MixtureBoard(prior_shares(self.domains, self.num_samples), mixture_lag)
         self._source = BatchSource(indexes, self._cache, orders, self._board, self.settings, slots)
         self._step = 0
         self._cursors_KC = np.zeros((len(indexes), canonical_nodes), np.int64)
@@ -305,7 +302,7 @@ class AdaptiveStreamingDataset(IterableDataset):
             self.timeout_s,
             limits,
             vocab_size=self._vocab_size,
-            open_limit_bytes=self._open_limit_bytes(),
+            open_limit_bytes=open_limit_bytes(self._indexes, self._cache_limit),
         )
         self._copies = None if device is None else DeviceCopies(device, pin_memory)
         self._pipeline = BatchPipeline(self._source, self._step, self._cursors_KC, options)
@@ -402,15 +399,3 @@ class AdaptiveStreamingDataset(IterableDataset):
         self._step, self._cursors_KC = step, cursors_KC
         self._audit.clear()
         self._board.load(step, pending)
-
-    def _open_limit_bytes(self) -> int | None:
-        """What open shards may take of the cache: they are not evicted, and the next ones need room."""
-        if self._cache_limit is not None:
-            return self._cache_limit // 2
-        folders = [index.local for index in self._indexes if index.remote is not None]
-        return min((shutil.disk_usage(folder).total for folder in folders), default=0) // 4 or None
-
-    def _prior(self) -> np.ndarray:
-        given = [domain.prior for domain in self.domains]
-        weight_K = np.array([n if p is None else p for p, n in zip(given, self.num_samples, strict=True)], np.float64)
-        return weight_K / weight_K.sum()

@@ -9,6 +9,8 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, fields
 from typing import Any
 
+import numpy as np
+
 from ado_stream.errors import ConfigError
 from ado_stream.option_checks import number, optional, path_text
 from ado_stream.redact import redact
@@ -76,6 +78,13 @@ def as_domains(given: Iterable[Any]) -> list[Domain]:
     if given_priors and not 0 < total < math.inf:
         raise ConfigError(f"the priors add up to {total}; expected a positive, finite sum.")
     return domains
+
+
+def prior_shares(domains: list[Domain], num_samples: np.ndarray) -> np.ndarray:
+    """(K,) float64, sums to 1: the priors, or the shares of the samples (K,) where there are none."""
+    given = [domain.prior for domain in domains]
+    weight_K = np.array([n if p is None else p for p, n in zip(given, num_samples, strict=True)], np.float64)
+    return weight_K / weight_K.sum()
 
 
 def _source(domain: Domain) -> str:

@@ -21,7 +21,7 @@ from ado_stream.storage.object_spec import ObjectSpec
 INDEX_NAME = "index.json"
 MDS_FORMAT, MDS_VERSION = "mds", 2
 TOKEN_COLUMN = "tokens"
-_INTEGER_DTYPES = ("uint8", "int8", "uint16", "int16", "uint32", "int32", "uint64", "int64")
+INTEGER_DTYPES = ("uint8", "int8", "uint16", "int16", "uint32", "int32", "uint64", "int64")
 _MAX_SHARD_BYTES = 1 << 32  # MDS offsets are uint32
 _MAX_NAME_BYTES = 200  # file systems take 255; ours have a suffix for the lock and the unfinished file
 _MAX_ALGORITHMS = 8  # of hashes; each is a column
@@ -315,7 +315,7 @@ def _token_column(layout: Layout, column: str, dtype: str | None, name: str, whe
         raise ConfigError(
             f"domain '{name}': column '{column}' is encoded as '{encoding}'; expected 'ndarray:<integer>' or 'bytes'."
         )
-    if written not in _INTEGER_DTYPES:
+    if written not in INTEGER_DTYPES:
         raise ConfigError(f"domain '{name}': column '{column}' holds '{written}'; expected an integer type.")
     if size is not None and size % np.dtype(written).itemsize:
         raise IndexInvalid(f"{where}: column '{column}' of {size} bytes does not hold whole {written} tokens.")

@@ -6,6 +6,7 @@ fetcher and the cache; neither refers to the table.
 """
 
 import resource
+import shutil
 from collections.abc import Sequence
 from typing import Protocol
 
@@ -173,3 +174,11 @@ class ShardTable:
             f"vocabulary of {self._vocab_size}.\n"
             f"  Was it prepared with another tokenizer? Set the model's vocab_size to cover it."
         )
+
+
+def open_limit_bytes(indexes: Sequence[MdsIndex], cache_limit: int | None) -> int | None:
+    """What open shards may take of the cache: they are not evicted, and the next ones need room."""
+    if cache_limit is not None:
+        return cache_limit // 2
+    folders = [index.local for index in indexes if index.remote is not None]
+    return min((shutil.disk_usage(folder).total for folder in folders), default=0) // 4 or None
