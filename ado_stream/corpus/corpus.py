@@ -19,6 +19,7 @@ from ado_stream.corpus.manifest import MANIFEST_NAME, SPLITS, Manifest, decode_m
 from ado_stream.corpus.slow_notice import slow_notice
 from ado_stream.corpus.tokenizer import BYTES, TOKENIZER_CONFIG_NAME, Tokenizer, load_tokenizer, load_tokenizer_file
 from ado_stream.errors import ConfigError, NotFound
+from ado_stream.option_checks import one_of, optional, path_text
 from ado_stream.redact import redact
 from ado_stream.storage.download import download_bytes
 from ado_stream.stream.domain import Domain
@@ -63,8 +64,8 @@ def open_corpus(
     where shards are unpacked in place. Corpora and jobs may share it. Raises NotFound (no corpus.json there),
     IndexInvalid (corpus.json cannot be understood), ConfigError (nothing in this split), StorageError.
     """
-    if split not in SPLITS:
-        raise ConfigError(f"split {split!r}: a corpus has {' and '.join(SPLITS)}.")
+    url, split = path_text("url", url), one_of("split", split, SPLITS)
+    cache_dir = optional(path_text, "cache_dir", cache_dir)
     local, remote = _locate(url, cache_dir)
     source = remote or str(local)
     manifest = _read_manifest(source)

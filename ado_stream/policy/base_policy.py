@@ -22,7 +22,7 @@ from numpy.typing import ArrayLike, NDArray
 from ado_stream.errors import ConfigError, PolicyError, ResumeError
 from ado_stream.option_checks import check_arguments
 from ado_stream.policy import state_codec
-from ado_stream.policy.domain_weights import Weights, domain_labels, domain_names, parse_shares
+from ado_stream.policy.domain_weights import Weights, domain_labels, domain_names, num_weights, parse_shares
 
 if TYPE_CHECKING:
     from ado_stream.policy.scaling_laws import ScalingLawFit
@@ -81,7 +81,7 @@ class Policy(ABC):
 
     def __init__(self, prior: Weights):
         self.names = domain_names(prior)
-        self.num_domains = len(prior)
+        self.num_domains = num_weights(prior, "prior")
         if self.num_domains == 0:
             raise ConfigError(f"policy {self.kind!r}: no domains; the prior is empty.")
         self.labels = domain_labels(self.names, self.num_domains)
@@ -132,8 +132,14 @@ class Policy(ABC):
         finite or not above 0 is ignored and counted. sample_counts: (K,) samples of each domain in the global batch.
         Raises PolicyError when shapes are wrong, a count is negative or the batch was empty.
         """
-        loss_K = np.asarray(mean_losses, dtype=np.float64)
-        count_K = np.asarray(sample_counts, dtype=np.float64)
+        try:
+            loss_K = np.asarray(mean_losses, dtype=np.float64)
+            count_K = np.asarray(sample_counts, dtype=np.float64)
+        except (TypeError, ValueError):
+            raise PolicyError(
+                f"policy {self.kind!r}, step {self.step}: losses {mean_losses!r:.80} and counts {sample_counts!r:.80}; "
+                "expected a number for each domain."
+            ) from None
         if loss_K.shape != self._prior_K.shape or count_K.shape != self._prior_K.shape:
             raise PolicyError(
                 f"policy {self.kind!r}, step {self.step}: {self.num_domains} domains, but losses have shape "

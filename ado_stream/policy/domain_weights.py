@@ -14,6 +14,14 @@ from ado_stream.errors import ConfigError
 
 Value = TypeVar("Value")
 Weights = Mapping[str, float] | Sequence[float] | NDArray[Any]
+_HUGE = 1e300
+
+
+def num_weights(weights: Weights, what: str) -> int:
+    """K. Raises ConfigError for what has no length, and for text."""
+    if isinstance(weights, (str, bytes)) or not hasattr(weights, "__len__") or np.ndim(weights) > 1:  # type: ignore[arg-type]
+        raise ConfigError(f"{what} is {weights!r:.80}; expected a weight for each domain.")
+    return len(weights)
 
 
 def domain_names(weights: Weights) -> list[str] | None:
@@ -69,6 +77,8 @@ def parse_values(weights: Weights, names: Sequence[str] | None, num_domains: int
 def parse_shares(weights: Weights, names: Sequence[str] | None, num_domains: int, what: str) -> NDArray[np.float64]:
     """(K,) float64 shares, `weights` over their sum. Raises ConfigError as `parse_values`, and when all are 0."""
     value_K = parse_values(weights, names, num_domains, what)
+    if value_K.max(initial=0.0) > _HUGE:
+        value_K = value_K / value_K.max()  # whose sum would be infinite
     total = float(value_K.sum())
     if not total > 0:
         raise ConfigError(f"{what}: all {num_domains} weights are 0; at least one domain must be drawn.")

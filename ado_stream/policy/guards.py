@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from ado_stream.errors import ConfigError
-from ado_stream.option_checks import number, positive, whole
+from ado_stream.option_checks import instance, number, positive, whole
 from ado_stream.policy import state_codec
 from ado_stream.policy.base_policy import Bools, Floats, Ints, Policy
 from ado_stream.policy.domain_weights import Weights, parse_values
@@ -25,6 +25,7 @@ class Guard(Policy):
     """Base of guards: updates the wrapped policy, then bounds its mixture."""
 
     def __init__(self, policy: Policy):
+        instance("policy", policy, Policy)
         prior_K = policy.prior
         super().__init__(prior_K if policy.names is None else dict(zip(policy.names, prior_K, strict=True)))
         self.policy = policy
@@ -87,6 +88,7 @@ class Floor(Guard):
     kind = "floor"
 
     def __init__(self, policy: Policy, minimum: float):
+        instance("policy", policy, Policy)
         self._minimum = check_floor(minimum, policy.num_domains, "Floor")
         super().__init__(policy)
 
@@ -111,6 +113,7 @@ class Ceiling(Guard):
     kind = "ceiling"
 
     def __init__(self, policy: Policy, maximum: float | Weights):
+        instance("policy", policy, Policy)
         num = policy.num_domains
         each = np.full(num, maximum) if isinstance(maximum, (int, float)) else maximum
         self._maximum_K = parse_values(each, policy.names, num, "Ceiling")
@@ -144,6 +147,7 @@ class Pin(Guard):
     kind = "pin"
 
     def __init__(self, policy: Policy, shares: Mapping[str | int, float]):
+        instance("policy", policy, Policy)
         where = {label: index for index, label in enumerate(policy.labels)}
         if not isinstance(shares, Mapping):
             raise ConfigError(f"Pin: shares are {shares!r:.80}; expected {{domain: share}}.")
@@ -225,6 +229,7 @@ class RepetitionGuard(Guard):
     run_options: ClassVar[Mapping[str, str]] = {"sizes": "sizes", "total_samples": "total_samples"}
 
     def __init__(self, policy: Policy, sizes: Weights, total_samples: int, max_epochs: float = 4.0):
+        instance("policy", policy, Policy)
         size_K = parse_values(sizes, policy.names, policy.num_domains, "RepetitionGuard sizes")
         total_samples = whole("RepetitionGuard: total_samples", total_samples, 1)
         max_epochs = positive("RepetitionGuard: max_epochs", max_epochs)

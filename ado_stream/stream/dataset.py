@@ -394,8 +394,7 @@ class AdaptiveStreamingDataset(IterableDataset):
 
     def restore(self, decoded: StreamState) -> None:
         """Continues from what `decode` returned."""
-        step, cursors_KC, pending = decoded
         self.close()  # before the cursors change, which its thread may be reading; the board is reset with no reader
-        self._step, self._cursors_KC = step, cursors_KC
+        self._step, self._cursors_KC, pending = decoded
         self._audit.clear()
-        self._board.load(step, pending)
+        self._board.load(self._step, pending)

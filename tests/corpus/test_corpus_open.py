@@ -71,7 +71,7 @@ def test_a_corpus_that_may_not_be_written_is_read_through_a_cache_folder(made, t
 def test_what_is_not_there_is_said(made, tmp_path, corpus_copy):
     with pytest.raises(NotFound, match="corpus.json: no such file"):
         ado.open_corpus(tmp_path)
-    with pytest.raises(ConfigError, match="split 'test'"):
+    with pytest.raises(ConfigError, match="split is 'test'"):
         ado.open_corpus(made, "test")
     folder, edit = corpus_copy
     edit(lambda manifest: [domain["splits"].pop("val") for domain in manifest["domains"].values()])
@@ -99,7 +99,7 @@ UNTRUSTED = {
     "no domains": lambda m: m.update(domains={}),
     "tokenizer '../t.json'": lambda m: m.update(tokenizer="../t.json"),
     "keys missing: splits": lambda m: next(iter(m["domains"].values())).pop("splits"),
-    "split 'test'": lambda m: next(iter(m["domains"].values()))["splits"].update(
+    "split is 'test'": lambda m: next(iter(m["domains"].values()))["splits"].update(
         test=dict.fromkeys(("documents", "tokens", "samples", "dropped_tokens"), 1)
     ),
 }
@@ -139,7 +139,7 @@ def test_the_reader_trusts_no_shard(corpus_copy):
         with pytest.raises(ShardCorrupt, match=rf"Books/train/shard.00000.mds.zstd: .*{message}"):
             reader.shard("Books", "train", entry)
     shard.unlink()
-    with pytest.raises(NotFound, match="shard.00000.mds.zstd: no such file"):
+    with pytest.raises(NotFound, match="shard.00000.mds.zstd: No such file"):
         reader.shard("Books", "train", entry)
     shard.write_bytes(good)
     edit(lambda manifest: manifest.update(vocab_size=200))

@@ -412,7 +412,7 @@ def test_domains_that_cannot_work_are_named(corpus, tmp_path):
 
 
 def test_tokens_outside_the_vocabulary_are_named(corpus):
-    with pytest.raises(ado.DataError, match=r"domain 'd\d', shard.\d+.mds, row \d+ \(id \d+\): token \d+ outside"):
+    with pytest.raises(ado.DataError, match=r"domain 'd\d' shard.\d+.mds, row \d+ \(id \d+\): token \d+ outside"):
         run(make(corpus, vocab_size=1000), 3)
 
 

@@ -148,7 +148,7 @@ def test_a_refused_publish_changes_nothing(corpus, step, mixture):
 def test_a_refused_update_changes_no_policy(kind):
     options = {"fixed": {"weights": [1, 1, 1]}, "temperature": {"tau": 2}, "unimax": {"budget": 9, "sizes": [5, 5, 5]}}
     options |= {"schedule": {"knots": [(0, [1, 1, 1]), (9, [2, 1, 1])]}, "doremi": {"reference_losses": [1, 1, 1]}}
-    options |= {"gap": {"reference_losses": [1, 1, 1]}}
+    options |= {"gap": {"target_losses": [1, 1, 1]}, "velocitune": {"target_losses": [1, 1, 1]}}
     policy = ado.Floor(ado.make_policy(kind, {"a": 3, "b": 2, "c": 1}, **options.get(kind, {})), 0.01)
     policy.update([2.0, 3.0, np.nan], [4, 4, 0])
     before = json.dumps(policy.state_dict())
@@ -226,7 +226,7 @@ def test_constructors_take_an_argument_or_name_it_in_one_line(corpus, kind, data
         else:
             guard, policy, option = data.draw(GUARD)
             given = ado.make_policy("natural", [1, 1]) if data.draw(st.booleans()) else policy
-            GUARDS[guard](given, option)
+            GUARDS[guard](given, option, *([100] if guard == "repetition" else []))
     except ado.AdoStreamError as error:
         one_line(error)
 

@@ -245,7 +245,7 @@ def test_training_names_domains_without_validation_text(config_file: Path, tmp_p
         assert main(["prepare", str(train), *options, *more, "--out", corpus]) == 0
         assert says[number] in capsys.readouterr().out
         arguments = [str(config_file), f"corpus={corpus}", f"run_dir={tmp_path / str(number)}", "train.steps=6"]
-        assert main(["train", *arguments, "policy.name=natural", "policy.options={}"]) == 0
+        assert main(["train", *arguments]) == 0
         assert says[number] in capsys.readouterr().out
-        assert main(["train", *arguments, "--dry-run", "policy.name=natural"]) == 0
+        assert main(["train", *arguments, "--dry-run"]) == 0
         assert f"warning: {says[number]}" in capsys.readouterr().out

@@ -32,7 +32,8 @@ def test_settings_that_cannot_work(settings: dict, section: dict, message: str):
     assert message in str(caught.value)
 
 
-def test_batches_for_a_gpu_are_copied_there_from_page_locked_memory(settings: dict):
+def test_batches_for_a_gpu_are_copied_there_from_page_locked_memory(settings: dict, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
     for device in (torch.device("cpu"), torch.device("cuda")):
         loader = build_components(load_config(settings), DistributedContext(0, 1, device)).loader
         assert (loader._device, loader._pin_memory) == (device, device.type == "cuda")

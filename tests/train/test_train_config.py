@@ -111,6 +111,8 @@ def test_the_config_has_every_option_of_data_set_and_loader():
         "domains": "corpus",
         "seed": "seed",
         "vocab_size": "the corpus's tokenizer",
+        "positions": "model.attention",
+        "end_token": "the corpus's tokenizer",
         "rank": "torchrun",
         "world_size": "torchrun",
         "dataset": "all of data",

@@ -121,7 +121,7 @@ def test_a_plan_warns_of_repeats_and_of_memory_and_estimates_time(settings: dict
     (warning,) = [line for line in text.splitlines() if line.startswith("warning:")]
     assert warning.startswith(f"warning: hard would be read {epochs:.1f} times")
     assert re.search(r"time +about [0-9.]+ (second|minute)s: [0-9.e-]+ s a step", text)
-    monkeypatch.setattr(dry_run_module, "_free_bytes", lambda device: 1_000_000)
+    monkeypatch.setattr(dry_run_module, "_free_bytes", lambda device: 1000)
     monkeypatch.setattr(dry_run_module, "measure_step_s", None)  # must not be called: it would not fit
     text = plan_run(load_config(settings), ALONE)
     assert "warning: about" in text

@@ -87,7 +87,7 @@ def test_wandb_gets_the_exit_code_and_the_users_project(settings: dict, monkeypa
     crash_and_resume(settings, monkeypatch, "wandb")
     assert wandb.calls == [("project", "ado-stream"), ("exit_code", 1), ("project", "ado-stream"), ("exit_code", 0)]
     monkeypatch.setenv("WANDB_PROJECT", "mine")
-    run_training(load_config(changed(settings, log={"wandb": True})))
+    run_training(load_config(changed(settings, run_dir=settings["run_dir"] + "-2", log={"wandb": True})))
     assert wandb.calls[4:] == [("project", "mine"), ("exit_code", 0)]
 
 

@@ -72,6 +72,6 @@ def test_ranks_share_the_samples_without_overlap(tiny_corpus, model, monkeypatch
 
 
 def test_means_over_tokens_and_over_domains_differ():
-    result = ValidationResult(np.array([1.0, 3.0, np.nan]), np.array([30, 10, 0]), np.array([60, 10, 0]))
+    result = ValidationResult(np.array([1.0, 3.0, np.nan]), np.array([30, 10, 0]), np.array([60, 10, 0]), [None] * 3)
     assert result.loss == pytest.approx(1.5)
     assert result.domain_average == pytest.approx(2.0)
