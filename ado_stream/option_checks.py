@@ -70,7 +70,7 @@ def text(name: str, value: object) -> str:
     return value
 
 
-def instance(name: str, value: object, kind: type[Checked]) -> Checked:
+def instance(name: str, value: Any, kind: type) -> Any:
     """`value`, which must be an object of the class `kind`."""
     if not isinstance(value, kind):
         raise ConfigError(f"{name} is {value!r:.80}; expected an object of {kind.__module__}.{kind.__name__}.")

@@ -99,7 +99,7 @@ UNTRUSTED = {
     "no domains": lambda m: m.update(domains={}),
     "tokenizer '../t.json'": lambda m: m.update(tokenizer="../t.json"),
     "keys missing: splits": lambda m: next(iter(m["domains"].values())).pop("splits"),
-    "split is 'test'": lambda m: next(iter(m["domains"].values()))["splits"].update(
+    "split 'test'": lambda m: next(iter(m["domains"].values()))["splits"].update(
         test=dict.fromkeys(("documents", "tokens", "samples", "dropped_tokens"), 1)
     ),
 }
