@@ -47,7 +47,7 @@ def test_forward_and_backward(dtype, num_rows, width, has_weight, has_residual):
     residual = draw(num_rows, width, dtype=dtype) if has_residual else None
     y, rstd, total = forward_gpu(x, residual, weight, EPS)
     # The kernel norms the ROUNDED sum: the oracle starts from it as well.
-    base = (x if total is None else total).double().requires_grad_()
+    base = (total if has_residual else x).double().requires_grad_()
     wide_weight = None if weight is None else weight.double().requires_grad_()
     expected = rms_norm_reference(base, wide_weight, EPS)
     assert y.dtype == dtype
