@@ -32,6 +32,9 @@ Bools = NDArray[np.bool_]
 Ints = NDArray[np.int64]
 
 
+_MOST_SAMPLES = 2.0**53  # whole numbers are exact up to here
+
+
 @dataclass(frozen=True)
 class RunContext:
     """Properties of a run that fill in options which its config leaves out; None where unknown.
@@ -146,9 +149,9 @@ class Policy(ABC):
                 f"{loss_K.shape} and counts {count_K.shape}."
             )
         total = float(np.add.reduce(count_K))
-        if not (0.0 < total < np.inf and np.minimum.reduce(count_K) >= 0.0):
+        if not (0.0 < total <= _MOST_SAMPLES and np.minimum.reduce(count_K) >= 0.0):
             raise PolicyError(
-                f"policy {self.kind!r}, step {self.step}: sample counts must be 0 or more and not all 0, "
+                f"policy {self.kind!r}, step {self.step}: sample counts must be 0 or more, not all 0, 2^53 at most, "
                 f"got a sum of {total:g} and a least of {count_K.min():g}."
             )
         drawn_K = count_K > 0.0

@@ -197,7 +197,9 @@ def test_c2_c5_a_cache_of_a_few_shards_is_exact_by_eviction(bucket, reference, t
 
 
 def test_c2_a_small_disk_is_exact_by_eviction(bucket, reference, small_disk):
-    disk = small_disk(18 * 4096)  # pages of 4 KiB: three indexes, the folders, and fewer shards than there are
+    disk = small_disk(
+        24 * 4096
+    )  # pages of 4 KiB: three indexes and their cached copies, the folders, and fewer shards than there are
     dataset = remote_dataset(disk)
     assert ledger(run(dataset, STEPS)) == reference
     assert dataset.statistics()["cache"]["evictions"] > 0
