@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import zstandard
+from hypothesis import settings
 
 from ado_kernels.numba_cache import compile_in_background
 from tests.deadlines import pytest_configure, pytest_runtest_protocol, pytest_terminal_summary  # noqa: F401
@@ -18,6 +19,11 @@ ROOT = Path(__file__).resolve().parents[1]
 
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ.setdefault("TRITON_DEFAULT_FP_FUSION", "1")  # today's default said aloud: Triton 3.9 warns when it is unset
+
+# The same examples in every run: what CI says can be repeated. HYPOTHESIS=random looks further, as tests/fuzz does.
+settings.register_profile("repeatable", derandomize=True)
+if os.environ.get("HYPOTHESIS") != "random":
+    settings.load_profile("repeatable")
 
 
 def pytest_sessionstart(session):
