@@ -18,10 +18,11 @@ _HUGE = 1e300
 
 
 def num_weights(weights: Weights, what: str) -> int:
-    """K. Raises ConfigError for what has no length, and for text."""
-    if isinstance(weights, (str, bytes)) or not hasattr(weights, "__len__") or np.ndim(weights) > 1:  # type: ignore[arg-type]
-        raise ConfigError(f"{what} is {weights!r:.80}; expected a weight for each domain.")
-    return len(weights)
+    """K. Raises ConfigError for what has no length; `parse_values` refuses what holds no numbers."""
+    try:
+        return len(weights)
+    except TypeError:
+        raise ConfigError(f"{what} is {weights!r:.80}; expected a weight for each domain.") from None
 
 
 def domain_names(weights: Weights) -> list[str] | None:

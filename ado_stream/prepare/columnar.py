@@ -106,13 +106,14 @@ def _parquet_batches(path: str, part: RowRange, keys: list[str]) -> Iterator[tup
     import pyarrow.parquet as parquet
 
     with _arrow_errors(path), parquet.ParquetFile(path) as table:
+        stored = os.path.getsize(path)
         for key in keys:
             _column_path(path, table.schema_arrow, key)
         for group in range(part.first, part.stop):
             try:
                 with _arrow_errors(path):
                     # The sum alone: pyarrow ends the process when a damaged group's columns are looked at one by one.
-                    claimed, stored = table.metadata.row_group(group).total_byte_size, os.path.getsize(path)
+                    claimed = table.metadata.row_group(group).total_byte_size
                     if is_bomb(claimed, stored):
                         raise DataError(f"{path}: row group {group} claims {claimed:,} bytes{_bomb(stored)}")
                     for batch in table.iter_batches(_ROWS_AT_ONCE, [group], sorted(set(keys)), use_threads=False):
