@@ -36,13 +36,15 @@ class Elasticities:
 
     mean_K: Floats
     sd_K: Floats
+    noise_K: Floats  # variance of the losses about their law, in units of what was assumed
     alpha_K: Floats
     beta_K: Floats  # nats at n0
     eps_K: Floats  # nats
 
 
 def fit_blocks(points: BlockPoints, counts_KM: Bools, samples_K: Floats, value_K: Floats) -> dict[str, Floats]:
-    """(K,) each: elasticity and elasticity_sd after `samples_K`, times `value_K`, and the likeliest law (LAW).
+    """(K,) each: elasticity and elasticity_sd after `samples_K`, times `value_K`; loss_sd, the deviation of one sample's
+    loss, nats; and the likeliest law (LAW).
 
     counts_KM: which blocks count for which domain.
     """
@@ -54,6 +56,7 @@ def fit_blocks(points: BlockPoints, counts_KM: Bools, samples_K: Floats, value_K
     return {
         "elasticity": value_K * found.mean_K,
         "elasticity_sd": value_K * found.sd_K,
+        "loss_sd": SAMPLE_SD * np.sqrt(found.noise_K),
         "alpha": found.alpha_K,
         "log_beta": np.log(np.maximum(found.beta_K, _TINY)) + found.alpha_K * np.log(now_K),
         "log_eps": np.log(np.maximum(found.eps_K, _TINY)),
@@ -111,6 +114,7 @@ def fit_elasticities(log_ratio_KM: Floats, loss_KM: Floats, weight_KM: Floats) -
     return Elasticities(
         mean_K,
         np.where(num_K1[:, 0] > 0, sd_K, np.inf),
+        noise_K1[:, 0],
         alpha_K=ALPHA_A[likeliest[1]],
         beta_K=beta_KA[likeliest],
         eps_K=eps_KA[likeliest],

@@ -5,14 +5,17 @@ at w and stays there, to the bit, as long as the domains learn about as fast as 
 each domain (elasticity.py: nats that its loss falls per unit of log of its own samples, with a standard deviation), and
 m the middle elasticity,
 
-    r_low, r_high = log((e - z sd) / m), log((e + z sd) / m)      what is known of a domain's speed
-    f = s (min(0, r_high + log d) + max(0, r_low - log d))        0 unless it is surely d times slower or faster
+    r(x) = log((e + x sd) / m)      a domain's speed, x deviations from its mean
+    f = s (r(1) + log d)            from where it is surely slow, r(z) < -log d, to where it surely is not, r(-z) > -log d
+        s (r(-z) - log d)           where it is surely fast, r(-z) > log d
+        0                           else
     g <- a f + (1 - a) g;   p = w exp(g) / sum(w exp(g))
 
 d = 2, z = 1.5, s = 4, a = 1/2. A domain that surely learns less than 1 / d as fast as the middle, because its text
 cannot be learnt (hashes, base64, noise) or is learnt already, gives way; one that surely learns more than d times as
 fast gains. Everything else keeps exactly its share: estimates of elasticity are off by some ten percent for any finite
 run, and a policy that followed them all would pay for that noise on clean text (docs/policies.md has the figures).
+While a cut is neither surely right nor surely wrong, f stays as it is: the evidence that led to it still counts.
 
 m is the elasticity at the middle of what is gained: domains sorted by e, the one at which half of sum w e is reached.
 Text that cannot be learnt has no weight in it, so half of all domains may be such text and m is still that of the rest.
@@ -40,7 +43,7 @@ from ado_stream.option_checks import number, one_of, positive, whole
 from ado_stream.policy import state_codec
 from ado_stream.policy.base_policy import Bools, Floats, Ints, Policy
 from ado_stream.policy.domain_weights import Weights, parse_shares, parse_values
-from ado_stream.policy.elasticity import LAW, SAMPLE_SD, fit_blocks, middle_elasticity
+from ado_stream.policy.elasticity import LAW, fit_blocks, middle_elasticity
 from ado_stream.policy.loss_blocks import BlockHistory, BlockPoints
 from ado_stream.policy.mixture_bounds import check_floor, lower_to_ceiling, raise_to_floors
 from ado_stream.policy.scaling_laws import ScalingLawFit
@@ -50,6 +53,7 @@ _LEAST_BLOCKS = 4  # with fewer the three numbers of a law are not known at all
 _FORGET = 4  # laws are fitted to the last three quarters of the steps so far
 _LEAST_DRAWN = 0.2  # of its target share, for a block to count for a domain
 _LEAST_LOG = -100.0
+_CUT_SD = 1.0  # deviations above its mean at which a slow domain is taken
 _SETTLED = 1e-3  # |g| below it is 0, so that a domain that is cut no longer has exactly its share again
 _REFIT_FRAC, _REFIT_STEPS = 20, 1000
 LAWS = ("train", "validation")
@@ -216,6 +220,7 @@ class TargetPolicy(Policy):
             "others_before": unknown_K.copy(),
             "elasticity": unknown_K.copy(),
             "elasticity_sd": unknown_K.copy(),
+            "loss_sd": unknown_K.copy(),
             "middle": unknown_K.copy(),
             **{name: unknown_K.copy() for name in LAW},
             **({"val_loss": unknown_K.copy(), "val_samples": np.zeros(self.num_domains)} if self._validates else {}),
@@ -258,8 +263,7 @@ class TargetPolicy(Policy):
         self._middle = _or_none(middle)
         memory["middle"] = np.where(lawful_K, middle, memory["middle"])  # as it was when the domain was last judged
         memory["pull"] = np.where(lawful_K, self._pull(), memory["pull"])
-        self._restore(points)
-        self._use_laws()
+        self._restore(points, self._use_laws())
         old_K = memory["log_factor"]
         # Below this share nothing more is learnt of a domain: what was known when it came there draws it further down.
         sinks_K = ~lawful_K & (old_K < np.log(_LEAST_DRAWN)) & (memory["pull"] < 0.0)
@@ -288,18 +292,23 @@ class TargetPolicy(Policy):
         return laws, is_new_K & (np.count_nonzero(counts_KM, axis=1) >= _LEAST_BLOCKS)
 
     def _pull(self) -> Floats:
-        """f: how far the log of each share is drawn from its target; 0 inside the dead zone."""
+        """f: how far the log of each share is drawn from its target."""
         if self._middle is None:
             return np.zeros(self.num_domains)
-        e_K, margin_K = self.memory["elasticity"], self._confidence * self.memory["elasticity_sd"]
-        with np.errstate(divide="ignore"):
-            high_K = np.log((e_K + margin_K) / self._middle)
-            low_K = np.log(np.maximum(e_K - margin_K, 0.0) / self._middle)
-        slower_K = np.minimum(0.0, high_K + self._log_zone)
-        faster_K = np.maximum(0.0, low_K - self._log_zone)
-        return self._strength * np.maximum(slower_K + faster_K, _LEAST_LOG)  # e = 0: to the floor
+        memory, zone = self.memory, self._log_zone
 
-    def _restore(self, points: BlockPoints) -> None:
+        def speed(deviations: float) -> Floats:
+            e_K = np.maximum(memory["elasticity"] + deviations * memory["elasticity_sd"], 0.0)
+            with np.errstate(divide="ignore"):
+                return np.asarray(np.log(e_K / self._middle))
+
+        slowest_K = speed(-self._confidence)
+        unsure_K = np.where(slowest_K < -zone, np.minimum(memory["pull"], 0.0), 0.0)
+        slower_K = self._strength * np.maximum(np.minimum(speed(_CUT_SD) + zone, 0.0), _LEAST_LOG)
+        cut_K = np.where(speed(self._confidence) < -zone, slower_K, unsure_K)
+        return cut_K + self._strength * np.maximum(slowest_K - zone, 0.0)
+
+    def _restore(self, points: BlockPoints, laws: ScalingLawFit) -> None:
         """Gives back its share to a domain that was cut and learns all the same, from what the others teach.
 
         That is: whose loss fell, from before the cut, by 1 / d of what the others' fell, or more. Its law starts anew.
@@ -312,9 +321,11 @@ class TargetPolicy(Policy):
             return
         others = float(np.average(np.nan_to_num(recent_K), weights=weight_K))
         new_K = pulled_K & (memory["log_factor"] == 0.0)
-        memory["loss_before"] = np.where(new_K, recent_K, memory["loss_before"])
+        # As its law has it: a domain is cut when it happens to look slow, so when its latest losses happen to be high.
+        law_K = laws.predict(np.maximum(memory["samples"], 1.0)[:, None])[:, 0]
+        memory["loss_before"] = np.where(new_K, law_K, memory["loss_before"])
         memory["others_before"] = np.where(new_K, others, memory["others_before"])
-        noise_K = 2.0 * SAMPLE_SD * np.sqrt(2.0 / np.maximum(samples_K, 1.0))
+        noise_K = 3.0 * memory["loss_sd"] / np.sqrt(np.maximum(samples_K, 1.0))
         fell_K = memory["loss_before"] - recent_K - noise_K  # NaN, so never enough, where nothing was seen
         enough_K = np.maximum(memory["others_before"] - others, 0.0) / np.exp(self._log_zone)
         settled_K = self.step - memory["moved_since"] > _LEAST_BLOCKS * self._histories["blocks"].length
@@ -344,10 +355,10 @@ class TargetPolicy(Policy):
         epochs = max(self._max_epochs, self._total_samples / max(self._size_K.sum(), 1.0))
         return lower_to_ceiling(mixture_K, np.maximum(epochs * self._size_K - self.memory["samples"], 0.0) / left)
 
-    def _use_laws(self) -> None:
-        if self.fit_step is not None:
-            laws = {name: self.memory[name] for name in LAW}
-            self.fit = ScalingLawFit(**laws, valid=np.isfinite(self.memory["alpha"]))
+    def _use_laws(self) -> ScalingLawFit:
+        laws = {name: self.memory[name] for name in LAW}
+        self.fit = ScalingLawFit(**laws, valid=np.isfinite(self.memory["alpha"]))
+        return self.fit
 
     # State -----------------------------------------------------------------------------------------------------
 
@@ -362,7 +373,8 @@ class TargetPolicy(Policy):
 
     def _after_load(self, same_domains: bool) -> None:
         self.attempt_step = self.fit_step
-        self._use_laws()
+        if self.fit_step is not None:
+            self._use_laws()
         self._mixture_K = self._mix()
 
 
