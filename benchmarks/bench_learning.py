@@ -4,6 +4,7 @@
     python -m benchmarks learning --out RUNS --full --workers 2               all of it: some six hours of one core
     python -m benchmarks learning --out RUNS --scenario clean --seed 3 --policy target     one cell again
     python -m benchmarks learning --out RUNS --size 124m --minutes 9          2.5 B tokens a cell on a card, in parts
+    python -m benchmarks learning --out RUNS --mechanism            laws, forecasts and settings, checked on the cells
     python -m benchmarks learning --out RUNS --name ten python --docs docs/learning.md     the page, from cells alone
 
 Prints a Markdown table per scenario of differences to the natural mixture, paired by seed, with 95 % intervals; draws
@@ -34,6 +35,7 @@ from benchmarks.learning.scenarios import SCENARIOS
 
 HARM_NATS, GAIN_FRAC = 0.005, 0.9
 FULL_SEEDS = {"clean": 5}
+_MECHANISM = "mechanism.json"
 QUICK = ("clean", "unlearnable-40")
 QUICK_POLICIES = ("natural", "ado", "target", "oracle")
 
@@ -52,16 +54,21 @@ def main() -> None:
     parser.add_argument("--steps", type=int, help="steps of a run (small: 1200; 124m: 9537, 2.5 B tokens)")
     parser.add_argument("--minutes", type=float, help="stop after so many; the same command goes on")
     parser.add_argument("--workers", type=int, help="trials at once (small: one a core; on a card: one)")
+    parser.add_argument("--mechanism", action="store_true", help="check laws and settings on the cells; train nothing")
     parser.add_argument("--docs", type=Path, metavar="PAGE", help="write the page from the cells; run nothing")
     args = parser.parse_args()
     if args.docs:
-        from benchmarks.learning.page import write_page
+        from benchmarks.learning.page import Corpus, write_page
 
-        write_page(args.docs, {name: read_corpus(args.out / name) for name in args.name})
+        write_page(
+            args.docs, {name: Corpus(read_corpus(args.out / name), _mechanism(args.out / name)) for name in args.name}
+        )
         return
     if len(args.name) > 1:
         parser.error("--name: several corpora make one page with --docs; run them one by one.")
-    if run_cells(args, time.time()):
+    if args.mechanism:
+        check_mechanism(args)
+    elif run_cells(args, time.time()):
         report(args.out / _folder(args), _folder(args), on_card=args.size != "small")
     else:
         print(f"stopped after {args.minutes:g} minutes; the same command goes on from there.")
@@ -138,6 +145,29 @@ def report(folder: Path, corpus: str, on_card: bool) -> None:
     where = f"_{about['card'].replace(' ', '-')}_{about['date']}" if on_card else ""
     write_result(f"learning_{corpus}{where}", {"scenarios": found}, bars(found))
     draw_planes(found, folder / "planes.svg")
+
+
+def check_mechanism(args: argparse.Namespace) -> None:
+    """Replays the cells that are there; prints what laws and settings were worth, and writes it beside the corpus."""
+    from benchmarks.learning.mechanism import check_corpus, laws_table
+    from benchmarks.learning.trial import SIZES, Trial
+
+    folder = args.out / _folder(args)
+    sizes = replace(SIZES[args.size], steps=args.steps or SIZES[args.size].steps)
+    found = check_corpus(
+        (name, Trial(folder / "corpus", SCENARIOS[name], seed, sizes, folder / name / str(seed)), policies)
+        for name, (cells, _) in read_corpus(folder).items()
+        for seed, policies in cells.items()
+        if (not args.scenario or name in args.scenario) and (not args.seed or seed in args.seed)
+    )
+    print(laws_table(found["laws"]))
+    for name, specs in found["unchanged"].items():
+        print(f"{name}: the same run, to the bit, with each of: {', '.join(specs) or 'none'}")
+    (folder / _MECHANISM).write_text(json.dumps(found, indent=1))
+
+
+def _mechanism(folder: Path) -> Any:
+    return json.loads((folder / _MECHANISM).read_text()) if (folder / _MECHANISM).exists() else None
 
 
 def read_corpus(folder: Path) -> dict[str, tuple[dict[int, dict[str, Any]], dict[str, Any]]]:

@@ -8,12 +8,14 @@ and every sentence with a figure is computed from them.
 """
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from benchmarks.learning import outcome
+from benchmarks.learning.mechanism import WINDOW, laws_table
 from benchmarks.learning.picture import draw_planes
-from benchmarks.learning.scenarios import BASELINE, CONTROL, OTHERS, SCENARIOS, STATIC
+from benchmarks.learning.scenarios import BASELINE, CONTROL, OTHERS, SCENARIOS, SENSITIVITY, STATIC
 
 Cells = tuple[Mapping[int, Mapping[str, Mapping[str, Any]]], Mapping[str, Any]]  # ({seed: {policy: cell}}, facts)
 SUMMARY_BEGIN, SUMMARY_END = "<!-- learning -->", "<!-- /learning -->"
@@ -42,15 +44,35 @@ uniform: no static mixture reaches what is below and left of it.
 """
 
 
-def write_page(path: Path, corpora: Mapping[str, Mapping[str, Cells]]) -> None:
-    """Writes the page, its pictures and the summaries. corpora: {name: {scenario: cells and facts}}."""
+@dataclass(frozen=True)
+class Corpus:
+    """What is known of a corpus: {scenario: cells and facts}, and what `--mechanism` found, None if it did not run."""
+
+    found: Mapping[str, Cells]
+    mechanism: Mapping[str, Any] | None = None
+
+
+_LAWS = f"""\
+At each refit the laws forecast the mean loss of each domain over the next {WINDOW} steps. *Miss* is the median distance
+of what came, by the laws before the refit and by the new ones. *Rank correlation* is that of the improvement that was
+forecast with the one that was seen, over domains and refits, and over those domains whose samples rose. The noise of
+{WINDOW} steps is part of all of it.
+"""
+
+
+def write_page(path: Path, corpora: Mapping[str, Corpus]) -> None:
+    """Writes the page, its pictures and the summaries."""
     parts = [_INTRO.format(names=" ".join(corpora), control=CONTROL)]
     summaries = []
-    for name, found in corpora.items():
-        tables = {scenario: outcome.table(*cells) for scenario, cells in found.items()}
+    for name, corpus in corpora.items():
+        found = corpus.found
+        tables = {scenario: _without(outcome.table(*cells), SENSITIVITY) for scenario, cells in found.items()}
         for theme in ("light", "dark"):
             draw_planes(tables, path.parent / f"learning_planes_{name}_{theme}.svg", dark=theme == "dark")
         parts += _corpus(name, found, tables)
+        parts += _sensitivity(name, corpus)
+        if corpus.mechanism and corpus.mechanism["laws"]:
+            parts += [f"### {name}: laws and forecasts\n", _LAWS, laws_table(corpus.mechanism["laws"]), ""]
         summaries += [
             _summary_row(name, scenario, rows)
             for scenario, rows in tables.items()
@@ -81,6 +103,24 @@ def _corpus(name: str, found: Mapping[str, Cells], tables: Mapping[str, Sequence
         if rivals:
             parts += ["Rivals less the uniform mixture, which most of them start from or stay near:\n", rivals, ""]
     return parts
+
+
+def _without(rows: Sequence[Mapping[str, Any]], policies: Sequence[str]) -> list[Mapping[str, Any]]:
+    return [row for row in rows if row["policy"] not in policies]
+
+
+def _sensitivity(name: str, corpus: Corpus) -> list[str]:
+    """Each constant of `target` alone: differences to its defaults where it was run, and where nothing can differ."""
+    unchanged = (corpus.mechanism or {}).get("unchanged", {})
+    parts: list[str] = []
+    for scenario, (cells, facts) in corpus.found.items():
+        rows = [row for row in outcome.table(cells, facts, baseline="target") if row["policy"] in SENSITIVITY]
+        if rows:
+            parts += [f"**{scenario}**, less `target` with its defaults:\n", outcome.text(rows, "target"), ""]
+        if unchanged.get(scenario):
+            same = ", ".join(f"`{spec.partition(':')[2]}`" for spec in unchanged[scenario])
+            parts += [f"**{scenario}**: replayed on the losses of every seed, the same mixtures to the bit: {same}.\n"]
+    return [f"### {name}: the constants of `target`\n", *parts] if parts else []
 
 
 def picture(name: str, folder: str = "") -> str:

@@ -13,6 +13,7 @@ depend on the corpus, the sizes, the scenario, the seed and the policy alone, no
 import dataclasses
 import math
 import time
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -36,7 +37,8 @@ from benchmarks.learning.scenarios import BASELINE, CONTROL, DUPLICATES, EXHAUST
 MADE = (UNLEARNABLE, DUPLICATES, EXHAUSTED)
 LAG = 8
 _PEAK_RATE_TIMES_WIDTH = 0.46
-_VAL_SAMPLES, _VAL_SAMPLES_MIDWAY = 400, 100  # of each domain
+_VAL_SAMPLES, _VAL_SAMPLES_MIDWAY, _VAL_SAMPLES_LAWS = 400, 100, 50  # of each domain
+_LAW_VALIDATIONS = 50  # in a run, for policies whose laws are of validation losses
 _BEGINNING = "beginning"
 _MIDWAY = 5  # validations in a run, in its second half, for steps to a loss
 
@@ -114,7 +116,7 @@ class Trial:
         self._parallel = ParallelModel(Transformer(config), self._context, self._options)
         self._optimizer = make_optimizer(self._parallel.model, self._options)
         self._step = TrainStep(self._parallel, self._optimizer, self._options, len(self.names))
-        val = open_corpus(corpus, "val")
+        self._val = val = open_corpus(corpus, "val")
         self._validators = {
             num: Validator(val, self.measured, num, self._context, sizes.val_rows)
             for num in (_VAL_SAMPLES, _VAL_SAMPLES_MIDWAY)
@@ -134,7 +136,7 @@ class Trial:
         with ado.AdaptiveLoader(dataset, policy=policy, **self._loading) as loader:
             if progress is None:
                 progress = {**begin, "loader": None}
-            reached = self._train(spec, loader, progress, self.sizes.steps)
+            reached = self._train(spec, loader, progress, self.sizes.steps, laws_validate="laws=validation" in spec)
         samples_K = reached["losses"][:, 1].sum(dim=0).numpy()
         final = self._validate(_VAL_SAMPLES)
         self._path(spec).unlink(missing_ok=True)
@@ -149,9 +151,23 @@ class Trial:
             "samples": reached["losses"][:, 1].to(torch.int64).tolist(),
         }
 
+    def replay(self, spec: str, cell: Mapping[str, Any]) -> Iterator[Policy]:
+        """The policy of `spec` after each of the cell's steps, given what the cell's policy was given.
+
+        For policies that see training losses alone. With the cell's own policy its mixtures come out again, to the bit.
+        """
+        policy = self._policy(spec)
+        for loss_K, count_K in zip(cell["losses"], cell["samples"], strict=True):
+            policy.update(np.array(loss_K, np.float64), np.array(count_K, np.float64))
+            yield policy
+
     def facts(self) -> dict[str, Any]:
         """What the outcome needs to know of this trial; JSON-able."""
         return {"names": self.names, "measured": self.measured, "wanted": self.wanted, "size": self.size}
+
+    @property
+    def _evaluate_every(self) -> int:
+        return max(1, self.sizes.steps // _LAW_VALIDATIONS)
 
     def _beginning(self) -> dict[str, Any]:
         """The checkpoint after the shared steps, trained if it is not there; what is loaded is left to the caller."""
@@ -164,7 +180,12 @@ class Trial:
         return found
 
     def _train(
-        self, name: str, loader: ado.AdaptiveLoader, progress: dict[str, Any] | None, end: int
+        self,
+        name: str,
+        loader: ado.AdaptiveLoader,
+        progress: dict[str, Any] | None,
+        end: int,
+        laws_validate: bool = False,
     ) -> dict[str, Any]:
         """The progress at step `end`, from `progress` on; None: from the model as it is. Saves it when out of time."""
         begin, losses = 0, list[np.ndarray]()
@@ -177,6 +198,9 @@ class Trial:
             if progress["loader"] is not None:
                 loader.load_state_dict(progress["loader"])
         every = max(1, (self.sizes.steps - self.sizes.steps // 2) // _MIDWAY)
+        validator = None
+        if laws_validate:
+            validator = Validator(self._val, self.names, _VAL_SAMPLES_LAWS, self._context, self.sizes.val_rows)
 
         def reached(step: int) -> dict[str, Any]:
             return {
@@ -197,6 +221,10 @@ class Trial:
             losses.append(np.stack([loss_K, np.bincount(domain_B, minlength=len(self.names)).astype(float)]))
             loader.observe(sums_K, counts_K, reduced=True)
             done = step + 1
+            if validator is not None and done % self._evaluate_every == 0:
+                found = validator(self._parallel.loss)
+                assert found is not None
+                loader.observe_validation(found.domain_loss_K, found.domain_tokens_K / self.sizes.seq_len)
             if name != _BEGINNING and self.sizes.steps // 2 < done < end and done % every == 0:
                 midway[done] = self._validate(_VAL_SAMPLES_MIDWAY)
             if self._deadline is not None and time.time() > self._deadline and done < end:
@@ -240,7 +268,7 @@ class Trial:
             options = {key: yaml.safe_load(value) for key, value in options.items()}
         dataset = self._dataset(self.seed)
         sizes = dict(zip(dataset.names, dataset.num_samples.tolist(), strict=True))
-        run = RunContext(self.sizes.steps, self.sizes.batch_size, LAG, sizes)
+        run = RunContext(self.sizes.steps, self.sizes.batch_size, LAG, sizes, evaluate_every_steps=self._evaluate_every)
         return make_run_policy(name, self.prior, options, (), run)
 
     def _validate(self, num_samples: int) -> dict[str, Any]:

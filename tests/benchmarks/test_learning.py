@@ -7,14 +7,16 @@ import random
 import statistics
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 
+import ado_stream as ado
 from ado_stream.prepare.config import PrepareConfig
 from ado_stream.prepare.coordinator import prepare
 from benchmarks import bench_learning
-from benchmarks.learning import outcome
+from benchmarks.learning import mechanism, outcome
 from benchmarks.learning import trial as trial_module
-from benchmarks.learning.scenarios import CONTROL, SCENARIOS, UNLEARNABLE
+from benchmarks.learning.scenarios import CONTROL, SCENARIOS, SENSITIVITY, UNLEARNABLE
 from benchmarks.learning.trial import OutOfTime, Sizes, Trial
 
 TOY = Sizes(1, 16, 2, batch_size=8, steps=80, seq_len=16, tokenizer="bytes", val_rows=8)
@@ -63,6 +65,65 @@ def test_a_trial_stopped_in_the_middle_and_resumed_gives_the_same_numbers(corpus
         assert stopped == ["beginning: step 6 of 8", *(f"{spec}: step {step} of 80" for step in (30, 54, 78))]
         assert resumed == whole
         assert [path.name for path in parts.iterdir()] == [".beginning.pt"]
+
+
+def test_a_replayed_policy_has_the_cells_mixtures(corpus, tmp_path):
+    for spec in ("target:start_step=10,ignore_steps=2", "ado:interval=4"):
+        cell = json.loads(json.dumps(_branch(corpus, tmp_path, spec)))
+        trial = Trial(corpus, SCENARIOS["unlearnable-40"], 1, TOY, tmp_path)
+        *_, policy = trial.replay(spec, cell)
+        assert dict(zip(trial.names, policy.mixture.tolist(), strict=True)) == cell["mixture"]
+
+
+def test_laws_of_validation_losses_are_fitted_to_validations_within_the_trial(corpus, tmp_path):
+    cell = _branch(corpus, tmp_path, "target:laws=validation,start_step=10,ignore_steps=2")
+    assert cell["health"]["refits"] > 3
+    with_training_losses = _branch(corpus, tmp_path, "target:start_step=10,ignore_steps=2")
+    assert cell["health"]["middle_elasticity"] != with_training_losses["health"]["middle_elasticity"]
+
+
+class _Recorded:
+    """Stands for a trial whose domains follow laws over their own samples, exactly; `useless` has nothing to teach."""
+
+    def __init__(self, useless=False):
+        self._prior = {"a": 0.5, "b": 0.3, "c": 0.2}
+        beta_K = np.array([1.0, 1.1, 0.001 if useless else 0.9])
+        policy, losses, samples = self._policy("target"), [], []
+        generator, own_K = np.random.default_rng(2), np.zeros(3)
+        for _ in range(600):
+            count_K = generator.multinomial(32, policy.mixture).astype(float)
+            loss_K = 1.5 + beta_K * (np.maximum(own_K + count_K / 2, 1.0) / 1e3) ** -0.4
+            policy.update(loss_K, count_K)
+            own_K += count_K
+            losses.append(loss_K.tolist())
+            samples.append(count_K.tolist())
+        self.cell = {"policy": "target", "losses": losses, "samples": samples}
+
+    def _policy(self, spec):
+        options = dict(pair.split("=") for pair in spec.partition(":")[2].split(",") if pair)
+        options = {name: float(value) if "." in value else int(value) for name, value in options.items()}
+        return ado.make_policy("target", self._prior, total_steps=600, **options)
+
+    replay = Trial.replay
+
+
+def test_forecasts_of_laws_that_hold_exactly_come_true_and_rank_the_gains():
+    recorded = _Recorded()
+    found = mechanism.check_laws(recorded, recorded.cell)
+    assert found["refits"] > 10
+    assert found["miss_after"] < 0.01
+    assert found["rank_correlation"] > 0.9
+    assert found["at_bound"] is None
+
+
+def test_settings_change_nothing_where_all_domains_learn_alike_and_something_where_one_is_useless():
+    alike, useless = _Recorded(), _Recorded(useless=True)
+    trials = [("clean", alike, {"target": alike.cell}), ("unlearnable-20", useless, {"target": useless.cell})]
+    found = mechanism.check_corpus(trials)
+    assert found["unchanged"]["clean"] == sorted(SENSITIVITY)
+    assert "target:strength=2" not in found["unchanged"]["unlearnable-20"]
+    assert [row["scenario"] for row in found["laws"]] == ["clean", "unlearnable-20"]
+    assert mechanism.laws_table(found["laws"]).count("\n") == 3
 
 
 def test_a_checkpoint_of_other_sizes_is_refused(corpus, tmp_path):
