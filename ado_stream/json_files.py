@@ -9,6 +9,7 @@ import types
 from typing import Any, get_args, get_origin, get_type_hints, is_typeddict
 
 from ado_stream.errors import AdoStreamError, IndexInvalid
+from ado_stream.value_types import JsonObject
 
 _MAX_COUNT, _MAX_NUMBER = 1 << 63, 1 << 1023
 _NAMES = {dict: "an object", list: "a list", int: "a count", float: "a number", str: "text"}
@@ -65,7 +66,7 @@ def _is(value: object, base: type) -> bool:
     return isinstance(value, base)
 
 
-def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+def _unique(pairs: list[tuple[str, object]]) -> JsonObject:
     """A JSON object whose names must differ: json.loads alone would keep the last of two."""
     value = dict(pairs)
     if len(value) != len(pairs):

@@ -24,6 +24,7 @@ from ado_stream.policy.policy_registry import make_run_policy
 from ado_stream.reduction import LossReduction, ReducedLosses, is_distributed
 from ado_stream.stream.dataset import AdaptiveStreamingDataset
 from ado_stream.stream.device_copies import TokenBatch
+from ado_stream.value_types import Floats, Ints, JsonMapping, JsonObject
 
 _CHECK_STEPS = 64  # how often ranks compare their cursors
 
@@ -32,16 +33,16 @@ class MixturePolicy(Protocol):
     """What a policy must have; `ado.make_policy` makes such objects, and any object of yours with these four serves."""
 
     @property
-    def mixture(self) -> np.ndarray:
+    def mixture(self) -> Floats:
         """(K,): the mixture of the last update, or the first one."""
 
-    def update(self, mean_losses: np.ndarray, sample_counts: np.ndarray, /) -> np.ndarray:
+    def update(self, mean_losses: Floats, sample_counts: Ints, /) -> Floats:
         """The mixture (K,) after one more step; mean_losses: NaN for a domain without tokens."""
 
-    def state_dict(self) -> dict[str, Any]:
+    def state_dict(self) -> JsonObject:
         """JSON-able state."""
 
-    def load_state_dict(self, state: Mapping[str, Any], *, names: Sequence[str] | None = None) -> None:
+    def load_state_dict(self, state: JsonMapping, *, names: Sequence[str] | None = None) -> None:
         """Continues from `state`. names: given when the domains differ from the saved ones."""
 
 
@@ -66,7 +67,7 @@ class AdaptiveLoader:
     def __init__(
         self,
         dataset: AdaptiveStreamingDataset,
-        policy: MixturePolicy | str | Mapping[str, Any] | None = None,
+        policy: MixturePolicy | str | JsonMapping | None = None,
         prefetch: int = 4,
         io_threads: int = 4,
         pin_memory: bool = False,
@@ -99,7 +100,7 @@ class AdaptiveLoader:
         return self.dataset.step
 
     @property
-    def mixture(self) -> np.ndarray:
+    def mixture(self) -> Floats:
         """(K,) float64: the mixture of the batch last handed out; before the first batch, of the first."""
         return self.dataset.mixture_in_force
 
@@ -128,7 +129,7 @@ class AdaptiveLoader:
         for losses in self._reduction.ready():
             self._update(losses)
 
-    def observe_validation(self, mean_losses: np.ndarray, sample_counts: np.ndarray) -> None:
+    def observe_validation(self, mean_losses: Floats, sample_counts: Floats) -> None:
         """Reports losses on held-out text to a policy that learns from them, after every loss observed so far.
 
         mean_losses: (K,) nats per token, NaN where a domain has none; sample_counts: (K,) samples measured. All ranks
@@ -144,11 +145,11 @@ class AdaptiveLoader:
         for losses in self._reduction.ready(all_steps=True):
             self._update(losses)
 
-    def statistics(self) -> dict[str, Any]:
+    def statistics(self) -> JsonObject:
         """The data set's statistics: samples, bytes, cache hits, stalls, waits in seconds."""
         return self.dataset.statistics()
 
-    def state_dict(self) -> dict[str, Any]:
+    def state_dict(self) -> JsonObject:
         """JSON-able, of the step last handed out and every loss observed so far. Save that of rank 0.
 
         With several ranks all must call it: they update the policy together.
@@ -158,7 +159,7 @@ class AdaptiveLoader:
         policy = None if self.policy is None else self.policy.state_dict()
         return {"stream": self.dataset.state_dict(), "observed": self._observed, "policy": policy}
 
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+    def load_state_dict(self, state: JsonMapping) -> None:
         """Continues from `state`, saved with any number of ranks.
 
         Raises ResumeError when it does not fit; nothing has changed then.
@@ -234,7 +235,7 @@ class AdaptiveLoader:
                 raise
         self.dataset.publish(losses.step + 1 + lag, self._reduction.broadcast(mixture_K, digest))
 
-    def _next_mixture(self, losses: ReducedLosses) -> np.ndarray:
+    def _next_mixture(self, losses: ReducedLosses) -> Floats:
         assert self.policy is not None
         loss_K = np.full(losses.sum_K.size, np.nan)
         np.divide(losses.sum_K, losses.count_K, out=loss_K, where=losses.count_K > 0)
@@ -242,7 +243,7 @@ class AdaptiveLoader:
 
 
 def make_policy_for(
-    dataset: AdaptiveStreamingDataset, given: str | Mapping[str, Any], steps: int | None = None, **facts: Any
+    dataset: AdaptiveStreamingDataset, given: str | JsonMapping, steps: int | None = None, **facts: Any
 ) -> Policy:
     """The policy `given` by its name, or as {"name", "options", "guards"}, over the data set's domains and prior.
 

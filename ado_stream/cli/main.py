@@ -12,7 +12,7 @@ import re
 import select
 import sys
 import types
-from typing import Any
+from typing import TypedDict
 
 from ado_stream import __version__
 from ado_stream.errors import AdoStreamError
@@ -51,6 +51,13 @@ EXAMPLES = {
     "doctor": "ado-stream doctor",
     "completion": "ado-stream completion bash > ado-stream.bash",
 }
+
+
+class ParserTexts(TypedDict):
+    """What a parser shows around its options."""
+
+    description: str
+    epilog: str
 
 
 def _overview() -> str:
@@ -121,10 +128,10 @@ def _run(verb: str, arguments: list[str], debug: bool) -> int:
         return 1
 
 
-def parser_options(verb: str, module: types.ModuleType) -> dict[str, Any]:
-    """What the parser of a verb shows around its options: the first line of its module, and an example."""
-    example = f"example: {EXAMPLES[verb]}" if verb in EXAMPLES else None
-    return {"description": (module.__doc__ or verb).strip().splitlines()[0], "epilog": example}
+def parser_options(verb: str, module: types.ModuleType) -> ParserTexts:
+    """The first line of the verb's module, and an example."""
+    description = (module.__doc__ or verb).strip().splitlines()[0]
+    return {"description": description, "epilog": f"example: {EXAMPLES[verb]}"}
 
 
 def _reader_is_gone() -> bool:

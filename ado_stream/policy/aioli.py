@@ -20,16 +20,16 @@ Cost: K least-squares problems of K + 1 unknowns a round, for some hundred domai
 """
 
 from collections.abc import Mapping, Sequence
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import numpy as np
-from numpy.typing import NDArray
 
 from ado_stream.errors import ConfigError, ResumeError
 from ado_stream.option_checks import number, positive, whole
 from ado_stream.policy import state_codec
 from ado_stream.policy.base_policy import Bools, Floats, Ints, Policy
 from ado_stream.policy.domain_weights import Weights
+from ado_stream.value_types import Array, JsonMapping, JsonObject
 
 _ROUNDS = 20  # of a run, as the paper's
 _ROUND_STEPS = 250  # where the run's length is unknown: its 5,000 steps in 20 rounds
@@ -86,11 +86,11 @@ class Aioli(Policy):
         self._rows_NK = np.full((2, self._phase + 1, num), np.nan)  # losses, and samples, of the steps of the probes
         self._mixture_K = self._share()
 
-    def health(self) -> dict[str, Any]:
+    def health(self) -> JsonObject:
         """Adds the rounds whose law was fitted."""
         return {**super().health(), "rounds": self._num_rounds}
 
-    def _initial(self) -> dict[str, NDArray[Any]]:
+    def _initial(self) -> dict[str, Array]:
         return {**super()._initial(), "score": np.zeros(self.num_domains)}  # log p, up to a constant, over eta
 
     def _next_mixture(self, loss_K: Floats, count_K: Floats, seen_K: Bools) -> Floats:
@@ -105,12 +105,12 @@ class Aioli(Policy):
             return self._share()
         share_K = np.full(self.num_domains, (1.0 - self._focus) / max(self.num_domains - 1, 1))
         share_K[self._order_K[(number + place // self._probe_steps) % self.num_domains]] = self._focus
-        return share_K / share_K.sum()
+        return share_K / float(share_K.sum())
 
     def _share(self) -> Floats:
         score_K = self._eta * self.memory["score"]
         weight_K: Floats = np.exp(score_K - score_K.max())
-        return weight_K / weight_K.sum()
+        return weight_K / float(weight_K.sum())
 
     def _finish_probes(self) -> None:
         """Fits the round's law and moves the scores; a round with rows missing, after a change of domains, is left."""
@@ -130,10 +130,10 @@ class Aioli(Policy):
         self._num_rounds += 1
         self._rows_NK = np.full_like(self._rows_NK, np.nan)
 
-    def _extra_state(self) -> dict[str, Any]:
+    def _extra_state(self) -> JsonObject:
         return {"num_rounds": self._num_rounds, "rows": state_codec.pack(self._rows_NK)}
 
-    def _load_extra(self, saved: Mapping[str, Any], source_K: Ints, names: Sequence[str] | None) -> None:
+    def _load_extra(self, saved: JsonMapping, source_K: Ints, names: Sequence[str] | None) -> None:
         rows_NK = state_codec.unpack(saved.get("rows"), "rows")
         if not np.array_equal(np.sort(source_K), np.arange(saved["num_domains"])):
             rows_NK = np.full_like(self._rows_NK, np.nan)  # the probes of other domains are not those of this round

@@ -11,9 +11,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ado_stream.errors import ConfigError
+from ado_stream.value_types import Array
 
 Value = TypeVar("Value")
-Weights = Mapping[str, float] | Sequence[float] | NDArray[Any]
+Weights = Mapping[str, float] | Sequence[float] | Array
 _HUGE = 1e300
 
 

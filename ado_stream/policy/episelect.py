@@ -16,7 +16,7 @@ starts at 0.9 for the domain itself and goes on from the last refit's. A mixture
 of domains hardly apart: then gamma stays where it was.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -31,6 +31,7 @@ from ado_stream.policy.ado_policy import AdoPolicy
 from ado_stream.policy.base_policy import Floats, Ints
 from ado_stream.policy.scaling_laws import FitConfig, ScalingLawFit
 from ado_stream.policy.transfer import first_transfer, fit_with_transfer, transfer_among
+from ado_stream.value_types import JsonMapping, JsonObject
 
 TRANSFERS = ("none", "full")
 
@@ -72,7 +73,7 @@ class EpiSelect(AdoPolicy):
         """(K,) effective samples with transfer; else as AdoPolicy's."""
         return super().law_counts(drawn) if self._gamma_KK is None else self._gamma_KK @ np.asarray(drawn, float)
 
-    def health(self) -> dict[str, Any]:
+    def health(self) -> JsonObject:
         """Adds, with transfer, the weight of each domain's own samples in its law."""
         own = {} if self._gamma_KK is None else {"own_weight": self._by_domain(self._gamma_KK.diagonal())}
         return {**super().health(), **own}
@@ -96,11 +97,11 @@ class EpiSelect(AdoPolicy):
         self._gamma_KK = np.where(fit.valid[:, None], gamma_KK, self._gamma_KK)
         return fit
 
-    def _extra_state(self) -> dict[str, Any]:
+    def _extra_state(self) -> JsonObject:
         own = {} if self._gamma_KK is None else {"gamma": state_codec.pack(self._gamma_KK)}
         return {**super()._extra_state(), **own}
 
-    def _load_extra(self, saved: Mapping[str, Any], source_K: Ints, names: Sequence[str] | None) -> None:
+    def _load_extra(self, saved: JsonMapping, source_K: Ints, names: Sequence[str] | None) -> None:
         gamma_KK = None
         if self._gamma_KK is not None:
             gamma_KK = state_codec.unpack(saved.get("gamma"), "gamma (saved without transfer?)")

@@ -15,7 +15,6 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import numpy as np
-from numpy.typing import NDArray
 
 from ado_stream.errors import ConfigError
 from ado_stream.option_checks import number, positive
@@ -23,6 +22,7 @@ from ado_stream.policy.ado_config import AdoConfig, AdoPlan
 from ado_stream.policy.ado_policy import AdoPolicy
 from ado_stream.policy.base_policy import Floats
 from ado_stream.policy.domain_weights import Weights, parse_values
+from ado_stream.value_types import Array
 
 
 @dataclass(frozen=True)
@@ -40,13 +40,19 @@ class GapConfig(AdoConfig):
 
     fixed_point = settles = None
 
-    def plan(self, num_domains: int, total_steps: int | None = None, *run: Any, **named: Any) -> AdoPlan:
+    def plan(
+        self,
+        num_domains: int,
+        total_steps: int | None = None,
+        mixture_lag: int = 0,
+        vocab_size: int | None = None,
+    ) -> AdoPlan:
         """As AdoConfig's. Raises ConfigError too when neither target losses nor the run's length are known."""
         positive("gap: eta", self.eta)
         number("gap: smoothing", self.smoothing, 0.0, 1.0)
         if total_steps is None and self.target_losses is None:
             raise ConfigError("gap: give target_losses, or total_steps to forecast them for.")
-        return super().plan(num_domains, total_steps, *run, **named)
+        return super().plan(num_domains, total_steps, mixture_lag, vocab_size)
 
 
 class GapPolicy(AdoPolicy):
@@ -64,7 +70,7 @@ class GapPolicy(AdoPolicy):
             None if given is None else parse_values(given, self.names, self.num_domains, "gap: target_losses")
         )
 
-    def _initial(self) -> dict[str, NDArray[Any]]:
+    def _initial(self) -> dict[str, Array]:
         return {**super()._initial(), "share": self._prior_K.copy()}
 
     def _refit(self) -> bool:

@@ -35,7 +35,8 @@ def transfer_among(gamma_KK: Floats, source_K: Ints) -> Floats:
         return gamma_KK
     old_KK = (source_K[:, None] >= 0) & (source_K >= 0)
     found_KK = np.where(old_KK, gamma_KK[source_K][:, source_K], first_transfer(len(source_K)))
-    return found_KK / found_KK.sum(axis=1, keepdims=True)
+    shares_KK: Floats = found_KK / found_KK.sum(axis=1, keepdims=True)
+    return shares_KK
 
 
 def fit_with_transfer(

@@ -9,13 +9,11 @@ end. Here l0 is the exponential average of a domain's training losses at its fir
 forecast by the domain's own law; the paper has no c. A domain at its target from the start has V = 0.
 """
 
-from typing import Any
-
 import numpy as np
-from numpy.typing import NDArray
 
 from ado_stream.policy.base_policy import Bools, Floats
 from ado_stream.policy.gap import GapPolicy
+from ado_stream.value_types import Array
 
 _LEAST_WAY = 1e-3  # nats: of l0 - l*, so that a domain that has nothing to learn divides by no 0
 
@@ -25,7 +23,7 @@ class Velocitune(GapPolicy):
 
     kind = "velocitune"
 
-    def _initial(self) -> dict[str, NDArray[Any]]:
+    def _initial(self) -> dict[str, Array]:
         return {**super()._initial(), "first": np.full(self.num_domains, np.nan)}
 
     def _observe(self, loss_K: Floats, seen_K: Bools) -> None:

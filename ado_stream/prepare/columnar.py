@@ -21,7 +21,7 @@ _ROWS_AT_ONCE = 64
 _GROUP_BYTES = 4 << 20
 _LOST_ROWS = "row of a damaged file"
 _ARROW_FILE_HEAD = 8  # of the random access kind; what follows is a stream
-_Columns: TypeAlias = list[list[Any]]
+_Columns: TypeAlias = list[list[object]]
 
 
 class NotUtf8:
@@ -64,7 +64,7 @@ def cut_rows(path: str, kind: str, errors: RecordErrors) -> Iterator[RowRange]:
 
 def read_rows(
     path: str, part: RowRange, text_key: str, domain_key: str | None, errors: RecordErrors
-) -> Iterator[tuple[str, list[Any]]]:
+) -> Iterator[tuple[str, list[object]]]:
     """(place, [value of each key]) of every row that can be read; a damaged group costs its other rows, counted."""
     keys = [key for key in (text_key, domain_key) if key is not None]
     batches = _parquet_batches(path, part, keys) if part.kind == "parquet" else _arrow_batches(path, part, keys)
@@ -146,7 +146,9 @@ def _batch_size(metadata: memoryview, body: memoryview) -> tuple[int, int]:
     """
 
     def at(kind: str, place: int, data: memoryview = metadata) -> int:
-        return struct.unpack_from(f"<{kind}", data, place)[0]
+        value: int
+        (value,) = struct.unpack_from(f"<{kind}", data, place)
+        return value
 
     def field(table: int, number: int) -> int:
         """The place of a table's field, 0 where it is absent."""
@@ -233,19 +235,21 @@ def _leaves(fields: Any, prefix: str = "") -> Iterator[str]:
             yield prefix + field.name
 
 
-def _values(path: str, batch: Any, key: str) -> list[Any]:
+def _values(path: str, batch: Any, key: str) -> list[object]:
     """The values of a key, NotUtf8 for texts that are not. Raises ArrowInvalid for a damaged column."""
     import pyarrow as pa
     import pyarrow.compute
 
     column, *fields = _column_path(path, batch.schema, key)
+    values: list[object]
     array = batch.column(batch.schema.names.index(column))
     array.validate()
     for field in fields:
         array = pyarrow.compute.struct_field(array, field)
     try:
         array.validate(full=True)
-        return array.to_pylist()
+        values = array.to_pylist()
+        return values
     except pa.ArrowInvalid:
         as_bytes = {pa.string(): pa.binary(), pa.large_string(): pa.large_binary()}
         if array.type not in as_bytes:

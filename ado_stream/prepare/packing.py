@@ -12,10 +12,9 @@ from collections import Counter, deque
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 from ado_stream.corpus.manifest import domain_folder
-from ado_stream.corpus.mds import COMPRESSION, HASH, ShardFormat, encode_index, shard_name
+from ado_stream.corpus.mds import COMPRESSION, HASH, ShardEntry, ShardFormat, encode_index, shard_name
 from ado_stream.durable import sync, write_durably
 from ado_stream.errors import ConfigError
 from ado_stream.prepare.corpus_output import CorpusOutput
@@ -156,7 +155,7 @@ class Packer:
         entry = self._pool.submit(Worker.finish_shard, job)
         self._jobs.append(self._publishers.submit(self._publish, key, shard, name, entry))
 
-    def _publish(self, key: tuple[str, str], shard: int, name: str, entry: "Future[dict[str, Any]]") -> None:
+    def _publish(self, key: tuple[str, str], shard: int, name: str, entry: "Future[ShardEntry]") -> None:
         done = json.dumps(worker_result(entry)).encode()
         path = self._output.local_path(name)
         sync(path)

@@ -82,6 +82,6 @@ def _exit_with_parent() -> None:
     os._exit(1)
 
 
-def _call(method: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+def _call(method: str, args: tuple[object, ...], kwargs: dict[str, object]) -> Any:
     assert _worker is not None
     return getattr(_worker, method)(*args, **kwargs)

@@ -28,7 +28,7 @@ def temporary_path(destination: Path) -> Path:
 def remove_leftovers(destination: Path) -> None:
     """Deletes unfinished files of `destination`; only for the holder of its lock."""
 
-    def unlink(entry: os.DirEntry) -> None:
+    def unlink(entry: os.DirEntry[str]) -> None:
         if entry.name.startswith(destination.name + "."):
             os.unlink(entry.path)
 
@@ -38,7 +38,7 @@ def remove_leftovers(destination: Path) -> None:
 def remove_free_leftovers(folder: Path) -> None:
     """Deletes every unfinished file of `folder` whose object nobody is making: left by processes that were killed."""
 
-    def unlink(entry: os.DirEntry) -> None:
+    def unlink(entry: os.DirEntry[str]) -> None:
         with lock_if_free(lock_path(folder / _SUFFIX.sub("", entry.name))) as held:
             if held:
                 os.unlink(entry.path)
@@ -109,7 +109,7 @@ def quarantine(path: Path) -> None:
                 old.unlink(missing_ok=True)
 
 
-def _for_temporaries(folder: Path, act: Callable[[os.DirEntry], object]) -> None:
+def _for_temporaries(folder: Path, act: Callable[[os.DirEntry[str]], object]) -> None:
     with suppress(FileNotFoundError), os.scandir(folder / TEMP_DIR) as entries:
         for entry in entries:
             with suppress(FileNotFoundError):

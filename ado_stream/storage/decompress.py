@@ -109,6 +109,7 @@ def _snappy(stored: bytes, most_bytes: int) -> bytes:
     if size > min(most_bytes, _SNAPPY_RATIO * len(stored)):
         raise ContentError(Mismatch("raw size", str(size), f"at most {min(most_bytes, _SNAPPY_RATIO * len(stored))}"))
     try:
-        return snappy.decompress(stored)
+        raw: bytes = snappy.decompress(stored)
+        return raw
     except Exception as error:  # its releases share no type; whatever they raise means damaged bytes
         raise EOFError(str(error)) from error

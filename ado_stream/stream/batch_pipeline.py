@@ -25,6 +25,7 @@ from ado_stream.stream.mds_index import MdsIndex
 from ado_stream.stream.sample_order import SampleOrder, UpcomingIds
 from ado_stream.stream.shard_table import ShardTable
 from ado_stream.stream.stream_statistics import StreamStatistics
+from ado_stream.value_types import Ints
 
 _JOIN_S = 30
 _POLL_S = 0.2  # between checks for a failed fetch
@@ -49,7 +50,7 @@ class BatchSource:
         return range(int(lane_B[0]), int(lane_B[-1]) + 1)
 
     @property
-    def lane_B(self) -> np.ndarray:
+    def lane_B(self) -> Ints:
         """(B,) int64: the lane of every slot."""
         num_slots = self.settings.global_batch_size
         return np.arange(num_slots) * self.settings.num_lanes // num_slots
@@ -90,7 +91,7 @@ class _Buffers:
 
     def __init__(self, shape: tuple[int, ...], pin_memory: bool):
         self._shape, self._pin_memory = shape, pin_memory
-        self._free: list[np.ndarray] = []
+        self._free: list[Ints] = []
 
     def get(self) -> torch.Tensor:
         if self._pin_memory:
@@ -112,7 +113,7 @@ class BatchPipeline:
     options.prefetch: batches made ahead; 0 makes each in `next`, in the caller's thread.
     """
 
-    def __init__(self, source: BatchSource, step: int, cursors_KC: np.ndarray, options: PipelineOptions):
+    def __init__(self, source: BatchSource, step: int, cursors_KC: Ints, options: PipelineOptions):
         self._maker = _BatchMaker(source, step, cursors_KC, options)
         if options.prefetch:
             self._maker.thread.start()
@@ -142,7 +143,7 @@ class BatchPipeline:
 class _BatchMaker:
     """What the threads run. It has no reference to its BatchPipeline, which can so be collected while they run."""
 
-    def __init__(self, source: BatchSource, step: int, cursors_KC: np.ndarray, options: PipelineOptions):
+    def __init__(self, source: BatchSource, step: int, cursors_KC: Ints, options: PipelineOptions):
         self.source, self.options = source, options
         self.step, self.cursors_KC = step, cursors_KC.copy()
         indexes, cache, lanes = source.indexes, source.cache, source.lanes

@@ -7,9 +7,9 @@ mixture of s); the cursors and `state_dict` are those after the step last handed
 
 import math
 from collections import deque
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from functools import cached_property
-from typing import Any
+from typing import NoReturn
 
 import numpy as np
 import torch
@@ -33,6 +33,7 @@ from ado_stream.stream.sample_order import UpcomingIds, make_order
 from ado_stream.stream.shard_table import ShardTable, open_limit_bytes
 from ado_stream.stream.slots import make_rank_slots
 from ado_stream.stream.stream_state import StreamState, decode_state, encode_state
+from ado_stream.value_types import Floats, Ints, JsonMapping, JsonObject
 
 _AUDIT_STEPS = 64  # draws kept after they were handed out
 _LOOKAHEAD_STEPS = 64
@@ -41,7 +42,7 @@ _UNLIMITED_BYTES = 1 << 62
 _KEPT = f"the last {_AUDIT_STEPS} steps are kept, and steps ahead whose mixture is published."
 
 
-class AdaptiveStreamingDataset(IterableDataset):
+class AdaptiveStreamingDataset(IterableDataset[TokenBatch]):
     """An endless stream of batches from several domains, in proportions that may change at every step.
 
     Args:
@@ -70,7 +71,7 @@ class AdaptiveStreamingDataset(IterableDataset):
 
     def __init__(
         self,
-        domains: Iterable[Any],
+        domains: Iterable[object],
         global_batch_size: int = 256,
         seed: int = 17,
         canonical_nodes: int = 1,
@@ -132,7 +133,7 @@ class AdaptiveStreamingDataset(IterableDataset):
         self._copies: DeviceCopies | None = None
         self._ahead: tuple[StepDraw, TokenBatch] | None = None  # being copied to the device, not handed out yet
 
-    def __getstate__(self) -> Any:
+    def __getstate__(self) -> NoReturn:
         raise ConfigError(
             f"{type(self).__name__} cannot be pickled: it shares memory and threads with this process. Use "
             "num_workers=0 (reading runs in threads), or multiprocessing_context='fork'."
@@ -154,22 +155,22 @@ class AdaptiveStreamingDataset(IterableDataset):
         return [domain.name for domain in self.domains]
 
     @property
-    def num_samples(self) -> np.ndarray:
+    def num_samples(self) -> Ints:
         """(K,) int64: samples of each domain."""
         return np.array([index.num_samples for index in self._indexes], np.int64)
 
     @property
-    def prior(self) -> np.ndarray:
+    def prior(self) -> Floats:
         """(K,) float64, sums to 1: the domains' priors, or their shares of the tokens."""
         return self._board.prior_K
 
     @property
-    def num_samples_K(self) -> np.ndarray:
+    def num_samples_K(self) -> Ints:
         """Alias of `num_samples`."""
         return self.num_samples
 
     @property
-    def prior_K(self) -> np.ndarray:
+    def prior_K(self) -> Floats:
         """Alias of `prior`."""
         return self.prior
 
@@ -189,7 +190,7 @@ class AdaptiveStreamingDataset(IterableDataset):
 
     # Mixture ------------------------------------------------------------------------------------------------------
 
-    def publish(self, step: int, mixture: np.ndarray) -> None:
+    def publish(self, step: int, mixture: Floats) -> None:
         """Sets the mixture of `step`: (K,) probabilities; also in the worker process of a DataLoader.
 
         The same one twice is harmless. Raises PolicyError for an array that is not a mixture, and for another mixture
@@ -197,7 +198,7 @@ class AdaptiveStreamingDataset(IterableDataset):
         """
         self._board.publish(step, mixture)
 
-    def mixture(self, step: int) -> np.ndarray:
+    def mixture(self, step: int) -> Floats:
         """(K,) float64: the mixture of `step`. Raises ConfigError when it is not published yet, or no longer kept."""
         self._check_read_here()
         if (kept := self._kept_draw(step)) is not None:
@@ -208,7 +209,7 @@ class AdaptiveStreamingDataset(IterableDataset):
         return mixture_K
 
     @property
-    def mixture_in_force(self) -> np.ndarray:
+    def mixture_in_force(self) -> Floats:
         """(K,) float64: the mixture of the batch last handed out; before the first batch, of the first."""
         self._check_read_here()
         if self._audit:
@@ -218,11 +219,11 @@ class AdaptiveStreamingDataset(IterableDataset):
 
     # Audit --------------------------------------------------------------------------------------------------------
 
-    def sample_counts(self, step: int) -> np.ndarray:
+    def sample_counts(self, step: int) -> Ints:
         """(K,) int64: samples of each domain in step `step`'s global batch."""
         return np.bincount(self._draw(step).domain_B, minlength=len(self.domains))
 
-    def sample_ids(self, step: int) -> np.ndarray:
+    def sample_ids(self, step: int) -> Ints:
         """(B,) int64: the ids of step `step`'s global batch, slot by slot.
 
         An id is the sample's number within its domain plus the number of samples of all domains before it. Available
@@ -264,7 +265,7 @@ class AdaptiveStreamingDataset(IterableDataset):
 
     # Iteration ----------------------------------------------------------------------------------------------------
 
-    def skip(self, mixture: np.ndarray) -> None:
+    def skip(self, mixture: Floats) -> None:
         """Goes to the next step as if a batch of this mixture had been handed out, without reading it."""
         self.publish(self._step, mixture)
         cursors_KC = self._cursors_KC.copy()
@@ -363,7 +364,7 @@ class AdaptiveStreamingDataset(IterableDataset):
             self._pipeline = self._ahead = None
             self._board.close()
 
-    def statistics(self) -> dict[str, Any]:
+    def statistics(self) -> JsonObject:
         """Samples, bytes, cache hits, stalls and their seconds, in total and per domain; "cache": that of the cache."""
         running = self._pipeline.statistics.summary() if self._pipeline is not None else {}
         return {**running, "cache": self._cache.statistics()}
@@ -375,7 +376,7 @@ class AdaptiveStreamingDataset(IterableDataset):
 
     # State --------------------------------------------------------------------------------------------------------
 
-    def state_dict(self) -> dict[str, Any]:
+    def state_dict(self) -> JsonObject:
         """JSON-able, of the step last handed out, whatever was made ahead; the same on every rank.
 
         Raises ConfigError while a DataLoader's worker reads: the state is in that process.
@@ -384,11 +385,11 @@ class AdaptiveStreamingDataset(IterableDataset):
         pending = self._board.pending(self._step)
         return encode_state(self._identity, self._indexes, self._step, self._cursors_KC, pending)
 
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+    def load_state_dict(self, state: JsonMapping) -> None:
         """Continues from `state`, saved with any number of ranks. Raises ResumeError (see stream_state.py)."""
         self.restore(self.decode(state))
 
-    def decode(self, state: Mapping[str, Any]) -> StreamState:
+    def decode(self, state: JsonMapping) -> StreamState:
         """What `restore` takes, checked; changes nothing. Raises as `load_state_dict`."""
         return decode_state(state, self._identity, self._indexes)
 

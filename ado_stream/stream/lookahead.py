@@ -27,6 +27,7 @@ from ado_stream.stream import numba_order
 from ado_stream.stream.mds_index import MdsIndex
 from ado_stream.stream.sample_order import SampleOrder
 from ado_stream.stream.stream_statistics import StreamStatistics
+from ado_stream.value_types import Floats, Ints
 
 _POLL_S = 0.2  # between checks of the deadline
 _NOW = -1.0  # steps until needed, of a shard that the reader waits for
@@ -72,7 +73,7 @@ class Lookahead:
         self._until_KL = np.zeros((len(orders), len(lanes)), np.int64)
         self.failure: BaseException | None = None
 
-    def follow(self, cursors_KC: np.ndarray, mixture_K: np.ndarray, batch_size: int) -> None:
+    def follow(self, cursors_KC: Ints, mixture_K: Floats, batch_size: int) -> None:
         """Requests the shards of every lane's next samples, given the cursors and the mixture of the step to come."""
         if self._pool is None or len(self._open) == self._num_shards:
             return

@@ -12,6 +12,7 @@ from collections.abc import Iterator
 import numpy as np
 
 from ado_stream.errors import ConfigError, PolicyError
+from ado_stream.value_types import Floats
 
 _NUM_SLOTS = 1024
 
@@ -70,7 +71,7 @@ class SharedMixtures:
         """Whether another process is the reader."""
         return bool(self._head[0]) and not self.is_read_here
 
-    def post(self, step: int, mixture_K: np.ndarray) -> None:
+    def post(self, step: int, mixture_K: Floats) -> None:
         """Stores the mixture of `step` for the reader. The same one again is harmless.
 
         Raises PolicyError when the reader has drawn the step already, or is too far behind.
@@ -96,7 +97,7 @@ class SharedMixtures:
         self._version_S[slot] += 1
         self._head[2] += 1
 
-    def collect(self, first: int) -> Iterator[tuple[int, np.ndarray]]:
+    def collect(self, first: int) -> Iterator[tuple[int, Floats]]:
         """(step, mixture) for every step from `first` on that was posted; steps before it count as drawn."""
         self._head[1] = first
         if self._head[2] == self._num_collected:

@@ -31,6 +31,7 @@ from ado_stream.errors import CheckpointError
 from ado_stream.json_files import check_type, decode_json
 from ado_stream.train import checkpoint_commit
 from ado_stream.train.distributed import DistributedContext, call_on_main
+from ado_stream.value_types import JsonObject
 
 STATE_FILE = "state.json"
 _MOMENTS = ("step", "exp_avg", "exp_avg_sq")
@@ -60,7 +61,7 @@ class Schedule(TypedDict):
 class Settings(TypedDict):
     """changed_settings.saved_settings()."""
 
-    config: dict[str, Any]
+    config: JsonObject
     schedule: Schedule
 
 
@@ -74,7 +75,7 @@ class CheckpointMetadata(TypedDict):
     model: ModelSizes
     tokenizer: str  # its fingerprint
     settings: NotRequired[Settings]
-    loader: dict[str, Any]  # AdaptiveLoader.state_dict()
+    loader: JsonObject  # AdaptiveLoader.state_dict()
 
 
 @dataclass(frozen=True)

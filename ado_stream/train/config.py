@@ -20,6 +20,7 @@ from ado_stream.errors import ConfigError, NotFound
 from ado_stream.policy.domain_weights import with_text_keys
 from ado_stream.storage.retry import RetryPolicy
 from ado_stream.suggest import did_you_mean
+from ado_stream.value_types import JsonMapping, JsonObject
 
 
 @dataclass(frozen=True)
@@ -113,9 +114,9 @@ class PolicySection:
     """
 
     name: str = "target"
-    options: dict[str, Any] = field(default_factory=dict)
+    options: JsonObject = field(default_factory=dict)
     prior: dict[str, float] = field(default_factory=dict)
-    guards: list[dict[str, Any]] = field(default_factory=list)
+    guards: list[JsonObject] = field(default_factory=list)
 
 
 @dataclass
@@ -195,7 +196,7 @@ class TrainConfig:
 _CONTAINERS = {list: "a list: [VALUE, ...]", dict: "a mapping: {KEY: VALUE, ...}"}
 
 
-def load_config(source: str | os.PathLike[str] | Mapping[str, Any], overrides: Sequence[str] = ()) -> TrainConfig:
+def load_config(source: str | os.PathLike[str] | JsonMapping, overrides: Sequence[str] = ()) -> TrainConfig:
     """The config in a YAML file, or of a nested mapping, with dotted overrides ("train.steps=300") on top.
 
     Raises NotFound for a missing file; ConfigError for an unknown key, a wrong type, a value out of range, or no
@@ -222,7 +223,7 @@ def save_config(config: TrainConfig, path: Path) -> None:
     path.write_text(yaml.safe_dump(dataclasses.asdict(config), sort_keys=False))
 
 
-def _read(source: str | os.PathLike[str] | Mapping[str, Any]) -> dict[str, Any]:
+def _read(source: str | os.PathLike[str] | JsonMapping) -> JsonObject:
     if isinstance(source, Mapping):
         return dict(source)
     try:
@@ -263,7 +264,7 @@ def _known_keys(section: type, prefix: str) -> list[str]:
     return keys
 
 
-def _refuse_unknown(values: Any, section: type, prefix: str) -> None:
+def _refuse_unknown(values: object, section: type, prefix: str) -> None:
     """Raises ConfigError for a key that `section` does not have, or a value that is not the container it takes."""
     types = {each.name: each.type for each in dataclasses.fields(section)}
     if not isinstance(values, dict):
@@ -296,7 +297,7 @@ def _check(config: TrainConfig) -> None:
         )
 
 
-def _bounded_values(section: Any, prefix: str) -> Iterator[tuple[str, Any, Bounds]]:
+def _bounded_values(section: Any, prefix: str) -> Iterator[tuple[str, object, Bounds]]:
     """(dotted key, value, bounds) of every field with Bounds, in nested sections too."""
     for each in dataclasses.fields(section):
         value = getattr(section, each.name)

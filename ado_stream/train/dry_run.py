@@ -96,7 +96,7 @@ def _loss(model: ModelConfig, device: torch.device, dtype: torch.dtype, num_rows
         return logits + _FLOAT32_BYTES * (weight + num_rows * model.width)
     logits = min(num_rows, _GPU_LOGITS_ROWS) * model.vocab_size * dtype.itemsize
     copy = 0 if dtype == torch.float32 else dtype.itemsize * weight
-    return logits + copy + _FLOAT32_BYTES * (weight + num_rows * model.width)
+    return int(logits + copy + _FLOAT32_BYTES * (weight + num_rows * model.width))
 
 
 def plan_run(config: TrainConfig, context: DistributedContext) -> str:
@@ -162,7 +162,7 @@ def measure_step_s(config: TrainConfig, components: RunComponents, context: Dist
         step.update(sums_K, counts_K, 0.0)
         marks.append(_now_s(context.device))
     pass_s, update_s = np.diff(marks).tolist()
-    return rank_rows / rows * pass_s + update_s
+    return float(rank_rows / rows * pass_s + update_s)
 
 
 def _now_s(device: torch.device) -> float:

@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import Any, cast
+from typing import cast
 
 import numpy as np
 import torch
@@ -341,9 +341,9 @@ class Trainer:
     def _due(self, every_steps: int) -> bool:
         return every_steps > 0 and self._finished > 0 and self._finished % every_steps == 0
 
-    def _write_event(self, name: str, **detail: Any) -> None:
+    def _write_event(self, name: str, **detail: object) -> None:
         self._write("event", step=self._finished, name=name, detail=detail)
 
-    def _write(self, kind: str, **fields: Any) -> None:
+    def _write(self, kind: str, **fields: object) -> None:
         if self._record is not None:
             self._record.write(kind, **fields)

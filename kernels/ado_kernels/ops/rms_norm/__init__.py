@@ -65,7 +65,7 @@ def rms_norm_reference(
     return y if residual is None else (y, total)
 
 
-def _save(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
+def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[torch.Tensor, ...]) -> None:
     x, residual, weight, _ = inputs
     _, rstd, total = output
     ctx.set_materialize_grads(False)  # absent gradients come as None, not as tensors of zeros to be read
@@ -88,7 +88,7 @@ def _backward(
     return dtotal.to(x_dtype), dresidual, None if weight is None else dweight, None
 
 
-def _forward_fake(x: torch.Tensor, residual: torch.Tensor | None, *_: Any) -> tuple[torch.Tensor, ...]:
+def _forward_fake(x: torch.Tensor, residual: torch.Tensor | None, *_: object) -> tuple[torch.Tensor, ...]:
     if residual is None:
         return x.new_empty(x.shape), rstd_like(x), x.new_empty(0)
     total = x.new_empty(x.shape, dtype=torch.promote_types(x.dtype, residual.dtype))
