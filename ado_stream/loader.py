@@ -10,7 +10,6 @@ change the domain of a slot.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
-from types import TracebackType
 from typing import Any, Protocol
 
 import numpy as np
@@ -190,9 +189,7 @@ class AdaptiveLoader:
     def __enter__(self) -> "AdaptiveLoader":
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close()
 
     def _next(self) -> TokenBatch:

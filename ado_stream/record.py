@@ -143,7 +143,7 @@ class RunRecord:
     def __enter__(self) -> "RunRecord":
         return self
 
-    def __exit__(self, *exc_info: object) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close()
 
 

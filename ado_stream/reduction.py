@@ -37,7 +37,7 @@ class LossReduction:
 
     def __init__(self, names: Sequence[str], replication: int, timeout_s: float):
         self._names, self._num_domains, self._replication = list(names), len(names), replication
-        self._timeout = timedelta(seconds=timeout_s)
+        self._timeout_s = timeout_s
         self._keep = 0  # pending steps that are left for later: their copies may not be there yet
         self._pending: deque[tuple[int, Callable[[], Floats]]] = deque()  # (step, wait for its copy and read it)
         self._group: dist.ProcessGroup | None = None
@@ -146,10 +146,15 @@ class LossReduction:
 
     def _host_group(self) -> dist.ProcessGroup:
         if self._group is None:
-            group = dist.new_group(backend="gloo", timeout=self._timeout)
-            assert isinstance(group, dist.ProcessGroup)
-            self._group = group
+            self._group = new_host_group(self._timeout_s)
         return self._group
+
+
+def new_host_group(timeout_s: float) -> dist.ProcessGroup:
+    """A process group of all ranks for tensors on the host; all ranks must call this."""
+    group = dist.new_group(backend="gloo", timeout=timedelta(seconds=timeout_s))
+    assert isinstance(group, dist.ProcessGroup)
+    return group
 
 
 def to_host_later(value: torch.Tensor) -> Callable[[], Floats]:

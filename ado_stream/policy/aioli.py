@@ -47,6 +47,7 @@ class Aioli(Policy):
 
     kind = "aioli"
     run_options: ClassVar[Mapping[str, str]] = {"total_steps": "steps", "mixture_lag": "mixture_lag"}
+    saved_numbers = {"_num_rounds": state_codec.whole_number}
 
     def __init__(
         self,
@@ -131,7 +132,7 @@ class Aioli(Policy):
         self._rows_NK = np.full_like(self._rows_NK, np.nan)
 
     def _extra_state(self) -> JsonObject:
-        return {"num_rounds": self._num_rounds, "rows": state_codec.pack(self._rows_NK)}
+        return {"rows": state_codec.pack(self._rows_NK)}
 
     def _load_extra(self, saved: JsonMapping, source_K: Ints, names: Sequence[str] | None) -> None:
         rows_NK = state_codec.unpack(saved.get("rows"), "rows")
@@ -144,10 +145,6 @@ class Aioli(Policy):
                 f"policy state: rows have shape {rows_NK.shape}, expected {self._rows_NK.shape}.\n"
                 "  Continue with the probe_steps that it was saved with."
             )
-        try:
-            self._num_rounds = int(saved["num_rounds"])
-        except (TypeError, KeyError, ValueError) as error:
-            raise ResumeError(f"policy state: a number is missing or wrong ({error}).") from None
         self._rows_NK = rows_NK
 
 

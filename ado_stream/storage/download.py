@@ -227,16 +227,10 @@ def _classified(error: BaseException) -> BaseException:
     status = next((value for value in [*statuses, getattr(response, "status_code", None)] if isinstance(value, int)), 0)
     reason = getattr(error, "strerror", None) or f"{type(error).__name__}: {error}".partition("\n")[0]
     if status == 404 or isinstance(error, FileNotFoundError):
-        return AttemptError(
-            NotFound, reason, transient=False, advice="Check the path, and that index.json lists what is there."
-        )
+        return AttemptError(NotFound, reason, transient=False)
     if status in (401, 403) or isinstance(error, PermissionError):
-        return AttemptError(
-            AccessDenied, reason, transient=False, advice="Renew or fix the credentials or permissions."
-        )
+        return AttemptError(AccessDenied, reason, transient=False)
     if status in (429, 503):
-        return AttemptError(
-            Throttled, reason, transient=True, advice="Lower the number of io threads, or try again later."
-        )
+        return AttemptError(Throttled, reason, transient=True)
     permanent = isinstance(error, (IsADirectoryError, NotADirectoryError, ValueError, TypeError)) or 400 <= status < 500
     return AttemptError(StorageError, reason, transient=not permanent)

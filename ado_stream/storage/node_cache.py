@@ -188,14 +188,11 @@ class NodeCache:
                 if spec.remote is None:
                     raise _corrupt(spec, error.mismatch, _NO_REMOTE) from error
                 self._set_aside(spec, spec.stored)
-        return self._download_until_good(spec, stop)
-
-    def _download_until_good(self, spec: ObjectSpec, stop: threading.Event | None) -> int:
         assert spec.remote is not None
         with self._evictor.room(spec, Deadline(self.retry.total_deadline_s, spec.where, stop)):
-            return self._download(spec, spec.remote, stop)
+            return self._download_until_good(spec, spec.remote, stop)
 
-    def _download(self, spec: ObjectSpec, remote: str, stop: threading.Event | None) -> int:
+    def _download_until_good(self, spec: ObjectSpec, remote: str, stop: threading.Event | None) -> int:
         for _ in range(self.retry.max_downloads):
             try:
                 got = self._with_room(

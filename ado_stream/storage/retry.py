@@ -11,7 +11,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TypeVar
 
-from ado_stream.errors import ConfigError, StorageError
+from ado_stream.errors import AccessDenied, ConfigError, NotFound, StorageError, Throttled
 
 T = TypeVar("T")
 POLL_S = 0.02  # between checks while waiting for other processes, which cannot notify
@@ -44,12 +44,20 @@ class RetryPolicy:
         return self.random() * min(self.max_delay_s, self.base_delay_s * 2.0 ** min(attempt - 1, 60))
 
 
-class AttemptError(Exception):
-    """One attempt failed: the public error to raise at the end, whether a retry can help, and advice for the user."""
+_ADVICE = {
+    NotFound: "Check the URL or path, and that index.json lists what is there.",
+    AccessDenied: "Renew or fix the credentials or permissions (on S3, 403 also hides a missing key without "
+    "s3:ListBucket).",
+    Throttled: "Lower the number of io threads, or try again later.",
+}
 
-    def __init__(self, error: type[StorageError], reason: str, *, transient: bool, advice: str = "") -> None:
+
+class AttemptError(Exception):
+    """One attempt failed: the public error to raise at the end, and whether a retry can help."""
+
+    def __init__(self, error: type[StorageError], reason: str, *, transient: bool) -> None:
         super().__init__(reason)
-        self.error, self.reason, self.transient, self.advice = error, reason, transient, advice
+        self.error, self.reason, self.transient = error, reason, transient
 
 
 class StoppedError(StorageError):
@@ -148,6 +156,7 @@ def with_retries(call: Callable[[], T], monitor: DownloadMonitor) -> tuple[T, in
                 tries = f"{attempt} attempt{'s' if attempt > 1 else ''}"
                 text = f"{monitor.what}: {failure.reason} ({tries} in {monitor.elapsed_s:.1f} s)."
                 # Without its cause: a traceback would print what a client says of URLs, credentials among it.
-                raise failure.error(text + (f"\n  {failure.advice}" if failure.advice else "")) from None
+                advice = f"\n  {_ADVICE[failure.error]}" if failure.error in _ADVICE else ""
+                raise failure.error(text + advice) from None
         monitor.pause(delay_s)
     raise AssertionError("the last attempt returns or raises")

@@ -147,16 +147,9 @@ def _classified(error: Any) -> AttemptError:
     status = str(error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", ""))
     reason = f"HTTP {status} {code}".strip()
     if code in NOT_FOUND or status == "404":
-        return AttemptError(
-            NotFound, reason, transient=False, advice="Check the URL, and that index.json lists what is there."
-        )
+        return AttemptError(NotFound, reason, transient=False)
     if code in DENIED or status in DENIED:
-        advice = (
-            "Renew or fix the credentials, or grant s3:GetObject (403 also hides a missing key without s3:ListBucket)."
-        )
-        return AttemptError(AccessDenied, reason, transient=False, advice=advice)
+        return AttemptError(AccessDenied, reason, transient=False)
     if code in THROTTLED or status in THROTTLED:
-        return AttemptError(
-            Throttled, reason, transient=True, advice="Lower the number of io threads, or try again later."
-        )
+        return AttemptError(Throttled, reason, transient=True)
     return AttemptError(StorageError, reason, transient=code in TRANSIENT or status.startswith("5"))

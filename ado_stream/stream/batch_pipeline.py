@@ -20,6 +20,7 @@ from ado_stream.errors import StorageError
 from ado_stream.storage.node_cache import NodeCache
 from ado_stream.stream.batch_draw import DrawSettings, StepDraw, draw_step
 from ado_stream.stream.board import MixtureBoard
+from ado_stream.stream.device_copies import TokenBatch
 from ado_stream.stream.lookahead import Lookahead, LookaheadLimits
 from ado_stream.stream.mds_index import MdsIndex
 from ado_stream.stream.sample_order import SampleOrder, UpcomingIds
@@ -68,15 +69,7 @@ class PipelineOptions:
     open_limit_bytes: int | None
 
 
-@dataclass(frozen=True)
-class RankBatch:
-    """One step's rows of this rank, and the draw they come from."""
-
-    draw: StepDraw
-    domain_N: torch.Tensor  # (b,) int64
-    tokens_NT: torch.Tensor  # (b, T + 1) int64
-
-
+DrawnBatch = tuple[StepDraw, TokenBatch]  # one step's rows of this rank, and the draw that they come from
 _probe = [np.empty(0)]
 _UNUSED = sys.getrefcount(_probe[0])  # references to an array that one list alone holds: differs between Pythons
 
@@ -126,11 +119,11 @@ class BatchPipeline:
         """Counts and waits so far."""
         return self._maker.statistics
 
-    def next(self) -> RankBatch:
+    def next(self) -> DrawnBatch:
         """The next step's batch. Raises the exception of a thread that failed, StorageError past the deadline."""
         return self._maker.next()
 
-    def next_if_ready(self) -> RankBatch | None:
+    def next_if_ready(self) -> DrawnBatch | None:
         """The next step's batch if it is made already."""
         return self._maker.take(wait_s=0.0)
 
@@ -163,14 +156,14 @@ class _BatchMaker:
         self.token_buffers = _Buffers((num_rows, self.shards.row_tokens()), options.pin_memory)
         self.thread = threading.Thread(target=self._run, name="ado-batches", daemon=True)
         self.stop = threading.Event()
-        self.ready: SimpleQueue[RankBatch | None] = SimpleQueue()  # None: look at `failure`
+        self.ready: SimpleQueue[DrawnBatch | None] = SimpleQueue()  # None: look at `failure`
         self.room: SimpleQueue[None] = SimpleQueue()  # one entry for each batch that may still be made ahead
         for _ in range(options.prefetch):
             self.room.put(None)
         self.failure: BaseException | None = None  # of `thread`; set before None is put into `ready`
         self.doing = "the start"
 
-    def make(self) -> RankBatch:
+    def make(self) -> DrawnBatch:
         """Draws the next step, fetches its shards and gathers its rows."""
         step, source = self.step, self.source
         self.doing = f"the mixture of step {step}"
@@ -190,9 +183,9 @@ class _BatchMaker:
         self.shards.read(domain_N, id_N, tokens_NT)
         self.statistics.count_batch(domain_N)
         self.step = step + 1
-        return RankBatch(draw, domain, tokens)
+        return draw, {"tokens": tokens, "domain": domain, "step": step}
 
-    def next(self) -> RankBatch:
+    def next(self) -> DrawnBatch:
         """Takes the oldest finished batch, or makes one."""
         if not self.options.prefetch:
             return self.make()
@@ -229,7 +222,7 @@ class _BatchMaker:
                 _log.warning("a thread of the stream did not end within %d s; waiting for %s", _JOIN_S, self.doing)
         self.shards.close()
 
-    def take(self, wait_s: float) -> RankBatch | None:
+    def take(self, wait_s: float) -> DrawnBatch | None:
         """The oldest finished batch; None when there is none within `wait_s`, or when `thread` has failed."""
         with suppress(Empty):
             batch = self.ready.get(block=wait_s > 0, timeout=wait_s)

@@ -21,7 +21,7 @@ from ado_stream.option_checks import instance, one_of, optional, positive, text,
 from ado_stream.storage.node_cache import NodeCache
 from ado_stream.storage.retry import RetryPolicy
 from ado_stream.stream.batch_draw import SAMPLINGS, DrawSettings, StepDraw, advance, draw_step
-from ado_stream.stream.batch_pipeline import BatchPipeline, BatchSource, PipelineOptions, RankBatch
+from ado_stream.stream.batch_pipeline import BatchPipeline, BatchSource, DrawnBatch, PipelineOptions
 from ado_stream.stream.board import MixtureBoard
 from ado_stream.stream.device_copies import DeviceCopies, TokenBatch
 from ado_stream.stream.document_positions import document_positions
@@ -131,7 +131,7 @@ class AdaptiveStreamingDataset(IterableDataset[TokenBatch]):
         self._audit: deque[StepDraw] = deque(maxlen=_AUDIT_STEPS)
         self._pipeline: BatchPipeline | None = None
         self._copies: DeviceCopies | None = None
-        self._ahead: tuple[StepDraw, TokenBatch] | None = None  # being copied to the device, not handed out yet
+        self._ahead: DrawnBatch | None = None  # being copied to the device, not handed out yet
 
     def __getstate__(self) -> NoReturn:
         raise ConfigError(
@@ -369,10 +369,10 @@ class AdaptiveStreamingDataset(IterableDataset[TokenBatch]):
         running = self._pipeline.statistics.summary() if self._pipeline is not None else {}
         return {**running, "cache": self._cache.statistics()}
 
-    def _begin_copy(self, batch: RankBatch) -> tuple[StepDraw, TokenBatch]:
+    def _begin_copy(self, drawn: DrawnBatch) -> DrawnBatch:
         """The draw and the batch, its copy to the device started."""
-        tensors: TokenBatch = {"tokens": batch.tokens_NT, "domain": batch.domain_N, "step": batch.draw.step}
-        return batch.draw, tensors if self._copies is None else self._copies.begin(tensors)
+        draw, batch = drawn
+        return draw, batch if self._copies is None else self._copies.begin(batch)
 
     # State --------------------------------------------------------------------------------------------------------
 

@@ -9,6 +9,7 @@ import math
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from operator import attrgetter
 from pathlib import Path
 from typing import Any, get_origin
 
@@ -255,13 +256,12 @@ def _assignment(text: str) -> str:
     return text
 
 
-def _known_keys(section: type, prefix: str) -> list[str]:
-    keys = []
+def _fields(section: type, prefix: str = "") -> Iterator[tuple[str, dataclasses.Field[object]]]:
+    """(dotted key, field) of every field, sections and those inside of them too."""
     for each in dataclasses.fields(section):
-        keys.append(prefix + each.name)
+        yield prefix + each.name, each
         if isinstance(each.type, type) and dataclasses.is_dataclass(each.type):
-            keys += _known_keys(each.type, f"{prefix}{each.name}.")
-    return keys
+            yield from _fields(each.type, f"{prefix}{each.name}.")
 
 
 def _refuse_unknown(values: object, section: type, prefix: str) -> None:
@@ -273,7 +273,7 @@ def _refuse_unknown(values: object, section: type, prefix: str) -> None:
         if key not in types:
             name = f"{prefix}{key}"
             # sections share prefixes, so that a lower cutoff would suggest a key of another meaning
-            hint = did_you_mean(name, _known_keys(TrainConfig, ""), cutoff=0.75) or f"; known here: {', '.join(types)}."
+            hint = did_you_mean(name, dict(_fields(TrainConfig)), cutoff=0.75) or f"; known here: {', '.join(types)}."
             raise ConfigError(f"unknown '{name}'{hint}")
         section_or_type = types[key]
         if isinstance(section_or_type, type) and dataclasses.is_dataclass(section_or_type):
@@ -287,21 +287,12 @@ def _check(config: TrainConfig) -> None:
     for name in ("corpus", "run_dir"):
         if not getattr(config, name):
             raise ConfigError(f"'{name}' is not set; give it in the file or as {name}=PATH.")
-    for key, value, bounds in _bounded_values(config, ""):
-        if value is not None and not bounds.allow(value):
+    for key, each in _fields(TrainConfig):
+        value, bounds = attrgetter(key)(config), each.metadata.get("bounds")
+        if bounds and value is not None and not bounds.allow(value):
             raise ConfigError(f"'{key}' is {value!r}; allowed: {bounds.text}.")
     train = config.train
     if train.warmup_steps is not None and train.warmup_steps >= train.steps:
         raise ConfigError(
             f"'train.warmup_steps' is {train.warmup_steps}; it must be below 'train.steps', {train.steps}."
         )
-
-
-def _bounded_values(section: Any, prefix: str) -> Iterator[tuple[str, object, Bounds]]:
-    """(dotted key, value, bounds) of every field with Bounds, in nested sections too."""
-    for each in dataclasses.fields(section):
-        value = getattr(section, each.name)
-        if dataclasses.is_dataclass(value):
-            yield from _bounded_values(value, f"{prefix}{each.name}.")
-        elif "bounds" in each.metadata:
-            yield prefix + each.name, value, each.metadata["bounds"]

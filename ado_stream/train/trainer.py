@@ -13,7 +13,6 @@ import uuid
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from types import TracebackType
 from typing import cast
 
 import numpy as np
@@ -184,9 +183,7 @@ class Trainer:
     def __enter__(self) -> "Trainer":
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         """Waits for a save in the background, also after a failure: it is the newest state to resume from."""
         try:
             self._checkpointer.wait()
@@ -194,7 +191,7 @@ class Trainer:
             print(unsaved, file=sys.stderr, flush=True)
         self._loader.close()
         for sink in self._sinks:
-            sink.close(failed=error is not None)
+            sink.close(failed=kind is not None)
         if self._record is not None:
             self._record.close()
 
