@@ -1,4 +1,4 @@
-"""The check of a JSON file that anybody may have written: its syntax, and its shape against TypedDicts.
+"""Checks of JSON files from untrusted sources: the syntax, and the types against TypedDicts.
 
 What passes has the declared keys with values of the declared types, text that UTF-8 can hold, and numbers in range: int
 is a count, 0 or more and below 2^63; float any number that a float64 holds, NaN and infinities included.
@@ -29,7 +29,7 @@ def decode_json(data: bytes, where: str, error_type: _Error = IndexInvalid) -> A
 def check_type(value: object, kind: Any, where: str, error_type: _Error = IndexInvalid) -> None:
     """Raises `error_type` where `value` is not of `kind`.
 
-    A kind is a TypedDict, dict[str, ...], list[...], str, int or float, or such a kind | None; any other is free.
+    A kind is a TypedDict, dict[str, ...], list[...], str, int or float, or such a kind | None; others are not checked.
     """
     arguments = get_args(kind)
     if types.NoneType in arguments:

@@ -3,7 +3,7 @@
 Each step: the loop takes a batch, trains, and calls `observe` with its per-domain loss sums and token counts. The
 loader adds them over ranks, updates the policy on rank 0, and publishes its mixture for step s + 1 + lag on every rank.
 On a GPU the sums are reduced and copied to pinned memory without waiting; they are read when those of the next step
-arrive, within the lag, so that the training loop never waits for the GPU on behalf of the policy.
+arrive, within the lag, so that the training loop never waits for the GPU because of the policy.
 
 The policy runs on rank 0 alone: processors of different kinds may differ in the last bit of a mixture, and one bit can
 change the domain of a slot.
@@ -29,7 +29,7 @@ _CHECK_STEPS = 64  # how often ranks compare their cursors
 
 
 class MixturePolicy(Protocol):
-    """What a policy must have; `ado.make_policy` makes such objects, and any object of yours with these four serves."""
+    """What a policy must have; `ado.make_policy` returns such objects, and any object with these four will do."""
 
     @property
     def mixture(self) -> Floats:
@@ -52,7 +52,7 @@ class AdaptiveLoader:
         dataset: AdaptiveStreamingDataset; its mixture_lag must cover `prefetch`.
         policy: a MixturePolicy; or the name of one of `ado.make_policy`, or {"name": ..., "options": {...}, "guards":
             [...]} as in a config, made for the data set's domains; None: the mixtures come from dataset.publish.
-        prefetch: batches made ahead; 0 makes each when it is asked for.
+        prefetch: batches made ahead; 0 makes each on demand.
         io_threads: threads that fetch, verify and decompress shards; 0 does it when a shard is read.
         pin_memory: page-locked token arrays, for asynchronous copies to a GPU.
         device: copy each batch there, one ahead and, with pin_memory, while the GPU computes; None: leave it on the
@@ -81,7 +81,7 @@ class AdaptiveLoader:
             policy = make_policy_for(dataset, policy)
         if policy is not None:
             _check_policy(policy, dataset)
-        self.policy: Any = policy  # of the caller's own type, which may have more than a MixturePolicy
+        self.policy: Any = policy  # of the caller's type, which may have more than a MixturePolicy
         self._observed = dataset.step  # the next step to be observed
         timeout_s = positive("timeout_s", timeout_s)
         self._reduction = LossReduction(dataset.names, dataset.rank_slots.replication, timeout_s)
@@ -114,9 +114,9 @@ class AdaptiveLoader:
         loss_sums: (K,) sums of token losses in nats; token_counts: (K,) numbers of tokens summed; any device and dtype,
         over this rank's rows. They are added over ranks here, unless they are `reduced`: over the global batch, each
         sample counted once, the same on every rank. A domain without tokens has no loss this step; a sum that is not
-        finite goes to the policy as it is, which ignores it. Raises PolicyError for other shapes, dtypes or devices and
-        for counts that are negative or not finite; nothing has changed then, and the corrected call is taken. (Counts
-        on a GPU are checked when they are read, a step later; every call then raises that error.)
+        finite is passed to the policy, which ignores it. Raises PolicyError for other shapes, dtypes or devices and for
+        counts that are negative or not finite; nothing has changed then, and the call can be repeated, corrected.
+        (Counts on a GPU are checked when they are read, a step later; every call then raises that error.)
         """
         if self.policy is None:
             return
@@ -178,7 +178,7 @@ class AdaptiveLoader:
         if self.policy is not None:
             same = list(stream["domains"]) == self.dataset.names
             self.policy.load_state_dict(policy, **({} if same else {"names": self.dataset.names}))
-        self.dataset.restore(decoded)  # raises nothing: the state was checked before the policy took its part
+        self.dataset.restore(decoded)  # raises nothing: the state was checked before the policy loaded its part
         self._reduction.drop()  # losses of the steps before the load
         self._observed = observed
 
@@ -200,7 +200,7 @@ class AdaptiveLoader:
         return self.dataset.next_batch()
 
     def _check_observed(self) -> None:
-        """Raises PolicyError when the next step's mixture cannot come: only this thread publishes, and it would wait.
+        """Raises PolicyError when the next step would wait forever: this thread alone publishes its mixture.
 
         Losses still on the GPU that the next step's mixture depends on are flushed.
         """

@@ -1,7 +1,7 @@
 """Checks of arguments that users give: each returns the checked value or raises ConfigError with got and expected.
 
-`name` is what messages call the argument, with what it belongs to. Invariant: what passes has the type
-and range asked for; NaN, infinity, and true or false in place of a number never pass.
+`name` is the argument in messages, with what it belongs to. Invariant: a returned value has the required type and
+range; NaN, infinity, and true or false in place of a number are refused.
 """
 
 import inspect

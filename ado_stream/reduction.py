@@ -1,7 +1,7 @@
 """The loader's collectives: per-domain losses summed over ranks, and rank 0's mixture broadcast.
 
 Sums on a GPU are reduced there (NCCL, in stream order) and copied to pinned memory; they are read one step later, when
-the copy is long done. Sums on the host are reduced in a gloo group of the loader's own; mixtures are broadcast in it.
+the copy has finished. Sums on the host are reduced in a gloo group of the loader's own; mixtures are broadcast in it.
 """
 
 from collections import deque
@@ -31,14 +31,14 @@ class LossReduction:
     """ReducedLosses of each step, in order; at most one step late.
 
     names: of the domains. replication: this many consecutive ranks have the same rows, which count once. timeout_s: how
-    long ranks wait for each other on the host before all of them fail; a group of its own does not inherit that of the
+    long ranks wait for each other on the host before all of them fail; a separate group does not inherit that of the
     default group.
     """
 
     def __init__(self, names: Sequence[str], replication: int, timeout_s: float):
         self._names, self._num_domains, self._replication = list(names), len(names), replication
         self._timeout_s = timeout_s
-        self._keep = 0  # pending steps that are left for later: their copies may not be there yet
+        self._keep = 0  # newest pending steps not read yet: their copies may not have finished
         self._pending: deque[tuple[int, Callable[[], Floats]]] = deque()  # (step, wait for its copy and read it)
         self._group: dist.ProcessGroup | None = None
 
@@ -56,8 +56,8 @@ class LossReduction:
     def ready(self, all_steps: bool = False) -> Iterator[ReducedLosses]:
         """The steps that can be read without waiting for a GPU, or all pending steps, oldest first.
 
-        A step stays pending until the next is asked for: what its user raises is raised again by the next call. Raises
-        PolicyError for impossible counts that a GPU held.
+        A step stays pending until the next is requested, so a step whose consumer raised comes again in the next call.
+        Raises PolicyError for impossible counts that a GPU held.
         """
         while len(self._pending) > (0 if all_steps else self._keep):
             step, read = self._pending[0]

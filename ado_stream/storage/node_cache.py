@@ -3,7 +3,7 @@
 Invariants (docs/design.md, promises 10 and 11)
 - A path that `fetch` returns held, when it was checked, exactly the bytes of the index; a file found on disk is checked
   before its first use in this process; a bad one is set aside and fetched again, at most `max_downloads` times.
-- What `map` maps is the very file that was checked, and not what has its name by then.
+- `map` maps the file that was checked, not one that has replaced it under its name.
 - Per object one lock that the kernel drops when its holder dies: any number of threads, ranks and jobs on a machine
   share the cache, and each object is downloaded once.
 - Objects without a remote are never deleted, renamed or evicted.
@@ -155,7 +155,7 @@ class NodeCache:
         try:
             status = os.stat(
                 spec.raw
-            )  # before the check: a file put there meanwhile is another one, to be checked anew
+            )  # before the check: a file that replaces it later must be checked again
             mismatch = check_file(spec.raw, spec.raw_bytes, spec.raw_hashes)
             if mismatch is None:
                 self._accept(spec, status)
@@ -172,7 +172,7 @@ class NodeCache:
         """Makes spec.raw, under its lock; returns the bytes downloaded."""
         if self._is_verified(spec) or self._accept_raw(spec):  # made by another process before the lock was free
             return 0
-        # Under the lock nobody else writes this object: whatever is unfinished was left by a dead process.
+        # This process holds the lock, so unfinished files of the object were left by a killed one.
         remove_leftovers(spec.raw)
         remove_leftovers(spec.stored)
         if spec.raw.exists():
@@ -306,7 +306,7 @@ def _corrupt(spec: ObjectSpec, mismatch: Mismatch, when: str) -> ShardCorrupt:
 
 
 def _without_own_remote(spec: ObjectSpec) -> ObjectSpec:
-    """`spec`, local only when its remote is the very file on this disk: that one must never be evicted or renamed."""
+    """`spec`, without its remote where that is the same file on this disk, which must never be evicted or renamed."""
     source = local_path(spec.remote) if spec.remote is not None else None
     if source is not None and os.path.realpath(source) == os.path.realpath(spec.stored):
         return replace(spec, remote=None)

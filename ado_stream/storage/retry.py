@@ -22,7 +22,7 @@ class RetryPolicy:
     """Bounds of one object's download; times in seconds.
 
     An attempt that receives fewer than `min_bytes_per_s` over a `read_timeout_s` counts as stalled and is repeated.
-    `max_downloads` bounds how often an object is downloaded whole when its content is not what the index says.
+    `max_downloads` bounds how often an object is downloaded whole when its content differs from the index.
     """
 
     attempts: int = 12
@@ -79,18 +79,18 @@ class Deadline:
 
     @property
     def passed(self) -> bool:
-        """Whether the time is over."""
+        """Whether the deadline has passed."""
         return time.monotonic() >= self._until
 
     def wait(self) -> bool:
-        """Sleeps a moment; False when the deadline has passed. Raises StoppedError when `stop` is set."""
+        """Sleeps briefly; False when the deadline has passed. Raises StoppedError when `stop` is set."""
         raise_if_stopped(self.stop, self.what)
         time.sleep(POLL_S)
         return not self.passed
 
 
 class DownloadMonitor:
-    """Ends a download that is to stop, has passed its deadline, or receives too little."""
+    """Ends a download that is stopped, past its deadline, or too slow."""
 
     def __init__(self, policy: RetryPolicy, what: str, stop: threading.Event | None = None) -> None:
         self.policy, self.what, self.stop = policy, what, stop
@@ -98,7 +98,7 @@ class DownloadMonitor:
         self.begin_attempt()
 
     def begin_attempt(self) -> None:
-        """Starts counting bytes anew."""
+        """Resets the count of bytes."""
         self._window_start, self._window_bytes = self.policy.clock(), 0
 
     @property
@@ -155,7 +155,7 @@ def with_retries(call: Callable[[], T], monitor: DownloadMonitor) -> tuple[T, in
             if not failure.transient or attempt == policy.attempts or delay_s >= monitor.remaining_s:
                 tries = f"{attempt} attempt{'s' if attempt > 1 else ''}"
                 text = f"{monitor.what}: {failure.reason} ({tries} in {monitor.elapsed_s:.1f} s)."
-                # Without its cause: a traceback would print what a client says of URLs, credentials among it.
+                # Without its cause: the clients' messages, printed in a traceback, may hold credentials.
                 advice = f"\n  {_ADVICE[failure.error]}" if failure.error in _ADVICE else ""
                 raise failure.error(text + advice) from None
         monitor.pause(delay_s)

@@ -18,7 +18,7 @@ CHUNK_BYTES = 1 << 20
 
 @dataclass(frozen=True)
 class Mismatch:
-    """What differs between the bytes at hand and the index."""
+    """What differs between some bytes and the index."""
 
     check: str  # "size", a hash algorithm, or the decompressor's name
     got: str
@@ -100,4 +100,4 @@ def _new_hash(name: str) -> Any:
         return getattr(xxhash, name)()
     if name in hashlib.algorithms_available and not name.startswith("shake_"):
         return hashlib.new(name)
-    raise IndexInvalid(f"the index uses hash {name!r}, which this Python does not have.\n  Rewrite it with xxh64.")
+    raise IndexInvalid(f"the index uses hash {name!r}, which this Python does not support.\n  Rewrite it with xxh64.")

@@ -75,11 +75,11 @@ _UNUSED = sys.getrefcount(_probe[0])  # references to an array that one list alo
 
 
 class _Buffers:
-    """int64 tensors whose memory is used again once nothing refers to it; fresh memory costs a page fault every 4 KiB.
+    """int64 tensors whose memory is reused once nothing refers to it; fresh memory costs a page fault every 4 KiB.
 
     With pin_memory, tensors come from torch's caching allocator of page-locked memory instead, which reuses memory only
-    after the copies to the GPU that read it. It knows memory by the storage that it gave out: a tensor made from the
-    NumPy array of such a tensor has another storage, and copies of its row slices would not be waited for.
+    after the copies to the GPU that read it. It identifies memory by its storage: a tensor made from the NumPy array of
+    such a tensor has another storage, and copies of its row slices would not be waited for.
     """
 
     def __init__(self, shape: tuple[int, ...], pin_memory: bool):
@@ -110,8 +110,8 @@ class BatchPipeline:
         self._maker = _BatchMaker(source, step, cursors_KC, options)
         if options.prefetch:
             self._maker.thread.start()
-        # Only asks the threads to end: a finalizer runs wherever the last reference goes, also in one of them, or in a
-        # thread that holds one of the locks that a whole `close` needs.
+        # Only requests the stop: a finalizer runs in whichever thread drops the last reference, which may be one of
+        # them, or hold a lock that `close` needs.
         self._finalizer = weakref.finalize(self, self._maker.ask_to_stop)
 
     @property
@@ -134,7 +134,7 @@ class BatchPipeline:
 
 
 class _BatchMaker:
-    """What the threads run. It has no reference to its BatchPipeline, which can so be collected while they run."""
+    """What the threads run. It does not refer to its BatchPipeline, so that can be collected while they run."""
 
     def __init__(self, source: BatchSource, step: int, cursors_KC: Ints, options: PipelineOptions):
         self.source, self.options = source, options
@@ -205,7 +205,7 @@ class _BatchMaker:
                 raise StorageError(f"no batch for {self.options.timeout_s:.0f} s; waiting for {self.doing}.")
 
     def ask_to_stop(self) -> None:
-        """Makes every thread end soon; takes no lock."""
+        """Makes every thread end soon; acquires no lock."""
         # `thread` may be waiting in one of three places: for a mixture, for room, or for a shard.
         self.stop.set()
         self.lookahead.stop.set()

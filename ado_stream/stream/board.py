@@ -49,7 +49,8 @@ class MixtureBoard:
         """
         step = whole("publish: step", step)
         mixture_K = self._checked(step, mixture_K)
-        # Post before asking who reads: a worker that opens in between collects it, and until one opens it is kept here.
+        # Post before checking who reads: a worker that opens in between collects it, and until one opens it is kept
+        # here.
         if not self._shared.is_read_here:
             self._shared.post(step, mixture_K)
             if self._shared.is_read_elsewhere:
@@ -68,7 +69,7 @@ class MixtureBoard:
             self._changed.notify_all()
 
     def open(self) -> None:
-        """Makes this process the one that draws: that which publishes, or a fork of it."""
+        """Makes this process the one that draws: the publishing one or a fork of it."""
         self._shared.open()
 
     def close(self) -> None:
@@ -86,7 +87,7 @@ class MixtureBoard:
             return self._find(step)
 
     def check_publisher(self, step: int) -> None:
-        """Raises PolicyError when `step` has no mixture and none was ever published: nobody does, so none will come.
+        """Raises PolicyError when `step` has no mixture and none was ever published, so that none can be expected.
 
         For the consumer, which has all steps before `step`. A fork waits: another process publishes to it.
         """

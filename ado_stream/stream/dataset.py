@@ -2,7 +2,7 @@
 
 It holds the settings, the indexes, the cursors and the board of mixtures; batches are made by batch_pipeline.py.
 Invariants: the batch of step s is a pure function of (shards, seed, global_batch_size, canonical_nodes, cursors at s,
-mixture of s); the cursors and `state_dict` are those after the step last handed out, whatever was made ahead.
+mixture of s); the cursors and `state_dict` are those after the last step yielded, not of batches made ahead.
 """
 
 import math
@@ -183,11 +183,6 @@ class AdaptiveStreamingDataset(IterableDataset[TokenBatch]):
         finally:
             table.close()
 
-    @property
-    def fingerprints(self) -> dict[str, str]:
-        """{domain: hash of its shards}, which a saved state must match."""
-        return {index.name: index.fingerprint for index in self._indexes}
-
     # Mixture ------------------------------------------------------------------------------------------------------
 
     def publish(self, step: int, mixture: Floats) -> None:
@@ -266,7 +261,7 @@ class AdaptiveStreamingDataset(IterableDataset[TokenBatch]):
     # Iteration ----------------------------------------------------------------------------------------------------
 
     def skip(self, mixture: Floats) -> None:
-        """Goes to the next step as if a batch of this mixture had been handed out, without reading it."""
+        """Advances one step as if a batch of this mixture had been yielded, without reading it."""
         self.publish(self._step, mixture)
         cursors_KC = self._cursors_KC.copy()
         draw_step(self.settings, self._step, self.mixture(self._step), cursors_KC)
@@ -315,7 +310,7 @@ class AdaptiveStreamingDataset(IterableDataset[TokenBatch]):
         try:
             draw, batch = self._ahead or self._begin_copy(self._pipeline.next())
         except Exception:
-            self.close()  # what failed stays failed: the next call makes this step anew, when the cause is mended
+            self.close()  # the next call makes this step again, should the cause be gone
             raise
         self._ahead = None
         if self._copies is not None:
@@ -377,7 +372,7 @@ class AdaptiveStreamingDataset(IterableDataset[TokenBatch]):
     # State --------------------------------------------------------------------------------------------------------
 
     def state_dict(self) -> JsonObject:
-        """JSON-able, of the step last handed out, whatever was made ahead; the same on every rank.
+        """JSON-able, as of the last step yielded, not of batches made ahead; the same on every rank.
 
         Raises ConfigError while a DataLoader's worker reads: the state is in that process.
         """

@@ -3,7 +3,7 @@
 The future order of each lane is known, and so are the shards of its next samples: a domain with share p needs sample
 number i of a lane in about i C / (p B) steps. A small pool of threads fetches shards in the order of these steps,
 within a budget of bytes in flight and, where the cache is limited, of bytes fetched but not yet opened. A shard that
-the reader waits for goes before all others and past both budgets.
+the reader waits for precedes all others and ignores both budgets.
 
 Invariant: the first failure of any fetch is kept and raised to the reader.
 
@@ -88,7 +88,7 @@ class Lookahead:
             self._pump()
 
     def fetch(self, domain: int, shard: int) -> None:
-        """Returns when the shard is verified on the local disk; it goes before every shard requested ahead."""
+        """Returns when the shard is verified on the local disk; it precedes every shard requested ahead."""
         started = time.monotonic()
         with self._lock:
             self._open.add((domain, shard))

@@ -1,4 +1,4 @@
-"""Reads an MDS data set's index.json: shards, sizes, hashes, and where the tokens lie in a sample.
+"""Reads an MDS data set's index.json: shards, sizes, hashes, and the place of the tokens in a sample.
 
 The index is untrusted input: nothing in it is executed, no path leaves its folder, every number is checked before it is
 used. Format: MosaicML Streaming, MDS version 2. Of a sample's columns the tokens alone are read; others, pickles among
@@ -53,7 +53,7 @@ class TokenColumn:
 
 @dataclass(frozen=True)
 class IndexContent:
-    """The checked content of one index.json, wherever it lies, in arrays: 100 to 200 bytes a shard."""
+    """The checked content of an index.json, independent of its place, in arrays: 100 to 200 bytes a shard."""
 
     samples_S: Ints  # (S,) int64
     raw_S: Array  # (S,) records of the uncompressed files: basename, bytes, a digest for each algorithm of hashes
@@ -113,7 +113,7 @@ class MdsIndex:
 
     @property
     def has_hashes(self) -> bool:
-        """Whether the index says what every raw shard contains."""
+        """Whether the index has a hash of every raw shard."""
         raw_S = self.content.raw_S
         return bool(np.any([raw_S[name] != b"" for name in _algorithms(raw_S)], axis=0).all())
 

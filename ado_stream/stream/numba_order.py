@@ -1,12 +1,12 @@
 """The compiled arithmetic of order and draw: integer hashes, a permutation, and the loops over slots and positions.
 
-All of it stands in one file on purpose: Numba's cache on disk notices changes of the file itself but not of functions
-that it calls from other files, and stale code on one node would draw another order there.
+All in one file on purpose: Numba's cache on disk detects changes of the file itself but not of functions that it calls
+in other files, and stale code on one node would draw another order there.
 
-Integer arithmetic only, so the same numbers come on every machine, NumPy version and thread. `mix64` is the finaliser
-of SplitMix64 (Steele, Lea, Flood 2014, variant 13 of Stafford). `permute` is an alternating Feistel network with cycle
-walking (Black, Rogaway 2002): a bijection of [0, n) that is evaluated one element at a time, so the order of 10^9
-samples costs no memory. It shuffles; it does not encrypt.
+Integer arithmetic only, so the numbers are the same on every machine, NumPy version and thread. `mix64` is the
+finaliser of SplitMix64 (Steele, Lea, Flood 2014, variant 13 of Stafford). `permute` is an alternating Feistel network
+with cycle walking (Black, Rogaway 2002): a bijection of [0, n) that is evaluated one element at a time, so the order of
+10^9 samples costs no memory. It shuffles; it does not encrypt.
 """
 
 import numpy as np
@@ -43,7 +43,7 @@ def uniform(key: np.uint64, counter: np.uint64) -> np.float64:
 
 @njit(cache=True, nogil=True)
 def permute(index: int, size: int, key: np.uint64) -> np.int64:
-    """Where `index` of [0, size) goes under the permutation `key`.
+    """The image of `index` in [0, size) under the permutation `key`.
 
     The network permutes [0, 2^bits), the least power of two (but 4) that holds `size`; a value outside [0, size) is put
     through again (cycle walking), which keeps it a bijection of [0, size) in fewer than two passes on average.

@@ -65,7 +65,7 @@ def locate(
 ) -> bool:
     """Fills shard_N, row_N and address_N from a table of shards in the order of samples; last_read_G of them: `read`.
 
-    address_G: (G,) uint64 of row 0, 0 where the table does not know it; stride_G: (G,) bytes between rows. Returns
+    address_G: (G,) uint64 of row 0, 0 where unknown; stride_G: (G,) bytes between rows. Returns
     whether all addresses were known.
     """
     all_known = True

@@ -1,4 +1,4 @@
-"""The infinite order of one domain, lane by lane: a pure function of (shard sizes, seed, name, C).
+"""The infinite sample order of one domain, lane by lane: a pure function of (shard sizes, seed, name, C).
 
 The domain's shards are put in a seeded order and cut into C shares of equal size (to one sample); lane c has share c
 in every epoch, so a lane reads, caches and repeats only its own shards. Each epoch of a lane shuffles its share: the
@@ -45,11 +45,6 @@ class DomainOrder:
         self._first_id_S = (np.cumsum(samples_S) - samples_S)[order_S]
         self._start_S = np.concatenate([[0], np.cumsum(samples_S[order_S])])
         self._all_lanes: PlannedIds | None = None
-
-    def share(self, lane: int) -> int:
-        """How many samples lane `lane` holds: the length of its epochs."""
-        begin, end, *_ = self.ranges(range(lane, lane + 1))[0]
-        return int(end - begin)
 
     def ids(self, lane: int, position: int, count: int) -> Ints:
         """(count,) int64: the sample ids at positions [position, position + count) of the lane's endless order.
@@ -99,7 +94,7 @@ class PlannedIds:
         table_GX[:, BEGIN], table_GX[:, END], table_GX[:, NUM_PIECES] = begin_G, end_G, num_pieces_G
         table_GX[:, FIRST_SHARD] = first_G + np.repeat(shards_before_K, len(lanes))
         table_GX[:, AT] = past_G - num_pieces_G - 1
-        # Memory that is not written costs nothing: that of groups which are never read.
+        # Pages of groups that are never read are not written and cost no memory.
         self._plan_PX = np.empty((int(past_G[-1]), 3), np.int64)
 
     def at(self, group_N: Ints, position_N: Ints) -> Ints:
@@ -154,10 +149,6 @@ class StreamingOrder:
             )
         self._shuffle = partial(get_shuffle, algorithm, self._samples_S, num_lanes, seed)
         self._epochs: dict[int, Ints] = {}
-
-    def share(self, lane: int) -> int:
-        """How many samples lane `lane` holds: the length of its epochs."""
-        return (lane + 1) * self.num_samples // self.num_lanes - lane * self.num_samples // self.num_lanes
 
     def ids(self, lane: int, position: int, count: int) -> Ints:
         """(count,) int64: the sample ids at positions [position, position + count) of the lane's endless order."""

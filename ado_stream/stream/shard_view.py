@@ -33,9 +33,7 @@ class ShardView:
                 f"{label}: row {row} holds {length_N[row] // column.dtype.itemsize} tokens, row 0 holds "
                 f"{length // column.dtype.itemsize}. Pack the text to one length; `ado-stream prepare` does."
             )
-        self.row_bytes = length
         self.row_tokens = length // column.dtype.itemsize
-        self.dtype = column.dtype
         step_N = np.diff(begin_N)
         self._base = self._bytes.ctypes.data
         stride = int(step_N[0]) if num_rows > 1 else 0

@@ -33,7 +33,7 @@ class SharedMixtures:
         self.clear()
 
     def clear(self) -> None:
-        """Discards every mixture and the reader: where reading goes on is set anew."""
+        """Discards every mixture and the reader, for a restart at another step."""
         self._head[[0, 1, 3]] = 0
         self._step_S[:] = -1
 
@@ -89,8 +89,8 @@ class SharedMixtures:
             raise PolicyError(
                 f"publish({step}, ...): the DataLoader's worker is at step {first}; publish at most {_NUM_SLOTS} ahead."
             )
-        # In this order: a reader that sees the count of posts sees the whole slot; one that comes earlier sees an odd
-        # version, leaves the slot, and comes again because the count changes.
+        # In this order: a reader that sees the new count sees the whole slot; one that reads earlier sees an odd
+        # version, skips the slot, and reads again because the count changes.
         self._version_S[slot] += 1
         self._step_S[slot] = step
         self._mixture_SK[slot] = mixture_K
@@ -102,7 +102,7 @@ class SharedMixtures:
         self._head[1] = first
         if self._head[2] == self._num_collected:
             return
-        self._num_collected = int(self._head[2])  # before the slots: a post meanwhile is collected the next time
+        self._num_collected = int(self._head[2])  # before the slots are read: a concurrent post is collected next time
         for slot in np.flatnonzero(self._step_S >= first).tolist():
             version = int(self._version_S[slot])
             step, mixture_K = int(self._step_S[slot]), self._mixture_SK[slot].copy()

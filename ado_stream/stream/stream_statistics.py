@@ -6,7 +6,7 @@ from ado_stream.storage.object_spec import Fetched
 from ado_stream.value_types import Array, JsonObject
 
 _COLUMNS = ("samples", "shards", "cache_hits", "downloaded_bytes", "stalls", "stall_s")
-_STALL_S = 0.001  # a shorter wait is the cost of finding the file
+_STALL_S = 0.001  # shorter waits are the cost of opening a file
 
 
 class StreamStatistics:
