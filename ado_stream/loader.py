@@ -100,7 +100,7 @@ class AdaptiveLoader:
 
     @property
     def mixture(self) -> Floats:
-        """(K,) float64: the mixture of the batch last handed out; before the first batch, of the first."""
+        """(K,) float64: the mixture of the last batch yielded; before any, of the first."""
         return self.dataset.mixture_in_force
 
     def __iter__(self) -> Iterator[TokenBatch]:
@@ -109,7 +109,7 @@ class AdaptiveLoader:
             yield self._next()
 
     def observe(self, loss_sums: torch.Tensor, token_counts: torch.Tensor, *, reduced: bool = False) -> None:
-        """Reports the per-domain losses of the batch last handed out; one call after each batch.
+        """Reports the per-domain losses of the last batch yielded; one call after each batch.
 
         loss_sums: (K,) sums of token losses in nats; token_counts: (K,) numbers of tokens summed; any device and dtype,
         over this rank's rows. They are added over ranks here, unless they are `reduced`: over the global batch, each
@@ -122,7 +122,7 @@ class AdaptiveLoader:
             return
         step = self._observed
         if step >= self.step:
-            raise PolicyError(f"observe: step {step} was not handed out yet; call observe once after each batch.")
+            raise PolicyError(f"observe: step {step} was not yielded yet; call observe once after each batch.")
         self._reduction.push(step, loss_sums, token_counts, reduced)
         self._observed = step + 1
         for losses in self._reduction.ready():
@@ -149,7 +149,7 @@ class AdaptiveLoader:
         return self.dataset.statistics()
 
     def state_dict(self) -> JsonObject:
-        """JSON-able, of the step last handed out and every loss observed so far. Save that of rank 0.
+        """JSON-able, as of the last step yielded and every loss observed so far. Save that of rank 0.
 
         With several ranks all must call it: they update the policy together.
         """

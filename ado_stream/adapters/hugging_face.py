@@ -39,7 +39,7 @@ class _Inputs:
 
     def __iter__(self) -> Iterator[dict[str, torch.Tensor]]:
         for batch in self._micro_batches:
-            yield {"input_ids": batch["tokens"], "labels": labels_of(batch["tokens"]), "domain": batch["domain"]}
+            yield {"input_ids": batch["tokens"], "labels": make_labels(batch["tokens"]), "domain": batch["domain"]}
 
 
 class AdaptiveTrainer(Trainer):
@@ -83,7 +83,7 @@ class AdaptiveTrainer(Trainer):
         domain_B = inputs.pop("domain", None)
         if domain_B is None:
             return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
-        labels_BT = inputs.setdefault("labels", labels_of(inputs["input_ids"]))
+        labels_BT = inputs.setdefault("labels", make_labels(inputs["input_ids"]))
         loss, outputs = super().compute_loss(model, inputs, True, num_items_in_batch)
         if model.training:
             self._micro_batches.observe(*domain_sums(outputs["logits"], labels_BT, domain_B, self._num_domains))
@@ -92,7 +92,7 @@ class AdaptiveTrainer(Trainer):
     def prediction_step(self, model: Any, inputs: dict[str, torch.Tensor], *arguments: Any, **options: Any) -> Any:
         """Trainer's, which computes a loss only with labels; samples with a domain are their own labels."""
         if "domain" in inputs:
-            inputs = {**inputs, "labels": labels_of(inputs.get("labels", inputs["input_ids"]))}
+            inputs = {**inputs, "labels": make_labels(inputs.get("labels", inputs["input_ids"]))}
         return super().prediction_step(model, inputs, *arguments, **options)
 
     def train(self, resume_from_checkpoint: str | bool | None = None, *arguments: Any, **options: Any) -> Any:
@@ -123,7 +123,7 @@ class AdaptiveTrainer(Trainer):
         self._loader.load_state_dict(json.loads((Path(resume_from_checkpoint) / STATE_FILE).read_text()))
 
 
-def labels_of(tokens_BT: torch.Tensor) -> torch.Tensor:
+def make_labels(tokens_BT: torch.Tensor) -> torch.Tensor:
     """Tokens or labels without the first: it is no target, but Trainer counts it among those that it divides by."""
     labels_BT = tokens_BT.clone()
     labels_BT[:, 0] = _IGNORED

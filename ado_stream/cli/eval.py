@@ -1,4 +1,4 @@
-"""Validation loss of a run's model per domain, and downstream tasks when asked."""
+"""Validation loss of a run's model per domain, and downstream tasks on request."""
 
 import argparse
 import tempfile

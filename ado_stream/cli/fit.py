@@ -24,7 +24,7 @@ from ado_stream.policy.scaling_laws import (
 from ado_stream.value_types import Floats, JsonObject
 
 AXES = ("samples", "step")
-LEAST_ROWS = 30  # three parameters from fewer points follow their noise
+MIN_FITTED_ROWS = 30  # three parameters from fewer points follow their noise
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -43,7 +43,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--start-loss",
         type=float,
         metavar="LOSS",
-        help="of a model that has learnt nothing, in the file's unit: log of the vocabulary in nats per token, 8 in "
+        help="of an untrained model, in the file's unit: log of the vocabulary in nats per token, 8 in "
         "bits per byte; scales the fit's starts and penalties (default: as in the reference, log of 50,000)",
     )
     parser.add_argument("--backend", default="auto", help="auto, numba or triton")
@@ -79,7 +79,7 @@ def run(args: argparse.Namespace) -> None:
             print(
                 f"fitted {fitted} of {len(samples_T)} rows: --ignore-steps {args.ignore_steps} drops the first, "
                 f"--every {args.every} keeps one in {args.every}"
-                + ("; laws of so few points are loose: lower both" if fitted < LEAST_ROWS else "")
+                + ("; laws of so few points are loose: lower both" if fitted < MIN_FITTED_ROWS else "")
             )
     if plot:
         draw_laws(plot, names, samples_T[config.kept], prepare_history(losses_KT, config), fit)

@@ -120,8 +120,8 @@ def _run(verb: str, arguments: list[str], debug: bool) -> int:
     except OSError as error:
         if debug:
             raise
-        _drop_output()
-        if isinstance(error, BrokenPipeError) and _reader_is_gone():
+        _discard_output()
+        if isinstance(error, BrokenPipeError) and _output_was_closed():
             return 0  # `| head` has seen enough
         where = f"{error.filename}: " if error.filename else ""
         print(visible(f"{type(error).__name__}: {where}{error.strerror or error}."), file=sys.stderr)
@@ -134,8 +134,8 @@ def parser_options(verb: str, module: types.ModuleType) -> ParserTexts:
     return {"description": description, "epilog": f"example: {EXAMPLES[verb]}"}
 
 
-def _reader_is_gone() -> bool:
-    """Whether nobody reads the pipe behind standard output any more."""
+def _output_was_closed() -> bool:
+    """Whether the reader of the pipe behind standard output has closed it."""
     try:
         poll = select.poll()
         poll.register(sys.stdout.fileno(), 0)
@@ -144,8 +144,8 @@ def _reader_is_gone() -> bool:
         return False
 
 
-def _drop_output() -> None:
-    """Drops what standard output does not take: Python would try again at its exit and report it once more."""
+def _discard_output() -> None:
+    """Discards unwritten output: Python would try again to write it at exit and report the error once more."""
     try:
         sys.stdout.flush()
     except OSError:

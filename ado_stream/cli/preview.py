@@ -103,7 +103,7 @@ def _dataset_at(run_dir: Path, step: int) -> tuple[Corpus, "AdaptiveStreamingDat
     if found != expected:
         raise ConfigError(
             f"{run_dir}: step {step} is drawn with {found} samples of the domains, but {expected} were recorded.\n"
-            "  Its data set was not that of its config.yaml: the corpus or the seed was changed since, or it went on "
+            "  Its data set was not that of its config.yaml: the corpus or the seed was changed since, or it resumed "
             "from another run's checkpoint."
         )
     return corpus, dataset

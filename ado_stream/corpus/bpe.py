@@ -1,10 +1,10 @@
 """Byte-level BPE: trained by the tokenizers library, encoded here several times as fast.
 
 Text is split into words by a pattern of explicit code points, so that Python's `re` and the library's engine
-(Oniguruma) split alike whatever their Unicode tables; each word's ids come from a memo and are joined as bytes. The
-result equals `tokenizers.Tokenizer.encode`, and the saved tokenizer.json gives the same ids in any program that reads
-it. Byte-level BPE: Radford et al. 2019, section 2.2. The memo pays because words repeat: the merges run for a few in a
-hundred of them. benchmarks/bench_prepare.py compares the two encoders.
+(Oniguruma) split alike, independent of their Unicode tables; each word's ids come from a memo and are joined as bytes.
+The result equals `tokenizers.Tokenizer.encode`, and the saved tokenizer.json gives the same ids in any program that
+reads it. Byte-level BPE: Radford et al. 2019, section 2.2. The memo helps because words repeat: the merges run for a
+few in a hundred of them. benchmarks/bench_prepare.py compares the two encoders.
 """
 
 import json
@@ -20,7 +20,7 @@ from ado_stream.value_types import Array, JsonObject
 
 END_TOKEN = "<|endoftext|>"
 _MEMO_WORDS = 1 << 19  # bounds the memory: a full memo is emptied
-_MEMO_CHARACTERS = 64  # longer words hardly ever come again
+_MEMO_CHARACTERS = 64  # longer words seldom repeat
 _LIST_CHARACTERS = 1 << 20
 _WORDS_AT_ONCE = 1 << 16
 
@@ -49,8 +49,8 @@ def train_bpe(texts: Iterable[str], vocab_size: int) -> Tokenizer:
 def can_encode(spec: JsonObject) -> bool:
     """Whether `BpeEncoder` gives the ids of the tokenizer whose tokenizer.json is `spec`.
 
-    Every part and option must be that of `train_bpe`, those of later releases of the library included; free are the
-    vocabulary, the merges, the decoder, and special tokens, which both encoders take for plain text.
+    Every part and option must be that of `train_bpe`, those of later releases of the library included, except the
+    vocabulary, the merges, the decoder, and special tokens, which both encoders treat as plain text.
     """
     reference = Tokenizer(models.BPE())
     reference.pre_tokenizer = _pre_tokenizer()

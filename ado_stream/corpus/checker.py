@@ -1,7 +1,7 @@
 """Reads a prepared corpus shard by shard, checking each against its index: for `lint` and `preview`.
 
-Nothing is trusted: names must be plain, sizes and hashes those of the index, the zstd frame no larger than the index
-says, every token inside the vocabulary. One shard at a time is in memory, none is kept.
+Nothing is trusted: names must be plain, sizes and hashes must match the index, the zstd frame must not exceed its size
+there, every token must be inside the vocabulary. One shard at a time is in memory.
 """
 
 import os
@@ -95,9 +95,9 @@ class CorpusChecker:
 
 
 def _read(where: str, expected_bytes: int) -> bytes:
-    """The bytes of a shard's file; of a larger one than expected, none."""
+    """The bytes of a shard's file. Raises ShardCorrupt when it is larger than expected."""
     try:
-        return download_bytes(where, most_bytes=expected_bytes)
+        return download_bytes(where, max_bytes=expected_bytes)
     except IndexInvalid:
         raise ShardCorrupt(f"{where}: more bytes than its index says, {expected_bytes:,}.") from None
 
@@ -117,7 +117,7 @@ def _check_bytes(where: str, data: bytes, expected: FileEntry) -> None:
 
 
 def _decompress(where: str, data: bytes, raw_bytes: int) -> bytes:
-    """`data`, zstd frames, decompressed in parts up to the size that the index says, unless only a bomb has that."""
+    """`data`, zstd frames, decompressed in parts up to the size in the index; a decompression bomb is refused."""
     if is_bomb(raw_bytes, len(data)):
         raise ShardCorrupt(
             f"{where}: {len(data):,} bytes that decompress to {raw_bytes:,}: a decompression bomb.\n"

@@ -88,7 +88,7 @@ def num_samples(domain: DomainEntry, split: str) -> int:
 
 
 def missing_validation(domains: Mapping[str, DomainEntry]) -> str:
-    """What follows from domains without validation text, as a sentence; "" where every domain has some."""
+    """A sentence about domains without validation text; "" where every domain has some."""
     missing = [name for name, domain in domains.items() if not num_samples(domain, "val")]
     if not missing:
         return ""

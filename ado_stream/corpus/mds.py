@@ -63,7 +63,7 @@ class ShardFormat:
 
     @cached_property
     def config(self) -> JsonObject:
-        """What every index entry and every shard's header say about the columns."""
+        """The description of the columns in every index entry and every shard's header."""
         return {
             "version": MDS_VERSION,
             "format": MDS_FORMAT,

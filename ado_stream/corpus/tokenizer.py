@@ -2,7 +2,7 @@
 
 A corpus stores its tokenizer as the word "bytes", or as tokenizer.json beside tokenizer_config.json (Hugging Face's
 own two files; the second one names the end token). Every document is followed by the end token; text that spells a
-special token is encoded as ordinary text, so no document can end another one.
+special token is encoded as ordinary text, so that no text can end a document.
 """
 
 import json
@@ -49,7 +49,7 @@ class Tokenizer(ABC):
     @property
     @abstractmethod
     def fingerprint(self) -> str:
-        """Equal for tokenizers that give the same ids, whatever their names and paths."""
+        """Equal for tokenizers that give the same ids, independent of names and paths."""
 
     def encode(self, text: str) -> Array:
         """(n,) ids of `text`, without the end token."""
@@ -210,7 +210,7 @@ def load_tokenizer_file(path: Path, spec: str | None = None) -> Tokenizer:
 
 
 def _is_path(spec: str) -> bool:
-    """Whether `spec` can only be a file or folder; what is not there is then not looked for on the hub."""
+    """Whether `spec` can only be a file or folder; when missing it is not searched on the hub."""
     path = Path(spec).expanduser()
     return path.exists() or spec.startswith((".", "~", "/")) or path.suffix == ".json" or len(path.parts) > 2
 
@@ -224,7 +224,7 @@ def _loaded(spec: str, tokenizer: "HuggingFace", config: JsonObject) -> Tokenize
 
 @contextmanager
 def _library_errors(name: str, advice: str, error_type: type[AdoStreamError] = ConfigError) -> Iterator[None]:
-    """Turns whatever the tokenizers library raises into `error_type`: bare Exception, or a panic of its Rust code."""
+    """Turns any error of the tokenizers library into `error_type`: bare Exception, or a panic of its Rust code."""
     try:
         yield
     except (OSError, AdoStreamError):

@@ -1,8 +1,8 @@
 """The demo's plan: sizes of the text and of the runs, the policies and the two corpora they are tried on.
 
-Every policy is tried on text as scrapes have it, with a domain of which nothing can be learnt; natural and target also
-without that domain. A folder holds one plan: the same plan resumes it, another one is refused, because the text and
-the runs in it would not match the report.
+Every policy is tried on text with an unlearnable domain, as scrapes have; natural and target also without that domain.
+A folder holds one plan: the same plan resumes it, another one is refused, because the text and the runs in it would not
+match the report.
 """
 
 import json

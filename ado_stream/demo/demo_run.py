@@ -82,7 +82,7 @@ def run_demo(out: Path, plan: DemoPlan, log: Log, show_text: Callable[[list[Doma
 
 
 def device_name() -> str:
-    """The device that the runs use, for people."""
+    """The device that the runs use, for display."""
     return torch.cuda.get_device_name() if torch.cuda.is_available() else f"{torch.get_num_threads()} CPU threads"
 
 

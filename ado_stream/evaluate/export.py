@@ -32,7 +32,7 @@ def export_hugging_face(
     """Writes `model` so that transformers' AutoModelForCausalLM loads it; returns the folder.
 
     model: a Transformer, or one that is compiled or wrapped, with unsharded parameters. tokenizer: the corpus's, whose
-    files are added. dtype: of the written parameters, whatever the model's: float32 or bfloat16. Raises ConfigError
+    files are added. dtype: of the written parameters, float32 or bfloat16; the model's may differ. Raises ConfigError
     when the folder is not empty or the parameters are not the architecture's, StorageError when it cannot be written.
     """
     from safetensors.torch import save_file

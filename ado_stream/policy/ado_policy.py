@@ -46,7 +46,7 @@ Fitter = Callable[[Floats, Floats, FitConfig], ScalingLawFit]
 
 _LAW_PARAMETERS = ("log_beta", "log_eps", "alpha")
 _FIT_FIELDS = (*_LAW_PARAMETERS, "objective", "residual_scale", "num_points")  # replaced together, or all kept
-_MIN_GAP = 1e-3  # nats; least denominator of a residual, so that a law at its eps divides by no 0
+_MIN_GAP = 1e-3  # nats; least denominator of a residual, so that a law at its eps is not a division by 0
 _log = logging.getLogger(__name__)
 
 
@@ -134,7 +134,7 @@ class AdoPolicy(Policy):
 
     def health(self) -> JsonObject:
         """Adds refits, failed refits, held_laws (refits that left a domain its law), at_bound (the parameters among
-        beta, eps, alpha at a bound), bounds (what that means, a sentence each), settles (where the loop does), and
+        beta, eps, alpha at a bound), bounds (what that means, a sentence each), settles (the fixed point in words), and
         forecast_error of the last whole interval between refits: mean and
         mean magnitude of observed / predicted loss - 1, None without a step to compare."""
         memory = self.memory
@@ -264,7 +264,7 @@ class AdoPolicy(Policy):
             fit = self._fitter(*history.points(), replace(plan.fit, ignore_steps=ignored_rows))
             if fit.alpha.shape != self._prior_K.shape:
                 raise PolicyError(f"the fitter returned laws of {fit.alpha.size} domains, not {self.num_domains}")
-        except Exception as error:  # compilers and drivers raise types of their own; none may end a run
+        except Exception as error:  # compilers and drivers raise their own types; none may end a run
             _log.warning("step %d: the fit failed (%s: %s); all laws are kept", self.step, type(error).__name__, error)
             self._num_failed += 1
             memory["held"] += 1

@@ -1,7 +1,7 @@
-"""Aioli: probes how much each domain's text lowers each domain's loss, and gives shares by it (arXiv 2411.05735).
+"""Aioli: measures how much each domain's text lowers each domain's loss, and sets shares by it (arXiv 2411.05735).
 
-Training goes in rounds. Each begins with a probe of every domain: `probe_steps` steps with share h on domain j and
-(1 - h) / (K - 1) on each other. The law of a round, after section 4 of the paper, with q_j the sum over steps of
+Training is divided into rounds. Each begins with a probe of every domain: `probe_steps` steps with share h on domain j
+and (1 - h) / (K - 1) on each other. The law of a round, after section 4 of the paper, with q_j the sum over steps of
 domain j's share, in probes:
 
     l_i = l_i0 - sum_j A_ij q_j                                             fitted at the end of the probes
@@ -13,8 +13,8 @@ and the constants are those of the released code.
 
 What differs: the paper evaluates held-out losses before and after every probe and solves for A; a policy here sees the
 losses of training batches, so A is the least-squares solution over all steps of the probes, weighted by samples, with
-the shares that were really drawn (guards and the lag change them). Without noise the two are equal. Probes come in
-the order of the domains' names, turned by one a round, instead of a random one. Mixtures are published as others'.
+the shares that were really drawn (guards and the lag change them). Without noise the two are equal. Probes follow
+the order of the domains' names, rotated by one a round, instead of a random one.
 
 Cost: K least-squares problems of K + 1 unknowns a round, for some hundred domains at most.
 """
@@ -114,7 +114,7 @@ class Aioli(Policy):
         return weight_K / float(weight_K.sum())
 
     def _finish_probes(self) -> None:
-        """Fits the round's law and moves the scores; a round with rows missing, after a change of domains, is left."""
+        """Fits the round's law and updates the scores; skips a round with missing rows, after a change of domains."""
         loss_NK, count_NK = self._rows_NK
         if np.isnan(count_NK).any():
             return

@@ -31,7 +31,7 @@ from ado_stream.value_types import Ints as Ints
 if TYPE_CHECKING:
     from ado_stream.policy.scaling_laws import ScalingLawFit
 
-_MOST_SAMPLES = 2.0**53  # whole numbers are exact up to here
+_MAX_SAMPLES = 2.0**53  # whole numbers are exact up to here
 
 
 @dataclass(frozen=True)
@@ -148,7 +148,7 @@ class Policy(ABC):
                 f"{loss_K.shape} and counts {count_K.shape}."
             )
         total = float(np.add.reduce(count_K))
-        if not (0.0 < total <= _MOST_SAMPLES and np.minimum.reduce(count_K) >= 0.0):
+        if not (0.0 < total <= _MAX_SAMPLES and np.minimum.reduce(count_K) >= 0.0):
             raise PolicyError(
                 f"policy {self.kind!r}, step {self.step}: sample counts must be 0 or more, not all 0, 2^53 at most, "
                 f"got a sum of {total:g} and a least of {count_K.min():g}."
@@ -168,7 +168,7 @@ class Policy(ABC):
         """
 
     def take_notices(self) -> list[str]:
-        """What happened since the last call that an operator should know, a sentence each."""
+        """Messages for an operator since the last call, a sentence each."""
         notices, self._notices = self._notices, []
         return notices
 
@@ -240,7 +240,7 @@ class Policy(ABC):
         return {}
 
     def _load_extra(self, saved: JsonMapping, source_K: Ints, names: Sequence[str] | None) -> None:  # noqa: B027
-        """Restores what `_extra_state` saved; all checks before the first change."""
+        """Restores what `_extra_state` saved; all checks come before the first change."""
 
     def _after_load(self, same_domains: bool) -> None:  # noqa: B027 - a hook
         """Recomputes what is derived from `memory`; the mixture too where other domains could break its bounds."""

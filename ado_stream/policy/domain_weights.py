@@ -19,7 +19,7 @@ _HUGE = 1e300
 
 
 def num_weights(weights: Weights, what: str) -> int:
-    """K. Raises ConfigError for what has no length; `parse_values` refuses what holds no numbers."""
+    """K. Raises ConfigError for an object without a length; `parse_values` checks its numbers."""
     try:
         return len(weights)
     except TypeError:

@@ -1,4 +1,4 @@
-"""EpiSelect: shares by what a sample of each domain still teaches, whatever the prior (arXiv 2608.11746).
+"""EpiSelect: shares by how much a sample of each domain still lowers the losses (arXiv 2608.11746).
 
 Laws over effective samples, of which other domains' samples are a part, gamma_m >= 0 with sum 1 (its equation 3):
 
@@ -11,9 +11,9 @@ transfer "none", the default, is the diagonal form: gamma the unit matrix, s_k =
 fits gamma with the laws, transfer.py: laws for given gamma, gamma for given laws, in turn.
 
 The history, the refits, the running mean and the state are AdoPolicy's; there is no prior in pi and no credit. What
-differs from the paper: it fits gamma as a softmax by a gradient method from a start that it does not state, here it
-starts at 0.9 for the domain itself and goes on from the last refit's. A mixture that hardly changes tells the effects
-of domains hardly apart: then gamma stays where it was.
+differs from the paper: it fits gamma as a softmax by a gradient method from an unstated start, here it starts at
+0.9 for the domain itself and continues from the last refit. Where the mixture hardly changes, the effects of domains
+cannot be separated, and gamma stays unchanged.
 """
 
 from collections.abc import Sequence

@@ -3,7 +3,7 @@
     p <- (1 - c) softmax(log p + eta (l - l*)) + c / K        after every refit; p starts at the prior
 
 l is the exponential average of a domain's losses; l* is what it should reach: given, or the loss that its own law
-forecasts for the end of the run if it goes on as it does. A domain behind its target gains, one ahead of it loses. The
+forecasts for the end of the run at the present rate. A domain behind its target gains, one ahead of it loses. The
 history, the refits and the state are AdoPolicy's.
 
 What differs from Sheared-LLaMA: its l are held-out losses and its l* come from laws over the sizes of a family of
@@ -77,13 +77,13 @@ class GapPolicy(AdoPolicy):
         fitted = super()._refit()
         if fitted:
             memory, smoothing = self.memory, self.config.smoothing
-            gap_K = np.nan_to_num(self._behind(), posinf=0.0, neginf=0.0)
+            gap_K = np.nan_to_num(self._gap(), posinf=0.0, neginf=0.0)
             exponent_K = np.log(np.maximum(memory["share"], 1e-300)) + self.config.eta * gap_K
             weight_K = np.exp(exponent_K - exponent_K.max())
             memory["share"] = (1.0 - smoothing) * weight_K / weight_K.sum() + smoothing / self.num_domains
         return fitted
 
-    def _behind(self) -> Floats:
+    def _gap(self) -> Floats:
         """(K,) l - l*: how far each domain is behind its target, in nats; NaN where not known."""
         gap_K: Floats = self.memory["observed"] - self._targets()
         return gap_K

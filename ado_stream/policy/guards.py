@@ -41,7 +41,7 @@ class Guard(Policy):
         return {**inner, "guards": [*inner.get("guards", []), self.kind]}
 
     def observe_validation(self, mean_losses: ArrayLike, sample_counts: ArrayLike) -> None:
-        """Handed to the wrapped policy."""
+        """Passed to the wrapped policy."""
         self.policy.observe_validation(mean_losses, sample_counts)
 
     def take_notices(self) -> list[str]:

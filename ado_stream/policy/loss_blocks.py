@@ -102,7 +102,7 @@ class BlockHistory:
         }
 
     def load_state_dict(self, state: Any, source_K: Ints) -> None:
-        """Takes over the saved blocks; `source_K` says where each domain stood in them, -1 for a new one (no samples).
+        """Restores the saved blocks; source_K: index of each domain in them, -1 for a new one (no samples).
 
         Raises ResumeError for anything but blocks of such a shape.
         """

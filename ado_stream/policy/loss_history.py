@@ -1,7 +1,7 @@
 """The losses that laws are fitted to: one row a step, gaps filled, memory bounded, cost per step constant.
 
 A domain missing from the batch repeats its previous value; in the very first row it takes the batch's mean loss
-(docs/math.md section 2). A loss that is not finite counts as missing, so neither NaN nor infinity is stored; NaN stands
+(docs/math.md section 2). A loss that is not finite counts as missing, so neither NaN nor infinity is stored; NaN is
 only in the rows of a domain from before it was added at a resume. Once the rows are full every second one is dropped,
 and from then on every second step is stored: rows stay equally spaced, `stride` steps apart. Settings in rows, such as
 the smoothing window, then span twice the steps; the laws change little over them that late.

@@ -1,7 +1,7 @@
 """Policies and guards by name, for configs and the command line.
 
 A new policy is a file with its class and one entry in POLICIES; a class of your own needs no entry: its name is
-"package.module:Class". Invariant: an unknown name or option is refused with what would have worked, before anything is
+"package.module:Class". Invariant: an unknown name or option is refused, with the known ones, before anything is
 built.
 """
 
@@ -97,7 +97,7 @@ def _find(what: str, name: str, known: Mapping[str, type[P]], base: type[P]) -> 
         found: Any = importlib.import_module(module)
         for attribute in path.split("."):
             found = getattr(found, attribute)
-    except Exception as error:  # whatever the module raises when it is imported
+    except Exception as error:  # any exception of the imported module
         raise ConfigError(
             f"{what} {name!r} cannot be imported ({type(error).__name__}: {' '.join(str(error).split())}); expected "
             "package.module:Class on Python's path."

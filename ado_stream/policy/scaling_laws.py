@@ -25,9 +25,9 @@ PARAMETERS = ("beta", "eps", "alpha")  # in the order of at_bound
 _BOUND_MEANINGS = {
     "eps": "may fall below the floor eps, which is at its lower bound: what is left to learn is understated and "
     "forecasts far ahead are too high (start_loss brings the bound into the unit of the losses)",
-    "alpha low": "do not fall (alpha is at its lower bound): nothing is learnt, or it does not show yet",
-    "alpha high": "fall faster than a law may (alpha is at its upper bound): the domains are taken for almost learnt "
-    "until a refit sees a slower fall",
+    "alpha low": "do not fall (alpha is at its lower bound): nothing is learnt, or not visibly yet",
+    "alpha high": "fall faster than a law may (alpha is at its upper bound): the domains count as almost learnt "
+    "until a refit finds a slower fall",
     "beta": "begin higher than a law may (beta is at its upper bound): leave out more of the start (ignore_steps)",
 }
 

@@ -1,4 +1,4 @@
-"""Laws whose counts are other domains' samples too: gamma_mk says what a sample of domain k is worth to domain m.
+"""Laws whose counts are other domains' samples too: gamma_mk is the worth of a sample of domain k to domain m.
 
     log L_m(t) = log(eps_m + beta_m x_m(t)^-alpha_m) + r,    x_m = sum_k gamma_mk n_k,   gamma_m >= 0, sum 1
 

@@ -1,7 +1,7 @@
 """A file to pieces, a piece to documents: the two halves of reading, on either side of a process boundary.
 
-The coordinator cuts (`cut_pieces`), a worker parses (`read_documents`). A piece is a few MB of input and needs nothing
-but itself; where pieces are cut depends on the files alone, so that the result does not depend on the workers.
+The coordinator cuts (`cut_pieces`), a worker parses (`read_documents`). A piece is a few MB of self-contained
+input; where pieces are cut depends on the files alone, so that the result does not depend on the workers.
 A piece of lines holds their bytes, so that a compressed file is decompressed once; text files and tables are passed by
 name and read by the worker.
 """
@@ -184,7 +184,7 @@ def _document(
 
 
 def _found(value: object, record: object) -> str:
-    """What is in the place of a text, for an error message: its kind, or the record's keys."""
+    """What was found instead of a text, for an error message: its kind, or the record's keys."""
     if value is _MISSING and isinstance(record, dict):
         keys = list(islice(_dotted(record), _SHOWN_KEYS + 1))
         return f"; keys: {', '.join(keys[:_SHOWN_KEYS])}{', ...' if len(keys) > _SHOWN_KEYS else ''}"

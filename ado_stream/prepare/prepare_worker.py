@@ -59,7 +59,7 @@ class ShardJob:
 class Worker:
     """The calls of a worker process; used directly where there is only one process.
 
-    Tokenizer and hashes lie in the working folder `work` before the first `tokenise`, perhaps not from the start.
+    Tokenizer and hashes are in the working folder `work` before the first `tokenise`, but not always from the start.
     """
 
     def __init__(self, config: PrepareConfig, work: Path):
@@ -91,7 +91,7 @@ class Worker:
         groups: dict[tuple[str, str], list[Document]] = {}
         for document in documents:
             groups.setdefault((document.domain, self._split(document)), []).append(document)
-        del documents  # whose texts _token_block lets go of: one may have 128 MiB
+        del documents  # so that _token_block can free their texts, of up to 128 MiB each
         blocks = [_token_block(self._tokenizer, *key, groups[key]) for key in groups]
         return PieceResult(blocks, errors.counts, errors.num_bytes, set(repeats.values()))
 

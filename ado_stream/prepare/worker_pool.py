@@ -1,7 +1,7 @@
 """Worker processes that are spawned, not forked, and that end with their parent.
 
-One worker means no process at all: the calls run in this process. Spawned, because a fork copies the locks of the
-tokenizers library's threads in whatever state they are. A worker waits on its parent's sentinel, since a killed parent
+One worker means no process at all: the calls run in this process. Spawned, because a fork would copy the locks of the
+tokenizers library's threads in an arbitrary state. A worker waits on its parent's sentinel, since a killed parent
 cannot stop it.
 """
 

@@ -1,4 +1,4 @@
-"""The working folder of a run: its lock, and what an earlier run left in it.
+"""The working folder of a run: its lock, and the unfinished work of an earlier run.
 
 The working folder is `.prepare` inside a local corpus, or in the user's cache for a remote one. It holds the
 fingerprint of the run that it was made for: earlier work is resumed only by the same run, and another run may remove
@@ -76,7 +76,7 @@ class Plan:
 
 
 def open_output(config: PrepareConfig) -> tuple[Path, CorpusOutput]:
-    """The working folder, and where the corpus goes."""
+    """The working folder, and the destination of the corpus."""
     if config.local_out is not None:
         work = config.local_out / _WORK_FOLDER
         return work, LocalOutput(config.local_out, work / _STAGING)
@@ -129,7 +129,7 @@ def clear(work: Path) -> None:
 def locked(work: Path) -> Iterator[None]:
     """Holds the working folder's lock, and removes the folder at the end when nothing else is in it.
 
-    It is removed under the lock, whose removed file then counts as taken for whoever has opened it already. Raises
+    It is removed under the lock, whose removed file then counts as locked for processes that have opened it. Raises
     ConfigError when another process has the lock.
     """
     with lock_if_free(work / _LOCK_NAME) as held:

@@ -7,7 +7,7 @@
 A broken law continues with exponent alpha' past `break` samples. The loss that a step observes is L_k plus the bump of
 that step (as after a learning rate that was too high), plus noise_k / sqrt(c_k) for c_k samples drawn. n counts
 samples, as in docs/math.md section 1.
-The training loss of text that is read again goes on falling as if it were new: own_k in place of u_k.
+The training loss of repeated text keeps falling as if it were new: own_k in place of u_k.
 Sources: arXiv 2210.14891 for the broken form, with a sharp break; arXiv 2305.16264 for what repeats are worth.
 """
 

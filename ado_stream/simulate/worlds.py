@@ -1,10 +1,10 @@
-"""Worlds of the situations in which mixtures matter, as data: `ado-stream simulate --world NAME`.
+"""Synthetic worlds in which the mixture matters, as data: `ado-stream simulate --world NAME`.
 
 Ten wanted domains with the shares of a real corpus, which learn alike: at the run's end a percent more of any lowers
-its loss by the same amount, so that the natural mixture of these ten is also the best. What there is to gain is what
-the world adds: text that cannot be learnt, that is learnt out after a fiftieth of the run, or that is used up and
-repeats. `unlike` adds nothing: its domains differ in how fast they learn. What counts is the loss of the
-wanted domains, by size; a domain that repeats is wanted itself, at its share.
+its loss by the same amount, so that the natural mixture of these ten is also the best. What can be gained is due to
+what the world adds: text that cannot be learnt, that is fully learnt after a fiftieth of the run, or that is exhausted
+and repeats. `unlike` adds nothing: its domains differ in how fast they learn. What counts is the loss of the wanted
+domains, by size; a domain that repeats is wanted itself, at its share.
 """
 
 from collections.abc import Callable, Mapping

@@ -35,12 +35,12 @@ def decompress(spec: ObjectSpec, stop: threading.Event | None = None) -> os.stat
     Raises ContentError when the stored bytes are not a valid stream or the raw ones differ from the index, DiskError
     when the disk fails, StoppedError when `stop` is set, IndexInvalid for an unknown compression.
     """
-    most_bytes = MAX_RAW_BYTES if spec.raw_bytes is None else spec.raw_bytes
+    max_bytes = MAX_RAW_BYTES if spec.raw_bytes is None else spec.raw_bytes
     with CompleteFile(spec.raw, spec.raw_bytes, spec.raw_hashes) as file:
         for chunk in _raw_chunks(spec):
             raise_if_stopped(stop, spec.where)
-            if file.verifier.num_bytes + len(chunk) > most_bytes:
-                raise ContentError(Mismatch("raw size", f"over {most_bytes}", str(most_bytes)))
+            if file.verifier.num_bytes + len(chunk) > max_bytes:
+                raise ContentError(Mismatch("raw size", f"over {max_bytes}", str(max_bytes)))
             file.write(chunk)
         return file.commit()
 
@@ -100,14 +100,14 @@ class _BrotliReader(io.RawIOBase):
         return raw
 
 
-def _snappy(stored: bytes, most_bytes: int) -> bytes:
+def _snappy(stored: bytes, max_bytes: int) -> bytes:
     """The raw bytes. The library allocates what the header claims; a byte of snappy expands to 22 at most."""
     import snappy
 
     varint = itertools.takewhile(lambda place: place == 0 or stored[place - 1] & 0x80, range(min(5, len(stored))))
     size = sum((stored[place] & 0x7F) << (7 * place) for place in varint)
-    if size > min(most_bytes, _SNAPPY_RATIO * len(stored)):
-        raise ContentError(Mismatch("raw size", str(size), f"at most {min(most_bytes, _SNAPPY_RATIO * len(stored))}"))
+    if size > min(max_bytes, _SNAPPY_RATIO * len(stored)):
+        raise ContentError(Mismatch("raw size", str(size), f"at most {min(max_bytes, _SNAPPY_RATIO * len(stored))}"))
     try:
         raw: bytes = snappy.decompress(stored)
         return raw

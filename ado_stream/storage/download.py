@@ -70,18 +70,18 @@ def download(
         return Download(file.verifier.num_bytes, attempts, file.commit())
 
 
-def download_bytes(remote_url: str, retry: RetryPolicy | None = None, most_bytes: int = _MAX_METADATA_BYTES) -> bytes:
-    """The content of `remote_url` (a URL or a local path), which must have at most `most_bytes`.
+def download_bytes(remote_url: str, retry: RetryPolicy | None = None, max_bytes: int = _MAX_METADATA_BYTES) -> bytes:
+    """The content of `remote_url` (a URL or a local path), which must have at most `max_bytes`.
 
     Raises as `download`, and IndexInvalid when it is larger.
     """
-    found = download_if_changed(remote_url, "", retry, most_bytes)
+    found = download_if_changed(remote_url, "", retry, max_bytes)
     assert found is not None
     return found[0]
 
 
 def download_if_changed(
-    remote_url: str, tag: str, retry: RetryPolicy | None = None, most_bytes: int = _MAX_METADATA_BYTES
+    remote_url: str, tag: str, retry: RetryPolicy | None = None, max_bytes: int = _MAX_METADATA_BYTES
 ) -> tuple[bytes, str] | None:
     """(content, tag) of `remote_url`; None when it still has this `tag`, which a store reports without sending it.
 
@@ -91,8 +91,8 @@ def download_if_changed(
     content = bytearray()
 
     def write(chunk: bytes) -> None:
-        if len(content) + len(chunk) > most_bytes:
-            raise IndexInvalid(f"{remote_url}: over {most_bytes} bytes, too large for such a file. Check the URL.")
+        if len(content) + len(chunk) > max_bytes:
+            raise IndexInvalid(f"{remote_url}: over {max_bytes} bytes, too large for such a file. Check the URL.")
         content.extend(chunk)
 
     def attempt() -> str | None:

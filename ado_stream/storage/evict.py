@@ -81,13 +81,13 @@ class Evictor:
             os.utime(path, ns=(self._now_ns(), status.st_mtime_ns))
 
     @contextmanager
-    def room(self, spec: ObjectSpec, deadline: Deadline) -> Iterator[None]:
+    def reserve(self, spec: ObjectSpec, deadline: Deadline) -> Iterator[None]:
         """Reserves disk space for `spec` while this block makes it, then counts the file that was made.
 
         Evicts, and waits for peers that are making shards. Raises CacheFull when pinned files leave too little, or when
         `deadline` has passed.
         """
-        while not self._reserve(spec):
+        while not self._try_to_reserve(spec):
             with self._lock:
                 pinned_bytes = sum(self._size_bytes.get(str(path), 0) for path in self._pins)
             if pinned_bytes + spec.peak_bytes > (self.limit_bytes or 0) or not deadline.wait():
@@ -105,7 +105,7 @@ class Evictor:
                     self._size_bytes[str(spec.raw)] = made_bytes
                     heapq.heappush(self._queue, (self._now_ns(), str(spec.raw)))
 
-    def relieve(self, spec: ObjectSpec, deadline: Deadline) -> None:
+    def make_room(self, spec: ObjectSpec, deadline: Deadline) -> None:
         """After the disk was full: evicts enough for `spec`, or waits briefly for peers that are making shards.
 
         Raises CacheFull when nothing may be deleted and no peer is making a shard, or when `deadline` has passed.
@@ -141,7 +141,7 @@ class Evictor:
                     "  Free disk space, or choose a local folder on a larger disk."
                 )
 
-    def _reserve(self, spec: ObjectSpec) -> bool:
+    def _try_to_reserve(self, spec: ObjectSpec) -> bool:
         """Adds `spec` to the account of its folder if it fits, or can be made to."""
         with self._lock:
             if self.limit_bytes is not None:

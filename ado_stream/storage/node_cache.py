@@ -153,9 +153,7 @@ class NodeCache:
         """
         last_chance = spec.remote is None and not (spec.compressed and spec.stored.is_file())
         try:
-            status = os.stat(
-                spec.raw
-            )  # before the check: a file that replaces it later must be checked again
+            status = os.stat(spec.raw)  # before the check: a file that replaces it later must be checked again
             mismatch = check_file(spec.raw, spec.raw_bytes, spec.raw_hashes)
             if mismatch is None:
                 self._accept(spec, status)
@@ -189,7 +187,7 @@ class NodeCache:
                     raise _corrupt(spec, error.mismatch, _NO_REMOTE) from error
                 self._set_aside(spec, spec.stored)
         assert spec.remote is not None
-        with self._evictor.room(spec, Deadline(self.retry.total_deadline_s, spec.where, stop)):
+        with self._evictor.reserve(spec, Deadline(self.retry.total_deadline_s, spec.where, stop)):
             return self._download_until_good(spec, spec.remote, stop)
 
     def _download_until_good(self, spec: ObjectSpec, remote: str, stop: threading.Event | None) -> int:
@@ -236,7 +234,7 @@ class NodeCache:
             except DiskError as error:
                 if not error.full:
                     raise
-                self._evictor.relieve(spec, deadline)
+                self._evictor.make_room(spec, deadline)
 
     def _accept(self, spec: ObjectSpec, status: os.stat_result) -> None:
         self._verified[spec.raw] = _identity(status)

@@ -112,7 +112,7 @@ class BatchPipeline:
             self._maker.thread.start()
         # Only requests the stop: a finalizer runs in whichever thread drops the last reference, which may be one of
         # them, or hold a lock that `close` needs.
-        self._finalizer = weakref.finalize(self, self._maker.ask_to_stop)
+        self._finalizer = weakref.finalize(self, self._maker.request_stop)
 
     @property
     def statistics(self) -> StreamStatistics:
@@ -157,16 +157,16 @@ class _BatchMaker:
         self.thread = threading.Thread(target=self._run, name="ado-batches", daemon=True)
         self.stop = threading.Event()
         self.ready: SimpleQueue[DrawnBatch | None] = SimpleQueue()  # None: look at `failure`
-        self.room: SimpleQueue[None] = SimpleQueue()  # one entry for each batch that may still be made ahead
+        self.free_slots: SimpleQueue[None] = SimpleQueue()  # one entry for each batch that may still be made ahead
         for _ in range(options.prefetch):
-            self.room.put(None)
+            self.free_slots.put(None)
         self.failure: BaseException | None = None  # of `thread`; set before None is put into `ready`
-        self.doing = "the start"
+        self.waiting_for = "the start"  # of `thread`, for messages
 
     def make(self) -> DrawnBatch:
         """Draws the next step, fetches its shards and gathers its rows."""
         step, source = self.step, self.source
-        self.doing = f"the mixture of step {step}"
+        self.waiting_for = f"the mixture of step {step}"
         started = time.monotonic()
         mixture_K = source.board.take(step, self.options.timeout_s, self.stop)
         self.statistics.mixture_wait_s += time.monotonic() - started
@@ -179,7 +179,7 @@ class _BatchMaker:
         domain_N, tokens_NT = domain.numpy(), tokens.numpy()
         domain_N[:] = draw.domain_B[source.slots]
         id_N = self.upcoming.at(domain_N, self.lane_N, draw.position_B[source.slots])
-        self.doing = f"the shards of step {step}"
+        self.waiting_for = f"the shards of step {step}"
         self.shards.read(domain_N, id_N, tokens_NT)
         self.statistics.count_batch(domain_N)
         self.step = step + 1
@@ -202,24 +202,26 @@ class _BatchMaker:
             if self.stop.is_set():
                 raise StorageError("the stream was closed.")
             if time.monotonic() > started + self.options.timeout_s:
-                raise StorageError(f"no batch for {self.options.timeout_s:.0f} s; waiting for {self.doing}.")
+                raise StorageError(f"no batch for {self.options.timeout_s:.0f} s; waiting for {self.waiting_for}.")
 
-    def ask_to_stop(self) -> None:
+    def request_stop(self) -> None:
         """Makes every thread end soon; acquires no lock."""
-        # `thread` may be waiting in one of three places: for a mixture, for room, or for a shard.
+        # `thread` may be waiting in one of three places: for a mixture, for a free slot, or for a shard.
         self.stop.set()
         self.lookahead.stop.set()
-        self.room.put(None)
+        self.free_slots.put(None)
 
     def close(self) -> None:
         """Stops and joins the threads."""
-        self.ask_to_stop()
+        self.request_stop()
         self.source.board.wake()
         self.lookahead.close()
         if self.thread.is_alive():
             self.thread.join(timeout=_JOIN_S)
             if self.thread.is_alive():
-                _log.warning("a thread of the stream did not end within %d s; waiting for %s", _JOIN_S, self.doing)
+                _log.warning(
+                    "a thread of the stream did not end within %d s; waiting for %s", _JOIN_S, self.waiting_for
+                )
         self.shards.close()
 
     def take(self, wait_s: float) -> DrawnBatch | None:
@@ -227,14 +229,14 @@ class _BatchMaker:
         with suppress(Empty):
             batch = self.ready.get(block=wait_s > 0, timeout=wait_s)
             if batch is not None:
-                self.room.put(None)
+                self.free_slots.put(None)
             return batch
         return None
 
     def _run(self) -> None:
         try:
             while True:
-                self.room.get()
+                self.free_slots.get()
                 if self.stop.is_set():
                     return
                 self.ready.put(self.make())

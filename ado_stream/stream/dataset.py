@@ -35,7 +35,7 @@ from ado_stream.stream.slots import make_rank_slots
 from ado_stream.stream.stream_state import StreamState, decode_state, encode_state
 from ado_stream.value_types import Floats, Ints, JsonMapping, JsonObject
 
-_AUDIT_STEPS = 64  # draws kept after they were handed out
+_AUDIT_STEPS = 64  # draws kept after their batches were yielded
 _LOOKAHEAD_STEPS = 64
 _FLIGHT_BYTES = 1 << 30
 _UNLIMITED_BYTES = 1 << 62
@@ -131,7 +131,7 @@ class AdaptiveStreamingDataset(IterableDataset[TokenBatch]):
         self._audit: deque[StepDraw] = deque(maxlen=_AUDIT_STEPS)
         self._pipeline: BatchPipeline | None = None
         self._copies: DeviceCopies | None = None
-        self._ahead: DrawnBatch | None = None  # being copied to the device, not handed out yet
+        self._ahead: DrawnBatch | None = None  # being copied to the device, not yielded yet
 
     def __getstate__(self) -> NoReturn:
         raise ConfigError(
@@ -205,7 +205,7 @@ class AdaptiveStreamingDataset(IterableDataset[TokenBatch]):
 
     @property
     def mixture_in_force(self) -> Floats:
-        """(K,) float64: the mixture of the batch last handed out; before the first batch, of the first."""
+        """(K,) float64: the mixture of the last batch yielded; before any, of the first."""
         self._check_read_here()
         if self._audit:
             return self._audit[-1].mixture_K
@@ -222,7 +222,7 @@ class AdaptiveStreamingDataset(IterableDataset[TokenBatch]):
         """(B,) int64: the ids of step `step`'s global batch, slot by slot.
 
         An id is the sample's number within its domain plus the number of samples of all domains before it. Available
-        for the last 64 steps handed out, and for steps ahead whose mixtures are published.
+        for the last 64 steps yielded, and for steps ahead whose mixtures are published.
         """
         draw = self._draw(step)
         offset_K = np.cumsum(self.num_samples) - self.num_samples
@@ -334,7 +334,7 @@ class AdaptiveStreamingDataset(IterableDataset[TokenBatch]):
 
     @property
     def step(self) -> int:
-        """The step that is handed out next."""
+        """The step that is yielded next."""
         return self._step
 
     def __iter__(self) -> Iterator[TokenBatch]:

@@ -29,7 +29,7 @@ from ado_stream.stream.mds_index import INDEX_NAME, IndexContent, MdsIndex, make
 
 _THREADS = 32
 _SHARED_FOLDER, _SHARED_FORMAT = ".ado-index", "1"
-_MOST_VERSIONS = 8  # shards whose versions are compared
+_MAX_VERSIONS = 8  # shards whose versions are compared
 
 
 def open_indexes(
@@ -105,7 +105,7 @@ def _remote(domain: Domain) -> str | None:
 
 def _versions(index: MdsIndex, retry: RetryPolicy | None) -> str:
     """A hash of the versions of some shards, evenly spaced, or of the place where the store gives none."""
-    shards = np.unique(np.linspace(0, index.samples_S.size - 1, _MOST_VERSIONS).astype(int)).tolist()
+    shards = np.unique(np.linspace(0, index.samples_S.size - 1, _MAX_VERSIONS).astype(int)).tolist()
     places = [index.spec(shard).where for shard in shards]
     return _hash(*(object_version(place, retry) or place for place in places))
 

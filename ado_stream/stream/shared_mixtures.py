@@ -40,7 +40,7 @@ class SharedMixtures:
     def open(self) -> None:
         """Makes this process the reader.
 
-        Raises ConfigError when a fork has read before: what it handed out of what it read ahead is not known here.
+        Raises ConfigError when a fork has read before: how much of what it read ahead it has yielded is not known here.
         """
         if self._head[3]:
             raise ConfigError(

@@ -5,7 +5,7 @@ Ranks, nodes and threads are not in it: the state is the same on every rank, and
     version            1
     identity           what the order depends on: seed, global_batch_size, canonical_nodes, mixture_lag, sampling,
                        shuffle
-    step               next step to be handed out
+    step               next step to be yielded
     domains            {name: {fingerprint, versions, samples, cursors: [C] drawn so far per lane}}, in the mixture's
                        order; versions: only of data without hashes, see open_indexes.py
     mixtures           {step: [K]} known for steps from `step` on ("-1": that of the step before, without a lag)

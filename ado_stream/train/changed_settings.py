@@ -1,7 +1,7 @@
-"""What differs between a run's settings and those of the checkpoint that it resumes from.
+"""Differences between a run's settings and those of the checkpoint that it resumes from.
 
-Neither is wrong: a longer run or a lower learning rate may be meant. So the differences are shown before the first step
-and recorded, with the learning rate that the next step would have had, since a changed schedule makes it jump.
+They may be intended, as a longer run or a lower learning rate. So they are shown before the first step and recorded,
+together with the old learning rate of the next step, since a changed schedule makes it jump.
 """
 
 import dataclasses

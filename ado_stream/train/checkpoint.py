@@ -201,7 +201,7 @@ def read_metadata(directory: Path) -> CheckpointMetadata:
 
 
 def load_training_state(directory: Path, context: DistributedContext, state: TrainingState) -> None:
-    """Loads a checkpoint into `state` on all ranks, whatever ranks saved it. Raises CheckpointError."""
+    """Loads a checkpoint into `state` on all ranks, saved by any number of ranks. Raises CheckpointError."""
     tensors = state.tensors()
     _load(directory, tensors, single_process=context.size == 1)
     torch.set_rng_state(tensors["rng.cpu"])

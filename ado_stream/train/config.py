@@ -48,7 +48,7 @@ def one_of(*choices: str) -> Any:
 
 
 def _bounded(default: Any, text: str, allow: Callable[[Any], bool], null: str = "") -> Any:
-    """A dataclass field with Bounds. Any, as dataclasses.field: it stands in for a default of the field's type."""
+    """A dataclass field with Bounds. Any, as for dataclasses.field: it replaces a default of the field's type."""
     bounds = Bounds(f"{text}, or null for {null}" if null else text, allow)
     make_default = {"default_factory": lambda: list(default)} if isinstance(default, list) else {"default": default}
     return field(**make_default, metadata={"bounds": bounds})

@@ -68,7 +68,7 @@ def require_packages(options: LogSection) -> None:
 def make_sinks(
     options: LogSection, run_dir: Path, run_id: str, first_step: int, config: JsonObject
 ) -> list[MetricSink]:
-    """The sinks that the config asks for."""
+    """The sinks that are enabled in the config."""
     sinks: list[MetricSink] = []
     if options.tensorboard:
         sinks.append(TensorBoardSink(run_dir, first_step))

@@ -40,7 +40,7 @@ from ado_stream.train.distributed import DistributedContext, call_on_main, join_
 from ado_stream.train.metric_sinks import make_sinks
 from ado_stream.train.parallel import ParallelModel
 from ado_stream.train.record_lines import fit_line, run_line
-from ado_stream.train.resume import CHECKPOINTS, ResumePoint, find_resume_point, has_ended, prepare_run_dir
+from ado_stream.train.resume import CHECKPOINTS, ResumePoint, find_resume_point, is_finished, prepare_run_dir
 from ado_stream.train.step_log import LaunchedStep, LogOptions, MetricSink, StepLog
 from ado_stream.train.step_timer import StepTimer
 from ado_stream.train.stop_request import StopRequest
@@ -72,9 +72,9 @@ def run_training(config: TrainConfig, resume: str | os.PathLike[str] = "auto") -
             keep_freed_memory()
         run_dir, steps = Path(config.run_dir), config.train.steps
         resume_point = call_on_main(context, lambda: find_resume_point(run_dir, os.fspath(resume)))
-        if call_on_main(context, lambda: has_ended(run_dir, steps, resume_point)):
+        if call_on_main(context, lambda: is_finished(run_dir, steps, resume_point)):
             if context.is_main:
-                print(f"all {steps} steps were done before; raise train.steps to go on, or begin anew: --resume none")
+                print(f"all {steps} steps are done; raise train.steps to continue, or start again: --resume none")
             return RunResult(run_dir, steps, stopped=False)
         if context.is_main:
             compile_in_background("fit")  # seconds, once a machine; else all ranks would wait at the first refit
@@ -184,10 +184,10 @@ class Trainer:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
-        """Waits for a save in the background, also after a failure: it is the newest state to resume from."""
+        """Waits for a save in the background, also after a failure: it holds the newest state to resume from."""
         try:
             self._checkpointer.wait()
-        except Exception as unsaved:  # `loop` waits too, so another exception is on its way: that one is raised
+        except Exception as unsaved:  # `loop` waits too, so another exception is being raised: keep that one
             print(unsaved, file=sys.stderr, flush=True)
         self._loader.close()
         for sink in self._sinks:
@@ -221,7 +221,7 @@ class Trainer:
         """Saves a checkpoint of the current step; the seconds it takes are added to the next step's line."""
         started = time.perf_counter()
         self._log.flush()
-        loader_state = self._loader.state_dict()  # brings the last losses to the policy, which may refit
+        loader_state = self._loader.state_dict()  # passes the last losses to the policy, which may refit
         self._record_refit()
         metadata: CheckpointMetadata = {
             "finished_steps": self._finished,
@@ -235,7 +235,7 @@ class Trainer:
         }
         directory = checkpoint_dir(self._checkpoints, self._finished)
 
-        def write_event(step: int = self._finished) -> None:  # in the saving thread, when training may be further on
+        def write_event(step: int = self._finished) -> None:  # in the saving thread: training may have advanced
             detail = {"directory": str(directory), "seconds": time.perf_counter() - started}
             self._write("event", step=step, name="checkpoint", detail=detail)
 

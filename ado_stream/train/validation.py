@@ -100,7 +100,7 @@ class Validator:
     ) -> ValidationResult | None:
         """Losses under `Transformer.loss` or a wrapper of it; called on all ranks.
 
-        should_stop: called before each forward pass; must answer alike on all ranks. True: there is no result.
+        should_stop: called before each forward pass; must return the same on all ranks. True: there is no result.
         """
         device = self._context.device
         totals_2K = torch.zeros((2, self._num_domains), dtype=torch.float64, device=device)
