@@ -24,13 +24,20 @@ _Pair = tuple[torch.Tensor, torch.Tensor]
 @overload
 def rms_norm(
     x: torch.Tensor, weight: torch.Tensor | None = ..., eps: float = ..., residual: None = ...
-) -> torch.Tensor: ...
+) -> torch.Tensor:
+    """y alone, without a residual."""
+
+
 @overload
-def rms_norm(x: torch.Tensor, weight: torch.Tensor | None, eps: float, residual: torch.Tensor) -> _Pair: ...
+def rms_norm(x: torch.Tensor, weight: torch.Tensor | None, eps: float, residual: torch.Tensor) -> _Pair:
+    """(y, x + residual), with a residual."""
+
+
 @overload
-def rms_norm(
-    x: torch.Tensor, weight: torch.Tensor | None = ..., eps: float = ..., *, residual: torch.Tensor
-) -> _Pair: ...
+def rms_norm(x: torch.Tensor, weight: torch.Tensor | None = ..., eps: float = ..., *, residual: torch.Tensor) -> _Pair:
+    """The same, with the residual by its name."""
+
+
 def rms_norm(
     x: torch.Tensor, weight: torch.Tensor | None = None, eps: float = 1e-6, residual: torch.Tensor | None = None
 ) -> torch.Tensor | _Pair:
