@@ -164,7 +164,7 @@ class Evictor:
 
     def _evict_queued(self, need_bytes: int, spec: ObjectSpec) -> int:
         freed_bytes, kept = 0, []
-        for _ in range(len(self._queue)):
+        for _ in range(len(self._queue)):  # each file once at most: those used since are put back
             if freed_bytes >= need_bytes:
                 break
             used_ns, path = heapq.heappop(self._queue)

@@ -245,5 +245,5 @@ class _BatchMaker:
                 self.failure = error
                 self.ready.put(None)
         finally:
-            if self.stop.is_set():
+            if self.stop.is_set():  # the pipeline may have been collected, and nothing else would end the fetches
                 self.lookahead.close()

@@ -236,6 +236,7 @@ def planned_ids(
         low = plan[piece, PIECE_START]
         size = plan[end, PIECE_START] - low
         mixed = low + permute(position - low, size, np.uint64(row[KEY]) + np.uint64(b))
+        # the piece of the block that holds `mixed`, by bisection
         while end - piece > 1:
             middle = (piece + end) // 2
             if plan[middle, PIECE_START] <= mixed:

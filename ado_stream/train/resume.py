@@ -89,6 +89,8 @@ def _named_checkpoint(resume: str) -> Path:
 def prepare_run_dir(run_dir: Path, resume_point: ResumePoint) -> None:
     """Creates `run_dir`, or ends its checkpoints and its record at the resume point by renaming what comes after."""
     run_dir.mkdir(parents=True, exist_ok=True)
+    # Checkpoints before the record: after a kill in between, the next resume finds the same checkpoint and drops the
+    # same lines. In the other order it would find a checkpoint beyond the record's end: lines would be missing.
     if resume_point.continues_run:
         checkpoint_commit.set_aside_newer(run_dir / CHECKPOINTS, resume_point.step)
         rewind(run_dir, resume_point.step)

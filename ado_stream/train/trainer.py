@@ -260,6 +260,7 @@ class Trainer:
         self._finished = resume_point.step
         self._saved = self._finished if resume_point.already_saved else 0
         self._run_id = metadata["run_id"] if resume_point.continues_run else self._run_id
+        # The loader first: it refuses a state before it changes anything; tensors are loaded in place.
         self._loader.load_state_dict(metadata["loader"])
         load_training_state(directory, self._context, self._state)
         self._refit_step = self._loader.policy.attempt_step
