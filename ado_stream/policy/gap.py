@@ -18,7 +18,7 @@ import numpy as np
 
 from ado_stream.errors import ConfigError
 from ado_stream.option_checks import number, positive
-from ado_stream.policy.ado_config import AdoConfig, AdoPlan
+from ado_stream.policy.ado_config import AdoConfig
 from ado_stream.policy.ado_policy import AdoPolicy
 from ado_stream.policy.base_policy import Floats
 from ado_stream.policy.domain_weights import Weights, parse_values
@@ -40,19 +40,10 @@ class GapConfig(AdoConfig):
 
     fixed_point = settles = None
 
-    def plan(
-        self,
-        num_domains: int,
-        total_steps: int | None = None,
-        mixture_lag: int = 0,
-        vocab_size: int | None = None,
-    ) -> AdoPlan:
-        """As AdoConfig's. Raises ConfigError too when neither target losses nor the run's length are known."""
+    def _check(self) -> None:
+        super()._check()
         positive("gap: eta", self.eta)
         number("gap: smoothing", self.smoothing, 0.0, 1.0)
-        if total_steps is None and self.target_losses is None:
-            raise ConfigError("gap: give target_losses, or total_steps to forecast them for.")
-        return super().plan(num_domains, total_steps, mixture_lag, vocab_size)
 
 
 class GapPolicy(AdoPolicy):
@@ -66,6 +57,8 @@ class GapPolicy(AdoPolicy):
     def __init__(self, *arguments: Any, **named: Any):
         super().__init__(*arguments, **named)
         given = self.config.target_losses
+        if given is None and self.plan.total_steps is None:
+            raise ConfigError("gap: give target_losses, or total_steps to forecast them for.")
         self._target_loss_K = (
             None if given is None else parse_values(given, self.names, self.num_domains, "gap: target_losses")
         )

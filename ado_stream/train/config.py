@@ -32,13 +32,13 @@ class Bounds:
     allow: Callable[[Any], bool]
 
 
-def at_least(least: float, default: Any, null: str = "") -> Any:
-    """A field of finite numbers from `least` on. null: what None means, for messages."""
-    return _bounded(default, f"{least} or more", lambda value: least <= value < math.inf, null)
+def at_least(least: float, default: Any) -> Any:
+    """A field of finite numbers from `least` on."""
+    return _bounded(default, f"{least} or more", lambda value: least <= value < math.inf)
 
 
 def above_zero(default: Any, null: str = "") -> Any:
-    """A field of finite positive numbers."""
+    """A field of finite positive numbers. null: what None means, for messages."""
     return _bounded(default, "a number above 0", lambda value: 0 < value < math.inf, null)
 
 
