@@ -40,48 +40,21 @@ if TYPE_CHECKING:  # the names of _HOME, for type checkers
 
 __version__ = "0.1.0"
 
-_HOME = {
-    # fit
-    "fit_scaling_laws": "ado_stream.policy.scaling_laws",
-    "FitConfig": "ado_stream.policy.scaling_laws",
-    "ScalingLawFit": "ado_stream.policy.scaling_laws",
-    # policy
-    "AdoPolicy": "ado_stream.policy.ado_policy",
-    "AdoConfig": "ado_stream.policy.ado_config",
-    "make_policy": "ado_stream.policy.policy_registry",
-    "Floor": "ado_stream.policy.guards",
-    "Ceiling": "ado_stream.policy.guards",
-    "Pin": "ado_stream.policy.guards",
-    "Freeze": "ado_stream.policy.guards",
-    "RepetitionGuard": "ado_stream.policy.guards",
-    # stream
-    "Domain": "ado_stream.stream.domain",
-    "AdaptiveStreamingDataset": "ado_stream.stream.dataset",
-    "AdaptiveLoader": "ado_stream.loader",
-    "open_corpus": "ado_stream.corpus",
-    "Corpus": "ado_stream.corpus",
-    # model
-    "export_hugging_face": "ado_stream.evaluate.export",
-    # errors
-    **dict.fromkeys(
-        (
-            "AdoStreamError",
-            "ConfigError",
-            "DataError",
-            "ShardCorrupt",
-            "IndexInvalid",
-            "StorageError",
-            "NotFound",
-            "AccessDenied",
-            "Throttled",
-            "CacheFull",
-            "ResumeError",
-            "PolicyError",
-            "CheckpointError",
-        ),
-        "ado_stream.errors",
-    ),
+_NAMES_BY_MODULE = {
+    "corpus": "Corpus open_corpus",
+    "errors": "AccessDenied AdoStreamError CacheFull CheckpointError ConfigError DataError IndexInvalid NotFound "
+    "PolicyError ResumeError ShardCorrupt StorageError Throttled",
+    "evaluate.export": "export_hugging_face",
+    "loader": "AdaptiveLoader",
+    "policy.ado_config": "AdoConfig",
+    "policy.ado_policy": "AdoPolicy",
+    "policy.guards": "Ceiling Floor Freeze Pin RepetitionGuard",
+    "policy.policy_registry": "make_policy",
+    "policy.scaling_laws": "FitConfig ScalingLawFit fit_scaling_laws",
+    "stream.dataset": "AdaptiveStreamingDataset",
+    "stream.domain": "Domain",
 }
+_HOME = {name: f"ado_stream.{module}" for module, names in _NAMES_BY_MODULE.items() for name in names.split()}
 
 __all__ = [
     "AccessDenied",

@@ -1,10 +1,10 @@
-"""Files that are on the disk whole or not at all, also after a power cut; errors of the disk. Standard library only.
+"""Atomic, durable writes of files, also across a power cut; errors of the disk. Standard library only.
 
 The order is everywhere the same: write a temporary file in the same file system, fsync it, rename it, fsync the folder.
 Without the first fsync a power cut may leave the new name with no bytes; without the second, the old name.
 
-Names of temporary files and locks can be guessed: what lies there already, a symbolic link for instance, is never
-opened, and folders of such files must be ours.
+Names of temporary files and locks can be guessed: an existing file or symbolic link of that name is never opened, and
+the folders of such files must belong to this user.
 """
 
 import errno
@@ -19,7 +19,7 @@ from ado_stream.errors import StorageError
 
 
 class DiskError(StorageError):
-    """The local disk failed or refused; `full` says whether for want of room."""
+    """The local disk failed or refused; `full`: because no space is left."""
 
     def __init__(self, path: Path | str, error: OSError, advice: str) -> None:
         super().__init__(f"{error.filename or path}: {error.strerror or error}.\n  {advice}")
@@ -61,7 +61,7 @@ def durable_file(path: Path) -> Iterator[IO[bytes]]:
 
 
 def new_file(path: Path, mode: int = 0o666) -> int:
-    """The descriptor of a new, empty file; what a killed process left under that name is removed first."""
+    """The descriptor of a new, empty file; a file of that name, left by a killed process, is removed first."""
     path.unlink(missing_ok=True)
     return os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, mode)
 

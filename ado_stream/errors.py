@@ -11,7 +11,7 @@ hold no credentials.
         IndexInvalid      an index.json or corpus.json cannot be understood
       StorageError      a remote or the local disk failed, after every retry
         NotFound, AccessDenied, Throttled, CacheFull
-      ResumeError       a saved state does not fit the data or settings at hand
+      ResumeError       a saved state does not fit the data or settings
       PolicyError       a policy was called out of order or with impossible input
       CheckpointError   a checkpoint is missing, torn or of another model
 """

@@ -1,4 +1,4 @@
-"""The check of a JSON file that anybody may have written: its syntax, and its shape against TypedDicts.
+"""Checks of JSON files from untrusted sources: the syntax, and the types against TypedDicts.
 
 What passes has the declared keys with values of the declared types, text that UTF-8 can hold, and numbers in range: int
 is a count, 0 or more and below 2^63; float any number that a float64 holds, NaN and infinities included.
@@ -9,6 +9,7 @@ import types
 from typing import Any, get_args, get_origin, get_type_hints, is_typeddict
 
 from ado_stream.errors import AdoStreamError, IndexInvalid
+from ado_stream.value_types import JsonObject
 
 _MAX_COUNT, _MAX_NUMBER = 1 << 63, 1 << 1023
 _NAMES = {dict: "an object", list: "a list", int: "a count", float: "a number", str: "text"}
@@ -28,7 +29,7 @@ def decode_json(data: bytes, where: str, error_type: _Error = IndexInvalid) -> A
 def check_type(value: object, kind: Any, where: str, error_type: _Error = IndexInvalid) -> None:
     """Raises `error_type` where `value` is not of `kind`.
 
-    A kind is a TypedDict, dict[str, ...], list[...], str, int or float, or such a kind | None; any other is free.
+    A kind is a TypedDict, dict[str, ...], list[...], str, int or float, or such a kind | None; others are not checked.
     """
     arguments = get_args(kind)
     if types.NoneType in arguments:
@@ -65,7 +66,7 @@ def _is(value: object, base: type) -> bool:
     return isinstance(value, base)
 
 
-def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+def _unique(pairs: list[tuple[str, object]]) -> JsonObject:
     """A JSON object whose names must differ: json.loads alone would keep the last of two."""
     value = dict(pairs)
     if len(value) != len(pairs):

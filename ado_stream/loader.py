@@ -3,14 +3,13 @@
 Each step: the loop takes a batch, trains, and calls `observe` with its per-domain loss sums and token counts. The
 loader adds them over ranks, updates the policy on rank 0, and publishes its mixture for step s + 1 + lag on every rank.
 On a GPU the sums are reduced and copied to pinned memory without waiting; they are read when those of the next step
-arrive, within the lag, so that the training loop never waits for the GPU on behalf of the policy.
+arrive, within the lag, so that the training loop never waits for the GPU because of the policy.
 
 The policy runs on rank 0 alone: processors of different kinds may differ in the last bit of a mixture, and one bit can
 change the domain of a slot.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
-from types import TracebackType
 from typing import Any, Protocol
 
 import numpy as np
@@ -24,24 +23,25 @@ from ado_stream.policy.policy_registry import make_run_policy
 from ado_stream.reduction import LossReduction, ReducedLosses, is_distributed
 from ado_stream.stream.dataset import AdaptiveStreamingDataset
 from ado_stream.stream.device_copies import TokenBatch
+from ado_stream.value_types import Floats, Ints, JsonMapping, JsonObject
 
 _CHECK_STEPS = 64  # how often ranks compare their cursors
 
 
 class MixturePolicy(Protocol):
-    """What a policy must have; `ado.make_policy` makes such objects, and any object of yours with these four serves."""
+    """What a policy must have; `ado.make_policy` returns such objects, and any object with these four will do."""
 
     @property
-    def mixture(self) -> np.ndarray:
+    def mixture(self) -> Floats:
         """(K,): the mixture of the last update, or the first one."""
 
-    def update(self, mean_losses: np.ndarray, sample_counts: np.ndarray, /) -> np.ndarray:
+    def update(self, mean_losses: Floats, sample_counts: Ints, /) -> Floats:
         """The mixture (K,) after one more step; mean_losses: NaN for a domain without tokens."""
 
-    def state_dict(self) -> dict[str, Any]:
+    def state_dict(self) -> JsonObject:
         """JSON-able state."""
 
-    def load_state_dict(self, state: Mapping[str, Any], *, names: Sequence[str] | None = None) -> None:
+    def load_state_dict(self, state: JsonMapping, *, names: Sequence[str] | None = None) -> None:
         """Continues from `state`. names: given when the domains differ from the saved ones."""
 
 
@@ -52,7 +52,7 @@ class AdaptiveLoader:
         dataset: AdaptiveStreamingDataset; its mixture_lag must cover `prefetch`.
         policy: a MixturePolicy; or the name of one of `ado.make_policy`, or {"name": ..., "options": {...}, "guards":
             [...]} as in a config, made for the data set's domains; None: the mixtures come from dataset.publish.
-        prefetch: batches made ahead; 0 makes each when it is asked for.
+        prefetch: batches made ahead; 0 makes each on demand.
         io_threads: threads that fetch, verify and decompress shards; 0 does it when a shard is read.
         pin_memory: page-locked token arrays, for asynchronous copies to a GPU.
         device: copy each batch there, one ahead and, with pin_memory, while the GPU computes; None: leave it on the
@@ -66,7 +66,7 @@ class AdaptiveLoader:
     def __init__(
         self,
         dataset: AdaptiveStreamingDataset,
-        policy: MixturePolicy | str | Mapping[str, Any] | None = None,
+        policy: MixturePolicy | str | JsonMapping | None = None,
         prefetch: int = 4,
         io_threads: int = 4,
         pin_memory: bool = False,
@@ -81,7 +81,7 @@ class AdaptiveLoader:
             policy = make_policy_for(dataset, policy)
         if policy is not None:
             _check_policy(policy, dataset)
-        self.policy: Any = policy  # of the caller's own type, which may have more than a MixturePolicy
+        self.policy: Any = policy  # of the caller's type, which may have more than a MixturePolicy
         self._observed = dataset.step  # the next step to be observed
         timeout_s = positive("timeout_s", timeout_s)
         self._reduction = LossReduction(dataset.names, dataset.rank_slots.replication, timeout_s)
@@ -99,8 +99,8 @@ class AdaptiveLoader:
         return self.dataset.step
 
     @property
-    def mixture(self) -> np.ndarray:
-        """(K,) float64: the mixture of the batch last handed out; before the first batch, of the first."""
+    def mixture(self) -> Floats:
+        """(K,) float64: the mixture of the last batch yielded; before any, of the first."""
         return self.dataset.mixture_in_force
 
     def __iter__(self) -> Iterator[TokenBatch]:
@@ -109,26 +109,26 @@ class AdaptiveLoader:
             yield self._next()
 
     def observe(self, loss_sums: torch.Tensor, token_counts: torch.Tensor, *, reduced: bool = False) -> None:
-        """Reports the per-domain losses of the batch last handed out; one call after each batch.
+        """Reports the per-domain losses of the last batch yielded; one call after each batch.
 
         loss_sums: (K,) sums of token losses in nats; token_counts: (K,) numbers of tokens summed; any device and dtype,
         over this rank's rows. They are added over ranks here, unless they are `reduced`: over the global batch, each
         sample counted once, the same on every rank. A domain without tokens has no loss this step; a sum that is not
-        finite goes to the policy as it is, which ignores it. Raises PolicyError for other shapes, dtypes or devices and
-        for counts that are negative or not finite; nothing has changed then, and the corrected call is taken. (Counts
-        on a GPU are checked when they are read, a step later; every call then raises that error.)
+        finite is passed to the policy, which ignores it. Raises PolicyError for other shapes, dtypes or devices and for
+        counts that are negative or not finite; nothing has changed then, and the call can be repeated, corrected.
+        (Counts on a GPU are checked when they are read, a step later; every call then raises that error.)
         """
         if self.policy is None:
             return
         step = self._observed
         if step >= self.step:
-            raise PolicyError(f"observe: step {step} was not handed out yet; call observe once after each batch.")
+            raise PolicyError(f"observe: step {step} was not yielded yet; call observe once after each batch.")
         self._reduction.push(step, loss_sums, token_counts, reduced)
         self._observed = step + 1
         for losses in self._reduction.ready():
             self._update(losses)
 
-    def observe_validation(self, mean_losses: np.ndarray, sample_counts: np.ndarray) -> None:
+    def observe_validation(self, mean_losses: Floats, sample_counts: Floats) -> None:
         """Reports losses on held-out text to a policy that learns from them, after every loss observed so far.
 
         mean_losses: (K,) nats per token, NaN where a domain has none; sample_counts: (K,) samples measured. All ranks
@@ -144,12 +144,12 @@ class AdaptiveLoader:
         for losses in self._reduction.ready(all_steps=True):
             self._update(losses)
 
-    def statistics(self) -> dict[str, Any]:
+    def statistics(self) -> JsonObject:
         """The data set's statistics: samples, bytes, cache hits, stalls, waits in seconds."""
         return self.dataset.statistics()
 
-    def state_dict(self) -> dict[str, Any]:
-        """JSON-able, of the step last handed out and every loss observed so far. Save that of rank 0.
+    def state_dict(self) -> JsonObject:
+        """JSON-able, as of the last step yielded and every loss observed so far. Save that of rank 0.
 
         With several ranks all must call it: they update the policy together.
         """
@@ -158,7 +158,7 @@ class AdaptiveLoader:
         policy = None if self.policy is None else self.policy.state_dict()
         return {"stream": self.dataset.state_dict(), "observed": self._observed, "policy": policy}
 
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+    def load_state_dict(self, state: JsonMapping) -> None:
         """Continues from `state`, saved with any number of ranks.
 
         Raises ResumeError when it does not fit; nothing has changed then.
@@ -178,7 +178,7 @@ class AdaptiveLoader:
         if self.policy is not None:
             same = list(stream["domains"]) == self.dataset.names
             self.policy.load_state_dict(policy, **({} if same else {"names": self.dataset.names}))
-        self.dataset.restore(decoded)  # raises nothing: the state was checked before the policy took its part
+        self.dataset.restore(decoded)  # raises nothing: the state was checked before the policy loaded its part
         self._reduction.drop()  # losses of the steps before the load
         self._observed = observed
 
@@ -189,9 +189,7 @@ class AdaptiveLoader:
     def __enter__(self) -> "AdaptiveLoader":
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close()
 
     def _next(self) -> TokenBatch:
@@ -202,7 +200,7 @@ class AdaptiveLoader:
         return self.dataset.next_batch()
 
     def _check_observed(self) -> None:
-        """Raises PolicyError when the next step's mixture cannot come: only this thread publishes, and it would wait.
+        """Raises PolicyError when the next step would wait forever: this thread alone publishes its mixture.
 
         Losses still on the GPU that the next step's mixture depends on are flushed.
         """
@@ -234,7 +232,7 @@ class AdaptiveLoader:
                 raise
         self.dataset.publish(losses.step + 1 + lag, self._reduction.broadcast(mixture_K, digest))
 
-    def _next_mixture(self, losses: ReducedLosses) -> np.ndarray:
+    def _next_mixture(self, losses: ReducedLosses) -> Floats:
         assert self.policy is not None
         loss_K = np.full(losses.sum_K.size, np.nan)
         np.divide(losses.sum_K, losses.count_K, out=loss_K, where=losses.count_K > 0)
@@ -242,7 +240,7 @@ class AdaptiveLoader:
 
 
 def make_policy_for(
-    dataset: AdaptiveStreamingDataset, given: str | Mapping[str, Any], steps: int | None = None, **facts: Any
+    dataset: AdaptiveStreamingDataset, given: str | JsonMapping, steps: int | None = None, **facts: Any
 ) -> Policy:
     """The policy `given` by its name, or as {"name", "options", "guards"}, over the data set's domains and prior.
 

@@ -1,7 +1,7 @@
 """Checks of arguments that users give: each returns the checked value or raises ConfigError with got and expected.
 
-`name` is what messages call the argument, with what it belongs to. Invariant: what passes has the type
-and range asked for; NaN, infinity, and true or false in place of a number never pass.
+`name` is the argument in messages, with what it belongs to. Invariant: a returned value has the required type and
+range; NaN, infinity, and true or false in place of a number are refused.
 """
 
 import inspect
@@ -9,7 +9,7 @@ import math
 import os
 from collections.abc import Callable, Collection, Iterable
 from numbers import Integral, Real
-from typing import Any, TypeVar
+from typing import TypeVar
 
 from ado_stream.errors import ConfigError
 from ado_stream.suggest import did_you_mean
@@ -17,7 +17,7 @@ from ado_stream.suggest import did_you_mean
 Checked = TypeVar("Checked")
 
 
-def optional(check: Callable[..., Checked], name: str, value: object, *bounds: Any) -> Checked | None:
+def optional(check: Callable[..., Checked], name: str, value: object, *bounds: object) -> Checked | None:
     """None for None, else what `check(name, value, *bounds)` returns."""
     return None if value is None else check(name, value, *bounds)
 
@@ -70,7 +70,7 @@ def text(name: str, value: object) -> str:
     return value
 
 
-def instance(name: str, value: Any, kind: type) -> Any:
+def instance(name: str, value: Checked, kind: type) -> Checked:
     """`value`, which must be an object of the class `kind`."""
     if not isinstance(value, kind):
         raise ConfigError(f"{name} is {value!r:.80}; expected an object of {kind.__module__}.{kind.__name__}.")

@@ -39,6 +39,7 @@ from ado_stream.durable import write_durably
 from ado_stream.errors import DataError, NotFound, StorageError
 from ado_stream.json_files import check_type
 from ado_stream.redact import redact
+from ado_stream.value_types import JsonObject
 
 
 class _Line(TypedDict):
@@ -77,14 +78,14 @@ class RunLine(TypedDict):
     domains: list[str]
     prior: NotRequired[list[float | None] | None]
     policy: NotRequired[str]
-    policy_options: NotRequired[dict[str, Any] | None]
+    policy_options: NotRequired[JsonObject | None]
     floor: NotRequired[float | None]
     global_batch_size: NotRequired[int]
     seq_len: NotRequired[int]
     mixture_lag: NotRequired[int]
     steps: NotRequired[int]
     model: NotRequired[ModelOfRun | None]
-    versions: NotRequired[dict[str, Any]]
+    versions: NotRequired[JsonObject]
     corpus: NotRequired[CorpusOfRun | None]
 
 
@@ -93,7 +94,7 @@ FILE_NAME = "record.jsonl"
 KINDS = ("run", "step", "fit", "health", "eval", "event")
 
 
-def plain(value: Any) -> Any:
+def plain(value: object) -> object:
     """`value` in JSON's types, without credentials: arrays to lists, NaN and infinities to null."""
     if isinstance(value, str):
         return redact(value)
@@ -117,10 +118,10 @@ class RunRecord:
         self._file = open(self.path, "ab", buffering=0)  # noqa: SIM115 - lives as long as the run
         self._lock = threading.Lock()
 
-    def write(self, kind: str, **fields: Any) -> None:
+    def write(self, kind: str, **fields: object) -> None:
         """Appends one line of `kind`; NumPy arrays become lists, NaN becomes null. Raises StorageError: disk full."""
         assert kind in KINDS, kind
-        line = json.dumps({"kind": kind, **plain(fields)}, separators=(",", ":"), allow_nan=False)
+        line = json.dumps(plain({"kind": kind, **fields}), separators=(",", ":"), allow_nan=False)
         with self._lock:
             self._append(line.encode() + b"\n")
 
@@ -142,7 +143,7 @@ class RunRecord:
     def __enter__(self) -> "RunRecord":
         return self
 
-    def __exit__(self, *exc_info: object) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close()
 
 
@@ -158,7 +159,7 @@ def rewind(run_dir: str | os.PathLike[str], step: int) -> None:
     write_durably(path, "".join(json.dumps(line, separators=(",", ":")) + "\n" for line in kept))
 
 
-def read_lines(path: str | os.PathLike[str]) -> list[dict[str, Any]]:
+def read_lines(path: str | os.PathLike[str]) -> list[JsonObject]:
     """All whole lines of a record file, in order. Raises NotFound, DataError (with the line's number)."""
     try:
         raw = Path(path).read_bytes()
@@ -182,14 +183,14 @@ def read_lines(path: str | os.PathLike[str]) -> list[dict[str, Any]]:
     return found
 
 
-def read_run(run_dir: str | os.PathLike[str]) -> tuple[dict[str, Any], dict[str, list[dict[str, Any]]]]:
+def read_run(run_dir: str | os.PathLike[str]) -> tuple[JsonObject, dict[str, list[JsonObject]]]:
     """(the newest run line, {kind: its lines in order}) of RUN/record.jsonl.
 
     Raises NotFound, and DataError when no run line is there or its version is unknown.
     """
     path = Path(run_dir) / FILE_NAME
     lines = read_lines(path)
-    by_kind: dict[str, list[dict[str, Any]]] = {kind: [] for kind in KINDS}
+    by_kind: dict[str, list[JsonObject]] = {kind: [] for kind in KINDS}
     for line in lines:
         by_kind.setdefault(line["kind"], []).append(line)
     if not by_kind["run"]:

@@ -1,4 +1,4 @@
-"""Text without credentials. Every text of ours passes here on its way out: errors, the record, metric sinks, reprs.
+"""Removes credentials from text: from errors, the record, metric sinks and reprs.
 
 Redacted: user information in URLs (also in URLs that are percent-encoded as a whole), values of signatures, keys and
 tokens in queries, and what the environment holds as a secret, wherever it occurs.
@@ -21,7 +21,7 @@ _SECRET_NAME = re.compile(
     re.IGNORECASE,
 )
 _USER = re.compile(r"://([^\s/:@]*):(\S+)@")
-_LEAST_SECRET = 8  # a shorter one, "test" for instance, is a word of ordinary text
+_MIN_SECRET_CHARACTERS = 8  # a shorter one, "test" for instance, may be an ordinary word
 
 
 def redact(text: str) -> str:
@@ -38,4 +38,4 @@ def _secrets() -> Iterator[str]:
     for name, value in os.environ.items():
         found = [value] if _SECRET_NAME.match(name) else []
         found += [spelling for user in _USER.finditer(value) for spelling in (user[2], urllib.parse.unquote(user[2]))]
-        yield from (secret for secret in found if len(secret) >= _LEAST_SECRET)
+        yield from (secret for secret in found if len(secret) >= _MIN_SECRET_CHARACTERS)

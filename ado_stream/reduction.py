@@ -1,19 +1,20 @@
 """The loader's collectives: per-domain losses summed over ranks, and rank 0's mixture broadcast.
 
 Sums on a GPU are reduced there (NCCL, in stream order) and copied to pinned memory; they are read one step later, when
-the copy is long done. Sums on the host are reduced in a gloo group of the loader's own; mixtures are broadcast in it.
+the copy has finished. Sums on the host are reduced in a gloo group of the loader's own; mixtures are broadcast in it.
 """
 
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from datetime import timedelta
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import torch
 import torch.distributed as dist
 
 from ado_stream.errors import PolicyError
+from ado_stream.value_types import Floats
 
 _DIGEST_RANGE = 1 << 50  # a digest travels as float64, which holds integers below 2^53 exactly
 
@@ -22,23 +23,23 @@ class ReducedLosses(NamedTuple):
     """A step's losses over all ranks."""
 
     step: int
-    sum_K: np.ndarray  # (K,) float64: loss sums, nats
-    count_K: np.ndarray  # (K,) float64: tokens
+    sum_K: Floats  # (K,) float64: loss sums, nats
+    count_K: Floats  # (K,) float64: tokens
 
 
 class LossReduction:
     """ReducedLosses of each step, in order; at most one step late.
 
     names: of the domains. replication: this many consecutive ranks have the same rows, which count once. timeout_s: how
-    long ranks wait for each other on the host before all of them fail; a group of its own does not inherit that of the
+    long ranks wait for each other on the host before all of them fail; a separate group does not inherit that of the
     default group.
     """
 
     def __init__(self, names: Sequence[str], replication: int, timeout_s: float):
         self._names, self._num_domains, self._replication = list(names), len(names), replication
-        self._timeout = timedelta(seconds=timeout_s)
-        self._keep = 0  # pending steps that are left for later: their copies may not be there yet
-        self._pending: deque[tuple[int, Callable[[], np.ndarray]]] = deque()  # (step, wait for its copy and read it)
+        self._timeout_s = timeout_s
+        self._keep = 0  # newest pending steps not read yet: their copies may not have finished
+        self._pending: deque[tuple[int, Callable[[], Floats]]] = deque()  # (step, wait for its copy and read it)
         self._group: dist.ProcessGroup | None = None
 
     def push(self, step: int, loss_sums: torch.Tensor, token_counts: torch.Tensor, reduced: bool = False) -> None:
@@ -55,8 +56,8 @@ class LossReduction:
     def ready(self, all_steps: bool = False) -> Iterator[ReducedLosses]:
         """The steps that can be read without waiting for a GPU, or all pending steps, oldest first.
 
-        A step stays pending until the next is asked for: what its user raises is raised again by the next call. Raises
-        PolicyError for impossible counts that a GPU held.
+        A step stays pending until the next is requested, so a step whose consumer raised comes again in the next call.
+        Raises PolicyError for impossible counts that a GPU held.
         """
         while len(self._pending) > (0 if all_steps else self._keep):
             step, read = self._pending[0]
@@ -74,7 +75,7 @@ class LossReduction:
         """The first pending step."""
         return self._pending[0][0] if self._pending else None
 
-    def broadcast(self, mixture_K: np.ndarray | None, digest: int) -> np.ndarray:
+    def broadcast(self, mixture_K: Floats | None, digest: int) -> Floats:
         """Rank 0's mixture (K,), on every rank; the others pass None.
 
         digest: of this rank's cursors. Raises PolicyError on a rank whose digest differs from rank 0's, since it would
@@ -115,12 +116,12 @@ class LossReduction:
             self._check_counts(step, counts_K.numpy())
         return torch.cat([sums_K, counts_K])
 
-    def _checked(self, what: str, part: Any) -> torch.Tensor:
-        """`part` as (K,) float64 on its device."""
+    def _checked(self, what: str, given: object) -> torch.Tensor:
+        """`given` as (K,) float64 on its device."""
         try:
-            part = part if isinstance(part, torch.Tensor) else torch.as_tensor(part, device="cpu")
+            part = given if isinstance(given, torch.Tensor) else torch.as_tensor(given, device="cpu")
         except (TypeError, ValueError, RuntimeError):
-            raise PolicyError(f"{what} is {part!r:.80}; expected a tensor of numbers.") from None
+            raise PolicyError(f"{what} is {given!r:.80}; expected a tensor of numbers.") from None
         if part.shape != (self._num_domains,):
             raise PolicyError(f"{what} has shape {tuple(part.shape)}; expected ({self._num_domains},), one per domain.")
         if part.is_complex() or part.layout != torch.strided or part.device.type not in ("cpu", "cuda"):
@@ -130,7 +131,7 @@ class LossReduction:
             )
         return part.detach().to(torch.float64)
 
-    def _check_counts(self, step: int, count_K: np.ndarray) -> None:
+    def _check_counts(self, step: int, count_K: Floats) -> None:
         if (bad_K := ~((count_K >= 0) & (count_K < np.inf))).any():
             index = int(np.argmax(bad_K))
             raise PolicyError(
@@ -145,13 +146,18 @@ class LossReduction:
 
     def _host_group(self) -> dist.ProcessGroup:
         if self._group is None:
-            group = dist.new_group(backend="gloo", timeout=self._timeout)
-            assert isinstance(group, dist.ProcessGroup)
-            self._group = group
+            self._group = new_host_group(self._timeout_s)
         return self._group
 
 
-def to_host_later(value: torch.Tensor) -> Callable[[], np.ndarray]:
+def new_host_group(timeout_s: float) -> dist.ProcessGroup:
+    """A process group of all ranks for tensors on the host; all ranks must call this."""
+    group = dist.new_group(backend="gloo", timeout=timedelta(seconds=timeout_s))
+    assert isinstance(group, dist.ProcessGroup)
+    return group
+
+
+def to_host_later(value: torch.Tensor) -> Callable[[], Floats]:
     """Starts a copy of a tensor to the host; returns a call that waits for it. No copy of a tensor on the host."""
     if not value.is_cuda:
         return value.numpy
@@ -160,7 +166,7 @@ def to_host_later(value: torch.Tensor) -> Callable[[], np.ndarray]:
     copied = torch.cuda.Event()
     copied.record(torch.cuda.current_stream(value.device))  # where the copy runs; the current device may be another
 
-    def read() -> np.ndarray:
+    def read() -> Floats:
         copied.synchronize()
         return host.numpy()
 

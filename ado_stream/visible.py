@@ -1,7 +1,7 @@
-"""Text of others as a terminal or a page may show it, without credentials.
+"""Text from outside made safe for a terminal or a page, without credentials.
 
-What a terminal obeys or hides is spelled out: control characters but tab and line end, marks of direction, zero-width
-characters other than those that join letters and emoji, halves of surrogate pairs, tags.
+Characters that control a terminal or are invisible are escaped: control characters but tab and line end, marks of
+direction, zero-width characters other than those that join letters and emoji, halves of surrogate pairs, tags.
 """
 
 import json
@@ -16,11 +16,11 @@ _INVISIBLE = re.compile(
 
 
 def visible(text: str) -> str:
-    r"""`text` with what cannot be seen spelled out, as \x1b, and credentials in URLs left out."""
+    r"""`text` with invisible characters escaped, as \x1b, and without credentials in URLs."""
     return _INVISIBLE.sub(lambda found: found.group().encode("unicode_escape").decode(), redact(text))
 
 
 def visible_json(value: object) -> str:
-    """`value` as JSON on one line, in which escapes of JSON spell out what cannot be seen."""
+    """`value` as JSON on one line, with invisible characters escaped as JSON does."""
     text = json.dumps(value, ensure_ascii=False)
     return _INVISIBLE.sub(lambda found: json.dumps(found.group())[1:-1], text)

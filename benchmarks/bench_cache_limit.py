@@ -48,7 +48,7 @@ def bookkeeping_ms(num_files: int) -> dict[str, float]:
             path = folders[number % FOLDERS] / f"new.{number:06d}.mds"
             spec = ObjectSpec("shard", "s3://b/x", path, path, raw_bytes=FILE_BYTES)
             started = time.process_time()
-            with evictor.room(spec, Deadline(10)):
+            with evictor.reserve(spec, Deadline(10)):
                 made_at = time.process_time()
                 path.write_bytes(bytes(FILE_BYTES))
                 made_s = time.process_time() - made_at

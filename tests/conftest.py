@@ -18,7 +18,7 @@ from tests.train.child_processes import ChildProcesses
 ROOT = Path(__file__).resolve().parents[1]
 
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-os.environ.setdefault("TRITON_DEFAULT_FP_FUSION", "1")  # today's default said aloud: Triton 3.9 warns when it is unset
+os.environ.setdefault("TRITON_DEFAULT_FP_FUSION", "1")  # the default; Triton 3.9 warns when it is unset
 
 # The same examples in every run: what CI says can be repeated. HYPOTHESIS=random looks further, as tests/fuzz does.
 settings.register_profile("repeatable", derandomize=True)
@@ -39,14 +39,17 @@ LEFT_OUT = pytest.StashKey[dict[str, int]]()
 
 
 def pytest_collection_modifyitems(config, items):
-    """Leaves out tests by what they need of the machine: `gpu(count=1)`, `privileged`. No test skips itself."""
+    """Leaves out tests by what they need of the machine: `gpu(count=1, memory_gb=0)`, `privileged`.
+
+    No test skips itself.
+    """
     import torch
 
     num_gpus, privileged = torch.cuda.device_count(), _may_mount()
     kept, left_out = [], {"gpu": [], "privileged": []}
     for item in items:
         gpu = item.get_closest_marker("gpu")
-        if gpu and num_gpus < gpu.kwargs.get("count", 1):
+        if gpu and not _has_gpu(num_gpus, **gpu.kwargs):
             left_out["gpu"].append(item)
         elif not privileged and (item.get_closest_marker("privileged") or PRIVILEGED & set(item.fixturenames)):
             left_out["privileged"].append(item)
@@ -60,10 +63,19 @@ def pytest_collection_modifyitems(config, items):
 
 def pytest_report_collectionfinish(config):
     """One line a kind of test that is left out here."""
-    needs = {"gpu": "more CUDA GPUs", "privileged": "the right to mount and to make network namespaces (root)"}
+    needs = {
+        "gpu": "more CUDA GPUs, or more of their memory free",
+        "privileged": "the right to mount and to make network namespaces (root)",
+    }
     return [
         f"left out: {number} tests that need {needs[need]}" for need, number in config.stash.get(LEFT_OUT, {}).items()
     ]
+
+
+def _has_gpu(num_gpus: int, count: int = 1, memory_gb: float = 0) -> bool:
+    import torch
+
+    return num_gpus >= count and (not memory_gb or torch.cuda.mem_get_info()[0] >= 1e9 * memory_gb)
 
 
 PRIVILEGED = {"small_disk", "nodes"}  # fixtures that mount a file system or make network namespaces

@@ -39,7 +39,7 @@ class _Inputs:
 
     def __iter__(self) -> Iterator[dict[str, torch.Tensor]]:
         for batch in self._micro_batches:
-            yield {"input_ids": batch["tokens"], "labels": labels_of(batch["tokens"]), "domain": batch["domain"]}
+            yield {"input_ids": batch["tokens"], "labels": make_labels(batch["tokens"]), "domain": batch["domain"]}
 
 
 class AdaptiveTrainer(Trainer):
@@ -73,7 +73,7 @@ class AdaptiveTrainer(Trainer):
         return _Inputs(self._loader, self._micro_batches)
 
     def compute_loss(
-        self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
+        self, model: Any, inputs: dict[str, torch.Tensor], return_outputs: bool = False, num_items_in_batch: Any = None
     ) -> Any:
         """Trainer's loss; in training the per-domain sums of samples with a "domain" go to the loader.
 
@@ -83,16 +83,16 @@ class AdaptiveTrainer(Trainer):
         domain_B = inputs.pop("domain", None)
         if domain_B is None:
             return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
-        labels_BT = inputs.setdefault("labels", labels_of(inputs["input_ids"]))
+        labels_BT = inputs.setdefault("labels", make_labels(inputs["input_ids"]))
         loss, outputs = super().compute_loss(model, inputs, True, num_items_in_batch)
         if model.training:
             self._micro_batches.observe(*domain_sums(outputs["logits"], labels_BT, domain_B, self._num_domains))
         return (loss, outputs) if return_outputs else loss
 
-    def prediction_step(self, model: Any, inputs: dict[str, Any], *arguments: Any, **options: Any) -> Any:
+    def prediction_step(self, model: Any, inputs: dict[str, torch.Tensor], *arguments: Any, **options: Any) -> Any:
         """Trainer's, which computes a loss only with labels; samples with a domain are their own labels."""
         if "domain" in inputs:
-            inputs = {**inputs, "labels": labels_of(inputs.get("labels", inputs["input_ids"]))}
+            inputs = {**inputs, "labels": make_labels(inputs.get("labels", inputs["input_ids"]))}
         return super().prediction_step(model, inputs, *arguments, **options)
 
     def train(self, resume_from_checkpoint: str | bool | None = None, *arguments: Any, **options: Any) -> Any:
@@ -110,17 +110,20 @@ class AdaptiveTrainer(Trainer):
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
         state = self._loader.state_dict()  # on every rank: they update the policy together
         if self.args.should_save:
-            folder = Path(self._get_output_dir(trial=trial)) / f"checkpoint-{self.state.global_step}"
+            run_dir = Path(self._get_output_dir(trial=trial))  # type: ignore[no-untyped-call]
+            folder = run_dir / f"checkpoint-{self.state.global_step}"
             (folder / _TRAINER_STATE).unlink(missing_ok=True)  # an earlier run's: the folder is incomplete from here on
             write_durably(folder / STATE_FILE, json.dumps(state))
-        super()._save_checkpoint(model, trial)
+        super()._save_checkpoint(model, trial)  # type: ignore[no-untyped-call]
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, *arguments: Any, **options: Any) -> None:
-        super()._load_from_checkpoint(resume_from_checkpoint, *arguments, **options)
+        super()._load_from_checkpoint(  # type: ignore[no-untyped-call]
+            resume_from_checkpoint, *arguments, **options
+        )
         self._loader.load_state_dict(json.loads((Path(resume_from_checkpoint) / STATE_FILE).read_text()))
 
 
-def labels_of(tokens_BT: torch.Tensor) -> torch.Tensor:
+def make_labels(tokens_BT: torch.Tensor) -> torch.Tensor:
     """Tokens or labels without the first: it is no target, but Trainer counts it among those that it divides by."""
     labels_BT = tokens_BT.clone()
     labels_BT[:, 0] = _IGNORED
@@ -139,7 +142,7 @@ def domain_sums(
     return domain_loss(loss_BT, torch.where(targets_BT != _IGNORED, domain_B[:, None], _NO_DOMAIN), num_domains)
 
 
-def check_positions(config: Any, num_tokens: int) -> None:
+def check_positions(config: object, num_tokens: int) -> None:
     """Raises ConfigError for a model with a learned embedding of fewer positions than a sample has tokens."""
     num_positions = getattr(config, "max_position_embeddings", None)
     rotary = any(hasattr(config, name) for name in ("rope_theta", "rope_parameters", "rope_scaling"))

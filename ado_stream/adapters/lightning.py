@@ -62,13 +62,13 @@ class AdaptiveModule(lightning.LightningModule):
         self._micro_batches = MicroBatches(self._loader, num_parts, "accumulate_grad_batches")
         return _Batches(self._micro_batches, trainer.max_steps * num_parts)
 
-    def training_step(self, batch: dict[str, Any], batch_index: int) -> torch.Tensor:
+    def training_step(self, batch: TokenBatch, batch_index: int) -> torch.Tensor:
         """Mean loss of these rows, which Lightning divides by the number of parts; the loader gets per-domain sums."""
         loss, sums_K, counts_K = self._losses(batch["tokens"], batch["domain"], self._num_domains)
         self._micro_batches.observe(sums_K, counts_K)
         return loss
 
-    def validation_step(self, batch: dict[str, Any], batch_index: int) -> None:
+    def validation_step(self, batch: dict[str, torch.Tensor], batch_index: int) -> None:
         """Logs the mean loss of batches with "tokens" (b, T + 1) as "val_loss"; the policy does not see it."""
         tokens_BT = batch["tokens"]
         loss, _, _ = self._losses(tokens_BT, torch.zeros_like(tokens_BT[:, 0]), 1)
@@ -86,7 +86,7 @@ class AdaptiveModule(lightning.LightningModule):
         """`make_optimizer` of the model's parameters."""
         return self._make_optimizer(self.model.parameters())
 
-    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+    def on_save_checkpoint(self, checkpoint: dict[str, object]) -> None:
         """Adds the state of the loader and its policy."""
         checkpoint[STATE_KEY] = self._loader.state_dict()
 

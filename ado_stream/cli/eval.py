@@ -1,12 +1,13 @@
-"""Validation loss of a run's model per domain, and downstream tasks when asked."""
+"""Validation loss of a run's model per domain, and downstream tasks on request."""
 
 import argparse
 import tempfile
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from ado_stream.cli.shared import add_trained_run_argument, check_positive, is_main_rank, print_json, table_text
 from ado_stream.errors import ConfigError
+from ado_stream.value_types import JsonObject
 
 if TYPE_CHECKING:
     from ado_stream.evaluate.trained_run import TrainedRun
@@ -33,7 +34,7 @@ def run(args: argparse.Namespace) -> None:
     from ado_stream.evaluate.trained_run import open_run
 
     trained = open_run(args.run)
-    found: dict[str, Any] = {"step": trained.step}
+    found: JsonObject = {"step": trained.step}
     if not args.tasks or args.corpus or trained.open_corpus("train").has("val"):  # tasks need no validation text
         found["validation"] = _validate(trained, args)
     if args.tasks:
@@ -54,7 +55,7 @@ def _check(args: argparse.Namespace) -> None:
     pick_device(args.device)
 
 
-def _validate(trained: "TrainedRun", args: argparse.Namespace) -> dict[str, Any]:
+def _validate(trained: "TrainedRun", args: argparse.Namespace) -> JsonObject:
     from ado_stream.train.config import DataSection
     from ado_stream.train.cpu_tuning import keep_freed_memory
     from ado_stream.train.distributed import join_process_group
@@ -88,7 +89,7 @@ def _validate(trained: "TrainedRun", args: argparse.Namespace) -> dict[str, Any]
     }
 
 
-def _tasks(trained: "TrainedRun", args: argparse.Namespace) -> dict[str, Any]:
+def _tasks(trained: "TrainedRun", args: argparse.Namespace) -> JsonObject:
     from ado_stream.evaluate.export import export_hugging_face
     from ado_stream.evaluate.tasks import evaluate_tasks
     from ado_stream.train.distributed import pick_device
@@ -99,7 +100,7 @@ def _tasks(trained: "TrainedRun", args: argparse.Namespace) -> dict[str, Any]:
         return evaluate_tasks(exported, args.tasks, args.task_dir, str(pick_device(args.device)), args.batch_size)
 
 
-def _print(found: dict[str, Any]) -> None:
+def _print(found: JsonObject) -> None:
     print(f"step {found['step']}")
     if "validation" in found:
         _print_validation(found["validation"])
@@ -109,7 +110,7 @@ def _print(found: dict[str, Any]) -> None:
                 print(f"{task:<24} {metric:<24} {value:.4f}")
 
 
-def _print_validation(validation: dict[str, Any]) -> None:
+def _print_validation(validation: JsonObject) -> None:
     rows = [
         [name, f"{each['tokens']:,}", f"{each['loss']:.4f}", f"{each['bits_per_byte']:.4f}"]
         for name, each in validation["domains"].items()

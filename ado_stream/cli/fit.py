@@ -8,7 +8,6 @@ import argparse
 import csv
 import math
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -22,9 +21,10 @@ from ado_stream.policy.scaling_laws import (
     fit_scaling_laws,
     prepare_history,
 )
+from ado_stream.value_types import Floats, JsonObject
 
 AXES = ("samples", "step")
-LEAST_ROWS = 30  # three parameters from fewer points follow their noise
+MIN_FITTED_ROWS = 30  # three parameters from fewer points follow their noise
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -43,7 +43,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--start-loss",
         type=float,
         metavar="LOSS",
-        help="of a model that has learnt nothing, in the file's unit: log of the vocabulary in nats per token, 8 in "
+        help="of an untrained model, in the file's unit: log of the vocabulary in nats per token, 8 in "
         "bits per byte; scales the fit's starts and penalties (default: as in the reference, log of 50,000)",
     )
     parser.add_argument("--backend", default="auto", help="auto, numba or triton")
@@ -79,13 +79,13 @@ def run(args: argparse.Namespace) -> None:
             print(
                 f"fitted {fitted} of {len(samples_T)} rows: --ignore-steps {args.ignore_steps} drops the first, "
                 f"--every {args.every} keeps one in {args.every}"
-                + ("; laws of so few points are loose: lower both" if fitted < LEAST_ROWS else "")
+                + ("; laws of so few points are loose: lower both" if fitted < MIN_FITTED_ROWS else "")
             )
     if plot:
         draw_laws(plot, names, samples_T[config.kept], prepare_history(losses_KT, config), fit)
 
 
-def read_losses(path: Path, batch_size: int = 1) -> tuple[list[str], np.ndarray, np.ndarray]:
+def read_losses(path: Path, batch_size: int = 1) -> tuple[list[str], Floats, Floats]:
     """Domain names, samples (T,) float64 and losses (K, T) float64 with NaN where a cell is empty.
 
     Raises DataError with the file and line where a cell is not a number or a row has another length.
@@ -123,7 +123,7 @@ def _number(cell: str, path: Path, line: int) -> float:
         raise DataError(f"{path}: line {line}: {cell!r} is not a number; leave a missing loss empty") from error
 
 
-def law_rows(names: list[str], fit: ScalingLawFit, samples: float) -> list[dict[str, Any]]:
+def law_rows(names: list[str], fit: ScalingLawFit, samples: float) -> list[JsonObject]:
     """One JSON-able dict per domain; None where the domain's fit is not valid. eps, beta, loss in nats per token."""
     predicted_K = fit.predict(samples)
 
@@ -146,7 +146,7 @@ def law_rows(names: list[str], fit: ScalingLawFit, samples: float) -> list[dict[
     ]
 
 
-def print_laws(rows: list[dict[str, Any]]) -> None:
+def print_laws(rows: list[JsonObject]) -> None:
     """The laws L(n) = eps + beta n^-alpha as a table; n in samples, residual the median |log loss - log law|."""
     header = ("domain", "eps", "beta", "alpha", "objective", "residual", "points", "at bound", "loss at 2x data")
     table = []
@@ -159,7 +159,7 @@ def print_laws(rows: list[dict[str, Any]]) -> None:
     print(table_text(header, table))
 
 
-def draw_laws(path: Path, names: list[str], samples_M: np.ndarray, losses_KM: np.ndarray, fit: ScalingLawFit) -> None:
+def draw_laws(path: Path, names: list[str], samples_M: Floats, losses_KM: Floats, fit: ScalingLawFit) -> None:
     """Writes a picture: the fitted points, and the laws up to twice the data.
 
     One panel per domain, up to as many as a report has; a title gives the number of domains when some are not shown.

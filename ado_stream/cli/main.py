@@ -12,7 +12,7 @@ import re
 import select
 import sys
 import types
-from typing import Any
+from typing import TypedDict
 
 from ado_stream import __version__
 from ado_stream.errors import AdoStreamError
@@ -51,6 +51,13 @@ EXAMPLES = {
     "doctor": "ado-stream doctor",
     "completion": "ado-stream completion bash > ado-stream.bash",
 }
+
+
+class ParserTexts(TypedDict):
+    """What a parser shows around its options."""
+
+    description: str
+    epilog: str
 
 
 def _overview() -> str:
@@ -113,22 +120,22 @@ def _run(verb: str, arguments: list[str], debug: bool) -> int:
     except OSError as error:
         if debug:
             raise
-        _drop_output()
-        if isinstance(error, BrokenPipeError) and _reader_is_gone():
+        _discard_output()
+        if isinstance(error, BrokenPipeError) and _output_was_closed():
             return 0  # `| head` has seen enough
         where = f"{error.filename}: " if error.filename else ""
         print(visible(f"{type(error).__name__}: {where}{error.strerror or error}."), file=sys.stderr)
         return 1
 
 
-def parser_options(verb: str, module: types.ModuleType) -> dict[str, Any]:
-    """What the parser of a verb shows around its options: the first line of its module, and an example."""
-    example = f"example: {EXAMPLES[verb]}" if verb in EXAMPLES else None
-    return {"description": (module.__doc__ or verb).strip().splitlines()[0], "epilog": example}
+def parser_options(verb: str, module: types.ModuleType) -> ParserTexts:
+    """The first line of the verb's module, and an example."""
+    description = (module.__doc__ or verb).strip().splitlines()[0]
+    return {"description": description, "epilog": f"example: {EXAMPLES[verb]}"}
 
 
-def _reader_is_gone() -> bool:
-    """Whether nobody reads the pipe behind standard output any more."""
+def _output_was_closed() -> bool:
+    """Whether the reader of the pipe behind standard output has closed it."""
     try:
         poll = select.poll()
         poll.register(sys.stdout.fileno(), 0)
@@ -137,8 +144,8 @@ def _reader_is_gone() -> bool:
         return False
 
 
-def _drop_output() -> None:
-    """Drops what standard output does not take: Python would try again at its exit and report it once more."""
+def _discard_output() -> None:
+    """Discards unwritten output: Python would try again to write it at exit and report the error once more."""
     try:
         sys.stdout.flush()
     except OSError:

@@ -9,9 +9,7 @@ import itertools
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
-
-import numpy as np
+from typing import TYPE_CHECKING
 
 from ado_stream.cli.shared import print_json
 from ado_stream.corpus import Corpus, open_corpus
@@ -19,6 +17,7 @@ from ado_stream.corpus.checker import CorpusChecker
 from ado_stream.corpus.manifest import SPLITS
 from ado_stream.errors import ConfigError
 from ado_stream.suggest import did_you_mean
+from ado_stream.value_types import Array, JsonObject
 from ado_stream.visible import visible
 
 if TYPE_CHECKING:
@@ -58,7 +57,7 @@ def run(args: argparse.Namespace) -> None:
         print(visible(f"--- {title}, {len(tokens)} tokens\n{shown}{'' if shown == text else ' ...'}\n"))
 
 
-def _samples(args: argparse.Namespace, corpus: Corpus) -> Iterator[tuple[dict[str, Any], np.ndarray]]:
+def _samples(args: argparse.Namespace, corpus: Corpus) -> Iterator[tuple[JsonObject, Array]]:
     """(place, tokens) of some samples of every requested domain."""
     names = [domain.name for domain in corpus.domains]
     for name in args.domain or []:
@@ -69,7 +68,7 @@ def _samples(args: argparse.Namespace, corpus: Corpus) -> Iterator[tuple[dict[st
             yield {"domain": name, "sample": number}, tokens
 
 
-def _batches(args: argparse.Namespace, corpus: Corpus) -> Iterator[tuple[dict[str, Any], np.ndarray]]:
+def _batches(args: argparse.Namespace, corpus: Corpus) -> Iterator[tuple[JsonObject, Array]]:
     """(place, tokens) of every sample of the first batches."""
     from ado_stream.stream.dataset import AdaptiveStreamingDataset  # imports torch
 
@@ -104,13 +103,13 @@ def _dataset_at(run_dir: Path, step: int) -> tuple[Corpus, "AdaptiveStreamingDat
     if found != expected:
         raise ConfigError(
             f"{run_dir}: step {step} is drawn with {found} samples of the domains, but {expected} were recorded.\n"
-            "  Its data set was not that of its config.yaml: the corpus or the seed was changed since, or it went on "
+            "  Its data set was not that of its config.yaml: the corpus or the seed was changed since, or it resumed "
             "from another run's checkpoint."
         )
     return corpus, dataset
 
 
-def _drawn(dataset: "AdaptiveStreamingDataset", num_batches: int) -> Iterator[tuple[dict[str, Any], np.ndarray]]:
+def _drawn(dataset: "AdaptiveStreamingDataset", num_batches: int) -> Iterator[tuple[JsonObject, Array]]:
     """(place, tokens) of every sample of the next batches."""
     try:
         for batch in itertools.islice(dataset, num_batches):
@@ -140,7 +139,7 @@ def _check_name(name: str, names: Sequence[str], split: str) -> None:
         )
 
 
-def _spread(checker: CorpusChecker, domain: str, split: str, num_samples: int) -> Iterator[tuple[int, np.ndarray]]:
+def _spread(checker: CorpusChecker, domain: str, split: str, num_samples: int) -> Iterator[tuple[int, Array]]:
     """(number, tokens) of `num_samples` samples, evenly spaced; only the shards that hold one are read."""
     entries = checker.index(domain, split)
     ends = list(itertools.accumulate(entry["samples"] for entry in entries))

@@ -8,13 +8,14 @@ and guards, which --option changes one by one; any other policy has the given op
 import argparse
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from ado_stream.cli.shared import picture_path, policy_options, print_json, table_text
 from ado_stream.errors import ConfigError
 from ado_stream.policy.base_policy import Policy, RunContext
 from ado_stream.policy.policy_registry import make_run_policy
 from ado_stream.simulate.replay import check_complete, replay
+from ado_stream.value_types import JsonObject
 from ado_stream.visible import visible
 
 if TYPE_CHECKING:
@@ -71,7 +72,7 @@ def run(args: argparse.Namespace) -> None:
             print(f"drawn: {plot}")
 
 
-def _policy(recorded: "Run", name: str, options: dict[str, Any], guards: list[dict[str, Any]]) -> Policy:
+def _policy(recorded: "Run", name: str, options: JsonObject, guards: list[JsonObject]) -> Policy:
     """The policy as training would have made it in the recorded run."""
     about = recorded.metadata
     corpus = (about.get("corpus") or {}).get("domains") or {}
@@ -90,7 +91,7 @@ def _policy(recorded: "Run", name: str, options: dict[str, Any], guards: list[di
     return make_run_policy(name, prior, options, guards, run)
 
 
-def _print(summary: dict[str, Any], recorded: "Run") -> None:
+def _print(summary: JsonObject, recorded: "Run") -> None:
     print(
         visible(
             f"{summary['steps']:,} steps of {recorded.label} (policy {recorded.metadata.get('policy')}), "

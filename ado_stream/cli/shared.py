@@ -4,9 +4,9 @@ import argparse
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from ado_stream.errors import ConfigError
+from ado_stream.value_types import JsonObject
 from ado_stream.visible import visible, visible_json
 
 
@@ -26,7 +26,7 @@ def check_positive(option: str, value: int) -> None:
         raise ConfigError(f"{option} must be 1 or more, got {value}")
 
 
-def policy_options(words: list[str]) -> dict[str, Any]:
+def policy_options(words: list[str]) -> JsonObject:
     """{key: value} of ["tau=3", "weights={web: 1, code: 2}", "fit.every=5"]; values as YAML. Raises ConfigError."""
     from omegaconf import OmegaConf
     from yaml import YAMLError

@@ -15,6 +15,7 @@ from ado_stream.simulate.closed_loop import Outcome, Spec, read_spec, simulate
 from ado_stream.simulate.default_spec import default_spec
 from ado_stream.simulate.oracle import best_samples
 from ado_stream.simulate.worlds import STEPS, WORLDS, world
+from ado_stream.value_types import JsonObject
 
 MAX_ROWS = 40  # domains in the printed table
 
@@ -68,7 +69,7 @@ def _all_worlds(args: argparse.Namespace) -> None:
     """Every policy's regret in every world; a row a world."""
     if args.plot:
         raise ConfigError("--world all draws nothing; give --plot with one world.")
-    found: dict[str, Any] = {}
+    found: JsonObject = {}
     for name in WORLDS:
         spec = read_spec(_given(argparse.Namespace(**{**vars(args), "world": name})))
         found[name] = summarise(spec, {label: simulate(spec, spec.make(label)) for label in spec.policies})
@@ -125,7 +126,7 @@ def _controlled(args: argparse.Namespace, plot: Path | None) -> None:
             print(f"drawn: {plot}")
 
 
-def summarise(spec: Spec, outcomes: dict[str, Outcome]) -> dict[str, Any]:
+def summarise(spec: Spec, outcomes: dict[str, Outcome]) -> JsonObject:
     """The outcomes as JSON: final true losses (nats per token), shares, and steps to the first policy's final loss.
 
     oracle: the division of the run's samples that is best for what is wanted, from the true laws; regret: a policy's
@@ -160,7 +161,7 @@ def summarise(spec: Spec, outcomes: dict[str, Outcome]) -> dict[str, Any]:
     }
 
 
-def _given(args: argparse.Namespace) -> dict[str, Any]:
+def _given(args: argparse.Namespace) -> JsonObject:
     if args.world:
         given = world(args.world, args.steps or STEPS)
     else:
@@ -173,7 +174,7 @@ def _given(args: argparse.Namespace) -> dict[str, Any]:
     return {**given, **{key: value for key, value in overrides.items() if value is not None}}
 
 
-def _read_yaml(path: Path) -> dict[str, Any]:
+def _read_yaml(path: Path) -> JsonObject:
     from omegaconf import OmegaConf
     from omegaconf.errors import OmegaConfBaseException
     from yaml import YAMLError
@@ -189,7 +190,7 @@ def _read_yaml(path: Path) -> dict[str, Any]:
     return {str(key): value for key, value in given.items()}
 
 
-def _print(spec: Spec, summary: dict[str, Any]) -> None:
+def _print(spec: Spec, summary: JsonObject) -> None:
     policies, oracle = summary["policies"], summary["oracle"]
     print(f"{spec.steps:,} steps of {spec.global_batch_size} samples, {summary['domains']} domains; nats per token\n")
     rows = [

@@ -1,10 +1,10 @@
 """Byte-level BPE: trained by the tokenizers library, encoded here several times as fast.
 
 Text is split into words by a pattern of explicit code points, so that Python's `re` and the library's engine
-(Oniguruma) split alike whatever their Unicode tables; each word's ids come from a memo and are joined as bytes. The
-result equals `tokenizers.Tokenizer.encode`, and the saved tokenizer.json gives the same ids in any program that reads
-it. Byte-level BPE: Radford et al. 2019, section 2.2. The memo pays because words repeat: the merges run for a few in a
-hundred of them. benchmarks/bench_prepare.py compares the two encoders.
+(Oniguruma) split alike, independent of their Unicode tables; each word's ids come from a memo and are joined as bytes.
+The result equals `tokenizers.Tokenizer.encode`, and the saved tokenizer.json gives the same ids in any program that
+reads it. Byte-level BPE: Radford et al. 2019, section 2.2. The memo helps because words repeat: the merges run for a
+few in a hundred of them. benchmarks/bench_prepare.py compares the two encoders.
 """
 
 import json
@@ -16,9 +16,11 @@ from typing import Any
 import numpy as np
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
 
+from ado_stream.value_types import Array, JsonObject
+
 END_TOKEN = "<|endoftext|>"
 _MEMO_WORDS = 1 << 19  # bounds the memory: a full memo is emptied
-_MEMO_CHARACTERS = 64  # longer words hardly ever come again
+_MEMO_CHARACTERS = 64  # longer words seldom repeat
 _LIST_CHARACTERS = 1 << 20
 _WORDS_AT_ONCE = 1 << 16
 
@@ -44,11 +46,11 @@ def train_bpe(texts: Iterable[str], vocab_size: int) -> Tokenizer:
     return tokenizer
 
 
-def can_encode(spec: dict[str, Any]) -> bool:
+def can_encode(spec: JsonObject) -> bool:
     """Whether `BpeEncoder` gives the ids of the tokenizer whose tokenizer.json is `spec`.
 
-    Every part and option must be that of `train_bpe`, those of later releases of the library included; free are the
-    vocabulary, the merges, the decoder, and special tokens, which both encoders take for plain text.
+    Every part and option must be that of `train_bpe`, those of later releases of the library included, except the
+    vocabulary, the merges, the decoder, and special tokens, which both encoders treat as plain text.
     """
     reference = Tokenizer(models.BPE())
     reference.pre_tokenizer = _pre_tokenizer()
@@ -56,7 +58,7 @@ def can_encode(spec: dict[str, Any]) -> bool:
     return _options(spec) == _options(expected) and all(token["special"] for token in spec["added_tokens"])
 
 
-def _options(spec: dict[str, Any]) -> dict[str, Any]:
+def _options(spec: JsonObject) -> JsonObject:
     """`spec` without the parts that do not matter to `can_encode`."""
     model = {key: value for key, value in spec["model"].items() if key not in ("vocab", "merges")}
     return {key: value for key, value in spec.items() if key not in ("added_tokens", "decoder")} | {"model": model}
@@ -70,7 +72,7 @@ class BpeEncoder:
         self._memo = _Memo(tokenizer, np.dtype(dtype))
         self._dtype = np.dtype(dtype)
 
-    def encode(self, text: str) -> np.ndarray:
+    def encode(self, text: str) -> Array:
         """(n,) ids of `text`."""
         words = self._words(text)
         parts = []
@@ -90,7 +92,7 @@ class BpeEncoder:
 class _Memo(dict[str, bytes]):
     """word -> its ids as bytes; the library's model merges a word on its first use."""
 
-    def __init__(self, tokenizer: Tokenizer, dtype: np.dtype):
+    def __init__(self, tokenizer: Tokenizer, dtype: np.dtype[Any]):
         super().__init__()
         self._model = tokenizer.model
         self._dtype = dtype

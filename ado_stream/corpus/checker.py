@@ -1,26 +1,26 @@
 """Reads a prepared corpus shard by shard, checking each against its index: for `lint` and `preview`.
 
-Nothing is trusted: names must be plain, sizes and hashes those of the index, the zstd frame no larger than the index
-says, every token inside the vocabulary. One shard at a time is in memory, none is kept.
+Nothing is trusted: names must be plain, sizes and hashes must match the index, the zstd frame must not exceed its size
+there, every token must be inside the vocabulary. One shard at a time is in memory.
 """
 
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import zstandard
 
 from ado_stream.corpus.corpus import load_manifest, local_folder
 from ado_stream.corpus.manifest import MANIFEST_NAME, SPLITS, num_samples
-from ado_stream.corpus.mds import HASH, ShardFormat, decode_shard, digest
+from ado_stream.corpus.mds import HASH, FileEntry, ShardEntry, ShardFormat, decode_shard, digest
 from ado_stream.errors import ConfigError, DataError, IndexInvalid, ShardCorrupt
 from ado_stream.json_files import decode_json
 from ado_stream.storage.decompress import is_bomb
 from ado_stream.storage.download import download_bytes
 from ado_stream.storage.verify import CHUNK_BYTES
 from ado_stream.stream.mds_index import INDEX_NAME, make_index, parse_index
+from ado_stream.value_types import Array
 
 
 class CorpusChecker:
@@ -36,7 +36,7 @@ class CorpusChecker:
         for name, domain in self.manifest["domains"].items():
             yield from ((name, split) for split in SPLITS if num_samples(domain, split))
 
-    def index(self, domain: str, split: str) -> list[dict[str, Any]]:
+    def index(self, domain: str, split: str) -> list[ShardEntry]:
         """The entries of a split's index.json. Raises NotFound, IndexInvalid."""
         folder = self._folder(domain, split)
         where = f"{folder}/{INDEX_NAME}"
@@ -49,9 +49,10 @@ class CorpusChecker:
         expected = num_samples(self.manifest["domains"][domain], split)
         if found != expected:
             raise IndexInvalid(f"{where}: {found} samples, but {MANIFEST_NAME} says {expected}.")
-        return content["shards"]
+        shards: list[ShardEntry] = content["shards"]
+        return shards
 
-    def shard(self, domain: str, split: str, entry: Mapping[str, Any]) -> np.ndarray:
+    def shard(self, domain: str, split: str, entry: ShardEntry) -> Array:
         """(samples, seq_len + 1) ids of one shard of `index`. Raises NotFound, ShardCorrupt, DataError (an id too
         large)."""
         raw_file, stored_file = entry["raw_data"], entry.get("zip_data") or entry["raw_data"]
@@ -83,7 +84,7 @@ class CorpusChecker:
         """The path or URL of a split's data set."""
         return f"{self.url}/{self.manifest['domains'][domain]['path']}/{split}"
 
-    def _check_vocabulary(self, where: str, tokens: np.ndarray) -> None:
+    def _check_vocabulary(self, where: str, tokens: Array) -> None:
         vocab_size = self.manifest["vocab_size"]
         if tokens.max() >= vocab_size:
             row, column = np.argwhere(tokens >= vocab_size)[0]
@@ -94,14 +95,14 @@ class CorpusChecker:
 
 
 def _read(where: str, expected_bytes: int) -> bytes:
-    """The bytes of a shard's file; of a larger one than expected, none."""
+    """The bytes of a shard's file. Raises ShardCorrupt when it is larger than expected."""
     try:
-        return download_bytes(where, most_bytes=expected_bytes)
+        return download_bytes(where, max_bytes=expected_bytes)
     except IndexInvalid:
         raise ShardCorrupt(f"{where}: more bytes than its index says, {expected_bytes:,}.") from None
 
 
-def _check_bytes(where: str, data: bytes, expected: Mapping[str, Any]) -> None:
+def _check_bytes(where: str, data: bytes, expected: FileEntry) -> None:
     if len(data) != expected["bytes"]:
         raise ShardCorrupt(f"{where}: {len(data):,} bytes, but its index says {expected['bytes']:,}.")
     expected_hash = (expected.get("hashes") or {}).get(HASH)
@@ -116,7 +117,7 @@ def _check_bytes(where: str, data: bytes, expected: Mapping[str, Any]) -> None:
 
 
 def _decompress(where: str, data: bytes, raw_bytes: int) -> bytes:
-    """`data`, zstd frames, decompressed in parts up to the size that the index says, unless only a bomb has that."""
+    """`data`, zstd frames, decompressed in parts up to the size in the index; a decompression bomb is refused."""
     if is_bomb(raw_bytes, len(data)):
         raise ShardCorrupt(
             f"{where}: {len(data):,} bytes that decompress to {raw_bytes:,}: a decompression bomb.\n"

@@ -1,8 +1,8 @@
 """Opens a prepared corpus: corpus.json to domains, tokenizer and sequence length.
 
 A local corpus is read in place, unless a cache folder is given. For any other, the domains point to the corpus and to
-the cache folder, so that the stream downloads shards when it needs them. What is parsed here is what was downloaded:
-corpus.json from memory, the tokenizer from a folder that no other process has.
+the cache folder, so that the stream downloads shards when it needs them. Only downloaded bytes are parsed:
+corpus.json from memory, the tokenizer from a private folder.
 """
 
 import os
@@ -94,7 +94,7 @@ def load_manifest(url: str | os.PathLike[str]) -> Manifest:
 def local_folder(url: str | os.PathLike[str]) -> Path | None:
     """The folder behind a path or file:// URL; None for an object store's URL.
 
-    Raises ConfigError for a scheme that no client reads, which would otherwise fail after every retry, or be a folder.
+    Raises ConfigError for an unknown scheme, which would otherwise fail after every retry, or be used as a folder.
     """
     path = os.fspath(url).removeprefix("file://")
     found = _SCHEME.match(path)

@@ -15,7 +15,7 @@ and the input files' names, sizes and times.
 import json
 import re
 from collections.abc import Mapping, Sequence
-from typing import NotRequired, TypedDict
+from typing import NotRequired, TypedDict, cast
 
 import xxhash
 
@@ -88,7 +88,7 @@ def num_samples(domain: DomainEntry, split: str) -> int:
 
 
 def missing_validation(domains: Mapping[str, DomainEntry]) -> str:
-    """What follows from domains without validation text, as a sentence; "" where every domain has some."""
+    """A sentence about domains without validation text; "" where every domain has some."""
     missing = [name for name, domain in domains.items() if not num_samples(domain, "val")]
     if not missing:
         return ""
@@ -123,7 +123,7 @@ def decode_manifest(data: bytes, where: str) -> Manifest:
             f"{manifest['token_dtype']!r}; expected 1 or more, 1 or more, one of {', '.join(TOKEN_DTYPES)}."
         )
     _check_domains(where, manifest["domains"])
-    return manifest
+    return cast(Manifest, manifest)
 
 
 def domain_folder(domain: str) -> str:

@@ -12,17 +12,35 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
+from typing import NotRequired, TypedDict, cast
 
 import numpy as np
 import xxhash
 import zstandard
 
 from ado_stream.stream.mds_index import MDS_FORMAT, MDS_VERSION, TOKEN_COLUMN
+from ado_stream.value_types import Array, JsonObject
 
 COMPRESSION = "zstd"
 COMPRESSION_LEVEL = 3
 HASH = "xxh64"
+
+
+class FileEntry(TypedDict):
+    """A file of a shard in index.json."""
+
+    basename: str
+    bytes: int
+    hashes: NotRequired[dict[str, str]]
+
+
+class ShardEntry(TypedDict):
+    """A shard in index.json; further keys are those of ShardFormat.config."""
+
+    samples: int
+    raw_data: FileEntry
+    zip_data: NotRequired[FileEntry | None]
+    size_limit: NotRequired[int]
 
 
 @dataclass(frozen=True)
@@ -44,8 +62,8 @@ class ShardFormat:
         return f"ndarray:{self.dtype}:{self.sample_tokens}"
 
     @cached_property
-    def config(self) -> dict[str, Any]:
-        """What every index entry and every shard's header say about the columns."""
+    def config(self) -> JsonObject:
+        """The description of the columns in every index entry and every shard's header."""
         return {
             "version": MDS_VERSION,
             "format": MDS_FORMAT,
@@ -88,7 +106,7 @@ def encode_shard(samples: bytes, shard_format: ShardFormat) -> bytes:
     return np.uint32(num_samples).tobytes() + offsets.astype("<u4").tobytes() + shard_format.header + samples
 
 
-def decode_shard(raw: bytes, shard_format: ShardFormat) -> np.ndarray:
+def decode_shard(raw: bytes, shard_format: ShardFormat) -> Array:
     """(samples, sample_tokens) ids of a raw shard. Raises ValueError when it is not a shard of this format."""
     num_samples = int.from_bytes(raw[:4], "little")
     header = shard_format.header
@@ -100,7 +118,7 @@ def decode_shard(raw: bytes, shard_format: ShardFormat) -> np.ndarray:
     return np.frombuffer(raw, shard_format.dtype, offset=first).reshape(num_samples, shard_format.sample_tokens)
 
 
-def _offsets(num_samples: int, shard_format: ShardFormat) -> np.ndarray:
+def _offsets(num_samples: int, shard_format: ShardFormat) -> Array:
     """(num_samples + 1,) uint64: where each sample begins in the shard, and where the last one ends."""
     first = 4 + 4 * (num_samples + 1) + len(shard_format.header)
     return first + np.arange(num_samples + 1, dtype=np.uint64) * shard_format.sample_bytes
@@ -111,15 +129,16 @@ def compress_shard(raw: bytes) -> bytes:
     return zstandard.ZstdCompressor(level=COMPRESSION_LEVEL).compress(raw)
 
 
-def shard_entry(shard: int, raw: bytes, compressed: bytes, shard_format: ShardFormat) -> dict[str, Any]:
+def shard_entry(shard: int, raw: bytes, compressed: bytes, shard_format: ShardFormat) -> ShardEntry:
     """The index entry of shard number `shard`."""
     name = shard_name(shard)
-    return {
+    entry = {
         "samples": int(np.frombuffer(raw, "<u4", 1)[0]),
         "raw_data": _file_entry(name, raw),
         "zip_data": _file_entry(f"{name}.{COMPRESSION}", compressed),
         **shard_format.config,
     }
+    return cast(ShardEntry, entry)
 
 
 def shard_name(shard: int) -> str:
@@ -127,7 +146,7 @@ def shard_name(shard: int) -> str:
     return f"shard.{shard:05}.mds"
 
 
-def encode_index(entries: Sequence[dict[str, Any]]) -> bytes:
+def encode_index(entries: Sequence[ShardEntry]) -> bytes:
     """The bytes of index.json."""
     return json.dumps({"version": MDS_VERSION, "shards": list(entries)}, sort_keys=True).encode()
 
@@ -137,5 +156,5 @@ def digest(data: bytes) -> str:
     return xxhash.xxh64_hexdigest(data)
 
 
-def _file_entry(basename: str, data: bytes) -> dict[str, Any]:
+def _file_entry(basename: str, data: bytes) -> FileEntry:
     return {"basename": basename, "bytes": len(data), "hashes": {HASH: digest(data)}}

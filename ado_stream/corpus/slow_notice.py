@@ -1,4 +1,4 @@
-"""A line about what is waited for, when a wait for the network has become noticeable."""
+"""A log line when a wait for the network takes long."""
 
 import logging
 import threading

@@ -2,7 +2,7 @@
 
 A corpus stores its tokenizer as the word "bytes", or as tokenizer.json beside tokenizer_config.json (Hugging Face's
 own two files; the second one names the end token). Every document is followed by the end token; text that spells a
-special token is encoded as ordinary text, so no document can end another one.
+special token is encoded as ordinary text, so that no text can end a document.
 """
 
 import json
@@ -12,7 +12,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import xxhash
@@ -21,6 +21,7 @@ from ado_stream.corpus.slow_notice import slow_notice
 from ado_stream.durable import disk_errors
 from ado_stream.errors import AdoStreamError, ConfigError, DataError, NotFound
 from ado_stream.json_files import decode_json
+from ado_stream.value_types import Array, JsonObject
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer as HuggingFace
@@ -48,14 +49,14 @@ class Tokenizer(ABC):
     @property
     @abstractmethod
     def fingerprint(self) -> str:
-        """Equal for tokenizers that give the same ids, whatever their names and paths."""
+        """Equal for tokenizers that give the same ids, independent of names and paths."""
 
-    def encode(self, text: str) -> np.ndarray:
+    def encode(self, text: str) -> Array:
         """(n,) ids of `text`, without the end token."""
         return self.encode_batch([text])[0]
 
     @abstractmethod
-    def encode_batch(self, texts: Sequence[str]) -> list[np.ndarray]:
+    def encode_batch(self, texts: Sequence[str]) -> list[Array]:
         """The ids of every text."""
 
     @abstractmethod
@@ -75,7 +76,7 @@ class ByteTokenizer(Tokenizer):
     end_id = 256
     fingerprint = BYTES
 
-    def encode_batch(self, texts: Sequence[str]) -> list[np.ndarray]:
+    def encode_batch(self, texts: Sequence[str]) -> list[Array]:
         return [np.frombuffer(text.encode(), np.uint8).astype(np.uint16) for text in texts]
 
     def decode(self, ids: Iterable[int]) -> str:
@@ -117,7 +118,7 @@ class HuggingFaceTokenizer(Tokenizer):
     def fingerprint(self) -> str:
         return xxhash.xxh64_hexdigest(f"{self.end_id} {self._tokenizer.to_str()}".encode())
 
-    def encode_batch(self, texts: Sequence[str]) -> list[np.ndarray]:
+    def encode_batch(self, texts: Sequence[str]) -> list[Array]:
         if self._fast is not None:
             return [self._fast.encode(text) for text in texts]
         advice = "Give it an unknown token that covers such text, or use another tokenizer."
@@ -126,7 +127,8 @@ class HuggingFaceTokenizer(Tokenizer):
         return [np.array(encoding.ids, self.dtype) for encoding in encodings]
 
     def decode(self, ids: Iterable[int]) -> str:
-        return self._tokenizer.decode([int(token) for token in ids], skip_special_tokens=False)
+        text: str = self._tokenizer.decode([int(token) for token in ids], skip_special_tokens=False)
+        return text
 
     def save(self, folder: str | os.PathLike[str]) -> str:
         folder = Path(folder)
@@ -208,12 +210,12 @@ def load_tokenizer_file(path: Path, spec: str | None = None) -> Tokenizer:
 
 
 def _is_path(spec: str) -> bool:
-    """Whether `spec` can only be a file or folder; what is not there is then not looked for on the hub."""
+    """Whether `spec` can only be a file or folder; when missing it is not searched on the hub."""
     path = Path(spec).expanduser()
     return path.exists() or spec.startswith((".", "~", "/")) or path.suffix == ".json" or len(path.parts) > 2
 
 
-def _loaded(spec: str, tokenizer: "HuggingFace", config: dict[str, Any]) -> Tokenizer:
+def _loaded(spec: str, tokenizer: "HuggingFace", config: JsonObject) -> Tokenizer:
     name = config.get("name", spec)
     if not isinstance(name, str):
         raise ConfigError(f"tokenizer {spec!r}: 'name' in its {TOKENIZER_CONFIG_NAME} is {name!r}; expected text.")
@@ -222,7 +224,7 @@ def _loaded(spec: str, tokenizer: "HuggingFace", config: dict[str, Any]) -> Toke
 
 @contextmanager
 def _library_errors(name: str, advice: str, error_type: type[AdoStreamError] = ConfigError) -> Iterator[None]:
-    """Turns whatever the tokenizers library raises into `error_type`: bare Exception, or a panic of its Rust code."""
+    """Turns any error of the tokenizers library into `error_type`: bare Exception, or a panic of its Rust code."""
     try:
         yield
     except (OSError, AdoStreamError):
@@ -233,7 +235,7 @@ def _library_errors(name: str, advice: str, error_type: type[AdoStreamError] = C
         raise error_type(f"tokenizer {name!r}: {str(error).partition(chr(10))[0].rstrip('.')}.\n  {advice}") from error
 
 
-def _config_beside(path: Path) -> dict[str, Any]:
+def _config_beside(path: Path) -> JsonObject:
     file = path.parent / TOKENIZER_CONFIG_NAME
     if not file.exists():
         return {}
@@ -244,7 +246,7 @@ def _config_beside(path: Path) -> dict[str, Any]:
     return config
 
 
-def _end_token(spec: str, tokenizer: "HuggingFace", config: dict[str, Any]) -> str:
+def _end_token(spec: str, tokenizer: "HuggingFace", config: JsonObject) -> str:
     token = config.get("eos_token")
     if isinstance(token, dict):
         token = token.get("content")

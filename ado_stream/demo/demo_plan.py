@@ -1,19 +1,19 @@
 """The demo's plan: sizes of the text and of the runs, the policies and the two corpora they are tried on.
 
-Every policy is tried on text as scrapes have it, with a domain of which nothing can be learnt; natural and target also
-without that domain. A folder holds one plan: the same plan resumes it, another one is refused, because the text and
-the runs in it would not match the report.
+Every policy is tried on text with an unlearnable domain, as scrapes have; natural and target also without that domain.
+A folder holds one plan: the same plan resumes it, another one is refused, because the text and the runs in it would not
+match the report.
 """
 
 import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 from ado_stream.demo.environment_files import UNLEARNABLE
 from ado_stream.durable import write_durably
 from ado_stream.errors import ConfigError
+from ado_stream.value_types import JsonObject
 
 PLAN_NAME = "demo.json"
 POLICIES = ("natural", "uniform", "ado", "target")
@@ -58,7 +58,7 @@ class DemoPlan:
             return
         write_durably(path, json.dumps(asdict(self), indent=1) + "\n")
 
-    def train_settings(self, run: str, corpus: Path, tokens: Mapping[str, int], run_dir: Path) -> dict[str, Any]:
+    def train_settings(self, run: str, corpus: Path, tokens: Mapping[str, int], run_dir: Path) -> JsonObject:
         """The training config of `run`, of POLICIES or CLEAN; the others differ only in the policy and its prior.
 
         tokens: of each domain of the corpus.
@@ -78,7 +78,7 @@ class DemoPlan:
             "log": {"every_steps": max(1, self.steps // 5)},
         }
 
-    def _ado_options(self) -> dict[str, Any]:
+    def _ado_options(self) -> JsonObject:
         """ADO's schedule for a run of minutes: start after a sixth of it, ignore the warm-up, smooth over few steps."""
         return {
             "start_step": self.steps // 6,

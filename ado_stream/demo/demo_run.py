@@ -8,7 +8,6 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 
@@ -21,6 +20,7 @@ from ado_stream.record import FILE_NAME
 from ado_stream.report.report_page import write_report
 from ado_stream.train.config import load_config
 from ado_stream.train.trainer import run_training
+from ado_stream.value_types import JsonObject
 
 Log = Callable[[str], None]
 
@@ -82,11 +82,11 @@ def run_demo(out: Path, plan: DemoPlan, log: Log, show_text: Callable[[list[Doma
 
 
 def device_name() -> str:
-    """The device that the runs use, for people."""
+    """The device that the runs use, for display."""
     return torch.cuda.get_device_name() if torch.cuda.is_available() else f"{torch.get_num_threads()} CPU threads"
 
 
-def summary(result: DemoResult) -> dict[str, Any]:
+def summary(result: DemoResult) -> JsonObject:
     """`result` as JSON."""
     text = [{**asdict(domain), "path": str(domain.path)} for domain in result.text]
     runs = {run: str(path) for run, path in result.run_dirs.items()}

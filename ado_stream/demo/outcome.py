@@ -1,4 +1,4 @@
-"""What the demo's runs say: losses on the text that one wants, and the conclusion in two sentences."""
+"""The demo's result: losses on the wanted domains, and the conclusion in two sentences."""
 
 from collections.abc import Mapping
 
@@ -13,7 +13,7 @@ def wanted_loss(run: Run) -> float:
 
 
 def conclusion(runs: Mapping[str, Run], loss: Mapping[str, float], clean: Mapping[str, float]) -> str:
-    """Whether target paid where part of the text cannot be learnt, and what it cost where all can.
+    """Whether target helped where part of the text cannot be learnt, and its cost where all can.
 
     runs, loss: by the demo's run. clean: losses without the unlearnable domain, by policy.
     """
@@ -24,10 +24,10 @@ def conclusion(runs: Mapping[str, Run], loss: Mapping[str, float], clean: Mappin
             f"On this text, {share:.0%} of it hashes, target did not beat natural; try a longer run: "
             "`ado-stream demo --steps 1500`."
         )
-    cut = f"target saw from the losses that nothing is learnt from the hashes ({share:.0%} of the text), gave them "
-    cut += f"{_share(runs['target']):.0%} of the run, and ended {gain:.2f} nats lower on the rest."
+    cut = f"The losses showed that nothing is learnt from the hashes ({share:.0%} of the text); target gave them "
+    cut += f"{_share(runs['target']):.0%} of the run and ended {gain:.2f} nats lower on the rest."
     unchanged = "changed nothing" if abs(harm) < NATS.level else f"cost {harm:+.3f} nats"
-    return f"{cut}\nWithout the hashes it {unchanged}: what learns alike keeps the share that you gave it."
+    return f"{cut}\nWithout the hashes it {unchanged}: domains that learn equally fast keep their shares."
 
 
 def _share(run: Run) -> float:

@@ -8,11 +8,12 @@ import json
 import os
 import shutil
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from ado_stream.corpus.tokenizer import BYTES, HuggingFaceTokenizer, Tokenizer
 from ado_stream.durable import sync
 from ado_stream.errors import ConfigError, StorageError
+from ado_stream.value_types import JsonObject
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -31,7 +32,7 @@ def export_hugging_face(
     """Writes `model` so that transformers' AutoModelForCausalLM loads it; returns the folder.
 
     model: a Transformer, or one that is compiled or wrapped, with unsharded parameters. tokenizer: the corpus's, whose
-    files are added. dtype: of the written parameters, whatever the model's: float32 or bfloat16. Raises ConfigError
+    files are added. dtype: of the written parameters, float32 or bfloat16; the model's may differ. Raises ConfigError
     when the folder is not empty or the parameters are not the architecture's, StorageError when it cannot be written.
     """
     from safetensors.torch import save_file
@@ -123,7 +124,7 @@ def _without_wrappers(name: str) -> str:
     return ".".join(part for part in name.split(".") if part not in _WRAPPERS)
 
 
-def hugging_face_config(sizes: "ModelConfig", end_id: int | None, dtype: str) -> dict[str, Any]:
+def hugging_face_config(sizes: "ModelConfig", end_id: int | None, dtype: str) -> JsonObject:
     """The content of config.json."""
     return {
         "architectures": [ARCHITECTURE],
@@ -150,5 +151,5 @@ def hugging_face_config(sizes: "ModelConfig", end_id: int | None, dtype: str) ->
     }
 
 
-def _write_json(path: Path, value: dict[str, Any]) -> None:
+def _write_json(path: Path, value: JsonObject) -> None:
     path.write_text(json.dumps(value, indent=2) + "\n")

@@ -5,9 +5,9 @@ Task names are the harness's own; a folder of task files (YAML) can be added, so
 
 import os
 from collections.abc import Sequence
-from typing import Any
 
 from ado_stream.errors import ConfigError, StorageError
+from ado_stream.value_types import JsonObject
 
 USUAL_TASKS = ("hellaswag", "winogrande", "piqa", "arc_easy", "logiqa2", "sciq", "lambada_openai")
 
@@ -18,7 +18,7 @@ def evaluate_tasks(
     task_dir: str | None = None,
     device: str = "cpu",
     batch_size: int = 8,
-) -> dict[str, dict[str, Any]]:
+) -> dict[str, JsonObject]:
     """{task: {metric: value}} of the exported model in `model_dir`; batch_size: sequences at once.
 
     Under torchrun all ranks call; rank 0 returns the result, the others an empty dict.

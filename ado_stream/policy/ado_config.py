@@ -7,7 +7,6 @@ to a handful of points (see `min_points`).
 
 import math
 from dataclasses import dataclass, replace
-from typing import Any
 
 from ado_kernels.fit.fit_dispatch import BACKENDS
 from ado_stream.errors import ConfigError
@@ -146,7 +145,7 @@ class AdoConfig:
         if not (self.fit is None or isinstance(self.fit, FitConfig)):
             raise ConfigError(f"ado: fit is {self.fit!r:.60}; expected a FitConfig, or a mapping of its fields.")
 
-    def _min_points(self, total_steps: int | None) -> Any:
+    def _min_points(self, total_steps: int | None) -> int:
         if self.min_points is None and total_steps is None:
             return 1
         return _default(self.min_points, 8, total_steps, 4, least=1)
@@ -187,7 +186,7 @@ def _next_multiple(step: int, of: int) -> int:
     return -(-step // of) * of
 
 
-def _default(value: int | None, default: int, total_steps: int | None, divisor: int, least: int = 0) -> Any:
+def _default(value: int | None, default: int, total_steps: int | None, divisor: int, least: int = 0) -> int:
     if value is not None:
         return value
     return default if total_steps is None else min(default, max(total_steps // divisor, least))

@@ -18,10 +18,10 @@ import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import fields, replace
 from functools import partial
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import ArrayLike
 
 from ado_kernels.fit.objective import at_kink
 from ado_stream.errors import ConfigError, PolicyError
@@ -40,12 +40,13 @@ from ado_stream.policy.scaling_laws import (
     check_backend,
     fit_scaling_laws,
 )
+from ado_stream.value_types import Array, JsonMapping, JsonObject
 
 Fitter = Callable[[Floats, Floats, FitConfig], ScalingLawFit]
 
 _LAW_PARAMETERS = ("log_beta", "log_eps", "alpha")
 _FIT_FIELDS = (*_LAW_PARAMETERS, "objective", "residual_scale", "num_points")  # replaced together, or all kept
-_MIN_GAP = 1e-3  # nats; least denominator of a residual, so that a law at its eps divides by no 0
+_MIN_GAP = 1e-3  # nats; least denominator of a residual, so that a law at its eps is not a division by 0
 _log = logging.getLogger(__name__)
 
 
@@ -104,7 +105,7 @@ class AdoPolicy(Policy):
         self._apply_laws()
 
     @classmethod
-    def parse_options(cls, options: Mapping[str, Any]) -> dict[str, Any]:
+    def parse_options(cls, options: JsonMapping) -> JsonObject:
         """The constructor's arguments from the fields of `config_type`, `preset`, and the arguments themselves."""
         own = ("fitter", "mixture_lag", "total_steps", "vocab_size")
         settings = dict(options)
@@ -131,9 +132,9 @@ class AdoPolicy(Policy):
         """(K,) samples of each domain unless `shared_count`."""
         return super().law_counts(drawn) if self.config.shared_count else np.asarray(drawn)
 
-    def health(self) -> dict[str, Any]:
+    def health(self) -> JsonObject:
         """Adds refits, failed refits, held_laws (refits that left a domain its law), at_bound (the parameters among
-        beta, eps, alpha at a bound), bounds (what that means, a sentence each), settles (where the loop does), and
+        beta, eps, alpha at a bound), bounds (what that means, a sentence each), settles (the fixed point in words), and
         forecast_error of the last whole interval between refits: mean and
         mean magnitude of observed / predicted loss - 1, None without a step to compare."""
         memory = self.memory
@@ -159,7 +160,7 @@ class AdoPolicy(Policy):
             },
         }
 
-    def _initial(self) -> dict[str, NDArray[Any]]:
+    def _initial(self) -> dict[str, Array]:
         zero_K, absent_K = np.zeros(self.num_domains), np.full(self.num_domains, np.nan)
         return {
             **super()._initial(),
@@ -263,7 +264,7 @@ class AdoPolicy(Policy):
             fit = self._fitter(*history.points(), replace(plan.fit, ignore_steps=ignored_rows))
             if fit.alpha.shape != self._prior_K.shape:
                 raise PolicyError(f"the fitter returned laws of {fit.alpha.size} domains, not {self.num_domains}")
-        except Exception as error:  # compilers and drivers raise types of their own; none may end a run
+        except Exception as error:  # compilers and drivers raise their own types; none may end a run
             _log.warning("step %d: the fit failed (%s: %s); all laws are kept", self.step, type(error).__name__, error)
             self._num_failed += 1
             memory["held"] += 1
@@ -318,10 +319,10 @@ class AdoPolicy(Policy):
 
     # State -----------------------------------------------------------------------------------------------------
 
-    def _extra_state(self) -> dict[str, Any]:
+    def _extra_state(self) -> JsonObject:
         return {"history": self._history.state_dict()}
 
-    def _load_extra(self, saved: Mapping[str, Any], source_K: Ints, names: Sequence[str] | None) -> None:
+    def _load_extra(self, saved: JsonMapping, source_K: Ints, names: Sequence[str] | None) -> None:
         self._history.load_state_dict(saved.get("history"), source_K)
 
     def _after_load(self, same_domains: bool) -> None:

@@ -1,7 +1,7 @@
-"""Aioli: probes how much each domain's text lowers each domain's loss, and gives shares by it (arXiv 2411.05735).
+"""Aioli: measures how much each domain's text lowers each domain's loss, and sets shares by it (arXiv 2411.05735).
 
-Training goes in rounds. Each begins with a probe of every domain: `probe_steps` steps with share h on domain j and
-(1 - h) / (K - 1) on each other. The law of a round, after section 4 of the paper, with q_j the sum over steps of
+Training is divided into rounds. Each begins with a probe of every domain: `probe_steps` steps with share h on domain j
+and (1 - h) / (K - 1) on each other. The law of a round, after section 4 of the paper, with q_j the sum over steps of
 domain j's share, in probes:
 
     l_i = l_i0 - sum_j A_ij q_j                                             fitted at the end of the probes
@@ -13,23 +13,23 @@ and the constants are those of the released code.
 
 What differs: the paper evaluates held-out losses before and after every probe and solves for A; a policy here sees the
 losses of training batches, so A is the least-squares solution over all steps of the probes, weighted by samples, with
-the shares that were really drawn (guards and the lag change them). Without noise the two are equal. Probes come in
-the order of the domains' names, turned by one a round, instead of a random one. Mixtures are published as others'.
+the shares that were really drawn (guards and the lag change them). Without noise the two are equal. Probes follow
+the order of the domains' names, rotated by one a round, instead of a random one.
 
 Cost: K least-squares problems of K + 1 unknowns a round, for some hundred domains at most.
 """
 
 from collections.abc import Mapping, Sequence
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import numpy as np
-from numpy.typing import NDArray
 
 from ado_stream.errors import ConfigError, ResumeError
 from ado_stream.option_checks import number, positive, whole
 from ado_stream.policy import state_codec
 from ado_stream.policy.base_policy import Bools, Floats, Ints, Policy
 from ado_stream.policy.domain_weights import Weights
+from ado_stream.value_types import Array, JsonMapping, JsonObject
 
 _ROUNDS = 20  # of a run, as the paper's
 _ROUND_STEPS = 250  # where the run's length is unknown: its 5,000 steps in 20 rounds
@@ -47,6 +47,7 @@ class Aioli(Policy):
 
     kind = "aioli"
     run_options: ClassVar[Mapping[str, str]] = {"total_steps": "steps", "mixture_lag": "mixture_lag"}
+    saved_numbers = {"_num_rounds": state_codec.whole_number}
 
     def __init__(
         self,
@@ -86,11 +87,11 @@ class Aioli(Policy):
         self._rows_NK = np.full((2, self._phase + 1, num), np.nan)  # losses, and samples, of the steps of the probes
         self._mixture_K = self._share()
 
-    def health(self) -> dict[str, Any]:
+    def health(self) -> JsonObject:
         """Adds the rounds whose law was fitted."""
         return {**super().health(), "rounds": self._num_rounds}
 
-    def _initial(self) -> dict[str, NDArray[Any]]:
+    def _initial(self) -> dict[str, Array]:
         return {**super()._initial(), "score": np.zeros(self.num_domains)}  # log p, up to a constant, over eta
 
     def _next_mixture(self, loss_K: Floats, count_K: Floats, seen_K: Bools) -> Floats:
@@ -105,15 +106,15 @@ class Aioli(Policy):
             return self._share()
         share_K = np.full(self.num_domains, (1.0 - self._focus) / max(self.num_domains - 1, 1))
         share_K[self._order_K[(number + place // self._probe_steps) % self.num_domains]] = self._focus
-        return share_K / share_K.sum()
+        return share_K / float(share_K.sum())
 
     def _share(self) -> Floats:
         score_K = self._eta * self.memory["score"]
         weight_K: Floats = np.exp(score_K - score_K.max())
-        return weight_K / weight_K.sum()
+        return weight_K / float(weight_K.sum())
 
     def _finish_probes(self) -> None:
-        """Fits the round's law and moves the scores; a round with rows missing, after a change of domains, is left."""
+        """Fits the round's law and updates the scores; skips a round with missing rows, after a change of domains."""
         loss_NK, count_NK = self._rows_NK
         if np.isnan(count_NK).any():
             return
@@ -130,10 +131,10 @@ class Aioli(Policy):
         self._num_rounds += 1
         self._rows_NK = np.full_like(self._rows_NK, np.nan)
 
-    def _extra_state(self) -> dict[str, Any]:
-        return {"num_rounds": self._num_rounds, "rows": state_codec.pack(self._rows_NK)}
+    def _extra_state(self) -> JsonObject:
+        return {"rows": state_codec.pack(self._rows_NK)}
 
-    def _load_extra(self, saved: Mapping[str, Any], source_K: Ints, names: Sequence[str] | None) -> None:
+    def _load_extra(self, saved: JsonMapping, source_K: Ints, names: Sequence[str] | None) -> None:
         rows_NK = state_codec.unpack(saved.get("rows"), "rows")
         if not np.array_equal(np.sort(source_K), np.arange(saved["num_domains"])):
             rows_NK = np.full_like(self._rows_NK, np.nan)  # the probes of other domains are not those of this round
@@ -144,10 +145,6 @@ class Aioli(Policy):
                 f"policy state: rows have shape {rows_NK.shape}, expected {self._rows_NK.shape}.\n"
                 "  Continue with the probe_steps that it was saved with."
             )
-        try:
-            self._num_rounds = int(saved["num_rounds"])
-        except (TypeError, KeyError, ValueError) as error:
-            raise ResumeError(f"policy state: a number is missing or wrong ({error}).") from None
         self._rows_NK = rows_NK
 
 

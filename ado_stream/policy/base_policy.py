@@ -14,25 +14,24 @@ A policy of your own is a subclass with a constructor `(prior, **options)` that 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import ArrayLike
 
 from ado_stream.errors import ConfigError, PolicyError, ResumeError
 from ado_stream.option_checks import check_arguments
 from ado_stream.policy import state_codec
 from ado_stream.policy.domain_weights import Weights, domain_labels, domain_names, num_weights, parse_shares
+from ado_stream.value_types import Array, JsonMapping, JsonObject
+from ado_stream.value_types import Bools as Bools
+from ado_stream.value_types import Floats as Floats
+from ado_stream.value_types import Ints as Ints
 
 if TYPE_CHECKING:
     from ado_stream.policy.scaling_laws import ScalingLawFit
 
-Floats = NDArray[np.float64]
-Bools = NDArray[np.bool_]
-Ints = NDArray[np.int64]
-
-
-_MOST_SAMPLES = 2.0**53  # whole numbers are exact up to here
+_MAX_SAMPLES = 2.0**53  # whole numbers are exact up to here
 
 
 @dataclass(frozen=True)
@@ -57,7 +56,7 @@ class RunContext:
         """Samples that the whole run draws."""
         return self.steps and self.global_batch_size and self.steps * self.global_batch_size
 
-    def options_for(self, policy: type["Policy"]) -> dict[str, Any]:
+    def options_for(self, policy: type["Policy"]) -> JsonObject:
         """The options that `policy` takes from a run (its `run_options`), as far as they are known."""
         found = {option: getattr(self, name) for option, name in policy.run_options.items()}
         return {option: value for option, value in found.items() if value is not None}
@@ -72,12 +71,12 @@ class Policy(ABC):
     kind: ClassVar[str]  # name in states, records and messages; default "module:Class"
     run_options: ClassVar[Mapping[str, str]] = {}  # {option: the field of RunContext that fills it in}
     share_arrays: tuple[str, ...] = ()  # arrays of `memory` that sum to 1
-    saved_numbers: ClassVar[Mapping[str, Callable[[Mapping[str, Any], str], Any]]] = {}  # {attribute: its reader}
+    saved_numbers: ClassVar[Mapping[str, Callable[[JsonMapping, str], object]]] = {}  # {attribute: its reader}
     fit: "ScalingLawFit | None" = None  # the last one, of policies that fit laws
     fit_step: int | None = None  # step of the last refit
     attempt_step: int | None = None  # step of the last refit, failed ones included
 
-    def __init_subclass__(cls, **arguments: Any) -> None:
+    def __init_subclass__(cls, **arguments: object) -> None:
         super().__init_subclass__(**arguments)
         if "kind" not in vars(cls):  # not inherited: the state of a subclass is not that of its parent
             cls.kind = f"{cls.__module__}:{cls.__qualname__}"
@@ -95,7 +94,7 @@ class Policy(ABC):
         self._mixture_K = self._prior_K
 
     @classmethod
-    def parse_options(cls, options: Mapping[str, Any]) -> dict[str, Any]:
+    def parse_options(cls, options: JsonMapping) -> JsonObject:
         """The constructor's keyword arguments for the options of a config. Raises ConfigError: unknown or missing."""
         check_arguments(cls.kind, cls, options)
         return dict(options)
@@ -149,7 +148,7 @@ class Policy(ABC):
                 f"{loss_K.shape} and counts {count_K.shape}."
             )
         total = float(np.add.reduce(count_K))
-        if not (0.0 < total <= _MOST_SAMPLES and np.minimum.reduce(count_K) >= 0.0):
+        if not (0.0 < total <= _MAX_SAMPLES and np.minimum.reduce(count_K) >= 0.0):
             raise PolicyError(
                 f"policy {self.kind!r}, step {self.step}: sample counts must be 0 or more, not all 0, 2^53 at most, "
                 f"got a sum of {total:g} and a least of {count_K.min():g}."
@@ -169,7 +168,7 @@ class Policy(ABC):
         """
 
     def take_notices(self) -> list[str]:
-        """What happened since the last call that an operator should know, a sentence each."""
+        """Messages for an operator since the last call, a sentence each."""
         notices, self._notices = self._notices, []
         return notices
 
@@ -180,7 +179,7 @@ class Policy(ABC):
         """
         return int(np.sum(drawn))
 
-    def state_dict(self) -> dict[str, Any]:
+    def state_dict(self) -> JsonObject:
         """The whole state as JSON values; exact and portable between machines."""
         return state_codec.seal(
             {
@@ -195,7 +194,7 @@ class Policy(ABC):
             }
         )
 
-    def load_state_dict(self, state: Mapping[str, Any], names: Sequence[str] | None = None) -> None:
+    def load_state_dict(self, state: JsonMapping, names: Sequence[str] | None = None) -> None:
         """Continues from `state`.
 
         names: this policy's domains in order, given when domains were added or retired since the state was saved:
@@ -214,7 +213,7 @@ class Policy(ABC):
         mixture_K = _remap(_unpack_row(saved, "mixture", source_K), self._prior_K, source_K, is_share=True)
         if not (mixture_K >= 0).all() or not abs(mixture_K.sum() - 1) < 1e-6:
             raise ResumeError("policy state: its mixture is none: shares below 0, or that do not sum to 1.")
-        numbers: dict[str, Any] = {"step": state_codec.whole_number(saved, "step")}
+        numbers: JsonObject = {"step": state_codec.whole_number(saved, "step")}
         numbers |= {name: read(saved, name.removeprefix("_")) for name, read in self.saved_numbers.items()}
         self._load_extra(saved, source_K, names)  # the last that can raise; nothing was changed before it
         vars(self).update(numbers)
@@ -222,13 +221,13 @@ class Policy(ABC):
         self._mixture_K = mixture_K
         self._after_load(names is None)
 
-    def health(self) -> dict[str, Any]:
+    def health(self) -> JsonObject:
         """Counters for operators as JSON values, by domain where they are of a domain."""
         return {"policy": self.kind, "step": self.step, "ignored_losses": self._by_domain(self.memory["ignored"])}
 
     # Overridden by policies ------------------------------------------------------------------------------------
 
-    def _initial(self) -> dict[str, NDArray[Any]]:
+    def _initial(self) -> dict[str, Array]:
         """The (K,) arrays of `memory` before the first step."""
         return {"ignored": np.zeros(self.num_domains, dtype=np.int64)}
 
@@ -236,19 +235,19 @@ class Policy(ABC):
     def _next_mixture(self, loss_K: Floats, count_K: Floats, seen_K: Bools) -> Floats:
         """The mixture after step `self.step`; a new array. Losses are valid where `seen_K`."""
 
-    def _extra_state(self) -> dict[str, Any]:
+    def _extra_state(self) -> JsonObject:
         """State beyond `memory` and `saved_numbers`, as JSON values."""
         return {}
 
-    def _load_extra(self, saved: Mapping[str, Any], source_K: Ints, names: Sequence[str] | None) -> None:  # noqa: B027
-        """Restores what `_extra_state` saved; all checks before the first change."""
+    def _load_extra(self, saved: JsonMapping, source_K: Ints, names: Sequence[str] | None) -> None:  # noqa: B027
+        """Restores what `_extra_state` saved; all checks come before the first change."""
 
     def _after_load(self, same_domains: bool) -> None:  # noqa: B027 - a hook
         """Recomputes what is derived from `memory`; the mixture too where other domains could break its bounds."""
 
     # Carrying state over to other domains ----------------------------------------------------------------------
 
-    def _source_indices(self, saved: Mapping[str, Any], names: Sequence[str] | None) -> Ints:
+    def _source_indices(self, saved: JsonMapping, names: Sequence[str] | None) -> Ints:
         """(K,) index of each domain in the saved state, -1 for a new one."""
         old = saved.get("names")
         if old is not None and not (isinstance(old, list) and all(isinstance(name, str) for name in old)):
@@ -264,7 +263,7 @@ class Policy(ABC):
         where = {name: index for index, name in enumerate(old)}
         return np.array([where.get(name, -1) for name in names], dtype=np.int64)
 
-    def _remap_memory(self, saved: Mapping[str, Any], source_K: Ints) -> dict[str, NDArray[Any]]:
+    def _remap_memory(self, saved: JsonMapping, source_K: Ints) -> dict[str, Array]:
         initial = self._initial()
         packed = saved.get("memory")
         if not isinstance(packed, Mapping) or packed.keys() != initial.keys():
@@ -274,11 +273,11 @@ class Policy(ABC):
             for name, initial_K in initial.items()
         }
 
-    def _by_domain(self, value_K: NDArray[Any]) -> dict[str, Any]:
+    def _by_domain(self, value_K: Array) -> JsonObject:
         return dict(zip(self.labels, value_K.tolist(), strict=True))
 
 
-def _remap(old_K: NDArray[Any], initial_K: NDArray[Any], source_K: Ints, is_share: bool) -> NDArray[Any]:
+def _remap(old_K: Array, initial_K: Array, source_K: Ints, is_share: bool) -> Array:
     """`old_K` in this policy's order, `initial_K` where the domain is new; shares divided by their sum."""
     value_K = np.where(source_K >= 0, old_K[source_K], initial_K).astype(initial_K.dtype)
     # the same domains again: the sum is 1 up to rounding, and dividing by it would change the last bit
@@ -286,7 +285,7 @@ def _remap(old_K: NDArray[Any], initial_K: NDArray[Any], source_K: Ints, is_shar
     return value_K if reordered or not is_share else value_K / value_K.sum()
 
 
-def _unpack_row(packed: Mapping[str, Any], name: str, source_K: Ints) -> NDArray[Any]:
+def _unpack_row(packed: JsonMapping, name: str, source_K: Ints) -> Array:
     array = state_codec.unpack(packed.get(name), name)
     if array.ndim != 1 or len(array) <= source_K.max(initial=0):
         raise ResumeError(f"policy state: {name} has shape {array.shape}.")

@@ -11,14 +11,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ado_stream.errors import ConfigError
+from ado_stream.value_types import Array
 
 Value = TypeVar("Value")
-Weights = Mapping[str, float] | Sequence[float] | NDArray[Any]
+Weights = Mapping[str, float] | Sequence[float] | Array
 _HUGE = 1e300
 
 
 def num_weights(weights: Weights, what: str) -> int:
-    """K. Raises ConfigError for what has no length; `parse_values` refuses what holds no numbers."""
+    """K. Raises ConfigError for an object without a length; `parse_values` checks its numbers."""
     try:
         return len(weights)
     except TypeError:

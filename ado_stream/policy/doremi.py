@@ -7,13 +7,12 @@ itself in every step; here only p is smoothed. Invariant: every share is at leas
 that would underflow can grow again. docs/math.md section 6.
 """
 
-from typing import Any
-
 import numpy as np
 
 from ado_stream.option_checks import number, positive
 from ado_stream.policy.base_policy import Bools, Floats, Policy
 from ado_stream.policy.domain_weights import Weights, parse_values
+from ado_stream.value_types import JsonObject
 
 
 class DoReMi(Policy):
@@ -30,7 +29,7 @@ class DoReMi(Policy):
         self._reference_K = parse_values(reference_losses, self.names, self.num_domains, "doremi reference_losses")
         self._mixture_K = np.full(self.num_domains, 1.0 / self.num_domains)
 
-    def _initial(self) -> dict[str, Any]:
+    def _initial(self) -> JsonObject:
         return {**super()._initial(), "log_weight": np.full(self.num_domains, -np.log(self.num_domains))}
 
     def _next_mixture(self, loss_K: Floats, count_K: Floats, seen_K: Bools) -> Floats:

@@ -1,4 +1,4 @@
-"""EpiSelect: shares by what a sample of each domain still teaches, whatever the prior (arXiv 2608.11746).
+"""EpiSelect: shares by how much a sample of each domain still lowers the losses (arXiv 2608.11746).
 
 Laws over effective samples, of which other domains' samples are a part, gamma_m >= 0 with sum 1 (its equation 3):
 
@@ -11,12 +11,12 @@ transfer "none", the default, is the diagonal form: gamma the unit matrix, s_k =
 fits gamma with the laws, transfer.py: laws for given gamma, gamma for given laws, in turn.
 
 The history, the refits, the running mean and the state are AdoPolicy's; there is no prior in pi and no credit. What
-differs from the paper: it fits gamma as a softmax by a gradient method from a start that it does not state, here it
-starts at 0.9 for the domain itself and goes on from the last refit's. A mixture that hardly changes tells the effects
-of domains hardly apart: then gamma stays where it was.
+differs from the paper: it fits gamma as a softmax by a gradient method from an unstated start, here it starts at
+0.9 for the domain itself and continues from the last refit. Where the mixture hardly changes, the effects of domains
+cannot be separated, and gamma stays unchanged.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -31,6 +31,7 @@ from ado_stream.policy.ado_policy import AdoPolicy
 from ado_stream.policy.base_policy import Floats, Ints
 from ado_stream.policy.scaling_laws import FitConfig, ScalingLawFit
 from ado_stream.policy.transfer import first_transfer, fit_with_transfer, transfer_among
+from ado_stream.value_types import JsonMapping, JsonObject
 
 TRANSFERS = ("none", "full")
 
@@ -72,7 +73,7 @@ class EpiSelect(AdoPolicy):
         """(K,) effective samples with transfer; else as AdoPolicy's."""
         return super().law_counts(drawn) if self._gamma_KK is None else self._gamma_KK @ np.asarray(drawn, float)
 
-    def health(self) -> dict[str, Any]:
+    def health(self) -> JsonObject:
         """Adds, with transfer, the weight of each domain's own samples in its law."""
         own = {} if self._gamma_KK is None else {"own_weight": self._by_domain(self._gamma_KK.diagonal())}
         return {**super().health(), **own}
@@ -96,11 +97,11 @@ class EpiSelect(AdoPolicy):
         self._gamma_KK = np.where(fit.valid[:, None], gamma_KK, self._gamma_KK)
         return fit
 
-    def _extra_state(self) -> dict[str, Any]:
+    def _extra_state(self) -> JsonObject:
         own = {} if self._gamma_KK is None else {"gamma": state_codec.pack(self._gamma_KK)}
         return {**super()._extra_state(), **own}
 
-    def _load_extra(self, saved: Mapping[str, Any], source_K: Ints, names: Sequence[str] | None) -> None:
+    def _load_extra(self, saved: JsonMapping, source_K: Ints, names: Sequence[str] | None) -> None:
         gamma_KK = None
         if self._gamma_KK is not None:
             gamma_KK = state_codec.unpack(saved.get("gamma"), "gamma (saved without transfer?)")

@@ -3,7 +3,7 @@
     p <- (1 - c) softmax(log p + eta (l - l*)) + c / K        after every refit; p starts at the prior
 
 l is the exponential average of a domain's losses; l* is what it should reach: given, or the loss that its own law
-forecasts for the end of the run if it goes on as it does. A domain behind its target gains, one ahead of it loses. The
+forecasts for the end of the run at the present rate. A domain behind its target gains, one ahead of it loses. The
 history, the refits and the state are AdoPolicy's.
 
 What differs from Sheared-LLaMA: its l are held-out losses and its l* come from laws over the sizes of a family of
@@ -15,14 +15,14 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import numpy as np
-from numpy.typing import NDArray
 
 from ado_stream.errors import ConfigError
 from ado_stream.option_checks import number, positive
-from ado_stream.policy.ado_config import AdoConfig, AdoPlan
+from ado_stream.policy.ado_config import AdoConfig
 from ado_stream.policy.ado_policy import AdoPolicy
 from ado_stream.policy.base_policy import Floats
 from ado_stream.policy.domain_weights import Weights, parse_values
+from ado_stream.value_types import Array
 
 
 @dataclass(frozen=True)
@@ -40,13 +40,10 @@ class GapConfig(AdoConfig):
 
     fixed_point = settles = None
 
-    def plan(self, num_domains: int, total_steps: int | None = None, *run: Any, **named: Any) -> AdoPlan:
-        """As AdoConfig's. Raises ConfigError too when neither target losses nor the run's length are known."""
+    def _check(self) -> None:
+        super()._check()
         positive("gap: eta", self.eta)
         number("gap: smoothing", self.smoothing, 0.0, 1.0)
-        if total_steps is None and self.target_losses is None:
-            raise ConfigError("gap: give target_losses, or total_steps to forecast them for.")
-        return super().plan(num_domains, total_steps, *run, **named)
 
 
 class GapPolicy(AdoPolicy):
@@ -60,24 +57,26 @@ class GapPolicy(AdoPolicy):
     def __init__(self, *arguments: Any, **named: Any):
         super().__init__(*arguments, **named)
         given = self.config.target_losses
+        if given is None and self.plan.total_steps is None:
+            raise ConfigError("gap: give target_losses, or total_steps to forecast them for.")
         self._target_loss_K = (
             None if given is None else parse_values(given, self.names, self.num_domains, "gap: target_losses")
         )
 
-    def _initial(self) -> dict[str, NDArray[Any]]:
+    def _initial(self) -> dict[str, Array]:
         return {**super()._initial(), "share": self._prior_K.copy()}
 
     def _refit(self) -> bool:
         fitted = super()._refit()
         if fitted:
             memory, smoothing = self.memory, self.config.smoothing
-            gap_K = np.nan_to_num(self._behind(), posinf=0.0, neginf=0.0)
+            gap_K = np.nan_to_num(self._gap(), posinf=0.0, neginf=0.0)
             exponent_K = np.log(np.maximum(memory["share"], 1e-300)) + self.config.eta * gap_K
             weight_K = np.exp(exponent_K - exponent_K.max())
             memory["share"] = (1.0 - smoothing) * weight_K / weight_K.sum() + smoothing / self.num_domains
         return fitted
 
-    def _behind(self) -> Floats:
+    def _gap(self) -> Floats:
         """(K,) l - l*: how far each domain is behind its target, in nats; NaN where not known."""
         gap_K: Floats = self.memory["observed"] - self._targets()
         return gap_K

@@ -8,7 +8,7 @@ training run are drawn by the data set's prior: no mixture can reach the draw ea
 
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -19,6 +19,7 @@ from ado_stream.policy import state_codec
 from ado_stream.policy.base_policy import Bools, Floats, Ints, Policy
 from ado_stream.policy.domain_weights import Weights, parse_values
 from ado_stream.policy.mixture_bounds import check_floor, lower_to_ceiling, raise_to_floor
+from ado_stream.value_types import JsonMapping, JsonObject
 
 
 class Guard(Policy):
@@ -34,13 +35,13 @@ class Guard(Policy):
         self._mixture_K = self._apply_bound(policy.mixture)
         self._copy_fit()
 
-    def health(self) -> dict[str, Any]:
+    def health(self) -> JsonObject:
         """The wrapped policy's, and "guards": the names of the guards around it, innermost first."""
         inner = self.policy.health()
         return {**inner, "guards": [*inner.get("guards", []), self.kind]}
 
     def observe_validation(self, mean_losses: ArrayLike, sample_counts: ArrayLike) -> None:
-        """Handed to the wrapped policy."""
+        """Passed to the wrapped policy."""
         self.policy.observe_validation(mean_losses, sample_counts)
 
     def take_notices(self) -> list[str]:
@@ -71,10 +72,10 @@ class Guard(Policy):
         inner = self.policy
         self.fit, self.fit_step, self.attempt_step = inner.fit, inner.fit_step, inner.attempt_step
 
-    def _extra_state(self) -> dict[str, Any]:
+    def _extra_state(self) -> JsonObject:
         return {"inner": self.policy.state_dict()}
 
-    def _load_extra(self, saved: Mapping[str, Any], source_K: Ints, names: Sequence[str] | None) -> None:
+    def _load_extra(self, saved: JsonMapping, source_K: Ints, names: Sequence[str] | None) -> None:
         self.policy.load_state_dict(saved.get("inner", {}), names)
 
     def _after_load(self, same_domains: bool) -> None:
@@ -245,7 +246,7 @@ class RepetitionGuard(Guard):
         self._drawn = 0.0
         super().__init__(policy)
 
-    def _initial(self) -> dict[str, Any]:
+    def _initial(self) -> JsonObject:
         return {**super()._initial(), "consumed": np.zeros(self.num_domains)}
 
     def _next_mixture(self, loss_K: Floats, count_K: Floats, seen_K: Bools) -> Floats:

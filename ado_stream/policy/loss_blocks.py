@@ -9,12 +9,10 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from ado_stream.errors import ResumeError
 from ado_stream.policy import state_codec
-
-Floats = NDArray[np.float64]
+from ado_stream.value_types import Bools, Floats, Ints, JsonObject
 
 MAX_BLOCKS = 64
 _SUMS = ("loss", "samples", "place")
@@ -28,13 +26,13 @@ class BlockPoints:
     samples_KM: samples with a valid loss. total_M: samples of all domains.
     """
 
-    step_M: NDArray[np.int64]
+    step_M: Ints
     own_KM: Floats
     loss_KM: Floats
     samples_KM: Floats
     total_M: Floats
 
-    def where(self, kept_M: NDArray[np.bool_]) -> "BlockPoints":
+    def where(self, kept_M: Bools) -> "BlockPoints":
         """Only the blocks that are True in `kept_M`."""
         return BlockPoints(*(values[..., kept_M] for values in vars(self).values()))
 
@@ -65,7 +63,7 @@ class BlockHistory:
         """Finished blocks."""
         return self.num_steps // self.length
 
-    def record(self, place_K: Floats, loss_K: Floats, count_K: Floats, seen_K: NDArray[np.bool_]) -> None:
+    def record(self, place_K: Floats, loss_K: Floats, count_K: Floats, seen_K: Bools) -> None:
         """Adds one step: its losses, valid where `seen_K`, their samples, and each domain's own samples by then."""
         block = self.num_steps // self.length
         if block == MAX_BLOCKS:
@@ -92,7 +90,7 @@ class BlockHistory:
                 self._total_M1[chosen, 0],
             )
 
-    def state_dict(self) -> dict[str, Any]:
+    def state_dict(self) -> JsonObject:
         """The blocks as JSON values."""
         used = slice(0, -(-self.num_steps // self.length))
         sums = zip(_SUMS, (self._loss_MK, self._samples_MK, self._place_MK), strict=True)
@@ -103,8 +101,8 @@ class BlockHistory:
             "total": state_codec.pack(self._total_M1[used, 0]),
         }
 
-    def load_state_dict(self, state: Any, source_K: NDArray[np.int64]) -> None:
-        """Takes over the saved blocks; `source_K` says where each domain stood in them, -1 for a new one (no samples).
+    def load_state_dict(self, state: Any, source_K: Ints) -> None:
+        """Restores the saved blocks; source_K: index of each domain in them, -1 for a new one (no samples).
 
         Raises ResumeError for anything but blocks of such a shape.
         """

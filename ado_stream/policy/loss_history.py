@@ -1,7 +1,7 @@
 """The losses that laws are fitted to: one row a step, gaps filled, memory bounded, cost per step constant.
 
 A domain missing from the batch repeats its previous value; in the very first row it takes the batch's mean loss
-(docs/math.md section 2). A loss that is not finite counts as missing, so neither NaN nor infinity is stored; NaN stands
+(docs/math.md section 2). A loss that is not finite counts as missing, so neither NaN nor infinity is stored; NaN is
 only in the rows of a domain from before it was added at a resume. Once the rows are full every second one is dropped,
 and from then on every second step is stored: rows stay equally spaced, `stride` steps apart. Settings in rows, such as
 the smoothing window, then span twice the steps; the laws change little over them that late.
@@ -12,13 +12,13 @@ is allocated whole at the start; the operating system maps its pages as rows are
 """
 
 from collections.abc import Mapping
-from typing import Any
 
 import numpy as np
 
 from ado_stream.errors import ResumeError
 from ado_stream.policy import state_codec
 from ado_stream.policy.base_policy import Bools, Floats, Ints
+from ado_stream.value_types import JsonObject
 
 MAX_ROWS = 65_536
 MAX_LOSSES = 64 * MAX_ROWS  # 32 MiB; as many sample counts again where each domain has its own
@@ -69,7 +69,7 @@ class LossHistory:
         """(counts, losses) for the fit: (M,) or (K, M) samples so far, and (K, M) nats. Views, not copies."""
         return self._count_M[: self.rows].T, self._loss_MK[: self.rows].T
 
-    def state_dict(self) -> dict[str, Any]:
+    def state_dict(self) -> JsonObject:
         """The rows as JSON values."""
         return {
             "stride": self.stride,
@@ -79,7 +79,7 @@ class LossHistory:
             "losses": state_codec.pack(self._loss_MK[: self.rows]),
         }
 
-    def load_state_dict(self, state: Any, source_K: Ints) -> None:
+    def load_state_dict(self, state: object, source_K: Ints) -> None:
         """Restores the saved rows; source_K: index of each domain in them, -1 for a new one (NaN).
 
         With more domains than before, the capacity may be below the rows saved; they are thinned to it.

@@ -12,13 +12,14 @@ shifted by their maximum. docs/math.md section 6.
 
 import math
 from collections.abc import Mapping
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import numpy as np
 
 from ado_stream.option_checks import whole
 from ado_stream.policy.base_policy import Bools, Floats, Policy
 from ado_stream.policy.domain_weights import Weights
+from ado_stream.value_types import JsonObject
 
 _DECAY = 0.9  # of the rewards
 
@@ -51,7 +52,7 @@ class Odm(_Bandit):
         self.share_arrays = tuple(f"given{age}" for age in range(whole("odm: mixture_lag", mixture_lag), -1, -1))
         super().__init__(prior)
 
-    def _initial(self) -> dict[str, Any]:
+    def _initial(self) -> JsonObject:
         uniform_K = np.full(self.num_domains, 1.0 / self.num_domains)
         return {
             **super()._initial(),
@@ -76,7 +77,7 @@ class OdmCode(_Bandit):
 
     kind = "odm-code"
 
-    def _initial(self) -> dict[str, Any]:
+    def _initial(self) -> JsonObject:
         return {**super()._initial(), "log_reward": np.full(self.num_domains, -np.inf)}
 
     def _next_mixture(self, loss_K: Floats, count_K: Floats, seen_K: Bools) -> Floats:

@@ -1,4 +1,4 @@
-"""How much of each domain a run would draw, before it has begun: its policy is updated without a single loss."""
+"""How much of each domain a run would draw: its policy is updated without losses."""
 
 from collections import deque
 
@@ -11,10 +11,10 @@ from ado_stream.policy.static_policies import StaticPolicy
 def planned_samples(policy: Policy, steps: int, global_batch_size: int, mixture_lag: int = 0) -> Floats:
     """(K,) float64: expected samples of each domain in `steps` steps; exact for policies that do not look at losses.
 
-    For those that do it is what they draw as long as no loss moves them. `policy` is updated and of no use afterwards.
+    For others it is what they draw while no loss moves them. `policy` is updated: do not use it afterwards.
     """
     prior_K = policy.prior
-    before = min(steps, mixture_lag + 1)  # no mixture reaches the draw earlier
+    before = min(steps, mixture_lag + 1)  # steps before the first mixture is drawn
     if isinstance(policy, StaticPolicy):
         static_K: Floats = float(global_batch_size) * (before * prior_K + (steps - before) * policy.mixture)
         return static_K

@@ -1,14 +1,14 @@
 """Policies and guards by name, for configs and the command line.
 
 A new policy is a file with its class and one entry in POLICIES; a class of your own needs no entry: its name is
-"package.module:Class". Invariant: an unknown name or option is refused with what would have worked, before anything is
+"package.module:Class". Invariant: an unknown name or option is refused, with the known ones, before anything is
 built.
 """
 
 import importlib
 import inspect
 from collections.abc import Iterable, Mapping
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 from ado_stream.errors import ConfigError
 from ado_stream.option_checks import text
@@ -25,6 +25,7 @@ from ado_stream.policy.static_policies import Fixed, Natural, Schedule, Temperat
 from ado_stream.policy.target_policy import TargetPolicy
 from ado_stream.policy.velocitune import Velocitune
 from ado_stream.suggest import did_you_mean
+from ado_stream.value_types import JsonMapping
 
 P = TypeVar("P", bound=Policy)
 
@@ -58,7 +59,7 @@ def make_guard(name: str, policy: Policy, **options: Any) -> Guard:
 
 
 def make_run_policy(
-    name: str, prior: Weights, options: Mapping[str, Any], guards: Iterable[Mapping[str, Any]], run: RunContext
+    name: str, prior: Weights, options: JsonMapping, guards: Iterable[JsonMapping], run: RunContext
 ) -> Policy:
     """The policy of a run: `name` with `options` inside `guards`. Options left out are filled in from `run`.
 
@@ -96,15 +97,15 @@ def _find(what: str, name: str, known: Mapping[str, type[P]], base: type[P]) -> 
         found: Any = importlib.import_module(module)
         for attribute in path.split("."):
             found = getattr(found, attribute)
-    except Exception as error:  # whatever the module raises when it is imported
+    except Exception as error:  # any exception of the imported module
         raise ConfigError(
             f"{what} {name!r} cannot be imported ({type(error).__name__}: {' '.join(str(error).split())}); expected "
             "package.module:Class on Python's path."
         ) from error
-    usable = inspect.isclass(found) and issubclass(found, base) and not inspect.isabstract(found)
+    usable = isinstance(found, type) and issubclass(found, base) and not inspect.isabstract(found)
     if not usable or issubclass(found, Guard) != issubclass(base, Guard):
         wanted = f"{base.__module__}.{base.__name__}"
         raise ConfigError(
             f"{what} {name!r} is {found!r:.80}; expected a subclass of {wanted} without abstract methods."
         )
-    return found
+    return cast(type[P], found)

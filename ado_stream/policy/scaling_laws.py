@@ -9,10 +9,9 @@ Source: "Adaptive Data Optimization" (arXiv 2410.11820), sections 3.1 and append
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import ArrayLike
 
 from ado_kernels import scaling_law_fit
 from ado_kernels.fit.fit_dispatch import BACKENDS
@@ -20,14 +19,15 @@ from ado_kernels.fit.objective import Bools, FitOptions, Floats, Ints, at_kink
 from ado_stream.errors import ConfigError, PolicyError
 from ado_stream.option_checks import number, one_of, positive, whole
 from ado_stream.policy.domain_weights import quoted_list
+from ado_stream.value_types import Array
 
 PARAMETERS = ("beta", "eps", "alpha")  # in the order of at_bound
 _BOUND_MEANINGS = {
     "eps": "may fall below the floor eps, which is at its lower bound: what is left to learn is understated and "
     "forecasts far ahead are too high (start_loss brings the bound into the unit of the losses)",
-    "alpha low": "do not fall (alpha is at its lower bound): nothing is learnt, or it does not show yet",
-    "alpha high": "fall faster than a law may (alpha is at its upper bound): the domains are taken for almost learnt "
-    "until a refit sees a slower fall",
+    "alpha low": "do not fall (alpha is at its lower bound): nothing is learnt, or not visibly yet",
+    "alpha high": "fall faster than a law may (alpha is at its upper bound): the domains count as almost learnt "
+    "until a refit finds a slower fall",
     "beta": "begin higher than a law may (beta is at its upper bound): leave out more of the start (ignore_steps)",
 }
 
@@ -112,7 +112,7 @@ class ScalingLawFit:
             f"eps {eps_K.min():.3g} to {eps_K.max():.3g}, alpha {alpha_K.min():.3g} to {alpha_K.max():.3g})"
         )
 
-    def _set(self, name: str, given: ArrayLike | None, default: NDArray[Any]) -> None:
+    def _set(self, name: str, given: ArrayLike | None, default: Array) -> None:
         value = default if given is None else np.asarray(given, dtype=default.dtype)
         if value.shape != default.shape:
             raise ConfigError(f"ScalingLawFit: {name} must have shape {default.shape}, got {value.shape}")

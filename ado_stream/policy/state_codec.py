@@ -14,16 +14,16 @@ from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from ado_stream.errors import ResumeError
+from ado_stream.value_types import Array, JsonMapping, JsonObject
 
 VERSION = 1
 _DTYPES = ("<f8", "<i8", "|b1")
 _MAX_COUNT = 1 << 62
 
 
-def pack(array: NDArray[Any]) -> dict[str, Any]:
+def pack(array: Array) -> JsonObject:
     """`array` (float64, int64 or bool) as JSON values."""
     little = np.ascontiguousarray(array, dtype=array.dtype.newbyteorder("<"))
     assert little.dtype.str in _DTYPES, array.dtype
@@ -31,7 +31,7 @@ def pack(array: NDArray[Any]) -> dict[str, Any]:
     return {"dtype": little.dtype.str, "shape": list(array.shape), "base64": text}
 
 
-def unpack(packed: Any, what: str) -> NDArray[Any]:
+def unpack(packed: Any, what: str) -> Array:
     """The array of `pack`, writable and in this machine's byte order. Raises ResumeError naming `what`."""
     try:
         dtype, shape, text = packed["dtype"], tuple(packed["shape"]), packed["base64"]
@@ -43,7 +43,7 @@ def unpack(packed: Any, what: str) -> NDArray[Any]:
     return array.astype(array.dtype.newbyteorder("="))
 
 
-def whole_number(state: Mapping[str, Any], name: str, least: int = 0) -> int:
+def whole_number(state: JsonMapping, name: str, least: int = 0) -> int:
     """state[name], a count of `least` or more. Raises ResumeError for anything else."""
     value = state.get(name)
     if isinstance(value, bool) or not isinstance(value, int) or not least <= value <= _MAX_COUNT:
@@ -51,17 +51,17 @@ def whole_number(state: Mapping[str, Any], name: str, least: int = 0) -> int:
     return value
 
 
-def step_or_none(state: Mapping[str, Any], name: str) -> int | None:
+def step_or_none(state: JsonMapping, name: str) -> int | None:
     """state[name], a step, or None where there was none yet. Raises ResumeError for anything else."""
     return None if name in state and state[name] is None else whole_number(state, name)
 
 
-def number_or_none(state: Mapping[str, Any], name: str) -> float | None:
+def number_or_none(state: JsonMapping, name: str) -> float | None:
     """state[name], a finite number, or None. Raises ResumeError for anything else."""
     return None if name in state and state[name] is None else finite_number(state, name)
 
 
-def finite_number(state: Mapping[str, Any], name: str) -> float:
+def finite_number(state: JsonMapping, name: str) -> float:
     """state[name] as float. Raises ResumeError for what is no finite number."""
     value = state.get(name)
     if isinstance(value, bool) or not isinstance(value, (int, float)) or not abs(value) <= sys.float_info.max:
@@ -69,13 +69,13 @@ def finite_number(state: Mapping[str, Any], name: str) -> float:
     return float(value)
 
 
-def seal(state: dict[str, Any]) -> dict[str, Any]:
+def seal(state: JsonObject) -> JsonObject:
     """`state` with its version and checksum."""
     sealed = {"version": VERSION, **state}
     return {**sealed, "crc32": _crc32(sealed)}
 
 
-def unseal(state: Any) -> dict[str, Any]:
+def unseal(state: object) -> JsonObject:
     """`state` without its checksum, after verifying it.
 
     Raises ResumeError when it is no mapping, of another version, or damaged.
@@ -97,7 +97,7 @@ def unseal(state: Any) -> dict[str, Any]:
     return content
 
 
-def _crc32(value: Any, crc: int = 0) -> int:
+def _crc32(value: object, crc: int = 0) -> int:
     """CRC-32 of JSON values, keys in sorted order, without copying long strings into one text."""
     if isinstance(value, Mapping):
         for key in sorted(value):

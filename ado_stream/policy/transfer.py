@@ -1,4 +1,4 @@
-"""Laws whose counts are other domains' samples too: gamma_mk says what a sample of domain k is worth to domain m.
+"""Laws whose counts are other domains' samples too: gamma_mk is the worth of a sample of domain k to domain m.
 
     log L_m(t) = log(eps_m + beta_m x_m(t)^-alpha_m) + r,    x_m = sum_k gamma_mk n_k,   gamma_m >= 0, sum 1
 
@@ -35,7 +35,8 @@ def transfer_among(gamma_KK: Floats, source_K: Ints) -> Floats:
         return gamma_KK
     old_KK = (source_K[:, None] >= 0) & (source_K >= 0)
     found_KK = np.where(old_KK, gamma_KK[source_K][:, source_K], first_transfer(len(source_K)))
-    return found_KK / found_KK.sum(axis=1, keepdims=True)
+    shares_KK: Floats = found_KK / found_KK.sum(axis=1, keepdims=True)
+    return shares_KK
 
 
 def fit_with_transfer(

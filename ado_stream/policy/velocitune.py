@@ -1,23 +1,21 @@
-"""Velocitune: shares that follow how far each domain is on its way to a target loss (arXiv 2411.14318).
+"""Velocitune: shares that follow each domain's remaining fraction of the gap to a target loss (arXiv 2411.14318).
 
     V = (l - l*) / (l0 - l*)                                  1 at the start, 0 at the target: slow domains are high
     p <- (1 - c) softmax(log p + eta V) + c / K               after every refit; eta = 1
 
-As `gap`, but relative to the way that there was to go, so that a domain with a high loss is not preferred for it. The
+As `gap`, but relative to the gap at the start, so that a domain with a high loss is not preferred for it. The
 paper continues from a trained model: l0 is that model's held-out loss, l* what a law of a smaller run forecasts for the
 end. Here l0 is the exponential average of a domain's training losses at its first observation, and l* is given or
 forecast by the domain's own law; the paper has no c. A domain at its target from the start has V = 0.
 """
 
-from typing import Any
-
 import numpy as np
-from numpy.typing import NDArray
 
 from ado_stream.policy.base_policy import Bools, Floats
 from ado_stream.policy.gap import GapPolicy
+from ado_stream.value_types import Array
 
-_LEAST_WAY = 1e-3  # nats: of l0 - l*, so that a domain that has nothing to learn divides by no 0
+_MIN_GAP_AT_START = 1e-3  # nats: of l0 - l*, so that a domain with nothing to learn is not a division by 0
 
 
 class Velocitune(GapPolicy):
@@ -25,7 +23,7 @@ class Velocitune(GapPolicy):
 
     kind = "velocitune"
 
-    def _initial(self) -> dict[str, NDArray[Any]]:
+    def _initial(self) -> dict[str, Array]:
         return {**super()._initial(), "first": np.full(self.num_domains, np.nan)}
 
     def _observe(self, loss_K: Floats, seen_K: Bools) -> None:
@@ -33,6 +31,6 @@ class Velocitune(GapPolicy):
         first_K = self.memory["first"]
         np.copyto(first_K, loss_K, where=seen_K & np.isnan(first_K))
 
-    def _behind(self) -> Floats:
-        way_K = self.memory["first"] - self._targets()
-        return np.where(way_K > _LEAST_WAY, super()._behind() / np.maximum(way_K, _LEAST_WAY), 0.0)
+    def _gap(self) -> Floats:
+        start_K = self.memory["first"] - self._targets()
+        return np.where(start_K > _MIN_GAP_AT_START, super()._gap() / np.maximum(start_K, _MIN_GAP_AT_START), 0.0)

@@ -1,8 +1,8 @@
 """Parquet and Arrow files: cut into ranges of row groups or record batches; only the needed columns are read.
 
 pyarrow is imported here alone, and only for such a file. A row group is the smallest part that can be read by itself,
-so memory is bounded by the largest one; what surely is a decompression bomb is not read. A column is validated before
-its values are taken: pyarrow follows damaged offsets wherever they lead.
+so memory is bounded by the largest one; decompression bombs are refused. A column is validated before
+its values are read: pyarrow does not check damaged offsets.
 """
 
 import os
@@ -21,7 +21,7 @@ _ROWS_AT_ONCE = 64
 _GROUP_BYTES = 4 << 20
 _LOST_ROWS = "row of a damaged file"
 _ARROW_FILE_HEAD = 8  # of the random access kind; what follows is a stream
-_Columns: TypeAlias = list[list[Any]]
+_Columns: TypeAlias = list[list[object]]
 
 
 class NotUtf8:
@@ -41,7 +41,7 @@ class RowRange:
 
 
 def cut_rows(path: str, kind: str, errors: RecordErrors) -> Iterator[RowRange]:
-    """The table in ranges of a few MB, those before damage at least."""
+    """The table in ranges of a few MB; of a damaged file, those before the damage."""
     groups: list[tuple[int, int]] = []
     damage = None
     try:
@@ -64,8 +64,8 @@ def cut_rows(path: str, kind: str, errors: RecordErrors) -> Iterator[RowRange]:
 
 def read_rows(
     path: str, part: RowRange, text_key: str, domain_key: str | None, errors: RecordErrors
-) -> Iterator[tuple[str, list[Any]]]:
-    """(place, [value of each key]) of every row that can be read; a damaged group costs its other rows, counted."""
+) -> Iterator[tuple[str, list[object]]]:
+    """(place, [value of each key]) of every readable row; the other rows of a damaged group are counted as errors."""
     keys = [key for key in (text_key, domain_key) if key is not None]
     batches = _parquet_batches(path, part, keys) if part.kind == "parquet" else _arrow_batches(path, part, keys)
     row = end = part.first_row
@@ -90,7 +90,7 @@ def read_rows(
 
 
 def _bomb(stored_bytes: int) -> str:
-    return f" in {stored_bytes:,} bytes of the file: a decompression bomb.\n  Leave the file out, or write it anew."
+    return f" in {stored_bytes:,} bytes of the file: a decompression bomb.\n  Leave the file out, or write it again."
 
 
 def _parquet_groups(path: str) -> list[tuple[int, int]]:
@@ -140,13 +140,15 @@ def _arrow_groups(path: str) -> Iterator[tuple[int, int]]:
 
 
 def _batch_size(metadata: memoryview, body: memoryview) -> tuple[int, int]:
-    """(rows, bytes) that a record batch claims, decompressed: read from the flatbuffer, as pyarrow would allocate them.
+    """(rows, decompressed bytes) of a record batch by its flatbuffer: what pyarrow would allocate.
 
     Format: Message.fbs of Apache Arrow. A compressed buffer begins with its raw size as int64, -1: not compressed.
     """
 
     def at(kind: str, place: int, data: memoryview = metadata) -> int:
-        return struct.unpack_from(f"<{kind}", data, place)[0]
+        value: int
+        (value,) = struct.unpack_from(f"<{kind}", data, place)
+        return value
 
     def field(table: int, number: int) -> int:
         """The place of a table's field, 0 where it is absent."""
@@ -233,19 +235,21 @@ def _leaves(fields: Any, prefix: str = "") -> Iterator[str]:
             yield prefix + field.name
 
 
-def _values(path: str, batch: Any, key: str) -> list[Any]:
+def _values(path: str, batch: Any, key: str) -> list[object]:
     """The values of a key, NotUtf8 for texts that are not. Raises ArrowInvalid for a damaged column."""
     import pyarrow as pa
     import pyarrow.compute
 
     column, *fields = _column_path(path, batch.schema, key)
+    values: list[object]
     array = batch.column(batch.schema.names.index(column))
     array.validate()
     for field in fields:
         array = pyarrow.compute.struct_field(array, field)
     try:
         array.validate(full=True)
-        return array.to_pylist()
+        values = array.to_pylist()
+        return values
     except pa.ArrowInvalid:
         as_bytes = {pa.string(): pa.binary(), pa.large_string(): pa.large_binary()}
         if array.type not in as_bytes:
@@ -264,7 +268,7 @@ def _text_or_not(value: bytes) -> str | NotUtf8:
 
 @contextmanager
 def _arrow_errors(path: str) -> Iterator[None]:
-    """Turns whatever pyarrow raises about a damaged file into a DataError that names it."""
+    """Turns any error of pyarrow about a damaged file into a DataError that names it."""
     try:
         yield
     except (AdoStreamError, FileNotFoundError, PermissionError):

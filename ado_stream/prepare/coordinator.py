@@ -1,7 +1,7 @@
 """`prepare`: raw text to a corpus, from the list of files to corpus.json.
 
 The coordinator (this process) cuts the input into pieces, submits them to workers, takes the results in input order
-and keeps the journal; memory is a few pieces per worker, whatever the size of the input. Corpus and
+and keeps the journal; memory is a few pieces per worker, independent of the size of the input. Corpus and
 journal depend on the input and the settings alone: not on the number of workers, nor on kills and restarts in between.
 """
 
@@ -115,7 +115,7 @@ class _Coordinator:
         """Tokenizer, shards, corpus.json, in this order."""
         manifest = self.work / _PENDING_MANIFEST
         if not manifest.exists():
-            # Once this file exists nothing is built again: a kill in `complete` repeats `complete` alone.
+            # Once this file exists nothing is built again: after a kill in `complete` only that is repeated.
             write_durably(manifest, encode_manifest(self._build()))
         self.output.complete(manifest.read_bytes())
 

@@ -1,4 +1,4 @@
-"""A seeded sample of documents of bounded size, the same whatever their order and the number of workers.
+"""A seeded sample of documents of bounded size, independent of their order and the number of workers.
 
 A document's priority is the hash of its text with the seed; the sample is the documents of lowest priority that fill
 the budget (a bottom-k sketch: Cohen and Kaplan 2007, "Summarizing data using bottom-k sketches"), so samples of parts
@@ -30,7 +30,7 @@ class DocumentSample:
         self._bytes = 0
 
     def offer(self, rank: int, text: str) -> None:
-        """Adds the document of priority `rank` if that is low enough, and drops those that no longer belong."""
+        """Adds the document of priority `rank` if that is low enough, and drops those now above the threshold."""
         if rank >= self.threshold or rank in self._priorities:
             return
         self._priorities.add(rank)

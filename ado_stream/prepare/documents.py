@@ -1,7 +1,7 @@
 """A file to pieces, a piece to documents: the two halves of reading, on either side of a process boundary.
 
-The coordinator cuts (`cut_pieces`), a worker parses (`read_documents`). A piece is a few MB of input and needs nothing
-but itself; where pieces are cut depends on the files alone, so that the result does not depend on the workers.
+The coordinator cuts (`cut_pieces`), a worker parses (`read_documents`). A piece is a few MB of self-contained
+input; where pieces are cut depends on the files alone, so that the result does not depend on the workers.
 A piece of lines holds their bytes, so that a compressed file is decompressed once; text files and tables are passed by
 name and read by the worker.
 """
@@ -11,7 +11,6 @@ import json
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import groupby, islice
-from typing import Any
 
 import xxhash
 
@@ -20,6 +19,7 @@ from ado_stream.prepare.config import PrepareConfig
 from ado_stream.prepare.input_files import InputFile
 from ado_stream.prepare.line_blocks import MAX_LINE_BYTES, LineBlock, line_blocks
 from ado_stream.prepare.record_errors import RecordErrors
+from ado_stream.value_types import JsonObject
 
 PIECE_BYTES = 4 << 20
 _MISSING = object()
@@ -149,11 +149,13 @@ class _Place:
 
     where: str
     file: InputFile
-    record: Any = None  # of a line: the whole of it
+    record: object = None  # of a line: the whole of it
     num_bytes: int = 0
 
 
-def _document(place: _Place, text: Any, domain: Any, config: PrepareConfig, errors: RecordErrors) -> Document | None:
+def _document(
+    place: _Place, text: object, domain: object, config: PrepareConfig, errors: RecordErrors
+) -> Document | None:
     if text == "":
         errors.add_empty()
         return None
@@ -166,6 +168,8 @@ def _document(place: _Place, text: Any, domain: Any, config: PrepareConfig, erro
             detail = f" under key {key!r}{_found(value, place.record)}"
             errors.add(place.where, f"no {kind}", detail, advices[kind], place.num_bytes)
             return None
+    assert isinstance(text, str)
+    assert isinstance(domain, str)
     try:
         domain.encode()
         utf8 = text.encode()
@@ -179,8 +183,8 @@ def _document(place: _Place, text: Any, domain: Any, config: PrepareConfig, erro
     return Document.of(text, utf8, domain, place.file.split)
 
 
-def _found(value: Any, record: Any) -> str:
-    """What is in the place of a text, for an error message: its kind, or the record's keys."""
+def _found(value: object, record: object) -> str:
+    """What was found instead of a text, for an error message: its kind, or the record's keys."""
     if value is _MISSING and isinstance(record, dict):
         keys = list(islice(_dotted(record), _SHOWN_KEYS + 1))
         return f"; keys: {', '.join(keys[:_SHOWN_KEYS])}{', ...' if len(keys) > _SHOWN_KEYS else ''}"
@@ -193,7 +197,7 @@ def _found(value: Any, record: Any) -> str:
     return f"{'; the record itself is' if whole else ': found'} {kind}{shown}"
 
 
-def _dotted(record: dict[str, Any], prefix: str = "") -> Iterator[str]:
+def _dotted(record: JsonObject, prefix: str = "") -> Iterator[str]:
     """The dotted keys of a record, those inside of objects too."""
     for key, value in record.items():
         if isinstance(value, dict) and value and prefix.count(".") < _SHOWN_DEPTH:
@@ -202,7 +206,7 @@ def _dotted(record: dict[str, Any], prefix: str = "") -> Iterator[str]:
             yield f"{prefix}{key}"
 
 
-def _lookup(record: Any, key: str) -> Any:
+def _lookup(record: object, key: str) -> object:
     """The value at a dotted key, or _MISSING; a key that contains the dots itself has precedence."""
     if isinstance(record, dict) and key in record:
         return record[key]

@@ -6,7 +6,7 @@ A file given by itself: its domain is its name without extensions. A folder: the
 `--val` only. The order is that of the inputs, then of the paths as bytes: never that of the file system.
 
 Every file below an input is read, counted in `left_out` with its ending and the reason, or refused by name. Files are
-the same when device and inode are, whatever their paths.
+the same when device and inode are.
 """
 
 import os
@@ -52,7 +52,7 @@ class InputFiles:
 
     files: list[InputFile] = field(default_factory=list)
     left_out: Counter[str] = field(default_factory=Counter)
-    notes: list[str] = field(default_factory=list)  # how the inputs were understood where that may surprise
+    notes: list[str] = field(default_factory=list)  # how ambiguous inputs were interpreted
 
 
 def find_input_files(
@@ -68,10 +68,10 @@ def find_input_files(
     """
     found = InputFiles()
     stems: dict[str, str] = {}
-    held_out = [file for given in val for file in _of_input(given, "val", by_path, found, stems)]
+    held_out = [file for given in val for file in _find_files(given, "val", by_path, found, stems)]
     held_out_ids = {file_id(file.path) for file in held_out}
     for given in inputs:
-        for file in _of_input(given, split, by_path, found, stems):
+        for file in _find_files(given, split, by_path, found, stems):
             if file_id(file.path) in held_out_ids:
                 found.left_out["file of --val, left out of training"] += 1
             else:
@@ -96,7 +96,7 @@ def file_id(path: str | os.PathLike[str]) -> tuple[int, int]:
     return status.st_dev, status.st_ino
 
 
-def _of_input(
+def _find_files(
     given: str | os.PathLike[str], split: str, by_path: bool, found: InputFiles, stems: dict[str, str]
 ) -> list[InputFile]:
     """The files of one input; adds to `found` what is left out, and to `stems` {domain: what it is made of}."""

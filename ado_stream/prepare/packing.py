@@ -2,7 +2,7 @@
 
 The journal holds the number of pieces taken and how full every spool is. It is written after the spools are on the
 disk. A full spool file is removed only after its shard is published and a journal that lists it as full is written.
-So whatever the moment of a kill, the next run truncates the spools to the journal, finishes the shards that it lists
+So after a kill at any moment, the next run truncates the spools to the journal, finishes the shards that it lists
 as full, and takes the next piece: the bytes are those of a run that was never killed.
 """
 
@@ -12,10 +12,9 @@ from collections import Counter, deque
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 from ado_stream.corpus.manifest import domain_folder
-from ado_stream.corpus.mds import COMPRESSION, HASH, ShardFormat, encode_index, shard_name
+from ado_stream.corpus.mds import COMPRESSION, HASH, ShardEntry, ShardFormat, encode_index, shard_name
 from ado_stream.durable import sync, write_durably
 from ado_stream.errors import ConfigError
 from ado_stream.prepare.corpus_output import CorpusOutput
@@ -27,7 +26,7 @@ from ado_stream.stream.mds_index import INDEX_NAME
 JOURNAL_NAME = "state.json"
 MAX_DOMAINS = 4096  # more are document ids in the domain key, and each costs a file
 _COMMIT_EVERY_S = 2.0
-_SYNCS_AT_ONCE = 32  # a file system commits them together, where each alone would wait for a commit of its own
+_SYNCS_AT_ONCE = 32  # a file system commits them together; one by one, each would wait for its own commit
 
 
 @dataclass(frozen=True)
@@ -72,7 +71,7 @@ class Packer:
         self.refused_bytes.update(result.refused_bytes)
         self.repeated |= result.repeated
         self.num_pieces += 1
-        # what a commit costs grows with the domains; it may take a tenth of the time
+        # the cost of a commit grows with the domains; bounded to a tenth of the time
         if time.monotonic() - self._last_commit_s > _COMMIT_EVERY_S * max(1.0, 5 * self._commit_cost_s):
             self.commit()
 
@@ -156,7 +155,7 @@ class Packer:
         entry = self._pool.submit(Worker.finish_shard, job)
         self._jobs.append(self._publishers.submit(self._publish, key, shard, name, entry))
 
-    def _publish(self, key: tuple[str, str], shard: int, name: str, entry: "Future[dict[str, Any]]") -> None:
+    def _publish(self, key: tuple[str, str], shard: int, name: str, entry: "Future[ShardEntry]") -> None:
         done = json.dumps(worker_result(entry)).encode()
         path = self._output.local_path(name)
         sync(path)

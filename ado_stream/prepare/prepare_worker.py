@@ -8,16 +8,16 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
-from ado_stream.corpus.mds import ShardFormat, compress_shard, encode_shard, shard_entry
+from ado_stream.corpus.mds import ShardEntry, ShardFormat, compress_shard, encode_shard, shard_entry
 from ado_stream.corpus.tokenizer import BYTES, Tokenizer, load_tokenizer
 from ado_stream.prepare.config import PrepareConfig
 from ado_stream.prepare.document_sample import DocumentSample, priority
 from ado_stream.prepare.documents import Document, Piece, read_documents
 from ado_stream.prepare.record_errors import RecordErrors
+from ado_stream.value_types import Words
 
 TOKENIZER_FOLDER = "tokenizer"
 VAL_HASHES_NAME = "val_hashes.npy"  # the sorted hashes of the text of --val
@@ -59,7 +59,7 @@ class ShardJob:
 class Worker:
     """The calls of a worker process; used directly where there is only one process.
 
-    Tokenizer and hashes lie in the working folder `work` before the first `tokenise`, perhaps not from the start.
+    Tokenizer and hashes are in the working folder `work` before the first `tokenise`, but not always from the start.
     """
 
     def __init__(self, config: PrepareConfig, work: Path):
@@ -71,11 +71,11 @@ class Worker:
         return load_tokenizer(BYTES if self._config.tokenizer == BYTES else self._work / TOKENIZER_FOLDER)
 
     @cached_property
-    def _val_hashes(self) -> np.ndarray:
+    def _val_hashes(self) -> Words:
         path = self._work / VAL_HASHES_NAME
         return np.load(path, mmap_mode="r") if self._config.val else np.empty(0, np.uint64)
 
-    def hash_texts(self, piece: Piece) -> np.ndarray:
+    def hash_texts(self, piece: Piece) -> Words:
         """(documents,) uint64: the hash of each document's text."""
         return _hashes(read_documents(piece, self._config, RecordErrors(self._config.skip_errors)))
 
@@ -91,7 +91,7 @@ class Worker:
         groups: dict[tuple[str, str], list[Document]] = {}
         for document in documents:
             groups.setdefault((document.domain, self._split(document)), []).append(document)
-        del documents  # whose texts _token_block lets go of: one may have 128 MiB
+        del documents  # so that _token_block can free their texts, of up to 128 MiB each
         blocks = [_token_block(self._tokenizer, *key, groups[key]) for key in groups]
         return PieceResult(blocks, errors.counts, errors.num_bytes, set(repeats.values()))
 
@@ -105,7 +105,7 @@ class Worker:
                 sample.offer(priority(document.text.encode(), self._config.seed), document.text)
         return sample.items()
 
-    def finish_shard(self, job: ShardJob) -> dict[str, Any]:
+    def finish_shard(self, job: ShardJob) -> ShardEntry:
         """Writes the shard and returns its index entry; the caller syncs the file before it counts it as written."""
         with open(job.samples_path, "rb") as file:
             raw = encode_shard(file.read(job.samples_bytes), job.shard_format)
@@ -129,7 +129,7 @@ class Worker:
         return "val" if document.text_hash < self._config.val_frac * _HASH_RANGE else "train"
 
 
-def _hashes(documents: Iterable[Document]) -> np.ndarray:
+def _hashes(documents: Iterable[Document]) -> Words:
     return np.array([document.text_hash for document in documents], np.uint64)
 
 

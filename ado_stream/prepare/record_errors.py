@@ -1,4 +1,4 @@
-"""What becomes of input that cannot be read: an error that names its place, or a count of records and bytes."""
+"""Unreadable input: an error that names its place, or a count of records and bytes."""
 
 from collections import Counter
 from dataclasses import dataclass, field
@@ -30,7 +30,7 @@ class RecordErrors:
         self._count(reason, records, num_bytes)
 
     def add_empty(self) -> None:
-        """Counts a document without text: it has nothing to lose."""
+        """Counts a document without text, which is never an error."""
         self.counts[EMPTY] += 1
 
     def _count(self, reason: str, records: int, num_bytes: int) -> None:

@@ -1,7 +1,7 @@
 """Worker processes that are spawned, not forked, and that end with their parent.
 
-One worker means no process at all: the calls run in this process. Spawned, because a fork copies the locks of the
-tokenizers library's threads in whatever state they are. A worker waits on its parent's sentinel, since a killed parent
+One worker means no process at all: the calls run in this process. Spawned, because a fork would copy the locks of the
+tokenizers library's threads in an arbitrary state. A worker waits on its parent's sentinel, since a killed parent
 cannot stop it.
 """
 
@@ -82,6 +82,6 @@ def _exit_with_parent() -> None:
     os._exit(1)
 
 
-def _call(method: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+def _call(method: str, args: tuple[object, ...], kwargs: dict[str, object]) -> Any:
     assert _worker is not None
     return getattr(_worker, method)(*args, **kwargs)

@@ -1,4 +1,4 @@
-"""The working folder of a run: its lock, and what an earlier run left in it.
+"""The working folder of a run: its lock, and the unfinished work of an earlier run.
 
 The working folder is `.prepare` inside a local corpus, or in the user's cache for a remote one. It holds the
 fingerprint of the run that it was made for: earlier work is resumed only by the same run, and another run may remove
@@ -12,7 +12,6 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 from ado_stream.corpus.corpus import user_cache
 from ado_stream.corpus.manifest import MANIFEST_NAME, MANIFEST_VERSION, decode_manifest, json_hash
@@ -24,6 +23,7 @@ from ado_stream.prepare.corpus_output import CorpusOutput, LocalOutput, RemoteOu
 from ado_stream.prepare.input_files import InputFile
 from ado_stream.prepare.packing import JOURNAL_NAME
 from ado_stream.storage.object_locks import lock_if_free
+from ado_stream.value_types import JsonObject
 
 _WORK_FOLDER = ".prepare"
 _STAGING = "corpus"
@@ -38,8 +38,8 @@ class Plan:
     Not `skip_errors`: what is done up to the first unreadable record is the same with and without.
     """
 
-    settings: dict[str, Any]
-    stamps: list[list[Any]]  # of each file: its fields and its time
+    settings: JsonObject
+    stamps: list[list[object]]  # of each file: its fields and its time
 
     @classmethod
     def of(cls, config: PrepareConfig, files: Sequence[InputFile], tokenizer: Tokenizer | None) -> "Plan":
@@ -69,14 +69,14 @@ class Plan:
         except (ValueError, TypeError):  # of an older release
             return "settings"
         keys = [key for key in {**old.settings, **self.settings} if old.settings.get(key) != self.settings.get(key)]
-        before, now = ({stamp[0]: stamp for stamp in plan.stamps} for plan in (old, self))
+        before, now = ({str(stamp[0]): stamp for stamp in plan.stamps} for plan in (old, self))
         paths = [path for path in {**before, **now} if before.get(path) != now.get(path)]
         more = [f"{len(paths) - 3} more files"] if len(paths) > 3 else []
         return ", ".join([*keys, *paths[:3], *more]) or "the order of the files"
 
 
 def open_output(config: PrepareConfig) -> tuple[Path, CorpusOutput]:
-    """The working folder, and where the corpus goes."""
+    """The working folder, and the destination of the corpus."""
     if config.local_out is not None:
         work = config.local_out / _WORK_FOLDER
         return work, LocalOutput(config.local_out, work / _STAGING)
@@ -129,7 +129,7 @@ def clear(work: Path) -> None:
 def locked(work: Path) -> Iterator[None]:
     """Holds the working folder's lock, and removes the folder at the end when nothing else is in it.
 
-    It is removed under the lock, whose removed file then counts as taken for whoever has opened it already. Raises
+    It is removed under the lock, whose removed file then counts as locked for processes that have opened it. Raises
     ConfigError when another process has the lock.
     """
     with lock_if_free(work / _LOCK_NAME) as held:

@@ -13,7 +13,6 @@ Invariant: the outcome depends on the spec alone; policies are compared under th
 from collections import deque
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
 
 import numpy as np
 
@@ -24,6 +23,7 @@ from ado_stream.policy.domain_weights import parse_shares, with_text_keys
 from ado_stream.policy.policy_registry import make_run_policy
 from ado_stream.simulate.synthetic_domains import SyntheticDomains, parse_domains
 from ado_stream.suggest import did_you_mean
+from ado_stream.value_types import JsonMapping, JsonObject
 
 _CHUNK_STEPS = 512  # of noise made at once
 _MAX_ROWS = 2000  # of an outcome: enough for a picture
@@ -42,7 +42,7 @@ class Spec:
     seed: int
     mixture_lag: int
     wanted_K: Floats  # weights of the losses that count; sum 1
-    policies: Mapping[str, tuple[str, Mapping[str, Any]]] = field(default_factory=dict)
+    policies: Mapping[str, tuple[str, JsonMapping]] = field(default_factory=dict)
 
     def make(self, label: str) -> Policy:
         """The policy called `label` before its first step."""
@@ -71,7 +71,7 @@ class Outcome:
         return mean_S
 
 
-def read_spec(given: Mapping[str, Any]) -> Spec:
+def read_spec(given: JsonMapping) -> Spec:
     """The spec of a mapping, checked. Raises ConfigError for unknown keys and impossible values."""
     for key in given:
         if key not in _KEYS:
@@ -141,7 +141,7 @@ def systematic_counts(mixture_K: Floats, batch: int, shift: float) -> Floats:
     return edge_K
 
 
-def _parse_policies(given: Any) -> dict[str, tuple[str, dict[str, Any]]]:
+def _parse_policies(given: object) -> dict[str, tuple[str, JsonObject]]:
     if not isinstance(given, Mapping) or not given:
         raise ConfigError(f"policies: {given!r:.60}; give {{label: options}}, for example {{ado: {{}}}}.")
     found = {}

@@ -5,7 +5,7 @@ n in samples of a thousand tokens), chosen to differ in what is learnable and ho
 real data. Prose helps prose a little, one law breaks, and a learning-rate bump passes.
 """
 
-from typing import Any
+from ado_stream.value_types import JsonObject
 
 # name: prior in percent, eps, gap in nats after a million samples, alpha
 _PILE_LIKE = {
@@ -34,7 +34,7 @@ _PILE_LIKE = {
 }
 
 
-def default_spec(steps: int = 60_000) -> dict[str, Any]:
+def default_spec(steps: int = 60_000) -> JsonObject:
     """A spec as `read_spec` takes it: natural against ADO, for 60,000 steps of 256 samples."""
     domains: dict[str, dict[str, float]] = {
         name: {"prior": prior, "eps": eps, "beta": gap * 1e6**alpha, "alpha": alpha}

@@ -7,7 +7,7 @@
 A broken law continues with exponent alpha' past `break` samples. The loss that a step observes is L_k plus the bump of
 that step (as after a learning rate that was too high), plus noise_k / sqrt(c_k) for c_k samples drawn. n counts
 samples, as in docs/math.md section 1.
-The training loss of text that is read again goes on falling as if it were new: own_k in place of u_k.
+The training loss of repeated text keeps falling as if it were new: own_k in place of u_k.
 Sources: arXiv 2210.14891 for the broken form, with a sharp break; arXiv 2305.16264 for what repeats are worth.
 """
 
@@ -15,7 +15,6 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
 
 import numpy as np
 
@@ -23,6 +22,7 @@ from ado_stream.errors import ConfigError
 from ado_stream.option_checks import number, positive, whole
 from ado_stream.policy.base_policy import Floats
 from ado_stream.policy.domain_weights import parse_shares, quoted_list, with_text_keys
+from ado_stream.value_types import JsonMapping
 
 _DOMAIN_KEYS = {"prior", "eps", "beta", "alpha", "noise", "break_samples", "break_alpha", "samples"}
 _REPEAT_EPOCHS = 15.0  # R*: what n epochs are worth tends to 1 + R* fresh ones
@@ -91,7 +91,7 @@ class SyntheticDomains:
         return total_T
 
 
-def parse_domains(spec: Mapping[str, Any], seed: int) -> SyntheticDomains:
+def parse_domains(spec: JsonMapping, seed: int) -> SyntheticDomains:
     """The domains of a spec's `domains`, `transfer`, `noise` and `bumps` (see closed_loop.py).
 
     Raises ConfigError naming the domain and key at fault.
@@ -140,7 +140,7 @@ def random_domains(num_domains: int, seed: int) -> dict[str, dict[str, float]]:
     return domains
 
 
-def _check_domain(name: Any, law: Any) -> None:
+def _check_domain(name: str, law: object) -> None:
     if not isinstance(law, Mapping):
         raise ConfigError(f"domains: {name!r} is {law!r:.60}; give prior, eps, beta, alpha.")
     unknown, missing = set(law) - _DOMAIN_KEYS, {"prior", "eps", "beta", "alpha"} - set(law)
@@ -160,7 +160,7 @@ def _column(laws: list[Mapping[str, float]], key: str, default: float | None = N
     return np.array([law.get(key, default) for law in laws], dtype=np.float64)
 
 
-def _transfer(given: Any, names: list[str]) -> float | Floats:
+def _transfer(given: object, names: list[str]) -> float | Floats:
     """One number, or {learner: {teacher: weight}} as a (K, K) matrix."""
     if not isinstance(given, Mapping):
         return number("transfer", given, 0.0)
@@ -177,7 +177,7 @@ def _transfer(given: Any, names: list[str]) -> float | Floats:
     return matrix_KK
 
 
-def _bumps(given: Any) -> tuple[tuple[float, float, float], ...]:
+def _bumps(given: object) -> tuple[tuple[float, float, float], ...]:
     if not isinstance(given, Sequence) or not all(
         isinstance(bump, Mapping) and set(bump) == _BUMP_KEYS for bump in given
     ):

@@ -1,16 +1,19 @@
-"""Worlds of the situations in which mixtures matter, as data: `ado-stream simulate --world NAME`.
+"""Synthetic worlds in which the mixture matters, as data: `ado-stream simulate --world NAME`.
 
 Ten wanted domains with the shares of a real corpus, which learn alike: at the run's end a percent more of any lowers
-its loss by the same amount, so that the natural mixture of these ten is also the best. What there is to gain is what
-the world adds: text that cannot be learnt, that is learnt out after a fiftieth of the run, or that is used up and
-repeats. `unlike` adds nothing: its domains differ in how fast they learn. What counts is the loss of the
-wanted domains, by size; a domain that repeats is wanted itself, at its share.
+its loss by the same amount, so that the natural mixture of these ten is also the best. What can be gained is due to
+what the world adds: text that cannot be learnt, that is fully learnt after a fiftieth of the run, or that is exhausted
+and repeats. `unlike` adds nothing: its domains differ in how fast they learn. What counts is the loss of the wanted
+domains, by size; a domain that repeats is wanted itself, at its share.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
+from ado_stream.value_types import JsonMapping, JsonObject
+
 STEPS, BATCH = 6000, 64
+_MakeSpec = Callable[[int], JsonObject]  # of the number of steps
 # name: share among the wanted, eps in nats, alpha, how fast it learns in the world `unlike`
 _WANTED = {
     "books": (0.29, 2.6, 0.22, 0.6),
@@ -25,7 +28,7 @@ _WANTED = {
     "problems": (0.01, 1.4, 0.40, 1.7),
 }
 _ELASTICITY = 0.3  # nats per unit of ln n at the run's end, of a domain that is drawn at its share
-_POLICIES: Mapping[str, Mapping[str, Any]] = {
+_POLICIES: Mapping[str, JsonMapping] = {
     "natural": {},
     "uniform": {},
     "ado": {},
@@ -37,12 +40,12 @@ _POLICIES: Mapping[str, Mapping[str, Any]] = {
 }
 
 
-def world(name: str, steps: int = STEPS) -> dict[str, Any]:
+def world(name: str, steps: int = STEPS) -> JsonObject:
     """The spec of the world called `name`, as `read_spec` takes it."""
     return _WORLDS[name](steps)
 
 
-def _spec(steps: int, added: Mapping[str, Any] | None = None, share: float = 0.0, **more: Any) -> dict[str, Any]:
+def _spec(steps: int, added: JsonMapping | None = None, share: float = 0.0, **more: Any) -> JsonObject:
     domains: dict[str, dict[str, float]] = {}
     unlike = more.pop("unlike", False)
     for name, (size, eps, alpha, speed) in _WANTED.items():
@@ -63,23 +66,23 @@ def _spec(steps: int, added: Mapping[str, Any] | None = None, share: float = 0.0
     }
 
 
-def _unlearnable(share: float, transfer: float = 0.0) -> Any:
+def _unlearnable(share: float, transfer: float = 0.0) -> _MakeSpec:
     flat = {"eps": 5.5, "beta": 1e-3, "alpha": 0.3}
     among = {learner: {teacher: transfer for teacher in _WANTED if teacher != learner} for learner in _WANTED}
     return lambda steps: _spec(steps, flat, share, **({"transfer": among} if transfer else {}))
 
 
-def _learnt_out(share: float) -> Any:
+def _learnt_out(share: float) -> _MakeSpec:
     """Half a nat above its floor after a fiftieth of its part of the run, and falling with exponent 2."""
     return lambda steps: _spec(
         steps, {"eps": 1.0, "beta": 0.5 * (share * steps * BATCH / 50) ** 2, "alpha": 2.0}, share
     )
 
 
-def _repeated(share: float, part: float) -> Any:
+def _repeated(share: float, part: float) -> _MakeSpec:
     """Read through after `part` of the run; 15 epochs are worth most of what fresh text would be."""
 
-    def spec(steps: int) -> dict[str, Any]:
+    def spec(steps: int) -> JsonObject:
         size = share * steps * BATCH
         law = {"eps": 2.0, "beta": _ELASTICITY / 0.3 * size**0.3, "alpha": 0.3, "samples": part * size}
         found = _spec(steps, law, share)
@@ -91,7 +94,7 @@ def _repeated(share: float, part: float) -> Any:
     return spec
 
 
-_WORLDS: Mapping[str, Any] = {
+_WORLDS: Mapping[str, _MakeSpec] = {
     "alike": lambda steps: _spec(steps),
     "unlike": lambda steps: _spec(steps, unlike=True),
     "unlearnable-10": _unlearnable(0.1),

@@ -1,7 +1,7 @@
-"""Files that appear complete and verified or not at all; what unfinished and bad ones leave behind.
+"""Files that appear complete and verified or not at all; removal of unfinished and bad ones.
 
 Invariants: a visible name always has all of its bytes, synced; a temporary file whose object's lock is free was left by
-a dead process, and whoever takes the lock may delete it.
+a killed process, and the next holder of the lock may delete it.
 """
 
 import os
@@ -28,7 +28,7 @@ def temporary_path(destination: Path) -> Path:
 def remove_leftovers(destination: Path) -> None:
     """Deletes unfinished files of `destination`; only for the holder of its lock."""
 
-    def unlink(entry: os.DirEntry) -> None:
+    def unlink(entry: os.DirEntry[str]) -> None:
         if entry.name.startswith(destination.name + "."):
             os.unlink(entry.path)
 
@@ -36,9 +36,9 @@ def remove_leftovers(destination: Path) -> None:
 
 
 def remove_free_leftovers(folder: Path) -> None:
-    """Deletes every unfinished file of `folder` whose object nobody is making: left by processes that were killed."""
+    """Deletes every unfinished file of `folder` whose object's lock is free: left by processes that were killed."""
 
-    def unlink(entry: os.DirEntry) -> None:
+    def unlink(entry: os.DirEntry[str]) -> None:
         with lock_if_free(lock_path(folder / _SUFFIX.sub("", entry.name))) as held:
             if held:
                 os.unlink(entry.path)
@@ -49,9 +49,9 @@ def remove_free_leftovers(folder: Path) -> None:
 class CompleteFile:
     """A file written and verified under a temporary name, then synced and renamed by `commit`.
 
-    Other than durable_file, it may start over, checks what it commits, and has a name that other processes can remove
-    when this one was killed. As a context manager it leaves no temporary file behind. The full size is set at the start
-    (sparse), so that other processes that sum up the cache's files count what is reserved.
+    Unlike durable_file, it can start over, verifies what it commits, and has a temporary name by which other processes
+    can remove it when this one was killed. As a context manager it leaves no temporary file behind. The full size is
+    set at the start (sparse), so that other processes that sum up the cache's files count what is reserved.
     """
 
     def __init__(self, destination: Path, expected_bytes: int | None, hashes: Mapping[str, str]) -> None:
@@ -87,9 +87,9 @@ class CompleteFile:
                 view = view[self._file.write(view) :]
 
     def commit(self) -> os.stat_result:
-        """Makes the file visible under its name; raises ContentError when it is not what the index says.
+        """Makes the file visible under its name; raises ContentError when it differs from the index.
 
-        Returns the file's own status, not that of whatever has its name by then.
+        Returns the status of this file, not of one that may have replaced it under its name since.
         """
         mismatch = self.verifier.mismatch()
         if mismatch is not None:
@@ -109,7 +109,7 @@ def quarantine(path: Path) -> None:
                 old.unlink(missing_ok=True)
 
 
-def _for_temporaries(folder: Path, act: Callable[[os.DirEntry], object]) -> None:
+def _for_temporaries(folder: Path, act: Callable[[os.DirEntry[str]], object]) -> None:
     with suppress(FileNotFoundError), os.scandir(folder / TEMP_DIR) as entries:
         for entry in entries:
             with suppress(FileNotFoundError):

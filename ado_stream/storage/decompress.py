@@ -1,6 +1,6 @@
-"""A stored file to its raw bytes, with a cap on the output against decompression bombs.
+"""Decompresses a stored file, with a limit on the output against decompression bombs.
 
-Invariant: never more than the raw size in the index (at most 4 GiB, the reach of MDS offsets) is written. zstd, gz, bz2
+Invariant: never more than the raw size in the index (at most 4 GiB, the range of MDS offsets) is written. zstd, gz, bz2
 and br are streamed in bounded memory; snappy is decompressed as a whole, to a size that its stored bytes can hold.
 """
 
@@ -32,15 +32,15 @@ _SNAPPY_RATIO = 22  # an element of three bytes copies 64 at most
 def decompress(spec: ObjectSpec, stop: threading.Event | None = None) -> os.stat_result:
     """Makes spec.raw from spec.stored, complete and verified; returns its status.
 
-    Raises ContentError when the stored bytes are no such stream or the raw ones not what the index says, DiskError
-    when the disk refuses, StoppedError when `stop` is set, IndexInvalid for an unknown compression.
+    Raises ContentError when the stored bytes are not a valid stream or the raw ones differ from the index, DiskError
+    when the disk fails, StoppedError when `stop` is set, IndexInvalid for an unknown compression.
     """
-    most_bytes = MAX_RAW_BYTES if spec.raw_bytes is None else spec.raw_bytes
+    max_bytes = MAX_RAW_BYTES if spec.raw_bytes is None else spec.raw_bytes
     with CompleteFile(spec.raw, spec.raw_bytes, spec.raw_hashes) as file:
         for chunk in _raw_chunks(spec):
             raise_if_stopped(stop, spec.where)
-            if file.verifier.num_bytes + len(chunk) > most_bytes:
-                raise ContentError(Mismatch("raw size", f"over {most_bytes}", str(most_bytes)))
+            if file.verifier.num_bytes + len(chunk) > max_bytes:
+                raise ContentError(Mismatch("raw size", f"over {max_bytes}", str(max_bytes)))
             file.write(chunk)
         return file.commit()
 
@@ -56,7 +56,7 @@ def _raw_chunks(spec: ObjectSpec) -> Iterator[bytes]:
 
 
 def is_bomb(raw_bytes: int, stored_bytes: int) -> bool:
-    """Whether so few bytes for so many are surely forged: text does not repeat itself by the gigabyte."""
+    """Whether no real text compresses that well: over 256 MiB raw, and over 1,000 times the stored bytes."""
     return raw_bytes > max(_FREE_RAW_BYTES, _MAX_RATIO * stored_bytes)
 
 
@@ -100,15 +100,16 @@ class _BrotliReader(io.RawIOBase):
         return raw
 
 
-def _snappy(stored: bytes, most_bytes: int) -> bytes:
-    """The raw bytes, which are allocated as the head claims them; no byte of snappy stands for more than 22."""
+def _snappy(stored: bytes, max_bytes: int) -> bytes:
+    """The raw bytes. The library allocates what the header claims; a byte of snappy expands to 22 at most."""
     import snappy
 
     varint = itertools.takewhile(lambda place: place == 0 or stored[place - 1] & 0x80, range(min(5, len(stored))))
     size = sum((stored[place] & 0x7F) << (7 * place) for place in varint)
-    if size > min(most_bytes, _SNAPPY_RATIO * len(stored)):
-        raise ContentError(Mismatch("raw size", str(size), f"at most {min(most_bytes, _SNAPPY_RATIO * len(stored))}"))
+    if size > min(max_bytes, _SNAPPY_RATIO * len(stored)):
+        raise ContentError(Mismatch("raw size", str(size), f"at most {min(max_bytes, _SNAPPY_RATIO * len(stored))}"))
     try:
-        return snappy.decompress(stored)
-    except Exception as error:  # its releases share no type; whatever they raise means damaged bytes
+        raw: bytes = snappy.decompress(stored)
+        return raw
+    except Exception as error:  # the type differs between releases; any exception means damaged bytes
         raise EOFError(str(error)) from error

@@ -1,6 +1,6 @@
 """One remote object to one complete, verified local file, or to bytes in memory.
 
-Invariants: the destination appears only with the size and hashes asked for; no path leaves a temporary file; every
+Invariants: the destination appears only with the size and hashes asked for; no code path leaves a temporary file; every
 attempt is bounded by the read timeout, all of them by the total deadline. What is parsed (index.json, corpus.json,
 tokenizers) is read as bytes and never from a file that another process could replace meanwhile.
 Local paths and file:// are copied here, s3:// goes through storage/s3.py, every other scheme (gs, azure, oci, hf, sftp,
@@ -34,7 +34,7 @@ _SCHEME = re.compile(r"^([a-zA-Z][a-zA-Z0-9+.-]+):/")
 
 @dataclass(frozen=True)
 class Download:
-    """What a download cost, and the file it made, as it was before others could replace it."""
+    """What a download cost, and the status of its file before other processes could replace it."""
 
     num_bytes: int
     attempts: int
@@ -70,20 +70,20 @@ def download(
         return Download(file.verifier.num_bytes, attempts, file.commit())
 
 
-def download_bytes(remote_url: str, retry: RetryPolicy | None = None, most_bytes: int = _MAX_METADATA_BYTES) -> bytes:
-    """The content of `remote_url` (a URL or a local path), which must have at most `most_bytes`.
+def download_bytes(remote_url: str, retry: RetryPolicy | None = None, max_bytes: int = _MAX_METADATA_BYTES) -> bytes:
+    """The content of `remote_url` (a URL or a local path), which must have at most `max_bytes`.
 
     Raises as `download`, and IndexInvalid when it is larger.
     """
-    found = download_if_changed(remote_url, "", retry, most_bytes)
+    found = download_if_changed(remote_url, "", retry, max_bytes)
     assert found is not None
     return found[0]
 
 
 def download_if_changed(
-    remote_url: str, tag: str, retry: RetryPolicy | None = None, most_bytes: int = _MAX_METADATA_BYTES
+    remote_url: str, tag: str, retry: RetryPolicy | None = None, max_bytes: int = _MAX_METADATA_BYTES
 ) -> tuple[bytes, str] | None:
-    """(content, tag) of `remote_url`; None when it has this `tag` still, as a store can say without sending it.
+    """(content, tag) of `remote_url`; None when it still has this `tag`, which a store reports without sending it.
 
     Raises as `download_bytes`.
     """
@@ -91,8 +91,8 @@ def download_if_changed(
     content = bytearray()
 
     def write(chunk: bytes) -> None:
-        if len(content) + len(chunk) > most_bytes:
-            raise IndexInvalid(f"{remote_url}: over {most_bytes} bytes, which no such file of ours has. Check the URL.")
+        if len(content) + len(chunk) > max_bytes:
+            raise IndexInvalid(f"{remote_url}: over {max_bytes} bytes, too large for such a file. Check the URL.")
         content.extend(chunk)
 
     def attempt() -> str | None:
@@ -109,7 +109,7 @@ def download_if_changed(
 def object_version(remote_url: str, retry: RetryPolicy | None = None) -> str | None:
     """What changes when the object at `remote_url` is replaced: its ETag, or the size and time of a local file.
 
-    None for a store that cannot be asked. Raises as `download`.
+    None for a store without either. Raises as `download`.
     """
     monitor = DownloadMonitor(retry or RetryPolicy(), remote_url)
     path = local_path(remote_url)
@@ -227,16 +227,10 @@ def _classified(error: BaseException) -> BaseException:
     status = next((value for value in [*statuses, getattr(response, "status_code", None)] if isinstance(value, int)), 0)
     reason = getattr(error, "strerror", None) or f"{type(error).__name__}: {error}".partition("\n")[0]
     if status == 404 or isinstance(error, FileNotFoundError):
-        return AttemptError(
-            NotFound, reason, transient=False, advice="Check the path, and that index.json lists what is there."
-        )
+        return AttemptError(NotFound, reason, transient=False)
     if status in (401, 403) or isinstance(error, PermissionError):
-        return AttemptError(
-            AccessDenied, reason, transient=False, advice="Renew or fix the credentials or permissions."
-        )
+        return AttemptError(AccessDenied, reason, transient=False)
     if status in (429, 503):
-        return AttemptError(
-            Throttled, reason, transient=True, advice="Lower the number of io threads, or try again later."
-        )
+        return AttemptError(Throttled, reason, transient=True)
     permanent = isinstance(error, (IsADirectoryError, NotADirectoryError, ValueError, TypeError)) or 400 <= status < 500
     return AttemptError(StorageError, reason, transient=not permanent)

@@ -8,7 +8,7 @@ clock was set back, to the latest time seen.
 Folders are scanned once; from then on a download costs the same whatever the number of files. Bytes: each process adds
 what it reserves, makes and deletes to the folder's account, a file of int64 changes that only grows (appends need no
 lock), and reads there what others added. Order: a heap of the times found by the scan; a file that was used since is
-put back when it comes up. What others made since is newer than all of it and not missed. When the heap has nothing left
+put back when it is popped. Files that others made since are newer than all of it. When the heap has nothing left
 to delete, or as many files were deleted as it had, the folders are scanned again, which also corrects the accounts of
 processes that were killed.
 """
@@ -40,8 +40,8 @@ _CACHE_FOLDER = re.compile(r"[0-9a-f]{32}")  # named by open_indexes.py
 class Evictor:
     """Keeps the folders of remote datasets within `limit_bytes` (None: until the disk is full). Thread-safe.
 
-    The limit holds for all processes together, since each counts what lies on disk, unfinished files included; each
-    shard that is being downloaded or decompressed at the moment may pass it by its own size.
+    The limit holds for all processes together, since each counts what is on disk, unfinished files included; each
+    shard that is being downloaded or decompressed may exceed it by its own size.
     """
 
     def __init__(self, limit_bytes: int | None) -> None:
@@ -69,25 +69,25 @@ class Evictor:
             self._pins[path] += 1
 
     def unpin(self, path: Path) -> None:
-        """Takes one pin back."""
+        """Undoes one `pin`."""
         with self._lock:
             self._pins[path] -= 1
             if self._pins[path] <= 0:
                 del self._pins[path]
 
     def touch(self, path: Path, status: os.stat_result) -> None:
-        """Marks `path` as just used; its modification time stays. A file that is gone or not ours is left alone."""
+        """Marks `path` as just used; its modification time stays. A missing file or another user's is skipped."""
         with suppress(FileNotFoundError, PermissionError):
             os.utime(path, ns=(self._now_ns(), status.st_mtime_ns))
 
     @contextmanager
-    def room(self, spec: ObjectSpec, deadline: Deadline) -> Iterator[None]:
-        """Room for `spec` under the limit while it is made in this block, then for the file that it has become.
+    def reserve(self, spec: ObjectSpec, deadline: Deadline) -> Iterator[None]:
+        """Reserves disk space for `spec` while this block makes it, then counts the file that was made.
 
-        Evicts, and waits for peers that are making shards. Raises CacheFull when pinned files leave no room, or when
+        Evicts, and waits for peers that are making shards. Raises CacheFull when pinned files leave too little, or when
         `deadline` has passed.
         """
-        while not self._reserve(spec):
+        while not self._try_to_reserve(spec):
             with self._lock:
                 pinned_bytes = sum(self._size_bytes.get(str(path), 0) for path in self._pins)
             if pinned_bytes + spec.peak_bytes > (self.limit_bytes or 0) or not deadline.wait():
@@ -105,10 +105,10 @@ class Evictor:
                     self._size_bytes[str(spec.raw)] = made_bytes
                     heapq.heappush(self._queue, (self._now_ns(), str(spec.raw)))
 
-    def relieve(self, spec: ObjectSpec, deadline: Deadline) -> None:
-        """After the disk was full: evicts enough for `spec`, or waits a moment for peers that are making shards.
+    def make_room(self, spec: ObjectSpec, deadline: Deadline) -> None:
+        """After the disk was full: evicts enough for `spec`, or waits briefly for peers that are making shards.
 
-        Raises CacheFull when nothing may be deleted and no peer is at work, or when `deadline` has passed.
+        Raises CacheFull when nothing may be deleted and no peer is making a shard, or when `deadline` has passed.
         """
         with self._lock:
             if self._evict(max(spec.peak_bytes, 1), spec) > 0 and not deadline.passed:
@@ -141,7 +141,7 @@ class Evictor:
                     "  Free disk space, or choose a local folder on a larger disk."
                 )
 
-    def _reserve(self, spec: ObjectSpec) -> bool:
+    def _try_to_reserve(self, spec: ObjectSpec) -> bool:
         """Adds `spec` to the account of its folder if it fits, or can be made to."""
         with self._lock:
             if self.limit_bytes is not None:
@@ -164,7 +164,7 @@ class Evictor:
 
     def _evict_queued(self, need_bytes: int, spec: ObjectSpec) -> int:
         freed_bytes, kept = 0, []
-        for _ in range(len(self._queue)):
+        for _ in range(len(self._queue)):  # each file once at most: those used since are put back
             if freed_bytes >= need_bytes:
                 break
             used_ns, path = heapq.heappop(self._queue)

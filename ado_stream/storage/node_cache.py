@@ -3,7 +3,7 @@
 Invariants (docs/design.md, promises 10 and 11)
 - A path that `fetch` returns held, when it was checked, exactly the bytes of the index; a file found on disk is checked
   before its first use in this process; a bad one is set aside and fetched again, at most `max_downloads` times.
-- What `map` maps is the very file that was checked, and not what has its name by then.
+- `map` maps the file that was checked, not one that has replaced it under its name.
 - Per object one lock that the kernel drops when its holder dies: any number of threads, ranks and jobs on a machine
   share the cache, and each object is downloaded once.
 - Objects without a remote are never deleted, renamed or evicted.
@@ -153,9 +153,7 @@ class NodeCache:
         """
         last_chance = spec.remote is None and not (spec.compressed and spec.stored.is_file())
         try:
-            status = os.stat(
-                spec.raw
-            )  # before the check: a file put there meanwhile is another one, to be checked anew
+            status = os.stat(spec.raw)  # before the check: a file that replaces it later must be checked again
             mismatch = check_file(spec.raw, spec.raw_bytes, spec.raw_hashes)
             if mismatch is None:
                 self._accept(spec, status)
@@ -172,7 +170,7 @@ class NodeCache:
         """Makes spec.raw, under its lock; returns the bytes downloaded."""
         if self._is_verified(spec) or self._accept_raw(spec):  # made by another process before the lock was free
             return 0
-        # Under the lock nobody else writes this object: whatever is unfinished was left by a dead process.
+        # This process holds the lock, so unfinished files of the object were left by a killed one.
         remove_leftovers(spec.raw)
         remove_leftovers(spec.stored)
         if spec.raw.exists():
@@ -188,14 +186,11 @@ class NodeCache:
                 if spec.remote is None:
                     raise _corrupt(spec, error.mismatch, _NO_REMOTE) from error
                 self._set_aside(spec, spec.stored)
-        return self._download_until_good(spec, stop)
-
-    def _download_until_good(self, spec: ObjectSpec, stop: threading.Event | None) -> int:
         assert spec.remote is not None
-        with self._evictor.room(spec, Deadline(self.retry.total_deadline_s, spec.where, stop)):
-            return self._download(spec, spec.remote, stop)
+        with self._evictor.reserve(spec, Deadline(self.retry.total_deadline_s, spec.where, stop)):
+            return self._download_until_good(spec, spec.remote, stop)
 
-    def _download(self, spec: ObjectSpec, remote: str, stop: threading.Event | None) -> int:
+    def _download_until_good(self, spec: ObjectSpec, remote: str, stop: threading.Event | None) -> int:
         for _ in range(self.retry.max_downloads):
             try:
                 got = self._with_room(
@@ -239,7 +234,7 @@ class NodeCache:
             except DiskError as error:
                 if not error.full:
                     raise
-                self._evictor.relieve(spec, deadline)
+                self._evictor.make_room(spec, deadline)
 
     def _accept(self, spec: ObjectSpec, status: os.stat_result) -> None:
         self._verified[spec.raw] = _identity(status)
@@ -309,7 +304,7 @@ def _corrupt(spec: ObjectSpec, mismatch: Mismatch, when: str) -> ShardCorrupt:
 
 
 def _without_own_remote(spec: ObjectSpec) -> ObjectSpec:
-    """`spec`, local only when its remote is the very file on this disk: that one must never be evicted or renamed."""
+    """`spec`, without its remote where that is the same file on this disk, which must never be evicted or renamed."""
     source = local_path(spec.remote) if spec.remote is not None else None
     if source is not None and os.path.realpath(source) == os.path.realpath(spec.stored):
         return replace(spec, remote=None)

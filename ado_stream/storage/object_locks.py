@@ -1,9 +1,9 @@
-"""Locks among the processes and threads of a machine: which of them makes an object, or works in a folder.
+"""Locks between the processes and threads of a machine, one for each object or folder.
 
-Locks are flock(2) on empty files: the kernel drops them when their holder dies. Lock files are never unlinked: a
-process that waits on an unlinked file and one that creates it anew would both hold the lock.
-A lock belongs to the open file, not to the process: threads exclude each other, too. O_CLOEXEC keeps it from programs
-that this one starts, which would go on holding it.
+Locks are flock(2) on empty files: the kernel releases them when their holder ends. Lock files are never unlinked: a
+process that waits on an unlinked file and one that creates it again would both hold the lock.
+A lock belongs to the open file, not to the process: threads exclude each other, too. O_CLOEXEC: programs that
+this one starts would otherwise inherit the lock and hold it.
 Order: a thread holds at most one object's lock while it waits. Eviction, which runs under the lock of the object to be
 made, only tries the locks of others (`lock_if_free`), so that two makers cannot wait for each other.
 """
@@ -41,7 +41,7 @@ def object_lock(destination: Path, deadline: Deadline) -> Iterator[None]:
 
 @contextmanager
 def lock_if_free(path: Path) -> Iterator[bool]:
-    """Holds the lock file `path` when nobody else does; yields whether it does.
+    """Holds the lock file `path` if it is free; yields whether it does.
 
     A file that its last holder removed, as `prepare` does at its end, counts as held: others may lock its successor.
     """

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TypeVar
 
-from ado_stream.errors import ConfigError, StorageError
+from ado_stream.errors import AccessDenied, ConfigError, NotFound, StorageError, Throttled
 
 T = TypeVar("T")
 POLL_S = 0.02  # between checks while waiting for other processes, which cannot notify
@@ -22,7 +22,7 @@ class RetryPolicy:
     """Bounds of one object's download; times in seconds.
 
     An attempt that receives fewer than `min_bytes_per_s` over a `read_timeout_s` counts as stalled and is repeated.
-    `max_downloads` bounds how often an object is downloaded whole when its content is not what the index says.
+    `max_downloads` bounds how often an object is downloaded whole when its content differs from the index.
     """
 
     attempts: int = 12
@@ -44,12 +44,20 @@ class RetryPolicy:
         return self.random() * min(self.max_delay_s, self.base_delay_s * 2.0 ** min(attempt - 1, 60))
 
 
-class AttemptError(Exception):
-    """One attempt failed: the public error to raise at the end, whether a retry can help, and advice for the user."""
+_ADVICE = {
+    NotFound: "Check the URL or path, and that index.json lists what is there.",
+    AccessDenied: "Renew or fix the credentials or permissions (on S3, 403 also hides a missing key without "
+    "s3:ListBucket).",
+    Throttled: "Lower the number of io threads, or try again later.",
+}
 
-    def __init__(self, error: type[StorageError], reason: str, *, transient: bool, advice: str = "") -> None:
+
+class AttemptError(Exception):
+    """One attempt failed: the public error to raise at the end, and whether a retry can help."""
+
+    def __init__(self, error: type[StorageError], reason: str, *, transient: bool) -> None:
         super().__init__(reason)
-        self.error, self.reason, self.transient, self.advice = error, reason, transient, advice
+        self.error, self.reason, self.transient = error, reason, transient
 
 
 class StoppedError(StorageError):
@@ -71,18 +79,18 @@ class Deadline:
 
     @property
     def passed(self) -> bool:
-        """Whether the time is over."""
+        """Whether the deadline has passed."""
         return time.monotonic() >= self._until
 
     def wait(self) -> bool:
-        """Sleeps a moment; False when the deadline has passed. Raises StoppedError when `stop` is set."""
+        """Sleeps briefly; False when the deadline has passed. Raises StoppedError when `stop` is set."""
         raise_if_stopped(self.stop, self.what)
         time.sleep(POLL_S)
         return not self.passed
 
 
 class DownloadMonitor:
-    """Ends a download that is to stop, has passed its deadline, or receives too little."""
+    """Ends a download that is stopped, past its deadline, or too slow."""
 
     def __init__(self, policy: RetryPolicy, what: str, stop: threading.Event | None = None) -> None:
         self.policy, self.what, self.stop = policy, what, stop
@@ -90,7 +98,7 @@ class DownloadMonitor:
         self.begin_attempt()
 
     def begin_attempt(self) -> None:
-        """Starts counting bytes anew."""
+        """Resets the count of bytes."""
         self._window_start, self._window_bytes = self.policy.clock(), 0
 
     @property
@@ -147,7 +155,8 @@ def with_retries(call: Callable[[], T], monitor: DownloadMonitor) -> tuple[T, in
             if not failure.transient or attempt == policy.attempts or delay_s >= monitor.remaining_s:
                 tries = f"{attempt} attempt{'s' if attempt > 1 else ''}"
                 text = f"{monitor.what}: {failure.reason} ({tries} in {monitor.elapsed_s:.1f} s)."
-                # Without its cause: a traceback would print what a client says of URLs, credentials among it.
-                raise failure.error(text + (f"\n  {failure.advice}" if failure.advice else "")) from None
+                # Without its cause: the clients' messages, printed in a traceback, may hold credentials.
+                advice = f"\n  {_ADVICE[failure.error]}" if failure.error in _ADVICE else ""
+                raise failure.error(text + advice) from None
         monitor.pause(delay_s)
     raise AssertionError("the last attempt returns or raises")

@@ -10,7 +10,7 @@ unsigned access when there are none.
 import os
 import threading
 import urllib.parse
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, TypeVar
 
 from ado_stream.errors import AccessDenied, ConfigError, NotFound, StorageError, Throttled
@@ -43,7 +43,8 @@ THROTTLED = {
 }
 TRANSIENT = {"400", "RequestTimeout", "InternalError"}
 
-_clients: dict[tuple[Any, ...], Any] = {}
+_Response = Mapping[str, Any]  # of botocore
+_clients: dict[tuple[object, ...], Any] = {}
 _clients_lock = threading.Lock()
 
 
@@ -58,7 +59,7 @@ def get_object(url: str, write: Callable[[bytes], None], monitor: DownloadMonito
         monitor: counts every chunk; ends the attempt when it stalls, is late, or is to stop.
     """
 
-    def read(response: dict[str, Any]) -> str:
+    def read(response: _Response) -> str:
         _read_body(response, write, monitor)
         return str(response.get("ETag", ""))
 
@@ -71,7 +72,7 @@ def object_etag(url: str, monitor: DownloadMonitor) -> str:
 
 
 def _request(
-    operation: str, url: str, monitor: DownloadMonitor, read: Callable[[dict[str, Any]], T], options: dict[str, str]
+    operation: str, url: str, monitor: DownloadMonitor, read: Callable[[_Response], T], options: dict[str, str]
 ) -> T | None:
     """What `read` makes of the response, which may still have to be received; None: not modified."""
     import urllib3.exceptions
@@ -95,7 +96,7 @@ def _request(
         raise AttemptError(StorageError, f"{type(error).__name__}: {error}", transient=True) from error
 
 
-def _read_body(response: dict[str, Any], write: Callable[[bytes], None], monitor: DownloadMonitor) -> None:
+def _read_body(response: _Response, write: Callable[[bytes], None], monitor: DownloadMonitor) -> None:
     expected, received = response["ContentLength"], 0
     body = response["Body"]
     try:
@@ -146,16 +147,9 @@ def _classified(error: Any) -> AttemptError:
     status = str(error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", ""))
     reason = f"HTTP {status} {code}".strip()
     if code in NOT_FOUND or status == "404":
-        return AttemptError(
-            NotFound, reason, transient=False, advice="Check the URL, and that index.json lists what is there."
-        )
+        return AttemptError(NotFound, reason, transient=False)
     if code in DENIED or status in DENIED:
-        advice = (
-            "Renew or fix the credentials, or grant s3:GetObject (403 also hides a missing key without s3:ListBucket)."
-        )
-        return AttemptError(AccessDenied, reason, transient=False, advice=advice)
+        return AttemptError(AccessDenied, reason, transient=False)
     if code in THROTTLED or status in THROTTLED:
-        return AttemptError(
-            Throttled, reason, transient=True, advice="Lower the number of io threads, or try again later."
-        )
+        return AttemptError(Throttled, reason, transient=True)
     return AttemptError(StorageError, reason, transient=code in TRANSIENT or status.startswith("5"))

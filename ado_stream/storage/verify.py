@@ -18,7 +18,7 @@ CHUNK_BYTES = 1 << 20
 
 @dataclass(frozen=True)
 class Mismatch:
-    """What differs between the bytes at hand and the index."""
+    """What differs between some bytes and the index."""
 
     check: str  # "size", a hash algorithm, or the decompressor's name
     got: str
@@ -71,32 +71,27 @@ def check_file(path: Path, expected_bytes: int | None, hashes: Mapping[str, str]
 
     Raises FileNotFoundError, and StorageError when the disk cannot be read.
     """
+    verifier = Verifier(expected_bytes, hashes)
     try:
-        return _check_file(path, expected_bytes, hashes)
+        with open(path, "rb", buffering=0) as file:
+            size = file.seek(0, 2)
+            if expected_bytes is not None and size != expected_bytes:
+                return Mismatch("size", str(size), str(expected_bytes))
+            if not hashes:
+                return None
+            file.seek(0)
+            buffer = bytearray(CHUNK_BYTES)
+            view = memoryview(buffer)
+            while num_bytes := file.readinto(buffer):
+                verifier.update(view[:num_bytes])
+    except ContentError as error:
+        return error.mismatch
     except FileNotFoundError:
         raise
     except OSError as error:
         raise StorageError(
             f"{path}: cannot be read ({error.strerror}).\n  Check the disk and the permissions."
         ) from error
-
-
-def _check_file(path: Path, expected_bytes: int | None, hashes: Mapping[str, str]) -> Mismatch | None:
-    verifier = Verifier(expected_bytes, hashes)
-    with open(path, "rb", buffering=0) as file:
-        size = file.seek(0, 2)
-        if expected_bytes is not None and size != expected_bytes:
-            return Mismatch("size", str(size), str(expected_bytes))
-        if not hashes:
-            return None
-        file.seek(0)
-        buffer = bytearray(CHUNK_BYTES)
-        view = memoryview(buffer)
-        try:
-            while num_bytes := file.readinto(buffer):
-                verifier.update(view[:num_bytes])
-        except ContentError as error:
-            return error.mismatch
     return verifier.mismatch()
 
 
@@ -105,4 +100,4 @@ def _new_hash(name: str) -> Any:
         return getattr(xxhash, name)()
     if name in hashlib.algorithms_available and not name.startswith("shake_"):
         return hashlib.new(name)
-    raise IndexInvalid(f"the index uses hash {name!r}, which this Python does not have.\n  Rewrite it with xxh64.")
+    raise IndexInvalid(f"the index uses hash {name!r}, which this Python does not support.\n  Rewrite it with xxh64.")

@@ -13,6 +13,7 @@ import numpy as np
 from ado_stream.errors import ConfigError
 from ado_stream.stream import numba_order
 from ado_stream.stream.sample_order import hash_key
+from ado_stream.value_types import Array, Floats, Ints
 
 SAMPLINGS = ("systematic", "multinomial")
 
@@ -32,18 +33,18 @@ class StepDraw:
     """The global batch of one step, before any byte is read."""
 
     step: int
-    mixture_K: np.ndarray  # (K,) float64, in force
-    domain_B: np.ndarray  # (B,) int32: the domain of every slot
-    position_B: np.ndarray  # (B,) int64: its place in the order of domain and lane
+    mixture_K: Floats  # (K,) float64, in force
+    domain_B: Array  # (B,) int32: the domain of every slot
+    position_B: Ints  # (B,) int64: its place in the order of domain and lane
 
 
-def draw_step(settings: DrawSettings, step: int, mixture_K: np.ndarray, cursors_KC: np.ndarray) -> StepDraw:
+def draw_step(settings: DrawSettings, step: int, mixture_K: Floats, cursors_KC: Ints) -> StepDraw:
     """The draw of `step`; moves `cursors_KC` (int64), the next position of every domain and lane, in place."""
     domain_B = draw_domains(mixture_K, settings.global_batch_size, settings.seed, step, settings.sampling)
     return StepDraw(step, mixture_K, domain_B, advance(domain_B, cursors_KC))
 
 
-def draw_domains(mixture_K: np.ndarray, num_slots: int, seed: int, step: int, sampling: str) -> np.ndarray:
+def draw_domains(mixture_K: Floats, num_slots: int, seed: int, step: int, sampling: str) -> Array:
     """(B,) int32: the domain of every slot of step `step`'s global batch.
 
     mixture_K: (K,) float64 >= 0, not all 0; its sum is divided out. Raises ConfigError for an unknown `sampling`.
@@ -59,7 +60,7 @@ def draw_domains(mixture_K: np.ndarray, num_slots: int, seed: int, step: int, sa
     return domain_B
 
 
-def advance(domain_B: np.ndarray, cursors_KC: np.ndarray) -> np.ndarray:
+def advance(domain_B: Array, cursors_KC: Ints) -> Ints:
     """(B,) int64: each slot's position in its domain's order, in its lane; moves `cursors_KC` (int64) in place.
 
     Slot j belongs to lane floor(j C / B), so lane c fills the slots [c B / C, (c + 1) B / C) when C divides B. Within

@@ -20,11 +20,13 @@ from ado_stream.errors import StorageError
 from ado_stream.storage.node_cache import NodeCache
 from ado_stream.stream.batch_draw import DrawSettings, StepDraw, draw_step
 from ado_stream.stream.board import MixtureBoard
+from ado_stream.stream.device_copies import TokenBatch
 from ado_stream.stream.lookahead import Lookahead, LookaheadLimits
 from ado_stream.stream.mds_index import MdsIndex
 from ado_stream.stream.sample_order import SampleOrder, UpcomingIds
 from ado_stream.stream.shard_table import ShardTable
 from ado_stream.stream.stream_statistics import StreamStatistics
+from ado_stream.value_types import Ints
 
 _JOIN_S = 30
 _POLL_S = 0.2  # between checks for a failed fetch
@@ -49,7 +51,7 @@ class BatchSource:
         return range(int(lane_B[0]), int(lane_B[-1]) + 1)
 
     @property
-    def lane_B(self) -> np.ndarray:
+    def lane_B(self) -> Ints:
         """(B,) int64: the lane of every slot."""
         num_slots = self.settings.global_batch_size
         return np.arange(num_slots) * self.settings.num_lanes // num_slots
@@ -67,30 +69,22 @@ class PipelineOptions:
     open_limit_bytes: int | None
 
 
-@dataclass(frozen=True)
-class RankBatch:
-    """One step's rows of this rank, and the draw they come from."""
-
-    draw: StepDraw
-    domain_N: torch.Tensor  # (b,) int64
-    tokens_NT: torch.Tensor  # (b, T + 1) int64
-
-
+DrawnBatch = tuple[StepDraw, TokenBatch]  # one step's rows of this rank, and the draw that they come from
 _probe = [np.empty(0)]
 _UNUSED = sys.getrefcount(_probe[0])  # references to an array that one list alone holds: differs between Pythons
 
 
 class _Buffers:
-    """int64 tensors whose memory is used again once nothing refers to it; fresh memory costs a page fault every 4 KiB.
+    """int64 tensors whose memory is reused once nothing refers to it; fresh memory costs a page fault every 4 KiB.
 
     With pin_memory, tensors come from torch's caching allocator of page-locked memory instead, which reuses memory only
-    after the copies to the GPU that read it. It knows memory by the storage that it gave out: a tensor made from the
-    NumPy array of such a tensor has another storage, and copies of its row slices would not be waited for.
+    after the copies to the GPU that read it. It identifies memory by its storage: a tensor made from the NumPy array of
+    such a tensor has another storage, and copies of its row slices would not be waited for.
     """
 
     def __init__(self, shape: tuple[int, ...], pin_memory: bool):
         self._shape, self._pin_memory = shape, pin_memory
-        self._free: list[np.ndarray] = []
+        self._free: list[Ints] = []
 
     def get(self) -> torch.Tensor:
         if self._pin_memory:
@@ -112,24 +106,24 @@ class BatchPipeline:
     options.prefetch: batches made ahead; 0 makes each in `next`, in the caller's thread.
     """
 
-    def __init__(self, source: BatchSource, step: int, cursors_KC: np.ndarray, options: PipelineOptions):
+    def __init__(self, source: BatchSource, step: int, cursors_KC: Ints, options: PipelineOptions):
         self._maker = _BatchMaker(source, step, cursors_KC, options)
         if options.prefetch:
             self._maker.thread.start()
-        # Only asks the threads to end: a finalizer runs wherever the last reference goes, also in one of them, or in a
-        # thread that holds one of the locks that a whole `close` needs.
-        self._finalizer = weakref.finalize(self, self._maker.ask_to_stop)
+        # Only requests the stop: a finalizer runs in whichever thread drops the last reference, which may be one of
+        # them, or hold a lock that `close` needs.
+        self._finalizer = weakref.finalize(self, self._maker.request_stop)
 
     @property
     def statistics(self) -> StreamStatistics:
         """Counts and waits so far."""
         return self._maker.statistics
 
-    def next(self) -> RankBatch:
+    def next(self) -> DrawnBatch:
         """The next step's batch. Raises the exception of a thread that failed, StorageError past the deadline."""
         return self._maker.next()
 
-    def next_if_ready(self) -> RankBatch | None:
+    def next_if_ready(self) -> DrawnBatch | None:
         """The next step's batch if it is made already."""
         return self._maker.take(wait_s=0.0)
 
@@ -140,9 +134,9 @@ class BatchPipeline:
 
 
 class _BatchMaker:
-    """What the threads run. It has no reference to its BatchPipeline, which can so be collected while they run."""
+    """What the threads run. It does not refer to its BatchPipeline, so that can be collected while they run."""
 
-    def __init__(self, source: BatchSource, step: int, cursors_KC: np.ndarray, options: PipelineOptions):
+    def __init__(self, source: BatchSource, step: int, cursors_KC: Ints, options: PipelineOptions):
         self.source, self.options = source, options
         self.step, self.cursors_KC = step, cursors_KC.copy()
         indexes, cache, lanes = source.indexes, source.cache, source.lanes
@@ -162,17 +156,17 @@ class _BatchMaker:
         self.token_buffers = _Buffers((num_rows, self.shards.row_tokens()), options.pin_memory)
         self.thread = threading.Thread(target=self._run, name="ado-batches", daemon=True)
         self.stop = threading.Event()
-        self.ready: SimpleQueue[RankBatch | None] = SimpleQueue()  # None: look at `failure`
-        self.room: SimpleQueue[None] = SimpleQueue()  # one entry for each batch that may still be made ahead
+        self.ready: SimpleQueue[DrawnBatch | None] = SimpleQueue()  # None: look at `failure`
+        self.free_slots: SimpleQueue[None] = SimpleQueue()  # one entry for each batch that may still be made ahead
         for _ in range(options.prefetch):
-            self.room.put(None)
+            self.free_slots.put(None)
         self.failure: BaseException | None = None  # of `thread`; set before None is put into `ready`
-        self.doing = "the start"
+        self.waiting_for = "the start"  # of `thread`, for messages
 
-    def make(self) -> RankBatch:
+    def make(self) -> DrawnBatch:
         """Draws the next step, fetches its shards and gathers its rows."""
         step, source = self.step, self.source
-        self.doing = f"the mixture of step {step}"
+        self.waiting_for = f"the mixture of step {step}"
         started = time.monotonic()
         mixture_K = source.board.take(step, self.options.timeout_s, self.stop)
         self.statistics.mixture_wait_s += time.monotonic() - started
@@ -185,13 +179,13 @@ class _BatchMaker:
         domain_N, tokens_NT = domain.numpy(), tokens.numpy()
         domain_N[:] = draw.domain_B[source.slots]
         id_N = self.upcoming.at(domain_N, self.lane_N, draw.position_B[source.slots])
-        self.doing = f"the shards of step {step}"
+        self.waiting_for = f"the shards of step {step}"
         self.shards.read(domain_N, id_N, tokens_NT)
         self.statistics.count_batch(domain_N)
         self.step = step + 1
-        return RankBatch(draw, domain, tokens)
+        return draw, {"tokens": tokens, "domain": domain, "step": step}
 
-    def next(self) -> RankBatch:
+    def next(self) -> DrawnBatch:
         """Takes the oldest finished batch, or makes one."""
         if not self.options.prefetch:
             return self.make()
@@ -208,39 +202,41 @@ class _BatchMaker:
             if self.stop.is_set():
                 raise StorageError("the stream was closed.")
             if time.monotonic() > started + self.options.timeout_s:
-                raise StorageError(f"no batch for {self.options.timeout_s:.0f} s; waiting for {self.doing}.")
+                raise StorageError(f"no batch for {self.options.timeout_s:.0f} s; waiting for {self.waiting_for}.")
 
-    def ask_to_stop(self) -> None:
-        """Makes every thread end soon; takes no lock."""
-        # `thread` may be waiting in one of three places: for a mixture, for room, or for a shard.
+    def request_stop(self) -> None:
+        """Makes every thread end soon; acquires no lock."""
+        # `thread` may be waiting in one of three places: for a mixture, for a free slot, or for a shard.
         self.stop.set()
         self.lookahead.stop.set()
-        self.room.put(None)
+        self.free_slots.put(None)
 
     def close(self) -> None:
         """Stops and joins the threads."""
-        self.ask_to_stop()
+        self.request_stop()
         self.source.board.wake()
         self.lookahead.close()
         if self.thread.is_alive():
             self.thread.join(timeout=_JOIN_S)
             if self.thread.is_alive():
-                _log.warning("a thread of the stream did not end within %d s; waiting for %s", _JOIN_S, self.doing)
+                _log.warning(
+                    "a thread of the stream did not end within %d s; waiting for %s", _JOIN_S, self.waiting_for
+                )
         self.shards.close()
 
-    def take(self, wait_s: float) -> RankBatch | None:
+    def take(self, wait_s: float) -> DrawnBatch | None:
         """The oldest finished batch; None when there is none within `wait_s`, or when `thread` has failed."""
         with suppress(Empty):
             batch = self.ready.get(block=wait_s > 0, timeout=wait_s)
             if batch is not None:
-                self.room.put(None)
+                self.free_slots.put(None)
             return batch
         return None
 
     def _run(self) -> None:
         try:
             while True:
-                self.room.get()
+                self.free_slots.get()
                 if self.stop.is_set():
                     return
                 self.ready.put(self.make())
@@ -249,5 +245,5 @@ class _BatchMaker:
                 self.failure = error
                 self.ready.put(None)
         finally:
-            if self.stop.is_set():
+            if self.stop.is_set():  # the pipeline may have been collected, and nothing else would end the fetches
                 self.lookahead.close()

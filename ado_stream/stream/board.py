@@ -12,11 +12,12 @@ import numpy as np
 from ado_stream.errors import PolicyError
 from ado_stream.option_checks import whole
 from ado_stream.stream.shared_mixtures import SharedMixtures
+from ado_stream.value_types import Floats
 
 _POLL_S = 0.05  # between checks of what another process may have posted, which cannot notify
 
 
-def is_mixture(mixture_K: np.ndarray) -> bool:
+def is_mixture(mixture_K: Floats) -> bool:
     """Whether these are probabilities: >= 0, with a sum of 1 within 1e-6."""
     return bool(np.isfinite(mixture_K).all() and (mixture_K >= 0).all() and abs(mixture_K.sum() - 1) <= 1e-6)
 
@@ -30,17 +31,17 @@ class MixtureBoard:
     share `_shared` alone.
     """
 
-    def __init__(self, prior_K: np.ndarray, lag: int | None):
+    def __init__(self, prior_K: Floats, lag: int | None):
         self.prior_K, self.lag = prior_K, lag
-        self._published: dict[int, np.ndarray] = {}
-        self._drawn: dict[int, np.ndarray] = {}
+        self._published: dict[int, Floats] = {}
+        self._drawn: dict[int, Floats] = {}
         self._last_drawn_K = prior_K
         self._next_to_draw = 0
         self._any_published = False  # since the start or the last load
         self._changed = threading.Condition()
         self._shared = SharedMixtures(prior_K.size)
 
-    def publish(self, step: int, mixture_K: np.ndarray) -> None:
+    def publish(self, step: int, mixture_K: Floats) -> None:
         """Sets the mixture of `step`. The same one again is harmless.
 
         mixture_K: (K,) float >= 0 that sum to 1 within 1e-6. Raises PolicyError for other input, ConfigError for what
@@ -48,7 +49,8 @@ class MixtureBoard:
         """
         step = whole("publish: step", step)
         mixture_K = self._checked(step, mixture_K)
-        # Post before asking who reads: a worker that opens in between collects it, and until one opens it is kept here.
+        # Post before checking who reads: a worker that opens in between collects it, and until one opens it is kept
+        # here.
         if not self._shared.is_read_here:
             self._shared.post(step, mixture_K)
             if self._shared.is_read_elsewhere:
@@ -67,7 +69,7 @@ class MixtureBoard:
             self._changed.notify_all()
 
     def open(self) -> None:
-        """Makes this process the one that draws: that which publishes, or a fork of it."""
+        """Makes this process the one that draws: the publishing one or a fork of it."""
         self._shared.open()
 
     def close(self) -> None:
@@ -79,20 +81,20 @@ class MixtureBoard:
         """Whether another process draws; its step and cursors are then unknown here."""
         return self._shared.is_read_elsewhere
 
-    def known(self, step: int) -> np.ndarray | None:
+    def known(self, step: int) -> Floats | None:
         """The mixture of `step` if it is published or follows from the lag, else None."""
         with self._changed:
             return self._find(step)
 
     def check_publisher(self, step: int) -> None:
-        """Raises PolicyError when `step` has no mixture and none was ever published: nobody does, so none will come.
+        """Raises PolicyError when `step` has no mixture and none was ever published, so that none can be expected.
 
         For the consumer, which has all steps before `step`. A fork waits: another process publishes to it.
         """
         if not self._any_published and not self._shared.is_fork and self.known(step) is None:
             raise PolicyError(self._missing(step))
 
-    def take(self, step: int, timeout_s: float, stop: threading.Event) -> np.ndarray | None:
+    def take(self, step: int, timeout_s: float, stop: threading.Event) -> Floats | None:
         """The mixture of `step`, fixed from now on; None if `stop` was set first.
 
         Waits up to `timeout_s`, then raises a PolicyError that names the missing call.
@@ -124,7 +126,7 @@ class MixtureBoard:
             while self._drawn and (oldest := next(iter(self._drawn))) < before:  # drawn in the order of steps
                 del self._drawn[oldest]
 
-    def pending(self, first: int) -> dict[int, np.ndarray]:
+    def pending(self, first: int) -> dict[int, Floats]:
         """Every mixture known from step `first` on, drawn or not; without a lag also, as -1, that of step first - 1."""
         with self._changed:
             found = {step: mixture for step, mixture in (self._drawn | self._published).items() if step >= first}
@@ -134,7 +136,7 @@ class MixtureBoard:
                 found[-1] = self._drawn[max(earlier)] if earlier else self.prior_K if first == 0 else self._last_drawn_K
             return found
 
-    def load(self, first: int, pending: dict[int, np.ndarray]) -> None:
+    def load(self, first: int, pending: dict[int, Floats]) -> None:
         """Restarts at step `first` with the mixtures of `pending`."""
         with self._changed:
             self._shared.clear()
@@ -145,7 +147,7 @@ class MixtureBoard:
             self._next_to_draw = first
             self._changed.notify_all()
 
-    def _find(self, step: int) -> np.ndarray | None:
+    def _find(self, step: int) -> Floats | None:
         if step in self._drawn:
             return self._drawn[step]
         if step in self._published:
@@ -164,7 +166,7 @@ class MixtureBoard:
             f"  Call one of them at every step, or keep one mixture with mixture_lag=None."
         )
 
-    def _checked(self, step: int, mixture: np.ndarray) -> np.ndarray:
+    def _checked(self, step: int, mixture: Floats) -> Floats:
         try:
             mixture_K = np.array(mixture, np.float64)
         except (TypeError, ValueError, RuntimeError):  # RuntimeError: of a tensor with a gradient

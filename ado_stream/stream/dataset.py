@@ -2,14 +2,14 @@
 
 It holds the settings, the indexes, the cursors and the board of mixtures; batches are made by batch_pipeline.py.
 Invariants: the batch of step s is a pure function of (shards, seed, global_batch_size, canonical_nodes, cursors at s,
-mixture of s); the cursors and `state_dict` are those after the step last handed out, whatever was made ahead.
+mixture of s); the cursors and `state_dict` are those after the last step yielded, not of batches made ahead.
 """
 
 import math
 from collections import deque
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from functools import cached_property
-from typing import Any
+from typing import NoReturn
 
 import numpy as np
 import torch
@@ -21,7 +21,7 @@ from ado_stream.option_checks import instance, one_of, optional, positive, text,
 from ado_stream.storage.node_cache import NodeCache
 from ado_stream.storage.retry import RetryPolicy
 from ado_stream.stream.batch_draw import SAMPLINGS, DrawSettings, StepDraw, advance, draw_step
-from ado_stream.stream.batch_pipeline import BatchPipeline, BatchSource, PipelineOptions, RankBatch
+from ado_stream.stream.batch_pipeline import BatchPipeline, BatchSource, DrawnBatch, PipelineOptions
 from ado_stream.stream.board import MixtureBoard
 from ado_stream.stream.device_copies import DeviceCopies, TokenBatch
 from ado_stream.stream.document_positions import document_positions
@@ -33,15 +33,16 @@ from ado_stream.stream.sample_order import UpcomingIds, make_order
 from ado_stream.stream.shard_table import ShardTable, open_limit_bytes
 from ado_stream.stream.slots import make_rank_slots
 from ado_stream.stream.stream_state import StreamState, decode_state, encode_state
+from ado_stream.value_types import Floats, Ints, JsonMapping, JsonObject
 
-_AUDIT_STEPS = 64  # draws kept after they were handed out
+_AUDIT_STEPS = 64  # draws kept after their batches were yielded
 _LOOKAHEAD_STEPS = 64
 _FLIGHT_BYTES = 1 << 30
 _UNLIMITED_BYTES = 1 << 62
 _KEPT = f"the last {_AUDIT_STEPS} steps are kept, and steps ahead whose mixture is published."
 
 
-class AdaptiveStreamingDataset(IterableDataset):
+class AdaptiveStreamingDataset(IterableDataset[TokenBatch]):
     """An endless stream of batches from several domains, in proportions that may change at every step.
 
     Args:
@@ -70,7 +71,7 @@ class AdaptiveStreamingDataset(IterableDataset):
 
     def __init__(
         self,
-        domains: Iterable[Any],
+        domains: Iterable[object],
         global_batch_size: int = 256,
         seed: int = 17,
         canonical_nodes: int = 1,
@@ -130,9 +131,9 @@ class AdaptiveStreamingDataset(IterableDataset):
         self._audit: deque[StepDraw] = deque(maxlen=_AUDIT_STEPS)
         self._pipeline: BatchPipeline | None = None
         self._copies: DeviceCopies | None = None
-        self._ahead: tuple[StepDraw, TokenBatch] | None = None  # being copied to the device, not handed out yet
+        self._ahead: DrawnBatch | None = None  # being copied to the device, not yielded yet
 
-    def __getstate__(self) -> Any:
+    def __getstate__(self) -> NoReturn:
         raise ConfigError(
             f"{type(self).__name__} cannot be pickled: it shares memory and threads with this process. Use "
             "num_workers=0 (reading runs in threads), or multiprocessing_context='fork'."
@@ -154,22 +155,22 @@ class AdaptiveStreamingDataset(IterableDataset):
         return [domain.name for domain in self.domains]
 
     @property
-    def num_samples(self) -> np.ndarray:
+    def num_samples(self) -> Ints:
         """(K,) int64: samples of each domain."""
         return np.array([index.num_samples for index in self._indexes], np.int64)
 
     @property
-    def prior(self) -> np.ndarray:
+    def prior(self) -> Floats:
         """(K,) float64, sums to 1: the domains' priors, or their shares of the tokens."""
         return self._board.prior_K
 
     @property
-    def num_samples_K(self) -> np.ndarray:
+    def num_samples_K(self) -> Ints:
         """Alias of `num_samples`."""
         return self.num_samples
 
     @property
-    def prior_K(self) -> np.ndarray:
+    def prior_K(self) -> Floats:
         """Alias of `prior`."""
         return self.prior
 
@@ -182,14 +183,9 @@ class AdaptiveStreamingDataset(IterableDataset):
         finally:
             table.close()
 
-    @property
-    def fingerprints(self) -> dict[str, str]:
-        """{domain: hash of its shards}, which a saved state must match."""
-        return {index.name: index.fingerprint for index in self._indexes}
-
     # Mixture ------------------------------------------------------------------------------------------------------
 
-    def publish(self, step: int, mixture: np.ndarray) -> None:
+    def publish(self, step: int, mixture: Floats) -> None:
         """Sets the mixture of `step`: (K,) probabilities; also in the worker process of a DataLoader.
 
         The same one twice is harmless. Raises PolicyError for an array that is not a mixture, and for another mixture
@@ -197,7 +193,7 @@ class AdaptiveStreamingDataset(IterableDataset):
         """
         self._board.publish(step, mixture)
 
-    def mixture(self, step: int) -> np.ndarray:
+    def mixture(self, step: int) -> Floats:
         """(K,) float64: the mixture of `step`. Raises ConfigError when it is not published yet, or no longer kept."""
         self._check_read_here()
         if (kept := self._kept_draw(step)) is not None:
@@ -208,8 +204,8 @@ class AdaptiveStreamingDataset(IterableDataset):
         return mixture_K
 
     @property
-    def mixture_in_force(self) -> np.ndarray:
-        """(K,) float64: the mixture of the batch last handed out; before the first batch, of the first."""
+    def mixture_in_force(self) -> Floats:
+        """(K,) float64: the mixture of the last batch yielded; before any, of the first."""
         self._check_read_here()
         if self._audit:
             return self._audit[-1].mixture_K
@@ -218,15 +214,15 @@ class AdaptiveStreamingDataset(IterableDataset):
 
     # Audit --------------------------------------------------------------------------------------------------------
 
-    def sample_counts(self, step: int) -> np.ndarray:
+    def sample_counts(self, step: int) -> Ints:
         """(K,) int64: samples of each domain in step `step`'s global batch."""
         return np.bincount(self._draw(step).domain_B, minlength=len(self.domains))
 
-    def sample_ids(self, step: int) -> np.ndarray:
+    def sample_ids(self, step: int) -> Ints:
         """(B,) int64: the ids of step `step`'s global batch, slot by slot.
 
         An id is the sample's number within its domain plus the number of samples of all domains before it. Available
-        for the last 64 steps handed out, and for steps ahead whose mixtures are published.
+        for the last 64 steps yielded, and for steps ahead whose mixtures are published.
         """
         draw = self._draw(step)
         offset_K = np.cumsum(self.num_samples) - self.num_samples
@@ -264,8 +260,8 @@ class AdaptiveStreamingDataset(IterableDataset):
 
     # Iteration ----------------------------------------------------------------------------------------------------
 
-    def skip(self, mixture: np.ndarray) -> None:
-        """Goes to the next step as if a batch of this mixture had been handed out, without reading it."""
+    def skip(self, mixture: Floats) -> None:
+        """Advances one step as if a batch of this mixture had been yielded, without reading it."""
         self.publish(self._step, mixture)
         cursors_KC = self._cursors_KC.copy()
         draw_step(self.settings, self._step, self.mixture(self._step), cursors_KC)
@@ -314,7 +310,7 @@ class AdaptiveStreamingDataset(IterableDataset):
         try:
             draw, batch = self._ahead or self._begin_copy(self._pipeline.next())
         except Exception:
-            self.close()  # what failed stays failed: the next call makes this step anew, when the cause is mended
+            self.close()  # the next call makes this step again, should the cause be gone
             raise
         self._ahead = None
         if self._copies is not None:
@@ -338,7 +334,7 @@ class AdaptiveStreamingDataset(IterableDataset):
 
     @property
     def step(self) -> int:
-        """The step that is handed out next."""
+        """The step that is yielded next."""
         return self._step
 
     def __iter__(self) -> Iterator[TokenBatch]:
@@ -363,20 +359,20 @@ class AdaptiveStreamingDataset(IterableDataset):
             self._pipeline = self._ahead = None
             self._board.close()
 
-    def statistics(self) -> dict[str, Any]:
+    def statistics(self) -> JsonObject:
         """Samples, bytes, cache hits, stalls and their seconds, in total and per domain; "cache": that of the cache."""
         running = self._pipeline.statistics.summary() if self._pipeline is not None else {}
         return {**running, "cache": self._cache.statistics()}
 
-    def _begin_copy(self, batch: RankBatch) -> tuple[StepDraw, TokenBatch]:
+    def _begin_copy(self, drawn: DrawnBatch) -> DrawnBatch:
         """The draw and the batch, its copy to the device started."""
-        tensors: TokenBatch = {"tokens": batch.tokens_NT, "domain": batch.domain_N, "step": batch.draw.step}
-        return batch.draw, tensors if self._copies is None else self._copies.begin(tensors)
+        draw, batch = drawn
+        return draw, batch if self._copies is None else self._copies.begin(batch)
 
     # State --------------------------------------------------------------------------------------------------------
 
-    def state_dict(self) -> dict[str, Any]:
-        """JSON-able, of the step last handed out, whatever was made ahead; the same on every rank.
+    def state_dict(self) -> JsonObject:
+        """JSON-able, as of the last step yielded, not of batches made ahead; the same on every rank.
 
         Raises ConfigError while a DataLoader's worker reads: the state is in that process.
         """
@@ -384,11 +380,11 @@ class AdaptiveStreamingDataset(IterableDataset):
         pending = self._board.pending(self._step)
         return encode_state(self._identity, self._indexes, self._step, self._cursors_KC, pending)
 
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+    def load_state_dict(self, state: JsonMapping) -> None:
         """Continues from `state`, saved with any number of ranks. Raises ResumeError (see stream_state.py)."""
         self.restore(self.decode(state))
 
-    def decode(self, state: Mapping[str, Any]) -> StreamState:
+    def decode(self, state: JsonMapping) -> StreamState:
         """What `restore` takes, checked; changes nothing. Raises as `load_state_dict`."""
         return decode_state(state, self._identity, self._indexes)
 

@@ -1,4 +1,4 @@
-"""A batch as the training loop gets it, and its copy to a device while the step before is computed."""
+"""The batch that the training loop receives, and its copy to a device during the previous step."""
 
 import contextlib
 from typing import NotRequired, TypedDict
@@ -16,7 +16,7 @@ class TokenBatch(TypedDict):
 
 
 class DeviceCopies:
-    """On a GPU copies run on a stream of their own; they overlap with compute when the batches lie in pinned memory.
+    """On a GPU copies run on a separate stream; they overlap with compute when the batches are in pinned memory.
 
     `begin` starts a batch's copy ahead of its step; after `end` the current stream waits for that copy.
     """

@@ -12,13 +12,3 @@ def document_positions(tokens: torch.Tensor, end_token: int) -> torch.Tensor:
     place_T = torch.arange(tokens.shape[1], device=tokens.device)
     begins_BT = F.pad(tokens[:, :-1] == end_token, (1, 0), value=True)
     return place_T - torch.where(begins_BT, place_T, 0).cummax(dim=1).values
-
-
-def cumulative_lengths(positions: torch.Tensor) -> torch.Tensor:
-    """(documents + 1,) int32: where each document begins in the flattened (b T) tokens, and b T at the end.
-
-    What attention kernels for sequences of varying length take as cu_seqlens. Its shape depends on what `positions`
-    (b, T) hold: on a GPU the call waits for them.
-    """
-    begin_N = torch.nonzero(positions.reshape(-1) == 0).squeeze(1)
-    return F.pad(begin_N, (0, 1), value=positions.numel()).to(torch.int32)

@@ -15,6 +15,7 @@ from ado_stream.errors import ConfigError
 from ado_stream.option_checks import number, optional, path_text
 from ado_stream.redact import redact
 from ado_stream.storage.download import local_path
+from ado_stream.value_types import Floats, Ints
 
 
 @dataclass(frozen=True)
@@ -48,7 +49,7 @@ class Domain:
         return redact(f"Domain({', '.join(f'{name}={value!r}' for name, value in given if value is not None)})")
 
 
-def as_domains(given: Iterable[Any]) -> list[Domain]:
+def as_domains(given: Iterable[object]) -> list[Domain]:
     """`given` (a Corpus, Domains, or Streaming's Stream objects) as a checked list of Domains.
 
     A Stream's name is the last part of its remote or local path. Raises ConfigError for an empty list, a name or a
@@ -80,11 +81,11 @@ def as_domains(given: Iterable[Any]) -> list[Domain]:
     return domains
 
 
-def prior_shares(domains: list[Domain], num_samples: np.ndarray) -> np.ndarray:
+def prior_shares(domains: list[Domain], num_samples: Ints) -> Floats:
     """(K,) float64, sums to 1: the priors, or the shares of the samples (K,) where there are none."""
     given = [domain.prior for domain in domains]
     weight_K = np.array([n if p is None else p for p, n in zip(given, num_samples, strict=True)], np.float64)
-    return weight_K / weight_K.sum()
+    return weight_K / float(weight_K.sum())
 
 
 def _source(domain: Domain) -> str:

@@ -3,7 +3,7 @@
 The future order of each lane is known, and so are the shards of its next samples: a domain with share p needs sample
 number i of a lane in about i C / (p B) steps. A small pool of threads fetches shards in the order of these steps,
 within a budget of bytes in flight and, where the cache is limited, of bytes fetched but not yet opened. A shard that
-the reader waits for goes before all others and past both budgets.
+the reader waits for precedes all others and ignores both budgets.
 
 Invariant: the first failure of any fetch is kept and raised to the reader.
 
@@ -27,6 +27,7 @@ from ado_stream.stream import numba_order
 from ado_stream.stream.mds_index import MdsIndex
 from ado_stream.stream.sample_order import SampleOrder
 from ado_stream.stream.stream_statistics import StreamStatistics
+from ado_stream.value_types import Floats, Ints
 
 _POLL_S = 0.2  # between checks of the deadline
 _NOW = -1.0  # steps until needed, of a shard that the reader waits for
@@ -72,7 +73,7 @@ class Lookahead:
         self._until_KL = np.zeros((len(orders), len(lanes)), np.int64)
         self.failure: BaseException | None = None
 
-    def follow(self, cursors_KC: np.ndarray, mixture_K: np.ndarray, batch_size: int) -> None:
+    def follow(self, cursors_KC: Ints, mixture_K: Floats, batch_size: int) -> None:
         """Requests the shards of every lane's next samples, given the cursors and the mixture of the step to come."""
         if self._pool is None or len(self._open) == self._num_shards:
             return
@@ -87,7 +88,7 @@ class Lookahead:
             self._pump()
 
     def fetch(self, domain: int, shard: int) -> None:
-        """Returns when the shard is verified on the local disk; it goes before every shard requested ahead."""
+        """Returns when the shard is verified on the local disk; it precedes every shard requested ahead."""
         started = time.monotonic()
         with self._lock:
             self._open.add((domain, shard))

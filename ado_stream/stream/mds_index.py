@@ -1,4 +1,4 @@
-"""Reads an MDS data set's index.json: shards, sizes, hashes, and where the tokens lie in a sample.
+"""Reads an MDS data set's index.json: shards, sizes, hashes, and the place of the tokens in a sample.
 
 The index is untrusted input: nothing in it is executed, no path leaves its folder, every number is checked before it is
 used. Format: MosaicML Streaming, MDS version 2. Of a sample's columns the tokens alone are read; others, pickles among
@@ -17,6 +17,7 @@ import xxhash
 
 from ado_stream.errors import ConfigError, IndexInvalid
 from ado_stream.storage.object_spec import ObjectSpec
+from ado_stream.value_types import Array, Ints, JsonMapping
 
 INDEX_NAME = "index.json"
 MDS_FORMAT, MDS_VERSION = "mds", 2
@@ -43,7 +44,7 @@ class TokenColumn:
     """
 
     name: str
-    dtype: np.dtype
+    dtype: np.dtype[np.integer[Any]]
     columns_before: tuple[int | None, ...]
     num_variable: int
     size_bytes: int | None
@@ -52,11 +53,11 @@ class TokenColumn:
 
 @dataclass(frozen=True)
 class IndexContent:
-    """The checked content of one index.json, wherever it lies, in arrays: 100 to 200 bytes a shard."""
+    """The checked content of an index.json, independent of its place, in arrays: 100 to 200 bytes a shard."""
 
-    samples_S: np.ndarray  # (S,) int64
-    raw_S: np.ndarray  # (S,) records of the uncompressed files: basename, bytes, a digest for each algorithm of hashes
-    stored_S: np.ndarray  # (S,) the same of the files as stored; those of raw_S when nothing is compressed
+    samples_S: Ints  # (S,) int64
+    raw_S: Array  # (S,) records of the uncompressed files: basename, bytes, a digest for each algorithm of hashes
+    stored_S: Array  # (S,) the same of the files as stored; those of raw_S when nothing is compressed
     compression: str | None
     layout: Layout
     fingerprint: str  # of every shard's samples, raw size and raw hashes; the same for any compression
@@ -92,7 +93,7 @@ class MdsIndex:
     local: Path  # of the shards: the data set's own folder, or the one that caches them
     content: IndexContent
     column: TokenColumn
-    first_id_S: np.ndarray  # (S + 1,) int64: id of a shard's first sample
+    first_id_S: Ints  # (S + 1,) int64: id of a shard's first sample
     versions: str = ""  # of data without hashes: changes when they are replaced at the remote
 
     @property
@@ -101,27 +102,27 @@ class MdsIndex:
         return self.content.fingerprint
 
     @property
-    def samples_S(self) -> np.ndarray:
+    def samples_S(self) -> Ints:
         """(S,) int64: samples of each shard."""
         return self.content.samples_S
 
     @property
-    def raw_bytes_S(self) -> np.ndarray:
+    def raw_bytes_S(self) -> Ints:
         """(S,) int64: bytes of each shard, uncompressed."""
         return self.content.raw_S["bytes"]
 
     @property
     def has_hashes(self) -> bool:
-        """Whether the index says what every raw shard contains."""
+        """Whether the index has a hash of every raw shard."""
         raw_S = self.content.raw_S
-        return bool(np.any([raw_S[name] != b"" for name in raw_S.dtype.names[2:]], axis=0).all())
+        return bool(np.any([raw_S[name] != b"" for name in _algorithms(raw_S)], axis=0).all())
 
     @property
     def num_samples(self) -> int:
         """Samples in all shards."""
         return int(self.first_id_S[-1])
 
-    def shards_at(self, id_N: np.ndarray) -> np.ndarray:
+    def shards_at(self, id_N: Ints) -> Ints:
         """(N,) int64: the shard that holds each sample id."""
         return np.searchsorted(self.first_id_S, id_N, side="right") - 1
 
@@ -214,7 +215,7 @@ def parse_index(text: bytes, name: str, where: str) -> IndexContent:
     )
 
 
-def _records(files: list[_File], where: str) -> np.ndarray:
+def _records(files: list[_File], where: str) -> Ints:
     """(S,) records of basename, bytes and, for each algorithm that any of the files has, its digest or b""."""
     algorithms = sorted(set().union(*(hashes for *_, hashes in files)))
     if len(algorithms) > _MAX_ALGORITHMS or {"basename", "bytes"} & set(algorithms):
@@ -232,18 +233,19 @@ def _records(files: list[_File], where: str) -> np.ndarray:
     return records_S
 
 
-def _file_at(records_S: np.ndarray, shard: int) -> tuple[str, int, dict[str, str]]:
+def _file_at(records_S: Array, shard: int) -> tuple[str, int, dict[str, str]]:
     """Basename, bytes and hashes of a shard's file."""
     name, size, *digests = records_S[shard].item()
-    algorithms = records_S.dtype.names[2:]
-    return (
-        name.decode(),
-        size,
-        {key: digest.decode() for key, digest in zip(algorithms, digests, strict=True) if digest},
-    )
+    hashes = zip(_algorithms(records_S), digests, strict=True)
+    return name.decode(), size, {key: digest.decode() for key, digest in hashes if digest}
 
 
-def _count(entry: dict[str, Any], key: str) -> int:
+def _algorithms(records_S: Array) -> tuple[str, ...]:
+    """The algorithms of hashes: the columns after basename and bytes."""
+    return (records_S.dtype.names or ())[2:]
+
+
+def _count(entry: JsonMapping, key: str) -> int:
     value = entry.get(key)
     if type(value) is not int or not 0 <= value <= _MAX_SHARD_BYTES:
         raise IndexInvalid(f"'{key}' is {value!r}; expected a whole number from 0 to {_MAX_SHARD_BYTES}.")
@@ -263,7 +265,7 @@ def _compression(shard: object) -> str | None:
     return compression
 
 
-def _file(shard: dict[str, Any], key: str) -> _File:
+def _file(shard: JsonMapping, key: str) -> _File:
     entry = shard.get(key)
     if not isinstance(entry, dict):
         raise IndexInvalid(f"{key}: not an object.")

@@ -1,16 +1,18 @@
 """The compiled arithmetic of order and draw: integer hashes, a permutation, and the loops over slots and positions.
 
-All of it stands in one file on purpose: Numba's cache on disk notices changes of the file itself but not of functions
-that it calls from other files, and stale code on one node would draw another order there.
+All in one file on purpose: Numba's cache on disk detects changes of the file itself but not of functions that it calls
+in other files, and stale code on one node would draw another order there.
 
-Integer arithmetic only, so the same numbers come on every machine, NumPy version and thread. `mix64` is the finaliser
-of SplitMix64 (Steele, Lea, Flood 2014, variant 13 of Stafford). `permute` is an alternating Feistel network with cycle
-walking (Black, Rogaway 2002): a bijection of [0, n) that is evaluated one element at a time, so the order of 10^9
-samples costs no memory. It shuffles; it does not encrypt.
+Integer arithmetic only, so the numbers are the same on every machine, NumPy version and thread. `mix64` is the
+finaliser of SplitMix64 (Steele, Lea, Flood 2014, variant 13 of Stafford). `permute` is an alternating Feistel network
+with cycle walking (Black, Rogaway 2002): a bijection of [0, n) that is evaluated one element at a time, so the order of
+10^9 samples costs no memory. It shuffles; it does not encrypt.
 """
 
 import numpy as np
 from numba import njit
+
+from ado_stream.value_types import Array, Floats, Ints, Words
 
 _GOLDEN = np.uint64(0x9E3779B97F4A7C15)
 _MULTIPLIER_1 = np.uint64(0xBF58476D1CE4E5B9)
@@ -41,7 +43,7 @@ def uniform(key: np.uint64, counter: np.uint64) -> np.float64:
 
 @njit(cache=True, nogil=True)
 def permute(index: int, size: int, key: np.uint64) -> np.int64:
-    """Where `index` of [0, size) goes under the permutation `key`.
+    """The image of `index` in [0, size) under the permutation `key`.
 
     The network permutes [0, 2^bits), the least power of two (but 4) that holds `size`; a value outside [0, size) is put
     through again (cycle walking), which keeps it a bijection of [0, size) in fewer than two passes on average.
@@ -68,7 +70,7 @@ def permute(index: int, size: int, key: np.uint64) -> np.int64:
 
 
 @njit(cache=True, nogil=True)
-def words(key: np.uint64, count: int) -> np.ndarray:
+def words(key: np.uint64, count: int) -> Words:
     """The first `count` words of the stream `key`, uint64."""
     out = np.empty(count, np.uint64)
     for index in range(count):
@@ -77,7 +79,7 @@ def words(key: np.uint64, count: int) -> np.ndarray:
 
 
 @njit(cache=True, nogil=True)
-def systematic(mixture_K: np.ndarray, u: np.float64, key: np.uint64, domain_B: np.ndarray) -> None:
+def systematic(mixture_K: Floats, u: np.float64, key: np.uint64, domain_B: Array) -> None:
     """Fills `domain_B`: point j takes the domain whose interval of the cumulative mixture holds (u + j) / B.
 
     The points are then shuffled over the slots (Durstenfeld 1964).
@@ -104,7 +106,7 @@ def systematic(mixture_K: np.ndarray, u: np.float64, key: np.uint64, domain_B: n
 
 
 @njit(cache=True, nogil=True)
-def multinomial(mixture_K: np.ndarray, key: np.uint64, domain_B: np.ndarray) -> None:
+def multinomial(mixture_K: Floats, key: np.uint64, domain_B: Array) -> None:
     """Fills `domain_B`, each slot on its own."""
     cumulative_K = np.cumsum(mixture_K)
     total = cumulative_K[-1]
@@ -118,7 +120,7 @@ def multinomial(mixture_K: np.ndarray, key: np.uint64, domain_B: np.ndarray) -> 
 
 
 @njit(cache=True, nogil=True)
-def advance(domain_B: np.ndarray, cursors_KC: np.ndarray, position_B: np.ndarray) -> None:
+def advance(domain_B: Array, cursors_KC: Ints, position_B: Ints) -> None:
     """Gives every slot the next position of its domain in its lane."""
     num_lanes = cursors_KC.shape[1]
     num_slots = domain_B.size
@@ -130,7 +132,7 @@ def advance(domain_B: np.ndarray, cursors_KC: np.ndarray, position_B: np.ndarray
 
 
 @njit(cache=True, nogil=True)
-def short_groups(cursor_KL: np.ndarray, wanted_K: np.ndarray, until_KL: np.ndarray) -> np.ndarray:
+def short_groups(cursor_KL: Ints, wanted_K: Ints, until_KL: Ints) -> Ints:
     """The groups (domain * lanes + lane) with less than three quarters of `wanted_K` requested beyond their cursors.
 
     until_KL: the position up to which each group is requested; raised to the cursor where that is further.
@@ -148,7 +150,7 @@ def short_groups(cursor_KL: np.ndarray, wanted_K: np.ndarray, until_KL: np.ndarr
 
 
 @njit(cache=True, nogil=True)
-def group_pieces(start: np.ndarray, block_samples: int) -> np.ndarray:
+def group_pieces(start: Ints, block_samples: int) -> Ints:
     """First pieces of the blocks, and the number of pieces at the end; `start`: positions where pieces begin."""
     pieces = start.size - 1
     bounds = np.empty(pieces + 1, np.int64)
@@ -175,13 +177,13 @@ PIECE_ID, PIECE_START, BLOCK = range(3)  # columns of a plan
 
 @njit(cache=True, nogil=True)
 def plan_epochs(
-    group_M: np.ndarray,
-    pieces_key_M: np.ndarray,
-    start_S: np.ndarray,
-    first_id_S: np.ndarray,
+    group_M: Ints,
+    pieces_key_M: Words,
+    start_S: Ints,
+    first_id_S: Ints,
     block_samples: int,
-    table_GX: np.ndarray,
-    plan_PX: np.ndarray,
+    table_GX: Ints,
+    plan_PX: Ints,
 ) -> None:
     """Writes the plan of an epoch of each group in `group_M`; see PlannedIds in sample_order.py."""
     for m in range(group_M.size):
@@ -203,13 +205,13 @@ def plan_epochs(
 
 @njit(cache=True, nogil=True)
 def planned_ids(
-    todo_M: np.ndarray,
-    group_N: np.ndarray,
-    position_N: np.ndarray,
-    table_GX: np.ndarray,
-    plan_PX: np.ndarray,
-    id_N: np.ndarray,
-) -> np.ndarray:
+    todo_M: Ints,
+    group_N: Ints,
+    position_N: Ints,
+    table_GX: Ints,
+    plan_PX: Ints,
+    id_N: Ints,
+) -> Ints:
     """Fills `id_N` at the slots in `todo_M` whose groups have the plan of their epoch; returns the other slots."""
     left = np.empty(todo_M.size, np.int64)
     count = 0
@@ -234,6 +236,7 @@ def planned_ids(
         low = plan[piece, PIECE_START]
         size = plan[end, PIECE_START] - low
         mixed = low + permute(position - low, size, np.uint64(row[KEY]) + np.uint64(b))
+        # the piece of the block that holds `mixed`, by bisection
         while end - piece > 1:
             middle = (piece + end) // 2
             if plan[middle, PIECE_START] <= mixed:

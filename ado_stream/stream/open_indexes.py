@@ -2,10 +2,11 @@
 
 Invariant: a cached shard is found only by a reader of the same data. Its folder, within the domain's `local`, is named
 by a hash of the remote, of the index's bytes and, where the index has no hashes, of the versions that the store gives
-some shards: two corpora in one folder cannot meet, and what replaced data at a remote is never mixed with the old.
+some shards: two corpora in one folder cannot be confused, and data that was replaced at a remote is never mixed with
+the old.
 
 One process of a node downloads and parses a remote's index and writes it, checked and compact, into `local`; the others
-take that, and later runs when the store says that the index has not changed.
+read that, and so do later runs if the store reports that the index has not changed.
 """
 
 import os
@@ -28,7 +29,7 @@ from ado_stream.stream.mds_index import INDEX_NAME, IndexContent, MdsIndex, make
 
 _THREADS = 32
 _SHARED_FOLDER, _SHARED_FORMAT = ".ado-index", "1"
-_MOST_VERSIONS = 8  # shards whose versions stand for all
+_MAX_VERSIONS = 8  # shards whose versions are compared
 
 
 def open_indexes(
@@ -62,7 +63,7 @@ def _open_index(domain: Domain, token_column: str, token_dtype: str | None, retr
 
 
 def _shared_content(name: str, url: str, folder: Path, retry: RetryPolicy) -> IndexContent:
-    """The index at `url`: from `folder`, if the store says that it is the same, else made by who has its lock."""
+    """The index at `url`: from `folder` if the store reports no change, else parsed by the holder of the lock."""
     path = folder / _hash(url, _SHARED_FORMAT)
     try:
         private_folder(folder)
@@ -104,7 +105,7 @@ def _remote(domain: Domain) -> str | None:
 
 def _versions(index: MdsIndex, retry: RetryPolicy | None) -> str:
     """A hash of the versions of some shards, evenly spaced, or of the place where the store gives none."""
-    shards = np.unique(np.linspace(0, index.samples_S.size - 1, _MOST_VERSIONS).astype(int)).tolist()
+    shards = np.unique(np.linspace(0, index.samples_S.size - 1, _MAX_VERSIONS).astype(int)).tolist()
     places = [index.spec(shard).where for shard in shards]
     return _hash(*(object_version(place, retry) or place for place in places))
 

@@ -14,13 +14,16 @@ from llvmlite import ir
 from numba import njit, types
 from numba.extending import intrinsic
 
+from ado_stream.value_types import Array, Ints, Words
+
 _LINE_BYTES = 64
 _ANY_TOKEN = (1 << 63) - 1
+_Code = tuple[Any, Callable[..., Any]]  # a signature and the function that writes its code
 _I8P, _I32 = ir.IntType(8).as_pointer(), ir.IntType(32)
 
 
 @intrinsic
-def _copy(typing_context: Any, target: Any, source: Any, num_bytes: Any) -> tuple[Any, Callable]:
+def _copy(typing_context: Any, target: Any, source: Any, num_bytes: Any) -> _Code:
     """memcpy between two addresses."""
 
     def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
@@ -33,7 +36,7 @@ def _copy(typing_context: Any, target: Any, source: Any, num_bytes: Any) -> tupl
 
 
 @intrinsic
-def _prefetch(typing_context: Any, address: Any) -> tuple[Any, Callable]:
+def _prefetch(typing_context: Any, address: Any) -> _Code:
     """Prefetches the cache line at an address."""
 
     def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
@@ -50,19 +53,19 @@ def _prefetch(typing_context: Any, address: Any) -> tuple[Any, Callable]:
 
 @njit(cache=True, nogil=True)
 def locate(
-    sample_N: np.ndarray,
-    first_sample_G: np.ndarray,
-    address_G: np.ndarray,
-    stride_G: np.ndarray,
-    last_read_G: np.ndarray,
+    sample_N: Ints,
+    first_sample_G: Ints,
+    address_G: Words,
+    stride_G: Words,
+    last_read_G: Ints,
     read: int,
-    shard_N: np.ndarray,
-    row_N: np.ndarray,
-    address_N: np.ndarray,
+    shard_N: Ints,
+    row_N: Ints,
+    address_N: Words,
 ) -> bool:
     """Fills shard_N, row_N and address_N from a table of shards in the order of samples; last_read_G of them: `read`.
 
-    address_G: (G,) uint64 of row 0, 0 where the table does not know it; stride_G: (G,) bytes between rows. Returns
+    address_G: (G,) uint64 of row 0, 0 where unknown; stride_G: (G,) bytes between rows. Returns
     whether all addresses were known.
     """
     all_known = True
@@ -77,7 +80,7 @@ def locate(
 
 
 @njit(cache=True, nogil=True)
-def _gather(address_N: np.ndarray, slot_N: np.ndarray, scratch: np.ndarray, vocab_size: int, out_BT: np.ndarray) -> int:
+def _gather(address_N: Words, slot_N: Ints, scratch: Array, vocab_size: int, out_BT: Ints) -> int:
     bad = -1
     row_bytes = scratch.size * scratch.itemsize
     for n in range(address_N.size):
@@ -97,9 +100,7 @@ def _gather(address_N: np.ndarray, slot_N: np.ndarray, scratch: np.ndarray, voca
     return bad
 
 
-def gather(
-    address_N: np.ndarray, slot_N: np.ndarray, dtype: np.dtype, vocab_size: int | None, out_BT: np.ndarray
-) -> int:
+def gather(address_N: Words, slot_N: Ints, dtype: np.dtype[Any], vocab_size: int | None, out_BT: Ints) -> int:
     """Writes the row at each address to `out_BT[slot]`; returns the first n with a token >= vocab_size or < 0, or -1.
 
     address_N: (N,) uint64, each the start of T tokens of `dtype`. slot_N: (N,) int64. out_BT: (B, T) int64.

@@ -1,4 +1,4 @@
-"""The infinite order of one domain, lane by lane: a pure function of (shard sizes, seed, name, C).
+"""The infinite sample order of one domain, lane by lane: a pure function of (shard sizes, seed, name, C).
 
 The domain's shards are put in a seeded order and cut into C shares of equal size (to one sample); lane c has share c
 in every epoch, so a lane reads, caches and repeats only its own shards. Each epoch of a lane shuffles its share: the
@@ -13,6 +13,7 @@ Invariant: within a lane, positions [e n, (e + 1) n) visit each of its n samples
 """
 
 from collections.abc import Sequence
+from functools import partial
 from typing import TypeVar
 
 import numpy as np
@@ -21,6 +22,7 @@ import xxhash
 from ado_stream.errors import ConfigError
 from ado_stream.stream import numba_order
 from ado_stream.stream.numba_order import AT, BEGIN, END, EPOCH, FIRST_SHARD, KEY, NUM_PIECES, words
+from ado_stream.value_types import Array, Ints
 
 BLOCK_SAMPLES = 1 << 17
 T = TypeVar("T")
@@ -32,7 +34,7 @@ class DomainOrder:
     samples_S: (S,) samples per shard. Raises ConfigError for a domain without samples.
     """
 
-    def __init__(self, name: str, samples_S: np.ndarray, seed: int, num_lanes: int, block_samples: int = BLOCK_SAMPLES):
+    def __init__(self, name: str, samples_S: Ints, seed: int, num_lanes: int, block_samples: int = BLOCK_SAMPLES):
         self.name, self.seed, self.num_lanes, self.block_samples = name, seed, num_lanes, block_samples
         samples_S = np.asarray(samples_S, np.int64)
         self.num_samples = int(samples_S.sum())
@@ -44,12 +46,7 @@ class DomainOrder:
         self._start_S = np.concatenate([[0], np.cumsum(samples_S[order_S])])
         self._all_lanes: PlannedIds | None = None
 
-    def share(self, lane: int) -> int:
-        """How many samples lane `lane` holds: the length of its epochs."""
-        begin, end, _, _ = self.ranges(range(lane, lane + 1))[0].tolist()
-        return end - begin
-
-    def ids(self, lane: int, position: int, count: int) -> np.ndarray:
+    def ids(self, lane: int, position: int, count: int) -> Ints:
         """(count,) int64: the sample ids at positions [position, position + count) of the lane's endless order.
 
         For one thread at a time.
@@ -58,7 +55,7 @@ class DomainOrder:
             self._all_lanes = PlannedIds([self], range(self.num_lanes))
         return self._all_lanes.at(np.full(count, lane), np.arange(position, position + count))
 
-    def ranges(self, lanes: range) -> np.ndarray:
+    def ranges(self, lanes: range) -> Ints:
         """(L, 4) int64 by lane: first and past the last of its places among all samples, first and past the last of
         its shards; places and shards in the seeded order of `shards`.
         """
@@ -70,7 +67,7 @@ class DomainOrder:
         return np.stack([begin_L, end_L, first_L, last_L], axis=1)
 
     @property
-    def shards(self) -> tuple[np.ndarray, np.ndarray]:
+    def shards(self) -> tuple[Ints, Ints]:
         """(S + 1,) places where shards begin, in their seeded order, and (S + 1,) ids of their first samples."""
         return self._start_S, np.append(self._first_id_S, 0)
 
@@ -97,10 +94,10 @@ class PlannedIds:
         table_GX[:, BEGIN], table_GX[:, END], table_GX[:, NUM_PIECES] = begin_G, end_G, num_pieces_G
         table_GX[:, FIRST_SHARD] = first_G + np.repeat(shards_before_K, len(lanes))
         table_GX[:, AT] = past_G - num_pieces_G - 1
-        # Memory that is not written costs nothing: that of groups which are never read.
+        # Pages of groups that are never read are not written and cost no memory.
         self._plan_PX = np.empty((int(past_G[-1]), 3), np.int64)
 
-    def at(self, group_N: np.ndarray, position_N: np.ndarray) -> np.ndarray:
+    def at(self, group_N: Ints, position_N: Ints) -> Ints:
         """(N,) int64: the sample id within its domain at each group's position; ascending within a group."""
         id_N = np.empty(group_N.size, np.int64)
         left_M = np.arange(group_N.size)
@@ -111,7 +108,7 @@ class PlannedIds:
             group_M, first_M = np.unique(group_N[left_M], return_index=True)  # several epochs of a group: one by one
             self._plan(group_M, position_N[left_M[first_M]])
 
-    def _plan(self, group_M: np.ndarray, position_M: np.ndarray) -> None:
+    def _plan(self, group_M: Ints, position_M: Ints) -> None:
         epoch_M = position_M // (self._table_GX[group_M, END] - self._table_GX[group_M, BEGIN])
         domain_M, column_M = np.divmod(group_M, len(self._lanes))
         numbers = zip(domain_M.tolist(), (column_M + self._lanes.start).tolist(), epoch_M.tolist(), strict=True)
@@ -138,7 +135,7 @@ class StreamingOrder:
     Holds whole epochs of the domain as arrays, 8 bytes a sample; lane c reads Streaming's canonical node c.
     """
 
-    def __init__(self, name: str, samples_S: np.ndarray, seed: int, num_lanes: int, algorithm: str):
+    def __init__(self, name: str, samples_S: Ints, seed: int, num_lanes: int, algorithm: str):
         from streaming.base.shuffle import algos, get_shuffle
 
         if algorithm not in algos:
@@ -150,18 +147,14 @@ class StreamingOrder:
             raise ConfigError(
                 f"domain '{name}': {self.num_samples} samples for {num_lanes} lanes; use shuffle='blocks'."
             )
-        self._shuffle = lambda epoch: get_shuffle(algorithm, self._samples_S, num_lanes, seed, epoch)
-        self._epochs: dict[int, np.ndarray] = {}
+        self._shuffle = partial(get_shuffle, algorithm, self._samples_S, num_lanes, seed)
+        self._epochs: dict[int, Ints] = {}
 
-    def share(self, lane: int) -> int:
-        """How many samples lane `lane` holds: the length of its epochs."""
-        return (lane + 1) * self.num_samples // self.num_lanes - lane * self.num_samples // self.num_lanes
-
-    def ids(self, lane: int, position: int, count: int) -> np.ndarray:
+    def ids(self, lane: int, position: int, count: int) -> Ints:
         """(count,) int64: the sample ids at positions [position, position + count) of the lane's endless order."""
         return self.at(np.full(count, lane), np.arange(position, position + count))
 
-    def at(self, lane_N: np.ndarray, position_N: np.ndarray) -> np.ndarray:
+    def at(self, lane_N: Ints, position_N: Ints) -> Ints:
         """(N,) int64: the sample id at each lane's position."""
         begin_N = lane_N * self.num_samples // self.num_lanes
         epoch_N, offset_N = np.divmod(position_N, (lane_N + 1) * self.num_samples // self.num_lanes - begin_N)
@@ -171,7 +164,7 @@ class StreamingOrder:
             id_N[chosen_N] = self._epoch(epoch)[begin_N[chosen_N] + offset_N[chosen_N]]
         return id_N
 
-    def _epoch(self, epoch: int) -> np.ndarray:
+    def _epoch(self, epoch: int) -> Ints:
         ids = self._epochs.get(epoch)
         if ids is None:
             ids = np.asarray(self._shuffle(epoch), np.int64)
@@ -190,7 +183,7 @@ def _latest(held: dict[int, T], epoch: int, value: T) -> dict[int, T]:
 SampleOrder = DomainOrder | StreamingOrder
 
 
-def make_order(name: str, samples_S: np.ndarray, seed: int, num_lanes: int, shuffle: str) -> SampleOrder:
+def make_order(name: str, samples_S: Ints, seed: int, num_lanes: int, shuffle: str) -> SampleOrder:
     """The order of one domain: DomainOrder for shuffle 'blocks', else the algorithm of Streaming with that name."""
     if shuffle == "blocks":
         return DomainOrder(name, samples_S, seed, num_lanes)
@@ -205,7 +198,7 @@ class UpcomingIds:
         planned = [order for order in orders if isinstance(order, DomainOrder)]
         self._planned = PlannedIds(planned, lanes) if len(planned) == len(orders) else None
 
-    def at(self, domain_N: np.ndarray, lane_N: np.ndarray, position_N: np.ndarray) -> np.ndarray:
+    def at(self, domain_N: Array, lane_N: Ints, position_N: Ints) -> Ints:
         """(N,) int64: the sample id within its domain at each position of (domain, lane)."""
         if self._planned is not None:
             group_N = domain_N * np.int64(len(self._lanes)) + (lane_N - self._lanes.start)
@@ -227,6 +220,6 @@ def _key_text(*parts: int | str) -> str:
     return "\x1f".join([f"{type(part).__name__}:{part}" for part in parts])
 
 
-def permutation(size: int, key: np.uint64) -> np.ndarray:
+def permutation(size: int, key: np.uint64) -> Ints:
     """A permutation of [0, size), int64: the order of keyed hashes."""
     return np.argsort(words(key, size), kind="stable")

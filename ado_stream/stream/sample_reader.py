@@ -6,6 +6,7 @@ from ado_stream.storage.node_cache import NodeCache
 from ado_stream.stream.domain import Domain
 from ado_stream.stream.open_indexes import open_indexes
 from ado_stream.stream.shard_table import ShardTable
+from ado_stream.value_types import Ints
 
 
 class SampleReader:
@@ -35,7 +36,7 @@ class SampleReader:
         """T + 1: tokens a sample."""
         return self._shards.row_tokens()
 
-    def read(self, ids: np.ndarray) -> np.ndarray:
+    def read(self, ids: Ints) -> Ints:
         """(n, T + 1) int64: the samples numbered `ids` (n,), each in [0, num_samples). Raises IndexError outside."""
         id_N = np.asarray(ids, np.int64)
         if id_N.size and (id_N.min() < 0 or id_N.max() >= self.num_samples):

@@ -17,6 +17,7 @@ from ado_stream.storage.node_cache import NodeCache
 from ado_stream.stream.mds_index import MdsIndex
 from ado_stream.stream.row_gather import gather, locate
 from ado_stream.stream.shard_view import ShardView
+from ado_stream.value_types import Array, Ints
 
 
 class ShardFetcher(Protocol):
@@ -81,7 +82,7 @@ class ShardTable:
             self._row_tokens = length
         return self._row_tokens
 
-    def read(self, domain_N: np.ndarray, id_N: np.ndarray, out_NT: np.ndarray) -> None:
+    def read(self, domain_N: Array, id_N: Ints, out_NT: Ints) -> None:
         """Fills row n of `out_NT` (int64) with sample `id_N[n]` of domain `domain_N[n]`.
 
         Raises DataError for a token outside the vocabulary, with domain, shard, row and id.
@@ -165,7 +166,7 @@ class ShardTable:
         domain = int(np.searchsorted(self._first_shard_K, number, side="right")) - 1
         return domain, number - int(self._first_shard_K[domain])
 
-    def _outside_vocabulary(self, number: int, row: int, token_T: np.ndarray) -> DataError:
+    def _outside_vocabulary(self, number: int, row: int, token_T: Ints) -> DataError:
         domain, shard = self._place(int(number))
         index = self._indexes[domain]
         token = int(token_T.min() if token_T.min() < 0 else token_T.max())

@@ -11,6 +11,7 @@ import numpy as np
 
 from ado_stream.errors import DataError, ShardCorrupt
 from ado_stream.stream.mds_index import TokenColumn
+from ado_stream.value_types import Ints, Words
 
 
 class ShardView:
@@ -32,9 +33,7 @@ class ShardView:
                 f"{label}: row {row} holds {length_N[row] // column.dtype.itemsize} tokens, row 0 holds "
                 f"{length // column.dtype.itemsize}. Pack the text to one length; `ado-stream prepare` does."
             )
-        self.row_bytes = length
         self.row_tokens = length // column.dtype.itemsize
-        self.dtype = column.dtype
         step_N = np.diff(begin_N)
         self._base = self._bytes.ctypes.data
         stride = int(step_N[0]) if num_rows > 1 else 0
@@ -42,14 +41,14 @@ class ShardView:
         self._begin_N = None if is_regular else begin_N
         self.regular = (self._base + int(begin_N[0]), stride) if is_regular else (0, 0)
 
-    def address(self, row_N: np.ndarray) -> np.ndarray:
+    def address(self, row_N: Ints) -> Words:
         """(N,) uint64: the memory addresses of the rows' tokens; valid while this view is alive."""
         if self._begin_N is not None:
             return (self._base + self._begin_N[row_N]).astype(np.uint64)
         address, stride = self.regular
         return (address + row_N * stride).astype(np.uint64)
 
-    def _offsets(self, num_rows: int, label: str) -> np.ndarray:
+    def _offsets(self, num_rows: int, label: str) -> Ints:
         size = self._bytes.size
         head = 4 * (num_rows + 2)
         if size < head:
@@ -65,7 +64,7 @@ class ShardView:
             )
         return offset_N
 
-    def _token_spans(self, offset_N: np.ndarray, column: TokenColumn, label: str) -> tuple[np.ndarray, np.ndarray]:
+    def _token_spans(self, offset_N: Ints, column: TokenColumn, label: str) -> tuple[Ints, Ints]:
         """Start and length in bytes of every row's tokens, checked to lie inside the row."""
         begin_N = offset_N[:-1] + 4 * column.num_variable
         size_word = 0
@@ -90,14 +89,15 @@ class ShardView:
             raise ShardCorrupt(f"{label}: tokens outside their row. The shard or its index.json is damaged.")
         return begin_N, end_N - begin_N
 
-    def _word(self, at_N: np.ndarray, end_N: np.ndarray, label: str) -> np.ndarray:
+    def _word(self, at_N: Ints, end_N: Ints, label: str) -> Ints:
         """The uint32 at each of `at_N`, which must lie before `end_N`."""
         if (at_N + 4 > end_N).any():
             raise ShardCorrupt(f"{label}: a row too short for its columns' sizes.")
         byte_N4 = self._bytes[at_N[:, None] + np.arange(4)].astype(np.int64)
-        return byte_N4 @ np.array([1, 1 << 8, 1 << 16, 1 << 24])
+        word_N: Ints = byte_N4 @ np.array([1, 1 << 8, 1 << 16, 1 << 24])
+        return word_N
 
-    def _after_shape(self, begin_N: np.ndarray, end_N: np.ndarray, label: str) -> np.ndarray:
+    def _after_shape(self, begin_N: Ints, end_N: Ints, label: str) -> Ints:
         """Skips Streaming's (ndim << 2 | width) byte and the shape; tokens must have one dimension."""
         if (begin_N >= end_N).any():
             raise ShardCorrupt(f"{label}: a row too short for its tokens.")

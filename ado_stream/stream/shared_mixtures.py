@@ -12,6 +12,7 @@ from collections.abc import Iterator
 import numpy as np
 
 from ado_stream.errors import ConfigError, PolicyError
+from ado_stream.value_types import Floats
 
 _NUM_SLOTS = 1024
 
@@ -32,14 +33,14 @@ class SharedMixtures:
         self.clear()
 
     def clear(self) -> None:
-        """Discards every mixture and the reader: where reading goes on is set anew."""
+        """Discards every mixture and the reader, for a restart at another step."""
         self._head[[0, 1, 3]] = 0
         self._step_S[:] = -1
 
     def open(self) -> None:
         """Makes this process the reader.
 
-        Raises ConfigError when a fork has read before: what it handed out of what it read ahead is not known here.
+        Raises ConfigError when a fork has read before: how much of what it read ahead it has yielded is not known here.
         """
         if self._head[3]:
             raise ConfigError(
@@ -70,7 +71,7 @@ class SharedMixtures:
         """Whether another process is the reader."""
         return bool(self._head[0]) and not self.is_read_here
 
-    def post(self, step: int, mixture_K: np.ndarray) -> None:
+    def post(self, step: int, mixture_K: Floats) -> None:
         """Stores the mixture of `step` for the reader. The same one again is harmless.
 
         Raises PolicyError when the reader has drawn the step already, or is too far behind.
@@ -88,20 +89,20 @@ class SharedMixtures:
             raise PolicyError(
                 f"publish({step}, ...): the DataLoader's worker is at step {first}; publish at most {_NUM_SLOTS} ahead."
             )
-        # In this order: a reader that sees the count of posts sees the whole slot; one that comes earlier sees an odd
-        # version, leaves the slot, and comes again because the count changes.
+        # In this order: a reader that sees the new count sees the whole slot; one that reads earlier sees an odd
+        # version, skips the slot, and reads again because the count changes.
         self._version_S[slot] += 1
         self._step_S[slot] = step
         self._mixture_SK[slot] = mixture_K
         self._version_S[slot] += 1
         self._head[2] += 1
 
-    def collect(self, first: int) -> Iterator[tuple[int, np.ndarray]]:
+    def collect(self, first: int) -> Iterator[tuple[int, Floats]]:
         """(step, mixture) for every step from `first` on that was posted; steps before it count as drawn."""
         self._head[1] = first
         if self._head[2] == self._num_collected:
             return
-        self._num_collected = int(self._head[2])  # before the slots: a post meanwhile is collected the next time
+        self._num_collected = int(self._head[2])  # before the slots are read: a concurrent post is collected next time
         for slot in np.flatnonzero(self._step_S >= first).tolist():
             version = int(self._version_S[slot])
             step, mixture_K = int(self._step_S[slot]), self._mixture_SK[slot].copy()

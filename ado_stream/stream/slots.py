@@ -1,4 +1,4 @@
-"""Which slots of the global batch a rank reads: all that the stream depends on of the job's layout."""
+"""The slots of the global batch that a rank reads; nothing else of the job's layout affects the stream."""
 
 from dataclasses import dataclass
 

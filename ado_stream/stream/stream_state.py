@@ -5,7 +5,7 @@ Ranks, nodes and threads are not in it: the state is the same on every rank, and
     version            1
     identity           what the order depends on: seed, global_batch_size, canonical_nodes, mixture_lag, sampling,
                        shuffle
-    step               next step to be handed out
+    step               next step to be yielded
     domains            {name: {fingerprint, versions, samples, cursors: [C] drawn so far per lane}}, in the mixture's
                        order; versions: only of data without hashes, see open_indexes.py
     mixtures           {step: [K]} known for steps from `step` on ("-1": that of the step before, without a lag)
@@ -13,23 +13,23 @@ Ranks, nodes and threads are not in it: the state is the same on every rank, and
 
 import logging
 from collections.abc import Mapping
-from typing import Any
 
 import numpy as np
 
 from ado_stream.errors import ResumeError
 from ado_stream.stream.board import is_mixture
 from ado_stream.stream.mds_index import MdsIndex
+from ado_stream.value_types import Floats, Ints, JsonMapping, JsonObject
 
-StreamState = tuple[int, np.ndarray, dict[int, np.ndarray]]  # step, cursors (K, C) int64, mixtures of steps to come
+StreamState = tuple[int, Ints, dict[int, Floats]]  # step, cursors (K, C) int64, mixtures of steps to come
 VERSION = 1
 _MAX_POSITION = 1 << 62
 _log = logging.getLogger(__name__)
 
 
 def encode_state(
-    identity: dict[str, Any], indexes: list[MdsIndex], step: int, cursors_KC: np.ndarray, pending: dict[int, np.ndarray]
-) -> dict[str, Any]:
+    identity: JsonObject, indexes: list[MdsIndex], step: int, cursors_KC: Ints, pending: dict[int, Floats]
+) -> JsonObject:
     """The state as a JSON-able dict."""
     return {
         "version": VERSION,
@@ -48,7 +48,7 @@ def encode_state(
     }
 
 
-def decode_state(state: Mapping[str, Any], identity: dict[str, Any], indexes: list[MdsIndex]) -> StreamState:
+def decode_state(state: JsonMapping, identity: JsonObject, indexes: list[MdsIndex]) -> StreamState:
     """(step, cursors, pending mixtures) of `state` for the domains of `indexes`.
 
     A domain that is not in the state starts at its first sample, with share 0 until a new mixture is published; one
@@ -76,7 +76,7 @@ def decode_state(state: Mapping[str, Any], identity: dict[str, Any], indexes: li
     return int(state["step"]), cursors_KC, pending
 
 
-def _check(state: Mapping[str, Any], identity: dict[str, Any], indexes: list[MdsIndex]) -> None:
+def _check(state: JsonMapping, identity: JsonObject, indexes: list[MdsIndex]) -> None:
     if not isinstance(state, Mapping) or state.get("version") != VERSION:
         found = state.get("version") if isinstance(state, Mapping) else type(state).__name__
         raise ResumeError(f"stream state of version {found!r}; this ado-stream reads version {VERSION}.")
@@ -105,7 +105,7 @@ def _check(state: Mapping[str, Any], identity: dict[str, Any], indexes: list[Mds
             )
 
 
-def _check_numbers(state: Mapping[str, Any], num_lanes: int) -> None:
+def _check_numbers(state: JsonMapping, num_lanes: int) -> None:
     """Raises ResumeError unless step, cursors and mixtures are numbers that a run can have."""
     domains, mixtures = _part(state, "domains"), _part(state, "mixtures")
     if not _is_position(state.get("step")):
@@ -124,7 +124,7 @@ def _check_numbers(state: Mapping[str, Any], num_lanes: int) -> None:
             raise _damaged(f"'mixtures' has no {len(domains)} probabilities for step {key!r}")
 
 
-def _part(state: Mapping[str, Any], key: str) -> Mapping[str, Any]:
+def _part(state: JsonMapping, key: str) -> JsonMapping:
     part = state.get(key)
     if not isinstance(part, Mapping):
         raise _damaged(f"{key!r} is {'missing' if part is None else 'not an object'}")

@@ -1,13 +1,12 @@
 """Counts what the stream read and how long the reader waited for shards, per domain."""
 
-from typing import Any
-
 import numpy as np
 
 from ado_stream.storage.object_spec import Fetched
+from ado_stream.value_types import Array, JsonObject
 
 _COLUMNS = ("samples", "shards", "cache_hits", "downloaded_bytes", "stalls", "stall_s")
-_STALL_S = 0.001  # a shorter wait is the cost of finding the file
+_STALL_S = 0.001  # shorter waits are the cost of opening a file
 
 
 class StreamStatistics:
@@ -25,12 +24,12 @@ class StreamStatistics:
         stall_s = waited_s if waited_s > _STALL_S else 0.0
         self._value_KX[domain] += (0, 1, fetched.hit, fetched.downloaded_bytes, stall_s > 0, stall_s)
 
-    def count_batch(self, domain_N: np.ndarray) -> None:
+    def count_batch(self, domain_N: Array) -> None:
         """Adds a batch that the reader copied."""
         self._value_KX[:, 0] += np.bincount(domain_N, minlength=len(self._names))
         self.num_batches += 1
 
-    def summary(self) -> dict[str, Any]:
+    def summary(self) -> JsonObject:
         """JSON-able: totals, and "domains": {name: {samples, shards, cache_hits, downloaded_bytes, stalls, stall_s}}.
 
         mixture_wait_s: of the reader for a mixture; consumer_wait_s: of the training loop for a batch.

@@ -1,22 +1,23 @@
-"""What differs between a run's settings and those of the checkpoint that it resumes from.
+"""Differences between a run's settings and those of the checkpoint that it resumes from.
 
-Neither is wrong: a longer run or a lower learning rate may be meant. So the differences are shown before the first step
-and recorded, with the learning rate that the next step would have had, since a changed schedule makes it jump.
+They may be intended, as a longer run or a lower learning rate. So they are shown before the first step and recorded,
+together with the old learning rate of the next step, since a changed schedule makes it jump.
 """
 
 import dataclasses
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, cast
+from typing import cast
 
 from ado_stream.train.checkpoint import Schedule, Settings
 from ado_stream.train.config import TrainConfig
 from ado_stream.train.train_step import LearningRateSchedule
+from ado_stream.value_types import JsonMapping
 from ado_stream.visible import visible
 
 _EXPECTED = {"run_dir"}  # differ whenever another run's checkpoint is named
 _SHOWN_NAMES = 5
 
-Changes = dict[str, tuple[Any, Any]]  # setting: (saved, now)
+Changes = dict[str, tuple[object, object]]  # setting: (saved, now)
 
 
 def saved_settings(config: TrainConfig, schedule: LearningRateSchedule) -> Settings:
@@ -61,7 +62,7 @@ def changes_table(changes: Changes) -> str:
     return visible("\n".join(["resumed with other settings than the checkpoint was saved with:", *lines]))
 
 
-def _flat(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+def _flat(values: JsonMapping, prefix: str = "") -> Iterator[tuple[str, object]]:
     for key, value in values.items():
         if isinstance(value, Mapping):
             yield from _flat(value, f"{prefix}{key}.")
@@ -74,7 +75,7 @@ def _some(names: set[str]) -> str:
     return ", ".join(shown) + (f" and {len(names) - len(shown)} more" if len(names) > len(shown) else "")
 
 
-def _text(value: Any) -> str:
+def _text(value: object) -> str:
     if value is None:
         return "-"
     return f"{value:.4g}" if isinstance(value, float) else str(value)

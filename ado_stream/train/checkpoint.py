@@ -14,12 +14,10 @@ import threading
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
-from datetime import timedelta
 from pathlib import Path
-from typing import Any, NotRequired, TypedDict, cast
+from typing import NotRequired, TypedDict, cast
 
 import torch
-import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
 from torch import Tensor, nn
 from torch.distributed.checkpoint import HuggingFaceStorageReader, HuggingFaceStorageWriter
@@ -29,8 +27,10 @@ from torch.distributed.checkpoint.staging import DefaultStager, StagingOptions
 from ado_stream.durable import write_durably
 from ado_stream.errors import CheckpointError
 from ado_stream.json_files import check_type, decode_json
+from ado_stream.reduction import new_host_group
 from ado_stream.train import checkpoint_commit
 from ado_stream.train.distributed import DistributedContext, call_on_main
+from ado_stream.value_types import JsonObject
 
 STATE_FILE = "state.json"
 _MOMENTS = ("step", "exp_avg", "exp_avg_sq")
@@ -60,7 +60,7 @@ class Schedule(TypedDict):
 class Settings(TypedDict):
     """changed_settings.saved_settings()."""
 
-    config: dict[str, Any]
+    config: JsonObject
     schedule: Schedule
 
 
@@ -74,7 +74,7 @@ class CheckpointMetadata(TypedDict):
     model: ModelSizes
     tokenizer: str  # its fingerprint
     settings: NotRequired[Settings]
-    loader: dict[str, Any]  # AdaptiveLoader.state_dict()
+    loader: JsonObject  # AdaptiveLoader.state_dict()
 
 
 @dataclass(frozen=True)
@@ -118,9 +118,8 @@ class Checkpointer:
         self._directory, self._context, self._keep = directory, context, keep
         self._asynchronous = asynchronous
         self._pending: _BackgroundSave | None = None
-        self._group: Any = None  # torch types a new group as a union of ProcessGroup and a sentinel
-        if asynchronous and context.size > 1:  # of its own: the saving thread's collectives run beside the training's
-            self._group = dist.new_group(backend="gloo", timeout=timedelta(seconds=context.timeout_s))
+        # Of its own: the saving thread's collectives run beside the training's.
+        self._group = new_host_group(context.timeout_s) if asynchronous and context.size > 1 else None
 
     def save(
         self,
@@ -202,7 +201,7 @@ def read_metadata(directory: Path) -> CheckpointMetadata:
 
 
 def load_training_state(directory: Path, context: DistributedContext, state: TrainingState) -> None:
-    """Loads a checkpoint into `state` on all ranks, whatever ranks saved it. Raises CheckpointError."""
+    """Loads a checkpoint into `state` on all ranks, saved by any number of ranks. Raises CheckpointError."""
     tensors = state.tensors()
     _load(directory, tensors, single_process=context.size == 1)
     torch.set_rng_state(tensors["rng.cpu"])

@@ -61,7 +61,7 @@ def commit(directory: Path) -> None:
         path.name: {"bytes": path.stat().st_size, "xxh64": digest} for path, digest in zip(paths, hashes, strict=True)
     }
     write_durably(directory / MARKER, json.dumps({"version": VERSION, "files": files}, indent=1))
-    sync(directory.parent)
+    sync(directory.parent)  # the directory's own name; write_durably has synced the names inside of it
 
 
 def find_fault(directory: Path) -> str | None:

@@ -1,7 +1,7 @@
 """Builds the components of a run from its config: corpus, loader, policy, model config, learning-rate schedule.
 
 Values that the config leaves as None are set here. Invariant: settings that cannot work together raise ConfigError
-here, before the first step and alike on all ranks.
+here, before the first step and on all ranks.
 """
 
 import dataclasses

@@ -9,6 +9,7 @@ import math
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from operator import attrgetter
 from pathlib import Path
 from typing import Any, get_origin
 
@@ -20,6 +21,7 @@ from ado_stream.errors import ConfigError, NotFound
 from ado_stream.policy.domain_weights import with_text_keys
 from ado_stream.storage.retry import RetryPolicy
 from ado_stream.suggest import did_you_mean
+from ado_stream.value_types import JsonMapping, JsonObject
 
 
 @dataclass(frozen=True)
@@ -30,13 +32,13 @@ class Bounds:
     allow: Callable[[Any], bool]
 
 
-def at_least(least: float, default: Any, null: str = "") -> Any:
-    """A field of finite numbers from `least` on. null: what None means, for messages."""
-    return _bounded(default, f"{least} or more", lambda value: least <= value < math.inf, null)
+def at_least(least: float, default: Any) -> Any:
+    """A field of finite numbers from `least` on."""
+    return _bounded(default, f"{least} or more", lambda value: least <= value < math.inf)
 
 
 def above_zero(default: Any, null: str = "") -> Any:
-    """A field of finite positive numbers."""
+    """A field of finite positive numbers. null: what None means, for messages."""
     return _bounded(default, "a number above 0", lambda value: 0 < value < math.inf, null)
 
 
@@ -46,7 +48,7 @@ def one_of(*choices: str) -> Any:
 
 
 def _bounded(default: Any, text: str, allow: Callable[[Any], bool], null: str = "") -> Any:
-    """A dataclass field with Bounds. Any, as dataclasses.field: it stands in for a default of the field's type."""
+    """A dataclass field with Bounds. Any, as for dataclasses.field: it replaces a default of the field's type."""
     bounds = Bounds(f"{text}, or null for {null}" if null else text, allow)
     make_default = {"default_factory": lambda: list(default)} if isinstance(default, list) else {"default": default}
     return field(**make_default, metadata={"bounds": bounds})
@@ -113,9 +115,9 @@ class PolicySection:
     """
 
     name: str = "target"
-    options: dict[str, Any] = field(default_factory=dict)
+    options: JsonObject = field(default_factory=dict)
     prior: dict[str, float] = field(default_factory=dict)
-    guards: list[dict[str, Any]] = field(default_factory=list)
+    guards: list[JsonObject] = field(default_factory=list)
 
 
 @dataclass
@@ -195,7 +197,7 @@ class TrainConfig:
 _CONTAINERS = {list: "a list: [VALUE, ...]", dict: "a mapping: {KEY: VALUE, ...}"}
 
 
-def load_config(source: str | os.PathLike[str] | Mapping[str, Any], overrides: Sequence[str] = ()) -> TrainConfig:
+def load_config(source: str | os.PathLike[str] | JsonMapping, overrides: Sequence[str] = ()) -> TrainConfig:
     """The config in a YAML file, or of a nested mapping, with dotted overrides ("train.steps=300") on top.
 
     Raises NotFound for a missing file; ConfigError for an unknown key, a wrong type, a value out of range, or no
@@ -222,7 +224,7 @@ def save_config(config: TrainConfig, path: Path) -> None:
     path.write_text(yaml.safe_dump(dataclasses.asdict(config), sort_keys=False))
 
 
-def _read(source: str | os.PathLike[str] | Mapping[str, Any]) -> dict[str, Any]:
+def _read(source: str | os.PathLike[str] | JsonMapping) -> JsonObject:
     if isinstance(source, Mapping):
         return dict(source)
     try:
@@ -254,16 +256,15 @@ def _assignment(text: str) -> str:
     return text
 
 
-def _known_keys(section: type, prefix: str) -> list[str]:
-    keys = []
+def _fields(section: type, prefix: str = "") -> Iterator[tuple[str, dataclasses.Field[object]]]:
+    """(dotted key, field) of every field, sections and those inside of them too."""
     for each in dataclasses.fields(section):
-        keys.append(prefix + each.name)
+        yield prefix + each.name, each
         if isinstance(each.type, type) and dataclasses.is_dataclass(each.type):
-            keys += _known_keys(each.type, f"{prefix}{each.name}.")
-    return keys
+            yield from _fields(each.type, f"{prefix}{each.name}.")
 
 
-def _refuse_unknown(values: Any, section: type, prefix: str) -> None:
+def _refuse_unknown(values: object, section: type, prefix: str) -> None:
     """Raises ConfigError for a key that `section` does not have, or a value that is not the container it takes."""
     types = {each.name: each.type for each in dataclasses.fields(section)}
     if not isinstance(values, dict):
@@ -272,7 +273,7 @@ def _refuse_unknown(values: Any, section: type, prefix: str) -> None:
         if key not in types:
             name = f"{prefix}{key}"
             # sections share prefixes, so that a lower cutoff would suggest a key of another meaning
-            hint = did_you_mean(name, _known_keys(TrainConfig, ""), cutoff=0.75) or f"; known here: {', '.join(types)}."
+            hint = did_you_mean(name, dict(_fields(TrainConfig)), cutoff=0.75) or f"; known here: {', '.join(types)}."
             raise ConfigError(f"unknown '{name}'{hint}")
         section_or_type = types[key]
         if isinstance(section_or_type, type) and dataclasses.is_dataclass(section_or_type):
@@ -286,21 +287,12 @@ def _check(config: TrainConfig) -> None:
     for name in ("corpus", "run_dir"):
         if not getattr(config, name):
             raise ConfigError(f"'{name}' is not set; give it in the file or as {name}=PATH.")
-    for key, value, bounds in _bounded_values(config, ""):
-        if value is not None and not bounds.allow(value):
+    for key, each in _fields(TrainConfig):
+        value, bounds = attrgetter(key)(config), each.metadata.get("bounds")
+        if bounds and value is not None and not bounds.allow(value):
             raise ConfigError(f"'{key}' is {value!r}; allowed: {bounds.text}.")
     train = config.train
     if train.warmup_steps is not None and train.warmup_steps >= train.steps:
         raise ConfigError(
             f"'train.warmup_steps' is {train.warmup_steps}; it must be below 'train.steps', {train.steps}."
         )
-
-
-def _bounded_values(section: Any, prefix: str) -> Iterator[tuple[str, Any, Bounds]]:
-    """(dotted key, value, bounds) of every field with Bounds, in nested sections too."""
-    for each in dataclasses.fields(section):
-        value = getattr(section, each.name)
-        if dataclasses.is_dataclass(value):
-            yield from _bounded_values(value, f"{prefix}{each.name}.")
-        elif "bounds" in each.metadata:
-            yield prefix + each.name, value, each.metadata["bounds"]

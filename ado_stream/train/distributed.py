@@ -51,7 +51,7 @@ def join_process_group(device: str = "auto", timeout_s: float = 600.0) -> Iterat
     if dist.is_initialized() or "RANK" not in os.environ:
         yield context
         return
-    _die_with_launcher()
+    _end_with_launcher()
     backend = "cpu:gloo,cuda:nccl" if context.device.type == "cuda" else "gloo"
     timeout = timedelta(seconds=timeout_s)
     store = _store(context.rank, context.size, timeout)
@@ -157,7 +157,7 @@ def _require_launcher_variables() -> None:
 def _store(rank: int, size: int, timeout: timedelta) -> dist.Store:
     """The key-value store for rendezvous.
 
-    Prefixed with torchrun's restart count: a restarted worker group that reuses the keys of the one that died can read
+    Prefixed with torchrun's restart count: a restarted worker group that reuses the keys of the previous one can read
     its stale port.
     """
     agent_serves = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
@@ -171,7 +171,7 @@ def _store(rank: int, size: int, timeout: timedelta) -> dist.Store:
     return dist.PrefixStore(f"attempt {os.environ.get('TORCHELASTIC_RESTART_COUNT', 0)}", store)
 
 
-def _die_with_launcher() -> None:
-    """Has the kernel kill this rank when torchrun's agent dies; otherwise the rank would be orphaned and train on."""
+def _end_with_launcher() -> None:
+    """Has the kernel kill this rank when torchrun's agent ends; otherwise the orphaned rank would keep training."""
     if "TORCHELASTIC_RUN_ID" in os.environ:
         ctypes.CDLL(None, use_errno=True).prctl(PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)

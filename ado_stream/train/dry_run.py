@@ -27,7 +27,7 @@ from ado_stream.visible import visible
 
 _STATE_BYTES = 16  # a parameter's float32 value, gradient and two moments
 _FLOAT32_BYTES = 4
-_MOST_EPOCHS = 4  # up to here repeated text teaches about as much as new text (arXiv 2305.16264)
+_MAX_EPOCHS = 4  # up to here repeated text is worth about as much as new text (arXiv 2305.16264)
 # linear_cross_entropy holds the logits of a chunk: rows by its launch table on a GPU, at most so many bytes on a CPU.
 _GPU_LOGITS_ROWS = max(row["rows"] for (operation, *_), row in TABLE.items() if operation == "linear_cross_entropy")
 _CPU_LOGITS_BYTES = 256 << 20
@@ -96,7 +96,7 @@ def _loss(model: ModelConfig, device: torch.device, dtype: torch.dtype, num_rows
         return logits + _FLOAT32_BYTES * (weight + num_rows * model.width)
     logits = min(num_rows, _GPU_LOGITS_ROWS) * model.vocab_size * dtype.itemsize
     copy = 0 if dtype == torch.float32 else dtype.itemsize * weight
-    return logits + copy + _FLOAT32_BYTES * (weight + num_rows * model.width)
+    return int(logits + copy + _FLOAT32_BYTES * (weight + num_rows * model.width))
 
 
 def plan_run(config: TrainConfig, context: DistributedContext) -> str:
@@ -141,7 +141,7 @@ def plan_run(config: TrainConfig, context: DistributedContext) -> str:
 def measure_step_s(config: TrainConfig, components: RunComponents, context: DistributedContext) -> float:
     """Seconds of one rank's part of a step, by timing one forward and backward pass and one update of this model.
 
-    On a CPU the pass is of one row, whose time goes for each: a small part of a large model's step.
+    On a CPU one row is timed and multiplied: a small part of a large model's step.
     """
     on_cpu = context.device.type == "cpu"
     rows = 1 if on_cpu else components.micro_rows
@@ -162,7 +162,7 @@ def measure_step_s(config: TrainConfig, components: RunComponents, context: Dist
         step.update(sums_K, counts_K, 0.0)
         marks.append(_now_s(context.device))
     pass_s, update_s = np.diff(marks).tolist()
-    return rank_rows / rows * pass_s + update_s
+    return float(rank_rows / rows * pass_s + update_s)
 
 
 def _now_s(device: torch.device) -> float:
@@ -180,10 +180,10 @@ def _free_bytes(device: torch.device) -> int:
 
 
 def _repeated(name: str, epochs: float) -> str:
-    if epochs <= _MOST_EPOCHS:
+    if epochs <= _MAX_EPOCHS:
         return ""
     return (
-        f"{name} would be read {epochs:.1f} times; past {_MOST_EPOCHS} passes repeated text teaches little. Lower its "
+        f"{name} would be read {epochs:.1f} times; past {_MAX_EPOCHS} passes repeated text is worth little. Lower its "
         "share or train.steps, or bound it: policy.guards=[{name: repetition}]"
     )
 

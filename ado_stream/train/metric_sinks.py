@@ -3,12 +3,12 @@
 import importlib
 import os
 from pathlib import Path
-from typing import Any
 
 from ado_stream.errors import ConfigError
 from ado_stream.record import plain
 from ado_stream.train.config import LogSection
 from ado_stream.train.step_log import MetricSink
+from ado_stream.value_types import JsonObject
 
 
 class TensorBoardSink:
@@ -35,11 +35,12 @@ class WandbSink:
     Its x axis is the metric "step": values are logged one step late, so W&B's own step counter would be off by one.
     """
 
-    def __init__(self, run_dir: Path, run_id: str, config: dict[str, Any]):
+    def __init__(self, run_dir: Path, run_id: str, config: JsonObject):
         import wandb
 
         project = os.environ.get("WANDB_PROJECT", "ado-stream")
-        self._run = wandb.init(id=run_id, dir=str(run_dir), config=plain(config), resume="allow", project=project)
+        shown = {key: plain(value) for key, value in config.items()}
+        self._run = wandb.init(id=run_id, dir=str(run_dir), config=shown, resume="allow", project=project)
         self._run.define_metric("*", step_metric="step")
 
     def write_scalars(self, step: int, values: dict[str, float]) -> None:
@@ -65,9 +66,9 @@ def require_packages(options: LogSection) -> None:
 
 
 def make_sinks(
-    options: LogSection, run_dir: Path, run_id: str, first_step: int, config: dict[str, Any]
+    options: LogSection, run_dir: Path, run_id: str, first_step: int, config: JsonObject
 ) -> list[MetricSink]:
-    """The sinks that the config asks for."""
+    """The sinks that are enabled in the config."""
     sinks: list[MetricSink] = []
     if options.tensorboard:
         sinks.append(TensorBoardSink(run_dir, first_step))

@@ -2,9 +2,6 @@
 
 from datetime import UTC, datetime
 from importlib import metadata
-from typing import Any
-
-import numpy as np
 
 from ado_model import ModelConfig
 from ado_stream import record
@@ -14,6 +11,7 @@ from ado_stream.loader import AdaptiveLoader
 from ado_stream.policy.base_policy import Policy
 from ado_stream.train.config import TrainConfig
 from ado_stream.train.distributed import DistributedContext
+from ado_stream.value_types import Ints, JsonObject
 
 _PACKAGES = ("ado-stream", "torch", "numpy", "numba", "mosaicml-streaming")
 
@@ -25,7 +23,7 @@ def run_line(
     model: ModelConfig,
     context: DistributedContext,
     run_id: str,
-) -> dict[str, Any]:
+) -> JsonObject:
     """The fields of a "run" line."""
     dataset, manifest = loader.dataset, corpus.manifest
     return {
@@ -61,7 +59,7 @@ def run_line(
     }
 
 
-def fit_line(policy: Policy, drawn_K: np.ndarray) -> dict[str, Any]:
+def fit_line(policy: Policy, drawn_K: Ints) -> JsonObject:
     """The fields of a "fit" line; drawn_K: samples of each domain up to and with the step of the fit."""
     fit = policy.fit
     assert fit is not None, "called after a refit"
@@ -79,7 +77,7 @@ def fit_line(policy: Policy, drawn_K: np.ndarray) -> dict[str, Any]:
     }
 
 
-def _domain(entry: DomainEntry) -> dict[str, Any]:
+def _domain(entry: DomainEntry) -> JsonObject:
     train = entry["splits"]["train"]
     sizes = {"tokens": train["tokens"], "samples": train["samples"], "bytes": entry["bytes"]}
     return {**sizes, "val_samples": num_samples(entry, "val")}

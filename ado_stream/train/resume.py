@@ -1,7 +1,7 @@
 """Finds the checkpoint that a run resumes from and prepares its run directory.
 
-Invariant: nothing that an earlier run wrote is lost. Checkpoints and records after the resume point are renamed; a run
-that resumes from its own checkpoint keeps its id and its record, any other starts new ones.
+Invariant: nothing that an earlier run wrote is deleted. Checkpoints and records after the resume point are renamed; a
+run that resumes from its own checkpoint keeps its id and its record, any other starts new ones.
 """
 
 from dataclasses import dataclass
@@ -61,7 +61,7 @@ def find_resume_point(run_dir: Path, resume: str) -> ResumePoint:
     return ResumePoint(skipped=tuple(skipped), continues_run=True)
 
 
-def has_ended(run_dir: Path, steps: int, resume_point: ResumePoint) -> bool:
+def is_finished(run_dir: Path, steps: int, resume_point: ResumePoint) -> bool:
     """Whether the run in `run_dir` has done its `steps` steps and its last validation, and kept the checkpoint."""
     if resume_point.step != steps or not resume_point.already_saved or resume_point.skipped:
         return False
@@ -89,6 +89,8 @@ def _named_checkpoint(resume: str) -> Path:
 def prepare_run_dir(run_dir: Path, resume_point: ResumePoint) -> None:
     """Creates `run_dir`, or ends its checkpoints and its record at the resume point by renaming what comes after."""
     run_dir.mkdir(parents=True, exist_ok=True)
+    # Checkpoints before the record: after a kill in between, the next resume finds the same checkpoint and drops the
+    # same lines. In the other order it would find a checkpoint beyond the record's end: lines would be missing.
     if resume_point.continues_run:
         checkpoint_commit.set_aside_newer(run_dir / CHECKPOINTS, resume_point.step)
         rewind(run_dir, resume_point.step)

@@ -8,7 +8,7 @@ Tokens per second on the console leave out start-up, the first step (it compiles
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Protocol
 
 import numpy as np
 import torch
@@ -19,6 +19,7 @@ from ado_stream.reduction import to_host_later
 from ado_stream.train.distributed import DistributedContext
 from ado_stream.train.step_timer import StepTimer
 from ado_stream.train.train_step import StepOutcome
+from ado_stream.value_types import Array, Floats, Ints, JsonObject
 
 
 class MetricSink(Protocol):
@@ -33,17 +34,17 @@ class MetricSink(Protocol):
 
 @dataclass(frozen=True)
 class LaunchedStep:
-    """A step that was launched on the device: what the host has of it before its results arrive."""
+    """A step launched on the device: what the host knows before its results arrive."""
 
     step: int
-    mixture_K: np.ndarray
-    samples_K: np.ndarray
-    drawn_K: np.ndarray  # samples so far, this step's included
+    mixture_K: Floats
+    samples_K: Ints
+    drawn_K: Ints  # samples so far, this step's included
     learning_rate: float
     timer: StepTimer
 
 
-PendingStep = tuple[LaunchedStep, Callable[[], np.ndarray]]  # and the call that waits for its results
+PendingStep = tuple[LaunchedStep, Callable[[], Floats]]  # and the call that waits for its results
 
 
 @dataclass(frozen=True)
@@ -51,7 +52,7 @@ class LogOptions:
     """every_steps: between console lines. max_nonfinite: skipped steps before the run fails."""
 
     names: Sequence[str]
-    num_samples_K: np.ndarray  # of an epoch
+    num_samples_K: Ints  # of an epoch
     seq_len: int
     total_steps: int
     every_steps: int
@@ -73,7 +74,7 @@ class StepLog:
         self._pending: PendingStep | None = None
         self._past_first_step = False
         self._console_tokens = self._console_s = 0.0
-        self._mixture_K: np.ndarray | None = None
+        self._mixture_K: Floats | None = None
         self.num_skipped = num_skipped
 
     def push(self, launched: LaunchedStep, outcome: StepOutcome) -> None:
@@ -124,7 +125,7 @@ class StepLog:
         if not finite:
             self._count_skipped(launched.step, loss, grad_norm)
 
-    def _write_line(self, launched: LaunchedStep, line: dict[str, Any]) -> None:
+    def _write_line(self, launched: LaunchedStep, line: JsonObject) -> None:
         if self._record is not None:
             self._record.write("step", step=launched.step, **line)
         if self._past_first_step:
@@ -156,7 +157,7 @@ class StepLog:
             epochs=launched.drawn_K / self._options.num_samples_K,
         )
 
-    def write_scalars(self, step: int, values: dict[str, float], **values_K: np.ndarray) -> None:
+    def write_scalars(self, step: int, values: dict[str, float], **values_K: Array) -> None:
         """Writes to the metric sinks: `values` by their names, arrays over domains as "KEY/DOMAIN" without NaN."""
         named = {
             f"{key}/{name}": float(value)
@@ -179,7 +180,7 @@ class StepLog:
             )
 
 
-def largest_changes(names: Sequence[str], before_K: np.ndarray | None, now_K: np.ndarray, num: int = 3) -> list[str]:
+def largest_changes(names: Sequence[str], before_K: Floats | None, now_K: Floats, num: int = 3) -> list[str]:
     """`NAME CHANGE` of the `num` domains whose shares changed most, in percentage points; none below 0.1."""
     if before_K is None:
         return []

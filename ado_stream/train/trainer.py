@@ -13,8 +13,7 @@ import uuid
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from types import TracebackType
-from typing import Any, cast
+from typing import cast
 
 import numpy as np
 import torch
@@ -41,7 +40,7 @@ from ado_stream.train.distributed import DistributedContext, call_on_main, join_
 from ado_stream.train.metric_sinks import make_sinks
 from ado_stream.train.parallel import ParallelModel
 from ado_stream.train.record_lines import fit_line, run_line
-from ado_stream.train.resume import CHECKPOINTS, ResumePoint, find_resume_point, has_ended, prepare_run_dir
+from ado_stream.train.resume import CHECKPOINTS, ResumePoint, find_resume_point, is_finished, prepare_run_dir
 from ado_stream.train.step_log import LaunchedStep, LogOptions, MetricSink, StepLog
 from ado_stream.train.step_timer import StepTimer
 from ado_stream.train.stop_request import StopRequest
@@ -73,9 +72,9 @@ def run_training(config: TrainConfig, resume: str | os.PathLike[str] = "auto") -
             keep_freed_memory()
         run_dir, steps = Path(config.run_dir), config.train.steps
         resume_point = call_on_main(context, lambda: find_resume_point(run_dir, os.fspath(resume)))
-        if call_on_main(context, lambda: has_ended(run_dir, steps, resume_point)):
+        if call_on_main(context, lambda: is_finished(run_dir, steps, resume_point)):
             if context.is_main:
-                print(f"all {steps} steps were done before; raise train.steps to go on, or begin anew: --resume none")
+                print(f"all {steps} steps are done; raise train.steps to continue, or start again: --resume none")
             return RunResult(run_dir, steps, stopped=False)
         if context.is_main:
             compile_in_background("fit")  # seconds, once a machine; else all ranks would wait at the first refit
@@ -184,17 +183,15 @@ class Trainer:
     def __enter__(self) -> "Trainer":
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        """Waits for a save in the background, also after a failure: it is the newest state to resume from."""
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        """Waits for a save in the background, also after a failure: it holds the newest state to resume from."""
         try:
             self._checkpointer.wait()
-        except Exception as unsaved:  # `loop` waits too, so another exception is on its way: that one is raised
+        except Exception as unsaved:  # `loop` waits too, so another exception is being raised: keep that one
             print(unsaved, file=sys.stderr, flush=True)
         self._loader.close()
         for sink in self._sinks:
-            sink.close(failed=error is not None)
+            sink.close(failed=kind is not None)
         if self._record is not None:
             self._record.close()
 
@@ -224,7 +221,7 @@ class Trainer:
         """Saves a checkpoint of the current step; the seconds it takes are added to the next step's line."""
         started = time.perf_counter()
         self._log.flush()
-        loader_state = self._loader.state_dict()  # brings the last losses to the policy, which may refit
+        loader_state = self._loader.state_dict()  # passes the last losses to the policy, which may refit
         self._record_refit()
         metadata: CheckpointMetadata = {
             "finished_steps": self._finished,
@@ -238,7 +235,7 @@ class Trainer:
         }
         directory = checkpoint_dir(self._checkpoints, self._finished)
 
-        def write_event(step: int = self._finished) -> None:  # in the saving thread, when training may be further on
+        def write_event(step: int = self._finished) -> None:  # in the saving thread: training may have advanced
             detail = {"directory": str(directory), "seconds": time.perf_counter() - started}
             self._write("event", step=step, name="checkpoint", detail=detail)
 
@@ -263,6 +260,7 @@ class Trainer:
         self._finished = resume_point.step
         self._saved = self._finished if resume_point.already_saved else 0
         self._run_id = metadata["run_id"] if resume_point.continues_run else self._run_id
+        # The loader first: it refuses a state before it changes anything; tensors are loaded in place.
         self._loader.load_state_dict(metadata["loader"])
         load_training_state(directory, self._context, self._state)
         self._refit_step = self._loader.policy.attempt_step
@@ -341,9 +339,9 @@ class Trainer:
     def _due(self, every_steps: int) -> bool:
         return every_steps > 0 and self._finished > 0 and self._finished % every_steps == 0
 
-    def _write_event(self, name: str, **detail: Any) -> None:
+    def _write_event(self, name: str, **detail: object) -> None:
         self._write("event", step=self._finished, name=name, detail=detail)
 
-    def _write(self, kind: str, **fields: Any) -> None:
+    def _write(self, kind: str, **fields: object) -> None:
         if self._record is not None:
             self._record.write(kind, **fields)

@@ -18,6 +18,7 @@ from ado_stream.corpus import Corpus
 from ado_stream.corpus.tokenizer import Tokenizer
 from ado_stream.stream.sample_reader import SampleReader
 from ado_stream.train.distributed import DistributedContext, sum_over_ranks
+from ado_stream.value_types import Floats, Ints
 
 LossFunction = Callable[[Tensor, Tensor, Tensor, int], tuple[Tensor, Tensor, Tensor]]  # Transformer.loss
 _HEAD_BYTES = 1024
@@ -28,9 +29,9 @@ _IGNORED, _NO_DOMAIN = -100, -1  # targets and domains that are not counted
 class ValidationResult:
     """Losses of one model; arrays over the requested domains, NaN where a domain has no validation text."""
 
-    domain_loss_K: np.ndarray  # nats per token
-    domain_tokens_K: np.ndarray
-    domain_bytes_K: np.ndarray  # of the text of those tokens
+    domain_loss_K: Floats  # nats per token
+    domain_tokens_K: Ints
+    domain_bytes_K: Ints  # of the text of those tokens
     text_K: Sequence[dict[str, str] | None]  # what identifies the text: see record.py
 
     @property
@@ -45,7 +46,7 @@ class ValidationResult:
         return float(np.nanmean(self.domain_loss_K))
 
     @property
-    def bits_per_byte_K(self) -> np.ndarray:
+    def bits_per_byte_K(self) -> Floats:
         """Bits per byte of text, comparable between tokenizers."""
         with np.errstate(invalid="ignore", divide="ignore"):
             return self.domain_loss_K * self.domain_tokens_K / (math.log(2) * self.domain_bytes_K)
@@ -99,7 +100,7 @@ class Validator:
     ) -> ValidationResult | None:
         """Losses under `Transformer.loss` or a wrapper of it; called on all ranks.
 
-        should_stop: called before each forward pass; must answer alike on all ranks. True: there is no result.
+        should_stop: called before each forward pass; must return the same on all ranks. True: there is no result.
         """
         device = self._context.device
         totals_2K = torch.zeros((2, self._num_domains), dtype=torch.float64, device=device)
@@ -117,13 +118,13 @@ class Validator:
             return ValidationResult(sums_K / counts_K, counts_K.astype(np.int64), self._bytes_K, self._text_K)
 
 
-def _text_identity(tokenizer: Tokenizer, tokens_NT: np.ndarray) -> dict[str, str]:
+def _text_identity(tokenizer: Tokenizer, tokens_NT: Ints) -> dict[str, str]:
     """Hashes of the tokens, and of the text's first bytes, which do not depend on the tokenizer."""
     first = tokens_NT.ravel()[:_HEAD_BYTES]  # a token has at least one byte
     head = tokenizer.decode(first[first != tokenizer.end_id]).encode()[: _HEAD_BYTES // 4]
     return {"tokens": xxhash.xxh64_hexdigest(tokens_NT.tobytes()), "head": xxhash.xxh64_hexdigest(head)}
 
 
-def _num_bytes(tokenizer: Tokenizer, tokens_NT: np.ndarray) -> int:
+def _num_bytes(tokenizer: Tokenizer, tokens_NT: Ints) -> int:
     """Bytes of the text of `tokens_NT`, without end tokens; a character cut at a row's edge counts 3, as U+FFFD."""
     return sum(len(tokenizer.decode(row[row != tokenizer.end_id]).encode()) for row in tokens_NT)

@@ -10,7 +10,7 @@ ACC is the dtype of its accumulators.
 
 import importlib
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from ado_kernels.numba_cache import clear_stale_cache, use_writable_cache
 
@@ -29,7 +29,7 @@ use_writable_cache(Path(__file__).parent)
 __all__ = ["domain_loss", "linear_cross_entropy", "rms_norm", "rms_norm_rope", "scaling_law_fit", "swiglu"]
 
 
-def __getattr__(name: str) -> Any:
+def __getattr__(name: str) -> object:
     if name not in __all__:
         raise AttributeError(f"module 'ado_kernels' has no attribute {name!r}")
     module = "fit.fit_dispatch" if name == "scaling_law_fit" else f"ops.{name}"

@@ -33,7 +33,9 @@ def _block_mask(document_BT: Tensor) -> BlockMask:
         return (query >= key) & (document_BT[row, query] == document_BT[row, key])
 
     num_rows, num_tokens = document_BT.shape
-    return _compiled(create_block_mask)(sees, num_rows, None, num_tokens, num_tokens, document_BT.device)
+    compiled = _compiled(create_block_mask)
+    mask: BlockMask = compiled(sees, num_rows, None, num_tokens, num_tokens, document_BT.device)
+    return mask
 
 
 def attention(query: Tensor, key: Tensor, value: Tensor, mask: AttentionMask | None) -> Tensor:

@@ -6,7 +6,7 @@ The layers and their sources stand in layers.py. The embedding is also the outpu
 
 import math
 from collections.abc import Callable
-from typing import Any, overload
+from typing import overload
 
 import torch
 import torch.nn.functional as F
@@ -44,7 +44,9 @@ class Transformer(nn.Module):
         cos, sin = self._rotary_tables()
         self.register_buffer("rotary_cos", cos, persistent=False)
         self.register_buffer("rotary_sin", sin, persistent=False)
-        self.register_load_state_dict_post_hook(lambda module, _: module._restore_rotary_tables())
+        self.register_load_state_dict_post_hook(  # type: ignore[no-untyped-call]
+            lambda module, _: module._restore_rotary_tables()
+        )
         self._restore_rotary_tables()
         self.initialise()
 
@@ -66,11 +68,11 @@ class Transformer(nn.Module):
             else:
                 setattr(self, name, table.to(device, buffer.dtype))
 
-    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Any:
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "Transformer":
         """What `to`, `cuda`, `bfloat16`, `to_empty` and their like go through, FSDP's wrappers included."""
-        applied = super()._apply(fn, recurse)
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
         self._restore_rotary_tables()
-        return applied
+        return self
 
     @torch.no_grad()
     def initialise(self) -> None:

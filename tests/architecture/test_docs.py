@@ -84,8 +84,8 @@ def test_tests_that_the_documents_name_exist():
     assert [name for name in run if not (ROOT / name).exists()] == []
 
 
-def test_no_test_skips_itself_but_where_a_gpu_is_too_small():
+def test_no_test_skips_itself():
     """What a machine cannot run is left out by marker and counted (tests/conftest.py): a skip is silent."""
     for name in tracked("tests/*.py"):
-        if not Path(name).name.startswith("test_gpu") and name != "tests/architecture/test_docs.py":
+        if name != "tests/architecture/test_docs.py":
             assert not re.search(r"pytest\.(skip|importorskip)\b|mark\.skip", (ROOT / name).read_text()), name

@@ -75,7 +75,7 @@ def test_the_conclusion_says_what_the_losses_say():
 
     runs = {"natural": run(30), "target": run(5)}
     better = conclusion(runs, {"natural": 4.5, "target": 4.3}, {"natural": 4.2, "target": 4.2})
-    assert "hashes (30% of the text), gave them 5% of the run, and ended 0.20 nats lower" in better
+    assert "hashes (30% of the text); target gave them 5% of the run and ended 0.20 nats lower" in better
     assert "changed nothing" in better
     harmed = conclusion(runs, {"natural": 4.5, "target": 4.3}, {"natural": 4.2, "target": 4.26})
     assert "cost +0.060 nats" in harmed

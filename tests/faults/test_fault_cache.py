@@ -65,7 +65,7 @@ def test_c2_without_eviction_the_disk_is_full(proxy, shards, small_disk, monkeyp
     def refuse(self, spec, deadline):
         raise CacheFull("switched off")
 
-    monkeypatch.setattr(cache_module.Evictor, "relieve", refuse)
+    monkeypatch.setattr(cache_module.Evictor, "make_room", refuse)
     cache, disk = NodeCache(retry=QUICK), small_disk(3 * SHARD_BYTES + 40_960)
     for shard in shards[:3]:
         cache.fetch(shard.spec(disk))
@@ -119,10 +119,10 @@ def test_c2_files_that_free_no_room_are_not_deleted_for_ever(shards, tmp_path):
         path.write_bytes(b"x")
     cache._evictor.add_folder(tmp_path / "wiki")
     spec = replace(shards[0].spec(tmp_path), raw_bytes=1)
-    cache._evictor.relieve(spec, Deadline(10.0))
+    cache._evictor.make_room(spec, Deadline(10.0))
     assert len(raw_files(tmp_path)) == 2
     with pytest.raises(CacheFull):
-        cache._evictor.relieve(spec, Deadline(0.0))
+        cache._evictor.make_room(spec, Deadline(0.0))
 
 
 def test_c2_other_write_errors_are_not_taken_for_a_full_disk(proxy, shards, tmp_path, monkeypatch):

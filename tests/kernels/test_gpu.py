@@ -143,12 +143,10 @@ def test_swiglu_of_a_fused_projection(dtype, width):
     assert_close(ours, expected, ROUNDING[dtype])
 
 
-@gpu_only
+@pytest.mark.gpu(memory_gb=20)
 def test_rms_norm_rope_beyond_int32():
     """The last rows of 2^25 and some equal those rows alone, forward and backward."""
     num_rows, width = 2**25 + 64, 64
-    if torch.cuda.mem_get_info()[0] < 9 * num_rows * width:
-        pytest.skip("needs 20 GB of free memory")
     x = torch.empty(1, num_rows, 1, width, device="cuda", dtype=torch.bfloat16).normal_()
     weight, angle = draw(width), torch.linspace(0, 3, 32, device="cuda")
     found = []
@@ -162,11 +160,9 @@ def test_rms_norm_rope_beyond_int32():
     assert all(torch.equal(*pair) for pair in zip(*found, strict=True))
 
 
-@gpu_only
+@pytest.mark.gpu(memory_gb=15)
 def test_swiglu_beyond_int32():
     size = 2**31 + 4096
-    if torch.cuda.mem_get_info()[0] < 7 * size:
-        pytest.skip("needs 15 GB of free memory")
     gate = torch.ones(size, device="cuda", dtype=torch.bfloat16)
     assert swiglu(gate, gate)[-4096:].float().mean().item() == pytest.approx(0.7311, rel=2**-8)
 

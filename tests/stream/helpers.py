@@ -51,3 +51,9 @@ def ledger(batches):
         for batch in batches
         for domain, row in zip(batch["domain"], batch["tokens"], strict=True)
     ]
+
+
+def share_of(order, lane):
+    """Samples of a lane's share: the lanes divide the domain evenly, and each has one at least."""
+    edges = [each * order.num_samples // order.num_lanes for each in (lane, lane + 1)]
+    return max(edges[1] - edges[0], 1)

@@ -17,7 +17,7 @@ import torch
 import ado_stream as ado
 from ado_stream.stream.document_positions import document_positions
 from ado_stream.stream.shared_mixtures import SharedMixtures
-from tests.stream.helpers import SAMPLES, changing_mixture, ledger, run, write_domain
+from tests.stream.helpers import SAMPLES, changing_mixture, ledger, run, share_of, write_domain
 from tests.waiting import wait_until
 
 BATCH = 24
@@ -146,8 +146,8 @@ def test_no_sample_comes_twice_before_its_lanes_share_is_through():
         for c, parts in enumerate(by_lane):
             ids = np.concatenate(parts)
             total += ids.size
-            for begin in range(0, ids.size, order.share(c)):
-                epoch = ids[begin : begin + order.share(c)]
+            for begin in range(0, ids.size, share_of(order, c)):
+                epoch = ids[begin : begin + share_of(order, c)]
                 repeats += epoch.size - np.unique(epoch).size
     assert total > 1_000_000
     assert repeats == 0

@@ -129,7 +129,7 @@ def test_observing_twice_or_in_the_wrong_shape_is_an_error(corpus):
     with make(corpus) as loader:
         batch = next(iter(loader))
         loader.observe(*losses(batch))
-        with pytest.raises(ado.PolicyError, match="step 1 was not handed out"):
+        with pytest.raises(ado.PolicyError, match="step 1 was not yielded"):
             loader.observe(*losses(batch))
 
 

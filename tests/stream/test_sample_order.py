@@ -15,6 +15,7 @@ from ado_stream.stream import numba_order
 from ado_stream.stream.batch_draw import DrawSettings, draw_step
 from ado_stream.stream.numba_order import permute
 from ado_stream.stream.sample_order import DomainOrder, UpcomingIds, hash_key, make_order
+from tests.stream.helpers import share_of
 
 sizes = st.lists(st.integers(0, 40), min_size=1, max_size=12).filter(lambda sizes: sum(sizes) > 0)
 
@@ -26,7 +27,7 @@ def test_each_epoch_of_each_lane_holds_its_share_once(sizes, lanes, seed, block)
     total = sum(sizes)
     seen = Counter()
     for lane in range(lanes):
-        share = order.share(lane)
+        share = share_of(order, lane)
         epochs = order.ids(lane, 0, 3 * share).reshape(3, share)
         assert (np.sort(epochs, 1) == np.sort(epochs[0])).all()
         assert len(set(epochs[0])) == share
@@ -52,7 +53,7 @@ def test_lanes_keep_their_samples_for_ever_and_share_few_shards():
     order = DomainOrder("web", np.full(64, 100), 3, 8)
     shards = []
     for lane in range(8):
-        share = order.share(lane)
+        share = share_of(order, lane)
         epochs = order.ids(lane, 0, 5 * share).reshape(5, share)
         assert all(set(epoch) == set(epochs[0]) for epoch in epochs)
         assert not all((epoch == epochs[0]).all() for epoch in epochs[1:])
@@ -159,7 +160,7 @@ def test_streamings_orders_by_name_are_streamings(algorithm):
     for epoch in range(3):
         theirs = get_shuffle(algorithm, sizes, 2, 9, epoch)
         for lane, (begin, end) in enumerate([(0, 80), (80, 161)]):
-            share = order.share(lane)
+            share = share_of(order, lane)
             assert order.ids(lane, epoch * share, share).tolist() == theirs[begin:end].tolist()
     straddling = order.ids(0, 70, 30)
     assert straddling.tolist() == [*order.ids(0, 70, 10).tolist(), *order.ids(0, 80, 20).tolist()]

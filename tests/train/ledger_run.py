@@ -24,7 +24,7 @@ Ledger = dict[tuple[int, int], str]  # (step, slot) -> domain and checksums
 def main(settings: str, folder: str, *flags: str) -> None:
     """Trains with the config in SETTINGS.json, from the newest checkpoint on."""
     if "orphans" in flags:
-        distributed._die_with_launcher = lambda: None
+        distributed._end_with_launcher = lambda: None
     rank = int(os.environ.get("RANK", 0))
     _log_rows(Path(folder) / f"ledger.{rank}", rank)
     (Path(folder) / f"pid.{rank}").write_text(str(os.getpid()))

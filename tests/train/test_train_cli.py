@@ -213,7 +213,7 @@ def test_a_finished_run_that_is_run_again_says_so_and_does_nothing(
         patch.setattr(trainer_module, "Trainer", None)
         assert main(["train", str(config_file), "train.steps=8"]) == 0
     out = capsys.readouterr().out
-    assert "all 8 steps were done before; raise train.steps to go on, or begin anew: --resume none" in out
+    assert "all 8 steps are done; raise train.steps to continue, or start again: --resume none" in out
     assert record.read_bytes() == before
     assert main(["train", str(config_file), "train.steps=10"]) == 0
     checkpoint = Path(settings["run_dir"]) / "checkpoints" / "step_00000008"
@@ -228,7 +228,7 @@ def test_a_run_without_its_last_validation_is_not_done(config_file: Path, settin
     assert json.loads(lines[-1])["name"] == "done"
     record.write_text("\n".join(lines[:-2]) + "\n")  # as if it was killed before its validation was written
     assert main(["train", str(config_file), "train.steps=8"]) == 0
-    assert "steps were done before" not in capsys.readouterr().out
+    assert "steps are done;" not in capsys.readouterr().out
     assert [json.loads(line)["kind"] for line in record.read_text().splitlines()[-2:]] == ["eval", "event"]
 
 

@@ -9,24 +9,11 @@ import numpy as np
 from numba import njit
 
 from ado_kernels.fit.objective import Floats
-from ado_kernels.fit.step_algebra import (
-    GRAD_A,
-    GRAD_B,
-    GRAD_E,
-    INNER_AA,
-    INNER_BA,
-    INNER_BB,
-    INNER_BE,
-    INNER_EA,
-    INNER_EE,
-    LOSS,
-    OUTER_AA,
-    OUTER_BA,
-    OUTER_BB,
-    OUTER_BE,
-    OUTER_EA,
-    OUTER_EE,
-)
+from ado_kernels.fit.step_algebra import GRADIENT, INNER, LOSS, OUTER
+
+GRAD_B, GRAD_E, GRAD_A = GRADIENT
+INNER_BB, INNER_BE, INNER_BA, INNER_EE, INNER_EA, INNER_AA = INNER
+OUTER_BB, OUTER_BE, OUTER_BA, OUTER_EE, OUTER_EA, OUTER_AA = OUTER
 
 Points = tuple[Floats, Floats, Floats]  # x = log n, y = log loss, w = weight, each (M,) float64
 

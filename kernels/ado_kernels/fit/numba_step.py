@@ -13,29 +13,21 @@ from ado_kernels.fit.step_algebra import (
     FACE_LOG_BETA,
     FACE_LOG_EPS,
     FREE,
-    GRAD_A,
-    GRAD_B,
-    GRAD_E,
+    GRADIENT,
     HELD,
     HELD_HIGH,
-    INNER_AA,
-    INNER_BA,
-    INNER_BB,
-    INNER_BE,
-    INNER_EA,
-    INNER_EE,
-    OUTER_AA,
-    OUTER_BA,
-    OUTER_BB,
-    OUTER_BE,
-    OUTER_EA,
-    OUTER_EE,
+    INNER,
+    OUTER,
     PAST,
     SHRINK,
     SMALLEST_ALPHA,
     TINY,
     VANISHING,
 )
+
+GRAD_B, GRAD_E, GRAD_A = GRADIENT
+INNER_BB, INNER_BE, INNER_BA, INNER_EE, INNER_EA, INNER_AA = INNER
+OUTER_BB, OUTER_BE, OUTER_BA, OUTER_EE, OUTER_EA, OUTER_AA = OUTER
 
 Vector = tuple[float, float, float]
 Matrix = tuple[float, float, float, float, float, float]  # entries 00, 01, 02, 11, 12, 22 of a symmetric 3 x 3 matrix

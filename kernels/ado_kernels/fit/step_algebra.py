@@ -33,9 +33,9 @@ vanish into a constant.
 # Slots of the running sums. B, E, A stand for log_beta, log_eps, alpha; of a symmetric matrix the upper triangle.
 NUM_SUMS = 16
 LOSS = 0
-GRADIENT = GRAD_B, GRAD_E, GRAD_A = 1, 2, 3
-INNER = INNER_BB, INNER_BE, INNER_BA, INNER_EE, INNER_EA, INNER_AA = 4, 5, 6, 7, 8, 9
-OUTER = OUTER_BB, OUTER_BE, OUTER_BA, OUTER_EE, OUTER_EA, OUTER_AA = 10, 11, 12, 13, 14, 15
+GRADIENT = 1, 2, 3  # B, E, A
+INNER = 4, 5, 6, 7, 8, 9  # BB, BE, BA, EE, EA, AA
+OUTER = 10, 11, 12, 13, 14, 15  # the same
 
 # States of a parameter in a piece, and the slope that the penalty adds in each.
 FREE, HELD = 0, 1

@@ -19,6 +19,7 @@ import triton.language as tl
 from ado_kernels.fit import numba_search
 
 NUM_BINS = tl.constexpr(numba_search.NUM_BINS)
+_Field = Any  # a tensor or number on the host, a pointer or scalar of Triton in a kernel
 
 
 class History(NamedTuple):
@@ -28,21 +29,21 @@ class History(NamedTuple):
     from 1; 0 where its loss is missing. num_present (K,) int64. count: cumulative samples, rows count_stride apart.
     """
 
-    value: Any
-    rank: Any
-    num_present: Any
-    count: Any
-    count_stride: Any
-    num_steps: Any
+    value: _Field
+    rank: _Field
+    num_present: _Field
+    count: _Field
+    count_stride: _Field
+    num_steps: _Field
 
 
 class Points(NamedTuple):
     """x = log n, y = log loss, w = weight, each (K, size); within a kernel those of one domain."""
 
-    x: Any
-    y: Any
-    w: Any
-    size: Any
+    x: _Field
+    y: _Field
+    w: _Field
+    size: _Field
 
 
 @triton.jit

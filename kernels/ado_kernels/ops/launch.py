@@ -37,7 +37,7 @@ class Launch:
     stages: int = 1
     programs: int = 0
 
-    def options(self) -> dict[str, Any]:
+    def options(self) -> dict[str, int]:
         """The compiler's options of a kernel launch."""
         return {"num_warps": self.warps, "enable_fp_fusion": True}
 
@@ -62,7 +62,7 @@ def entry(op: str, key: int, architecture: str = "") -> Launch:
 
 
 @contextmanager
-def using(op: str, **fields: Any) -> Iterator[None]:
+def using(op: str, **fields: int) -> Iterator[None]:
     """Runs the body with these fields changed in every entry of `op`: for tests and for the tuner."""
     global _table
     before = _table

@@ -3,9 +3,7 @@
 Key: operation, size class (0: any size), architecture ("" for all without a row of their own).
 """
 
-from typing import Any
-
-TABLE: dict[tuple[str, int, str], dict[str, Any]] = {
+TABLE: dict[tuple[str, int, str], dict[str, int]] = {
     ("linear_cross_entropy", 0, ""): {"rows": 4096},
     ("linear_cross_entropy", 1024, ""): {"rows": 5632},
     ("rms_norm", 64, ""): {"rows": 16},

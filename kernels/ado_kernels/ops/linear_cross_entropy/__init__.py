@@ -107,7 +107,7 @@ def _compute_dtype(hidden: torch.Tensor, weight: torch.Tensor) -> torch.dtype:
     return dtype
 
 
-def _save(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
+def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[torch.Tensor, ...]) -> None:
     hidden, weight = inputs[:2]
     _, sums_K, counts_K, dhidden_NH, dweight_VH, inverse = output
     ctx.set_materialize_grads(False)

@@ -125,6 +125,7 @@ def _softmax_rows(
         losses_C[n] = log_total - (np.float64(at_target) - np.float64(highest))
         squares_C[n] = log_partition * log_partition
         if with_grad:
+            # d(loss + z_loss log_partition^2) / d logit = softmax (1 + 2 z_loss log_partition) - one-hot
             scale = scalar((1.0 + 2.0 * z_loss * log_partition) / np.float64(total))
             for v in range(vocabulary):
                 row_V[v] *= scale

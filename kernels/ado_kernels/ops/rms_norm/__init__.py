@@ -24,13 +24,20 @@ _Pair = tuple[torch.Tensor, torch.Tensor]
 @overload
 def rms_norm(
     x: torch.Tensor, weight: torch.Tensor | None = ..., eps: float = ..., residual: None = ...
-) -> torch.Tensor: ...
+) -> torch.Tensor:
+    """y alone, without a residual."""
+
+
 @overload
-def rms_norm(x: torch.Tensor, weight: torch.Tensor | None, eps: float, residual: torch.Tensor) -> _Pair: ...
+def rms_norm(x: torch.Tensor, weight: torch.Tensor | None, eps: float, residual: torch.Tensor) -> _Pair:
+    """(y, x + residual), with a residual."""
+
+
 @overload
-def rms_norm(
-    x: torch.Tensor, weight: torch.Tensor | None = ..., eps: float = ..., *, residual: torch.Tensor
-) -> _Pair: ...
+def rms_norm(x: torch.Tensor, weight: torch.Tensor | None = ..., eps: float = ..., *, residual: torch.Tensor) -> _Pair:
+    """The same, with the residual by its name."""
+
+
 def rms_norm(
     x: torch.Tensor, weight: torch.Tensor | None = None, eps: float = 1e-6, residual: torch.Tensor | None = None
 ) -> torch.Tensor | _Pair:
@@ -65,7 +72,7 @@ def rms_norm_reference(
     return y if residual is None else (y, total)
 
 
-def _save(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
+def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[torch.Tensor, ...]) -> None:
     x, residual, weight, _ = inputs
     _, rstd, total = output
     ctx.set_materialize_grads(False)  # absent gradients come as None, not as tensors of zeros to be read
@@ -88,7 +95,7 @@ def _backward(
     return dtotal.to(x_dtype), dresidual, None if weight is None else dweight, None
 
 
-def _forward_fake(x: torch.Tensor, residual: torch.Tensor | None, *_: Any) -> tuple[torch.Tensor, ...]:
+def _forward_fake(x: torch.Tensor, residual: torch.Tensor | None, *_: object) -> tuple[torch.Tensor, ...]:
     if residual is None:
         return x.new_empty(x.shape), rstd_like(x), x.new_empty(0)
     total = x.new_empty(x.shape, dtype=torch.promote_types(x.dtype, residual.dtype))

@@ -70,6 +70,8 @@ def _backward(dy_ND: Array, x_ND: Array, weight_D: Array, rstd_N: Array, dx_ND: 
     num_rows, width = x_ND.shape
     num_slabs = partial_SD.shape[0]
     scalar = x_ND.dtype.type
+    # y_d = x_d r w_d with r = (mean x^2 + eps)^(-1/2), and dr/dx_d = -r^3 x_d / D. So with g = dy w
+    #     dx = r (g - x r^2 (g . x) / D)        dw = sum over rows of dy x r
     for s in prange(num_slabs):  # a slab owns its partial sums: no atomics, and no order that threads decide
         partial_D = partial_SD[s]
         for n in range(s * num_rows // num_slabs, (s + 1) * num_rows // num_slabs):

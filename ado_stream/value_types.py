@@ -1,0 +1,16 @@
+"""Types that many rooms share: NumPy arrays by their dtype, and JSON objects."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+Floats = NDArray[np.float64]
+Ints = NDArray[np.int64]
+Bools = NDArray[np.bool_]
+Words = NDArray[np.uint64]
+Array = NDArray[Any]  # of any dtype
+
+JsonObject = dict[str, Any]  # of JSON values; Any, because what is read back is checked where it is used
+JsonMapping = Mapping[str, Any]  # the same, not changed
