@@ -43,7 +43,7 @@ class Elasticities:
 
 
 def fit_blocks(points: BlockPoints, counts_KM: Bools, samples_K: Floats, value_K: Floats) -> dict[str, Floats]:
-    """(K,) each: elasticity and elasticity_sd after `samples_K`, times `value_K`; loss_sd, the deviation of one sample's
+    """(K,) each: elasticity and elasticity_sd after `samples_K`, times `value_K`; loss_sd, the deviation of a sample's
     loss, nats; and the likeliest law (LAW).
 
     counts_KM: which blocks count for which domain.

@@ -5,10 +5,10 @@ at w and stays there, to the bit, as long as the domains learn about as fast as 
 each domain (elasticity.py: nats that its loss falls per unit of log of its own samples, with a standard deviation), and
 m the middle elasticity,
 
-    r(x) = log((e + x sd) / m)      a domain's speed, x deviations from its mean
-    f = s (r(1) + log d)            from where it is surely slow, r(z) < -log d, to where it surely is not, r(-z) > -log d
-        s (r(-z) - log d)           where it is surely fast, r(-z) > log d
-        0                           else
+    r(x) = log((e + x sd) / m)    a domain's speed, x deviations from its mean
+    f = s (r(1) + log d)          from where it surely is slow, r(z) < -log d, to where it surely is not, r(-z) > -log d
+        s (r(-z) - log d)         where it surely is fast, r(-z) > log d
+        0                         else
     g <- a f + (1 - a) g;   p = w exp(g) / sum(w exp(g))
 
 d = 2, z = 1.5, s = 4, a = 1/2. A domain that surely learns less than 1 / d as fast as the middle, because its text
@@ -306,7 +306,8 @@ class TargetPolicy(Policy):
         unsure_K = np.where(slowest_K < -zone, np.minimum(memory["pull"], 0.0), 0.0)
         slower_K = self._strength * np.maximum(np.minimum(speed(_CUT_SD) + zone, 0.0), _LEAST_LOG)
         cut_K = np.where(speed(self._confidence) < -zone, slower_K, unsure_K)
-        return cut_K + self._strength * np.maximum(slowest_K - zone, 0.0)
+        pull_K: Floats = cut_K + self._strength * np.maximum(slowest_K - zone, 0.0)
+        return pull_K
 
     def _restore(self, points: BlockPoints, laws: ScalingLawFit) -> None:
         """Gives back its share to a domain that was cut and learns all the same, from what the others teach.
@@ -338,7 +339,8 @@ class TargetPolicy(Policy):
     def _epochs(self) -> Floats:
         if self._size_K is None:
             return np.zeros(self.num_domains)
-        return self.memory["samples"] / np.maximum(self._size_K, 1.0)
+        epochs_K: Floats = self.memory["samples"] / np.maximum(self._size_K, 1.0)
+        return epochs_K
 
     def _mix(self) -> Floats:
         """The mixture of the present factors; the target itself, to the bit, where none is moved."""
