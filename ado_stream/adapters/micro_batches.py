@@ -12,6 +12,15 @@ from ado_stream.loader import AdaptiveLoader
 from ado_stream.stream.device_copies import TokenBatch
 
 
+def num_parts_of(loader: AdaptiveLoader, num_rows: int, option: str) -> int:
+    """How many parts of `num_rows` rows a batch has on this rank. Raises ConfigError, naming `option`, for a rest."""
+    dataset = loader.dataset
+    of_rank = dataset.settings.global_batch_size // dataset.rank_slots.num_parts
+    if num_rows < 1 or of_rank % num_rows:
+        raise ConfigError(f"{option} is {num_rows}; it must divide the {of_rank} rows that a rank has of a batch.")
+    return of_rank // num_rows
+
+
 class MicroBatches:
     """Iterates over the parts of the loader's batches; `observe` takes each part's losses.
 
