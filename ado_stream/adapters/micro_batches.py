@@ -14,11 +14,7 @@ from ado_stream.stream.device_copies import TokenBatch
 
 def num_parts_of(loader: AdaptiveLoader, num_rows: int, option: str) -> int:
     """How many parts of `num_rows` rows a batch has on this rank. Raises ConfigError, naming `option`, for a rest."""
-    dataset = loader.dataset
-    of_rank = dataset.settings.global_batch_size // dataset.rank_slots.num_parts
-    if num_rows < 1 or of_rank % num_rows:
-        raise ConfigError(f"{option} is {num_rows}; it must divide the {of_rank} rows that a rank has of a batch.")
-    return of_rank // num_rows
+    return _check_divides(loader, num_rows, option) // num_rows
 
 
 class MicroBatches:
@@ -28,12 +24,7 @@ class MicroBatches:
     """
 
     def __init__(self, loader: AdaptiveLoader, num_parts: int, option: str):
-        dataset = loader.dataset
-        num_rows = dataset.settings.global_batch_size // dataset.rank_slots.num_parts
-        if num_parts < 1 or num_rows % num_parts:
-            raise ConfigError(
-                f"{option} is {num_parts}; it must divide the {num_rows} rows that a rank has of a batch."
-            )
+        _check_divides(loader, num_parts, option)
         self._loader, self._num_parts = loader, num_parts
         self._sums_K: torch.Tensor | float = 0.0
         self._counts_K: torch.Tensor | float = 0.0
@@ -58,3 +49,12 @@ class MicroBatches:
     def _forget(self) -> None:
         self._sums_K = self._counts_K = 0.0
         self._num_observed = 0
+
+
+def _check_divides(loader: AdaptiveLoader, number: int, option: str) -> int:
+    """The rows that this rank has of a batch."""
+    dataset = loader.dataset
+    num_rows = dataset.settings.global_batch_size // dataset.rank_slots.num_parts
+    if number < 1 or num_rows % number:
+        raise ConfigError(f"{option} is {number}; it must divide the {num_rows} rows that a rank has of a batch.")
+    return num_rows
