@@ -58,6 +58,7 @@ class AdaptiveLoader:
         device: copy each batch there, one ahead and, with pin_memory, while the GPU computes; None: leave it on the
             host.
         timeout_s: how long ranks wait for each other in `observe`, seconds.
+        group: a gloo group of the ranks that have a loader, rank 0 among them; None: all ranks have one.
 
     Iteration yields dicts (TokenBatch): tokens (b, T + 1) int64, domain (b,) int64, step int; a new iteration continues
     at the current step. A context manager; `close` stops the threads.
@@ -72,6 +73,7 @@ class AdaptiveLoader:
         pin_memory: bool = False,
         device: torch.device | str | None = None,
         timeout_s: float = 600.0,
+        group: dist.ProcessGroup | None = None,
     ):
         self.dataset = instance("dataset", dataset, AdaptiveStreamingDataset)
         self._prefetch, self._io_threads = whole("prefetch", prefetch), whole("io_threads", io_threads)
@@ -84,7 +86,7 @@ class AdaptiveLoader:
         self.policy: Any = policy  # of the caller's type, which may have more than a MixturePolicy
         self._observed = dataset.step  # the next step to be observed
         timeout_s = positive("timeout_s", timeout_s)
-        self._reduction = LossReduction(dataset.names, dataset.rank_slots.replication, timeout_s)
+        self._reduction = LossReduction(dataset.names, dataset.rank_slots.replication, timeout_s, group)
 
     def __repr__(self) -> str:
         policy = None if self.policy is None else type(self.policy).__name__

@@ -32,15 +32,17 @@ class LossReduction:
 
     names: of the domains. replication: this many consecutive ranks have the same rows, which count once. timeout_s: how
     long ranks wait for each other on the host before all of them fail; a separate group does not inherit that of the
-    default group.
+    default group. group: a gloo group of the ranks that take part, rank 0 among them; None: all ranks.
     """
 
-    def __init__(self, names: Sequence[str], replication: int, timeout_s: float):
+    def __init__(
+        self, names: Sequence[str], replication: int, timeout_s: float, group: dist.ProcessGroup | None = None
+    ):
         self._names, self._num_domains, self._replication = list(names), len(names), replication
         self._timeout_s = timeout_s
         self._keep = 0  # newest pending steps not read yet: their copies may not have finished
         self._pending: deque[tuple[int, Callable[[], Floats]]] = deque()  # (step, wait for its copy and read it)
-        self._group: dist.ProcessGroup | None = None
+        self._group = self._given_group = group
 
     def push(self, step: int, loss_sums: torch.Tensor, token_counts: torch.Tensor, reduced: bool = False) -> None:
         """Starts the reduction of a step, unless it is `reduced`.
@@ -141,7 +143,7 @@ class LossReduction:
 
     def _over_ranks(self, value_2K: torch.Tensor) -> torch.Tensor:
         if is_distributed():
-            dist.all_reduce(value_2K, group=None if value_2K.is_cuda else self._host_group())
+            dist.all_reduce(value_2K, group=self._given_group if value_2K.is_cuda else self._host_group())
         return value_2K / self._replication
 
     def _host_group(self) -> dist.ProcessGroup:

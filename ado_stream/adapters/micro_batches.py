@@ -12,6 +12,11 @@ from ado_stream.loader import AdaptiveLoader
 from ado_stream.stream.device_copies import TokenBatch
 
 
+def num_parts_of(loader: AdaptiveLoader, num_rows: int, option: str) -> int:
+    """How many parts of `num_rows` rows a batch has on this rank. Raises ConfigError, naming `option`, for a rest."""
+    return _check_divides(loader, num_rows, option) // num_rows
+
+
 class MicroBatches:
     """Iterates over the parts of the loader's batches; `observe` takes each part's losses.
 
@@ -19,12 +24,7 @@ class MicroBatches:
     """
 
     def __init__(self, loader: AdaptiveLoader, num_parts: int, option: str):
-        dataset = loader.dataset
-        num_rows = dataset.settings.global_batch_size // dataset.rank_slots.num_parts
-        if num_parts < 1 or num_rows % num_parts:
-            raise ConfigError(
-                f"{option} is {num_parts}; it must divide the {num_rows} rows that a rank has of a batch."
-            )
+        _check_divides(loader, num_parts, option)
         self._loader, self._num_parts = loader, num_parts
         self._sums_K: torch.Tensor | float = 0.0
         self._counts_K: torch.Tensor | float = 0.0
@@ -34,9 +34,10 @@ class MicroBatches:
         """Parts from the loader's current step on, without end."""
         self._forget()  # of a step that an exception interrupted
         for batch in self._loader:
-            parts = zip(batch["tokens"].chunk(self._num_parts), batch["domain"].chunk(self._num_parts), strict=True)
-            for tokens, domain in parts:
-                yield {"tokens": tokens, "domain": domain, "step": batch["step"]}
+            targets_BT = batch.get("targets", batch["tokens"][:, 1:])
+            columns = (each.chunk(self._num_parts) for each in (batch["tokens"], batch["domain"], targets_BT))
+            for tokens, domain, targets in zip(*columns, strict=True):
+                yield {"tokens": tokens, "domain": domain, "step": batch["step"], "targets": targets}
 
     def observe(self, sums_K: torch.Tensor, counts_K: torch.Tensor) -> None:
         """Adds a part's per-domain loss sums and token counts; with the last part the loader observes the batch."""
@@ -49,3 +50,20 @@ class MicroBatches:
     def _forget(self) -> None:
         self._sums_K = self._counts_K = 0.0
         self._num_observed = 0
+
+
+def _check_divides(loader: AdaptiveLoader, number: int, option: str) -> int:
+    """The rows that this rank has of a batch."""
+    dataset = loader.dataset
+    num_rows = dataset.settings.global_batch_size // dataset.rank_slots.num_parts
+    if number < 1 or num_rows % number:
+        raise ConfigError(f"{option} is {number}; it must divide the {num_rows} rows that a rank has of a batch.")
+    return num_rows
+
+
+def refuse_padding(loader: AdaptiveLoader, trainer: str) -> None:
+    """Raises ConfigError for a corpus of best-fit packing, whose padding this trainer's adapter does not leave out."""
+    if loader.dataset.padding_token is not None:
+        raise ConfigError(
+            f"the corpus has padding, which the adapter of {trainer} would train on; prepare it with --packing join."
+        )
