@@ -229,7 +229,7 @@ def test_an_unreadable_line_is_named_and_skipping_goes_on_from_there(pile, tmp_p
     for workers in (1, 2):
         with pytest.raises(DataError, match=r"bad.jsonl:251: no text"):
             prepare(_config([bad], tmp_path / "out", workers=workers))
-    assert (tmp_path / "out/.prepare/state.json").exists()  # work was done, and is gone on with
+    assert (tmp_path / "out/.prepare/journal.json").exists()  # work was done, and is gone on with
     prepare(_config([bad], tmp_path / "out", skip_errors=True))
     prepare(_config([write_jsonl(tmp_path / "good.jsonl", good)], tmp_path / "clean"))
     skipped, clean = tree_hashes(tmp_path / "out"), tree_hashes(tmp_path / "clean")
