@@ -7,9 +7,9 @@ bench_fit.py), of an addition of K float64 numbers by NumPy between them, megaby
 load it, and seconds of 60,000 simulated steps with real fits.
 
 Bars at K = 22: update() costs at most 250 such additions, early and late, and at most 20 % more late than early; a
-simulated step costs at most 6 updates, and at K = 1000 24 (`--full`: minutes); a refit of `target` at K = 1000 costs at
-most 400 of ADO's updates there. The million updates before take most of the time: `--late-step 140000`, where the
-history has been thinned twice, says nearly as much. The state has at most 48 MB at K = 1000: 32 MiB of losses as base64.
+simulated step costs at most 6 updates, and at K = 1000 24 (`--full`: minutes). At K = 1000 a refit of `target` costs at
+most 400 of ADO's updates, and ADO's state has at most 48 MB: 32 MiB of losses as base64. The million updates before
+take most of the time: `--late-step 140000`, where the history has been thinned twice, says nearly as much.
 """
 
 import argparse
