@@ -7,6 +7,7 @@ Names of temporary files and locks can be guessed: an existing file or symbolic 
 the folders of such files must belong to this user.
 """
 
+import ctypes
 import errno
 import os
 import stat
@@ -16,6 +17,8 @@ from pathlib import Path
 from typing import IO
 
 from ado_stream.errors import StorageError
+
+_libc = ctypes.CDLL(None, use_errno=True)
 
 
 class DiskError(StorageError):
@@ -68,10 +71,13 @@ def new_file(path: Path, mode: int = 0o666) -> int:
 
 def private_folder(path: Path) -> None:
     """Makes a folder for this user alone. Raises OSError when the name is a link, a file or another user's folder."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with suppress(FileExistsError):
-        path.mkdir(mode=0o700)
-    status = os.lstat(path)
+    try:
+        status = os.lstat(path)
+    except FileNotFoundError:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with suppress(FileExistsError):
+            path.mkdir(mode=0o700)
+        status = os.lstat(path)
     if not stat.S_ISDIR(status.st_mode):
         raise NotADirectoryError(errno.ENOTDIR, "is a link or a file, not a folder", str(path))
     if status.st_uid not in (0, os.geteuid()):
@@ -91,5 +97,19 @@ def sync(path: Path) -> None:
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def sync_file_system(path: Path) -> None:
+    """All that was written so far to the file system of `path` survives a power cut: one syncfs instead of many fsync.
+
+    It takes about as long as one fsync, and waits for what other processes write there, too. Raises OSError.
+    """
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        if _libc.syncfs(descriptor):
+            number = ctypes.get_errno()
+            raise OSError(number, os.strerror(number), str(path))
     finally:
         os.close(descriptor)

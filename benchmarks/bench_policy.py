@@ -7,9 +7,9 @@ bench_fit.py), of an addition of K float64 numbers by NumPy between them, megaby
 load it, and seconds of 60,000 simulated steps with real fits.
 
 Bars at K = 22: update() costs at most 250 such additions, early and late, and at most 20 % more late than early; a
-simulated step costs at most 6 updates, and at K = 1000 24 (`--full`: minutes); a refit of `target` at K = 1000 at most
-50 ms of processor time. The million updates before take most of
-the time: `--late-step 140000`, where the history has been thinned twice, says nearly as much.
+simulated step costs at most 6 updates, and at K = 1000 24 (`--full`: minutes). At K = 1000 a refit of `target` costs at
+most 400 of ADO's updates, and ADO's state has at most 48 MB: 32 MiB of losses as base64. The million updates before
+take most of the time: `--late-step 140000`, where the history has been thinned twice, says nearly as much.
 """
 
 import argparse
@@ -31,7 +31,8 @@ EARLY_STEP, LATE_STEP = 100, 1_000_000
 ADDITIONS = 2000  # between blocks of updates
 # The bars: of an update, in additions; of late over early; of a simulated step, in updates.
 MOST_ADDITIONS, LATE_OVER_EARLY, MOST_UPDATES = 250.0, 1.2, {22: 6.0, 1000: 24.0}
-MOST_REFIT_MS = 50.0  # processor time; about 5 on the machine it was set on
+MOST_REFIT = 400.0  # in updates
+MOST_STATE_MB = 48.0
 
 
 class Driver:
@@ -99,7 +100,7 @@ def cost_of_state(num_domains: int, steps: int) -> dict[str, float]:
 
 
 def cost_of_refit(num_domains: int, steps: int = 1200) -> dict[str, float]:
-    """Median processor milliseconds of the updates of `target` that refit, its 64 blocks of losses filled by then."""
+    """Of `target`, its 64 blocks of losses full: median processor milliseconds of updates that refit, and its state."""
     policy = ado.make_policy("target", np.ones(num_domains), total_steps=4 * steps)
     generator, took_s = np.random.default_rng(0), []
     for step in range(steps):
@@ -109,7 +110,8 @@ def cost_of_refit(num_domains: int, steps: int = 1200) -> dict[str, float]:
         policy.update(loss_K, count_K)
         if policy.fit_step != refit_step:
             took_s.append(time.process_time() - start)
-    return {"refits": len(took_s), "refit_ms": 1e3 * statistics.median(took_s)}
+    megabytes = len(json.dumps(policy.state_dict())) / 1e6
+    return {"refits": len(took_s), "refit_ms": 1e3 * statistics.median(took_s), "state_megabytes": megabytes}
 
 
 def closed_loop(num_domains: int, steps: int) -> dict[str, float]:
@@ -133,10 +135,13 @@ def bars(payload: dict[str, Any]) -> list[dict[str, Any]]:
     late = f"t = {update[22]['late_step']:,} over t = {EARLY_STEP}"
     refit = payload.get("target_refit_K1000")
     held = [
-        *([bar("processor ms of a refit of target, 1000 domains", refit["refit_ms"], MOST_REFIT_MS)] if refit else []),
         bar("additions of K numbers in an update(), 22 domains", update[22]["additions"], MOST_ADDITIONS),
         bar(late, update[22]["late_over_early"], LATE_OVER_EARLY),
+        bar("megabytes of the state, 1000 domains", payload["state_K1000"]["megabytes"], MOST_STATE_MB),
     ]
+    if refit:
+        updates = refit["refit_ms"] / (1e-3 * update[1000]["late_us"])
+        held.append(bar("updates in a refit of target, 1000 domains", updates, MOST_REFIT))
     for num, most in MOST_UPDATES.items():
         if run := payload.get(f"simulate_K{num}"):
             updates = run["processor_seconds"] / run["steps"] / (1e-6 * update[num]["late_us"])

@@ -1,4 +1,4 @@
-"""The destination of a corpus: a local folder, or an object store through a staging folder.
+"""Where a corpus goes: a local folder, or an object store by way of a staging folder.
 
 A local corpus is built in the working folder and moved to its destination once it is whole, corpus.json last; a
 remote one is uploaded shard by shard, so that the disk need not hold it, and corpus.json comes last too. Uploads go
@@ -55,7 +55,7 @@ class CorpusOutput(ABC):
 class LocalOutput(CorpusOutput):
     """A folder of this machine; `staging` is on the same file system."""
 
-    publishes_at_once = 32  # they only wait for the disk
+    publishes_at_once = 1  # there is nothing to do
 
     def __init__(self, folder: Path, staging: Path):
         super().__init__(staging)

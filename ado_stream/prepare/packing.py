@@ -1,36 +1,49 @@
 """Pieces' token blocks, in input order, to finished shards, with a journal that survives a kill.
 
-The journal holds the number of pieces taken and how full every spool is. It is written after the spools are on the
-disk. A full spool file is removed only after its shard is published and a journal that lists it as full is written.
-So after a kill at any moment, the next run truncates the spools to the journal, finishes the shards that it lists
-as full, and takes the next piece: the bytes are those of a run that was never killed.
+The journal holds the number of pieces taken, how full every spool is, and how long the list of published shards is. It
+is written after all of these are on the disk, by one syncfs however many they are: an fsync each would take a thousand
+domains minutes. A full spool file is removed only after a journal that counts its shard as published is written. So
+whatever the moment of a kill, the next run truncates the spools and the list to the journal, finishes the shards that
+are full but not in the list, and takes the next piece: the bytes are those of a run that was never killed.
 """
 
 import json
 import time
-from collections import Counter, deque
+from collections import Counter, defaultdict, deque
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import cast
 
 import numpy as np
 
 from ado_stream.corpus.manifest import domain_folder
-from ado_stream.corpus.mds import COMPRESSION, HASH, ShardFormat, encode_index, shard_name
-from ado_stream.durable import sync, write_durably
+from ado_stream.corpus.mds import COMPRESSION, HASH, ShardEntry, ShardFormat, encode_index, shard_name
+from ado_stream.durable import sync_file_system, write_durably
 from ado_stream.errors import ConfigError
 from ado_stream.prepare.best_fit import PackingCounts
 from ado_stream.prepare.corpus_output import CorpusOutput
 from ado_stream.prepare.prepare_worker import PACKING, PieceResult, ShardJob, Worker
-from ado_stream.prepare.spool import Spool, SpoolState
+from ado_stream.prepare.spool import Spool, SpoolState, cut
 from ado_stream.prepare.worker_pool import WorkerPool, worker_result
 from ado_stream.stream.mds_index import INDEX_NAME
 from ado_stream.value_types import JsonObject
 
-JOURNAL_NAME = "state.json"
+JOURNAL_NAME = "journal.json"
+_SPOOL_FOLDER = "spool"
+_PUBLISHED_NAME = "published.jsonl"  # [domain, split, shard, index entry] a line
 MAX_DOMAINS = 4096  # more are document ids in the domain key, and each costs a file
 _COMMIT_EVERY_S = 2.0
-_SYNCS_AT_ONCE = 32  # a file system commits them together; one by one, each would wait for its own commit
+_INDEXES_AT_ONCE = 32  # uploads of small files, which wait for answers alone
+_Key = tuple[str, str]  # domain, split
+_BEGINNING: JsonObject = {
+    "num_pieces": 0,
+    "refused": {},
+    "refused_bytes": {},
+    "repeated": [],
+    "spools": [],
+    "published_bytes": 0,
+}
 
 
 @dataclass(frozen=True)
@@ -64,9 +77,10 @@ class Packer:
         self._pool = pool
         self._max_jobs = max(max_jobs, output.publishes_at_once)
         self._publishers = ThreadPoolExecutor(output.publishes_at_once, thread_name_prefix="publish")
-        self._syncing = ThreadPoolExecutor(_SYNCS_AT_ONCE, thread_name_prefix="sync")
         self._jobs: deque[Future[None]] = deque()
-        self._spools: dict[tuple[str, str], Spool] = {}
+        self._spools: dict[_Key, Spool] = {}
+        self._published: deque[tuple[str, str, int, JsonObject]] = deque()  # since the last commit
+        self._entries: defaultdict[_Key, dict[int, JsonObject]] = defaultdict(dict)  # by shard, of all before
         self._last_commit_s = time.monotonic()
         self._commit_cost_s = 0.0
         self.num_pieces = 0
@@ -85,43 +99,63 @@ class Packer:
         self.refused_bytes.update(result.refused_bytes)
         self.repeated |= result.repeated
         self.num_pieces += 1
-        # the cost of a commit grows with the domains; bounded to a tenth of the time
-        if time.monotonic() - self._last_commit_s > _COMMIT_EVERY_S * max(1.0, 5 * self._commit_cost_s):
-            self.commit()
+        self._commit_if_due()
 
     def commit(self) -> None:
         """Writes the journal, then removes the spool files of published shards."""
         begun_s = time.monotonic()
-        list(self._syncing.map(Spool.sync, self._spools.values()))
+        published = [self._published.popleft() for _ in range(len(self._published))]
+        with open(self._work / _PUBLISHED_NAME, "ab") as file:
+            file.writelines(json.dumps(line).encode() + b"\n" for line in published)
+            published_bytes = file.tell()
+        sync_file_system(self._work)  # with the shards of a local corpus
         state = {
             "num_pieces": self.num_pieces,
             "refused": dict(self.refused),
             "refused_bytes": dict(self.refused_bytes),
             "repeated": list(self.repeated),
             "spools": [[*key, asdict(spool.state)] for key, spool in self._spools.items()],
+            "published_bytes": published_bytes,
         }
         write_durably(self._work / JOURNAL_NAME, json.dumps(state).encode())
-        for key, spool in self._spools.items():
-            for path in spool.folder.iterdir():
-                if int(path.name) < spool.state.shard and self._done_path(key, int(path.name)).exists():
-                    path.unlink()
+        for line in published:
+            self._take_published(*line)
         self._last_commit_s = time.monotonic()
         self._commit_cost_s = self._last_commit_s - begun_s
 
-    def finish(self) -> dict[tuple[str, str], PackedSplit]:
-        """Finishes the last shards and writes every index.json; the totals, in the order in which the domains came."""
+    def finish(self) -> dict[_Key, PackedSplit]:
+        """Finishes the last shards and writes every index.json; the totals, in the order in which the domains came.
+
+        All is on the disk, or uploaded, at the end.
+        """
         self.commit()
         for key, spool in self._spools.items():
             if spool.whole_bytes(spool.state.shard):
                 self._finish_shard(key, spool.state.shard)
         while self._jobs:
             self._jobs.popleft().result()
-        return dict(zip(self._spools, self._syncing.map(self._write_index, self._spools), strict=True))
+            self._commit_if_due()
+        self.commit()
+        with ThreadPoolExecutor(_INDEXES_AT_ONCE) as pool:
+            packed = dict(zip(self._spools, pool.map(self._write_index, self._spools), strict=True))
+        sync_file_system(self._work)
+        return packed
 
     def close(self) -> None:
         """Drops what is not published; the journal stays."""
-        for executor in (self._publishers, self._syncing):
-            executor.shutdown(wait=True, cancel_futures=True)
+        self._publishers.shutdown(wait=True, cancel_futures=True)
+
+    def _commit_if_due(self) -> None:
+        """Commits every other second, or so rarely that it takes a tenth of the time."""
+        if time.monotonic() - self._last_commit_s > _COMMIT_EVERY_S * max(1.0, 5 * self._commit_cost_s):
+            self.commit()
+
+    def _take_published(self, domain: str, split: str, shard: int, entry: JsonObject) -> None:
+        """Removes the spool file of a shard that the journal counts as published, unless it may grow."""
+        self._entries[domain, split][shard] = entry
+        spool = self._spools[domain, split]
+        if shard < spool.state.shard:
+            spool.path(shard).unlink(missing_ok=True)
 
     def _spool(self, domain: str, split: str) -> Spool:
         key = (domain, split)
@@ -131,14 +165,12 @@ class Packer:
                     f"more than {MAX_DOMAINS} domains, the latest {domain!r}.\n"
                     "  The domain key does not seem to hold a domain; correct --domain-key."
                 )
-            self._spools[key] = Spool(self._spool_folder(key), self._shard_format, end_id=self._end_id)
+            self._spools[key] = Spool(self._spool_path(key), self._shard_format, end_id=self._end_id)
         return self._spools[key]
 
     def _resume(self) -> None:
-        path = self._work / JOURNAL_NAME
-        if not path.exists():
-            return
-        state = json.loads(path.read_bytes())
+        journal, spools, published = (self._work / name for name in (JOURNAL_NAME, _SPOOL_FOLDER, _PUBLISHED_NAME))
+        state = json.loads(journal.read_bytes()) if journal.exists() else _BEGINNING
         self.num_pieces = state["num_pieces"]
         self.refused.update(state["refused"])
         self.refused_bytes.update(state["refused_bytes"])
@@ -146,16 +178,25 @@ class Packer:
         for domain, split, fields in state["spools"]:
             key = (domain, split)
             found = SpoolState(**fields)
-            spool = self._spools[key] = Spool(self._spool_folder(key), self._shard_format, found, self._end_id)
+            self._spools[key] = Spool(self._spool_path(key), self._shard_format, found, self._end_id)
+        spools.mkdir(exist_ok=True)
+        kept = {spool.path(shard) for spool in self._spools.values() for shard in range(spool.state.shard + 1)}
+        for path in set(spools.iterdir()) - kept:
+            path.unlink()
+        cut(published, state["published_bytes"])
+        if published.exists():
+            for line in published.read_bytes().splitlines():
+                self._take_published(*json.loads(line))
+        for key, spool in self._spools.items():
             for shard in range(spool.state.shard):
                 self._finish_shard(key, shard)
 
-    def _finish_shard(self, key: tuple[str, str], shard: int) -> None:
+    def _finish_shard(self, key: _Key, shard: int) -> None:
         """Has a worker finish the shard and a thread publish it; waits while `max_jobs` are running.
 
         A shard that an earlier run published is kept: its bytes would be the same.
         """
-        if self._done_path(key, shard).exists():
+        if shard in self._entries[key]:
             return
         while len(self._jobs) >= self._max_jobs or (self._jobs and self._jobs[0].done()):
             self._jobs.popleft().result()
@@ -172,23 +213,20 @@ class Packer:
         entry = self._pool.submit(Worker.finish_shard, job)
         self._jobs.append(self._publishers.submit(self._publish, key, shard, name, entry))
 
-    def _publish(self, key: tuple[str, str], shard: int, name: str, entry: "Future[JsonObject]") -> None:
-        done = json.dumps(worker_result(entry)).encode()
-        path = self._output.local_path(name)
-        sync(path)
-        sync(path.parent)
+    def _publish(self, key: _Key, shard: int, name: str, entry: "Future[JsonObject]") -> None:
+        done = worker_result(entry)
         self._output.publish(name)
-        write_durably(self._done_path(key, shard), done)
+        self._published.append((*key, shard, done))
 
-    def _write_index(self, key: tuple[str, str]) -> PackedSplit:
+    def _write_index(self, key: _Key) -> PackedSplit:
         spool, state = self._spools[key], self._spools[key].state
         last_bytes = spool.whole_bytes(state.shard)
         num_shards = state.shard + (last_bytes > 0)
-        entries = [json.loads(self._done_path(key, shard).read_bytes()) for shard in range(num_shards)]
+        entries = [dict(self._entries[key][shard]) for shard in range(num_shards)]
         counts = [PackingCounts(**entry.pop(PACKING)) for entry in entries if PACKING in entry]
         if entries:
             name = f"{domain_folder(key[0])}/{key[1]}/{INDEX_NAME}"
-            write_durably(self._output.local_path(name), encode_index(entries))
+            self._output.local_path(name).write_bytes(encode_index(cast(list[ShardEntry], entries)))
             self._output.publish(name)
         dropped_bytes = state.shard_fill_bytes - last_bytes
         return PackedSplit(
@@ -200,8 +238,5 @@ class Packer:
             packing=None if self._end_id is None else sum(counts, PackingCounts()),
         )
 
-    def _spool_folder(self, key: tuple[str, str]) -> Path:
-        return self._work / "spool" / domain_folder(key[0]) / key[1]
-
-    def _done_path(self, key: tuple[str, str], shard: int) -> Path:
-        return self._work / "done" / f"{domain_folder(key[0])}.{key[1]}.{shard:05}.json"
+    def _spool_path(self, key: _Key) -> Path:
+        return self._work / _SPOOL_FOLDER / f"{domain_folder(key[0])}.{key[1]}"

@@ -1,7 +1,8 @@
 """The tokens of one domain and split in input order, cut into shards.
 
-A spool is a folder of files, one per shard, each the bytes of that shard's samples and nothing else; so any process
-can finish a shard at any time with the same result. The documents are joined (each ends with the end token) and cut
+A spool is a file per shard, each the bytes of that shard's samples and nothing else; so any process can finish a shard
+at any time with the same result. The spools of all domains are in one folder: two folders more for each would be most
+of what a thousand small domains cost. The documents are joined (each ends with the end token) and cut
 into samples of seq_len + 1 tokens that do not overlap: a model reads a sample's tokens[:-1] and predicts its
 tokens[1:], and every token is stored once. Tokens that do not fill a last sample are dropped and counted.
 
@@ -16,7 +17,6 @@ from pathlib import Path
 import numpy as np
 
 from ado_stream.corpus.mds import ShardFormat
-from ado_stream.durable import sync
 from ado_stream.errors import ResumeError
 
 
@@ -35,24 +35,21 @@ class Spool:
     """Token bytes of one domain and split."""
 
     def __init__(
-        self, folder: Path, shard_format: ShardFormat, state: SpoolState | None = None, end_id: int | None = None
+        self, stem: Path, shard_format: ShardFormat, state: SpoolState | None = None, end_id: int | None = None
     ):
-        """Resumes from `state`; what was written after it is removed.
+        """In files named `stem`.NUMBER. Resumes from `state`; what was written after it to that shard is removed.
 
         end_id: where documents end, to keep them whole; None: shards end where they are full.
         """
-        self.folder = folder
+        self.stem = stem
         self.shard_format = shard_format
         self.state = state or SpoolState()
         self._end_id = end_id
-        folder.mkdir(parents=True, exist_ok=True)
-        self._unsynced = True
-        self._truncate()
+        cut(self.path(self.state.shard), self.state.shard_fill_bytes)
 
     def append(self, documents: int, text_bytes: int, tokens: bytes) -> list[int]:
         """Adds the next documents; returns the shards that became full."""
         state = self.state
-        self._unsynced = True
         state.documents += documents
         state.text_bytes += text_bytes
         full = []
@@ -64,7 +61,6 @@ class Spool:
             state.shard_fill_bytes += len(part)
             rest = rest[len(part) :]
             if state.shard_fill_bytes >= self.shard_format.spool_bytes:
-                sync(self.path(state.shard))  # the journal will count it, and `sync` sees the shard being filled alone
                 full.append(state.shard)
                 if self._end_id is not None:
                     state.full_bytes.append(state.shard_fill_bytes)
@@ -86,16 +82,7 @@ class Spool:
 
     def path(self, shard: int) -> Path:
         """Where the samples of `shard` are collected."""
-        return self.folder / f"{shard:05}"
-
-    def sync(self) -> None:
-        """Flushes the shard being filled, and the folder's names, to the disk, unless nothing was added since."""
-        if not self._unsynced:
-            return
-        if self.state.shard_fill_bytes:
-            sync(self.path(self.state.shard))
-        sync(self.folder)
-        self._unsynced = False
+        return self.stem.with_name(f"{self.stem.name}.{shard:05}")
 
     def _room_bytes(self, rest: memoryview) -> int:
         """How much of `rest` goes into the shard being filled."""
@@ -113,17 +100,17 @@ class Spool:
         empty = ends[:-1] & ends[1:]
         return ids[~empty].tobytes() if empty.any() else tokens
 
-    def _truncate(self) -> None:
-        """Removes what a killed run wrote after its last journal. Raises ResumeError when bytes are missing."""
-        for path in self.folder.iterdir():
-            if int(path.name) > self.state.shard:
-                path.unlink()
-        current = self.path(self.state.shard)
-        size_bytes = current.stat().st_size if current.exists() else 0
-        if size_bytes < self.state.shard_fill_bytes:
-            raise ResumeError(
-                f"{current}: {size_bytes} bytes, but the journal of this unfinished run counts "
-                f"{self.state.shard_fill_bytes}.\n  The disk lost the rest; remove the working folder to start again."
-            )
-        if size_bytes:
-            os.truncate(current, self.state.shard_fill_bytes)
+
+def cut(path: Path, num_bytes: int) -> None:
+    """Removes what a killed run wrote to `path` after its last journal, which counts `num_bytes`.
+
+    Raises ResumeError when bytes are missing.
+    """
+    size_bytes = path.stat().st_size if path.exists() else 0
+    if size_bytes < num_bytes:
+        raise ResumeError(
+            f"{path}: {size_bytes} bytes, but the journal of this unfinished run counts {num_bytes}.\n"
+            "  The disk lost the rest; remove the working folder to start again."
+        )
+    if size_bytes:
+        os.truncate(path, num_bytes)

@@ -22,6 +22,7 @@ import time
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -238,6 +239,7 @@ class Evictor:
             return sum(size for path, size in self._size_bytes.items() if _raw(path) not in self._pins)
 
 
+@cache  # each download asks for that of every folder
 def _account(folder: Path) -> Path:
     return folder / LOCK_DIR / "account"
 

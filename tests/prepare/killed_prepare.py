@@ -80,7 +80,8 @@ def _hash(folder: Path) -> str:
 
 def main(source: str, folder: str, how: str) -> None:
     assert bpe.END_TOKEN  # imported here once, not in every fork
-    os.fsync = lambda descriptor: None  # what is written outlives a kill; it is a power cut that fsync is for
+    # what is written outlives a kill; these are for a power cut
+    os.fsync = packing.sync_file_system = lambda _: None
     documents.PIECE_BYTES = 20_000
     line_blocks._READ_BYTES = 10_000
     packing._COMMIT_EVERY_S = 0.0

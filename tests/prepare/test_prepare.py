@@ -3,6 +3,8 @@
 The oracle is built here from the documents themselves: bytes, 256 after each, cut at seq_len + 1.
 """
 
+import ctypes
+import errno
 import fcntl
 import json
 import os
@@ -11,6 +13,7 @@ import subprocess
 import sys
 from contextlib import contextmanager
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -18,7 +21,8 @@ import xxhash
 
 import ado_stream as ado
 from ado_stream.corpus.checker import CorpusChecker
-from ado_stream.durable import DiskError
+from ado_stream.corpus.manifest import domain_folder
+from ado_stream.durable import DiskError, write_durably
 from ado_stream.errors import ConfigError, DataError, NotFound, StorageError
 from ado_stream.prepare.config import PrepareConfig
 from ado_stream.prepare.coordinator import prepare
@@ -225,7 +229,7 @@ def test_an_unreadable_line_is_named_and_skipping_goes_on_from_there(pile, tmp_p
     for workers in (1, 2):
         with pytest.raises(DataError, match=r"bad.jsonl:251: no text"):
             prepare(_config([bad], tmp_path / "out", workers=workers))
-    assert (tmp_path / "out/.prepare/state.json").exists()  # work was done, and is gone on with
+    assert (tmp_path / "out/.prepare/journal.json").exists()  # work was done, and is gone on with
     prepare(_config([bad], tmp_path / "out", skip_errors=True))
     prepare(_config([write_jsonl(tmp_path / "good.jsonl", good)], tmp_path / "clean"))
     skipped, clean = tree_hashes(tmp_path / "out"), tree_hashes(tmp_path / "clean")
@@ -313,26 +317,69 @@ def test_two_runs_at_once_are_refused(pile, tmp_path):
             prepare(_config(pile[0], tmp_path / "out"))
 
 
-def test_every_byte_that_the_journal_counts_is_synced(tmp_path, monkeypatch):
-    """Full shards and the one being filled, with their names in the folder: the journal is written right after."""
-    from ado_stream.corpus.mds import ShardFormat
-    from ado_stream.prepare.spool import Spool
+def test_what_the_journal_and_the_manifest_count_is_on_the_disk_before_them(pile, tmp_path, monkeypatch):
+    """What a power cut leaves is what the last sync of the file system found."""
+    work = tmp_path / "out/.prepare"
+    on_disk: dict[str, int] = {}
+    checked = []
 
-    synced = {}
+    def sync(path):
+        on_disk.clear()
+        on_disk.update({str(file.relative_to(work)): file.stat().st_size for file in path.rglob("*") if file.is_file()})
 
-    def record(descriptor):
-        synced[os.readlink(f"/proc/self/fd/{descriptor}")] = os.fstat(descriptor).st_size
+    def write(path, data):
+        checked.append(path.name)
+        if path.name == "journal.json":
+            state = json.loads(data)
+            lines = (work / "published.jsonl").read_bytes()[: state["published_bytes"]].splitlines()
+            published = {(domain, split, shard): entry for domain, split, shard, entry in map(json.loads, lines)}
+            assert on_disk["published.jsonl"] == state["published_bytes"]
+            for (domain, split, _), entry in published.items():
+                file = f"corpus/{domain_folder(domain)}/{split}/{entry['zip_data']['basename']}"
+                assert on_disk[file] == entry["zip_data"]["bytes"]
+            for domain, split, spool in state["spools"]:
+                stem = f"spool/{domain_folder(domain)}.{split}"
+                for shard in range(spool["shard"]):
+                    assert (domain, split, shard) in published or on_disk[f"{stem}.{shard:05}"] > 0
+                assert on_disk.get(f"{stem}.{spool['shard']:05}", 0) == spool["shard_fill_bytes"]
+        elif path.name == "manifest":
+            found = {str(file.relative_to(work)): file.stat().st_size for file in work.rglob("*.*") if file.is_file()}
+            corpus = {file: size for file, size in found.items() if file.startswith("corpus/")}
+            assert len([file for file in corpus if file.endswith("index.json")]) > 1
+            assert corpus.items() <= on_disk.items()
+        write_durably(path, data)
 
-    monkeypatch.setattr(os, "fsync", record)
-    spool = Spool(tmp_path / "spool", ShardFormat(17, "uint16", 4096))
-    for size_bytes in (5_000, 2, 9_000):
-        spool.append(1, 10, bytes(size_bytes))
-    spool.sync()
-    sizes = {str(path): path.stat().st_size for path in spool.folder.iterdir()}
-    assert len(sizes) == spool.state.shard + 1 >= 4
-    assert sum(sizes.values()) == 14_002
-    assert {path: size for path, size in synced.items() if path != str(spool.folder)} == sizes
-    assert str(spool.folder) in synced
+    monkeypatch.setattr("ado_stream.prepare.packing.sync_file_system", sync)
+    monkeypatch.setattr("ado_stream.prepare.packing.write_durably", write)
+    monkeypatch.setattr("ado_stream.prepare.coordinator.write_durably", write)
+    prepare(_config(pile[0], tmp_path / "out"))
+    assert checked.count("journal.json") > 5
+    assert "manifest" in checked
+
+
+def test_syncs_do_not_grow_with_the_domains(tmp_path, monkeypatch):
+    """An fsync a domain a commit made a thousand domains take minutes."""
+    num_syncs = {}
+    monkeypatch.setattr("ado_stream.prepare.packing._COMMIT_EVERY_S", 1e9)
+    for num_domains in (2, 60):
+        path = tmp_path / f"{num_domains}.jsonl"
+        path.write_text("".join(json.dumps({"text": "t" * 999, "d": f"d{n % num_domains}"}) + "\n" for n in range(60)))
+        calls = []
+        for name in ("os.fsync", "ado_stream.prepare.packing.sync_file_system"):
+            monkeypatch.setattr(name, calls.append)
+        prepare(_config([path], tmp_path / f"out{num_domains}", domain_key="d"))
+        num_syncs[num_domains] = len(calls)
+    assert num_syncs[60] == num_syncs[2] < 20
+
+
+def test_a_disk_that_fails_to_sync_is_one_clear_error(pile, tmp_path, monkeypatch):
+    def fail(descriptor):
+        ctypes.set_errno(errno.EIO)
+        return -1
+
+    monkeypatch.setattr("ado_stream.durable._libc", SimpleNamespace(syncfs=fail))
+    with pytest.raises(DiskError, match=r"\.prepare: Input/output error.\n  Finished work is kept"):
+        prepare(_config(pile[0], tmp_path / "out"))
 
 
 def test_a_full_disk_is_one_clear_error_and_the_next_run_goes_on(pile, tmp_path, tree_hashes, monkeypatch):
@@ -344,7 +391,7 @@ def test_a_full_disk_is_one_clear_error_and_the_next_run_goes_on(pile, tmp_path,
     def full(self, *arguments):
         calls.append(1)
         if len(calls) == 30:
-            raise OSError(28, "No space left on device", str(self.folder))
+            raise OSError(28, "No space left on device", str(self.stem))
         return append(self, *arguments)
 
     monkeypatch.setattr(Spool, "append", full)
@@ -386,30 +433,6 @@ def test_too_many_domains_point_to_the_key(tmp_path, monkeypatch):
     path.write_text("".join(json.dumps({"text": "t", "id": f"id {n}"}) + "\n" for n in range(20)))
     with pytest.raises(ConfigError, match="more than 5 domains.*\n.*--domain-key"):
         prepare(_config([path], tmp_path / "out", domain_key="id"))
-
-
-def test_a_commit_syncs_only_the_spools_that_grew(tmp_path, monkeypatch):
-    from ado_stream.corpus.mds import ShardFormat
-    from ado_stream.prepare.corpus_output import LocalOutput
-    from ado_stream.prepare.packing import Packer
-    from ado_stream.prepare.prepare_worker import PieceResult, TokenBlock
-    from ado_stream.prepare.worker_pool import WorkerPool
-
-    def piece(domains):
-        return PieceResult([TokenBlock(f"d{n}", "train", 1, 9, bytes(20)) for n in domains], {}, {}, set())
-
-    monkeypatch.setattr("ado_stream.prepare.packing._COMMIT_EVERY_S", 1e9)
-    pool = WorkerPool(_config(["in"], tmp_path / "out"), tmp_path)
-    packer = Packer(tmp_path, LocalOutput(tmp_path / "out", tmp_path / "in"), ShardFormat(17, "uint16", 4096), pool, 2)
-    packer.add(piece(range(200)))
-    packer.commit()
-    synced = []
-    monkeypatch.setattr(os, "fsync", lambda descriptor: synced.append(os.readlink(f"/proc/self/fd/{descriptor}")))
-    packer.add(piece([3, 7]))
-    packer.commit()
-    packer.close()
-    spools = {path.removeprefix(f"{tmp_path}/spool/").split("/")[0] for path in synced if "/spool/" in path}
-    assert spools == {"d3", "d7"}
 
 
 @pytest.mark.slow
