@@ -35,7 +35,8 @@ def exp(x: float) -> float:
 
 
 @overload(exp, inline="always")
-def _exp_overload(x: types.Type) -> Callable[[float], float]:
+def _exp_overload(x: float) -> Callable[[float], float]:
+    # x is a Numba type here; Numba refuses another annotation than the implementations'.
     return _exp_float32 if x == types.float32 else _exp_float64
 
 
