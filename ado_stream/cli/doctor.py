@@ -74,7 +74,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Prints the findings; returns 1 when any of them is a failure."""
-    checks = (_python, _packages, _kernels, _gpus, _machine, _stores)
+    checks = (_packages, _kernels, _gpus, _machine, _stores)
     findings = [finding for check in checks for finding in check()]
     if args.url:
         findings.append(_corpus(args.url))
@@ -96,12 +96,9 @@ def version_at_least(version: str, minimum: str) -> bool:
     return numbers(version) >= numbers(minimum)
 
 
-def _python() -> Iterator[Finding]:
-    yield Finding("software", "python", OK, f"{platform.python_version()} at {sys.executable}")
-
-
 def _packages() -> Iterator[Finding]:
-    """The required packages of pyproject.toml, then the optional ones."""
+    """Python, the required packages of pyproject.toml, then the optional ones."""
+    yield Finding("software", "python", OK, f"{platform.python_version()} at {sys.executable}")
     if _version("ado-stream") is None:
         yield Finding("software", "ado-stream", FAIL, "not installed, run from its sources", "pip install -e .")
         return

@@ -121,7 +121,7 @@ def _controlled(args: argparse.Namespace, plot: Path | None) -> None:
         from ado_stream.simulate.controlled_plot import draw_controlled
 
         with styled():
-            draw_controlled().figure.savefig(plot)
+            draw_controlled(found).figure.savefig(plot)
         if not args.json:
             print(f"drawn: {plot}")
 

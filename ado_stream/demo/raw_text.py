@@ -78,7 +78,8 @@ def write_text(out_dir: Path, size_frac: float = 1.0, held_out_frac: float = 0.0
             f"demo: this Python environment has text for {len(written)} domains ({names}); {MIN_DOMAINS} are needed.\n"
             "  Install the project with its dependencies into a virtual environment, or use `prepare` on your own text."
         )
-    _write_summary(out_dir, written)
+    entries = [{**asdict(domain), "path": domain.path.name} for domain in written]
+    write_durably(out_dir / SUMMARY_NAME, json.dumps(entries, indent=1) + "\n")
     return written
 
 
@@ -88,11 +89,6 @@ def read_summary(out_dir: Path) -> list[DomainText] | None:
     if not path.exists():
         return None
     return [DomainText(**{**entry, "path": out_dir / entry["path"]}) for entry in json.loads(path.read_text())]
-
-
-def _write_summary(out_dir: Path, written: list[DomainText]) -> None:
-    entries = [{**asdict(domain), "path": domain.path.name} for domain in written]
-    write_durably(out_dir / SUMMARY_NAME, json.dumps(entries, indent=1) + "\n")
 
 
 def _texts(domain: str, files: list[EnvironmentFile], limit_bytes: int, seen: set[bytes]) -> Iterator[tuple[str, str]]:

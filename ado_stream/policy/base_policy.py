@@ -173,7 +173,7 @@ class Policy(ABC):
         return notices
 
     def law_counts(self, drawn: ArrayLike) -> int | Floats:
-        """The n at which the laws in `fit` give today's loss, after `drawn` (K,) samples of the domains.
+        """The n at which the laws in `fit` give the present loss, after `drawn` (K,) samples of the domains.
 
         The samples of all domains together; (K,) where laws are functions of each domain's own.
         """

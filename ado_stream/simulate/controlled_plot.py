@@ -1,14 +1,15 @@
 """The figure of the controlled experiments: a domain's share under ADO beside the share by the formulas."""
 
+from collections.abc import Sequence
+
 from ado_stream.report.plot_style import FAINT, INK, PALETTE, Plot, new_figure, thousands
-from ado_stream.simulate.controlled_experiments import FLOOR, NUM_DOMAINS, run_experiments
+from ado_stream.simulate.controlled_experiments import FLOOR, NUM_DOMAINS, Experiment
 
 COLUMNS = 3
 
 
-def draw_controlled() -> Plot:
+def draw_controlled(found: Sequence[Experiment]) -> Plot:
     """A panel per experiment: the share of the domain that differs, measured and expected."""
-    found = run_experiments()
     figure = new_figure(2.5 * -(-len(found) // COLUMNS), row_gap=0.06)
     grid = figure.subplots(-(-len(found) // COLUMNS), COLUMNS, squeeze=False)
     for axes, experiment in zip(grid.flat, found, strict=True):

@@ -136,9 +136,11 @@ class Trainer:
     def loop(self, stop: StopRequest) -> RunResult:
         """Trains until the last step or a signal, saves, and returns how far it came."""
         steps, every = self._config.train.steps, self._config.checkpoint.every_steps
+        evaluate_every = self._config.evaluate.every_steps
         batches = iter(self._loader)
         while self._finished < steps and not stop.agreed():
-            if self._due(self._config.evaluate.every_steps) and not self.evaluate(stop):
+            due = evaluate_every and self._finished and self._finished % evaluate_every == 0
+            if due and not self.evaluate(stop):
                 break
             self._train_step(batches)
             if every and self._finished % every == 0:
@@ -335,9 +337,6 @@ class Trainer:
         fit = policy.fit
         laws = {"log_beta": fit.log_beta, "log_eps": fit.log_eps, "alpha": fit.alpha}
         self._log.write_scalars(policy.fit_step, {}, **laws)
-
-    def _due(self, every_steps: int) -> bool:
-        return every_steps > 0 and self._finished > 0 and self._finished % every_steps == 0
 
     def _write_event(self, name: str, **detail: object) -> None:
         self._write("event", step=self._finished, name=name, detail=detail)

@@ -55,7 +55,7 @@ def clear_stale_cache(package: Path) -> None:
 def use_writable_cache(package: Path) -> None:
     """Points Numba and Triton to a private temporary folder where their own caches cannot be written, and logs it.
 
-    To be called before numba and triton are imported: both read their settings then. Settings of the user stand.
+    To be called before numba and triton are imported: both read their settings then. Settings of the user are kept.
     """
     home = Path(os.path.expanduser("~"))
     user_cache = Path(os.environ.get("XDG_CACHE_HOME") or home / ".cache")
@@ -89,7 +89,7 @@ def _private_temporary_folder(package: Path) -> Path:
     """A folder that no other user can have prepared: what Numba loads from it is executed.
 
     Its name holds the sources' digest, since clear_stale_cache does not look there. Where another user owns the name, a
-    new folder serves this process and its children only.
+    new folder is used by this process and its children only.
     """
     folder = Path(tempfile.gettempdir()) / f"ado-kernels-{os.getuid()}-{_digest(package)[:16]}"
     with suppress(OSError):

@@ -1,6 +1,6 @@
 """The decoder-only transformer: tokens in, logits or a loss per domain out.
 
-The layers and their sources stand in layers.py. The embedding is also the output layer (arXiv 1608.05859). With targets
+The layers and their sources are in layers.py. The embedding is also the output layer (arXiv 1608.05859). With targets
 `forward` returns the loss, and never holds the (B, T, V) logits.
 """
 

@@ -95,7 +95,7 @@ def test_nothing():
 @pytest.mark.parametrize(
     ("ids", "num_domains", "message"),
     [
-        (torch.zeros(4, dtype=torch.int64), 2, "4 domain ids cannot stand for 6 tokens"),
+        (torch.zeros(4, dtype=torch.int64), 2, "4 domain ids do not fit 6 tokens"),
         (torch.zeros(0, dtype=torch.int64), 2, "0 domain ids"),
         (torch.zeros(6), 2, "must be integers"),
         (torch.zeros(6, dtype=torch.int64), 0, "at least 1"),

@@ -21,7 +21,7 @@ def test_shares_are_those_of_the_formulas():
 
 def test_every_experiment_has_a_labelled_panel_with_dots_and_line():
     with styled():
-        axes = draw_controlled().figure.axes
+        axes = draw_controlled(run_experiments()).figure.axes
     found = run_experiments()
     assert len(axes) == len(found)
     assert axes[0].get_ylabel()

@@ -1,7 +1,7 @@
 """Sums over a domain's points: the Huber loss and what a Newton step in (log_beta, log_eps, alpha) needs.
 
 The loops call nothing in libm, so LLVM turns them into SIMD code: exp and log are the polynomials below (relative error
-of exp 3e-13, absolute error of log 2e-14: F of 6,000 points is off by under 1e-12). The formulas of the sums stand in
+of exp 3e-13, absolute error of log 2e-14: F of 6,000 points is off by under 1e-12). The formulas of the sums are in
 step_algebra.py.
 """
 

@@ -256,7 +256,7 @@ def model_step(theta_P: Floats, sums: Floats, x0: float, damping: float, face: i
     """Writes the model's minimum into new_P and returns the change the model predicts there (inf: none found).
 
     sums: from `newton_sums`. damping: weight of the outer points' matrix; above 1 the inner one grows with it.
-    face: NO_FACE, or the kink that theta_P stands on and must stay on.
+    face: NO_FACE, or the kink that theta_P is on and must stay on.
     """
     scale = max(1.0, damping)
     h = (

@@ -11,7 +11,7 @@ law, and what is found may lie 0.3 % above the least F. Kinks and starts suit lo
 the reference's do; with `start_loss` losses are scaled to begin there, and the laws are scaled back. r_t is a
 difference of logarithms, so that moves the kinks and the starts alone.
 Source: "Adaptive Data Optimization" (arXiv 2410.11820), appendix on the scaling-law fit.
-The parameters stand in the order (log_beta, log_eps, alpha) everywhere: the dimension P.
+The order of the parameters is (log_beta, log_eps, alpha) everywhere: the dimension P.
 """
 
 from dataclasses import dataclass
@@ -124,7 +124,7 @@ def at_kink(theta_KP: Floats, log_unit: float = 0.0) -> Bools:
 
 
 def as_result(theta_KP: Floats, objective_K: Floats, residual_K: Floats, num_K: Ints) -> FitResult:
-    """A FitResult with what follows from the parameters: which laws are usable, which stand at a kink."""
+    """A FitResult, with the laws that are usable and the parameters at a kink, from the parameters."""
     valid_K = np.isfinite(theta_KP).all(axis=1) & np.isfinite(objective_K)
     theta_KP = np.where(valid_K[:, None], theta_KP, np.nan)
     return FitResult(theta_KP, objective_K, valid_K, at_kink(theta_KP), residual_K, num_K)

@@ -64,7 +64,7 @@ def fit_on_device(counts: Tensor, loss_KT: Tensor, options: FitOptions) -> Tenso
     points = _empty(num_domains, num_points, loss_KT.device)
     best_K4 = loss_KT.new_full((num_domains, 4), torch.nan)
     if num_points and num_domains:
-        with torch.cuda.device_of(loss_KT):  # a launch goes to the current device
+        with torch.cuda.device_of(loss_KT):  # a launch uses the current device
             _smooth(_history(counts, loss_KT), points, options)
             _search(points, options, best_K4)
     present_KM = points.w > 0.0

@@ -1,10 +1,10 @@
 """The step of the fit in Triton: one search's step, with every piece of the penalty in a lane of its own.
 
-The algebra stands in step_algebra.py; functions have the names and the results of those in numba_step.py, without
+The algebra is in step_algebra.py; functions have the names and the results of those in numba_step.py, without
 branches. theta is (log_beta, log_eps, alpha), scalars; a law is (eps, v, v_held, alpha, x0); pieces are the states of
 (log_beta, log_eps, alpha), one entry a lane.
 Two traps: a constant alone is float32, hence `float64`; and the interpreter takes `constant - tensor` for a constant,
-so constants stand right of a tensor.
+so constants are written right of a tensor.
 """
 
 import triton

@@ -29,21 +29,22 @@ FAST_SUMS = {"reassoc", "contract", "arcp", "nsz"}
 _GRAIN_ELEMENTS = 32768  # at::internal::GRAIN_SIZE
 
 
-def exp(x: Any) -> Any:
+def exp(x: float) -> float:
     """e^x of a Numba scalar: vectorisable for float32 (2 ulp; 0 below -87.6, inf above 88.4), libm for float64."""
     return math.exp(x)
 
 
 @overload(exp, inline="always")
-def _exp_overload(x: Any) -> Callable[[Any], Any]:
+def _exp_overload(x: float) -> Callable[[float], float]:
+    # x is a Numba type here; Numba refuses another annotation than the implementations'.
     return _exp_float32 if x == types.float32 else _exp_float64
 
 
-def _exp_float64(x: Any) -> Any:
+def _exp_float64(x: float) -> float:
     return math.exp(x)
 
 
-def _exp_float32(x: Any) -> Any:
+def _exp_float32(x: float) -> float:
     # Comparisons, not min and max: NaN fails both and stays. The bounds give exponent fields of 0 (zero) and 255 (inf).
     raised = np.float32(-88.0) if x < np.float32(-88.0) else x
     clamped = np.float32(88.8) if raised > np.float32(88.8) else raised
@@ -58,7 +59,7 @@ def _exp_float32(x: Any) -> Any:
     p = p * r + np.float32(5.0000001201e-1)
     p = p * r * r + r + np.float32(1.0)
     power = np.int32((np.int32(k) + np.int32(127)) << np.int32(23)).view(np.float32)
-    return p * power
+    return p * power  # type: ignore[no-any-return]  # a float to Numba
 
 
 def set_loop_threads(num_elements: int) -> None:

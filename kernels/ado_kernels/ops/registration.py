@@ -11,7 +11,7 @@ def register(name: str, cpu: Callable[..., Any], fake: Callable[..., Any], gpu: 
     """ado_kernels::NAME, whose schema is `cpu`'s signature. fake: its outputs without values, of the same arguments.
 
     gpu: "FOLDER.FUNCTION", a function of FOLDER's gpu.py with the same arguments. triton is imported with it and not
-    before. A launch goes to the current device, which is not always the tensors'.
+    before. A launch uses the current device, which is not always the tensors'.
     """
     folder, function = gpu.split(".")
     operation = torch.library.custom_op(f"ado_kernels::{name}", cpu, mutates_args=(), device_types="cpu")

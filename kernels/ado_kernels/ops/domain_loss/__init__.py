@@ -48,14 +48,12 @@ def domain_loss_reference(
 
 
 def check_domains(num_tokens: int, domain_ids: torch.Tensor, num_domains: int) -> None:
-    """Raises ValueError unless `domain_ids` can stand for `num_tokens` tokens of `num_domains` domains."""
+    """Raises ValueError unless `domain_ids` fit `num_tokens` tokens of `num_domains` domains."""
     num_ids = domain_ids.numel()
     if num_domains < 1:
         raise ValueError(f"num_domains must be at least 1, got {num_domains}")
     if num_tokens != num_ids and (num_ids == 0 or num_tokens % num_ids):
-        raise ValueError(
-            f"{num_ids} domain ids cannot stand for {num_tokens} tokens: give one per token or per sequence"
-        )
+        raise ValueError(f"{num_ids} domain ids do not fit {num_tokens} tokens: give one per token or per sequence")
 
 
 def _fake(token_losses: torch.Tensor, domain_ids: torch.Tensor, num_domains: int) -> tuple[torch.Tensor, torch.Tensor]:

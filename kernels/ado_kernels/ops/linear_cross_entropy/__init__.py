@@ -119,7 +119,7 @@ def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[torch.Tensor, ...]) -
 
 def _backward(ctx: Any, dloss: torch.Tensor | None, *_: None) -> tuple[torch.Tensor | None, ...]:
     # Grad mode is on in a backward pass that is itself recorded (create_graph). The saved gradients are constants to
-    # autograd: differentiating them would give zeros without a word.
+    # autograd: differentiating them would silently give zeros.
     if torch.is_grad_enabled():
         raise RuntimeError(
             "linear_cross_entropy has no second derivative; use linear_cross_entropy_reference where one is needed"

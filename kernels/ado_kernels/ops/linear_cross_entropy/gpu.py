@@ -26,7 +26,7 @@ from ado_kernels.ops.linear_cross_entropy.problem import Outputs, Problem, Resul
 from ado_kernels.ops.operands import accumulation_dtype
 from ado_kernels.ops.triton_operands import triton_accumulator
 
-PADDING = tl.constexpr(16)  # columns: Triton keeps an access whole only where it knows that 16 divides the bound
+PADDING = tl.constexpr(16)  # columns: Triton vectorises an access only where 16 is known to divide the bound
 _SCALE_BLOCK = 2048
 
 
@@ -102,7 +102,7 @@ def softmax_gradient(
 ) -> None:
     """Fills losses and squares; the logits become their gradients where one is needed. options: of a Problem.
 
-    The logits' rows must lie in memory of the vocabulary rounded up to PADDING, whatever stands there.
+    The logits' rows must lie in memory of the vocabulary rounded up to PADDING, with any content there.
     """
     num_rows, vocabulary = logits_CV.shape
     ignore_index, z_loss, with_grad = options
