@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ado_stream.cli.shared import print_json
+from ado_stream.cli.shared import announce, print_json
 from ado_stream.corpus import Corpus, open_corpus
 from ado_stream.corpus.checker import CorpusChecker
 from ado_stream.corpus.manifest import SPLITS
@@ -43,6 +43,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> None:
     """Runs the verb."""
     if args.step is not None:
+        announce(f"drawing step {args.step:,} of {args.corpus} again")
         corpus, dataset = _dataset_at(Path(args.corpus), args.step)
         samples = _drawn(dataset, 1)
     else:
@@ -71,6 +72,7 @@ def _samples(args: argparse.Namespace, corpus: Corpus) -> Iterator[tuple[dict[st
 
 def _batches(args: argparse.Namespace, corpus: Corpus) -> Iterator[tuple[dict[str, Any], np.ndarray]]:
     """(place, tokens) of every sample of the first batches."""
+    announce(f"drawing {args.batches} batches of {args.corpus}")
     from ado_stream.stream.dataset import AdaptiveStreamingDataset  # imports torch
 
     domains = corpus.domains
