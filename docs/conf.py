@@ -1,0 +1,34 @@
+"""Sphinx: pages in Markdown, reference from docstrings. `make docs` builds it in build/docs; a warning is an error."""
+
+import re
+
+import ado_stream
+
+project = "ado-stream"
+copyright = "ado-stream maintainers"
+release = ado_stream.__version__
+extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.napoleon"]
+myst_enable_extensions = ["attrs_inline"]
+myst_heading_anchors = 3
+highlight_language = "text"  # of indented blocks: formulas and drawings
+default_role = "code"  # docstrings quote code as Markdown does
+autodoc_typehints = "none"  # docstrings give shapes, dtypes and units
+autodoc_member_order = "bysource"
+suppress_warnings = ["toc.empty_glob"]
+html_theme = "furo"
+html_title = f"ado-stream {release}"
+
+
+def _pictures(_app, _page, source):
+    """GitHub's picture of two themes as the theme's two: its switch, not only the system's, chooses."""
+    picture = r'<picture><source media=".+?" srcset="(.+?)">\s*<img alt="(.+?)"\s+src="(.+?)"></picture>'
+
+    def pair(found):
+        dark, alt, light = (" ".join(part.split()) for part in found.groups())
+        return f"![{alt}]({light}){{.only-light}}\n![{alt}]({dark}){{.only-dark}}"
+
+    source[0] = re.sub(picture, pair, source[0], flags=re.DOTALL)
+
+
+def setup(app):
+    app.connect("source-read", _pictures)
