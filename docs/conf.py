@@ -1,8 +1,12 @@
 """Sphinx: pages in Markdown, reference from docstrings. `make docs` builds it in build/docs; a warning is an error."""
 
+import argparse
+import importlib
+import os
 import re
 
 import ado_stream
+from ado_stream.cli.main import VERBS, parser_options
 
 project = "ado-stream"
 copyright = "ado-stream maintainers"
@@ -14,7 +18,6 @@ highlight_language = "text"  # of indented blocks: formulas and drawings
 default_role = "code"  # docstrings quote code as Markdown does
 autodoc_typehints = "none"  # docstrings give shapes, dtypes and units
 autodoc_member_order = "bysource"
-suppress_warnings = ["toc.empty_glob"]
 html_theme = "furo"
 html_title = f"ado-stream {release}"
 
@@ -30,5 +33,18 @@ def _pictures(_app, _page, source):
     source[0] = re.sub(picture, pair, source[0], flags=re.DOTALL)
 
 
+def _verbs(_app, page, source):
+    """The help of every verb, on the page of the command line."""
+    if page != "cli":
+        return
+    os.environ["COLUMNS"] = "110"
+    for verb, purpose in VERBS.items():
+        module = importlib.import_module(f"ado_stream.cli.{verb}")
+        parser = argparse.ArgumentParser(prog=f"ado-stream {verb}", **parser_options(verb, module))
+        module.add_arguments(parser)
+        source[0] += f"\n## {verb}\n\n{purpose[0].upper()}{purpose[1:]}.\n\n```text\n{parser.format_help()}```\n"
+
+
 def setup(app):
     app.connect("source-read", _pictures)
+    app.connect("source-read", _verbs)
