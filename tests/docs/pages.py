@@ -26,8 +26,7 @@ TIMEOUT_S = 240
 # What stands in for `ado-stream`, `python` and `torchrun`: sends the command, prints the answer.
 CLIENT = f"""#!{sys.executable} -SE
 import json, os, socket, sys
-with socket.socket(socket.AF_UNIX) as server:
-    server.connect(os.environ["COMMANDS"])
+with socket.create_connection(("127.0.0.1", int(os.environ["COMMANDS_PORT"]))) as server:
     server.sendall(json.dumps([os.path.basename(sys.argv[0]), sys.argv[1:], os.getcwd(), dict(os.environ)]).encode())
     server.shutdown(socket.SHUT_WR)
     code, text = json.loads(b"".join(iter(lambda: server.recv(65536), b"")))
@@ -41,12 +40,6 @@ class Block(NamedTuple):
 
     language: str
     text: str
-
-    @property
-    def file(self) -> str | None:
-        """Its name, when the block is a file."""
-        found = re.match(r"# ([\w./-]+\.(?:py|yaml))\n", self.text)
-        return found[1] if found else None
 
 
 def blocks(page: Path) -> list[Block]:
@@ -65,7 +58,8 @@ def run_page(page: Path, folder: Path, environment: dict[str, str], replace: dic
         if language == "bash":
             script.append(text)
             continue
-        name = Block(language, text).file or "page.py"
+        named = re.match(r"# ([\w./-]+\.(?:py|yaml))\n", text)
+        name = named[1] if named else "page.py"
         script.append(f"cat > {name} <<'END_OF_FILE'\n{text}END_OF_FILE")
         if name == "page.py":
             assert language == "python", f"{page.name}: a file of {language} needs a name in its first line"
@@ -91,11 +85,11 @@ def commands(children: ChildProcesses, folder: Path) -> Iterator[dict[str, str]]
     for name in ("ado-stream", "python", "torchrun"):
         (bin_folder / name).write_text(CLIENT)
         (bin_folder / name).chmod(0o755)
-    with socket.socket(socket.AF_UNIX) as listener:
-        listener.bind(str(folder / "commands"))
-        listener.listen()
+    with socket.create_server(("127.0.0.1", 0)) as listener:
         threading.Thread(target=_serve, args=(listener, children), daemon=True).start()
-        yield {"PATH": f"{bin_folder}{os.pathsep}{os.environ['PATH']}", "COMMANDS": str(folder / "commands")}
+        port = str(listener.getsockname()[1])
+        yield {"PATH": f"{bin_folder}{os.pathsep}{os.environ['PATH']}", "COMMANDS_PORT": port}
+        listener.shutdown(socket.SHUT_RDWR)  # ends accept
 
 
 def _serve(listener: socket.socket, children: ChildProcesses) -> None:
