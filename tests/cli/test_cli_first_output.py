@@ -55,7 +55,7 @@ NEED_NO_TORCH = {
     "lint": ["lint", "corpus"],
     "preview": ["preview", "corpus"],
     "fit": ["fit", "losses.csv", "--every", "1", "--plot", "laws.png"],
-    "simulate": ["simulate", "--policy", "natural", "--steps", "20"],
+    "simulate": ["simulate", "--policy", "ado", "--steps", "100"],
     "replay": ["replay", "runs/first", "--policy", "uniform"],
     "report": ["report", "runs/first"],
     "completion": ["completion", "bash"],
