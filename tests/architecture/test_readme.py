@@ -51,6 +51,13 @@ def test_the_sentence_on_what_it_pays_has_the_figures_of_the_experiments():
     assert [float(number) for number in re.findall(r"\d\.\d{3}", sentence)] == figures
 
 
+def test_the_figures_of_the_summary_are_those_of_their_page():
+    (row,) = (line for line in README.splitlines() if "(docs/figures.md)" in line)
+    figures = re.findall(r"\d[\d.]* (?:times|%)|\d+ were met, \d+ missed", row)
+    assert len(figures) == 5
+    assert [figure for figure in figures if figure not in FIGURES] == []
+
+
 def test_every_test_that_a_promise_names_exists():
     named = re.findall(r"`([\w/]*test_\w+\.py)?(?:::(test_\w+))?`", PROMISES)
     path = None
