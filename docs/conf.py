@@ -18,6 +18,7 @@ highlight_language = "text"  # of indented blocks: formulas and drawings
 default_role = "code"  # docstrings quote code as Markdown does
 autodoc_typehints = "none"  # docstrings give shapes, dtypes and units
 autodoc_member_order = "bysource"
+autodoc_mock_imports = ["lightning", "transformers"]  # of the adapters; heavy, and not in the extra `docs`
 html_theme = "furo"
 html_title = f"ado-stream {release}"
 
