@@ -43,7 +43,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> None:
     """Runs the verb."""
     if args.step is not None:
-        announce(f"drawing step {args.step:,} of {args.corpus} again")
         corpus, dataset = _dataset_at(Path(args.corpus), args.step)
         samples = _drawn(dataset, 1)
     else:
@@ -72,13 +71,13 @@ def _samples(args: argparse.Namespace, corpus: Corpus) -> Iterator[tuple[dict[st
 
 def _batches(args: argparse.Namespace, corpus: Corpus) -> Iterator[tuple[dict[str, Any], np.ndarray]]:
     """(place, tokens) of every sample of the first batches."""
-    announce(f"drawing {args.batches} batches of {args.corpus}")
-    from ado_stream.stream.dataset import AdaptiveStreamingDataset  # imports torch
-
     domains = corpus.domains
     if args.mixture is not None:
         weights = _weights(args.mixture, [domain.name for domain in domains], args.split)
         domains = [replace(domain, prior=weights.get(domain.name, 0.0)) for domain in domains]
+    announce(f"drawing {args.batches} batches of {args.corpus}")
+    from ado_stream.stream.dataset import AdaptiveStreamingDataset  # imports torch
+
     dataset = AdaptiveStreamingDataset(domains, global_batch_size=args.batch_size, seed=args.seed, mixture_lag=None)
     yield from _drawn(dataset, args.batches)
 
@@ -86,9 +85,7 @@ def _batches(args: argparse.Namespace, corpus: Corpus) -> Iterator[tuple[dict[st
 def _dataset_at(run_dir: Path, step: int) -> tuple[Corpus, "AdaptiveStreamingDataset"]:
     """The corpus of a recorded run, and its data set at `step`. Raises ConfigError for a step that is not recorded."""
     from ado_stream.record import read_run
-    from ado_stream.train.components import make_dataset, open_split
     from ado_stream.train.config import load_config
-    from ado_stream.train.distributed import detect_context
 
     _, lines = read_run(run_dir)
     recorded = {line["step"]: line for line in lines["step"]}
@@ -96,6 +93,10 @@ def _dataset_at(run_dir: Path, step: int) -> tuple[Corpus, "AdaptiveStreamingDat
         steps = f"{min(recorded)} to {max(recorded)}" if recorded else "none"
         raise ConfigError(f"--step {step}: {run_dir} recorded steps {steps}; a step is drawn again from all before it.")
     config = load_config(run_dir / "config.yaml")
+    announce(f"drawing step {step:,} of {run_dir} again")
+    from ado_stream.train.components import make_dataset, open_split  # imports torch
+    from ado_stream.train.distributed import detect_context
+
     config.data.replication = 1
     corpus = open_split(config, "train")
     dataset = make_dataset(config, corpus, detect_context("cpu"))

@@ -68,8 +68,9 @@ def _simulate(spec: Spec) -> dict[str, Outcome]:
     """The outcome of each policy of `spec`."""
     outcomes = {}
     for label in spec.policies:
+        policy = spec.make(label)
         announce(f"simulating {label} for {spec.steps:,} steps")
-        outcomes[label] = simulate(spec, spec.make(label))
+        outcomes[label] = simulate(spec, policy)
     return outcomes
 
 
