@@ -46,6 +46,13 @@ def _verbs(_app, page, source):
         source[0] += f"\n## {verb}\n\n{purpose[0].upper()}{purpose[1:]}.\n\n```text\n{parser.format_help()}```\n"
 
 
+def _whole_first_line(_app, what, _name, _object, _options, lines):
+    """Keeps napoleon from taking "(K,) float64: the prior" of a property for its type and its text."""
+    if what in ("attribute", "property"):
+        lines.insert(0, "")
+
+
 def setup(app):
+    app.connect("autodoc-process-docstring", _whole_first_line, priority=1)  # before napoleon
     app.connect("source-read", _pictures)
     app.connect("source-read", _verbs)
