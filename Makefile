@@ -1,5 +1,5 @@
-# Everyday commands; .ci/run calls the first and the third.
-.PHONY: check test test-all faults fuzz portability bench
+# Everyday commands; .ci/run calls the first, the third and the last.
+.PHONY: check test test-all faults fuzz portability bench docs
 check:
 	ruff format --check .
 	ruff check .
@@ -17,3 +17,5 @@ portability:
 	.ci/portability
 bench:
 	python -m benchmarks
+docs:
+	sphinx-build --fail-on-warning --quiet --jobs auto docs build/docs

@@ -35,7 +35,7 @@ def run(args: argparse.Namespace) -> None:
     from ado_stream.demo.demo_plan import DemoPlan
     from ado_stream.train.cpu_tuning import let_idle_threads_sleep
 
-    console = Console(stderr=args.json, highlight=False, markup=False)
+    console = Console(stderr=args.json, highlight=False, markup=False, soft_wrap=True)
     plan = DemoPlan.create(args.seed, args.quick, args.steps)
     console.print(f"ado-stream demo: writes to {args.out} only, downloads nothing")
     let_idle_threads_sleep()
@@ -50,7 +50,7 @@ def run(args: argparse.Namespace) -> None:
     _show_result(console, result)
     if args.quick:
         console.print("A quick demo checks that everything works; its runs are too short to compare policies.")
-    console.print(f"report: {result.report.resolve()}", soft_wrap=True)
+    console.print(f"report: {result.report.resolve()}")
     console.print(
         "Try your own text: ado-stream prepare YOUR.jsonl --out my-corpus, then ado-stream info my-corpus; training "
         "starts with policy target."
@@ -73,7 +73,7 @@ def _show_text(console: "Console", text: "list[DomainText]") -> None:
     ]
     files, documents = sum(domain.files for domain in text), sum(domain.documents for domain in text)
     rows.append(["all", f"{files:,}", f"{documents:,}", f"{total_bytes / 1e6:.2f}", ""])
-    console.print(table_text(("domain", "files", "documents", "MB", "share"), rows), soft_wrap=True)
+    console.print(table_text(("domain", "files", "documents", "MB", "share"), rows))
 
 
 def _show_result(console: "Console", result: "DemoResult") -> None:
@@ -92,5 +92,5 @@ def _show_result(console: "Console", result: "DemoResult") -> None:
     ]
     console.print("\nvalidation loss on the text that one wants, nats per token by corpus size")
     header = ("policy", "with hashes", "to natural", "without", "to natural")
-    console.print(table_text(header, rows), soft_wrap=True)
-    console.print("\n" + conclusion(runs, loss, clean), style="bold", soft_wrap=True)
+    console.print(table_text(header, rows))
+    console.print("\n" + conclusion(runs, loss, clean), style="bold")

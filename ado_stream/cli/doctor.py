@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from ado_stream.cli.shared import print_json
+from ado_stream.cli.shared import announce, print_json
 from ado_stream.visible import visible
 
 OK, WARN, FAIL, INFO = "ok", "warn", "fail", "info"
@@ -74,6 +74,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Prints the findings; returns 1 when any of them is a failure."""
+    announce("checking this machine")
     checks = (_packages, _kernels, _gpus, _machine, _stores)
     findings = [finding for check in checks for finding in check()]
     if args.url:

@@ -5,7 +5,14 @@ import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ado_stream.cli.shared import add_trained_run_argument, check_positive, is_main_rank, print_json, table_text
+from ado_stream.cli.shared import (
+    add_trained_run_argument,
+    announce,
+    check_positive,
+    is_main_rank,
+    print_json,
+    table_text,
+)
 from ado_stream.errors import ConfigError
 from ado_stream.value_types import JsonObject
 
@@ -30,6 +37,7 @@ def run(args: argparse.Namespace) -> None:
     from ado_stream.train.cpu_tuning import let_idle_threads_sleep
 
     let_idle_threads_sleep()
+    announce(f"evaluating {args.run}")
     _check(args)
     from ado_stream.evaluate.trained_run import open_run
 

@@ -3,7 +3,7 @@
 import argparse
 from pathlib import Path
 
-from ado_stream.cli.shared import add_trained_run_argument
+from ado_stream.cli.shared import add_trained_run_argument, announce
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -17,6 +17,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> None:
     """Runs the verb."""
+    announce(f"exporting {args.run}")
     from ado_stream.evaluate.export import export_hugging_face
     from ado_stream.evaluate.trained_run import open_run
 

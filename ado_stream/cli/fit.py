@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
-from ado_stream.cli.shared import check_positive, picture_path, print_json, table_text
+from ado_stream.cli.shared import announce, check_positive, picture_path, print_json, table_text
 from ado_stream.errors import ConfigError, DataError
 from ado_stream.policy.scaling_laws import (
     PARAMETERS,
@@ -67,6 +67,7 @@ def run(args: argparse.Namespace) -> None:
             f"--ignore-steps {args.ignore_steps} leaves none of the {len(samples_T)} rows of {args.losses} to fit; "
             f"expected at most {len(samples_T) - 1}."
         )
+    announce(f"fitting {len(samples_T)} rows of {len(names)} domains")
     fit = fit_scaling_laws(samples_T, losses_KT, config, args.backend)
     rows, bounds = law_rows(names, fit, 2.0 * samples_T[-1]), list(bounds_in_words(fit, names).values())
     if args.json:

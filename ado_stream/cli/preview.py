@@ -11,7 +11,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ado_stream.cli.shared import print_json
+from ado_stream.cli.shared import announce, print_json
 from ado_stream.corpus import Corpus, open_corpus
 from ado_stream.corpus.checker import CorpusChecker
 from ado_stream.corpus.manifest import SPLITS
@@ -70,12 +70,13 @@ def _samples(args: argparse.Namespace, corpus: Corpus) -> Iterator[tuple[JsonObj
 
 def _batches(args: argparse.Namespace, corpus: Corpus) -> Iterator[tuple[JsonObject, Array]]:
     """(place, tokens) of every sample of the first batches."""
-    from ado_stream.stream.dataset import AdaptiveStreamingDataset  # imports torch
-
     domains = corpus.domains
     if args.mixture is not None:
         weights = _weights(args.mixture, [domain.name for domain in domains], args.split)
         domains = [replace(domain, prior=weights.get(domain.name, 0.0)) for domain in domains]
+    announce(f"drawing {args.batches} batches of {args.corpus}")
+    from ado_stream.stream.dataset import AdaptiveStreamingDataset  # imports torch
+
     dataset = AdaptiveStreamingDataset(domains, global_batch_size=args.batch_size, seed=args.seed, mixture_lag=None)
     yield from _drawn(dataset, args.batches)
 
@@ -83,9 +84,7 @@ def _batches(args: argparse.Namespace, corpus: Corpus) -> Iterator[tuple[JsonObj
 def _dataset_at(run_dir: Path, step: int) -> tuple[Corpus, "AdaptiveStreamingDataset"]:
     """The corpus of a recorded run, and its data set at `step`. Raises ConfigError for a step that is not recorded."""
     from ado_stream.record import read_run
-    from ado_stream.train.components import make_dataset, open_split
     from ado_stream.train.config import load_config
-    from ado_stream.train.distributed import detect_context
 
     _, lines = read_run(run_dir)
     recorded = {line["step"]: line for line in lines["step"]}
@@ -93,6 +92,10 @@ def _dataset_at(run_dir: Path, step: int) -> tuple[Corpus, "AdaptiveStreamingDat
         steps = f"{min(recorded)} to {max(recorded)}" if recorded else "none"
         raise ConfigError(f"--step {step}: {run_dir} recorded steps {steps}; a step is drawn again from all before it.")
     config = load_config(run_dir / "config.yaml")
+    announce(f"drawing step {step:,} of {run_dir} again")
+    from ado_stream.train.components import make_dataset, open_split  # imports torch
+    from ado_stream.train.distributed import detect_context
+
     config.data.replication = 1
     corpus = open_split(config, "train")
     dataset = make_dataset(config, corpus, detect_context("cpu"))

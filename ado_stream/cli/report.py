@@ -7,7 +7,7 @@ import argparse
 import os
 from pathlib import Path
 
-from ado_stream.cli.shared import print_json
+from ado_stream.cli.shared import announce, print_json
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -19,11 +19,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> None:
     """Writes the report; prints the verdict and the page's path."""
-    from ado_stream.report.report_page import write_report
     from ado_stream.report.run_data import load_runs
     from ado_stream.report.verdict import caveats, compare
 
     runs = load_runs(args.runs)
+    announce(f"drawing {', '.join(args.runs)}")
+    from ado_stream.report.report_page import write_report  # imports matplotlib
+
     paths = [found.path for found in runs]
     beside = paths[0] if len(paths) == 1 else os.path.commonpath([path.resolve().parent for path in paths])
     path = write_report(paths, Path(args.out) if args.out else Path(beside).resolve() / "report")

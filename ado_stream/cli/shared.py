@@ -2,6 +2,7 @@
 
 import argparse
 import os
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -55,6 +56,12 @@ def picture_path(path: str | Path) -> Path:
 def is_main_rank() -> bool:
     """Whether this process is the one of torchrun's that prints."""
     return os.environ.get("RANK", "0") == "0"
+
+
+def announce(text: str) -> None:
+    """Says on standard error what the verb does, before it imports or computes for seconds."""
+    if is_main_rank():
+        print(visible(f"{text} ..."), file=sys.stderr, flush=True)
 
 
 def print_json(value: object) -> None:

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from ado_stream.cli.shared import picture_path, policy_options, print_json, table_text
+from ado_stream.cli.shared import announce, picture_path, policy_options, print_json, table_text
 from ado_stream.errors import ConfigError, NotFound
 from ado_stream.simulate.closed_loop import Outcome, Spec, read_spec, simulate
 from ado_stream.simulate.default_spec import default_spec
@@ -53,7 +53,7 @@ def run(args: argparse.Namespace) -> None:
         _controlled(args, plot)
         return
     spec = read_spec(_given(args))
-    outcomes = {label: simulate(spec, spec.make(label)) for label in spec.policies}
+    outcomes = _simulate(spec)
     summary = summarise(spec, outcomes)
     if args.json:
         print_json(summary)
@@ -65,6 +65,16 @@ def run(args: argparse.Namespace) -> None:
             print(f"drawn: {plot}")
 
 
+def _simulate(spec: Spec) -> dict[str, Outcome]:
+    """The outcome of each policy of `spec`."""
+    outcomes = {}
+    for label in spec.policies:
+        policy = spec.make(label)
+        announce(f"simulating {label} for {spec.steps:,} steps")
+        outcomes[label] = simulate(spec, policy)
+    return outcomes
+
+
 def _all_worlds(args: argparse.Namespace) -> None:
     """Every policy's regret in every world; a row a world."""
     if args.plot:
@@ -72,7 +82,7 @@ def _all_worlds(args: argparse.Namespace) -> None:
     found: JsonObject = {}
     for name in WORLDS:
         spec = read_spec(_given(argparse.Namespace(**{**vars(args), "world": name})))
-        found[name] = summarise(spec, {label: simulate(spec, spec.make(label)) for label in spec.policies})
+        found[name] = summarise(spec, _simulate(spec))
     if args.json:
         print_json(found)
         return
@@ -91,6 +101,7 @@ def _controlled(args: argparse.Namespace, plot: Path | None) -> None:
 
     if args.spec or args.policy or args.steps or args.seed is not None:
         raise ConfigError("--controlled has its own domains, policy and steps; give it only --plot or --json.")
+    announce("simulating the controlled experiments")
     found = run_experiments()
     if args.json:
         print_json(

@@ -23,25 +23,29 @@ UNITS = ("reference", "vocabulary")
 class AdoConfig:
     """How ADO turns laws into a mixture. None: the default named here, capped by the length of the run where known.
 
-    start_step: first step at which the mixture may leave the prior; None: 5000, at most a tenth of the run.
-    interval: steps between refits; None: 1000, at most a fiftieth of the run.
-    ignore_steps: first steps that the fit leaves out; None: 1000, at most a tenth of the run.
-    min_points: least number of points for a refit; None: 8, at most a quarter of the run's steps; 1 where the length
-        is unknown, so that a schedule set by hand is kept. A law through three points is noise, and so is one through
-        eight steps in a row: with the thinning below, a short run's first law comes after a third of it.
-    hold_steps: the mixture changes only at multiples of this many steps.
-    credit: "history" h^s (paper and reference), or "residual" h^s clamp(1 + kappa (lbar - L) / (L - eps), 1/2, 2).
-    credit_power: s. credit_memory: g1, of h and of lbar. mixture_memory: g2, the weight of the newest preference.
-    min_alpha: exponents below count as this much in the learning speed.
-    floor: least share of any domain; None: 0.01, at most half of 1/K.
-    floor_rule: "exact": water-filling on the final mixture; "reference": the reference's clip, on the preference.
-    shared_count: the law's n counts the samples of all domains (True) or of the domain alone (False).
-    fit: how laws are fitted; its ignore_steps is replaced by the one here. None: FitConfig(), which keeps every 10th
-        step, but of a run under 300 steps every (steps / 30)th.
-    units: of the fit's starts and penalties: "reference", or "vocabulary": scaled by log of the run's vocabulary, so
-        that floors of small vocabularies and of bytes are not held at a bound (FitConfig.start_loss).
-    fit_backend: "numba", "triton" or "auto" (see fit_scaling_laws). "auto" may choose the GPU that trains, where a
-        refit waits for the kernels queued before it.
+    Args:
+        start_step: first step at which the mixture may leave the prior; None: 5000, at most a tenth of the run.
+        interval: steps between refits; None: 1000, at most a fiftieth of the run.
+        ignore_steps: first steps that the fit leaves out; None: 1000, at most a tenth of the run.
+        min_points: least number of points for a refit; None: 8, at most a quarter of the run's steps; 1 where the
+            length is unknown, so that a schedule set by hand is kept. A law through three points is noise, and so is
+            one through eight steps in a row: with the thinning below, a short run's first law comes after a third.
+        hold_steps: the mixture changes only at multiples of this many steps.
+        credit: "history" h^s (paper and reference), or "residual" h^s clamp(1 + kappa (lbar - L) / (L - eps), 1/2, 2).
+        credit_power: s.
+        credit_memory: g1, of h and of lbar.
+        kappa: of the credit "residual".
+        mixture_memory: g2, the weight of the newest preference.
+        min_alpha: exponents below count as this much in the learning speed.
+        floor: least share of any domain; None: 0.01, at most half of 1/K.
+        floor_rule: "exact": water-filling on the final mixture; "reference": the reference's clip, on the preference.
+        shared_count: the law's n counts the samples of all domains (True) or of the domain alone (False).
+        fit: how laws are fitted; its ignore_steps is replaced by the one here. None: FitConfig(), which keeps every
+            10th step, but of a run under 300 steps every (steps / 30)th.
+        units: of the fit's starts and penalties: "reference", or "vocabulary": scaled by log of the run's vocabulary,
+            so that floors of small vocabularies and of bytes are not held at a bound (FitConfig.start_loss).
+        fit_backend: "numba", "triton" or "auto" (see fit_scaling_laws). "auto" may choose the GPU that trains, where a
+            refit waits for the kernels queued before it.
     """
 
     start_step: int | None = None

@@ -70,12 +70,15 @@ class FitConfig(FitOptions):
 class ScalingLawFit:
     """Laws of K domains, fitted or given by hand.
 
-    log_beta, log_eps, alpha: (K,) float64; the law's parameters, n in samples.
-    objective: (K,) float64, F at the parameters; NaN when given by hand.
-    valid: (K,) bool; False where the fit found nothing finite (its parameters are then NaN).
-    at_bound: (K, 3) bool; log_beta >= 6.5, log_eps <= 0.5, alpha <= 0.001 or >= 0.8: a penalty of F acts there (with
-        FitConfig.start_loss the first two are scaled). `bounds_in_words` says what that means.
-    residual_scale: (K,) float64, median |log L_obs - log L|; num_points: (K,) int64, points that F summed over.
+    Args:
+        log_beta, log_eps, alpha: (K,) float64; the law's parameters, n in samples.
+        objective: (K,) float64, F at the parameters; NaN when given by hand.
+        valid: (K,) bool; False where the fit found nothing finite (its parameters are then NaN).
+        at_bound: (K, 3) bool; log_beta >= 6.5, log_eps <= 0.5, alpha <= 0.001 or >= 0.8: a penalty of F acts there
+            (with FitConfig.start_loss the first two are scaled). `bounds_in_words` says what that means.
+        residual_scale: (K,) float64, median of abs(log L_obs - log L).
+        num_points: (K,) int64, points that F summed over.
+
     Raises ConfigError where shapes differ.
     """
 
@@ -150,10 +153,12 @@ def fit_scaling_laws(
 ) -> ScalingLawFit:
     """Laws of K domains from their loss histories, by the minimum of F for each.
 
-    counts: (T,) shared or (K, T) own cumulative samples, above 0, not decreasing along time.
-    losses: (K, T) nats per token, one per step; smoothed and thinned here by `config` (`config.prepared()` for a
-        history that is so already). A point that is NaN, infinite or not positive is skipped.
-    backend: "auto", "numba" (CPU), "triton" (CUDA GPU, or anywhere under TRITON_INTERPRET=1).
+    Args:
+        counts: (T,) shared or (K, T) own cumulative samples, above 0, not decreasing along time.
+        losses: (K, T) nats per token, one per step; smoothed and thinned here by `config` (`config.prepared()` for a
+            history that is so already). A point that is NaN, infinite or not positive is skipped.
+        backend: "auto", "numba" (CPU), "triton" (CUDA GPU, or anywhere under TRITON_INTERPRET=1).
+
     A domain without a usable point or finite minimum has valid False and NaN parameters; the others are not affected.
     Raises PolicyError for impossible arrays, ConfigError for a backend that is unknown or that this machine lacks; a
     device that fails during a fit raises its own error.

@@ -52,7 +52,7 @@ class AdaptiveStreamingDataset(IterableDataset[TokenBatch]):
         canonical_nodes: C lanes; a node that serves whole lanes reads only their shards. Part of a run's identity.
         mixture_lag: the mixture published after step s is that of step s + 1 + lag; steps 0 .. lag take the prior.
             None: a step without a mixture of its own takes that of the step before.
-        sampling: "systematic" (|count - B p| < 1 at every step) or "multinomial".
+        sampling: "systematic" (each count within one of B p at every step) or "multinomial".
         cache_limit: bytes of cached shards on this machine; None: the whole disk.
         predownload: samples of the mixture's future to keep on the local disk; None: 64 steps.
         replication: this many consecutive ranks get the same samples (tensor or context parallel groups).

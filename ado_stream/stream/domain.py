@@ -22,10 +22,12 @@ from ado_stream.value_types import Floats, Ints
 class Domain:
     """One domain of the mixture: an MDS data set (a folder with index.json) under a name.
 
-    remote: URL or path of the folder that is read; None when the shards are in `local`.
-    local:  folder on this machine: the shards themselves (remote None) or the cache of the remote.
-            Path objects become strings.
-    prior:  weight, on any positive scale; None for all domains: their numbers of tokens.
+    Args:
+        name: unique among the domains of a data set.
+        remote: URL or path of the folder that is read; None when the shards are in `local`.
+        local: folder on this machine: the shards themselves (remote None) or the cache of the remote. Path objects
+            become strings.
+        prior: weight, on any positive scale; None for all domains: their numbers of tokens.
     """
 
     name: str

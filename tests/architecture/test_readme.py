@@ -1,14 +1,13 @@
-"""The README's code runs, its commands parse, and every test that it names exists."""
+"""The README's code runs, its figures are those of the experiments; tests and benchmarks that are named exist."""
 
-import importlib
 import re
-import shlex
 from pathlib import Path
 
 import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
 README = (ROOT / "README.md").read_text()
+PROMISES, FIGURES = ((ROOT / "docs" / name).read_text() for name in ("promises.md", "figures.md"))
 
 
 def blocks(language):
@@ -32,49 +31,55 @@ def test_the_python_runs_as_it_stands(small_corpus):
     assert names["policy"].step == 20
 
 
-def test_the_config_is_a_config(tmp_path):
-    from ado_stream.train.config import load_config
-
-    (text,) = blocks("yaml")
-    path = tmp_path / "config.yaml"
-    path.write_text(text)
-    assert load_config(path, []).policy.name == "target"
-
-
-def test_every_test_and_file_that_is_named_exists():
-    for name in re.findall(r"`((?:tests/[\w/]+/)?test_\w+\.py)(?:::(test_\w+))?`", README):
-        path, function = name
-        found = list(ROOT.glob(path)) or list(ROOT.glob(f"tests/*/{path}"))
-        assert found, path
-        assert not function or f"def {function}(" in found[0].read_text(), f"{path}::{function}"
-    for name in re.findall(r"`(benchmarks\.\w+)`|python -m (benchmarks\.\w+)", README):
-        module = next(filter(None, name))
-        assert (ROOT / (module.replace(".", "/") + ".py")).exists() or (ROOT / module.replace(".", "/")).is_dir(), (
-            module
-        )
+def by_size(scenario, policy):
+    """The difference to the natural mixture by corpus size that the page of the experiments has."""
+    page = (ROOT / "docs" / "learning.md").read_text()
+    section = page.split(f"### ten, {scenario}:")[1].split("###")[0]
+    (row,) = re.findall(rf"^\| {policy} \| \d+ \| (\S+) ", section, re.MULTILINE)
+    return float(row)
 
 
-def test_every_command_that_is_shown_parses():
-    import argparse
+def test_the_sentence_on_what_it_pays_has_the_figures_of_the_experiments():
+    sentence = README.split("**Does it pay?**")[1].split("## ")[0]
+    unlearnable = [f"unlearnable-{share}" for share in (10, 20, 40)]
+    figures = [
+        *(-by_size(scenario, "target") for scenario in unlearnable),
+        *(-by_size(scenario, "oracle") for scenario in unlearnable),
+        by_size("clean", "target"),
+        by_size("clean", "ado"),
+    ]
+    assert [float(number) for number in re.findall(r"\d\.\d{3}", sentence)] == figures
 
-    commands = [line.split("#")[0].strip() for line in re.findall(r"^    (ado-stream .*)$", README, re.MULTILINE)]
-    commands = [part.strip().rstrip("\\") for command in commands for part in command.split(";")]
-    assert len(commands) > 5
-    for command in commands:
-        _, verb, *words = shlex.split(command)
-        module = importlib.import_module(f"ado_stream.cli.{verb}")
-        parser = argparse.ArgumentParser()
-        module.add_arguments(parser)
-        parser.parse_known_args([*words, "--out", "x"] if verb == "prepare" else words)
+
+def test_the_figures_of_the_summary_are_those_of_their_page():
+    (row,) = (line for line in README.splitlines() if "(docs/figures.md)" in line)
+    figures = re.findall(r"\d[\d.]* (?:times|%)|\d+ were met, \d+ missed", row)
+    assert len(figures) == 5
+    assert [figure for figure in figures if figure not in FIGURES] == []
+
+
+def test_every_test_that_a_promise_names_exists():
+    named = re.findall(r"`([\w/]*test_\w+\.py)?(?:::(test_\w+))?`", PROMISES)
+    path = None
+    for name, function in named:
+        path = name or path  # `::test_x`: of the file named before
+        if path:
+            found = list((ROOT / "tests").glob(path)) or list((ROOT / "tests").glob(f"*/{path}"))
+            assert found, path
+            assert not function or f"def {function}(" in found[0].read_text(), f"{path}::{function}"
+    assert len(named) > 20
 
 
 def test_it_is_short():
-    assert README.count("\n") <= 250
+    assert README.count("\n") <= 200
 
 
 def test_every_benchmark_that_is_named_exists():
     from benchmarks.__main__ import modules
 
-    named = set(re.findall(r"python -m benchmarks (\w+)", README))
-    assert named
+    named = set(re.findall(r"python -m benchmarks (\w+)", FIGURES))
+    assert len(named) > 10
     assert named <= modules().keys()
+    for module in re.findall(r"python -m (benchmarks(?:\.\w+)+)", FIGURES):
+        path = ROOT.joinpath(*module.split("."))
+        assert path.with_suffix(".py").exists() or path.is_dir(), module

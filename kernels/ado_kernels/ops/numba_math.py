@@ -37,7 +37,7 @@ def exp(x: float) -> float:
 @overload(exp, inline="always")
 def _exp_overload(x: float) -> Callable[[float], float]:
     # x is a Numba type here; Numba refuses another annotation than the implementations'.
-    return _exp_float32 if x == types.float32 else _exp_float64
+    return _exp_float32 if x == types.float32 else _exp_float64  # type: ignore[comparison-overlap]
 
 
 def _exp_float64(x: float) -> float:
