@@ -3,8 +3,8 @@
 Windows of steps take turns: those of `train` with everything in it (shards, per-domain sums, policy, clipping, the run
 record), and those of a loop that a user would write: the same parameters under torch's own functions, tokens that lie
 in memory, cross-entropy of full logits, clipping, AdamW. Prints the median ratio of paired windows with its 95 %
-interval, and the parts of a step that the run recorded. The model is nano at sequence 256 on the CPU. Bar: a step of
-`train` takes at most 1.05 times as long.
+interval, in processor seconds of all threads, and the parts of a step that the run recorded. The model is nano at
+sequence 256 on the CPU. Bar: a step of `train` takes at most 1.05 times the processor time.
 """
 
 import argparse
@@ -71,14 +71,14 @@ def measure(pairs: int, steps: int, preset: str = "nano") -> dict[str, Any]:
 
 
 def windows_in_turn(train: Callable[[], None], plain: Callable[[], None], pairs: int, steps: int) -> np.ndarray:
-    """(R, 2) seconds a step of both, the order alternating; one pair before them is not counted."""
+    """(R, 2) processor seconds a step of both, the order alternating; one pair before them is not counted."""
     pair_s = np.empty((pairs + 1, 2))
     for number in range(pairs + 1):
         for which in (0, 1) if number % 2 else (1, 0):
-            began = time.perf_counter()
+            began = time.process_time()
             for _ in range(steps):
                 (train, plain)[which]()
-            pair_s[number, which] = (time.perf_counter() - began) / steps
+            pair_s[number, which] = (time.process_time() - began) / steps
     return pair_s[1:]
 
 

@@ -20,7 +20,7 @@ import numpy as np
 
 from benchmarks.common import bar, write_result
 
-DOCUMENTS, WORDS, ROUNDS = 20_000, 330, 3
+DOCUMENTS, WORDS, ROUNDS = 20_000, 330, 2
 FEW, MANY = 10, 1000
 LONG_BYTES = 125_000_000
 MOST, MOST_BYTES = 1.5, 7.0
