@@ -8,9 +8,10 @@ import os
 
 from ado_stream.cli.info import print_corpus
 from ado_stream.corpus import load_manifest
+from ado_stream.option_checks import number
 from ado_stream.prepare.config import PrepareConfig
 from ado_stream.prepare.coordinator import prepare
-from ado_stream.visible import visible
+from ado_stream.visible import show
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -66,11 +67,11 @@ def run(args: argparse.Namespace) -> None:
             drop_duplicates_of_val=args.drop_duplicates_of_val,
             skip_errors=args.on_error == "skip",
             seed=args.seed,
-            shard_bytes=round(args.shard_mb * 2**20),
+            shard_bytes=round(number("--shard-mb", args.shard_mb, 0, 2048) * 2**20),
             workers=args.workers,
             progress=not args.json,
         )
     )
     print_corpus(load_manifest(out), args.json)
     if not args.json:
-        print(visible(f"written to {out}"))
+        show(f"written to {out}")

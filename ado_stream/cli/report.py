@@ -7,7 +7,7 @@ import argparse
 import os
 from pathlib import Path
 
-from ado_stream.cli.shared import print_json
+from ado_stream.visible import show, show_json
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -29,8 +29,8 @@ def run(args: argparse.Namespace) -> None:
     path = write_report(paths, Path(args.out) if args.out else Path(beside).resolve() / "report")
     comparisons = [comparison.sentence() for comparison in compare(runs)]
     if args.json:
-        print_json({"report": str(path), "comparisons": comparisons, "caveats": caveats(runs)})
+        show_json({"report": str(path), "comparisons": comparisons, "caveats": caveats(runs)})
         return
     for sentence in (*comparisons, *caveats(runs)):
-        print(sentence)
-    print(f"report: {path}")
+        show(sentence)
+    show(f"report: {path}")

@@ -4,10 +4,9 @@ import argparse
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from ado_stream.errors import ConfigError
-from ado_stream.visible import visible, visible_json
+from ado_stream.visible import visible
 
 
 def add_corpus_argument(parser: argparse.ArgumentParser) -> None:
@@ -18,28 +17,6 @@ def add_corpus_argument(parser: argparse.ArgumentParser) -> None:
 def add_trained_run_argument(parser: argparse.ArgumentParser) -> None:
     """RUN, a run with a checkpoint."""
     parser.add_argument("run", metavar="RUN", help="run_dir of a training run; its newest complete checkpoint is used")
-
-
-def check_positive(option: str, value: int) -> None:
-    """Raises ConfigError when the value of `option` is less than 1."""
-    if value < 1:
-        raise ConfigError(f"{option} must be 1 or more, got {value}")
-
-
-def policy_options(words: list[str]) -> dict[str, Any]:
-    """{key: value} of ["tau=3", "weights={web: 1, code: 2}", "fit.every=5"]; values as YAML. Raises ConfigError."""
-    from omegaconf import OmegaConf
-    from yaml import YAMLError
-
-    for word in words:
-        if not word.partition("=")[1] or word.startswith("="):
-            raise ConfigError(f"--option {word!r}: expected KEY=VALUE, for example --option start_step=500.")
-    try:
-        options = OmegaConf.to_container(OmegaConf.from_dotlist(words))
-    except YAMLError as error:
-        raise ConfigError(f"--option {words}: not KEY=VALUE in YAML ({' '.join(str(error).split())}).") from None
-    assert isinstance(options, dict)
-    return {str(key): value for key, value in options.items()}
 
 
 def picture_path(path: str | Path) -> Path:
@@ -55,11 +32,6 @@ def picture_path(path: str | Path) -> Path:
 def is_main_rank() -> bool:
     """Whether this process is the one of torchrun's that prints."""
     return os.environ.get("RANK", "0") == "0"
-
-
-def print_json(value: object) -> None:
-    """`value` on one line of standard output."""
-    print(visible_json(value))
 
 
 def table_text(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:

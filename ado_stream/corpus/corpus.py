@@ -25,7 +25,7 @@ from ado_stream.storage.download import download_bytes
 from ado_stream.stream.domain import Domain
 
 SCHEMES = ("s3", "gs", "azure", "azure-dl", "oci", "hf", "sftp", "dbfs", "alipan")  # of streaming's clients
-_SCHEME = re.compile(r"([a-zA-Z][a-zA-Z0-9+.-]+):(?=/)")
+_SCHEME = re.compile(r"\s*([a-zA-Z][a-zA-Z0-9+.-]+):(?=/)")
 
 
 @dataclass(frozen=True, repr=False)
@@ -99,9 +99,10 @@ def local_folder(url: str | os.PathLike[str]) -> Path | None:
     path = os.fspath(url).removeprefix("file://")
     found = _SCHEME.match(path)
     if found is None:
-        return Path(path).expanduser()
+        return Path(os.path.expanduser(path))
     scheme, rest = found[1], path[found.end() :]
-    if scheme not in SCHEMES or not (rest.startswith("//") or scheme == "dbfs") or not rest.strip("/"):
+    written_so = found[0] == f"{scheme}:" and (re.match("//[^/]", rest) or scheme == "dbfs")
+    if scheme not in SCHEMES or not written_so or not rest.strip("/"):
         near = f"; did you mean {scheme.lower()}:// and a path?" if scheme.lower() in (*SCHEMES, "file") else ""
         raise ConfigError(
             f"{url}: not a URL that can be read or written{near}\n"
@@ -118,7 +119,7 @@ def remote_text(url: str) -> str:
 
 def user_cache(kind: str, url: str) -> Path:
     """The folder of the user's cache for work of this `kind` on the remote corpus at `url`."""
-    cache = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser()
+    cache = Path(os.path.expanduser(os.environ.get("XDG_CACHE_HOME") or "~/.cache"))
     return cache / "ado-stream" / kind / json_hash(url)
 
 
@@ -128,7 +129,7 @@ def _locate(url: str | os.PathLike[str], cache_dir: str | os.PathLike[str] | Non
     if local is not None and cache_dir is None:
         return local, None
     remote = os.fspath(url).rstrip("/") if local is None else str(local)
-    return Path(cache_dir).expanduser() if cache_dir is not None else user_cache("corpora", remote), remote
+    return Path(os.path.expanduser(cache_dir)) if cache_dir is not None else user_cache("corpora", remote), remote
 
 
 def _read_manifest(source: str) -> Manifest:

@@ -8,6 +8,7 @@ special token is encoded as ordinary text, so no document can end another one.
 import json
 import logging
 import os
+import re
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -146,8 +147,10 @@ def bpe_vocabulary(spec: str) -> int | None:
     if not spec.startswith("bpe:"):
         return None
     size = spec.removeprefix("bpe:")
-    if not size.isdigit() or int(size) < _MIN_BPE:
-        raise ConfigError(f"tokenizer {spec!r}: N must be an integer of at least {_MIN_BPE}, as in bpe:8192.")
+    if not re.fullmatch("[0-9]{3,8}", size) or int(size) < _MIN_BPE:
+        raise ConfigError(
+            f"tokenizer {spec!r:.80}: N must be an integer of at least {_MIN_BPE} and 8 digits, as in bpe:8192."
+        )
     return int(size)
 
 
@@ -177,7 +180,7 @@ def load_tokenizer(spec: str | os.PathLike[str]) -> Tokenizer:
     if bpe_vocabulary(spec) is not None:
         raise ConfigError(f"tokenizer {spec!r} has to be trained; give the tokenizer.json that `prepare` wrote.")
     if _is_path(spec):
-        return load_tokenizer_file(Path(spec).expanduser(), spec)
+        return load_tokenizer_file(Path(os.path.expanduser(spec)), spec)
     from tokenizers import Tokenizer as HuggingFace
 
     hub_log = logging.getLogger("huggingface_hub")
@@ -209,7 +212,7 @@ def load_tokenizer_file(path: Path, spec: str | None = None) -> Tokenizer:
 
 def _is_path(spec: str) -> bool:
     """Whether `spec` can only be a file or folder; what is not there is then not looked for on the hub."""
-    path = Path(spec).expanduser()
+    path = Path(os.path.expanduser(spec))
     return path.exists() or spec.startswith((".", "~", "/")) or path.suffix == ".json" or len(path.parts) > 2
 
 

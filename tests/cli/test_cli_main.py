@@ -1,5 +1,6 @@
 """The command itself: fast help, exit codes, one message instead of a traceback."""
 
+import logging
 import shlex
 import subprocess
 import sys
@@ -156,6 +157,22 @@ def test_an_error_of_the_system_is_one_line(verb, capsys, error, says):
     assert capsys.readouterr().err == f"{says}\n"
     with pytest.raises(OSError, match=error.strerror):
         cli.main(["probe", "--debug"])
+
+
+def test_no_memory_is_one_line(verb, capsys):
+    def run(args):
+        raise MemoryError("Unable to allocate 8 TiB")
+
+    verb(run)
+    assert cli.main(["probe"]) == 1
+    assert capsys.readouterr().err == "MemoryError: Unable to allocate 8 TiB\n"
+
+
+def test_log_lines_show_what_a_terminal_would_obey(verb, capsys):
+    verb(lambda args: 0)
+    cli.main(["probe"])
+    logging.lastResort.handle(logging.makeLogRecord({"msg": "domain \x1b[2J, s3://me:secret-word@host/x"}))
+    assert capsys.readouterr().err == "domain \\x1b[2J, s3://***@host/x\n"
 
 
 @pytest.mark.parametrize("into", ["head -c 1", "true"])

@@ -153,7 +153,18 @@ def test_a_corpus_without_its_tokenizer_is_not_completed_from_the_hub(corpus, mo
 
 
 @pytest.mark.parametrize(
-    "url", ["S3://bucket/x", "s3:/bucket/x", "s3://", "S3a://b/x", "gcs://b/x", "http://h/x", "FILE:///x"]
+    "url",
+    [
+        "S3://bucket/x",
+        "s3:/bucket/x",
+        "s3://",
+        "s3:///x",
+        " s3://b/x",
+        "S3a://b/x",
+        "gcs://b/x",
+        "http://h/x",
+        "FILE:///x",
+    ],
 )
 def test_a_url_that_no_client_reads_is_refused_at_once(url):
     with pytest.raises(ConfigError, match="not a URL that can be read or written"):
