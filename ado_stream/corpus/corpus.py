@@ -18,7 +18,7 @@ from typing import Any
 from ado_stream.corpus.manifest import MANIFEST_NAME, SPLITS, Manifest, decode_manifest, json_hash, num_samples
 from ado_stream.corpus.slow_notice import slow_notice
 from ado_stream.corpus.tokenizer import BYTES, TOKENIZER_CONFIG_NAME, Tokenizer, load_tokenizer, load_tokenizer_file
-from ado_stream.errors import ConfigError, NotFound
+from ado_stream.errors import ConfigError, IndexInvalid, NotFound
 from ado_stream.option_checks import one_of, optional, path_text
 from ado_stream.redact import redact
 from ado_stream.storage.download import download_bytes
@@ -82,6 +82,11 @@ def open_corpus(
     if not domains:
         raise ConfigError(f"{url}: no sample in split {split!r}. Prepare it with --val or --val-fraction.")
     tokenizer = _read_tokenizer(source, manifest["tokenizer"])
+    if tokenizer.vocab_size != manifest["vocab_size"]:
+        raise IndexInvalid(
+            f"{source}/{MANIFEST_NAME}: vocab_size {manifest['vocab_size']:,}, but its tokenizer "
+            f"{manifest['tokenizer']!r} has {tokenizer.vocab_size:,} ids. Prepare the corpus again."
+        )
     return Corpus(domains, tokenizer, manifest["seq_len"], manifest, source, split)
 
 
@@ -150,4 +155,7 @@ def _read_tokenizer(source: str, name: str) -> Tokenizer:
             if (local := local_folder(source)) is not None and not (local / each).is_file():
                 raise NotFound(f"{local / each}: no such file. Prepare the corpus again.")
             (Path(folder) / each).write_bytes(download_bytes(f"{source}/{each}"))
-        return load_tokenizer_file(Path(folder) / name)
+        try:
+            return load_tokenizer_file(Path(folder) / name)
+        except ConfigError as error:  # which names the copy
+            raise ConfigError(str(error).replace(folder, source)) from None

@@ -31,6 +31,7 @@ TOKENIZER_CONFIG_NAME = "tokenizer_config.json"
 BYTES = "bytes"
 _END_TOKENS = ("<|endoftext|>", "<|end_of_text|>", "</s>", "<eos>", "<|eos|>", "[SEP]")
 _EXPECTED = "Expected bytes, bpe:N, a tokenizer.json, a folder that holds one, or a name on the Hugging Face hub."
+_MOST_HOLES = 1 << 20
 _MIN_BPE = 257  # 256 bytes and the end token
 
 
@@ -103,7 +104,13 @@ class HuggingFaceTokenizer(Tokenizer):
         tokenizer.encode_special_tokens = True
         self.name = name
         self.end_id = end_id
-        self.vocab_size = max(tokenizer.get_vocab(with_added_tokens=True).values()) + 1
+        vocabulary = tokenizer.get_vocab(with_added_tokens=True)
+        self.vocab_size = max(vocabulary.values()) + 1
+        if self.vocab_size > 2 * len(vocabulary) + _MOST_HOLES:  # the library writes out each id that is missing
+            raise ConfigError(
+                f"tokenizer {name!r}: ids up to {self.vocab_size - 1:,} for {len(vocabulary):,} tokens; expected ids "
+                "without holes."
+            )
         self._end_token = end_token
         self._tokenizer = tokenizer
         spec = json.loads(tokenizer.to_str())

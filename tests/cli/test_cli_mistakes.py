@@ -131,7 +131,7 @@ def test_yaml_that_is_no_value_is_one_line(verb, value, tmp_path, capsys):
 
 @pytest.mark.parametrize("word", ["a=!!int x", "a=" + "9" * 5000, "a", "=1", "a=["])
 def test_an_assignment_that_is_none_is_one_line(word):
-    with pytest.raises(ado.ConfigError, match=r"^--option '.*' is not KEY=VALUE|^--option '.*': not KEY=VALUE in YAML"):
+    with pytest.raises(ado.ConfigError, match=r"^--option '.*( is|:) not KEY=VALUE"):
         parse_assignments([word], "--option", "--option a=1")
 
 

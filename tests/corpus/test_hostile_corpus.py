@@ -179,6 +179,31 @@ def test_a_url_whose_keys_an_upload_would_cut_is_refused(url):
         PrepareConfig(("in",), url)
 
 
+def test_a_tokenizer_of_another_vocabulary_is_refused(corpus_copy):
+    """Its decoder would raise, or show other text."""
+    folder, edit = corpus_copy
+    edit(lambda manifest: manifest.update(tokenizer="bytes"))
+    with pytest.raises(IndexInvalid, match=r"corpus.json: vocab_size 300, but its tokenizer 'bytes' has 257 ids"):
+        ado.open_corpus(folder)
+
+
+@pytest.mark.parametrize(
+    ("vocabulary", "config", "says"),
+    [
+        ({"far": 2**31}, {}, "ids up to 2,147,483,648 for 301 tokens"),  # the library writes out each that is missing
+        ({}, {"eos_token": ["a"]}, "'eos_token' in its tokenizer_config"),
+    ],
+)
+def test_a_tokenizer_of_odd_shape_is_named_by_its_file(corpus_copy, vocabulary, config, says):
+    folder, _ = corpus_copy
+    spec = json.loads((folder / "tokenizer.json").read_text())
+    spec["model"]["vocab"] |= vocabulary
+    (folder / "tokenizer.json").write_text(json.dumps(spec))
+    (folder / "tokenizer_config.json").write_text(json.dumps({"eos_token": "<|endoftext|>"} | config))
+    with pytest.raises(ConfigError, match=rf"^tokenizer '{folder}/tokenizer.json': {says}"):
+        ado.open_corpus(folder)
+
+
 def test_an_endpoint_that_does_not_answer_is_named_after_two_seconds(tmp_path, monkeypatch, caplog):
     """The socket takes the connection and never answers."""
     import socket
