@@ -15,6 +15,7 @@ from ado_stream.errors import ConfigError
 from ado_stream.suggest import did_you_mean
 
 Checked = TypeVar("Checked")
+MOST_COUNT = 1 << 53  # whole numbers are exact in a float up to here
 
 
 def optional(check: Callable[..., Checked], name: str, value: object, *bounds: object) -> Checked | None:
@@ -22,12 +23,14 @@ def optional(check: Callable[..., Checked], name: str, value: object, *bounds: o
     return None if value is None else check(name, value, *bounds)
 
 
-def whole(name: str, value: object, least: float = 0) -> int:
-    """`value` as an int, `least` or more; NumPy's integers too."""
-    if not isinstance(value, Integral) or isinstance(value, bool) or value < least:
-        bound = f", {least} or more" if least > -math.inf else ""
+def whole(name: str, value: object, least: float = 0, most: float = MOST_COUNT) -> int:
+    """`value` as an int from `least` to `most`; NumPy's integers too."""
+    found = int(value) if isinstance(value, Integral) and not isinstance(value, bool) else None
+    if found is None or not least <= found <= most:
+        above = found is not None and found > most
+        bound = f", {most:.0f} at most" if above else f", {least} or more" if least > -math.inf else ""
         raise ConfigError(f"{name} is {value!r:.80}; expected a whole number{bound}.")
-    return int(value)
+    return found
 
 
 def number(name: str, value: object, least: float = -math.inf, most: float = math.inf) -> float:
@@ -81,6 +84,8 @@ def path_text(name: str, value: object) -> str:
     """`value`, a path or URL as a string or path object, as a string that is not empty."""
     if not isinstance(value, str | os.PathLike) or not isinstance(found := os.fspath(value), str) or not found:
         raise ConfigError(f"{name} is {value!r:.80}; expected a path.")
+    if "\0" in found:
+        raise ConfigError(f"{name} is {value!r:.80}; no path holds a NUL.")
     return found
 
 

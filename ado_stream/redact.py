@@ -33,6 +33,14 @@ def redact(text: str) -> str:
     return text
 
 
+def without_user(text: str, url: str) -> str:
+    """`text`, in which a client may quote parts of `url`, without the user information of that URL."""
+    user = url.partition("://")[2].partition("/")[0].rpartition("@")[0]
+    for secret in filter(None, (user, user.partition(":")[2])):
+        text = text.replace(secret, "***").replace(urllib.parse.unquote(secret), "***")
+    return text
+
+
 def _secrets() -> Iterator[str]:
     """Values of the environment that are secrets, and passwords of URLs in it."""
     for name, value in os.environ.items():

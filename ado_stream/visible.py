@@ -1,11 +1,13 @@
-"""Text from outside made safe for a terminal or a page, without credentials.
+"""Text of others as a terminal or a page may show it, without credentials; the only printing of this package.
 
 Characters that control a terminal or are invisible are escaped: control characters but tab and line end, marks of
 direction, zero-width characters other than those that join letters and emoji, halves of surrogate pairs, tags.
 """
 
 import json
+import logging
 import re
+import sys
 
 from ado_stream.redact import redact
 
@@ -20,7 +22,23 @@ def visible(text: str) -> str:
     return _INVISIBLE.sub(lambda found: found.group().encode("unicode_escape").decode(), redact(text))
 
 
-def visible_json(value: object) -> str:
-    """`value` as JSON on one line, with invisible characters escaped as JSON does."""
+def show(text: str, error: bool = False) -> None:
+    """Prints `text`, as `visible` gives it, on standard output or standard error, at once."""
+    print(visible(text), file=sys.stderr if error else sys.stdout, flush=True)  # noqa: T201
+
+
+def show_json(value: object) -> None:
+    """Prints `value` as JSON on one line of standard output.
+
+    Escapes of JSON spell out what cannot be seen, so that whoever reads the JSON has all of every text.
+    """
     text = json.dumps(value, ensure_ascii=False)
-    return _INVISIBLE.sub(lambda found: json.dumps(found.group())[1:-1], text)
+    print(_INVISIBLE.sub(lambda found: json.dumps(found.group())[1:-1], text), flush=True)  # noqa: T201
+
+
+class VisibleFormatter(logging.Formatter):
+    """Log lines as `visible` gives them."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        """The line of `record`."""
+        return visible(super().format(record))

@@ -6,6 +6,7 @@ folder of $fpath.
 
 import argparse
 import importlib
+import sys
 
 from ado_stream.errors import ConfigError
 
@@ -45,4 +46,4 @@ def run(args: argparse.Namespace) -> None:
         for action in verb._actions:
             if action.dest in FILES:
                 action.complete = shtab.FILE  # type: ignore[attr-defined]
-    print(shtab.complete(parser, args.shell))
+    sys.stdout.write(shtab.complete(parser, args.shell) + "\n")

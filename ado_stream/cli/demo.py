@@ -9,11 +9,10 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ado_stream.cli.shared import print_json, table_text
+from ado_stream.cli.shared import table_text
+from ado_stream.visible import show, show_json
 
 if TYPE_CHECKING:
-    from rich.console import Console
-
     from ado_stream.demo.demo_run import DemoResult
     from ado_stream.demo.raw_text import DomainText
 
@@ -29,37 +28,33 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> None:
     """Runs the demo; prints the comparison as a table and the report's path."""
-    from rich.console import Console
-
     from ado_kernels.numba_cache import compile_in_background
     from ado_stream.demo.demo_plan import DemoPlan
     from ado_stream.train.cpu_tuning import let_idle_threads_sleep
 
-    console = Console(stderr=args.json, highlight=False, markup=False, soft_wrap=True)
     plan = DemoPlan.create(args.seed, args.quick, args.steps)
-    console.print(f"ado-stream demo: writes to {args.out} only, downloads nothing")
-    let_idle_threads_sleep()
-    for group in ("ops", "fit"):  # on a new machine compiling takes about as long as a quick demo's training
-        compile_in_background(group)
-    # with --json, only the answer goes to standard output: what the stages print goes to standard error
-    shown = contextlib.redirect_stdout(sys.stderr) if args.json else contextlib.nullcontext()
-    with shown:
+    # with --json, only the answer goes to standard output, all other text to standard error
+    with contextlib.redirect_stdout(sys.stderr) if args.json else contextlib.nullcontext():
+        show(f"ado-stream demo: writes to {args.out} only, downloads nothing")
+        let_idle_threads_sleep()
+        for group in ("ops", "fit"):  # on a new machine compiling takes about as long as a quick demo's training
+            compile_in_background(group)
         from ado_stream.demo.demo_run import run_demo, summary  # imports torch: seconds
 
-        result = run_demo(Path(args.out), plan, console.print, lambda text: _show_text(console, text))
-    _show_result(console, result)
-    if args.quick:
-        console.print("A quick demo checks that everything works; its runs are too short to compare policies.")
-    console.print(f"report: {result.report.resolve()}")
-    console.print(
-        "Try your own text: ado-stream prepare YOUR.jsonl --out my-corpus, then ado-stream info my-corpus; training "
-        "starts with policy target."
-    )
+        result = run_demo(Path(args.out), plan, show, _show_text)
+        _show_result(result)
+        if args.quick:
+            show("A quick demo checks that everything works; its runs are too short to compare policies.")
+        show(f"report: {result.report.resolve()}")
+        show(
+            "Try your own text: ado-stream prepare YOUR.jsonl --out my-corpus, then ado-stream info my-corpus; "
+            "training starts with policy target."
+        )
     if args.json:
-        print_json(summary(result))
+        show_json(summary(result))
 
 
-def _show_text(console: "Console", text: "list[DomainText]") -> None:
+def _show_text(text: "list[DomainText]") -> None:
     total_bytes = sum(domain.bytes for domain in text)
     rows = [
         [
@@ -73,10 +68,10 @@ def _show_text(console: "Console", text: "list[DomainText]") -> None:
     ]
     files, documents = sum(domain.files for domain in text), sum(domain.documents for domain in text)
     rows.append(["all", f"{files:,}", f"{documents:,}", f"{total_bytes / 1e6:.2f}", ""])
-    console.print(table_text(("domain", "files", "documents", "MB", "share"), rows))
+    show(table_text(("domain", "files", "documents", "MB", "share"), rows))
 
 
-def _show_result(console: "Console", result: "DemoResult") -> None:
+def _show_result(result: "DemoResult") -> None:
     """The table of losses on wanted text, with and without the unlearnable domain, and what follows from it."""
     from ado_stream.demo.demo_plan import CLEAN, POLICIES
     from ado_stream.demo.outcome import conclusion, wanted_loss
@@ -90,7 +85,7 @@ def _show_result(console: "Console", result: "DemoResult") -> None:
         + ([f"{clean[policy]:.3f}", f"{clean[policy] - clean['natural']:+.3f}"] if policy in clean else ["", ""])
         for policy in POLICIES
     ]
-    console.print("\nvalidation loss on the text that one wants, nats per token by corpus size")
+    show("\nvalidation loss on the text that one wants, nats per token by corpus size")
     header = ("policy", "with hashes", "to natural", "without", "to natural")
-    console.print(table_text(header, rows))
-    console.print("\n" + conclusion(runs, loss, clean), style="bold")
+    show(table_text(header, rows))
+    show("\n" + conclusion(runs, loss, clean))

@@ -16,8 +16,8 @@ from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from ado_stream.cli.shared import announce, print_json
-from ado_stream.visible import visible
+from ado_stream.cli.shared import announce
+from ado_stream.visible import show_json, visible
 
 OK, WARN, FAIL, INFO = "ok", "warn", "fail", "info"
 MIN_DISK_BYTES = 10e9
@@ -81,7 +81,7 @@ def run(args: argparse.Namespace) -> int:
         findings.append(_corpus(args.url))
     failed = any(finding.status == FAIL for finding in findings)
     if args.json:
-        print_json({"ok": not failed, "findings": [asdict(finding) for finding in findings]})
+        show_json({"ok": not failed, "findings": [asdict(finding) for finding in findings]})
     else:
         _show(findings)
     return int(failed)
@@ -171,7 +171,7 @@ def _stores() -> Iterator[Finding]:
             yield Finding("stores", store.scheme, INFO, f"client {store.package} is not installed", advice)
             continue
         places = [name for name in store.variables if os.environ.get(name)]
-        places += [name for name in store.files if Path(name).expanduser().exists()]
+        places += [name for name in store.files if Path(os.path.expanduser(name)).exists()]
         if places:
             yield Finding("stores", store.scheme, OK, f"credentials in {', '.join(places)}")
         else:

@@ -5,16 +5,11 @@ import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ado_stream.cli.shared import (
-    add_trained_run_argument,
-    announce,
-    check_positive,
-    is_main_rank,
-    print_json,
-    table_text,
-)
+from ado_stream.cli.shared import add_trained_run_argument, announce, is_main_rank, table_text
 from ado_stream.errors import ConfigError
+from ado_stream.option_checks import optional, whole
 from ado_stream.value_types import JsonObject
+from ado_stream.visible import show, show_json
 
 if TYPE_CHECKING:
     from ado_stream.evaluate.trained_run import TrainedRun
@@ -48,16 +43,15 @@ def run(args: argparse.Namespace) -> None:
     if args.tasks:
         found["tasks"] = _tasks(trained, args)
     if is_main_rank():
-        (print_json if args.json else _print)(found)
+        (show_json if args.json else _print)(found)
 
 
 def _check(args: argparse.Namespace) -> None:
     """Raises ConfigError for an option that cannot work, before anything is opened."""
     from ado_stream.train.distributed import pick_device
 
-    check_positive("--batch-size", args.batch_size)
-    if args.max_samples is not None:
-        check_positive("--max-samples", args.max_samples)
+    whole("--batch-size", args.batch_size, 1)
+    optional(whole, "--max-samples", args.max_samples, 1)
     if args.task_dir is not None and not Path(args.task_dir).is_dir():
         raise ConfigError(f"--task-dir {args.task_dir}: no such folder.")
     pick_device(args.device)
@@ -109,13 +103,13 @@ def _tasks(trained: "TrainedRun", args: argparse.Namespace) -> JsonObject:
 
 
 def _print(found: JsonObject) -> None:
-    print(f"step {found['step']}")
+    show(f"step {found['step']}")
     if "validation" in found:
         _print_validation(found["validation"])
     for task, metrics in found.get("tasks", {}).items():
         for metric, value in metrics.items():
             if isinstance(value, float):
-                print(f"{task:<24} {metric:<24} {value:.4f}")
+                show(f"{task:<24} {metric:<24} {value:.4f}")
 
 
 def _print_validation(validation: JsonObject) -> None:
@@ -125,4 +119,4 @@ def _print_validation(validation: JsonObject) -> None:
     ]
     rows.append(["all tokens", "", f"{validation['loss']:.4f}", ""])
     rows.append(["mean of domains", "", f"{validation['domain_average']:.4f}", ""])
-    print(table_text(("domain", "tokens", "nats/token", "bits/byte"), rows))
+    show(table_text(("domain", "tokens", "nats/token", "bits/byte"), rows))

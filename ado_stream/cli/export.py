@@ -4,6 +4,7 @@ import argparse
 from pathlib import Path
 
 from ado_stream.cli.shared import add_trained_run_argument, announce
+from ado_stream.visible import show
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -23,4 +24,4 @@ def run(args: argparse.Namespace) -> None:
 
     trained = open_run(args.run)
     tokenizer = trained.open_corpus("train").tokenizer
-    print(f"step {trained.step}: {export_hugging_face(trained.model, Path(args.out), tokenizer, args.dtype)}")
+    show(f"step {trained.step}: {export_hugging_face(trained.model, Path(args.out), tokenizer, args.dtype)}")

@@ -11,8 +11,9 @@ from pathlib import Path
 
 import numpy as np
 
-from ado_stream.cli.shared import announce, check_positive, picture_path, print_json, table_text
+from ado_stream.cli.shared import announce, picture_path, table_text
 from ado_stream.errors import ConfigError, DataError
+from ado_stream.option_checks import whole
 from ado_stream.policy.scaling_laws import (
     PARAMETERS,
     FitConfig,
@@ -22,6 +23,7 @@ from ado_stream.policy.scaling_laws import (
     prepare_history,
 )
 from ado_stream.value_types import Floats, JsonObject
+from ado_stream.visible import show, show_json
 
 AXES = ("samples", "step")
 MIN_FITTED_ROWS = 30  # three parameters from fewer points follow their noise
@@ -53,7 +55,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> None:
     """Fits every domain of the file, prints a table or JSON, draws with --plot."""
-    check_positive("--batch-size", args.batch_size)
+    whole("--batch-size", args.batch_size, 1)
     plot = picture_path(args.plot) if args.plot else None
     names, samples_T, losses_KT = read_losses(args.losses, args.batch_size)
     config = FitConfig(
@@ -71,13 +73,13 @@ def run(args: argparse.Namespace) -> None:
     fit = fit_scaling_laws(samples_T, losses_KT, config, args.backend)
     rows, bounds = law_rows(names, fit, 2.0 * samples_T[-1]), list(bounds_in_words(fit, names).values())
     if args.json:
-        print_json({"predicted_at_samples": 2.0 * samples_T[-1], "domains": rows, "bounds": bounds})
+        show_json({"predicted_at_samples": 2.0 * samples_T[-1], "domains": rows, "bounds": bounds})
     else:
         print_laws(rows)
         for text in bounds:
-            print(text)
+            show(text)
         if (fitted := len(samples_T[config.kept])) < len(samples_T):
-            print(
+            show(
                 f"fitted {fitted} of {len(samples_T)} rows: --ignore-steps {args.ignore_steps} drops the first, "
                 f"--every {args.every} keeps one in {args.every}"
                 + ("; laws of so few points are loose: lower both" if fitted < MIN_FITTED_ROWS else "")
@@ -157,7 +159,7 @@ def print_laws(rows: list[JsonObject]) -> None:
         loss = row["predicted_loss"]
         cells += [f"{row['points']:,}", ", ".join(row["at_bound"]) or "no", "-" if loss is None else f"{loss:.4f}"]
         table.append([row["domain"], *cells])
-    print(table_text(header, table))
+    show(table_text(header, table))
 
 
 def draw_laws(path: Path, names: list[str], samples_M: Floats, losses_KM: Floats, fit: ScalingLawFit) -> None:

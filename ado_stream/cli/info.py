@@ -5,11 +5,13 @@ With --policy, what a run would draw of each domain: epochs and tokens, as long 
 
 import argparse
 
-from ado_stream.cli.shared import add_corpus_argument, check_positive, policy_options, print_json, table_text
+from ado_stream.cli.shared import add_corpus_argument, table_text
 from ado_stream.corpus import load_manifest
 from ado_stream.corpus.manifest import Manifest, missing_validation, num_samples
 from ado_stream.errors import ConfigError
-from ado_stream.visible import visible
+from ado_stream.option_checks import whole
+from ado_stream.visible import show, show_json
+from ado_stream.yaml_files import parse_assignments
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -39,11 +41,11 @@ def _print_plan(manifest: Manifest, args: argparse.Namespace) -> None:
     from ado_stream.policy.planned_draws import planned_samples
     from ado_stream.policy.policy_registry import make_run_policy
 
-    check_positive("--steps", args.steps)
-    check_positive("--batch-size", args.batch_size)
+    whole("--steps", args.steps, 1)
+    whole("--batch-size", args.batch_size, 1)
     domains = manifest["domains"]
     sizes = {name: num for name, domain in domains.items() if (num := num_samples(domain, "train"))}
-    options = policy_options(args.option)
+    options = parse_assignments(args.option, "--option", "--option start_step=500")
     guards = options.pop("guards", [])
     policy = make_run_policy(args.policy, sizes, options, guards, RunContext(args.steps, args.batch_size, 0, sizes))
     drawn = dict(zip(sizes, planned_samples(policy, args.steps, args.batch_size).tolist(), strict=True))
@@ -56,17 +58,17 @@ def _print_plan(manifest: Manifest, args: argparse.Namespace) -> None:
         for name in sorted(drawn, key=lambda name: -drawn[name] / sizes[name])
     }
     if args.json:
-        print_json({"policy": args.policy, "steps": args.steps, "global_batch_size": args.batch_size, "domains": plan})
+        show_json({"policy": args.policy, "steps": args.steps, "global_batch_size": args.batch_size, "domains": plan})
         return
     rows = [[name, f"{d['epochs']:.2f}", f"{d['tokens']:,}", f"{d['share']:.2%}"] for name, d in plan.items()]
-    print(table_text(("domain", "epochs", "tokens", "share"), rows))
-    print(f"{args.steps:,} steps of {args.batch_size} samples of {visible(args.policy)}, while no loss moves it")
+    show(table_text(("domain", "epochs", "tokens", "share"), rows))
+    show(f"{args.steps:,} steps of {args.batch_size} samples of {args.policy}, while no loss moves it")
 
 
 def print_corpus(manifest: Manifest, as_json: bool) -> None:
     """corpus.json, or a table of the domains, largest first, and a line about the whole corpus."""
     if as_json:
-        print_json(manifest)
+        show_json(manifest)
         return
     domains = manifest["domains"]
     train_tokens = {
@@ -86,26 +88,26 @@ def print_corpus(manifest: Manifest, as_json: bool) -> None:
         ]
         for name in sorted(train_tokens, key=lambda name: -train_tokens[name])
     ]
-    print(table_text(("domain", "documents", "MB", "train tokens", "train samples", "share", "val samples"), rows))
+    show(table_text(("domain", "documents", "MB", "train tokens", "train samples", "share", "val samples"), rows))
     documents = sum(domain["documents"] for domain in domains.values())
     text_bytes = sum(domain["bytes"] for domain in domains.values())
-    print(
+    show(
         f"{len(domains)} domains, {documents:,} documents, {text_bytes / 1e6:,.1f} MB of text, "
-        f"{total_tokens:,} training tokens; tokenizer {visible(manifest['tokenizer'])}, "
+        f"{total_tokens:,} training tokens; tokenizer {manifest['tokenizer']}, "
         f"vocabulary {manifest['vocab_size']:,}, samples of {manifest['seq_len'] + 1} tokens"
     )
     if manifest.get("packing"):
-        print(_packing_text(manifest))
+        show(_packing_text(manifest))
     if missing := missing_validation(domains):
-        print(visible(missing))
+        show(missing)
     if manifest.get("val_in_train"):
-        print(
+        show(
             f"{manifest['val_in_train']:,} validation documents have exactly the text of a training document; "
             "to leave those out, prepare with --drop-duplicates-of-val"
         )
     for reason, count in manifest.get("refused", {}).items():
         num_bytes = manifest.get("refused_bytes", {}).get(reason)
-        print(f"left out: {count:,} x {visible(reason)}{f' ({num_bytes:,} bytes)' if num_bytes else ''}")
+        show(f"left out: {count:,} x {reason}{f' ({num_bytes:,} bytes)' if num_bytes else ''}")
 
 
 def _packing_text(manifest: Manifest) -> str:
@@ -117,6 +119,6 @@ def _packing_text(manifest: Manifest) -> str:
     joined = sum(split.get("cut_by_joining", 0) for split in splits)
     padding = sum(split.get("padding_tokens", 0) for split in splits)
     return (
-        f"packing {visible(manifest['packing'])}: {cut / documents:.2%} of the documents cut (joined: "
+        f"packing {manifest['packing']}: {cut / documents:.2%} of the documents cut (joined: "
         f"{joined / documents:.2%}), {padding / stored:.2%} of the stored tokens padding (joined: none)"
     )

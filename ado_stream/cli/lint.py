@@ -4,16 +4,15 @@ All problems are listed, not only the first; exit 1 when there is one.
 """
 
 import argparse
-import sys
 from collections.abc import Callable
 from typing import ParamSpec, TypeVar
 
-from ado_stream.cli.shared import add_corpus_argument, print_json
+from ado_stream.cli.shared import add_corpus_argument
 from ado_stream.corpus.checker import CorpusChecker
 from ado_stream.corpus.manifest import MANIFEST_NAME, domain_fingerprint
 from ado_stream.corpus.mds import HASH
 from ado_stream.errors import AdoStreamError
-from ado_stream.visible import visible
+from ado_stream.visible import show, show_json
 
 _P = ParamSpec("_P")
 _R = TypeVar("_R")
@@ -30,11 +29,11 @@ def run(args: argparse.Namespace) -> int:
     problems: list[str] = []
     num_shards = _check_shards(CorpusChecker(args.corpus), problems)
     if args.json:
-        print_json({"shards": num_shards, "problems": problems})
+        show_json({"shards": num_shards, "problems": problems})
     else:
         for problem in problems:
-            print(visible(problem), file=sys.stderr)
-        print(f"{num_shards} shards checked, {len(problems) or 'no'} problem{'' if len(problems) == 1 else 's'}")
+            show(problem, error=True)
+        show(f"{num_shards} shards checked, {len(problems) or 'no'} problem{'' if len(problems) == 1 else 's'}")
     return bool(problems)
 
 

@@ -7,6 +7,7 @@ Only the chosen verb's module is imported, so `ado-stream --help` needs no torch
 import argparse
 import importlib
 import io
+import logging
 import os
 import re
 import select
@@ -17,7 +18,7 @@ from typing import TypedDict
 from ado_stream import __version__
 from ado_stream.errors import AdoStreamError
 from ado_stream.suggest import did_you_mean
-from ado_stream.visible import visible
+from ado_stream.visible import VisibleFormatter, show
 
 VERBS = {
     "demo": "build a small corpus, train with ADO and without, write a report",
@@ -80,21 +81,23 @@ def main(argv: list[str] | None = None) -> int:
     """Runs one verb and returns the exit code; `argv` defaults to the process's own arguments."""
     argv = list(sys.argv[1:] if argv is None else argv)
     if not argv or argv[0] in ("-h", "--help", "help"):
-        print(_overview())
+        show(_overview())
         return 0 if argv else 2
     if argv[0] == "--version":
-        print(f"ado-stream {__version__}")
+        show(f"ado-stream {__version__}")
         return 0
     verb, *rest = argv
     if verb not in VERBS:
         hint = did_you_mean(verb, VERBS)
-        print(f"ado-stream: unknown verb {verb!r}{hint}; the verbs are: {', '.join(VERBS)}", file=sys.stderr)
+        show(f"ado-stream: unknown verb {verb!r}{hint}; the verbs are: {', '.join(VERBS)}", error=True)
         return 2
     debug = "--debug" in rest
     rest = [_with_home(argument) for argument in rest if argument != "--debug"]
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):  # names of files need not be text, nor a terminal's encoding UTF-8
             stream.reconfigure(errors="backslashreplace")
+    if logging.lastResort is not None:
+        logging.lastResort.setFormatter(VisibleFormatter())
     return _run(verb, rest, debug)
 
 
@@ -110,13 +113,18 @@ def _run(verb: str, arguments: list[str], debug: bool) -> int:
     except AdoStreamError as error:
         if debug:
             raise
-        print(visible(f"{type(error).__name__}: {error}"), file=sys.stderr)
+        show(f"{type(error).__name__}: {error}", error=True)
         return 1
     except KeyboardInterrupt:
         if debug:
             raise
-        print(f"ado-stream {verb}: interrupted; the files written so far are complete", file=sys.stderr)
+        show(f"ado-stream {verb}: interrupted; the files written so far are complete", error=True)
         return 130
+    except MemoryError as error:
+        if debug:
+            raise
+        show(f"MemoryError: {error or 'out of memory'}", error=True)
+        return 1
     except OSError as error:
         if debug:
             raise
@@ -124,7 +132,7 @@ def _run(verb: str, arguments: list[str], debug: bool) -> int:
         if isinstance(error, BrokenPipeError) and _output_was_closed():
             return 0  # `| head` has seen enough
         where = f"{error.filename}: " if error.filename else ""
-        print(visible(f"{type(error).__name__}: {where}{error.strerror or error}."), file=sys.stderr)
+        show(f"{type(error).__name__}: {where}{error.strerror or error}.", error=True)
         return 1
 
 

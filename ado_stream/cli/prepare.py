@@ -8,9 +8,10 @@ import os
 
 from ado_stream.cli.info import print_corpus
 from ado_stream.corpus import load_manifest
+from ado_stream.option_checks import number
 from ado_stream.prepare.config import JOIN, PACKINGS, PrepareConfig
 from ado_stream.prepare.coordinator import prepare
-from ado_stream.visible import visible
+from ado_stream.visible import show
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -73,11 +74,11 @@ def run(args: argparse.Namespace) -> None:
             skip_errors=args.on_error == "skip",
             seed=args.seed,
             packing=args.packing,
-            shard_bytes=round(args.shard_mb * 2**20),
+            shard_bytes=round(number("--shard-mb", args.shard_mb, 0, 2048) * 2**20),
             workers=args.workers,
             progress=not args.json,
         )
     )
     print_corpus(load_manifest(out), args.json)
     if not args.json:
-        print(visible(f"written to {out}"))
+        show(f"written to {out}")

@@ -11,14 +11,15 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ado_stream.cli.shared import announce, print_json
+from ado_stream.cli.shared import announce
 from ado_stream.corpus import Corpus, open_corpus
 from ado_stream.corpus.checker import CorpusChecker
 from ado_stream.corpus.manifest import SPLITS
 from ado_stream.errors import ConfigError
+from ado_stream.option_checks import optional, whole
 from ado_stream.suggest import did_you_mean
 from ado_stream.value_types import Array, JsonObject
-from ado_stream.visible import visible
+from ado_stream.visible import show, show_json
 
 if TYPE_CHECKING:
     from ado_stream.stream.dataset import AdaptiveStreamingDataset
@@ -41,6 +42,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> None:
     """Runs the verb."""
+    for option, value in (("--samples", args.samples), ("--batches", args.batches), ("--batch-size", args.batch_size)):
+        optional(whole, option, value, 1)
+    whole("--characters", args.characters)
     if args.step is not None:
         corpus, dataset = _dataset_at(Path(args.corpus), args.step)
         samples = _drawn(dataset, 1)
@@ -50,11 +54,11 @@ def run(args: argparse.Namespace) -> None:
     for place, tokens in samples:
         text = corpus.tokenizer.decode(tokens)
         if args.json:
-            print_json({**place, "text": text})
+            show_json({**place, "text": text})
             continue
         title = ", ".join(str(value) if key == "domain" else f"{key} {value}" for key, value in place.items())
         shown = text[: args.characters or None]
-        print(visible(f"--- {title}, {len(tokens)} tokens\n{shown}{'' if shown == text else ' ...'}\n"))
+        show(f"--- {title}, {len(tokens)} tokens\n{shown}{'' if shown == text else ' ...'}\n")
 
 
 def _samples(args: argparse.Namespace, corpus: Corpus) -> Iterator[tuple[JsonObject, Array]]:
@@ -146,7 +150,8 @@ def _spread(checker: CorpusChecker, domain: str, split: str, num_samples: int) -
     """(number, tokens) of `num_samples` samples, evenly spaced; only the shards that hold one are read."""
     entries = checker.index(domain, split)
     ends = list(itertools.accumulate(entry["samples"] for entry in entries))
-    wanted = sorted({(2 * i + 1) * ends[-1] // (2 * num_samples) for i in range(num_samples)})
+    num_samples = min(num_samples, ends[-1])
+    wanted = [(2 * i + 1) * ends[-1] // (2 * num_samples) for i in range(num_samples)]
     for entry, end in zip(entries, ends, strict=True):
         first = end - entry["samples"]
         inside = [number for number in wanted if first <= number < end]

@@ -10,13 +10,14 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ado_stream.cli.shared import picture_path, policy_options, print_json, table_text
+from ado_stream.cli.shared import picture_path, table_text
 from ado_stream.errors import ConfigError
 from ado_stream.policy.base_policy import Policy, RunContext
 from ado_stream.policy.policy_registry import make_run_policy
 from ado_stream.simulate.replay import check_complete, replay
 from ado_stream.value_types import JsonObject
-from ado_stream.visible import visible
+from ado_stream.visible import show, show_json
+from ado_stream.yaml_files import parse_assignments
 
 if TYPE_CHECKING:
     from ado_stream.report.run_data import Run
@@ -43,7 +44,7 @@ def run(args: argparse.Namespace) -> None:
     options = (
         dict(recorded.metadata.get("policy_options") or {}) if args.policy == recorded.metadata.get("policy") else {}
     )
-    options |= policy_options(args.option)
+    options |= parse_assignments(args.option, "--option", "--option start_step=500")
     guards = options.pop("guards", [])
     policy, lag = _policy(recorded, args.policy, options, guards), recorded.metadata.get("mixture_lag", 0)
     seq_len = recorded.metadata.get("seq_len") or 1
@@ -63,13 +64,13 @@ def run(args: argparse.Namespace) -> None:
         "health": policy.health(),
     }
     if args.json:
-        print_json({**summary, "mixture": mixture_SK.tolist()})
+        show_json({**summary, "mixture": mixture_SK.tolist()})
     else:
         _print(summary, recorded)
     if plot:
         _draw(recorded, replace(recorded, label=f"{args.policy} on {recorded.label}", mixture_SK=mixture_SK), plot)
         if not args.json:
-            print(f"drawn: {plot}")
+            show(f"drawn: {plot}")
 
 
 def _policy(recorded: "Run", name: str, options: JsonObject, guards: list[JsonObject]) -> Policy:
@@ -92,18 +93,16 @@ def _policy(recorded: "Run", name: str, options: JsonObject, guards: list[JsonOb
 
 
 def _print(summary: JsonObject, recorded: "Run") -> None:
-    print(
-        visible(
-            f"{summary['steps']:,} steps of {recorded.label} (policy {recorded.metadata.get('policy')}), "
-            f"replayed with {summary['policy']}; shares in %\n"
-        )
+    show(
+        f"{summary['steps']:,} steps of {recorded.label} (policy {recorded.metadata.get('policy')}), "
+        f"replayed with {summary['policy']}; shares in %\n"
     )
     columns = zip(recorded.prior_K, summary["drawn"], summary["mean"], summary["end"], strict=True)
     rows = [
         [name, *(f"{100 * share:.2f}" for share in shares)]
         for name, shares in zip(summary["domains"], columns, strict=True)
     ]
-    print(table_text(("domain", "prior", "drawn", "mean", "at the end"), rows))
+    show(table_text(("domain", "prior", "drawn", "mean", "at the end"), rows))
 
 
 def _draw(recorded: "Run", replayed: "Run", path: Path) -> None:

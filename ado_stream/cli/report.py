@@ -7,7 +7,8 @@ import argparse
 import os
 from pathlib import Path
 
-from ado_stream.cli.shared import announce, print_json
+from ado_stream.cli.shared import announce
+from ado_stream.visible import show, show_json
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -31,8 +32,8 @@ def run(args: argparse.Namespace) -> None:
     path = write_report(paths, Path(args.out) if args.out else Path(beside).resolve() / "report")
     comparisons = [comparison.sentence() for comparison in compare(runs)]
     if args.json:
-        print_json({"report": str(path), "comparisons": comparisons, "caveats": caveats(runs)})
+        show_json({"report": str(path), "comparisons": comparisons, "caveats": caveats(runs)})
         return
     for sentence in (*comparisons, *caveats(runs)):
-        print(sentence)
-    print(f"report: {path}")
+        show(sentence)
+    show(f"report: {path}")

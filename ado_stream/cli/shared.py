@@ -2,13 +2,11 @@
 
 import argparse
 import os
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 from ado_stream.errors import ConfigError
-from ado_stream.value_types import JsonObject
-from ado_stream.visible import visible, visible_json
+from ado_stream.visible import show, visible
 
 
 def add_corpus_argument(parser: argparse.ArgumentParser) -> None:
@@ -19,28 +17,6 @@ def add_corpus_argument(parser: argparse.ArgumentParser) -> None:
 def add_trained_run_argument(parser: argparse.ArgumentParser) -> None:
     """RUN, a run with a checkpoint."""
     parser.add_argument("run", metavar="RUN", help="run_dir of a training run; its newest complete checkpoint is used")
-
-
-def check_positive(option: str, value: int) -> None:
-    """Raises ConfigError when the value of `option` is less than 1."""
-    if value < 1:
-        raise ConfigError(f"{option} must be 1 or more, got {value}")
-
-
-def policy_options(words: list[str]) -> JsonObject:
-    """{key: value} of ["tau=3", "weights={web: 1, code: 2}", "fit.every=5"]; values as YAML. Raises ConfigError."""
-    from omegaconf import OmegaConf
-    from yaml import YAMLError
-
-    for word in words:
-        if not word.partition("=")[1] or word.startswith("="):
-            raise ConfigError(f"--option {word!r}: expected KEY=VALUE, for example --option start_step=500.")
-    try:
-        options = OmegaConf.to_container(OmegaConf.from_dotlist(words))
-    except YAMLError as error:
-        raise ConfigError(f"--option {words}: not KEY=VALUE in YAML ({' '.join(str(error).split())}).") from None
-    assert isinstance(options, dict)
-    return {str(key): value for key, value in options.items()}
 
 
 def picture_path(path: str | Path) -> Path:
@@ -61,12 +37,7 @@ def is_main_rank() -> bool:
 def announce(text: str) -> None:
     """Says on standard error what the verb does, before it imports or computes for seconds."""
     if is_main_rank():
-        print(visible(f"{text} ..."), file=sys.stderr, flush=True)
-
-
-def print_json(value: object) -> None:
-    """`value` on one line of standard output."""
-    print(visible_json(value))
+        show(f"{text} ...", error=True)
 
 
 def table_text(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:

@@ -9,13 +9,15 @@ from typing import Any
 
 import numpy as np
 
-from ado_stream.cli.shared import announce, picture_path, policy_options, print_json, table_text
-from ado_stream.errors import ConfigError, NotFound
+from ado_stream.cli.shared import announce, picture_path, table_text
+from ado_stream.errors import ConfigError
 from ado_stream.simulate.closed_loop import Outcome, Spec, read_spec, simulate
 from ado_stream.simulate.default_spec import default_spec
 from ado_stream.simulate.oracle import best_samples
 from ado_stream.simulate.worlds import STEPS, WORLDS, world
 from ado_stream.value_types import JsonObject
+from ado_stream.visible import show, show_json
+from ado_stream.yaml_files import parse_assignments, read_yaml
 
 MAX_ROWS = 40  # domains in the printed table
 
@@ -56,13 +58,13 @@ def run(args: argparse.Namespace) -> None:
     outcomes = _simulate(spec)
     summary = summarise(spec, outcomes)
     if args.json:
-        print_json(summary)
+        show_json(summary)
     else:
         _print(spec, summary)
     if plot:
         _draw(spec, outcomes, plot)
         if not args.json:
-            print(f"drawn: {plot}")
+            show(f"drawn: {plot}")
 
 
 def _simulate(spec: Spec) -> dict[str, Outcome]:
@@ -84,15 +86,15 @@ def _all_worlds(args: argparse.Namespace) -> None:
         spec = read_spec(_given(argparse.Namespace(**{**vars(args), "world": name})))
         found[name] = summarise(spec, _simulate(spec))
     if args.json:
-        print_json(found)
+        show_json(found)
         return
     labels = list(next(iter(found.values()))["policies"])
     rows = [
         [name, f"{each['oracle']['loss']:.4f}"] + [f"{1e3 * each['policies'][label]['regret']:.1f}" for label in labels]
         for name, each in found.items()
     ]
-    print("loss of the wanted domains above the oracle's, 1e-3 nats per token\n")
-    print(table_text(("world", "oracle", *labels), rows))
+    show("loss of the wanted domains above the oracle's, 1e-3 nats per token\n")
+    show(table_text(("world", "oracle", *labels), rows))
 
 
 def _controlled(args: argparse.Namespace, plot: Path | None) -> None:
@@ -104,7 +106,7 @@ def _controlled(args: argparse.Namespace, plot: Path | None) -> None:
     announce("simulating the controlled experiments")
     found = run_experiments()
     if args.json:
-        print_json(
+        show_json(
             [
                 {
                     "title": each.title,
@@ -126,7 +128,7 @@ def _controlled(args: argparse.Namespace, plot: Path | None) -> None:
             ]
             for each in found
         ]
-        print(table_text(("experiment", "share from", "to", "off the formula by at most"), rows))
+        show(table_text(("experiment", "share from", "to", "off the formula by at most"), rows))
     if plot:
         from ado_stream.report.plot_style import styled
         from ado_stream.simulate.controlled_plot import draw_controlled
@@ -134,7 +136,7 @@ def _controlled(args: argparse.Namespace, plot: Path | None) -> None:
         with styled():
             draw_controlled(found).figure.savefig(plot)
         if not args.json:
-            print(f"drawn: {plot}")
+            show(f"drawn: {plot}")
 
 
 def summarise(spec: Spec, outcomes: dict[str, Outcome]) -> JsonObject:
@@ -176,34 +178,19 @@ def _given(args: argparse.Namespace) -> JsonObject:
     if args.world:
         given = world(args.world, args.steps or STEPS)
     else:
-        given = _read_yaml(Path(args.spec)) if args.spec else default_spec(args.steps or 60_000)
+        given = read_yaml(args.spec, "spec", resolve=True) if args.spec else default_spec(args.steps or 60_000)
     if args.option and not args.policy:
         raise ConfigError("--option needs --policy NAME: the policy that takes it.")
     if args.policy:
-        given["policies"] = {name: policy_options(args.option) for name in args.policy}
+        options = parse_assignments(args.option, "--option", "--option start_step=500")
+        given["policies"] = {name: dict(options) for name in args.policy}
     overrides = {"steps": args.steps, "seed": args.seed}
     return {**given, **{key: value for key, value in overrides.items() if value is not None}}
 
 
-def _read_yaml(path: Path) -> JsonObject:
-    from omegaconf import OmegaConf
-    from omegaconf.errors import OmegaConfBaseException
-    from yaml import YAMLError
-
-    try:
-        given = OmegaConf.to_container(OmegaConf.load(path), resolve=True)
-    except FileNotFoundError:
-        raise NotFound(f"{path}: no such spec. Give a YAML file, or none for the built-in domains.") from None
-    except (OSError, YAMLError, OmegaConfBaseException) as error:
-        raise ConfigError(f"{path}: cannot be read as YAML ({' '.join(str(error).split())}).") from None
-    if not isinstance(given, dict):
-        raise ConfigError(f"{path}: a spec is a mapping of keys to values, not a {type(given).__name__}.")
-    return {str(key): value for key, value in given.items()}
-
-
-def _print(spec: Spec, summary: JsonObject) -> None:
+def _print(spec: Spec, summary: dict[str, Any]) -> None:
     policies, oracle = summary["policies"], summary["oracle"]
-    print(f"{spec.steps:,} steps of {spec.global_batch_size} samples, {summary['domains']} domains; nats per token\n")
+    show(f"{spec.steps:,} steps of {spec.global_batch_size} samples, {summary['domains']} domains; nats per token\n")
     rows = [
         [
             label,
@@ -214,9 +201,9 @@ def _print(spec: Spec, summary: JsonObject) -> None:
         ]
         for label, found in policies.items()
     ]
-    print(table_text(("policy", "by prior", "uniform", "regret", f"steps to the loss of {next(iter(policies))}"), rows))
-    print(f"\nregret: what is wanted has a loss of {oracle['loss']:.4f} under the best fixed mixture, the oracle")
-    print("\nfinal loss, and share of the batch at the end in %; the oracle's share of all samples")
+    show(table_text(("policy", "by prior", "uniform", "regret", f"steps to the loss of {next(iter(policies))}"), rows))
+    show(f"\nregret: what is wanted has a loss of {oracle['loss']:.4f} under the best fixed mixture, the oracle")
+    show("\nfinal loss, and share of the batch at the end in %; the oracle's share of all samples")
     rows = [
         [
             name[:20],
@@ -230,9 +217,9 @@ def _print(spec: Spec, summary: JsonObject) -> None:
         ]
         for name, prior in zip(spec.domains.names[:MAX_ROWS], spec.domains.prior_K, strict=False)
     ]
-    print(table_text(("domain", "prior", "oracle", *(part for label in policies for part in (label[:18], ""))), rows))
+    show(table_text(("domain", "prior", "oracle", *(part for label in policies for part in (label[:18], ""))), rows))
     if len(spec.domains.names) > MAX_ROWS:
-        print(f"... and {len(spec.domains.names) - MAX_ROWS} more domains (--json has them)")
+        show(f"... and {len(spec.domains.names) - MAX_ROWS} more domains (--json has them)")
 
 
 def _draw(spec: Spec, outcomes: dict[str, Outcome], path: Path) -> None:

@@ -4,6 +4,7 @@ import argparse
 from pathlib import Path
 
 from ado_stream.cli.shared import is_main_rank
+from ado_stream.visible import show
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -29,10 +30,7 @@ def run(args: argparse.Namespace) -> None:
     let_idle_threads_sleep()
     config = load_config(Path(args.config), args.overrides)
     if is_main_rank():  # before torch is imported, which takes seconds
-        print(
-            f"{config.run_dir}: policy {config.policy.name}, {config.train.steps:,} steps on {config.corpus}",
-            flush=True,
-        )
+        show(f"{config.run_dir}: policy {config.policy.name}, {config.train.steps:,} steps on {config.corpus}")
     if args.dry_run:
         from ado_stream.train.distributed import detect_context
         from ado_stream.train.dry_run import plan_run
@@ -40,11 +38,11 @@ def run(args: argparse.Namespace) -> None:
         context = detect_context(config.train.device)
         plan = plan_run(config, context)
         if context.is_main:
-            print(plan)
+            show(plan)
         return
     from ado_stream.train.trainer import run_training
 
     result = run_training(config, args.resume)
     if is_main_rank():
         state = "stopped; the same command resumes it" if result.stopped else "done"
-        print(f"{state}: step {result.step}, {result.run_dir}")
+        show(f"{state}: step {result.step}, {result.run_dir}")

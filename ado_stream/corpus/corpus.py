@@ -18,14 +18,14 @@ from typing import Any
 from ado_stream.corpus.manifest import MANIFEST_NAME, SPLITS, Manifest, decode_manifest, json_hash, num_samples
 from ado_stream.corpus.slow_notice import slow_notice
 from ado_stream.corpus.tokenizer import BYTES, TOKENIZER_CONFIG_NAME, Tokenizer, load_tokenizer, load_tokenizer_file
-from ado_stream.errors import ConfigError, NotFound
+from ado_stream.errors import ConfigError, IndexInvalid, NotFound
 from ado_stream.option_checks import one_of, optional, path_text
 from ado_stream.redact import redact
 from ado_stream.storage.download import download_bytes
 from ado_stream.stream.domain import Domain
 
 SCHEMES = ("s3", "gs", "azure", "azure-dl", "oci", "hf", "sftp", "dbfs", "alipan")  # of streaming's clients
-_SCHEME = re.compile(r"([a-zA-Z][a-zA-Z0-9+.-]+):(?=/)")
+_SCHEME = re.compile(r"\s*([a-zA-Z][a-zA-Z0-9+.-]+):(?=/)")
 
 
 @dataclass(frozen=True, repr=False)
@@ -87,6 +87,11 @@ def open_corpus(
     if not domains:
         raise ConfigError(f"{url}: no sample in split {split!r}. Prepare it with --val or --val-fraction.")
     tokenizer = _read_tokenizer(source, manifest["tokenizer"])
+    if tokenizer.vocab_size != manifest["vocab_size"]:
+        raise IndexInvalid(
+            f"{source}/{MANIFEST_NAME}: vocab_size {manifest['vocab_size']:,}, but its tokenizer "
+            f"{manifest['tokenizer']!r} has {tokenizer.vocab_size:,} ids. Prepare the corpus again."
+        )
     return Corpus(domains, tokenizer, manifest["seq_len"], manifest, source, split)
 
 
@@ -104,9 +109,10 @@ def local_folder(url: str | os.PathLike[str]) -> Path | None:
     path = os.fspath(url).removeprefix("file://")
     found = _SCHEME.match(path)
     if found is None:
-        return Path(path).expanduser()
+        return Path(os.path.expanduser(path))
     scheme, rest = found[1], path[found.end() :]
-    if scheme not in SCHEMES or not (rest.startswith("//") or scheme == "dbfs") or not rest.strip("/"):
+    written_so = found[0] == f"{scheme}:" and (re.match("//[^/]", rest) or scheme == "dbfs")
+    if scheme not in SCHEMES or not written_so or not rest.strip("/"):
         near = f"; did you mean {scheme.lower()}:// and a path?" if scheme.lower() in (*SCHEMES, "file") else ""
         raise ConfigError(
             f"{url}: not a URL that can be read or written{near}\n"
@@ -123,7 +129,7 @@ def remote_text(url: str) -> str:
 
 def user_cache(kind: str, url: str) -> Path:
     """The folder of the user's cache for work of this `kind` on the remote corpus at `url`."""
-    cache = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser()
+    cache = Path(os.path.expanduser(os.environ.get("XDG_CACHE_HOME") or "~/.cache"))
     return cache / "ado-stream" / kind / json_hash(url)
 
 
@@ -133,7 +139,7 @@ def _locate(url: str | os.PathLike[str], cache_dir: str | os.PathLike[str] | Non
     if local is not None and cache_dir is None:
         return local, None
     remote = os.fspath(url).rstrip("/") if local is None else str(local)
-    return Path(cache_dir).expanduser() if cache_dir is not None else user_cache("corpora", remote), remote
+    return Path(os.path.expanduser(cache_dir)) if cache_dir is not None else user_cache("corpora", remote), remote
 
 
 def _read_manifest(source: str) -> Manifest:
@@ -154,4 +160,7 @@ def _read_tokenizer(source: str, name: str) -> Tokenizer:
             if (local := local_folder(source)) is not None and not (local / each).is_file():
                 raise NotFound(f"{local / each}: no such file. Prepare the corpus again.")
             (Path(folder) / each).write_bytes(download_bytes(f"{source}/{each}"))
-        return load_tokenizer_file(Path(folder) / name)
+        try:
+            return load_tokenizer_file(Path(folder) / name)
+        except ConfigError as error:  # which names the copy
+            raise ConfigError(str(error).replace(folder, source)) from None

@@ -8,6 +8,7 @@ special token is encoded as ordinary text, so that no text can end a document.
 import json
 import logging
 import os
+import re
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -31,6 +32,7 @@ TOKENIZER_CONFIG_NAME = "tokenizer_config.json"
 BYTES = "bytes"
 _END_TOKENS = ("<|endoftext|>", "<|end_of_text|>", "</s>", "<eos>", "<|eos|>", "[SEP]")
 _EXPECTED = "Expected bytes, bpe:N, a tokenizer.json, a folder that holds one, or a name on the Hugging Face hub."
+_MOST_HOLES = 1 << 20
 _MIN_BPE = 257  # 256 bytes and the end token
 
 
@@ -103,7 +105,13 @@ class HuggingFaceTokenizer(Tokenizer):
         tokenizer.encode_special_tokens = True
         self.name = name
         self.end_id = end_id
-        self.vocab_size = max(tokenizer.get_vocab(with_added_tokens=True).values()) + 1
+        vocabulary = tokenizer.get_vocab(with_added_tokens=True)
+        self.vocab_size = max(vocabulary.values()) + 1
+        if self.vocab_size > 2 * len(vocabulary) + _MOST_HOLES:  # the library writes out each id that is missing
+            raise ConfigError(
+                f"tokenizer {name!r}: ids up to {self.vocab_size - 1:,} for {len(vocabulary):,} tokens; expected ids "
+                "without holes."
+            )
         self._end_token = end_token
         self._tokenizer = tokenizer
         spec = json.loads(tokenizer.to_str())
@@ -148,8 +156,10 @@ def bpe_vocabulary(spec: str) -> int | None:
     if not spec.startswith("bpe:"):
         return None
     size = spec.removeprefix("bpe:")
-    if not size.isdigit() or int(size) < _MIN_BPE:
-        raise ConfigError(f"tokenizer {spec!r}: N must be an integer of at least {_MIN_BPE}, as in bpe:8192.")
+    if not re.fullmatch("[0-9]{3,8}", size) or int(size) < _MIN_BPE:
+        raise ConfigError(
+            f"tokenizer {spec!r:.80}: N must be an integer of at least {_MIN_BPE} and 8 digits, as in bpe:8192."
+        )
     return int(size)
 
 
@@ -179,7 +189,7 @@ def load_tokenizer(spec: str | os.PathLike[str]) -> Tokenizer:
     if bpe_vocabulary(spec) is not None:
         raise ConfigError(f"tokenizer {spec!r} has to be trained; give the tokenizer.json that `prepare` wrote.")
     if _is_path(spec):
-        return load_tokenizer_file(Path(spec).expanduser(), spec)
+        return load_tokenizer_file(Path(os.path.expanduser(spec)), spec)
     from tokenizers import Tokenizer as HuggingFace
 
     hub_log = logging.getLogger("huggingface_hub")

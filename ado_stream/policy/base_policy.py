@@ -20,7 +20,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from ado_stream.errors import ConfigError, PolicyError, ResumeError
-from ado_stream.option_checks import check_arguments
+from ado_stream.option_checks import MOST_COUNT, check_arguments
 from ado_stream.policy import state_codec
 from ado_stream.policy.domain_weights import Weights, domain_labels, domain_names, num_weights, parse_shares
 from ado_stream.value_types import Array, JsonMapping, JsonObject
@@ -30,8 +30,6 @@ from ado_stream.value_types import Ints as Ints
 
 if TYPE_CHECKING:
     from ado_stream.policy.scaling_laws import ScalingLawFit
-
-_MAX_SAMPLES = 2.0**53  # whole numbers are exact up to here
 
 
 @dataclass(frozen=True)
@@ -148,7 +146,7 @@ class Policy(ABC):
                 f"{loss_K.shape} and counts {count_K.shape}."
             )
         total = float(np.add.reduce(count_K))
-        if not (0.0 < total <= _MAX_SAMPLES and np.minimum.reduce(count_K) >= 0.0):
+        if not (0.0 < total <= MOST_COUNT and np.minimum.reduce(count_K) >= 0.0):
             raise PolicyError(
                 f"policy {self.kind!r}, step {self.step}: sample counts must be 0 or more, not all 0, 2^53 at most, "
                 f"got a sum of {total:g} and a least of {count_K.min():g}."

@@ -22,6 +22,7 @@ _GROUP_BYTES = 4 << 20
 _LOST_ROWS = "row of a damaged file"
 _ARROW_FILE_HEAD = 8  # of the random access kind; what follows is a stream
 _Columns: TypeAlias = list[list[object]]
+_CONTINUATION = b"\xff\xff\xff\xff"  # before each message's length since Arrow 0.15; a length of 0 ends the stream
 
 
 class NotUtf8:
@@ -126,7 +127,8 @@ def _arrow_groups(path: str) -> Iterator[tuple[int, int]]:
     import pyarrow as pa
 
     with _arrow_errors(path), pa.memory_map(path) as source:
-        is_file, seen = source.read(6) == b"ARROW1", 0
+        head, seen = source.read(6), 0
+        is_file = head == b"ARROW1"
         source.seek(_ARROW_FILE_HEAD if is_file else 0)
         for message in pa.ipc.MessageReader.open_stream(source):
             if message.type == "record batch":
@@ -135,8 +137,17 @@ def _arrow_groups(path: str) -> Iterator[tuple[int, int]]:
                     raise DataError(f"{path}: a record batch claims {raw_bytes:,} bytes{_bomb(message.body.size)}")
                 yield rows, raw_bytes
                 seen += 1
-        if is_file and seen != pa.ipc.open_file(source).num_record_batches:  # damage may look like the end
+        # Damage may look like the end, and pyarrow takes the end of the file for that of a stream.
+        if is_file and seen != pa.ipc.open_file(source).num_record_batches:
             raise DataError(f"{path}: a record batch cannot be read.\n  The file is damaged. Download it again.")
+        if not is_file:
+            end, end_mark = source.tell(), (_CONTINUATION if head.startswith(_CONTINUATION) else b"") + bytes(4)
+            source.seek(max(0, end - len(end_mark)))
+            if source.read(len(end_mark)) != end_mark or end != source.size():
+                raise DataError(
+                    f"{path}: its end mark is not at its end: cut off, or followed by other data, after {end:,} of "
+                    f"{source.size():,} bytes.\n  Download it again, or write it as one stream."
+                )
 
 
 def _batch_size(metadata: memoryview, body: memoryview) -> tuple[int, int]:

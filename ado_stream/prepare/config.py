@@ -1,5 +1,6 @@
 """The settings of `prepare`, checked before anything is started."""
 
+import math
 import os
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -7,10 +8,12 @@ from pathlib import Path
 from ado_stream.corpus.corpus import local_folder
 from ado_stream.corpus.tokenizer import BYTES, bpe_vocabulary
 from ado_stream.errors import ConfigError
+from ado_stream.option_checks import flag, number, optional, path_text, text, whole
 
 JOIN, BEST_FIT = PACKINGS = ("join", "best-fit")  # documents end to end; whole where they fit, and padding
 _MIN_SHARD_BYTES = 1 << 12
 _MAX_SHARD_BYTES = 1 << 31  # offsets inside a shard are uint32
+_MAX_WORKERS = 1 << 12
 
 
 @dataclass(frozen=True)
@@ -37,20 +40,24 @@ class PrepareConfig:
         """Raises ConfigError for settings that cannot work."""
         if not self.inputs:
             raise ConfigError("no input: give at least one file or folder of text.")
-        if self.seq_len < 1:
-            raise ConfigError(f"seq_len is {self.seq_len}; expected at least 1.")
-        if not 0 <= self.val_frac < 1:
-            raise ConfigError(f"validation fraction is {self.val_frac}; expected at least 0 and less than 1.")
+        for given in (*self.inputs, *self.val):
+            path_text("input", given)
+        path_text("out", self.out)
+        for name in ("tokenizer", "text_key"):
+            text(name, getattr(self, name))
+        optional(text, "domain_key", self.domain_key)
+        for name in ("drop_duplicates_of_val", "skip_errors", "progress"):
+            flag(name, getattr(self, name))
+        whole("seq_len", self.seq_len, 1)
+        whole("seed", self.seed, -math.inf, math.inf)
+        whole("workers", self.workers, 1, _MAX_WORKERS)
+        whole("shard_bytes", self.shard_bytes, _MIN_SHARD_BYTES, _MAX_SHARD_BYTES)
+        if number("validation fraction", self.val_frac, 0, 1) == 1:
+            raise ConfigError("validation fraction is 1, which leaves nothing to train on; expected less.")
         if self.val and self.val_frac:
             raise ConfigError("both validation files and a validation fraction are given; choose one of them.")
         if self.packing not in PACKINGS:
             raise ConfigError(f"packing is {self.packing!r}; expected {' or '.join(PACKINGS)}.")
-        if self.workers < 1:
-            raise ConfigError(f"workers is {self.workers}; expected at least 1.")
-        if not _MIN_SHARD_BYTES <= self.shard_bytes <= _MAX_SHARD_BYTES:
-            raise ConfigError(
-                f"shards of {self.shard_bytes} bytes; expected {_MIN_SHARD_BYTES} to {_MAX_SHARD_BYTES} bytes."
-            )
         if self.drop_duplicates_of_val and not self.val:
             raise ConfigError(
                 "duplicates of validation documents are to be dropped, but no validation files are given."
@@ -67,7 +74,7 @@ class PrepareConfig:
                 )
             return
         for given in (*self.inputs, *self.val):
-            if self.local_out.resolve().is_relative_to(Path(given).expanduser().resolve()):
+            if self.local_out.resolve().is_relative_to(Path(os.path.expanduser(given)).resolve()):
                 raise ConfigError(
                     f"out {self.out} is inside the input {given}: the corpus would become input of the next run.\n"
                     "  Choose a folder outside of it."

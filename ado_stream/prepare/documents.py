@@ -190,8 +190,8 @@ def _found(value: object, record: object) -> str:
         return f"; keys: {', '.join(keys[:_SHOWN_KEYS])}{', ...' if len(keys) > _SHOWN_KEYS else ''}"
     whole = value is _MISSING
     value = record if whole else value
-    kinds = {bool: "a boolean", int: "a number", float: "a number", str: "an empty text", bytes: "binary data",
-             list: "a list", dict: "an object"}  # fmt: skip
+    kinds = {bool: "a boolean", int: "a number", float: "a number", str: "text" if whole else "an empty text",
+             bytes: "binary data", list: "a list", dict: "an object"}  # fmt: skip
     kind = "null" if value is None else kinds.get(type(value), f"a {type(value).__name__}")
     shown = f" ({value!r})" if isinstance(value, (bool, int, float)) else ""
     return f"{'; the record itself is' if whole else ': found'} {kind}{shown}"

@@ -100,10 +100,10 @@ def _find_files(
     given: str | os.PathLike[str], split: str, by_path: bool, found: InputFiles, stems: dict[str, str]
 ) -> list[InputFile]:
     """The files of one input; adds to `found` what is left out, and to `stems` {domain: what it is made of}."""
-    path = Path(given).expanduser()
+    path = Path(os.path.expanduser(given))
     if not path.exists():
         reason = "the link points to nothing" if path.is_symlink() else "no such file or folder"
-        raise NotFound(f"{path}: {reason}. Check the path.")
+        raise NotFound(f"{given}: {reason}. Check the path.")
     left_out: Counter[str] = Counter()
     if path.is_dir():
         files = list(_below(path, split, left_out))

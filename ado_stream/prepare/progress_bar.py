@@ -3,11 +3,12 @@
 A bar on a terminal; elsewhere, such as in a log file, a line when a stage begins and every ten seconds.
 """
 
-import sys
 import time
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+from ado_stream.visible import show
 
 _LINE_EVERY_S = 10.0
 
@@ -54,7 +55,7 @@ class ProgressBar:
         if self._lines:
             task = self._bar.tasks[-1]
             line = f"{task.description}: {task.percentage:.0f} % {task.fields['rate']}"
-            print(line.rstrip(), file=sys.stderr, flush=True)
+            show(line.rstrip(), error=True)
             self._next_line_s = time.monotonic() + _LINE_EVERY_S
 
     def __enter__(self) -> "ProgressBar":

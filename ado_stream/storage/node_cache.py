@@ -22,7 +22,6 @@ from typing import TypeVar
 
 from ado_stream.durable import DiskError, private_folder
 from ado_stream.errors import CacheFull, ConfigError, NotFound, ShardCorrupt
-from ado_stream.redact import redact
 from ado_stream.storage.complete_file import quarantine, remove_free_leftovers, remove_leftovers
 from ado_stream.storage.decompress import decompress
 from ado_stream.storage.download import download, local_path
@@ -31,6 +30,7 @@ from ado_stream.storage.object_locks import object_lock
 from ado_stream.storage.object_spec import Fetched, ObjectSpec
 from ado_stream.storage.retry import Deadline, RetryPolicy
 from ado_stream.storage.verify import ContentError, Mismatch, check_file
+from ado_stream.visible import visible
 
 T = TypeVar("T")
 _NO_REMOTE = "on disk, and there is no remote to fetch it from"
@@ -272,7 +272,7 @@ class NodeCache:
         bare = spec.raw_bytes is not None and not spec.raw_hashes and not spec.stored_hashes
         if bare and self._is_first("warn", spec.raw.parent):
             warnings.warn(
-                f"{redact(spec.where)}: the index holds no hashes, so only sizes are checked.\n"
+                f"{visible(spec.where)}: the index holds no hashes, so only sizes are checked.\n"
                 "  Write the shards with hashes=['xxh64'].",
                 UserWarning,
                 stacklevel=3,

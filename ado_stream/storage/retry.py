@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import TypeVar
 
 from ado_stream.errors import AccessDenied, ConfigError, NotFound, StorageError, Throttled
+from ado_stream.redact import without_user
 
 T = TypeVar("T")
 POLL_S = 0.02  # between checks while waiting for other processes, which cannot notify
@@ -154,7 +155,8 @@ def with_retries(call: Callable[[], T], monitor: DownloadMonitor) -> tuple[T, in
             delay_s = policy.delay_s(attempt)
             if not failure.transient or attempt == policy.attempts or delay_s >= monitor.remaining_s:
                 tries = f"{attempt} attempt{'s' if attempt > 1 else ''}"
-                text = f"{monitor.what}: {failure.reason} ({tries} in {monitor.elapsed_s:.1f} s)."
+                reason = without_user(failure.reason, monitor.what)
+                text = f"{monitor.what}: {reason} ({tries} in {monitor.elapsed_s:.1f} s)."
                 # Without its cause: the clients' messages, printed in a traceback, may hold credentials.
                 advice = f"\n  {_ADVICE[failure.error]}" if failure.error in _ADVICE else ""
                 raise failure.error(text + advice) from None

@@ -76,7 +76,7 @@ def _request(
 ) -> T | None:
     """What `read` makes of the response, which may still have to be received; None: not modified."""
     import urllib3.exceptions
-    from botocore.exceptions import BotoCoreError, ClientError, NoCredentialsError
+    from botocore.exceptions import BotoCoreError, ClientError, NoCredentialsError, ParamValidationError
 
     parts = urllib.parse.urlsplit(url)
     request = {"Bucket": parts.netloc, "Key": urllib.parse.urlunsplit(("", "", *parts[2:])).lstrip("/"), **options}
@@ -93,7 +93,8 @@ def _request(
             return None
         raise _classified(error) from error
     except (BotoCoreError, urllib3.exceptions.HTTPError, OSError) as error:
-        raise AttemptError(StorageError, f"{type(error).__name__}: {error}", transient=True) from error
+        transient = not isinstance(error, ParamValidationError)  # which no bucket can be called
+        raise AttemptError(StorageError, f"{type(error).__name__}: {error}", transient=transient) from error
 
 
 def _read_body(response: _Response, write: Callable[[bytes], None], monitor: DownloadMonitor) -> None:

@@ -12,7 +12,6 @@ from ado_stream.train.checkpoint import Schedule, Settings
 from ado_stream.train.config import TrainConfig
 from ado_stream.train.train_step import LearningRateSchedule
 from ado_stream.value_types import JsonMapping
-from ado_stream.visible import visible
 
 _EXPECTED = {"run_dir"}  # differ whenever another run's checkpoint is named
 _SHOWN_NAMES = 5
@@ -59,7 +58,7 @@ def changes_table(changes: Changes) -> str:
     rows += [(name, _text(before), _text(now)) for name, (before, now) in changes.items()]
     widths = [max(len(row[column]) for row in rows) for column in range(2)]
     lines = [f"  {name:<{widths[0]}}  {before:<{widths[1]}}  {now}" for name, before, now in rows]
-    return visible("\n".join(["resumed with other settings than the checkpoint was saved with:", *lines]))
+    return "\n".join(["resumed with other settings than the checkpoint was saved with:", *lines])
 
 
 def _flat(values: JsonMapping, prefix: str = "") -> Iterator[tuple[str, object]]:

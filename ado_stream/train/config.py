@@ -17,11 +17,12 @@ import yaml
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from ado_stream.errors import ConfigError, NotFound
+from ado_stream.errors import ConfigError
 from ado_stream.policy.domain_weights import with_text_keys
 from ado_stream.storage.retry import RetryPolicy
 from ado_stream.suggest import did_you_mean
 from ado_stream.value_types import JsonMapping, JsonObject
+from ado_stream.yaml_files import parse_assignments, read_yaml
 
 
 @dataclass(frozen=True)
@@ -204,8 +205,9 @@ def load_config(source: str | os.PathLike[str] | JsonMapping, overrides: Sequenc
     `corpus` or `run_dir`.
     """
     try:
-        dotted = OmegaConf.to_container(OmegaConf.from_dotlist(list(map(_assignment, overrides))))
-        given = OmegaConf.merge(*(OmegaConf.create(_with_names(values)) for values in (_read(source), dotted)))
+        read = dict(source) if isinstance(source, Mapping) else read_yaml(source, "config", resolve=False)
+        dotted = parse_assignments(overrides, "override", "train.steps=300")
+        given = OmegaConf.merge(*(OmegaConf.create(_with_names(values)) for values in (read, dotted)))
         _refuse_unknown(OmegaConf.to_container(given), TrainConfig, "")
         merged = OmegaConf.merge(OmegaConf.structured(TrainConfig), given)
         config = OmegaConf.to_object(merged)
@@ -224,36 +226,12 @@ def save_config(config: TrainConfig, path: Path) -> None:
     path.write_text(yaml.safe_dump(dataclasses.asdict(config), sort_keys=False))
 
 
-def _read(source: str | os.PathLike[str] | JsonMapping) -> JsonObject:
-    if isinstance(source, Mapping):
-        return dict(source)
-    try:
-        loaded = OmegaConf.load(Path(source))
-    except FileNotFoundError:
-        raise NotFound(f"{source}: no such config file.") from None
-    except OSError as error:
-        raise ConfigError(f"{source}: not a config file: {error.strerror or error}.") from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{source}: not YAML: {' '.join(str(error).split())}") from None
-    values = OmegaConf.to_container(loaded)
-    if not isinstance(values, dict):
-        raise ConfigError(f"{source}: expected sections such as 'train:', got a list.")
-    return {str(key): value for key, value in values.items()}
-
-
 def _with_names(values: Any) -> Any:
     """The values with the domains of `policy.prior` as text; YAML reads a name such as 2023 as a number."""
     policy = values.get("policy")
     if not (isinstance(policy, Mapping) and isinstance(policy.get("prior"), Mapping)):
         return values
     return {**values, "policy": {**policy, "prior": with_text_keys(policy["prior"], "'policy.prior'")}}
-
-
-def _assignment(text: str) -> str:
-    key, equals, _ = text.partition("=")
-    if not equals or not key.strip():
-        raise ConfigError(f"override {text!r} is not KEY=VALUE; for example train.steps=300.")
-    return text
 
 
 def _fields(section: type, prefix: str = "") -> Iterator[tuple[str, dataclasses.Field[object]]]:

@@ -9,7 +9,6 @@ import ctypes
 import os
 import re
 import signal
-import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from datetime import timedelta
@@ -19,7 +18,7 @@ import torch
 import torch.distributed as dist
 
 from ado_stream.errors import ConfigError
-from ado_stream.visible import visible
+from ado_stream.visible import show
 
 PR_SET_PDEATHSIG = 1  # linux/prctl.h
 T = TypeVar("T")
@@ -81,7 +80,7 @@ def log_rank_errors(context: DistributedContext) -> Iterator[None]:
         yield
     except BaseException as error:
         if context.size > 1:
-            print(visible(f"rank {context.rank}: {type(error).__name__}: {error}"), file=sys.stderr, flush=True)
+            show(f"rank {context.rank}: {type(error).__name__}: {error}", error=True)
         raise
 
 

@@ -23,7 +23,6 @@ from ado_stream.train.config import TrainConfig, TrainSection
 from ado_stream.train.distributed import DistributedContext
 from ado_stream.train.parallel import ParallelModel, compute_dtype
 from ado_stream.train.train_step import TrainStep, make_optimizer
-from ado_stream.visible import visible
 
 _STATE_BYTES = 16  # a parameter's float32 value, gradient and two moments
 _FLOAT32_BYTES = 4
@@ -135,7 +134,7 @@ def plan_run(config: TrainConfig, context: DistributedContext) -> str:
         *(_repeated(name, epochs) for name, epochs in zip(dataset.names, epochs_K.tolist(), strict=True)),
         _too_large(memory.total, free_bytes, context.device),
     ]
-    return visible("\n".join([*lines, *(f"warning: {warning}" for warning in warnings if warning)]))
+    return "\n".join([*lines, *(f"warning: {warning}" for warning in warnings if warning)])
 
 
 def measure_step_s(config: TrainConfig, components: RunComponents, context: DistributedContext) -> float:

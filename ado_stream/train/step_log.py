@@ -20,6 +20,7 @@ from ado_stream.train.distributed import DistributedContext
 from ado_stream.train.step_timer import StepTimer
 from ado_stream.train.train_step import StepOutcome
 from ado_stream.value_types import Array, Floats, Ints, JsonObject
+from ado_stream.visible import show
 
 
 class MetricSink(Protocol):
@@ -146,7 +147,7 @@ class StepLog:
             *(f"{rate:,.0f} tokens/s" for rate in speed.values()),
             *changes,
         ]
-        print("  ".join(parts), flush=True)
+        show("  ".join(parts))
         scalars = {"loss": line["loss"], "lr": launched.learning_rate, "grad_norm": line["grad_norm"], **speed}
         self.write_scalars(
             launched.step,

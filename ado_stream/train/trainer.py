@@ -7,7 +7,6 @@ AdamW's moments, the loader's cursors and pending mixtures, the policy, torch's 
 
 import dataclasses
 import os
-import sys
 import time
 import uuid
 from collections.abc import Iterator
@@ -46,6 +45,7 @@ from ado_stream.train.step_timer import StepTimer
 from ado_stream.train.stop_request import StopRequest
 from ado_stream.train.train_step import TrainStep, make_optimizer
 from ado_stream.train.validation import Validator
+from ado_stream.visible import show
 
 CONFIG_FILE = "config.yaml"
 
@@ -74,7 +74,7 @@ def run_training(config: TrainConfig, resume: str | os.PathLike[str] = "auto") -
         resume_point = call_on_main(context, lambda: find_resume_point(run_dir, os.fspath(resume)))
         if call_on_main(context, lambda: is_finished(run_dir, steps, resume_point)):
             if context.is_main:
-                print(f"all {steps} steps are done; raise train.steps to continue, or start again: --resume none")
+                show(f"all {steps} steps are done; raise train.steps to continue, or start again: --resume none")
             return RunResult(run_dir, steps, stopped=False)
         if context.is_main:
             compile_in_background("fit")  # seconds, once a machine; else all ranks would wait at the first refit
@@ -126,12 +126,12 @@ class Trainer:
         for fault in resume_point.skipped:
             self._write_event("checkpoint skipped", fault=fault)
             if self._context.is_main:
-                print(f"skipped checkpoint {fault}", flush=True)
+                show(f"skipped checkpoint {fault}")
         if resume_point.directory is not None and resume_point.metadata is not None:
             self._report_resume(resume_point.directory, resume_point.metadata)
         entries = self._components.corpus.manifest["domains"]
         if self._context.is_main and (missing := missing_validation({name: entries[name] for name in self._names})):
-            print(missing, flush=True)
+            show(missing)
 
     def loop(self, stop: StopRequest) -> RunResult:
         """Trains until the last step or a signal, saves, and returns how far it came."""
@@ -179,7 +179,7 @@ class Trainer:
         self._record_refit()  # the policy has seen every loss now
         self._log.write_scalars(self._finished, {"val_loss": result.loss}, val_domain_loss=result.domain_loss_K)
         if self._context.is_main:
-            print(f"step {self._finished:>6}  validation loss {result.loss:.4f}", flush=True)
+            show(f"step {self._finished:>6}  validation loss {result.loss:.4f}")
         return True
 
     def __enter__(self) -> "Trainer":
@@ -189,8 +189,8 @@ class Trainer:
         """Waits for a save in the background, also after a failure: it holds the newest state to resume from."""
         try:
             self._checkpointer.wait()
-        except Exception as unsaved:  # `loop` waits too, so another exception is being raised: keep that one
-            print(unsaved, file=sys.stderr, flush=True)
+        except Exception as unsaved:  # `loop` waits too, so another exception is on its way: that one is raised
+            show(str(unsaved), error=True)
         self._loader.close()
         for sink in self._sinks:
             sink.close(failed=kind is not None)
@@ -275,13 +275,13 @@ class Trainer:
         self._write_event("resume", checkpoint=str(directory), **({"changes": changes} if changes else {}))
         if not self._context.is_main:
             return
-        print(f"resuming from step {self._finished:,}: {directory}", flush=True)
+        show(f"resuming from step {self._finished:,}: {directory}")
         if changes:
-            print(changes_table(changes), flush=True)
+            show(changes_table(changes))
         steps = self._config.train.steps
         if self._finished > steps:
             text = f"nothing to train: the checkpoint has {self._finished} finished steps, 'train.steps' is {steps}"
-            print(text, flush=True)
+            show(text)
 
     def _prepare_run_dir(self, resume_point: ResumePoint) -> None:
         try:
@@ -328,7 +328,7 @@ class Trainer:
         self._write("health", step=policy.attempt_step, health=policy.health())
         for text in policy.take_notices():
             self._write("event", step=policy.attempt_step, name="policy", detail={"text": text})
-            print(text, flush=True)
+            show(text)
         if policy.fit_step != policy.attempt_step:
             return
         later = range(policy.fit_step + 1, self._finished)  # losses reach the policy late: steps since are subtracted

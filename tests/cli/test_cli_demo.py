@@ -6,7 +6,6 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from rich.console import Console
 
 from ado_stream.cli.demo import _show_text
 from ado_stream.cli.main import main
@@ -44,8 +43,9 @@ def test_a_folder_that_looks_like_markup_is_shown_as_it_is(monkeypatch, capsys):
     assert "writes to [/a] only" in capsys.readouterr().out
 
 
-def test_the_table_of_the_text_is_whole_in_a_narrow_window(capsys):
-    _show_text(Console(width=20, markup=False), [DomainText("a long name of a domain", Path(), 1234, 5, 3_000_000)])
+def test_the_table_of_the_text_is_whole_in_a_narrow_window(monkeypatch, capsys):
+    monkeypatch.setenv("COLUMNS", "20")
+    _show_text([DomainText("a long name of a domain", Path(), 1234, 5, 3_000_000)])
     assert "a long name of a domain  1,234          5  3.00  100.0 %" in capsys.readouterr().out
 
 

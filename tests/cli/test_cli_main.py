@@ -1,5 +1,6 @@
 """The command itself: fast help, exit codes, one message instead of a traceback."""
 
+import logging
 import shlex
 import subprocess
 import sys
@@ -26,6 +27,7 @@ def verb(monkeypatch):
         module.run = run
         monkeypatch.setitem(sys.modules, "ado_stream.cli.probe", module)
         monkeypatch.setitem(cli.VERBS, "probe", "a verb for tests")
+        monkeypatch.setitem(cli.EXAMPLES, "probe", "ado-stream probe")
 
     return install
 
@@ -158,12 +160,28 @@ def test_an_error_of_the_system_is_one_line(verb, capsys, error, says):
         cli.main(["probe", "--debug"])
 
 
+def test_no_memory_is_one_line(verb, capsys):
+    def run(args):
+        raise MemoryError("Unable to allocate 8 TiB")
+
+    verb(run)
+    assert cli.main(["probe"]) == 1
+    assert capsys.readouterr().err == "MemoryError: Unable to allocate 8 TiB\n"
+
+
+def test_log_lines_show_what_a_terminal_would_obey(verb, capsys):
+    verb(lambda args: 0)
+    cli.main(["probe"])
+    logging.lastResort.handle(logging.makeLogRecord({"msg": "domain \x1b[2J, s3://me:secret-word@host/x"}))
+    assert capsys.readouterr().err == "domain \\x1b[2J, s3://***@host/x\n"
+
+
 @pytest.mark.parametrize("into", ["head -c 1", "true"])
 def test_a_reader_that_has_seen_enough_is_no_error(into):
     code = (
         "import sys, types\nfrom ado_stream.cli import main as cli\nmodule = types.ModuleType('m', doc='A verb.')\n"
         "module.add_arguments = lambda parser: None\nmodule.run = lambda args: print('x' * 200_000)\n"
-        "sys.modules['ado_stream.cli.probe'] = module\ncli.VERBS['probe'] = ''\nsys.exit(cli.main(['probe']))"
+        "sys.modules['ado_stream.cli.probe'] = module\ncli.VERBS['probe'] = cli.EXAMPLES['probe'] = ''\nsys.exit(cli.main(['probe']))"
     )
     command = f"set -o pipefail; {sys.executable} -c {shlex.quote(code)} | {into} > /dev/null"
     done = subprocess.run(["bash", "-c", command], capture_output=True, text=True, timeout=60)

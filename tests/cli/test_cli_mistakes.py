@@ -10,6 +10,7 @@ from ado_stream.cli import replay as replay_verb
 from ado_stream.cli import simulate as simulate_verb
 from ado_stream.cli.main import main
 from ado_stream.record import RunRecord
+from ado_stream.yaml_files import parse_assignments
 
 SPEC = {"steps": 50, "domains": {"a": {"prior": 1, "eps": 1.0, "beta": 9.0, "alpha": 0.2}}, "policies": {"natural": {}}}
 LAW = SPEC["domains"]["a"]
@@ -113,6 +114,25 @@ def run_dirs(tmp_path):
             record.write("run", version=1, domains=["a"], prior=[1.0], policy="natural", steps=1, global_batch_size=4)
             record.write("step", step=0, loss=2.0, domain_loss=[2.0], samples=[4], mixture=[1.0])
     return tmp_path / "runs"
+
+
+@pytest.mark.parametrize(
+    "value",
+    ['!!int "x"', '!!bool "x"', '!!timestamp "x"', "9" * 5000, "0x" + "f" * 5000, "9" + ":59" * 3000, "[" * 2000, "*a"]
+    + ["!!python/name:os.system", '"\\ud800"', "<<: 1"],
+)
+@pytest.mark.parametrize("verb", [["train", "--dry-run"], ["simulate"]])
+def test_yaml_that_is_no_value_is_one_line(verb, value, tmp_path, capsys):
+    path = tmp_path / "given.yaml"
+    path.write_text(f"seed: {value}\n")
+    assert main([verb[0], str(path), *verb[1:]]) == 1
+    assert capsys.readouterr().err.startswith(f"ConfigError: {path}: not YAML: ")
+
+
+@pytest.mark.parametrize("word", ["a=!!int x", "a=" + "9" * 5000, "a", "=1", "a=["])
+def test_an_assignment_that_is_none_is_one_line(word):
+    with pytest.raises(ado.ConfigError, match=r"^--option '.*( is|:) not KEY=VALUE"):
+        parse_assignments([word], "--option", "--option a=1")
 
 
 @pytest.mark.parametrize("where", ["absent/x.png", "x.doc", "folder.png"])

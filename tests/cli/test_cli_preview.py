@@ -31,6 +31,26 @@ def test_every_domain_is_shown_and_long_samples_are_cut(corpus, capsys):
     assert "--- other, sample 5, 10 tokens\nyyy ...\n" in shown
 
 
+@pytest.mark.parametrize(
+    ("option", "says"),
+    [
+        ("--samples=0", "--samples is 0; expected a whole number, 1 or more"),
+        ("--characters=-1", "--characters is -1; expected a whole number, 0 or more"),
+        ("--batches=-1", "--batches is -1; expected a whole number, 1 or more"),
+        ("--batches=99999999999999999999", "--batches is 99999999999999999999; expected a whole number, 9"),
+        ("--batch-size=0", "--batch-size is 0; expected a whole number, 1 or more"),
+    ],
+)
+def test_numbers_that_cannot_be_are_refused(corpus, option, says, capsys):
+    assert main(["preview", corpus, option]) == 1
+    assert says in capsys.readouterr().err
+
+
+def test_no_more_samples_are_shown_than_there_are(corpus, capsys):
+    assert main(["preview", corpus, "--domain", "other", "--samples", "1000000000000", "--json"]) == 0
+    assert [json.loads(line)["sample"] for line in capsys.readouterr().out.splitlines()] == list(range(10))
+
+
 def test_an_unknown_domain_is_named_with_those_there_are(corpus, capsys):
     assert main(["preview", corpus, "--domain", "wiki"]) == 1
     assert capsys.readouterr().err.startswith(

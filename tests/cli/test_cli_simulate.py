@@ -162,7 +162,7 @@ def test_a_loss_is_reached_where_it_stays(losses, reached):
     [
         ("stesp: 4", [], "did you mean 'steps'"),
         ("- a\n- b", [], "mapping"),
-        ("a: [", [], "cannot be read as YAML"),
+        ("a: [", [], "not YAML"),
         (SPEC, ["--policy", "adoo"], "did you mean 'ado'"),
         (SPEC, ["--option", "tau=2"], "--policy"),
         (SPEC, ["--world", "alike"], "neither a SPEC"),

@@ -153,7 +153,18 @@ def test_a_corpus_without_its_tokenizer_is_not_completed_from_the_hub(corpus, mo
 
 
 @pytest.mark.parametrize(
-    "url", ["S3://bucket/x", "s3:/bucket/x", "s3://", "S3a://b/x", "gcs://b/x", "http://h/x", "FILE:///x"]
+    "url",
+    [
+        "S3://bucket/x",
+        "s3:/bucket/x",
+        "s3://",
+        "s3:///x",
+        " s3://b/x",
+        "S3a://b/x",
+        "gcs://b/x",
+        "http://h/x",
+        "FILE:///x",
+    ],
 )
 def test_a_url_that_no_client_reads_is_refused_at_once(url):
     with pytest.raises(ConfigError, match="not a URL that can be read or written"):
@@ -166,6 +177,31 @@ def test_a_url_that_no_client_reads_is_refused_at_once(url):
 def test_a_url_whose_keys_an_upload_would_cut_is_refused(url):
     with pytest.raises(ConfigError, match="uploads drop what follows"):
         PrepareConfig(("in",), url)
+
+
+def test_a_tokenizer_of_another_vocabulary_is_refused(corpus_copy):
+    """Its decoder would raise, or show other text."""
+    folder, edit = corpus_copy
+    edit(lambda manifest: manifest.update(tokenizer="bytes"))
+    with pytest.raises(IndexInvalid, match=r"corpus.json: vocab_size 300, but its tokenizer 'bytes' has 257 ids"):
+        ado.open_corpus(folder)
+
+
+@pytest.mark.parametrize(
+    ("vocabulary", "config", "says"),
+    [
+        ({"far": 2**31}, {}, "ids up to 2,147,483,648 for 301 tokens"),  # the library writes out each that is missing
+        ({}, {"eos_token": ["a"]}, "'eos_token' in its tokenizer_config"),
+    ],
+)
+def test_a_tokenizer_of_odd_shape_is_named_by_its_file(corpus_copy, vocabulary, config, says):
+    folder, _ = corpus_copy
+    spec = json.loads((folder / "tokenizer.json").read_text())
+    spec["model"]["vocab"] |= vocabulary
+    (folder / "tokenizer.json").write_text(json.dumps(spec))
+    (folder / "tokenizer_config.json").write_text(json.dumps({"eos_token": "<|endoftext|>"} | config))
+    with pytest.raises(ConfigError, match=rf"^tokenizer '{folder}/tokenizer.json': {says}"):
+        ado.open_corpus(folder)
 
 
 def test_an_endpoint_that_does_not_answer_is_named_after_two_seconds(tmp_path, monkeypatch, caplog):

@@ -238,6 +238,42 @@ def test_repeats_are_no_evidence_and_no_domain_is_planned_beyond_its_epochs():
     assert mixture_K.sum() == pytest.approx(1.0)
 
 
+def test_what_is_read_again_moves_nothing_whatever_its_losses():
+    """Losses of a domain after its first epoch against none: mixtures to the bit."""
+    sizes = np.array([20_000, 1_000_000, 1_000_000])
+
+    def mixtures(loss_of_repeats):
+        policy = ado.make_policy("target", [0.3, 0.4, 0.3], total_steps=STEPS, sizes=sizes)
+        domains, found = alike(3, useless=[1]), []
+        for _ in range(STEPS):
+            repeats = domains.own_K[0] >= sizes[0]
+            loss_K, count_K = domains.step(policy.mixture)
+            loss_K[0] = loss_of_repeats if repeats else loss_K[0]
+            found.append(policy.update(loss_K, count_K))
+        assert domains.own_K[0] > 2.0 * sizes[0]
+        assert policy.health()["moved"]
+        return np.array(found)
+
+    expected = mixtures(np.nan)
+    np.testing.assert_array_equal(mixtures(0.01), expected)
+    np.testing.assert_array_equal(mixtures(50.0), expected)
+
+
+def test_laws_go_on_where_validations_are_many_blocks_apart():
+    """A refit goes by the newest blocks with a validation: most of the newest of all have none, and teach nothing."""
+    policy = ado.make_policy("target", [0.4, 0.24, 0.18, 0.18], laws="validation", total_steps=STEPS)
+    domains, fit_steps = alike(4, useless=[0]), set()
+    for step in range(STEPS):
+        if step and step % 100 == 0:
+            policy.observe_validation(true_loss(domains), np.full(4, 100.0))
+        policy.update(*domains.step(policy.mixture))
+        fit_steps.add(policy.fit_step)
+    due, step = 0, 500  # four validations are over: enough for laws
+    while step < STEPS:
+        due, step = due + 1, step + step // 20
+    assert len(fit_steps - {None}) > due / 2
+
+
 def test_the_middle_elasticity_by_hand():
     """Gains 0, 0.3, 0.2, 0.4: half of 0.9 is reached with the third."""
     elasticity_K, target_K = np.array([0.0, 1.0, 2.0, 4.0]), np.array([0.5, 0.3, 0.1, 0.1])

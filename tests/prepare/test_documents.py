@@ -1,6 +1,7 @@
 """Records become documents, or errors that name file, line and what to do; tables are read like lines."""
 
 import json
+from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as parquet
@@ -87,6 +88,7 @@ BAD_LINES = {
     "no text ": (_record(text=None), r":3: no text under key 'text': found null\."),
     "no text  ": (_record(text=7), r":3: no text under key 'text': found a number \(7\)"),
     "no text   ": (b"7", r":3: no text under key 'text'; the record itself is a number \(7\)"),
+    "no text        ": (b'"a"', r":3: no text under key 'text'; the record itself is text\."),
     "no text    ": (_record(text=["a"]), r":3: no text under key 'text': found a list"),
     "no text     ": (_record(text={"a": 1}), r":3: no text under key 'text': found an object"),
     "no text      ": (_record(text=False), r":3: no text under key 'text': found a boolean \(False\)"),
@@ -170,7 +172,7 @@ def _table_of(kind, path, table):
         parquet.write_table(table, path)
         return
     new = pa.ipc.new_stream if kind == "arrow stream" else pa.ipc.new_file
-    with new(str(path), table.schema) as writer:
+    with new(str(path) if isinstance(path, Path) else path, table.schema) as writer:
         writer.write_table(table, max_chunksize=100)
 
 
@@ -244,6 +246,29 @@ def test_rows_before_damage_are_kept_and_the_others_counted(tmp_path, kind):
         assert counts == {"file damaged, its rest left out": 1}
     with pytest.raises(DataError, match=str(path)):
         _read(path, _keys())
+
+
+def _arrow_stream(texts):
+    sink = pa.BufferOutputStream()
+    _table_of("arrow stream", sink, pa.table({"text": texts}))
+    return sink.getvalue().to_pybytes()
+
+
+def test_an_arrow_stream_ends_with_its_end_mark_alone(tmp_path):
+    """pyarrow takes the end of the file for that of the stream, and reads none of what comes after the end mark."""
+    texts = [f"text {n}" for n in range(300)]
+    whole = _arrow_stream(texts)
+    first = len(_arrow_stream(texts[:100])) - 8  # up to its end mark
+    path = tmp_path / "t.arrow"
+    for content, num_read in ((b"", 0), (whole[:first], 100), (whole[:-8], 300), (whole + whole, 300)):
+        path.write_bytes(content)
+        with pytest.raises(DataError, match=r"t.arrow: its end mark is not at its end: .* of [0-9,]+ bytes"):
+            _read(path, _keys())
+        documents, counts, _ = _read(path, _keys(), skip=True)
+        assert [document.text for document in documents] == texts[:num_read]
+        assert counts == {"file damaged, its rest left out": 1}
+    path.write_bytes(whole)
+    assert len(_read(path, _keys())[0]) == 300
 
 
 @KINDS

@@ -402,21 +402,40 @@ def test_a_full_disk_is_one_clear_error_and_the_next_run_goes_on(pile, tmp_path,
     assert tree_hashes(tmp_path / "out") == tree_hashes(tmp_path / "clean")
 
 
-def test_settings_that_cannot_be(pile, tmp_path):
-    for wrong in (
-        {"seq_len": 0},
-        {"val_frac": 1.0},
-        {"val_frac": 0.1, "val": ("x",)},
-        {"workers": 0},
-        {"shard_bytes": 10},
-        {"tokenizer": "bpe:ten"},
-    ):
-        with pytest.raises(ConfigError):
-            _config(pile[0], tmp_path, **wrong)
-    with pytest.raises(ConfigError, match="no input"):
-        PrepareConfig((), "out")
-    with pytest.raises(NotFound):
-        prepare(_config(["nowhere.jsonl"], tmp_path))
+@pytest.mark.parametrize(
+    ("wrong", "says"),
+    [
+        ({"seq_len": 0}, "seq_len is 0; expected a whole number, 1 or more"),
+        ({"seq_len": 1e3}, "seq_len is 1000.0; expected a whole number"),
+        ({"seq_len": 10**30}, "seq_len is 1000.*; expected a whole number, 9007199254740992 at most"),
+        ({"val_frac": 1.0}, "validation fraction is 1, which leaves nothing to train on"),
+        ({"val_frac": float("nan")}, "validation fraction is nan; expected a finite number from 0 to 1"),
+        ({"val_frac": 0.1, "val": ("x",)}, "choose one of them"),
+        ({"workers": 0}, "workers is 0; expected a whole number, 1 or more"),
+        ({"workers": 10**20}, "workers is 1000.*; expected a whole number, 4096 at most"),
+        ({"shard_bytes": 10}, "shard_bytes is 10; expected a whole number, 4096 or more"),
+        ({"tokenizer": "bpe:ten"}, "N must be an integer of at least 257"),
+        ({"tokenizer": "bpe:\u00b2\u00b2\u00b2"}, "N must be an integer of at least 257"),
+        ({"tokenizer": "bpe:" + "9" * 5000}, "and 8 digits, as in bpe:8192"),
+        ({"tokenizer": ""}, "tokenizer is ''; expected a text"),
+        ({"text_key": None}, "text_key is None; expected a text"),
+        ({"domain_key": ""}, "domain_key is ''; expected a text"),
+        ({"skip_errors": "no"}, "skip_errors is 'no'; expected true or false"),
+        ({"out": ""}, "out is ''; expected a path"),
+        ({"out": "a\0b"}, "no path holds a NUL"),
+        ({"inputs": ()}, "no input"),
+        ({"inputs": ("",)}, "input is ''; expected a path"),
+    ],
+)
+def test_settings_that_cannot_be(wrong, says):
+    with pytest.raises(ConfigError, match=says):
+        PrepareConfig(**({"inputs": ("in",), "out": "out"} | wrong))
+
+
+def test_an_input_that_is_not_there_is_named_as_it_was_given(tmp_path):
+    for name in ("nowhere.jsonl", "s3://bucket/x.jsonl", "~nobody-of-that-name/x"):
+        with pytest.raises(NotFound, match=f"^{name}: no such file or folder"):
+            prepare(_config([name], tmp_path))
 
 
 def test_a_folder_that_cannot_be_written_is_a_disk_error(unprivileged_folder):

@@ -51,6 +51,13 @@ def leaks(text: str) -> list[str]:
     return [leak for leak in LEAKS if leak in text]
 
 
+def test_a_client_may_quote_the_user_of_a_url_alone(secrets):
+    """botocore does, of a bucket: all between :// and the next slash. No bucket can be called so: one attempt."""
+    with pytest.raises(StorageError, match=r"Invalid bucket name .*1 attempt in") as caught:
+        download_bytes(f"s3://some-user:{PASSWORD}@bucket/x")
+    assert not leaks(str(caught.value))
+
+
 @pytest.mark.parametrize(
     ("text", "expected"),
     [

@@ -156,6 +156,13 @@ def test_a_dry_run_on_several_ranks_prints_once(config_file: Path, monkeypatch, 
     assert printed[1] == ""
 
 
+def test_what_a_terminal_would_obey_is_spelled_out(config_file: Path, tmp_path: Path, capsys):
+    assert main(["train", str(config_file), "--dry-run", f"run_dir={tmp_path}/\x1b[2J\u202e"]) == 0
+    shown = capsys.readouterr().out
+    assert "/\\x1b[2J\\u202e: policy" in shown
+    assert "\x1b" not in shown
+
+
 def test_dry_run_prints_the_plan_and_writes_nothing(config_file: Path, settings: dict, capsys):
     assert main(["train", str(config_file), "--dry-run"]) == 0
     out = capsys.readouterr().out
@@ -171,8 +178,8 @@ def test_dry_run_prints_the_plan_and_writes_nothing(config_file: Path, settings:
         (["train", "{config}", "train.leraning_rate=1"], "did you mean 'train.learning_rate'?"),
         (["train", "{config}", "--resume", "step_00000009"], "CheckpointError: step_00000009"),
         (["train", "."], "ConfigError: .: not a config file: Is a directory."),
-        (["eval", "run", "--max-samples", "0"], "ConfigError: --max-samples must be 1 or more, got 0"),
-        (["eval", "run", "--batch-size", "0"], "ConfigError: --batch-size must be 1 or more, got 0"),
+        (["eval", "run", "--max-samples", "0"], "ConfigError: --max-samples is 0; expected a whole number, 1 or more"),
+        (["eval", "run", "--batch-size", "0"], "ConfigError: --batch-size is 0; expected a whole number, 1 or more"),
         (
             ["eval", "run", "--tasks", "sciq", "--task-dir", "nowhere"],
             "ConfigError: --task-dir nowhere: no such folder.",

@@ -119,6 +119,7 @@ def test_the_config_has_every_option_of_data_set_and_loader():
         "policy": "policy",
         "pin_memory": "train.device",
         "device": "train.device",
+        "group": "every rank reads",
     }
     takes = {*options(AdaptiveStreamingDataset), *options(AdaptiveLoader)}
     assert elsewhere.keys() <= takes

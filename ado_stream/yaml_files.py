@@ -1,0 +1,61 @@
+"""The door of YAML that anybody may have written, in files and in KEY=VALUE words: to plain values that can be shown.
+
+Whatever the libraries raise becomes a ConfigError: of a value that does not fit its tag, or a number of thousands of
+digits, they raise ValueError, KeyError or AttributeError.
+"""
+
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from ado_stream.errors import ConfigError, NotFound
+
+
+def read_yaml(path: str | os.PathLike[str], kind: str, resolve: bool) -> dict[str, Any]:
+    """The mapping in a YAML file; `resolve`: with ${interpolations} replaced.
+
+    kind: what the file is, for errors. Raises NotFound, ConfigError.
+    """
+    from omegaconf import OmegaConf
+
+    try:
+        with _yaml_errors(f"{path}: not YAML"):
+            values = OmegaConf.to_container(OmegaConf.load(Path(path)), resolve=resolve)
+            repr(values)
+    except FileNotFoundError:
+        raise NotFound(f"{path}: no such {kind} file.") from None
+    except OSError as error:
+        raise ConfigError(f"{path}: not a {kind} file: {error.strerror or error}.") from None
+    if not isinstance(values, dict):
+        raise ConfigError(f"{path}: a {kind} is a mapping of keys to values, not a list.")
+    return {str(key): value for key, value in values.items()}
+
+
+def parse_assignments(words: Sequence[str], kind: str, example: str) -> dict[str, Any]:
+    """The mapping of words such as "train.steps=300": dotted keys, values as YAML. Raises ConfigError.
+
+    kind, example: what a word is called, and one, for errors.
+    """
+    from omegaconf import OmegaConf
+
+    for word in words:
+        key, equals, _ = word.partition("=")
+        if not equals or not key.strip():
+            raise ConfigError(f"{kind} {word!r} is not KEY=VALUE; for example {example}.")
+    with _yaml_errors(f"{kind} {' '.join(words)!r:.80}: not KEY=VALUE in YAML"):
+        values = OmegaConf.to_container(OmegaConf.from_dotlist(list(words)))
+        repr(values)
+    assert isinstance(values, dict)
+    return {str(key): value for key, value in values.items()}
+
+
+@contextmanager
+def _yaml_errors(what: str) -> Iterator[None]:
+    try:
+        yield
+    except OSError:
+        raise
+    except Exception as error:
+        raise ConfigError(f"{what}: {type(error).__name__}: {' '.join(str(error).split())}.") from None
