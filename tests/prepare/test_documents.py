@@ -207,6 +207,19 @@ def test_a_column_that_is_not_needed_may_hold_anything(tmp_path, kind):
         _read(path, _keys("text", "meta.sett"))
 
 
+def test_damage_in_a_column_that_is_not_needed_costs_nothing(tmp_path):
+    path = tmp_path / "t.parquet"
+    texts, others = [f"text {n}" for n in range(100)], [f"needless {n}" for n in range(100)]
+    parquet.write_table(pa.table({"text": texts, "more": others}), path, compression="NONE", use_dictionary=False)
+    data = bytearray(path.read_bytes())
+    start = data.index(b"needless 10") - 4  # with the length of the value
+    data[start : start + 200] = b"\xff" * 200
+    path.write_bytes(data)
+    with pytest.raises(DataError, match="cannot be read"):
+        _read(path, _keys("more"))
+    assert [document.text for document in _read(path, _keys())[0]] == texts
+
+
 @KINDS
 def test_what_is_in_the_place_of_a_text_is_said(tmp_path, kind):
     path = tmp_path / f"t.{kind.split()[0]}"
