@@ -16,7 +16,7 @@ from typing import Any
 
 from ado_stream.corpus.manifest import domain_folder
 from ado_stream.corpus.mds import COMPRESSION, HASH, ShardFormat, encode_index, shard_name
-from ado_stream.durable import sync, write_durably
+from ado_stream.durable import damage_errors, sync, write_durably
 from ado_stream.errors import ConfigError
 from ado_stream.prepare.corpus_output import CorpusOutput
 from ado_stream.prepare.prepare_worker import PieceResult, ShardJob, Worker
@@ -125,14 +125,16 @@ class Packer:
         path = self._work / JOURNAL_NAME
         if not path.exists():
             return
-        state = json.loads(path.read_bytes())
-        self.num_pieces = state["num_pieces"]
-        self.refused.update(state["refused"])
-        self.refused_bytes.update(state["refused_bytes"])
-        self.repeated.update(state["repeated"])
-        for domain, split, fields in state["spools"]:
-            key = (domain, split)
-            spool = self._spools[key] = Spool(self._spool_folder(key), self._shard_format, SpoolState(**fields))
+        with damage_errors(path):
+            state = json.loads(path.read_bytes())
+            self.num_pieces = state["num_pieces"]
+            self.refused.update(state["refused"])
+            self.refused_bytes.update(state["refused_bytes"])
+            self.repeated.update(state["repeated"])
+            for domain, split, fields in state["spools"]:
+                key = (domain, split)
+                self._spools[key] = Spool(self._spool_folder(key), self._shard_format, SpoolState(**fields))
+        for key, spool in self._spools.items():
             for shard in range(spool.state.shard):
                 self._finish_shard(key, shard)
 
@@ -168,7 +170,10 @@ class Packer:
         spool, state = self._spools[key], self._spools[key].state
         last_bytes = spool.whole_bytes(state.shard)
         num_shards = state.shard + (last_bytes > 0)
-        entries = [json.loads(self._done_path(key, shard).read_bytes()) for shard in range(num_shards)]
+        entries = []
+        for shard in range(num_shards):
+            with damage_errors(path := self._done_path(key, shard)):
+                entries.append(json.loads(path.read_bytes()))
         if entries:
             name = f"{domain_folder(key[0])}/{key[1]}/{INDEX_NAME}"
             write_durably(self._output.local_path(name), encode_index(entries))

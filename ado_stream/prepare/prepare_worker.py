@@ -14,6 +14,7 @@ import numpy as np
 
 from ado_stream.corpus.mds import ShardFormat, compress_shard, encode_shard, shard_entry
 from ado_stream.corpus.tokenizer import BYTES, Tokenizer, load_tokenizer
+from ado_stream.durable import damage_errors
 from ado_stream.prepare.config import PrepareConfig
 from ado_stream.prepare.document_sample import DocumentSample, priority
 from ado_stream.prepare.documents import Document, Piece, read_documents
@@ -73,7 +74,10 @@ class Worker:
     @cached_property
     def _val_hashes(self) -> np.ndarray:
         path = self._work / VAL_HASHES_NAME
-        return np.load(path, mmap_mode="r") if self._config.val else np.empty(0, np.uint64)
+        if not self._config.val:
+            return np.empty(0, np.uint64)
+        with damage_errors(path):
+            return np.load(path, mmap_mode="r")
 
     def hash_texts(self, piece: Piece) -> np.ndarray:
         """(documents,) uint64: the hash of each document's text."""
