@@ -40,6 +40,17 @@ def disk_errors(
         raise DiskError(path, error, advice) from error
 
 
+@contextmanager
+def damage_errors(path: Path) -> Iterator[None]:
+    """Turns what a damaged file of a working folder raises inside into a StorageError that names it."""
+    try:
+        yield
+    except (ValueError, KeyError, TypeError, AttributeError, EOFError) as error:
+        raise StorageError(
+            f"{path}: damaged: {' '.join(str(error).split())}.\n  Remove the working folder to start again."
+        ) from error
+
+
 def write_durably(path: Path, data: bytes | str) -> None:
     """Writes `path` whole or not at all; text as UTF-8. The folder is made when it is missing.
 

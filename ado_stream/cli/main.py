@@ -123,7 +123,7 @@ def _run(verb: str, arguments: list[str], debug: bool) -> int:
     except MemoryError as error:
         if debug:
             raise
-        show(f"MemoryError: {error or 'out of memory'}", error=True)
+        show(f"MemoryError: {str(error) or 'out of memory'}", error=True)
         return 1
     except OSError as error:
         if debug:

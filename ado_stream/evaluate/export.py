@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 from ado_stream.corpus.tokenizer import BYTES, HuggingFaceTokenizer, Tokenizer
 from ado_stream.durable import sync
 from ado_stream.errors import ConfigError, StorageError
+from ado_stream.option_checks import instance, path_text
 from ado_stream.value_types import JsonObject
 
 if TYPE_CHECKING:
@@ -37,7 +38,9 @@ def export_hugging_face(
     """
     from safetensors.torch import save_file
 
-    out_dir = Path(out_dir)
+    out_dir = Path(path_text("out_dir", out_dir))
+    if out_dir.exists() and not out_dir.is_dir():
+        raise ConfigError(f"{out_dir} is a file; name a new folder.")
     if out_dir.exists() and any(out_dir.iterdir()):
         raise ConfigError(f"{out_dir} is not empty; name a new folder.")
     transformer = find_transformer(model)
@@ -78,8 +81,11 @@ def byte_tokenizer() -> HuggingFaceTokenizer:
 
 def find_transformer(model: "nn.Module") -> "Transformer":
     """The transformer that `model` is or wraps."""
+    from torch import nn
+
     from ado_model import Transformer
 
+    instance("not exported: model", model, nn.Module)
     found = [module for module in model.modules() if isinstance(module, Transformer)]
     if len(found) != 1:
         raise ConfigError(f"not exported: {type(model).__name__} has {len(found)} ado_model.Transformer; give one.")

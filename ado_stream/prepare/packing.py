@@ -19,7 +19,7 @@ import numpy as np
 
 from ado_stream.corpus.manifest import domain_folder
 from ado_stream.corpus.mds import COMPRESSION, HASH, ShardEntry, ShardFormat, encode_index, shard_name
-from ado_stream.durable import sync_file_system, write_durably
+from ado_stream.durable import damage_errors, sync_file_system, write_durably
 from ado_stream.errors import ConfigError
 from ado_stream.prepare.best_fit import PackingCounts
 from ado_stream.prepare.corpus_output import CorpusOutput
@@ -170,23 +170,26 @@ class Packer:
 
     def _resume(self) -> None:
         journal, spools, published = (self._work / name for name in (JOURNAL_NAME, _SPOOL_FOLDER, _PUBLISHED_NAME))
-        state = json.loads(journal.read_bytes()) if journal.exists() else _BEGINNING
-        self.num_pieces = state["num_pieces"]
-        self.refused.update(state["refused"])
-        self.refused_bytes.update(state["refused_bytes"])
-        self.repeated.update(state["repeated"])
-        for domain, split, fields in state["spools"]:
-            key = (domain, split)
-            found = SpoolState(**fields)
-            self._spools[key] = Spool(self._spool_path(key), self._shard_format, found, self._end_id)
+        with damage_errors(journal):
+            state = json.loads(journal.read_bytes()) if journal.exists() else _BEGINNING
+            self.num_pieces = state["num_pieces"]
+            self.refused.update(state["refused"])
+            self.refused_bytes.update(state["refused_bytes"])
+            self.repeated.update(state["repeated"])
+            for domain, split, fields in state["spools"]:
+                key = (domain, split)
+                found = SpoolState(**fields)
+                self._spools[key] = Spool(self._spool_path(key), self._shard_format, found, self._end_id)
+            published_bytes = state["published_bytes"]
         spools.mkdir(exist_ok=True)
         kept = {spool.path(shard) for spool in self._spools.values() for shard in range(spool.state.shard + 1)}
         for path in set(spools.iterdir()) - kept:
             path.unlink()
-        cut(published, state["published_bytes"])
+        cut(published, published_bytes)
         if published.exists():
-            for line in published.read_bytes().splitlines():
-                self._take_published(*json.loads(line))
+            with damage_errors(published):
+                for line in published.read_bytes().splitlines():
+                    self._take_published(*json.loads(line))
         for key, spool in self._spools.items():
             for shard in range(spool.state.shard):
                 self._finish_shard(key, shard)

@@ -13,6 +13,7 @@ import numpy as np
 
 from ado_stream.corpus.mds import ShardFormat, compress_shard, encode_shard, shard_entry
 from ado_stream.corpus.tokenizer import BYTES, Tokenizer, load_tokenizer
+from ado_stream.durable import damage_errors
 from ado_stream.prepare.best_fit import pack_best_fit
 from ado_stream.prepare.config import PrepareConfig
 from ado_stream.prepare.document_sample import DocumentSample, priority
@@ -77,7 +78,11 @@ class Worker:
     @cached_property
     def _val_hashes(self) -> Words:
         path = self._work / VAL_HASHES_NAME
-        return np.load(path, mmap_mode="r") if self._config.val else np.empty(0, np.uint64)
+        if not self._config.val:
+            return np.empty(0, np.uint64)
+        with damage_errors(path):
+            hashes: Words = np.load(path, mmap_mode="r")
+        return hashes
 
     def hash_texts(self, piece: Piece) -> Words:
         """(documents,) uint64: the hash of each document's text."""

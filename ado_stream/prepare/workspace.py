@@ -102,10 +102,10 @@ def is_complete(output: CorpusOutput, plan: Plan, out: str) -> bool:
 def begin_or_resume(work: Path, output: CorpusOutput, plan: Plan) -> None:
     """Prepares the working folder for `plan`. Raises ConfigError when it holds unfinished work of another one."""
     path = work / _PLAN_NAME
-    if path.exists() and path.read_text() == plan.encode():
+    if path.exists() and path.read_bytes() == plan.encode().encode():
         return
     if (work / JOURNAL_NAME).exists():
-        difference = plan.difference(path.read_text() if path.exists() else "")
+        difference = plan.difference(path.read_text(errors="replace") if path.exists() else "")
         raise ConfigError(
             f"{work}: an unfinished run over other input or settings; changed since: {difference}.\n"
             "  Remove this folder and run the command again, or undo the change to finish that run."

@@ -18,6 +18,13 @@ from ado_model.attention import document_mask
 from ado_model.config import ModelConfig
 from ado_model.layers import Block, RMSNorm, rotary_tables
 
+
+def _restore_after_load(model: nn.Module, _: object) -> None:
+    """A hook of the module's file, not a lambda: a model can be pickled."""
+    assert isinstance(model, Transformer)
+    model._restore_rotary_tables()
+
+
 Losses = tuple[Tensor, Tensor, Tensor]  # mean loss, per-domain sums (K,), per-domain token counts (K,)
 
 
@@ -44,9 +51,7 @@ class Transformer(nn.Module):
         cos, sin = self._rotary_tables()
         self.register_buffer("rotary_cos", cos, persistent=False)
         self.register_buffer("rotary_sin", sin, persistent=False)
-        self.register_load_state_dict_post_hook(  # type: ignore[no-untyped-call]
-            lambda module, _: module._restore_rotary_tables()
-        )
+        self.register_load_state_dict_post_hook(_restore_after_load)  # type: ignore[no-untyped-call]
         self._restore_rotary_tables()
         self.initialise()
 

@@ -181,7 +181,8 @@ def test_a_reader_that_has_seen_enough_is_no_error(into):
     code = (
         "import sys, types\nfrom ado_stream.cli import main as cli\nmodule = types.ModuleType('m', doc='A verb.')\n"
         "module.add_arguments = lambda parser: None\nmodule.run = lambda args: print('x' * 200_000)\n"
-        "sys.modules['ado_stream.cli.probe'] = module\ncli.VERBS['probe'] = cli.EXAMPLES['probe'] = ''\nsys.exit(cli.main(['probe']))"
+        "sys.modules['ado_stream.cli.probe'] = module\ncli.VERBS['probe'] = cli.EXAMPLES['probe'] = ''\n"
+        "sys.exit(cli.main(['probe']))"
     )
     command = f"set -o pipefail; {sys.executable} -c {shlex.quote(code)} | {into} > /dev/null"
     done = subprocess.run(["bash", "-c", command], capture_output=True, text=True, timeout=60)

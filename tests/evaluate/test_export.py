@@ -144,3 +144,21 @@ def test_a_folder_in_use_is_left_alone(model: Transformer, tmp_path: Path):
     with pytest.raises(ConfigError, match="is not empty; name a new folder"):
         ado.export_hugging_face(model, tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == ["notes.txt"]
+
+
+@pytest.mark.parametrize(
+    ("what", "where", "says"),
+    [
+        ({"a": 1}, "new", "not exported: model is {'a': 1}; expected an object of torch"),
+        (None, "new", "not exported: model is None"),
+        ("model", "file", "file is a file; name a new folder"),
+        ("model", "", "out_dir is ''; expected a path"),
+        ("model", "a\0b", "no path holds a NUL"),
+    ],
+)
+def test_what_cannot_be_exported_is_named(model: Transformer, tmp_path: Path, monkeypatch, what, where, says):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "file").write_text("mine")
+    with pytest.raises(ConfigError, match=says):
+        ado.export_hugging_face(model if what == "model" else what, where)
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]

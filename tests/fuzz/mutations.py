@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable
 from typing import Any
 
+import yaml
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
@@ -25,6 +26,12 @@ _JSON = st.recursive(
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner, max_size=3),
     max_leaves=6,
 )
+
+_YAML = [
+    "!!int x", "!!bool x", "!!float x", "!!timestamp x", "!!binary x", "!!set {a}", "!!python/name:os.system", "*a",
+    "9" * 5000, "0x" + "f" * 5000, "1:30:00", "2020-13-45", "???", "${seed}", "${oc.env:HOME}", "${",
+    "<<: 1", "&a [*a]",
+]  # fmt: skip
 
 
 def fuzz(check: Callable[[st.DataObject], None], examples: int = 30) -> None:
@@ -90,6 +97,20 @@ def damaged(data: st.DataObject, content: bytes) -> bytes:
         else:
             result[at:at] = generator.choice([b"\0", b"\n", b'"', b"{", b"[" * 2000, b"\xef\xbb\xbf", b"\xed\xa0\x80"])
     return bytes(result)
+
+
+def changed_yaml(data: st.DataObject, value: Any) -> bytes:
+    """A YAML file with a part of its value, one of its lines or a few of its bytes changed."""
+    content = yaml.safe_dump(changed(data, value), allow_unicode=True).encode(errors="surrogatepass")
+    kind = data.draw(st.integers(0, 3))
+    if kind == 0:
+        return damaged(data, content)
+    if kind == 1:
+        lines = content.splitlines()
+        number = data.draw(st.integers(0, len(lines) - 1))
+        lines[number] = lines[number].partition(b":")[0] + b": " + data.draw(st.sampled_from(_YAML)).encode()
+        return b"\n".join(lines)
+    return content
 
 
 def changed_file(data: st.DataObject, content: bytes) -> bytes:

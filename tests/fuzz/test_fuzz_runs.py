@@ -7,7 +7,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import yaml
 from hypothesis import strategies as st
 
 from ado_stream.cli.main import main
@@ -16,11 +15,13 @@ from ado_stream.evaluate.trained_run import open_run
 from ado_stream.policy import state_codec
 from ado_stream.policy.policy_registry import make_policy
 from ado_stream.report.run_data import load_runs
+from ado_stream.simulate.closed_loop import read_spec
 from ado_stream.train import checkpoint_commit
 from ado_stream.train.config import load_config
 from ado_stream.train.dry_run import plan_run
 from ado_stream.train.trainer import run_training
-from tests.fuzz.mutations import changed, changed_file, damaged, fuzz
+from ado_stream.yaml_files import read_yaml
+from tests.fuzz.mutations import changed, changed_file, changed_yaml, damaged, fuzz
 from tests.report.conftest import write_simulated
 from tests.train.conftest import settings, tiny_corpus  # noqa: F401
 from tests.train.hot_loop import ONE_CPU
@@ -59,11 +60,27 @@ def test_fuzz_run_config(settings, tmp_path):  # noqa: F811
     path = tmp_path / "config.yaml"
 
     def check(data):
-        value = changed(data, whole)
-        content = yaml.safe_dump(value, allow_unicode=True).encode(errors="surrogatepass")
-        path.write_bytes(damaged(data, content) if data.draw(st.integers(0, 3)) == 0 else content)
+        path.write_bytes(changed_yaml(data, whole))
         with suppress(AdoStreamError):
             plan_run(load_config(path), ONE_CPU)
+
+    fuzz(check)
+
+
+def test_fuzz_specs(tmp_path):
+    whole = {
+        "steps": 50, "seed": 1, "global_batch_size": 8, "mixture_lag": 2, "noise": 0.1, "wanted": {"a": 1, "b": 2.0},
+        "domains": {name: {"prior": 1, "eps": 1.0, "beta": 9.0, "alpha": 0.2, "samples": 9} for name in "ab"},
+        "policies": {"natural": {}, "ado": {"start_step": 10, "guards": [{"name": "floor", "share": 0.01}]}},
+    }  # fmt: skip
+    path = tmp_path / "spec.yaml"
+
+    def check(data):
+        path.write_bytes(changed_yaml(data, whole))
+        with suppress(AdoStreamError):
+            spec = read_spec(read_yaml(path, "spec", resolve=True))
+            for label in spec.policies:
+                spec.make(label)
 
     fuzz(check)
 

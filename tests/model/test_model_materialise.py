@@ -1,6 +1,7 @@
 """A model built on the meta device computes what one built with memory does, however it gets its weights."""
 
 import copy
+import pickle
 
 import pytest
 import torch
@@ -47,7 +48,11 @@ def initialised(expected):
     return model
 
 
-@pytest.mark.parametrize("materialise", [to_empty, assigned, initialised])
+def pickled(expected):
+    return pickle.loads(pickle.dumps(assigned(expected)))
+
+
+@pytest.mark.parametrize("materialise", [to_empty, assigned, initialised, pickled])
 def test_logits_are_those_of_a_model_built_with_memory(materialise):
     expected = built()
     assert torch.equal(materialise(expected)(TOKENS), expected(TOKENS))

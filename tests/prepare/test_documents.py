@@ -1,7 +1,6 @@
 """Records become documents, or errors that name file, line and what to do; tables are read like lines."""
 
 import json
-from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as parquet
@@ -172,7 +171,7 @@ def _table_of(kind, path, table):
         parquet.write_table(table, path)
         return
     new = pa.ipc.new_stream if kind == "arrow stream" else pa.ipc.new_file
-    with new(str(path) if isinstance(path, Path) else path, table.schema) as writer:
+    with new(str(path), table.schema) as writer:
         writer.write_table(table, max_chunksize=100)
 
 
@@ -206,6 +205,19 @@ def test_a_column_that_is_not_needed_may_hold_anything(tmp_path, kind):
     assert not counts
     with pytest.raises(ConfigError, match="no column for key 'meta.sett'; columns: text, meta.set, meta.other, more"):
         _read(path, _keys("text", "meta.sett"))
+
+
+def test_damage_in_a_column_that_is_not_needed_costs_nothing(tmp_path):
+    path = tmp_path / "t.parquet"
+    texts, others = [f"text {n}" for n in range(100)], [f"needless {n}" for n in range(100)]
+    parquet.write_table(pa.table({"text": texts, "more": others}), path, compression="NONE", use_dictionary=False)
+    data = bytearray(path.read_bytes())
+    start = data.index(b"needless 10") - 4  # with the length of the value
+    data[start : start + 200] = b"\xff" * 200
+    path.write_bytes(data)
+    with pytest.raises(DataError, match="cannot be read"):
+        _read(path, _keys("more"))
+    assert [document.text for document in _read(path, _keys())[0]] == texts
 
 
 @KINDS
@@ -250,7 +262,9 @@ def test_rows_before_damage_are_kept_and_the_others_counted(tmp_path, kind):
 
 def _arrow_stream(texts):
     sink = pa.BufferOutputStream()
-    _table_of("arrow stream", sink, pa.table({"text": texts}))
+    with pa.ipc.new_stream(sink, pa.schema({"text": pa.string()})) as writer:
+        for start in range(0, len(texts), 100):
+            writer.write_batch(pa.record_batch({"text": texts[start : start + 100]}))
     return sink.getvalue().to_pybytes()
 
 

@@ -1,8 +1,11 @@
 """A run that is killed goes on, and ends with the same files to the byte; no process and no working file is left."""
 
+import dataclasses
+import itertools
 import json
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -10,6 +13,11 @@ import time
 from pathlib import Path
 
 import pytest
+
+from ado_stream.errors import AdoStreamError
+from ado_stream.prepare.config import PrepareConfig
+from ado_stream.prepare.coordinator import prepare
+from ado_stream.prepare.packing import Packer
 
 COMMAND = [sys.executable, "-m", "ado_stream.cli", "prepare", "--domain-key", "meta.pile_set_name", "--seq-len", "64"]
 
@@ -24,6 +32,49 @@ def test_killed_before_any_change_of_the_disk_it_ends_the_same(tmp_path, pile, w
     ends = json.loads(run.stdout)
     assert len(ends) > 40
     assert len({end for _, end in ends}) == 1, ends
+
+
+def _cut_small_pieces(patch):
+    patch.setattr("ado_stream.prepare.documents.PIECE_BYTES", 20_000)
+    patch.setattr("ado_stream.prepare.line_blocks._READ_BYTES", 4_000)
+
+
+@pytest.fixture(scope="module")
+def unfinished(pile, tmp_path_factory):
+    """A folder `out` that a run left in its middle, and the config of the run."""
+    folder = tmp_path_factory.mktemp("unfinished")
+    config = PrepareConfig(
+        (pile[0][1],), str(folder / "out"), seq_len=64, domain_key="meta.pile_set_name", tokenizer="bpe:300",
+        val=(pile[0][0],), shard_bytes=1 << 13, workers=1,
+    )  # fmt: skip
+    with pytest.MonkeyPatch.context() as patch:
+        _cut_small_pieces(patch)
+        patch.setattr("ado_stream.prepare.packing._COMMIT_EVERY_S", 0.0)
+        add, blocks = Packer.add, itertools.count()
+
+        def stop_later(packer, result):
+            if next(blocks) == 5:
+                raise KeyboardInterrupt
+            add(packer, result)
+
+        patch.setattr(Packer, "add", stop_later)
+        with pytest.raises(KeyboardInterrupt):
+            prepare(config)
+    return folder / "out", config
+
+
+@pytest.mark.parametrize("damage", [lambda data: data[:-5], lambda data: b"", lambda data: b"\xff\0[{" * 10])
+@pytest.mark.parametrize(
+    "name", ["journal.json", "published.jsonl", "val_hashes.npy", "plan", "tokenizer/tokenizer.json"]
+)
+def test_a_damaged_working_folder_is_named(unfinished, tmp_path, name, damage, monkeypatch):
+    _cut_small_pieces(monkeypatch)
+    out, config = unfinished
+    copy = shutil.copytree(out, tmp_path / "out")
+    path = next((copy / ".prepare").glob(name))
+    path.write_bytes(damage(path.read_bytes()))
+    with pytest.raises(AdoStreamError, match=rf"{copy}/\.prepare(?s:.*)([Rr]emove th|Expected bytes)"):
+        prepare(dataclasses.replace(config, out=str(copy)))
 
 
 def _children(pid: int) -> list[int]:
