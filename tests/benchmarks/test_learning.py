@@ -48,23 +48,30 @@ def _branch(corpus, home, spec, deadline=None):
     return Trial(corpus, SCENARIOS["unlearnable-40"], 1, TOY, home, deadline).branch(spec)
 
 
-def test_a_trial_stopped_in_the_middle_and_resumed_gives_the_same_numbers(corpus, tmp_path, monkeypatch):
+@pytest.mark.parametrize(
+    "spec",
+    [
+        "target:start_step=10,ignore_steps=2",
+        pytest.param("ado:interval=4", marks=pytest.mark.slow),
+        pytest.param(CONTROL, marks=pytest.mark.slow),
+    ],
+)
+def test_a_trial_stopped_in_the_middle_and_resumed_gives_the_same_numbers(corpus, tmp_path, monkeypatch, spec):
     """A first part of 6 steps ends within the shared beginning, later ones of 24 steps within the branch."""
-    for spec in ("target:start_step=10,ignore_steps=2", "ado:interval=4", CONTROL):
-        whole = _branch(corpus, tmp_path / "whole" / spec, spec)
-        parts = tmp_path / "parts" / spec
-        stopped = []
-        while True:
-            clock = itertools.count()
-            monkeypatch.setattr(trial_module, "time", SimpleNamespace(time=lambda clock=clock: next(clock)))
-            try:
-                resumed = _branch(corpus, parts, spec, deadline=22 if stopped else 4)
-                break
-            except OutOfTime as error:
-                stopped.append(str(error))
-        assert stopped == ["beginning: step 6 of 8", *(f"{spec}: step {step} of 80" for step in (30, 54, 78))]
-        assert resumed == whole
-        assert [path.name for path in parts.iterdir()] == [".beginning.pt"]
+    whole = _branch(corpus, tmp_path / "whole", spec)
+    parts = tmp_path / "parts"
+    stopped = []
+    while True:
+        clock = itertools.count()
+        monkeypatch.setattr(trial_module, "time", SimpleNamespace(time=lambda clock=clock: next(clock)))
+        try:
+            resumed = _branch(corpus, parts, spec, deadline=22 if stopped else 4)
+            break
+        except OutOfTime as error:
+            stopped.append(str(error))
+    assert stopped == ["beginning: step 6 of 8", *(f"{spec}: step {step} of 80" for step in (30, 54, 78))]
+    assert resumed == whole
+    assert [path.name for path in parts.iterdir()] == [".beginning.pt"]
 
 
 def test_a_replayed_policy_has_the_cells_mixtures(corpus, tmp_path):

@@ -4,6 +4,7 @@ import gc
 import json
 import os
 import shutil
+import threading
 import tracemalloc
 import warnings
 from concurrent.futures import ThreadPoolExecutor
@@ -242,6 +243,21 @@ def test_a_cache_folder_that_cannot_be_written_costs_the_sharing_alone(tmp_path,
     assert index.num_samples == 40
     with pytest.raises(ado.ConfigError, match="Choose a local folder"):
         dataset(remote, tmp_path / "cache")
+
+
+def test_indexes_are_read_side_by_side(tmp_path, monkeypatch):
+    """Each waits until all are being read: one after another, none would come."""
+    barrier = threading.Barrier(8)
+    download = module.download_if_changed
+
+    def together(*arguments):
+        barrier.wait(30.0)
+        return download(*arguments)
+
+    remotes = [remote_of(tmp_path, f"d{number}", number) for number in range(8)]
+    monkeypatch.setattr(module, "download_if_changed", together)
+    domains = [ado.Domain(f"d{number}", remote, str(tmp_path / "cache")) for number, remote in enumerate(remotes)]
+    assert [index.name for index in module.open_indexes(domains, "tokens", None)] == [each.name for each in domains]
 
 
 def test_an_index_keeps_few_bytes_a_shard():
