@@ -73,7 +73,7 @@ def _show_text(console: "Console", text: "list[DomainText]") -> None:
     ]
     files, documents = sum(domain.files for domain in text), sum(domain.documents for domain in text)
     rows.append(["all", f"{files:,}", f"{documents:,}", f"{total_bytes / 1e6:.2f}", ""])
-    console.print(table_text(("domain", "files", "documents", "MB", "share"), rows))
+    console.print(table_text(("domain", "files", "documents", "MB", "share"), rows), soft_wrap=True)
 
 
 def _show_result(console: "Console", result: "DemoResult") -> None:
