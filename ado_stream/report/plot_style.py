@@ -209,7 +209,7 @@ def svg(plot: Plot) -> str:
     buffer = io.StringIO()
     figure.savefig(buffer, format="svg", metadata={"Date": None, "Creator": None, "Type": None, "Format": None})
     text = buffer.getvalue()
-    text = re.sub(r"<metadata>.*?</metadata>", "", text[text.index("<svg") :], flags=re.DOTALL)
+    text = re.sub(r"<metadata>.*?</metadata>|<!--.*?-->", "", text[text.index("<svg") :], flags=re.DOTALL)
     text = re.sub(r' id="[a-zA-Z0-9.]+_\d+"', "", text)  # numbers of artists: not unique on the page
     text = re.sub(r"""<g id=(["'])d(\d*)\|(.*?)\1""", r"<g data-d=\1\2\1 data-label=\1\3\1", text, flags=re.DOTALL)
     return re.sub(r"""<g id=(["'])a\|(.*?)\1""", r"<g data-axes=\1\2\1", text)

@@ -122,7 +122,11 @@ def test_an_order_for_a_later_update_waits_for_it():
             "the lower bounds would sum to 1.15; no mixture has them: web=0.5:0.5, code=0.6:0.6, ",
         ),
         ("bound web=0:0.3 code=0:0.3 math=0:0.3", "the upper bounds would sum to 0.9; no mixture has them"),
-        ("policy ado", "policy 'ado' cannot take over a run; did you mean 'odm'?; natural and uniform can, and odm"),
+        (
+            "policy ado",
+            "policy 'ado' cannot take over a run; natural and uniform can, and odm, its own.\n  What learns",
+        ),
+        ("policy naturl", "policy 'naturl' cannot take over a run; did you mean 'natural'?"),
     ],
 )
 def test_an_impossible_order_is_refused_with_the_reason_and_changes_nothing(order, reason):
