@@ -16,6 +16,7 @@ import zstandard
 from hypothesis import settings
 
 from ado_kernels.numba_cache import compile_in_background
+from tests.browser import find_browser
 from tests.deadlines import pytest_configure, pytest_runtest_protocol, pytest_terminal_summary  # noqa: F401
 from tests.train.child_processes import ChildProcesses
 
@@ -43,14 +44,14 @@ LEFT_OUT = pytest.StashKey[dict[str, int]]()
 
 
 def pytest_collection_modifyitems(config, items):
-    """Leaves out tests by what they need: `gpu(count=1, memory_gb=0)`, `privileged`, `package(name)`.
+    """Leaves out tests by what they need: `gpu(count=1, memory_gb=0)`, `privileged`, `browser`, `package(name)`.
 
     No test skips itself.
     """
     import torch
 
     num_gpus, privileged = torch.cuda.device_count(), _may_mount()
-    kept, left_out = [], {"gpu": [], "privileged": [], "package": []}
+    kept, left_out = [], {"gpu": [], "privileged": [], "browser": [], "package": []}
     for item in items:
         gpu, package = item.get_closest_marker("gpu"), item.get_closest_marker("package")
         if package and importlib.util.find_spec(package.args[0]) is None:
@@ -59,6 +60,8 @@ def pytest_collection_modifyitems(config, items):
             left_out["gpu"].append(item)
         elif not privileged and (item.get_closest_marker("privileged") or PRIVILEGED & set(item.fixturenames)):
             left_out["privileged"].append(item)
+        elif item.get_closest_marker("browser") and find_browser() is None:
+            left_out["browser"].append(item)
         else:
             kept.append(item)
     items[:] = kept
@@ -72,6 +75,7 @@ def pytest_report_collectionfinish(config):
     needs = {
         "gpu": "more CUDA GPUs, or more of their memory free",
         "privileged": "the right to mount and to make network namespaces (root)",
+        "browser": "Chromium on the PATH",
         "package": "trainers that are not installed (CONTRIBUTING.md)",
     }
     return [
