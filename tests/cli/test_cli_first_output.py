@@ -58,6 +58,7 @@ NEED_NO_TORCH = {
     "simulate": ["simulate", "--policy", "ado", "--steps", "100"],
     "replay": ["replay", "runs/first", "--policy", "uniform"],
     "report": ["report", "runs/first"],
+    "control": ["control", "runs/first"],
     "completion": ["completion", "bash"],
 }
 

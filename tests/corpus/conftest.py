@@ -1,11 +1,13 @@
 """A corpus of three domains with a trained tokenizer and validation text: prepared once, copied to be damaged."""
 
+import functools
 import shutil
 
 import pytest
 
 from ado_stream.prepare.config import PrepareConfig
 from ado_stream.prepare.coordinator import prepare
+from tests.json_files import edit_json
 
 
 @pytest.fixture(scope="session")
@@ -31,3 +33,9 @@ def made(make_config, tmp_path_factory):
 def corpus(made, tmp_path):
     """A copy to damage."""
     return shutil.copytree(made, tmp_path / "copy")
+
+
+@pytest.fixture
+def corpus_copy(corpus):
+    """A corpus to damage: (folder, function that edits corpus.json)"""
+    return corpus, functools.partial(edit_json, corpus / "corpus.json")

@@ -1,6 +1,5 @@
 """A corpus opens from a folder and from an object store, and a corpus.json that cannot be trusted is refused."""
 
-import functools
 import itertools
 import json
 import os
@@ -16,13 +15,6 @@ from ado_stream.corpus.manifest import decode_manifest
 from ado_stream.errors import ConfigError, DataError, IndexInvalid, NotFound, ShardCorrupt, StorageError
 from ado_stream.prepare.config import PrepareConfig
 from ado_stream.prepare.coordinator import prepare
-from tests.json_files import edit_json
-
-
-@pytest.fixture
-def corpus_copy(corpus):
-    """A corpus to damage: (folder, function that edits corpus.json)"""
-    return corpus, functools.partial(edit_json, corpus / "corpus.json")
 
 
 def test_a_local_corpus_opens(made):
