@@ -71,7 +71,7 @@ class AdoPolicy(Policy):
     }
     share_arrays: tuple[str, ...] = ("credit", "average")
     saved_numbers = {
-        "_samples": state_codec.finite_number,
+        "_samples": state_codec.sample_count,
         "_num_refits": state_codec.whole_number,
         "_num_failed": state_codec.whole_number,
         "fit_step": state_codec.step_or_none,

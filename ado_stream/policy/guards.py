@@ -226,7 +226,7 @@ class RepetitionGuard(Guard):
     """
 
     kind = "repetition"
-    saved_numbers = {"_drawn": state_codec.finite_number}
+    saved_numbers = {"_drawn": state_codec.sample_count}
     run_options: ClassVar[Mapping[str, str]] = {"sizes": "sizes", "total_samples": "total_samples"}
 
     def __init__(self, policy: Policy, sizes: Weights, total_samples: int, max_epochs: float = 4.0):

@@ -69,6 +69,14 @@ def finite_number(state: JsonMapping, name: str) -> float:
     return float(value)
 
 
+def sample_count(state: JsonMapping, name: str) -> float:
+    """state[name], finite and 0 or more. Raises ResumeError for anything else."""
+    value = finite_number(state, name)
+    if value < 0.0:
+        raise ResumeError(f"policy state: {name!r} is {value!r}; expected 0 or more.")
+    return value
+
+
 def seal(state: JsonObject) -> JsonObject:
     """`state` with its version and checksum."""
     sealed = {"version": VERSION, **state}

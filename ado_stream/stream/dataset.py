@@ -39,7 +39,6 @@ _AUDIT_STEPS = 64  # draws kept after their batches were yielded
 _LOOKAHEAD_STEPS = 64
 _FLIGHT_BYTES = 1 << 30
 _UNLIMITED_BYTES = 1 << 62
-_MOST_SAMPLES = 1 << 24  # of a step: a hundred times what anybody trains with, and arrays of them still fit
 _KEPT = f"the last {_AUDIT_STEPS} steps are kept, and steps ahead whose mixture is published."
 
 
@@ -99,7 +98,7 @@ class AdaptiveStreamingDataset(IterableDataset[TokenBatch]):
             raise ConfigError("positions=True: give end_token=, the token that ends a document (tokenizer.end_id).")
         self._end_token = end_token if positions else None
         self.padding_token: int | None = getattr(domains, "padding_token", None)  # of a Corpus
-        global_batch_size = whole("global_batch_size", global_batch_size, 1, _MOST_SAMPLES)
+        global_batch_size = whole("global_batch_size", global_batch_size, 1, 1 << 24)  # arrays of so many fit
         canonical_nodes, seed = whole("canonical_nodes", canonical_nodes, 1), whole("seed", seed, -math.inf, math.inf)
         mixture_lag = optional(whole, "mixture_lag", mixture_lag)
         sampling, shuffle = one_of("sampling", sampling, SAMPLINGS), text("shuffle", shuffle)

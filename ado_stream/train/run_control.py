@@ -12,13 +12,15 @@ import time
 import uuid
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, NotRequired, TypedDict
+from typing import TYPE_CHECKING, Any, NotRequired, TypedDict
 
 from ado_stream.durable import disk_errors, write_durably
 from ado_stream.errors import AdoStreamError, ConfigError, DataError
 from ado_stream.json_files import check_type, decode_json
-from ado_stream.loader import AdaptiveLoader
 from ado_stream.policy.control import in_control, parse_order
+
+if TYPE_CHECKING:
+    from ado_stream.loader import AdaptiveLoader
 
 FOLDER = "control"
 _ORDER, _ANSWER = ".order.json", ".answer.json"
@@ -98,7 +100,7 @@ class RunControl:
     on_order(step, detail): called once for each order that is in force from the update `step` on.
     """
 
-    def __init__(self, run_dir: Path, loader: AdaptiveLoader, on_order: Callable[[int, dict[str, Any]], None]):
+    def __init__(self, run_dir: Path, loader: "AdaptiveLoader", on_order: Callable[[int, dict[str, Any]], None]):
         self._run_dir, self._loader, self._on_order = run_dir, loader, on_order
         self._answered: set[Path] = set()
 

@@ -179,12 +179,12 @@ def test_a_url_whose_keys_an_upload_would_cut_is_refused(url):
         PrepareConfig(("in",), url)
 
 
-def test_a_tokenizer_of_another_vocabulary_is_refused(corpus_copy):
+def test_a_tokenizer_of_another_vocabulary_is_refused(corpus):
     """Its decoder would raise, or show other text."""
-    folder, edit = corpus_copy
-    edit(lambda manifest: manifest.update(tokenizer="bytes"))
+    path = corpus / "corpus.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"tokenizer": "bytes"}))
     with pytest.raises(IndexInvalid, match=r"corpus.json: vocab_size 300, but its tokenizer 'bytes' has 257 ids"):
-        ado.open_corpus(folder)
+        ado.open_corpus(corpus)
 
 
 @pytest.mark.parametrize(
@@ -194,14 +194,13 @@ def test_a_tokenizer_of_another_vocabulary_is_refused(corpus_copy):
         ({}, {"eos_token": ["a"]}, "'eos_token' in its tokenizer_config"),
     ],
 )
-def test_a_tokenizer_of_odd_shape_is_named_by_its_file(corpus_copy, vocabulary, config, says):
-    folder, _ = corpus_copy
-    spec = json.loads((folder / "tokenizer.json").read_text())
+def test_a_tokenizer_of_odd_shape_is_named_by_its_file(corpus, vocabulary, config, says):
+    spec = json.loads((corpus / "tokenizer.json").read_text())
     spec["model"]["vocab"] |= vocabulary
-    (folder / "tokenizer.json").write_text(json.dumps(spec))
-    (folder / "tokenizer_config.json").write_text(json.dumps({"eos_token": "<|endoftext|>"} | config))
-    with pytest.raises(ConfigError, match=rf"^tokenizer '{folder}/tokenizer.json': {says}"):
-        ado.open_corpus(folder)
+    (corpus / "tokenizer.json").write_text(json.dumps(spec))
+    (corpus / "tokenizer_config.json").write_text(json.dumps({"eos_token": "<|endoftext|>"} | config))
+    with pytest.raises(ConfigError, match=rf"^tokenizer '{corpus}/tokenizer.json': {says}"):
+        ado.open_corpus(corpus)
 
 
 def test_an_endpoint_that_does_not_answer_is_named_after_two_seconds(tmp_path, monkeypatch, caplog):

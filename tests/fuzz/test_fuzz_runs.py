@@ -71,7 +71,7 @@ def test_fuzz_specs(tmp_path):
     whole = {
         "steps": 50, "seed": 1, "global_batch_size": 8, "mixture_lag": 2, "noise": 0.1, "wanted": {"a": 1, "b": 2.0},
         "domains": {name: {"prior": 1, "eps": 1.0, "beta": 9.0, "alpha": 0.2, "samples": 9} for name in "ab"},
-        "policies": {"natural": {}, "ado": {"start_step": 10, "guards": [{"name": "floor", "share": 0.01}]}},
+        "policies": {"natural": {}, "ado": {"start_step": 10, "guards": [{"name": "floor", "minimum": 0.01}]}},
     }  # fmt: skip
     path = tmp_path / "spec.yaml"
 

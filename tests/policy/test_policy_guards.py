@@ -94,7 +94,7 @@ def test_a_repetition_guard_checks_its_state_before_it_changes_anything():
     for _ in range(3):
         before.update([2.0, 3.0, 4.0], [30, 20, 14])
     state = {key: value for key, value in before.state_dict().items() if key not in ("version", "crc32")}
-    for damage in ({}, {"drawn": None}, {"drawn": "many"}):
+    for damage in ({}, {"drawn": None}, {"drawn": "many"}, {"drawn": -1}):
         damaged = {**{key: value for key, value in state.items() if key != "drawn"}, **damage}
         with pytest.raises(ado.ResumeError, match="'drawn'"):
             policy.load_state_dict(seal(damaged))

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 import ado_stream as ado
+from ado_stream.policy.state_codec import seal
 
 NAMES = ["web", "code", "books", "wiki", "math", "mail"]
 PRIOR = dict(zip(NAMES, [40.0, 25.0, 15.0, 10.0, 9.0, 1.0], strict=True))
@@ -221,6 +222,13 @@ def test_a_damaged_state_is_refused_and_changes_nothing(damage, state, loss_stre
         policy.load_state_dict(damaged)
     loss_TK, count_TK = _stream(loss_stream, 20)
     np.testing.assert_array_equal(_run(policy, loss_TK, count_TK), _run(twin, loss_TK, count_TK))
+
+
+def test_a_state_of_samples_below_zero_is_refused(state, make_ado):
+    """With the checksum that a forger would write; their logarithm is NaN."""
+    forged = {key: value for key, value in state.items() if key not in ("version", "crc32")} | {"samples": -1}
+    with pytest.raises(ado.ResumeError, match="policy state: 'samples' is -1.0; expected 0 or more"):
+        make_ado(PRIOR).load_state_dict(seal(forged))
 
 
 @pytest.mark.parametrize("not_a_state", [None, [], {}, "state", {"version": 1}])

@@ -156,8 +156,10 @@ def test_a_dry_run_on_several_ranks_prints_once(config_file: Path, monkeypatch, 
     assert printed[1] == ""
 
 
-def test_what_a_terminal_would_obey_is_spelled_out(config_file: Path, tmp_path: Path, capsys):
-    assert main(["train", str(config_file), "--dry-run", f"run_dir={tmp_path}/\x1b[2J\u202e"]) == 0
+def test_what_a_terminal_would_obey_is_spelled_out(settings: dict, tmp_path: Path, capsys):
+    path = tmp_path / "named.yaml"
+    path.write_text(json.dumps({**settings, "run_dir": f"{tmp_path}/\x1b[2J\u202e"}))
+    assert main(["train", str(path), "--dry-run"]) == 0
     shown = capsys.readouterr().out
     assert "/\\x1b[2J\\u202e: policy" in shown
     assert "\x1b" not in shown
