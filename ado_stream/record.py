@@ -21,7 +21,8 @@ tokens, samples.
     eval   step, split, loss (mean over tokens), domain_loss [K], domain_tokens [K], domain_bytes [K] or null,
            domain_text [K] (what identifies the text: {tokens: hash of its tokens, head: hash of its first bytes})
     event  step, name (resume {checkpoint, changes {setting: [saved, now]}}, checkpoint {directory, seconds}, policy
-           {text: what its last refit changed, for an operator}, skip, stop, done, ...), detail {}
+           {text: what its last refit changed, for an operator}, control {order, drawn_from: the first step that is
+           drawn under it}, skip, stop, done, ...), detail {}
 
 A resumed run drops the step, fit, health, eval and event lines from its first step on, then appends, so a record never
 holds a step twice. A torn last line (power cut) is ignored.

@@ -83,3 +83,26 @@ def raise_to_floors(share_K: Floats, floor_K: Floats) -> Floats:
             return raised_K
         low_K = still_low_K
     return share_K
+
+
+def bring_within(share_K: Floats, low_K: Floats, high_K: Floats) -> Floats:
+    """p_k = min(max(l_k, s p_k), u_k), s such that the sum is 1; `share_K` itself when no bound is passed.
+
+    Domains without a share take, in proportion to their room, what the others' upper bounds leave. Bounds that no
+    mixture has (sum l > 1 or sum u < 1) are themselves scaled to the sum 1.
+    """
+    if (low_K <= share_K).all() and (share_K <= high_K).all():
+        return share_K
+    if low_K.sum() >= 1.0 or high_K.sum() <= 1.0:
+        nearest_K = low_K if low_K.sum() >= 1.0 else high_K
+        return nearest_K if abs(nearest_K.sum() - 1.0) < 1e-12 else nearest_K / nearest_K.sum()
+    drawn_K = share_K > 0.0
+    most_K = np.where(drawn_K, high_K, low_K)  # as s grows
+    lacking, room_K = 1.0 - most_K.sum(), high_K - most_K
+    if lacking >= 0.0:
+        return most_K + (room_K * (lacking / room_K.sum()) if lacking > 0.0 else 0.0)
+    # The sum is piecewise linear in s, with breaks where a share meets a bound.
+    breaks = np.unique(np.concatenate([bound_K[drawn_K] / share_K[drawn_K] for bound_K in (low_K, high_K)]))
+    sums = np.clip(breaks[:, None] * share_K, low_K, high_K).sum(axis=1)
+    within_K: Floats = np.clip(np.interp(1.0, sums, breaks) * share_K, low_K, high_K)
+    return within_K

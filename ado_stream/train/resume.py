@@ -1,7 +1,7 @@
 """Finds the checkpoint that a run resumes from and prepares its run directory.
 
 Invariant: nothing that an earlier run wrote is lost. Checkpoints and records after the resume point are renamed; a run
-that resumes from its own checkpoint keeps its id and its record, any other starts new ones.
+that resumes from its own checkpoint keeps its id, its record and its operator's orders, any other starts new ones.
 """
 
 from dataclasses import dataclass
@@ -11,6 +11,7 @@ from ado_stream.errors import CheckpointError
 from ado_stream.record import FILE_NAME, read_lines, rewind
 from ado_stream.train import checkpoint_commit
 from ado_stream.train.checkpoint import CheckpointMetadata, read_metadata, verify_checkpoint
+from ado_stream.train.run_control import FOLDER
 
 CHECKPOINTS = "checkpoints"
 
@@ -95,3 +96,4 @@ def prepare_run_dir(run_dir: Path, resume_point: ResumePoint) -> None:
     else:
         checkpoint_commit.set_aside_newer(run_dir / CHECKPOINTS, 0)
         checkpoint_commit.set_aside(run_dir / FILE_NAME)
+        checkpoint_commit.set_aside(run_dir / FOLDER)

@@ -23,6 +23,7 @@ from ado_kernels.numba_cache import compile_in_background
 from ado_model import Transformer
 from ado_stream.corpus.manifest import missing_validation
 from ado_stream.errors import ResumeError, StorageError
+from ado_stream.policy.operator_control import Control
 from ado_stream.record import RunRecord
 from ado_stream.stream.device_copies import TokenBatch
 from ado_stream.train.changed_settings import changed_settings, changes_table, saved_settings
@@ -42,11 +43,13 @@ from ado_stream.train.metric_sinks import make_sinks
 from ado_stream.train.parallel import ParallelModel
 from ado_stream.train.record_lines import fit_line, run_line
 from ado_stream.train.resume import CHECKPOINTS, ResumePoint, find_resume_point, has_ended, prepare_run_dir
+from ado_stream.train.run_control import RunControl
 from ado_stream.train.step_log import LaunchedStep, LogOptions, MetricSink, StepLog
 from ado_stream.train.step_timer import StepTimer
 from ado_stream.train.stop_request import StopRequest
 from ado_stream.train.train_step import TrainStep, make_optimizer
 from ado_stream.train.validation import Validator
+from ado_stream.visible import visible
 
 CONFIG_FILE = "config.yaml"
 
@@ -105,6 +108,7 @@ class Trainer:
         )
         self._validator: Validator | None = None
         self._record: RunRecord | None = None
+        self._control: RunControl | None = None  # on rank 0, whose policy makes the mixtures of all
         self._sinks: list[MetricSink] = []
         self._run_id = uuid.uuid4().hex[:12]
         self._finished = self._saved = 0  # steps
@@ -130,6 +134,9 @@ class Trainer:
                 print(f"skipped checkpoint {fault}", flush=True)
         if resume_point.directory is not None and resume_point.metadata is not None:
             self._report_resume(resume_point.directory, resume_point.metadata)
+        if self._context.is_main:
+            self._control = RunControl(self._run_dir, self._loader, self._record_order)
+            self._control.repeat()
         entries = self._components.corpus.manifest["domains"]
         if self._context.is_main and (missing := missing_validation({name: entries[name] for name in self._names})):
             print(missing, flush=True)
@@ -151,6 +158,8 @@ class Trainer:
         stopped = self._finished < steps or not self.evaluate(stop)
         self._checkpointer.wait()
         self._write_event("stop" if stopped else "done")
+        if self._control is not None and not stopped:
+            self._control.refuse(f"the run has ended at step {self._finished:,}.")
         return RunResult(self._run_dir, self._finished, stopped)
 
     def evaluate(self, stop: StopRequest) -> bool:
@@ -216,6 +225,8 @@ class Trainer:
         # before `observe`: it waits for the device's previous step, `observe` then does not
         self._log.push(launched, outcome)
         with timer.host("policy"):
+            if self._control is not None:
+                self._control.read()
             self._loader.observe(*outcome.for_policy(), reduced=True)
         self._finished += 1
         self._record_refit()
@@ -263,6 +274,9 @@ class Trainer:
         self._finished = resume_point.step
         self._saved = self._finished if resume_point.already_saved else 0
         self._run_id = metadata["run_id"] if resume_point.continues_run else self._run_id
+        saved_policy = metadata["loader"].get("policy")
+        if isinstance(saved_policy, dict) and saved_policy.get("policy") == Control.kind:  # orders were in force
+            self._loader.policy = Control(self._loader.policy)
         self._loader.load_state_dict(metadata["loader"])
         load_training_state(directory, self._context, self._state)
         self._refit_step = self._loader.policy.attempt_step
@@ -318,6 +332,10 @@ class Trainer:
             token_column=self._config.data.token_column,
             token_dtype=self._config.data.token_dtype,
         )
+
+    def _record_order(self, step: int, detail: dict[str, Any]) -> None:
+        self._write("event", step=step, name="control", detail=detail)
+        print(visible(f"order: {detail['order']}; drawn from step {detail['drawn_from']:,} on"), flush=True)
 
     def _record_refit(self) -> None:
         """Writes the policy's health once after each refit, and its laws unless the refit failed."""

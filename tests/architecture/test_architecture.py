@@ -21,7 +21,8 @@ PUBLIC = {
     "errors": ["AdoStreamError", "ConfigError", "DataError", "ShardCorrupt", "IndexInvalid", "StorageError", "NotFound"]
     + ["AccessDenied", "Throttled", "CacheFull", "ResumeError", "PolicyError", "CheckpointError"],
 }
-VERBS = ["demo", "prepare", "info", "lint", "preview", "train", "eval", "export", "fit", "simulate", "replay", "report"]
+VERBS = ["demo", "prepare", "info", "lint", "preview", "train", "control", "eval", "export", "fit"]
+VERBS += ["simulate", "replay", "report"]
 
 
 def relative(path):
