@@ -18,6 +18,7 @@ import torch
 import torch.distributed as dist
 
 from ado_stream.errors import ConfigError, PolicyError, ResumeError
+from ado_stream.json_files import check_type
 from ado_stream.option_checks import flag, instance, positive, refuse_unknown, text, whole
 from ado_stream.policy.base_policy import Policy, RunContext
 from ado_stream.policy.policy_registry import make_run_policy
@@ -83,6 +84,7 @@ class AdaptiveLoader:
             _check_policy(policy, dataset)
         self.policy: Any = policy  # of the caller's own type, which may have more than a MixturePolicy
         self._observed = dataset.step  # the next step to be observed
+        self._lost: dict[int, np.ndarray] = {}  # samples (K,) of steps whose losses ended with the loop that was saved
         timeout_s = positive("timeout_s", timeout_s)
         self._reduction = LossReduction(dataset.names, dataset.rank_slots.replication, timeout_s)
 
@@ -141,6 +143,10 @@ class AdaptiveLoader:
 
     def flush(self) -> None:
         """Updates the policy with every loss observed so far; waits for the GPU."""
+        while self._lost:
+            step = min(self._lost)
+            self._update(ReducedLosses(step, np.zeros(len(self.dataset.names)), np.zeros(len(self.dataset.names))))
+            del self._lost[step]
         for losses in self._reduction.ready(all_steps=True):
             self._update(losses)
 
@@ -151,12 +157,20 @@ class AdaptiveLoader:
     def state_dict(self) -> dict[str, Any]:
         """JSON-able, of the step last handed out and every loss observed so far. Save that of rank 0.
 
-        With several ranks all must call it: they update the policy together.
+        With several ranks all must call it: they update the policy together. Losses of a batch that is handed out and
+        not observed are lost to a loop that continues from it: its policy goes on as after losses that are not finite.
         """
         # Flush first: it publishes mixtures, which belong to the stream's state.
         self.flush()
-        policy = None if self.policy is None else self.policy.state_dict()
-        return {"stream": self.dataset.state_dict(), "observed": self._observed, "policy": policy}
+        if self.policy is None:
+            return {"stream": self.dataset.state_dict(), "observed": self._observed, "policy": None}
+        names = self.dataset.names
+        unobserved = {
+            str(step): dict(zip(names, self.dataset.sample_counts(step).tolist(), strict=True))
+            for step in range(self._observed, self.step)
+        }
+        state = {"stream": self.dataset.state_dict(), "observed": self._observed, "policy": self.policy.state_dict()}
+        return {**state, "unobserved": unobserved} if unobserved else state
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Continues from `state`, saved with any number of ranks.
@@ -175,12 +189,13 @@ class AdaptiveLoader:
             saved, here = ("without", "with") if policy is None else ("with", "without")
             raise ResumeError(f"the state was saved {saved} a policy, but this loader was made {here} one.")
         decoded = self.dataset.decode(stream)
+        lost = {} if policy is None else self._lost_steps(observed, decoded[0], state.get("unobserved"))
         if self.policy is not None:
             same = list(stream["domains"]) == self.dataset.names
             self.policy.load_state_dict(policy, **({} if same else {"names": self.dataset.names}))
         self.dataset.restore(decoded)  # raises nothing: the state was checked before the policy took its part
         self._reduction.drop()  # losses of the steps before the load
-        self._observed = observed
+        self._lost, self._observed = lost, observed + len(lost)
 
     def close(self) -> None:
         """Stops the threads; iterating again continues at the current step."""
@@ -194,7 +209,21 @@ class AdaptiveLoader:
     ) -> None:
         self.close()
 
+    def _lost_steps(self, observed: int, step: int, counts: Any) -> dict[int, np.ndarray]:
+        """{step: samples (K,)} of the steps from `observed` to `step`, by `counts` as saved. Raises ResumeError."""
+        try:
+            check_type(counts or {}, dict[str, dict[str, int]], "'unobserved'", ResumeError)
+            lost = {each: counts[str(each)] for each in range(observed, step)}
+        except (KeyError, TypeError):
+            raise ResumeError(
+                f"the state was saved before loader.observe() for step {observed}, without that batch's counts.\n"
+                "  Continue from a state that was saved after observe."
+            ) from None
+        return {each: np.array([of.get(name, 0) for name in self.dataset.names]) for each, of in lost.items()}
+
     def _next(self) -> TokenBatch:
+        if self._lost:
+            self.flush()
         if self.policy is not None:
             self._check_observed()
         if not self.dataset.running:
@@ -238,7 +267,10 @@ class AdaptiveLoader:
         assert self.policy is not None
         loss_K = np.full(losses.sum_K.size, np.nan)
         np.divide(losses.sum_K, losses.count_K, out=loss_K, where=losses.count_K > 0)
-        return np.asarray(self.policy.update(loss_K, self.dataset.sample_counts(losses.step)), np.float64)
+        count_K = self._lost[losses.step] if losses.step in self._lost else self.dataset.sample_counts(losses.step)
+        if not count_K.any():  # of a lost step: all its samples were of domains that were retired since
+            return np.asarray(self.policy.mixture, np.float64)
+        return np.asarray(self.policy.update(loss_K, count_K), np.float64)
 
 
 def make_policy_for(

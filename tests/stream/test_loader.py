@@ -363,3 +363,36 @@ def test_ranks_agree_to_the_bit_and_read_one_global_batch(corpus, children, tmp_
     expected = [fingerprint(*each) for each in read_and_observe(corpus)]
     children.run(fingerprints_on_a_rank, corpus, str(tmp_path / "out"), num_ranks=num_ranks)
     assert (tmp_path / "out").read_text().splitlines() == expected
+
+
+@pytest.mark.parametrize("lag", [8, 3])
+def test_a_state_saved_between_a_batch_and_its_observe_continues(corpus, lag):
+    """As a run whose losses of that batch were not finite; also saved once more before the next batch."""
+    nothing = torch.full((5,), float("nan"))
+
+    def steps(loader, observed):
+        entries = []
+        for batch, known in zip(loader, observed, strict=False):
+            sums, counts = losses(batch)
+            entries.append((batch["tokens"].tolist(), loader.mixture.tolist()))
+            if known is None:
+                break
+            loader.observe(sums if known else nothing, counts)
+        return entries
+
+    with make(corpus, mixture_lag=lag) as whole:
+        expected = steps(whole, [True] * 6 + [False] + [True] * 20 + [None])
+    with make(corpus, mixture_lag=lag) as first:
+        found = steps(first, [True] * 6 + [None])
+        state = json.loads(json.dumps(first.state_dict()))
+    assert state["observed"] == 6
+    assert state["stream"]["step"] == 7
+    for _ in range(2):
+        with make(corpus, mixture_lag=lag) as second:
+            second.load_state_dict(state)
+            state = json.loads(json.dumps(second.state_dict()))
+            rest = steps(second, [True] * 20 + [None])
+        assert found + rest == expected
+    state["observed"] = 6
+    with make(corpus, mixture_lag=lag) as third, pytest.raises(ado.ResumeError, match="before .* step 6"):
+        third.load_state_dict(state)
