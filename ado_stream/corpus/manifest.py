@@ -93,7 +93,7 @@ def missing_validation(domains: Mapping[str, DomainEntry]) -> str:
     if not missing:
         return ""
     if len(missing) == len(domains):
-        return "no validation text: no validation loss is measured; prepare with --val or --val-fraction to have one"
+        return "no validation text: no validation loss is measured; prepare with --val, or more of --val-fraction"
     shown = ", ".join(missing[:6]) + (f" and {len(missing) - 6} more" if len(missing) > 6 else "")
     return f"no validation text of {shown}: no validation loss includes what is learnt there; prepare with more --val"
 

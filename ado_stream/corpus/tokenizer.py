@@ -6,7 +6,6 @@ special token is encoded as ordinary text, so no document can end another one.
 """
 
 import json
-import logging
 import os
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Sequence
@@ -19,7 +18,7 @@ import xxhash
 
 from ado_stream.corpus.slow_notice import slow_notice
 from ado_stream.durable import disk_errors
-from ado_stream.errors import AdoStreamError, ConfigError, DataError, NotFound
+from ado_stream.errors import AdoStreamError, ConfigError, DataError, NotFound, StorageError
 from ado_stream.json_files import decode_json
 
 if TYPE_CHECKING:
@@ -178,16 +177,21 @@ def load_tokenizer(spec: str | os.PathLike[str]) -> Tokenizer:
         raise ConfigError(f"tokenizer {spec!r} has to be trained; give the tokenizer.json that `prepare` wrote.")
     if _is_path(spec):
         return load_tokenizer_file(Path(spec).expanduser(), spec)
+    from huggingface_hub.utils import logging as hub_log
     from tokenizers import Tokenizer as HuggingFace
 
-    hub_log = logging.getLogger("huggingface_hub")
-    level = hub_log.level
-    hub_log.setLevel(logging.ERROR)  # it logs each of its retries at length
+    level = hub_log.get_verbosity()
+    hub_log.set_verbosity_error()  # it logs each of its retries at length
     try:
         with slow_notice(f"the Hugging Face hub, tokenizer {spec!r}"), _library_errors(spec, _EXPECTED):
             tokenizer = HuggingFace.from_pretrained(spec)
+    except OSError as error:
+        reason = str(error).partition("\n")[0].rstrip(".")
+        raise StorageError(
+            f"tokenizer {spec!r}: not fetched from the Hugging Face hub: {reason}.\n  {_EXPECTED}"
+        ) from error
     finally:
-        hub_log.setLevel(level)
+        hub_log.set_verbosity(level)
     return _loaded(spec, tokenizer, {})
 
 

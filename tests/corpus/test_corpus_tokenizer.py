@@ -1,6 +1,9 @@
 """Tokenizers give the ids that the tokenizers library gives, and their text back."""
 
 import json
+import os
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -166,3 +169,20 @@ def test_what_cannot_be_is_said(tmp_path):
         train_tokenizer(TEXTS, "bpe:256")
     with pytest.raises(DataError, match="too little text for 5000; ask for bpe:"):
         train_tokenizer(TEXTS, "bpe:5000")
+
+
+def test_a_hub_that_cannot_be_reached_is_one_error_without_its_retries(tmp_path):
+    """In a process of its own, where the hub's library is imported for the first time; nothing listens on that port."""
+    code = (
+        "from ado_stream.cli.main import main\n"
+        "raise SystemExit(main(['prepare', 'text.jsonl', '--out', 'corpus', '--tokenizer', 'gpt2']))"
+    )
+    (tmp_path / "text.jsonl").write_text('{"text": "a b c"}\n')
+    environment = {**os.environ, "HF_ENDPOINT": "http://127.0.0.1:9", "HF_HOME": str(tmp_path)}
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=300
+    )
+    assert done.returncode == 1
+    lines = [line for line in done.stderr.splitlines() if not line.startswith("waiting for the Hugging Face hub")]
+    assert lines[0].startswith("StorageError: tokenizer 'gpt2': not fetched from the Hugging Face hub: ")
+    assert len(lines) == 2
