@@ -12,6 +12,7 @@ import zstandard
 from hypothesis import settings
 
 from ado_kernels.numba_cache import compile_in_background
+from tests.browser import find_browser
 from tests.deadlines import pytest_configure, pytest_runtest_protocol, pytest_terminal_summary  # noqa: F401
 from tests.train.child_processes import ChildProcesses
 
@@ -39,17 +40,19 @@ LEFT_OUT = pytest.StashKey[dict[str, int]]()
 
 
 def pytest_collection_modifyitems(config, items):
-    """Leaves out tests by what they need of the machine: `gpu(count=1)`, `privileged`. No test skips itself."""
+    """Leaves out tests by their needs: `gpu(count=1)`, `privileged`, `browser`. No test skips itself."""
     import torch
 
     num_gpus, privileged = torch.cuda.device_count(), _may_mount()
-    kept, left_out = [], {"gpu": [], "privileged": []}
+    kept, left_out = [], {"gpu": [], "privileged": [], "browser": []}
     for item in items:
         gpu = item.get_closest_marker("gpu")
         if gpu and num_gpus < gpu.kwargs.get("count", 1):
             left_out["gpu"].append(item)
         elif not privileged and (item.get_closest_marker("privileged") or PRIVILEGED & set(item.fixturenames)):
             left_out["privileged"].append(item)
+        elif item.get_closest_marker("browser") and find_browser() is None:
+            left_out["browser"].append(item)
         else:
             kept.append(item)
     items[:] = kept
@@ -61,6 +64,7 @@ def pytest_collection_modifyitems(config, items):
 def pytest_report_collectionfinish(config):
     """One line a kind of test that is left out here."""
     needs = {"gpu": "more CUDA GPUs", "privileged": "the right to mount and to make network namespaces (root)"}
+    needs["browser"] = "Chromium on the PATH"
     return [
         f"left out: {number} tests that need {needs[need]}" for need, number in config.stash.get(LEFT_OUT, {}).items()
     ]

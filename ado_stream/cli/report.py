@@ -14,6 +14,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The verb's options."""
     parser.add_argument("runs", nargs="+", metavar="RUN", help="a run directory, or a directory of runs")
     parser.add_argument("--out", metavar="DIR", help="where to write (default: report/ in the run, or beside several)")
+    parser.add_argument(
+        "--follow",
+        action="store_true",
+        help="serve the page on 127.0.0.1, changing as the runs go on (for "
+        "TensorBoard or Weights & Biases: train with log.tensorboard=true or log.wandb=true)",
+    )
+    parser.add_argument("--port", type=int, default=0, help="of --follow (a free one)")
     parser.add_argument("--json", action="store_true", help="print the path and the comparison as JSON")
 
 
@@ -25,6 +32,9 @@ def run(args: argparse.Namespace) -> None:
 
     runs = load_runs(args.runs)
     paths = [found.path for found in runs]
+    if args.follow:
+        _follow(paths, args.port)
+        return
     beside = paths[0] if len(paths) == 1 else os.path.commonpath([path.resolve().parent for path in paths])
     path = write_report(paths, Path(args.out) if args.out else Path(beside).resolve() / "report")
     comparisons = [comparison.sentence() for comparison in compare(runs)]
@@ -34,3 +44,15 @@ def run(args: argparse.Namespace) -> None:
     for sentence in (*comparisons, *caveats(runs)):
         print(sentence)
     print(f"report: {path}")
+
+
+def _follow(paths: list[Path], port: int) -> None:
+    import threading
+
+    from ado_stream.report.live_server import LiveReport, LiveServer
+
+    report = LiveReport(paths)
+    report.draw()
+    server = LiveServer(report, port)
+    print(f"{server.url} (Ctrl-C ends it)", flush=True)
+    server.serve(threading.Event())

@@ -56,6 +56,30 @@ def final_losses(run: Run, unit: Unit = NATS) -> dict[str, float]:
     return {**dict(zip(run.domains, loss_K.tolist(), strict=True)), **overall}
 
 
+def seed_noise(runs: Sequence[Run], unit: Unit = NATS) -> dict[str, float]:
+    """{domain or overall measure: standard deviation of final losses between runs that differ in their seed alone}.
+
+    Pooled over all sets of such runs; empty without two of them.
+    """
+    sets: dict[str, list[Run]] = {}
+    for run in runs:
+        if run.final is not None:
+            same = [run.metadata.get(key) for key in ("policy", "policy_options", "model", "steps", "prior")]
+            same += [run.metadata.get(key) for key in ("global_batch_size", "seq_len", "mixture_lag")]
+            same += [(run.metadata.get("corpus") or {}).get("fingerprint"), *_tokenizer(run)]
+            sets.setdefault(repr(same), []).append(run)
+    squares: dict[str, float] = {}
+    freedom: dict[str, int] = {}
+    for members in sets.values():
+        losses = [final_losses(run, unit) for run in {run.metadata.get("seed"): run for run in members}.values()]
+        for name in losses[0] if len(losses) > 1 else ():
+            values = np.array([loss[name] for loss in losses])
+            if np.isfinite(values).all():
+                squares[name] = squares.get(name, 0.0) + float(((values - values.mean()) ** 2).sum())
+                freedom[name] = freedom.get(name, 0) + len(values) - 1
+    return {name: math.sqrt(square / freedom[name]) for name, square in squares.items()}
+
+
 def why_not_comparable(run: Run, baseline: Run) -> str:
     """Why the final validation losses of the two cannot be compared, as a sentence; "" where they can."""
     names = [name for name in run.domains if name in baseline.domains]

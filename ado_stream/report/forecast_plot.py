@@ -20,6 +20,7 @@ from ado_stream.report.plot_style import (
     new_figure,
     shorten,
     signed,
+    tag,
     text_color,
     thousands,
 )
@@ -28,6 +29,7 @@ from ado_stream.report.run_data import Floats, RefitLaws, Run
 MAX_PANELS = 24
 PANEL_POINTS = 70
 BACKING = {"facecolor": "white", "alpha": 0.8, "linewidth": 0, "pad": 1.5}  # behind text over points
+BAND_SD, NORMAL_SD = 1.96, 1.4826  # 95 % of a normal distribution; its standard deviation over its median deviation
 SETTLED_FRAC = 0.08  # of the run: its steep start, left out of the y limits
 
 
@@ -67,7 +69,7 @@ def draw_forecasts(run: Run, colors: dict[str, str]) -> Plot | None:
     figure = new_figure(2.15 * rows + 0.5, row_gap=0.04)
     grid = figure.subplots(rows, columns, squeeze=False, sharex=True)
     for axes, index in zip(grid.flat, shown, strict=False):
-        _panel(axes, run, law, int(index), colors[run.domains[index]])
+        _panel(axes, run, law, int(index), colors)
     for axes in list(grid.flat)[len(shown) :]:
         axes.set_axis_off()
     for axes in list(grid.flat)[max(0, len(shown) - columns) : len(shown)]:
@@ -80,29 +82,39 @@ def draw_forecasts(run: Run, colors: dict[str, str]) -> Plot | None:
         f"Dots: observed training loss. Dark line: the law fitted at step {law.step:,} to the points left of the "
         "vertical line, dashed where it is a forecast; the percentage is by how much the mean of the later losses lies "
         "above the forecast's (held: that refit found no good law and an earlier one was kept). Coloured line: the "
-        f"last law of the run.{left_out}",
+        "last law of the run. Grey band: where 95 % of single losses lie if those the law was fitted to are normal "
+        f"about it.{left_out}",
         figure,
     )
 
 
-def _panel(axes: Axes, run: Run, law: RefitLaws, index: int, color: str) -> None:
+def _panel(axes: Axes, run: Run, law: RefitLaws, index: int, colors: dict[str, str]) -> None:
+    color = colors[run.domains[index]]
     edges = bins(run.step_S, PANEL_POINTS)
     step_S = bin_means(run.step_S.astype(np.float64), edges)
     observed_S = bin_means(run.domain_loss_SK[:, index], edges)
     counts_S = bin_means(run.counts_SK[:, index], edges)
     axes.axvline(law.step, color=FAINT, lw=1.2)
-    axes.plot(step_S, observed_S, ls="none", marker="o", ms=3.2, color=color, alpha=0.55, mew=0)
-    axes.plot(step_S, run.laws[-1].predict(index, counts_S), color=color, lw=1.6)
+    name = run.domains[index]
+    dots = axes.plot(step_S, observed_S, ls="none", marker="o", ms=3.2, color=color, alpha=0.55, mew=0)
+    dots += axes.plot(step_S, run.laws[-1].predict(index, counts_S), color=color, lw=1.6)
     forecast_S = law.predict(index, counts_S)
     past, future = step_S <= law.step, step_S >= law.step
-    axes.plot(step_S[past], forecast_S[past], color=INK, lw=1.3)
-    axes.plot(step_S[future], forecast_S[future], color=INK, lw=1.5, ls=(0, (3, 1.6)))
+    dots += axes.plot(step_S[past], forecast_S[past], color=INK, lw=1.3)
+    dots += axes.plot(step_S[future], forecast_S[future], color=INK, lw=1.5, ls=(0, (3, 1.6)))
+    factor = math.exp(BAND_SD * NORMAL_SD * law.residual_scale_K[index])
+    ahead_S = forecast_S[future]
+    band = axes.fill_between(step_S[future], ahead_S / factor, ahead_S * factor, color=INK, alpha=0.1, lw=0)
+    tag(dots, name, colors)
+    tag(band, name, colors, "95 % of single losses")
     _limits(axes, step_S, [observed_S, forecast_S])
     error = forecast_error(run, law, index)
-    axes.set_title(shorten(run.domains[index], 20), color=text_color(color), fontsize=9.5, pad=5)
+    tag(axes.set_title(shorten(name, 20), color=text_color(color), fontsize=9.5, pad=5), name, colors)
     kept = "forecast" if law.valid_K[index] else "held law"
     text = "no law" if not law.known(index) else "" if math.isnan(error) else f"{kept} {signed(100 * error, '.1f')} %"
-    axes.text(0.97, 0.93, text, transform=axes.transAxes, ha="right", va="top", fontsize=8.5, color=INK, bbox=BACKING)
+    note = axes.text(0.97, 0.93, text, transform=axes.transAxes, ha="right", va="top", fontsize=8.5, color=INK)
+    note.set_bbox(BACKING)
+    tag(note, name, colors, text or "no forecast")
     thousands(axes.xaxis)
     axes.locator_params(axis="x", nbins=4)
     axes.locator_params(axis="y", nbins=4)

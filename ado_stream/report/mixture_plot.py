@@ -6,6 +6,8 @@ import numpy as np
 from matplotlib.axes import Axes
 
 from ado_stream.report.plot_style import (
+    FAINT,
+    SOFT,
     Plot,
     bin_means,
     bins,
@@ -14,6 +16,7 @@ from ado_stream.report.plot_style import (
     new_figure,
     shorten,
     spread_labels,
+    tag,
     text_color,
     thousands,
 )
@@ -51,7 +54,7 @@ def draw_mixture(runs: list[Run], colors: dict[str, str]) -> Plot | None:
         "mixture",
         "Mixture over time",
         "Left: the share of each domain in the batch; the numbers are those of the last step. Right: the same "
-        f"shares as multiples of the prior: above 1 where the policy raised the domain's share.{still}",
+        f"shares as multiples of the prior: above ×1 where the policy raised the domain's share.{still}",
         figure,
     )
 
@@ -60,21 +63,31 @@ def _stack(axes: Axes, run: Run, step_S: Floats, mixture_SK: Floats, colors: dic
     shades = [colors[name] for name in run.domains]
     if len(step_S) == 1:
         step_S, mixture_SK = np.array([step_S[0], step_S[0] + 1]), np.repeat(mixture_SK, 2, axis=0)
-    axes.stackplot(step_S, 100 * mixture_SK.T, colors=shades, linewidth=0.4, edgecolor="white")
+    shown = np.sort(np.argsort(-mixture_SK.mean(axis=0), kind="stable")[:MAX_LABELS])
+    layers = [mixture_SK[:, index] for index in shown]
+    grouped = len(run.domains) - len(shown)
+    if grouped:
+        layers.append(1.0 - np.sum(layers, axis=0))
+    bands = axes.stackplot(
+        step_S, 100 * np.array(layers), colors=[*(shades[k] for k in shown), FAINT], linewidth=0.4, edgecolor="white"
+    )
+    for band, index in zip(bands, shown, strict=False):
+        tag(band, run.domains[index], colors)
     axes.set(xlim=(step_S[0], step_S[-1]), ylim=(0, 100), xlabel="step", ylabel="share of the batch (%)")
     axes.set_title(f"{shorten(run.label)}: shares")
     axes.grid(visible=False)
     thousands(axes.xaxis)
-    last_K = 100 * mixture_SK[-1]
-    middle_K = np.cumsum(last_K) - last_K / 2
-    named = np.sort(np.argsort(-last_K, kind="stable")[:MAX_LABELS])
-    placed = spread_labels(middle_K[named], _label_height(100.0), 1, 99)
+    last = 100 * np.array([layer[-1] for layer in layers])
+    middle = np.cumsum(last) - last / 2
+    placed = spread_labels(middle.tolist(), _label_height(100.0), 1, 99)
     span = step_S[-1] - step_S[0]
-    for index, y in zip(named, placed, strict=True):
-        color, end = shades[index], step_S[-1]
-        axes.plot([end, end + 0.02 * span], [middle_K[index], y], color=color, lw=1, clip_on=False)
-        text = f"{shorten(run.domains[index])}  {last_K[index]:.3g} %"
-        axes.text(end + 0.026 * span, y, text, color=text_color(color), va="center", fontsize=8.5)
+    names = [*(run.domains[index] for index in shown), *([f"{grouped} smaller ones"] if grouped else [])]
+    for name, share, center, y in zip(names, last, middle, placed, strict=True):
+        color, end = colors.get(name, SOFT), step_S[-1]
+        line = axes.plot([end, end + 0.02 * span], [center, y], color=color, lw=1, clip_on=False)
+        label = f"{shorten(name)}  {share:.3g} %"
+        text = axes.text(end + 0.026 * span, y, label, color=text_color(color), va="center", fontsize=8.5)
+        tag([*line, text], name, colors, f"{share:.3g} %")
 
 
 def _relative(axes: Axes, run: Run, step_S: Floats, mixture_SK: Floats, colors: dict[str, str]) -> None:
@@ -85,13 +98,14 @@ def _relative(axes: Axes, run: Run, step_S: Floats, mixture_SK: Floats, colors: 
     named = _extremes(ends)
     for index, name in enumerate(run.domains):
         lw, alpha = (1.7, 1.0) if name in named else (0.8, 0.3)
-        axes.plot(step_S, ratio_SK[:, index], color=colors[name], lw=lw, alpha=alpha)
+        tag(axes.plot(step_S, ratio_SK[:, index], color=colors[name], lw=lw, alpha=alpha), name, colors)
     axes.axhline(0, color="#9aa2ad", lw=0.9, ls=(0, (4, 3)))
     low, high = np.nanmin(ratio_SK, initial=-0.3), np.nanmax(ratio_SK, initial=0.3)
     margin = 0.06 * (high - low)
     axes.set(xlim=(step_S[0], max(step_S[-1], step_S[0] + 1)), ylim=(low - margin, high + margin))
     axes.set(xlabel="step", ylabel="share divided by prior")
     axes.set_title("relative to the prior")
+    axes.set_label("log2")
     ticks = _multiples(2.0 ** (low - margin), 2.0 ** (high + margin))
     axes.set_yticks([math.log2(tick) for tick in ticks], [f"×{compact(tick)}" for tick in ticks])
     thousands(axes.xaxis)

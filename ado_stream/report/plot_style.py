@@ -6,12 +6,16 @@ were chosen greedily, each the farthest in OKLab from all before it under normal
 also label domains by name, so that nothing depends on colour alone.
 """
 
-from collections.abc import Sequence
+import io
+import json
+import re
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from matplotlib import rc_context
+from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.colors import to_hex, to_rgb
@@ -57,6 +61,8 @@ RC: Any = {
     "lines.solid_capstyle": "round",
     "legend.frameon": False,
     "figure.facecolor": "white",
+    "svg.fonttype": "none",  # text, which a browser can search
+    "svg.hashsalt": "ado-stream",
     "savefig.dpi": 170,
 }
 
@@ -102,6 +108,12 @@ def text_color(color: str) -> str:
 def _luminance(rgb: Floats) -> float:
     linear = np.where(rgb <= 0.04045, rgb / 12.92, ((rgb + 0.055) / 1.055) ** 2.4)
     return float(linear @ [0.2126, 0.7152, 0.0722])
+
+
+def tag(artists: Iterable[Artist] | Artist, name: str, colors: dict[str, str], label: str = "") -> None:
+    """Marks artists as those of a domain, for the page's script: hover shows `label`, else the value drawn there."""
+    for artist in [artists] if isinstance(artists, Artist) else artists:
+        artist.set_gid(f"d{list(colors).index(name)}|{label}" if name in colors else f"d|{label}")
 
 
 def domain_colors(names: Sequence[str]) -> dict[str, str]:
@@ -172,11 +184,43 @@ def plot_binned(axes: Axes, step_S: Ints, values_S: Floats, num: int, **line: An
     return means_S
 
 
+def png(plot: Plot) -> bytes:
+    """The figure as a PNG file."""
+    buffer = io.BytesIO()
+    plot.figure.savefig(buffer, format="png")
+    return buffer.getvalue()
+
+
+def svg(plot: Plot) -> str:
+    """The figure as an SVG element whose groups have data-d (number of the domain, "" for none) and data-label where
+    they were tagged, and data-axes: [left, right, bottom, top] of the axes on the page and in data, the x label, the
+    axes' label ("log2" where y is a logarithm).
+    """
+    figure = plot.figure
+    figure.draw_without_rendering()
+    figure.set_layout_engine("none")  # where the axes are now is where the SVG draws them
+    width, height = 72 * figure.get_size_inches()
+    for axes in figure.axes:
+        x0, y0, x1, y1 = axes.get_position().extents
+        place = [round(value, 2) for value in (x0 * width, x1 * width, (1 - y0) * height, (1 - y1) * height)]
+        axes.set_gid(
+            "a|" + json.dumps([*place, *axes.get_xlim(), *axes.get_ylim(), axes.get_xlabel(), axes.get_label()])
+        )
+    buffer = io.StringIO()
+    figure.savefig(buffer, format="svg", metadata={"Date": None, "Creator": None, "Type": None, "Format": None})
+    text = buffer.getvalue()
+    text = re.sub(r"<metadata>.*?</metadata>|<!--.*?-->", "", text[text.index("<svg") :], flags=re.DOTALL)
+    text = re.sub(r' id="[a-zA-Z0-9.]+_\d+"', "", text)  # numbers of artists: not unique on the page
+    text = re.sub(r"""<g id=(["'])d(\d*)\|(.*?)\1""", r"<g data-d=\1\2\1 data-label=\1\3\1", text, flags=re.DOTALL)
+    return re.sub(r"""<g id=(["'])a\|(.*?)\1""", r"<g data-axes=\1\2\1", text)
+
+
 def label_rows(axes: Axes, y: Sequence[float], names: Sequence[str], colors: dict[str, str]) -> None:
     """Domain names as tick labels at `y`, each in its colour; names without one in ink."""
     axes.set_yticks(y, [shorten(name, 26) for name in names])
     for tick, name in zip(axes.get_yticklabels(), names, strict=True):
         tick.set_color(text_color(colors.get(name, INK)))
+        tag(tick, name, colors)
     axes.tick_params(axis="y", length=0)
 
 
@@ -216,5 +260,6 @@ def label_lines(axes: Axes, x: float, ends: dict[str, float], colors: dict[str, 
     placed = spread_labels([ends[name] for name in names], height, low + height / 2, high - height / 2)
     span = axes.get_xlim()[1] - axes.get_xlim()[0]
     for name, y in zip(names, placed, strict=True):
-        axes.plot([x, x + 0.012 * span], [ends[name], y], color=colors[name], lw=0.8, clip_on=False)
-        axes.text(x + 0.018 * span, y, shorten(name), color=text_color(colors[name]), va="center", fontsize=8.5)
+        line = axes.plot([x, x + 0.012 * span], [ends[name], y], color=colors[name], lw=0.8, clip_on=False)
+        text = axes.text(x + 0.018 * span, y, shorten(name), color=text_color(colors[name]), va="center", fontsize=8.5)
+        tag([*line, text], name, colors)

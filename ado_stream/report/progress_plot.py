@@ -19,7 +19,8 @@ def draw_progress(runs: list[Run]) -> Plot | None:
     tops = []
     for number, run in enumerate(shown):
         label = f"{shorten(run.label)}: training"
-        loss_S = plot_binned(axes, run.step_S, run.loss_S, 120, label=label, alpha=0.75, **run_style(number))
+        style = {"label": label, "alpha": 0.75, "gid": f"d|{run.label}: ", **run_style(number)}
+        loss_S = plot_binned(axes, run.step_S, run.loss_S, 120, **style)
         # the axis ends above the 99th percentile after the steep first twentieth
         tops.append(np.nanpercentile(loss_S[len(loss_S) // 20 :], 99) if np.isfinite(loss_S).any() else math.nan)
         if len(run.evaluations) > 1:
@@ -40,4 +41,5 @@ def draw_progress(runs: list[Run]) -> Plot | None:
 def _validations(axes: Axes, evaluations: tuple[Evaluation, ...], label: str, number: int) -> None:
     steps = [evaluation.step for evaluation in evaluations]
     losses = [evaluation.loss for evaluation in evaluations]
-    axes.plot(steps, losses, marker=RUN_MARKERS[number % len(RUN_MARKERS)], ms=5, label=label, **run_style(number))
+    style = {"label": label, "gid": f"d|{label}: ", "ms": 5, **run_style(number)}
+    axes.plot(steps, losses, marker=RUN_MARKERS[number % len(RUN_MARKERS)], **style)

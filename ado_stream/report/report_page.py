@@ -1,9 +1,8 @@
 """One self-contained report.html from the records of one or several runs, with every figure as a PNG beside it.
 
-The page loads nothing: images are inlined, no script, no font, no network. Files become visible only complete.
+The page loads nothing: figures and script are inlined, no font, no network. Files become visible only complete.
 """
 
-import io
 import os
 import shlex
 from collections.abc import Sequence
@@ -13,10 +12,11 @@ from typing import Any
 from ado_stream.durable import write_durably
 from ado_stream.errors import StorageError
 from ado_stream.report import report_html as html
+from ado_stream.report.advice import advice
 from ado_stream.report.comparison import OVERALL, common_unit, final_losses
 from ado_stream.report.forecast_plot import draw_forecasts
 from ado_stream.report.mixture_plot import draw_mixture, mixture_varies
-from ado_stream.report.plot_style import Plot, domain_colors, styled
+from ado_stream.report.plot_style import Plot, domain_colors, png, styled, svg
 from ado_stream.report.progress_plot import draw_progress
 from ado_stream.report.report_tables import domain_table, fact_table, health_table, law_table, moved_table
 from ado_stream.report.run_data import Run, load_runs
@@ -34,24 +34,44 @@ def write_report(run_dirs: Sequence[str | os.PathLike[str]], out_dir: str | os.P
     Raises NotFound or DataError for missing or damaged records, StorageError when `out_dir` cannot be written.
     """
     runs = load_runs(run_dirs)
-    colors = domain_colors(list(dict.fromkeys(name for run in runs for name in run.domains)))
     with styled():
-        pictures = [(plot, _png(plot)) for plot in _plots(runs, colors)]
-    title = _title(runs)
-    body = [*_opening(runs, title), _domains(runs, colors)]
-    body += [html.picture(plot.title, plot.caption, png) for plot, png in pictures]
-    body += [*_laws(runs, colors), *(part for run in runs for part in _health(run, colors))]
-    body += [html.section("Runs and environment", html.table(*fact_table(runs), kind="facts")), _reproduce(runs)]
-    document = html.page(f"ado-stream: {title}", body)
+        plots = _plots(runs, _colors(runs))
+        pictures = {plot.name: png(plot) for plot in plots}
+        document = _document(runs, plots)
     out = Path(out_dir)
     try:
         out.mkdir(parents=True, exist_ok=True)
-        for plot, png in pictures:
-            write_durably(out / f"{plot.name}.png", png)
+        for name, picture in pictures.items():
+            write_durably(out / f"{name}.png", picture)
         write_durably(out / FILE_NAME, document.encode())
     except OSError as error:
         raise StorageError(f"{error.filename or out}: cannot write the report ({error.strerror}).") from error
     return out / FILE_NAME
+
+
+def live_page(run_dirs: Sequence[str | os.PathLike[str]]) -> str:
+    """The page of the records as they are now, which asks its server for changes. Raises NotFound or DataError."""
+    runs = load_runs(run_dirs)
+    with styled():
+        return _document(runs, _plots(runs, _colors(runs)), live=True)
+
+
+def _colors(runs: list[Run]) -> dict[str, str]:
+    return domain_colors(list(dict.fromkeys(name for run in runs for name in run.domains)))
+
+
+def _document(runs: list[Run], plots: list[Plot], live: bool = False) -> str:
+    colors, title = _colors(runs), _title(runs)
+    sections = {"What to do now": html.section("What to do now", html.listed(advice(runs)))}
+    sections["Domains"] = _domains(runs, colors)
+    sections |= {plot.title: html.picture(plot.title, plot.caption, svg(plot)) for plot in plots}
+    sections |= _laws(runs, colors)
+    for run in runs:
+        sections |= _health(run, colors)
+    sections["Runs and environment"] = html.section("Runs and environment", html.table(*fact_table(runs), kind="facts"))
+    sections["How to repeat it"] = _reproduce(runs)
+    body = [*_opening(runs, title), html.contents(sections, colors), *sections.values()]
+    return html.page(f"ado-stream: {title}", body, live)
 
 
 def _title(runs: list[Run]) -> str:
@@ -73,12 +93,6 @@ def _plots(runs: list[Run], colors: dict[str, str]) -> list[Plot]:
         draw_throughput(runs),
     ]
     return [plot for plot in plots if plot is not None]
-
-
-def _png(plot: Plot) -> bytes:
-    buffer = io.BytesIO()
-    plot.figure.savefig(buffer, format="png")
-    return buffer.getvalue()
 
 
 def _opening(runs: list[Run], title: str) -> list[str]:
@@ -116,25 +130,24 @@ def _domains(runs: list[Run], colors: dict[str, str]) -> str:
     return html.table_section("Domains", note, html.table(header, rows, num_total=totals))
 
 
-def _laws(runs: list[Run], colors: dict[str, str]) -> list[str]:
+def _laws(runs: list[Run], colors: dict[str, str]) -> dict[str, str]:
     note = (
         "L(n) = ε + β n^−α after n samples; the last law of each domain. Half-way: mean of the later losses over the "
         "mean of that forecast, less one. Next-interval miss: the same up to the following refit, the median of its "
         "size over refits. Refits: those with a good law for the domain; at the others it kept the one before."
     )
-    return [
-        html.table_section(f"Scaling laws: {run.label}", note, html.table(*law_table(run, colors)))
-        for run in runs
-        if run.laws
-    ]
+    titles = {f"Scaling laws: {run.label}": run for run in runs if run.laws}
+    return {
+        title: html.table_section(title, note, html.table(*law_table(run, colors))) for title, run in titles.items()
+    }
 
 
-def _health(run: Run, colors: dict[str, str]) -> list[str]:
+def _health(run: Run, colors: dict[str, str]) -> dict[str, str]:
     health = run.health
     if health is not None and "moved" in health:
-        return [_moved(run, health, colors)]
+        return {f"Moved by the policy: {run.label}": _moved(run, health, colors)}
     if health is None or "forecast_error" not in health:  # of a policy without laws
-        return []
+        return {}
     note = (
         f"Refits: {health['refits']}; failed: {health['failed_refits']}. "
         "Losses ignored: not finite or not above 0. Laws held: refits without a good law for the domain. At a bound: "
@@ -144,7 +157,8 @@ def _health(run: Run, colors: dict[str, str]) -> list[str]:
     note = " ".join([note, *health.get("bounds", ())])
     if health.get("settles"):
         note += f" Without floors, {health['settles']}."
-    return [html.table_section(f"Policy health: {run.label}", note, html.table(*health_table(health, colors)))]
+    title = f"Policy health: {run.label}"
+    return {title: html.table_section(title, note, html.table(*health_table(health, colors)))}
 
 
 def _moved(run: Run, health: dict[str, Any], colors: dict[str, str]) -> str:

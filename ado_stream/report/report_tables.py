@@ -32,6 +32,12 @@ def number(value: float | None, form: str) -> str:
     return DASH if value is None or not math.isfinite(value) else format(value, form)
 
 
+def domain_cell(name: str, colors: dict[str, str]) -> Cell:
+    """The first cell of a domain's row; of an overall measure's, where it has no colour."""
+    domain = list(colors).index(name) if name in colors else None
+    return Cell(name, swatch=colors.get(name, ""), domain=domain)
+
+
 def domain_table(runs: list[Run], colors: dict[str, str], sizes: bool = True) -> tuple[list[str], list[Row]]:
     """(header, rows): tokens if `sizes`, shares and validation loss of each domain, then the two overall measures."""
     measured = [run for run in runs if run.final is not None]
@@ -44,8 +50,7 @@ def domain_table(runs: list[Run], colors: dict[str, str], sizes: bool = True) ->
     header += [f"{run.label} − {baseline.label}" for run in others if baseline]
     rows: list[Row] = []
     for name in [*colors, *(OVERALL if measured else ())]:
-        swatch = colors.get(name, "")
-        row: Row = [Cell(name, swatch=swatch)] + [_train_tokens(runs[0], name)] * sizes + [_prior(runs[0], name)]
+        row: Row = [domain_cell(name, colors)] + [_train_tokens(runs[0], name)] * sizes + [_prior(runs[0], name)]
         row += [_mean_share(run, name) for run in moving]
         row += [_validation_tokens(measured[0], name)] if sizes and measured else []
         row += [number(final_losses(run, unit).get(name), ".3f") for run in measured]
@@ -69,7 +74,7 @@ def law_table(run: Run, colors: dict[str, str]) -> tuple[list[str], list[Row]]:
             now = float(law.predict(index, run.counts_SK[-1:, index])[0]) if len(run.counts_SK) else math.nan
         rows.append(
             [
-                Cell(name, swatch=colors[name]),
+                domain_cell(name, colors),
                 number(eps, ".3f"),
                 number(beta, ".4g"),
                 number(alpha, ".3f"),
@@ -90,7 +95,7 @@ def health_table(health: dict[str, Any], colors: dict[str, str]) -> tuple[list[s
         error = {key: 100 * with_nan(value) for key, value in health["forecast_error"][name].items()}
         rows.append(
             [
-                Cell(name, swatch=colors[name]),
+                domain_cell(name, colors),
                 f"{ignored:,}",
                 f"{health['held_laws'][name]:,}",
                 ", ".join(health["at_bound"].get(name, ())) or DASH,
@@ -106,7 +111,7 @@ def moved_table(health: dict[str, Any], colors: dict[str, str]) -> tuple[list[st
     header = ["domain", "of the share wanted", "since step", "evidence"]
     rows: list[Row] = [
         [
-            Cell(name, swatch=colors[name]),
+            domain_cell(name, colors),
             number(100 * moved["share_over_target"], ".3g") + " %",
             f"{moved['since_step']:,}",
             moved.get("why", DASH),

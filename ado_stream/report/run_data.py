@@ -30,7 +30,8 @@ PARTS = ("data", "forward_backward", "optimizer", "policy", "checkpoint")
 class RefitLaws:
     """The laws after one refit: L(n) = exp(log_eps) + exp(log_beta) n^-alpha, per domain; NaN where there was none yet.
 
-    valid_K: whether the domain's law is of this refit; else it is of an earlier one.
+    valid_K: whether the domain's law is of this refit; else it is of an earlier one. residual_scale_K: median
+    |log loss - log law| of the points that it was fitted to.
     """
 
     step: int
@@ -39,6 +40,7 @@ class RefitLaws:
     log_eps_K: Floats
     alpha_K: Floats
     objective_K: Floats
+    residual_scale_K: Floats
     valid_K: NDArray[np.bool_]
 
     def known(self, domain: int) -> bool:
@@ -104,6 +106,11 @@ class Run:
     def train_tokens_K(self) -> Floats:
         """Training tokens of each domain in the corpus; NaN where the record has none."""
         return self._corpus_sizes("tokens")
+
+    @cached_property
+    def train_samples_K(self) -> Floats:
+        """Training samples of each domain in the corpus; NaN where the record has none."""
+        return self._corpus_sizes("samples")
 
     @cached_property
     def train_bytes_K(self) -> Floats:
@@ -259,7 +266,7 @@ def _matrix(lines: list[dict[str, Any]], key: str, num_domains: int) -> Floats:
 
 
 def _law(line: dict[str, Any], num_domains: int) -> RefitLaws:
-    keys = ("n", "log_beta", "log_eps", "alpha", "objective")
+    keys = ("n", "log_beta", "log_eps", "alpha", "objective", "residual_scale")
     rows = {f"{key}_K": _row(line.get(key), num_domains) for key in keys}
     valid_K = np.array(line.get("valid") or [True] * num_domains, dtype=bool)
     return RefitLaws(line["step"], valid_K=valid_K, **rows)

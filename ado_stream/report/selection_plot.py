@@ -10,7 +10,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
 
-from ado_stream.report.plot_style import INK, SOFT, Plot, label_rows, largest, new_figure
+from ado_stream.report.plot_style import INK, SOFT, Plot, label_rows, largest, new_figure, tag
 from ado_stream.report.run_data import Floats, Ints, Run
 
 MAX_ROWS = 36
@@ -45,7 +45,8 @@ def draw_selection(run: Run, colors: dict[str, str]) -> Plot | None:
     _shares(left, run, rows, colors)
     gap_K = worst_gaps(run)
     for row, index in enumerate(rows):
-        right.barh(row, gap_K[index], 0.6, color=colors[run.domains[index]])
+        name = run.domains[index]
+        tag(right.barh(row, gap_K[index], 0.6, color=colors[name]), name, colors, f"{gap_K[index]:.3f} samples")
     right.axvline(1, color=INK, lw=1, ls=(0, (4, 3)))
     right.set(xlabel="largest |count − B·mixture| (samples)", xlim=(0, max(1.12, 1.1 * float(gap_K.max()))))
     right.set_title("worst step")
@@ -67,9 +68,11 @@ def _shares(axes: Axes, run: Run, rows: Ints, colors: dict[str, str]) -> None:
     for row, index in enumerate(rows):
         color = colors[run.domains[index]]
         low, high = mixture_SK[:, index].min(), mixture_SK[:, index].max()
-        axes.plot([low, high], [row, row], color=color, lw=5, alpha=0.3)
-        axes.plot(expected_K[index], row, "o", ms=9, mfc="white", mec=color, mew=1.3)
-        axes.plot(drawn_K[index], row, "o", ms=4.5, color=color)
+        drawn = axes.plot([low, high], [row, row], color=color, lw=5, alpha=0.3)
+        drawn += axes.plot(expected_K[index], row, "o", ms=9, mfc="white", mec=color, mew=1.3)
+        drawn += axes.plot(drawn_K[index], row, "o", ms=4.5, color=color)
+        label = f"drawn {drawn_K[index]:.3g} %, expected {expected_K[index]:.3g} %, mixture {low:.3g} to {high:.3g} %"
+        tag(drawn, run.domains[index], colors, label)
     floor = 100 * promised_floor(run)
     if math.isfinite(floor):
         axes.axvline(floor, color=INK, lw=1, ls=(0, (4, 3)))

@@ -72,7 +72,8 @@ def _speed(axes: Axes, runs: list[Run]) -> None:
         if not math.isfinite(median_tokens_per_s(run)):
             continue
         label = f"{shorten(run.label)}: median {compact(median_tokens_per_s(run))}"
-        plot_binned(axes, run.step_S, run.tokens_per_s_S, 120, label=label, **run_style(number))
+        style = {"label": label, "gid": f"d|{run.label}: ", **run_style(number)}
+        plot_binned(axes, run.step_S, run.tokens_per_s_S, 120, **style)
     axes.set(xlabel="step", ylabel="tokens per second", ylim=(0, None))
     axes.margins(y=0.25)
     axes.set_ylim(0, axes.get_ylim()[1])
@@ -90,7 +91,10 @@ def _parts(axes: Axes, runs: list[Run]) -> None:
             width = 1e3 * mean_s
             label = None if part in used else part.replace("_", " + ")
             used.add(part)
-            axes.barh(row, width, 0.55, left=start, color=PART_COLORS[part], label=label, edgecolor="white", lw=0.6)
+            gid = f"d|{run.label}, {part}: {width:.3g} ms"
+            axes.barh(
+                row, width, 0.55, left=start, color=PART_COLORS[part], label=label, edgecolor="white", lw=0.6, gid=gid
+            )
             if width > 0.07 * longest:  # room for a number
                 text = f"{width:,.0f}" if width >= 10 else f"{width:.2g}"
                 axes.text(start + width / 2, row, text, ha="center", va="center", fontsize=8.5, color=INK)

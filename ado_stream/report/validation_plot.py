@@ -14,12 +14,25 @@ from ado_stream.report.comparison import (
     common_unit,
     final_losses,
     pick_baseline,
+    seed_noise,
     why_not_comparable,
 )
-from ado_stream.report.plot_style import INK, RUN_MARKERS, SOFT, Plot, label_rows, new_figure, shorten, signed
+from ado_stream.report.plot_style import (
+    FAINT,
+    INK,
+    RUN_MARKERS,
+    SOFT,
+    Plot,
+    label_rows,
+    new_figure,
+    shorten,
+    signed,
+    tag,
+)
 from ado_stream.report.run_data import Run
 
 MAX_ROWS = 36
+NOISE_SD = 1.96 * math.sqrt(2)  # of the difference of two runs
 
 
 def draw_validation(runs: list[Run], colors: dict[str, str]) -> Plot | None:
@@ -35,12 +48,15 @@ def draw_validation(runs: list[Run], colors: dict[str, str]) -> Plot | None:
     grid = figure.subplots(1, 2 if others else 1, squeeze=False, sharey=True)[0]
     _levels(grid[0], measured, y, colors, unit)
     if others:
-        _differences(grid[1], others, baseline, y, colors, unit)
+        noise = seed_noise(measured, unit)
+        _differences(grid[1], others, baseline, y, colors, unit, noise)
     part = "" if len(names) - 2 >= len(colors) else f" Shown: the {len(names) - 2} domains that differ most."
     caption = "Loss on held-out documents at the end of each run; lower is better. "
     caption += f"'By corpus size' weights domains by their training {'tokens' if unit is NATS else 'text'}."
     if others:
         caption += f" Right: difference to {baseline.label}; bars left of zero: a lower loss."
+        if noise:
+            caption += " Grey: what two runs of one policy that differ in their seed alone may differ by (95 %)."
     return Plot("validation", "Validation loss side by side", caption + part, figure)
 
 
@@ -64,7 +80,8 @@ def _levels(axes: Axes, runs: list[Run], y: dict[str, float], colors: dict[str, 
             if name in y and math.isfinite(value):
                 color = colors.get(name, INK)
                 face = "white" if hollow else color
-                axes.plot(value, y[name], marker, ms=6.5, mfc=face, mec=color, mew=1.5, zorder=3)
+                mark = axes.plot(value, y[name], marker, ms=6.5, mfc=face, mec=color, mew=1.5, zorder=3)
+                tag(mark, name, colors, f"{run.label}: {value:.4f} {unit.name}")
         face = "white" if hollow else INK
         handles.append(Line2D([], [], ls="none", marker=marker, mfc=face, mec=INK, mew=1.5, label=shorten(run.label)))
     for name, row in y.items():
@@ -79,11 +96,22 @@ def _levels(axes: Axes, runs: list[Run], y: dict[str, float], colors: dict[str, 
 
 
 def _differences(
-    axes: Axes, others: list[Run], base: Run, y: dict[str, float], colors: dict[str, str], unit: Unit
+    axes: Axes,
+    others: list[Run],
+    base: Run,
+    y: dict[str, float],
+    colors: dict[str, str],
+    unit: Unit,
+    noise: dict[str, float],
 ) -> None:
     base_loss = final_losses(base, unit)
     thickness = 0.62 / len(others)
     largest = 0.0
+    for name, spread in noise.items():
+        if name in y:
+            half = NOISE_SD * spread
+            band = axes.barh(y[name], 2 * half, 0.9, left=-half, color=FAINT, zorder=0)
+            tag(band, name, colors, f"seeds: ±{half:.4f} {unit.name}")
     for number, run in enumerate(others):
         losses = final_losses(run, unit)
         for name, row in y.items():
@@ -92,11 +120,14 @@ def _differences(
                 continue
             largest = max(largest, abs(difference))
             place = row + (number - (len(others) - 1) / 2) * thickness
-            axes.barh(place, difference, thickness * 0.92, color=colors.get(name, INK), alpha=1 - 0.45 * (number % 2))
+            bar = axes.barh(
+                place, difference, thickness * 0.92, color=colors.get(name, INK), alpha=1 - 0.45 * (number % 2)
+            )
+            tag(bar, name, colors, f"{run.label}: {signed(difference, '.4f')} {unit.name}")
             offset = (4 if difference >= 0 else -4, 0)
             side = "left" if difference >= 0 else "right"
             style: Any = {"textcoords": "offset points", "ha": side, "va": "center", "fontsize": 8, "color": SOFT}
-            axes.annotate(signed(difference, ".3f"), (difference, place), offset, **style)
+            tag(axes.annotate(signed(difference, ".3f"), (difference, place), offset, **style), name, colors)
     axes.axvline(0, color=INK, lw=0.9)
     limit = 1.35 * largest or 0.01
     axes.set(xlim=(-limit, limit), xlabel=f"difference to {shorten(base.label)} ({unit.name})")

@@ -18,6 +18,7 @@ from ado_stream.report.comparison import (
     common_unit,
     final_losses,
     pick_baseline,
+    seed_noise,
     why_not_comparable,
 )
 from ado_stream.report.run_data import Run
@@ -106,7 +107,15 @@ def caveats(runs: list[Run]) -> list[str]:
     ]
     for run in runs[1:]:
         found += _differences(runs[0], run)
-    if len(compare(runs)) and len({run.metadata.get("seed") for run in runs}) < 2:
+    unit = common_unit([run for run in runs if run.final is not None])
+    noise = seed_noise(runs, unit)
+    if OVERALL[0] in noise:
+        spread = noise[OVERALL[0]]
+        found.append(
+            f"Runs of one policy that differ in their seed alone end {spread:.3f} {unit.name} apart (standard "
+            f"deviation, by corpus size): a difference below {1.96 * math.sqrt(2) * spread:.3f} is within that."
+        )
+    elif len(compare(runs)) and len({run.metadata.get("seed") for run in runs}) < 2:
         found.append("One seed each: a difference within that of two seeds of one policy is no evidence.")
     return found
 
