@@ -23,7 +23,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> None:
     """Checks the order, writes it into the run's folder, waits for the answer."""
     from ado_stream.errors import ConfigError, StorageError
-    from ado_stream.policy.control import parse_order
+    from ado_stream.policy.operator_control import parse_order
     from ado_stream.record import read_run
     from ado_stream.train.run_control import submit, wait_for_answer
 

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, NotRequired, TypedDict
 from ado_stream.durable import disk_errors, write_durably
 from ado_stream.errors import AdoStreamError, ConfigError, DataError
 from ado_stream.json_files import check_type, decode_json
-from ado_stream.policy.control import in_control, parse_order
+from ado_stream.policy.operator_control import in_control, parse_order
 
 if TYPE_CHECKING:
     from ado_stream.loader import AdaptiveLoader

@@ -21,7 +21,7 @@ from ado_kernels.numba_cache import compile_in_background
 from ado_model import Transformer
 from ado_stream.corpus.manifest import missing_validation
 from ado_stream.errors import ResumeError, StorageError
-from ado_stream.policy.control import Control
+from ado_stream.policy.operator_control import Control
 from ado_stream.record import RunRecord
 from ado_stream.stream.device_copies import TokenBatch
 from ado_stream.train.changed_settings import changed_settings, changes_table, saved_settings

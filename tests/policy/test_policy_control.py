@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 
 import ado_stream as ado
 from ado_stream.errors import ConfigError
-from ado_stream.policy.control import Control, in_control, parse_order
 from ado_stream.policy.mixture_bounds import bring_within
+from ado_stream.policy.operator_control import Control, in_control, parse_order
 from tests.rounding import rounding
 
 PRIOR = {"web": 0.7, "code": 0.2, "math": 0.1}
