@@ -83,7 +83,8 @@ def train(corpus: ado.Corpus, out: Path) -> None:
 
     data = MegatronData(make_loader, MICRO_BATCH_SIZE, corpus.seq_len)
     torch.manual_seed(groups.get_pipeline_model_parallel_rank())
-    model = make_model(corpus.tokenizer.vocab_size, corpus.seq_len)
+    padded_vocab_size = -(-corpus.tokenizer.vocab_size // 128) * 128  # as Megatron-LM does, for tensor parallel ranks
+    model = make_model(padded_vocab_size, corpus.seq_len)
     optimizer = torch.optim.SGD(model.parameters(), lr=1e-4)
 
     def forward_step(iterator, model):

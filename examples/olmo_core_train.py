@@ -7,7 +7,6 @@ import os
 import sys
 from pathlib import Path
 
-import torch
 from olmo_core.nn.transformer import TransformerConfig
 from olmo_core.optim import AdamWConfig
 from olmo_core.train import Duration, TrainerConfig, prepare_training_environment, teardown_training_environment

@@ -1,12 +1,16 @@
 """Fixtures that several rooms share: the checkout, golden records, real text, a small corpus in The Pile's format."""
 
 import hashlib
+import importlib.util
 import json
 import os
 import random
 import subprocess
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 import zstandard
 from hypothesis import settings
@@ -39,14 +43,16 @@ LEFT_OUT = pytest.StashKey[dict[str, int]]()
 
 
 def pytest_collection_modifyitems(config, items):
-    """Leaves out tests by what they need of the machine: `gpu(count=1)`, `privileged`. No test skips itself."""
+    """Leaves out tests by what they need: `gpu(count=1)`, `privileged`, `package(name)`. No test skips itself."""
     import torch
 
     num_gpus, privileged = torch.cuda.device_count(), _may_mount()
-    kept, left_out = [], {"gpu": [], "privileged": []}
+    kept, left_out = [], {"gpu": [], "privileged": [], "package": []}
     for item in items:
-        gpu = item.get_closest_marker("gpu")
-        if gpu and num_gpus < gpu.kwargs.get("count", 1):
+        gpu, package = item.get_closest_marker("gpu"), item.get_closest_marker("package")
+        if package and importlib.util.find_spec(package.args[0]) is None:
+            left_out["package"].append(item)
+        elif gpu and num_gpus < gpu.kwargs.get("count", 1):
             left_out["gpu"].append(item)
         elif not privileged and (item.get_closest_marker("privileged") or PRIVILEGED & set(item.fixturenames)):
             left_out["privileged"].append(item)
@@ -60,7 +66,11 @@ def pytest_collection_modifyitems(config, items):
 
 def pytest_report_collectionfinish(config):
     """One line a kind of test that is left out here."""
-    needs = {"gpu": "more CUDA GPUs", "privileged": "the right to mount and to make network namespaces (root)"}
+    needs = {
+        "gpu": "more CUDA GPUs",
+        "privileged": "the right to mount and to make network namespaces (root)",
+        "package": "trainers that are not installed (CONTRIBUTING.md)",
+    }
     return [
         f"left out: {number} tests that need {needs[need]}" for need, number in config.stash.get(LEFT_OUT, {}).items()
     ]
@@ -100,6 +110,18 @@ def children(tmp_path_factory):
     processes = ChildProcesses(tmp_path_factory.mktemp("children"))
     yield processes
     processes.close()
+
+
+@pytest.fixture(scope="session")
+def ranks(children: ChildProcesses, tmp_path_factory) -> Callable[..., Any]:
+    """Runs `function(*arguments, OUT)` on `num_ranks` CPU ranks and returns the JSON that it wrote to OUT."""
+
+    def run(num_ranks: int, function: Callable[..., None], *arguments: Any) -> Any:
+        out = tmp_path_factory.mktemp("ranks") / "out.json"
+        children.run(function, *arguments, str(out), num_ranks=num_ranks)
+        return json.loads(out.read_text())
+
+    return run
 
 
 @pytest.fixture
@@ -148,6 +170,29 @@ def pile(tmp_path_factory):
 def write_jsonl():
     """A function: writes documents to a path and returns the path."""
     return _write_jsonl
+
+
+@pytest.fixture(scope="session")
+def tiny_corpus(tmp_path_factory) -> Path:
+    """Three domains of different size and difficulty, tokenised as bytes, sequences of 32; each has validation text."""
+    from ado_stream.prepare.config import PrepareConfig
+    from ado_stream.prepare.coordinator import prepare
+
+    folder = tmp_path_factory.mktemp("tiny")
+    for domain, num_documents, vocabulary in (("easy", 60, 4), ("medium", 120, 40), ("hard", 30, 400)):
+        generator = np.random.default_rng(vocabulary)
+        for part, num in (("train", num_documents), ("val", 10)):
+            lines = [
+                json.dumps({"text": " ".join(f"w{word}" for word in generator.integers(vocabulary, size=60))})
+                for _ in range(num)
+            ]
+            place = folder / part / domain
+            place.mkdir(parents=True)
+            (place / "text.jsonl").write_text("\n".join(lines) + "\n")
+    config = PrepareConfig(
+        inputs=(str(folder / "train"),), val=(str(folder / "val"),), out=str(folder / "corpus"), seq_len=32, workers=1
+    )
+    return Path(prepare(config))
 
 
 @pytest.fixture(scope="session")

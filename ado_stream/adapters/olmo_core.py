@@ -112,11 +112,8 @@ class AdaptiveCallback(Callback):
         if labels is None:
             return None
         tokens_BT, self._domain_BT = untag_labels(labels)
-        return inputs, {
-            **options,
-            "labels": tokens_BT,
-            "return_logits": True if head.training else options["return_logits"],
-        }
+        logits = {"return_logits": True} if head.training else {}
+        return inputs, {**options, "labels": tokens_BT, **logits}
 
     @torch.no_grad()
     def _after_head(self, head: LMHead, inputs: Any, options: dict[str, Any], output: Any) -> Any:

@@ -1,29 +1,13 @@
 """Fixtures of the training tests: child processes, ranks, network namespaces, a corpus, a config, a fake clock."""
 
-import json
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
-import numpy as np
 import pytest
 
-from tests.train.child_processes import ChildProcesses
 from tests.train.network import network
 from tests.train.tiny_model import TINY_MODEL
-
-
-@pytest.fixture(scope="session")
-def ranks(children: ChildProcesses, tmp_path_factory) -> Callable[..., Any]:
-    """Runs `function(*arguments, OUT)` on `num_ranks` CPU ranks and returns the JSON that it wrote to OUT."""
-
-    def run(num_ranks: int, function: Callable[..., None], *arguments: Any) -> Any:
-        out = tmp_path_factory.mktemp("ranks") / "out.json"
-        children.run(function, *arguments, str(out), num_ranks=num_ranks)
-        return json.loads(out.read_text())
-
-    return run
 
 
 @pytest.fixture
@@ -31,29 +15,6 @@ def nodes() -> Iterator[None]:
     """Two network namespaces on one switch."""
     with network():
         yield
-
-
-@pytest.fixture(scope="session")
-def tiny_corpus(tmp_path_factory) -> Path:
-    """Three domains of different size and difficulty, tokenised as bytes, sequences of 32; each has validation text."""
-    from ado_stream.prepare.config import PrepareConfig
-    from ado_stream.prepare.coordinator import prepare
-
-    folder = tmp_path_factory.mktemp("tiny")
-    for domain, num_documents, vocabulary in (("easy", 60, 4), ("medium", 120, 40), ("hard", 30, 400)):
-        generator = np.random.default_rng(vocabulary)
-        for part, num in (("train", num_documents), ("val", 10)):
-            lines = [
-                json.dumps({"text": " ".join(f"w{word}" for word in generator.integers(vocabulary, size=60))})
-                for _ in range(num)
-            ]
-            place = folder / part / domain
-            place.mkdir(parents=True)
-            (place / "text.jsonl").write_text("\n".join(lines) + "\n")
-    config = PrepareConfig(
-        inputs=(str(folder / "train"),), val=(str(folder / "val"),), out=str(folder / "corpus"), seq_len=32, workers=1
-    )
-    return Path(prepare(config))
 
 
 def _settings(corpus: Path, run_dir: Path) -> dict:

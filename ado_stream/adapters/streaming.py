@@ -1,0 +1,133 @@
+"""What a MosaicML StreamingDataset was made of, as an AdaptiveStreamingDataset: `from_streaming(...)`.
+
+It takes the arguments of StreamingDataset by their names. docs/trainers.md has the table of what differs; what has no
+counterpart and changes what is read is refused, what only changes how is logged once.
+"""
+
+import logging
+import math
+import os
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+from streaming import Stream
+from streaming.base.util import bytes_to_int, number_abbrev_to_int
+
+from ado_stream.errors import ConfigError
+from ado_stream.stream.dataset import AdaptiveStreamingDataset
+from ado_stream.stream.domain import Domain
+from ado_stream.stream.slots import make_rank_slots
+
+_log = logging.getLogger(__name__)
+_REFUSED: dict[str, tuple[tuple[Any, ...], str]] = {  # name: (values that serve, why no other does)
+    "shuffle": ((True,), "samples are always shuffled; pass shuffle=True"),
+    "sampling_method": (("balanced",), "every sample of a stream comes once before any comes twice"),
+    "batching_method": (("random", "stratified"), "each batch is of all streams, in their proportions"),
+    "stream_name": (("stream",), "streams are read as MDS; pass Stream objects"),
+    "stream_config": ((None, {}), "streams are read as MDS; pass Stream objects"),
+}
+_IGNORED = {  # name: its default
+    "sampling_granularity": 1,
+    "partition_algo": "relaxed",
+    "shuffle_block_size": None,
+    "download_retry": 2,
+    "download_timeout": 60,
+    "keep_zip": False,
+    "validate_hash": None,
+    "allow_unsafe_types": False,
+}
+
+
+def from_streaming(
+    *,
+    batch_size: int,
+    streams: Sequence[Stream] | None = None,
+    remote: str | None = None,
+    local: str | None = None,
+    split: str | None = None,
+    epoch_size: int | str | None = None,
+    predownload: int | None = None,
+    cache_limit: int | str | None = None,
+    num_canonical_nodes: int | None = None,
+    shuffle_algo: str = "py1e",
+    shuffle_seed: int = 9176,
+    replication: int | None = None,
+    rank: int | None = None,
+    world_size: int | None = None,
+    **others: Any,
+) -> tuple[AdaptiveStreamingDataset, int]:
+    """(data set, steps of an epoch) of a StreamingDataset's arguments; `others`: the rest of them, and those of ours.
+
+    batch_size: samples of one device. epoch_size: samples; None: those of all streams, as often as `repeat` and
+    `choose` say. Raises ConfigError for what cannot be honoured.
+    """
+    ours = _without_counterparts({"shuffle": False, **others})
+    if streams is None:
+        streams = [Stream(remote=remote, local=local, split=split)]
+    elif remote is not None or local is not None:
+        raise ConfigError("from_streaming: give streams=, or remote= and local=, not both.")
+    weights = {name for each in streams for name in ("proportion", "repeat", "choose") if hasattr(each, name)}
+    if "proportion" in weights and not all(hasattr(each, "proportion") for each in streams):
+        raise ConfigError("from_streaming: give all streams a proportion=, or none of them.")
+    if epoch_size and weights & {"repeat", "choose"}:
+        raise ConfigError("from_streaming: epoch_size= does not go with repeat= and choose=, which say it already.")
+    slots = make_rank_slots(rank, world_size, replication or 1)
+    num_nodes = max(1, slots.world_size // int(os.environ.get("LOCAL_WORLD_SIZE", slots.world_size)))
+    lanes_per_node = 64 if shuffle_algo in ("py1s", "py2s") else 1
+    settings = {
+        "global_batch_size": batch_size * slots.num_parts,
+        "canonical_nodes": num_canonical_nodes or lanes_per_node * num_nodes,
+        "seed": shuffle_seed,
+        "shuffle": shuffle_algo,
+        "predownload": predownload and predownload * slots.num_parts,
+        "cache_limit": None if cache_limit is None else bytes_to_int(cache_limit),
+        "replication": slots.replication,
+        "rank": slots.rank,
+        "world_size": slots.world_size,
+        **ours,
+    }
+    domains = [_domain(name, each, split) for name, each in zip(_names(streams), streams, strict=True)]
+    dataset = AdaptiveStreamingDataset(domains, **settings)
+    num_samples = dataset.num_samples.tolist()
+    if weights & {"repeat", "choose"}:  # shares of an epoch that only the sizes of the streams tell
+        num_samples = [_chosen(each, size) for each, size in zip(streams, num_samples, strict=True)]
+        chosen = [replace(each, prior=number) for each, number in zip(domains, num_samples, strict=True)]
+        dataset = AdaptiveStreamingDataset(chosen, **settings)
+    num_epoch = number_abbrev_to_int(epoch_size) if epoch_size else sum(num_samples)
+    return dataset, math.ceil(num_epoch / dataset.settings.global_batch_size)
+
+
+def _without_counterparts(others: dict[str, Any]) -> dict[str, Any]:
+    """`others` without Streaming's; raises ConfigError for what changes the samples, logs what does not."""
+    for name, (served, why) in _REFUSED.items():
+        if name in others and (value := others.pop(name)) not in served:
+            raise ConfigError(f"from_streaming: {name}={value!r} cannot be honoured: {why}.")
+    for name, default in _IGNORED.items():
+        if name in others and (value := others.pop(name)) != default:
+            _log.warning("from_streaming: %s=%r has no effect here; see docs/trainers.md", name, value)
+    return others
+
+
+def _names(streams: Sequence[Stream]) -> list[str]:
+    """The last part of each stream's remote or local path, or as many parts as tell them all apart."""
+    paths = [(each.remote or each.local).rstrip("/").split("/") for each in streams]
+    for length in range(1, max(map(len, paths))):
+        names = ["/".join(path[-length:]) for path in paths]
+        if len(set(names)) == len(names):
+            return names
+    return ["/".join(path) for path in paths]
+
+
+def _domain(name: str, stream: Stream, split: str | None) -> Domain:
+    place = {
+        what: os.path.join(folder, stream.split or split or "").rstrip("/")
+        for what, folder in (("remote", stream.remote), ("local", stream.local))
+        if folder
+    }
+    return Domain(name, **place, prior=getattr(stream, "proportion", None))
+
+
+def _chosen(stream: Stream, num_samples: int) -> int:
+    """Samples of an epoch."""
+    return int(getattr(stream, "choose", getattr(stream, "repeat", 1) * num_samples))

@@ -1,0 +1,168 @@
+"""from_streaming against MosaicML's StreamingDataset, with the same arguments on the same shards."""
+
+import itertools
+import logging
+from collections import Counter
+
+import numpy as np
+import pytest
+import torch
+from streaming import Stream, StreamingDataset
+from streaming.base.util import clean_stale_shared_memory
+
+from ado_stream.adapters.streaming import from_streaming
+from ado_stream.errors import ConfigError
+from tests.stream.helpers import write_domain
+
+SIZES = {"web": 96, "code": 48, "books": 48}
+USUAL = {"shuffle": True, "shuffle_seed": 3, "num_canonical_nodes": 1}
+OURS = {"mixture_lag": None, "token_column": "tokens"}
+
+
+@pytest.fixture
+def folder(tmp_path):
+    for number, (name, size) in enumerate(SIZES.items()):
+        write_domain(tmp_path / name / "train", number, size, shard_bytes=512)
+    return tmp_path
+
+
+@pytest.fixture
+def streams(folder):
+    """A function: the streams, with their weights by name."""
+
+    def make(**weights):
+        return [
+            Stream(local=str(folder / name), split="train", **{key: each[name] for key, each in weights.items()})
+            for name in SIZES
+        ]
+
+    return make
+
+
+def of_streaming(**arguments) -> Counter:
+    """{(stream, sample): times} of an epoch of StreamingDataset."""
+    clean_stale_shared_memory()
+    dataset = StreamingDataset(**arguments)
+    samples = Counter(tuple(sample["tokens"][:2].tolist()) for sample in dataset)
+    del dataset
+    return samples
+
+
+def of_ours(**arguments) -> Counter:
+    """The same of `from_streaming`."""
+    dataset, num_steps = from_streaming(**arguments, **OURS)
+    batches = list(itertools.islice(dataset, num_steps))
+    dataset.close()
+    assert {len(batch["tokens"]) for batch in batches} == {arguments["batch_size"]}
+    return Counter(tuple(row[:2].tolist()) for batch in batches for row in batch["tokens"])
+
+
+def by_stream(samples: Counter) -> list[int]:
+    """Samples of each stream."""
+    return np.bincount([stream for stream, _ in samples.elements()], minlength=3).tolist()
+
+
+# Warnings of Streaming: its iterator in a process without workers, and resource trackers of its shared memory.
+pytestmark = pytest.mark.filterwarnings("ignore::UserWarning", "ignore::ResourceWarning")
+
+
+@pytest.mark.parametrize("shuffle_algo", ["py1e", "py1br", "naive"])
+def test_an_epoch_has_the_same_samples(streams, shuffle_algo):
+    """Of batches in which the streams' shares are whole numbers: 4, 2 and 2."""
+    arguments = {"streams": streams(), "batch_size": 8, "shuffle_algo": shuffle_algo, **USUAL}
+    ours = of_ours(**arguments)
+    assert ours == of_streaming(**arguments)
+    assert set(ours.values()) == {1}
+    assert len(ours) == sum(SIZES.values())
+
+
+@pytest.mark.parametrize(
+    ("weights", "options"),
+    [
+        ({"proportion": {"web": 1, "code": 1, "books": 2}}, {"epoch_size": 192}),
+        ({"proportion": {"web": 0.25, "code": 0.25, "books": 0.5}}, {}),
+        ({"repeat": {"web": 0.5, "code": 1, "books": 2}}, {}),
+        ({"choose": {"web": 48, "code": 48, "books": 96}}, {}),
+        ({}, {"epoch_size": "96"}),
+    ],
+)
+def test_an_epoch_has_the_proportions_that_are_given(streams, weights, options):
+    arguments = {"streams": streams(**weights), "batch_size": 8, **options, **USUAL}
+    ours = of_ours(**arguments)
+    theirs = of_streaming(**{**arguments, "streams": streams(**weights)})  # it writes its weights into the streams
+    assert by_stream(ours) == by_stream(theirs)
+    for stream, (size, drawn) in enumerate(zip(SIZES.values(), by_stream(ours), strict=True)):
+        times = [number for (which, _), number in ours.items() if which == stream]
+        assert max(times) == -(-drawn // size), "none comes twice before all came once"
+
+
+def test_one_stream_of_remote_and_local_and_a_split(folder, tmp_path):
+    arguments = {"remote": str(folder / "web"), "split": "train", "batch_size": 8, **USUAL}
+    ours = of_ours(local=str(tmp_path / "a"), **arguments)
+    assert ours == of_streaming(local=str(tmp_path / "b"), **arguments)
+
+
+def test_sizes_by_device_become_sizes_by_job(streams):
+    """batch_size and predownload are a device's; ranks that replicate have one batch. The node's cache is shared."""
+    arguments = {"streams": streams(), "batch_size": 4, "predownload": 16, "cache_limit": "1gb", "replication": 2}
+    rows = []
+    for rank in range(4):
+        dataset, num_steps = from_streaming(**arguments, **USUAL, **OURS, rank=rank, world_size=4)
+        assert num_steps == sum(SIZES.values()) // 8
+        assert dataset.settings.global_batch_size == 8
+        assert (dataset._predownload, dataset._cache_limit) == (32, 1 << 30)
+        rows.append(next(iter(dataset))["tokens"])
+        dataset.close()
+    assert torch.equal(rows[0], rows[1])
+    assert torch.equal(rows[2], rows[3])
+    assert not torch.equal(rows[0], rows[2])
+
+
+def test_canonical_nodes_default_to_streamings(streams, monkeypatch):
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
+    arguments = {"streams": streams(), "shuffle": True, "rank": 0, "world_size": 4, **OURS}
+    assert from_streaming(**arguments, batch_size=4)[0].settings.num_lanes == 2
+    assert from_streaming(**arguments, batch_size=64, shuffle_algo="py1s")[0].settings.num_lanes == 128
+
+
+def test_streams_of_one_last_name_are_told_apart(folder):
+    streams = [Stream(local=str(folder / name / "train")) for name in SIZES]
+    dataset, _ = from_streaming(streams=streams, batch_size=8, **USUAL, **OURS)
+    assert dataset.names == [f"{name}/train" for name in SIZES]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"shuffle": False}, "shuffle=False cannot be honoured: samples are always shuffled; pass shuffle=True"),
+        ({"batching_method": "per_stream"}, "batching_method='per_stream' cannot be honoured"),
+        ({"sampling_method": "fixed"}, "sampling_method='fixed' cannot be honoured"),
+        ({"remote": "s3://bucket/x"}, "give streams=, or remote= and local=, not both"),
+        ({"shuffle_algo": "py9"}, "py9"),
+    ],
+)
+def test_what_changes_the_samples_is_refused(streams, arguments, message):
+    with pytest.raises(ConfigError, match=message):
+        from_streaming(**{"streams": streams(), "batch_size": 8, **USUAL, **arguments}, **OURS)
+
+
+def test_shuffle_must_be_said_because_streamings_default_is_off(streams):
+    with pytest.raises(ConfigError, match="pass shuffle=True"):
+        from_streaming(streams=streams(), batch_size=8)
+
+
+def test_weights_that_streaming_refuses_are_refused(streams):
+    mixed = [*streams(proportion={"web": 1, "code": 1, "books": 1})[:2], streams()[2]]
+    with pytest.raises(ConfigError, match="all streams a proportion=, or none"):
+        from_streaming(streams=mixed, batch_size=8, **USUAL)
+    with pytest.raises(ConfigError, match="epoch_size= does not go with repeat="):
+        repeated = streams(repeat=dict.fromkeys(SIZES, 2))
+        from_streaming(streams=repeated, batch_size=8, epoch_size=64, **USUAL)
+
+
+def test_what_has_no_effect_is_named_once(streams, caplog):
+    with caplog.at_level(logging.WARNING):
+        from_streaming(streams=streams(), batch_size=8, partition_algo="orig", keep_zip=False, **USUAL, **OURS)
+    assert [record.getMessage() for record in caplog.records] == [
+        "from_streaming: partition_algo='orig' has no effect here; see docs/trainers.md"
+    ]
