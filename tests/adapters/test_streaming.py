@@ -155,8 +155,8 @@ def test_weights_that_streaming_refuses_are_refused(streams):
     mixed = [*streams(proportion={"web": 1, "code": 1, "books": 1})[:2], streams()[2]]
     with pytest.raises(ConfigError, match="all streams a proportion=, or none"):
         from_streaming(streams=mixed, batch_size=8, **USUAL)
+    repeated = streams(repeat=dict.fromkeys(SIZES, 2))
     with pytest.raises(ConfigError, match="epoch_size= does not go with repeat="):
-        repeated = streams(repeat=dict.fromkeys(SIZES, 2))
         from_streaming(streams=repeated, batch_size=8, epoch_size=64, **USUAL)
 
 
