@@ -39,7 +39,8 @@ class _Inputs:
 
     def __iter__(self) -> Iterator[dict[str, torch.Tensor]]:
         for batch in self._micro_batches:
-            yield {"input_ids": batch["tokens"], "labels": labels_of(batch["tokens"]), "domain": batch["domain"]}
+            labels_BT = F.pad(batch["targets"], (1, 0), value=_IGNORED)  # the first is no target, but Trainer counts it
+            yield {"input_ids": batch["tokens"], "labels": labels_BT, "domain": batch["domain"]}
 
 
 class AdaptiveTrainer(Trainer):

@@ -64,21 +64,22 @@ class AdaptiveModule(lightning.LightningModule):
 
     def training_step(self, batch: dict[str, Any], batch_index: int) -> torch.Tensor:
         """Mean loss of these rows, which Lightning divides by the number of parts; the loader gets per-domain sums."""
-        loss, sums_K, counts_K = self._losses(batch["tokens"], batch["domain"], self._num_domains)
+        loss, sums_K, counts_K = self._losses(batch, batch["domain"], self._num_domains)
         self._micro_batches.observe(sums_K, counts_K)
         return loss
 
     def validation_step(self, batch: dict[str, Any], batch_index: int) -> None:
         """Logs the mean loss of batches with "tokens" (b, T + 1) as "val_loss"; the policy does not see it."""
         tokens_BT = batch["tokens"]
-        loss, _, _ = self._losses(tokens_BT, torch.zeros_like(tokens_BT[:, 0]), 1)
+        loss, _, _ = self._losses(batch, torch.zeros_like(tokens_BT[:, 0]), 1)
         self.log("val_loss", loss, batch_size=len(tokens_BT), sync_dist=True)
 
     def _losses(
-        self, tokens_BT: torch.Tensor, domain_B: torch.Tensor, num_domains: int
+        self, batch: dict[str, Any], domain_B: torch.Tensor, num_domains: int
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        tokens_BT = batch["tokens"]
         losses: tuple[torch.Tensor, torch.Tensor, torch.Tensor] = self.model(
-            tokens_BT[:, :-1], tokens_BT[:, 1:], domain_B, num_domains
+            tokens_BT[:, :-1], batch.get("targets", tokens_BT[:, 1:]), domain_B, num_domains
         )
         return losses
 

@@ -18,11 +18,12 @@ from megatron.core import parallel_state as groups
 from megatron.core.num_microbatches_calculator import get_num_microbatches
 
 from ado_stream.adapters.domain_sums import DomainSums
-from ado_stream.adapters.micro_batches import num_parts_of
+from ado_stream.adapters.micro_batches import num_parts_of, refuse_padding
 from ado_stream.errors import ConfigError, ResumeError
 from ado_stream.loader import AdaptiveLoader
 from ado_stream.reduction import to_host_later
 
+_WAIT_S = 600.0  # for a batch's losses
 _KEYS = ("tokens", "labels", "loss_mask", "position_ids", "domain")
 
 
@@ -30,21 +31,15 @@ class MegatronData:
     """All ranks make one, after Megatron's parallel groups; with `pretrain`, in a provider with is_distributed = True.
 
     make_loader: called as make_loader(rank=, world_size=, group=) on ranks that read, the first two for the data set,
-    the last for the loader. micro_batch_size, seq_length: Megatron's. timeout_s: longest wait for a batch's losses.
+    the last for the loader. micro_batch_size, seq_length: Megatron's.
     Raises ConfigError where sizes differ, and for virtual pipeline stages, each of which would read by itself.
     """
 
-    def __init__(
-        self,
-        make_loader: Callable[..., AdaptiveLoader],
-        micro_batch_size: int,
-        seq_length: int,
-        timeout_s: float = 600.0,
-    ):
+    def __init__(self, make_loader: Callable[..., AdaptiveLoader], micro_batch_size: int, seq_length: int):
         if groups.get_virtual_pipeline_model_parallel_world_size() is not None:
             raise ConfigError("MegatronData cannot serve virtual pipeline stages; unset them.")
-        self.loader: AdaptiveLoader | None = None
-        self._row_shape, self._timeout_s = (micro_batch_size, seq_length + 2), timeout_s
+        self.loader: Any = None  # an AdaptiveLoader on ranks that read
+        self._row_shape = (micro_batch_size, seq_length + 2)
         self._device = torch.device("cuda", torch.cuda.current_device()) if torch.cuda.is_available() else "cpu"
         self._is_last = groups.is_pipeline_last_stage()
         self._has_batches = self._is_last or groups.is_pipeline_first_stage()
@@ -56,6 +51,7 @@ class MegatronData:
             return
         rank, world_size = groups.get_data_parallel_rank(), groups.get_data_parallel_world_size()
         self.loader = make_loader(rank=rank, world_size=world_size, group=group)
+        refuse_padding(self.loader, "Megatron-LM")
         if self.loader.dataset.seq_len != seq_length:
             raise ConfigError(f"--seq-length is {seq_length}, that of the data set {self.loader.dataset.seq_len}.")
         self._num_parts = num_parts_of(self.loader, micro_batch_size, "--micro-batch-size")
@@ -66,7 +62,6 @@ class MegatronData:
 
     def __next__(self) -> dict[str, Any]:
         """A part of the loader's batch, on the host: tokens (b, T + 1), domain (b,), part; for ranks that read."""
-        assert self.loader is not None
         if not self._parts:
             if get_num_microbatches() != self._num_parts:
                 raise ConfigError(
@@ -96,8 +91,9 @@ class MegatronData:
         dist.broadcast(row_BX, source, group=group)
         tokens_BT, domain_BT = row_BX[:, :-2], row_BX[:, -1:].expand(-1, self._row_shape[1] - 2)
         position_BT = torch.arange(tokens_BT.shape[1], device=self._device).expand_as(tokens_BT)
-        columns = (tokens_BT, row_BX[:, 1:-1], torch.ones_like(tokens_BT, dtype=torch.float32), position_BT, domain_BT)
-        batch.update(zip(_KEYS, map(_on_this_context_rank, columns), strict=True))
+        mask_BT = torch.ones_like(tokens_BT, dtype=torch.float32)
+        columns = map(_on_this_context_rank, (tokens_BT, row_BX[:, 1:-1], mask_BT, position_BT, domain_BT))
+        batch.update(zip(_KEYS, columns, strict=True))
         if not self._is_last:
             self._end_part(batch["part"])
         return batch
@@ -115,7 +111,6 @@ class MegatronData:
 
     def save_state(self) -> dict[str, Any]:
         """The loader's state, which Megatron-LM saves below `--dataloader-save`; after a whole batch."""
-        assert self.loader is not None
         if self._parts:
             raise ConfigError("a save in the middle of a batch of the data set.")
         self._wait()
@@ -144,7 +139,7 @@ class MegatronData:
 
     def _wait(self) -> None:
         if self._observation is not None:
-            self._observation.result(self._timeout_s)
+            self._observation.result(_WAIT_S)
             self._observation = None
 
 

@@ -34,9 +34,10 @@ class MicroBatches:
         """Parts from the loader's current step on, without end."""
         self._forget()  # of a step that an exception interrupted
         for batch in self._loader:
-            parts = zip(batch["tokens"].chunk(self._num_parts), batch["domain"].chunk(self._num_parts), strict=True)
-            for tokens, domain in parts:
-                yield {"tokens": tokens, "domain": domain, "step": batch["step"]}
+            targets_BT = batch.get("targets", batch["tokens"][:, 1:])
+            columns = (each.chunk(self._num_parts) for each in (batch["tokens"], batch["domain"], targets_BT))
+            for tokens, domain, targets in zip(*columns, strict=True):
+                yield {"tokens": tokens, "domain": domain, "step": batch["step"], "targets": targets}
 
     def observe(self, sums_K: torch.Tensor, counts_K: torch.Tensor) -> None:
         """Adds a part's per-domain loss sums and token counts; with the last part the loader observes the batch."""
@@ -58,3 +59,11 @@ def _check_divides(loader: AdaptiveLoader, number: int, option: str) -> int:
     if number < 1 or num_rows % number:
         raise ConfigError(f"{option} is {number}; it must divide the {num_rows} rows that a rank has of a batch.")
     return num_rows
+
+
+def refuse_padding(loader: AdaptiveLoader, trainer: str) -> None:
+    """Raises ConfigError for a corpus of best-fit packing, whose padding this trainer's adapter does not leave out."""
+    if loader.dataset.padding_token is not None:
+        raise ConfigError(
+            f"the corpus has padding, which the adapter of {trainer} would train on; prepare it with --packing join."
+        )

@@ -17,6 +17,7 @@ from olmo_core.nn.lm_head import LMHead, LMLossImplementation, LMOutputWithLoss
 from olmo_core.train.callbacks import Callback
 
 from ado_stream.adapters.domain_sums import DomainSums, tag_labels, untag_labels
+from ado_stream.adapters.micro_batches import refuse_padding
 from ado_stream.errors import ConfigError
 from ado_stream.loader import AdaptiveLoader
 
@@ -28,6 +29,7 @@ class AdaptiveDataLoader(TextDataLoaderBase):
     """
 
     def __init__(self, loader: AdaptiveLoader, **options: Any):
+        refuse_padding(loader, "OLMo-core")
         dataset = loader.dataset
         super().__init__(
             collator=DataCollator(pad_token_id=0),

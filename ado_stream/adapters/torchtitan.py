@@ -21,7 +21,7 @@ from torchtitan.tools.utils import get_local_device
 from torchtitan.trainer import Trainer
 
 from ado_stream.adapters.domain_sums import DomainSums, tag_labels, untag_labels
-from ado_stream.adapters.micro_batches import num_parts_of
+from ado_stream.adapters.micro_batches import num_parts_of, refuse_padding
 from ado_stream.errors import ConfigError
 from ado_stream.loader import AdaptiveLoader
 
@@ -94,6 +94,7 @@ class AdaptiveDataLoader(BaseDataLoader):
         self, config: Config, *, dp_world_size: int, dp_rank: int, seq_len: int, local_batch_size: int, **options: Any
     ):
         self.loader, self._shared = config.make_loader(rank=dp_rank, world_size=dp_world_size), config.shared
+        refuse_padding(self.loader, "torchtitan")
         if self.loader.dataset.seq_len != seq_len:
             raise ConfigError(f"training.seq_len is {seq_len}, that of the data set {self.loader.dataset.seq_len}.")
         self._num_parts = num_parts_of(self.loader, local_batch_size, "training.local_batch_size")

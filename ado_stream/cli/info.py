@@ -94,6 +94,8 @@ def print_corpus(manifest: Manifest, as_json: bool) -> None:
         f"{total_tokens:,} training tokens; tokenizer {visible(manifest['tokenizer'])}, "
         f"vocabulary {manifest['vocab_size']:,}, samples of {manifest['seq_len'] + 1} tokens"
     )
+    if manifest.get("packing"):
+        print(_packing_text(manifest))
     if missing := missing_validation(domains):
         print(visible(missing))
     if manifest.get("val_in_train"):
@@ -104,3 +106,17 @@ def print_corpus(manifest: Manifest, as_json: bool) -> None:
     for reason, count in manifest.get("refused", {}).items():
         num_bytes = manifest.get("refused_bytes", {}).get(reason)
         print(f"left out: {count:,} x {visible(reason)}{f' ({num_bytes:,} bytes)' if num_bytes else ''}")
+
+
+def _packing_text(manifest: Manifest) -> str:
+    """What best-fit packing cut and padded, all splits together, beside what joining would have."""
+    splits = [split for domain in manifest["domains"].values() for split in domain["splits"].values()]
+    documents = max(1, sum(split["documents"] for split in splits))
+    stored = max(1, sum(split["samples"] for split in splits) * (manifest["seq_len"] + 1))
+    cut, joined, padding = (
+        sum(split.get(key, 0) for split in splits) for key in ("cut_documents", "cut_by_joining", "padding_tokens")
+    )
+    return (
+        f"packing {visible(manifest['packing'])}: {cut / documents:.2%} of the documents cut (joined: "
+        f"{joined / documents:.2%}), {padding / stored:.2%} of the stored tokens padding (joined: none)"
+    )

@@ -8,7 +8,7 @@ import os
 
 from ado_stream.cli.info import print_corpus
 from ado_stream.corpus import load_manifest
-from ado_stream.prepare.config import PrepareConfig
+from ado_stream.prepare.config import JOIN, PACKINGS, PrepareConfig
 from ado_stream.prepare.coordinator import prepare
 from ado_stream.visible import visible
 
@@ -39,6 +39,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         action="store_true",
         help="leave out training documents that have exactly the text of a document of --val",
     )
+    parser.add_argument(
+        "--packing",
+        choices=PACKINGS,
+        default=JOIN,
+        help="join: documents end to end (default); best-fit: whole where they fit, the rest of a sample padded",
+    )
     parser.add_argument("--workers", type=int, default=len(os.sched_getaffinity(0)), help="processes (one per core)")
     parser.add_argument(
         "--on-error",
@@ -66,6 +72,7 @@ def run(args: argparse.Namespace) -> None:
             drop_duplicates_of_val=args.drop_duplicates_of_val,
             skip_errors=args.on_error == "skip",
             seed=args.seed,
+            packing=args.packing,
             shard_bytes=round(args.shard_mb * 2**20),
             workers=args.workers,
             progress=not args.json,

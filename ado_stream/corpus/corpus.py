@@ -50,6 +50,11 @@ class Corpus:
             f"tokenizer {self.tokenizer.name}, seq_len {self.seq_len})"
         )
 
+    @property
+    def padding_token(self) -> int | None:
+        """The end token, where `prepare --packing best-fit` filled samples with it; else None."""
+        return self.tokenizer.end_id if self.manifest.get("packing") else None
+
     def has(self, split: str) -> bool:
         """Whether any domain has samples in `split`."""
         return any(num_samples(domain, split) for domain in self.manifest["domains"].values())

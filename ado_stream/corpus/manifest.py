@@ -5,6 +5,9 @@
     domains {name: path, documents, bytes, fingerprint,
         splits {train | val: documents, tokens, samples, dropped_tokens}}
 
+A corpus of `prepare --packing best-fit` has "packing": "best-fit", and in each split padding_tokens, which are not
+among its `tokens`, cut_documents, and cut_by_joining, as many as joining would have cut.
+
 `val_in_train`: validation documents whose text is that of a training document, too. `documents` and `bytes` (UTF-8)
 of a domain are those read, both splits together. `tokens` are those stored, samples times seq_len + 1;
 `dropped_tokens` did not fill a last sample. A domain's `fingerprint` hashes the hashes of its shards, the corpus'
@@ -39,6 +42,9 @@ class SplitEntry(TypedDict):
     tokens: int
     samples: int
     dropped_tokens: int
+    padding_tokens: NotRequired[int]
+    cut_documents: NotRequired[int]
+    cut_by_joining: NotRequired[int]
 
 
 class DomainEntry(TypedDict):
@@ -55,6 +61,7 @@ class Manifest(TypedDict):
     """The content of corpus.json."""
 
     version: int
+    packing: NotRequired[str]
     seq_len: int
     tokenizer: str
     vocab_size: int

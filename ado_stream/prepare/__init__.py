@@ -6,6 +6,7 @@
     documents        a file -> pieces (a few MB of input); a piece -> documents
     document_sample  the documents that a BPE is trained on
     prepare_worker   a piece -> token blocks per domain and split, in a process of its own (worker_pool)
+    best_fit         whole documents into samples
     spool            token blocks in input order -> raw shard files
     packing          spools -> published shards, with a journal that survives a kill
     corpus_output    a local folder or an object store

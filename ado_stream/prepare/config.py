@@ -8,6 +8,7 @@ from ado_stream.corpus.corpus import local_folder
 from ado_stream.corpus.tokenizer import BYTES, bpe_vocabulary
 from ado_stream.errors import ConfigError
 
+JOIN, BEST_FIT = PACKINGS = ("join", "best-fit")  # documents end to end; whole where they fit, and padding
 _MIN_SHARD_BYTES = 1 << 12
 _MAX_SHARD_BYTES = 1 << 31  # offsets inside a shard are uint32
 
@@ -28,6 +29,7 @@ class PrepareConfig:
     skip_errors: bool = False  # count and skip unreadable records
     seed: int = 17  # of the sample a BPE is trained on
     shard_bytes: int = 1 << 24  # raw size of a shard
+    packing: str = JOIN  # "join", "best-fit"
     workers: int = field(default_factory=lambda: len(os.sched_getaffinity(0)))  # processes
     progress: bool = False  # a bar on standard error
 
@@ -41,6 +43,8 @@ class PrepareConfig:
             raise ConfigError(f"validation fraction is {self.val_frac}; expected at least 0 and less than 1.")
         if self.val and self.val_frac:
             raise ConfigError("both validation files and a validation fraction are given; choose one of them.")
+        if self.packing not in PACKINGS:
+            raise ConfigError(f"packing is {self.packing!r}; expected {' or '.join(PACKINGS)}.")
         if self.workers < 1:
             raise ConfigError(f"workers is {self.workers}; expected at least 1.")
         if not _MIN_SHARD_BYTES <= self.shard_bytes <= _MAX_SHARD_BYTES:

@@ -22,6 +22,7 @@ from ado_stream.corpus.manifest import (
     SPLITS,
     DomainEntry,
     Manifest,
+    SplitEntry,
     corpus_fingerprint,
     domain_fingerprint,
     domain_folder,
@@ -38,7 +39,7 @@ from ado_stream.corpus.tokenizer import (
 )
 from ado_stream.durable import disk_errors, write_durably
 from ado_stream.errors import ConfigError
-from ado_stream.prepare.config import PrepareConfig
+from ado_stream.prepare.config import BEST_FIT, PrepareConfig
 from ado_stream.prepare.corpus_output import CorpusOutput
 from ado_stream.prepare.document_sample import DocumentSample
 from ado_stream.prepare.documents import Piece, cut_pieces
@@ -184,7 +185,8 @@ class _Coordinator:
     def _pack(self, tokenizer: Tokenizer) -> Manifest:
         """Tokenises and packs all of the input; returns the manifest."""
         shard_format = ShardFormat(self.config.seq_len + 1, tokenizer.dtype, self.config.shard_bytes)
-        packer = Packer(self.work, self.output, shard_format, self.pool, max_jobs=2 * self.config.workers)
+        end_id = tokenizer.end_id if self.config.packing == BEST_FIT else None
+        packer = Packer(self.work, self.output, shard_format, self.pool, 2 * self.config.workers, end_id)
         cutting = RecordErrors(self.config.skip_errors)
         self.progress.start("tokenising", sum(file.size_bytes for file in self.files))
         with closing(packer):
@@ -241,6 +243,7 @@ class _Coordinator:
                 self.output.publish(name)
         return {
             "version": MANIFEST_VERSION,
+            **({"packing": BEST_FIT} if self.config.packing == BEST_FIT else {}),  # type: ignore[typeddict-item]
             "seq_len": self.config.seq_len,
             "tokenizer": tokenizer_file,
             "vocab_size": tokenizer.vocab_size,
@@ -266,17 +269,24 @@ def _domains(packed: dict[tuple[str, str], PackedSplit], expected: list[str], se
             "documents": sum(split.documents for split in splits.values()),
             "bytes": sum(split.text_bytes for split in splits.values()),
             "fingerprint": domain_fingerprint({split: part.shard_hashes for split, part in splits.items()}),
-            "splits": {
-                split: {
-                    "documents": part.documents,
-                    "tokens": part.samples * (seq_len + 1),
-                    "samples": part.samples,
-                    "dropped_tokens": part.dropped_tokens,
-                }
-                for split, part in splits.items()
-            },
+            "splits": {split: _split_entry(part, seq_len) for split, part in splits.items()},
         }
     return domains
+
+
+def _split_entry(part: PackedSplit, seq_len: int) -> SplitEntry:
+    entry: SplitEntry = {
+        "documents": part.documents,
+        "tokens": part.samples * (seq_len + 1),
+        "samples": part.samples,
+        "dropped_tokens": part.dropped_tokens,
+    }
+    if part.packing is not None:
+        entry["tokens"] -= part.packing.padding_tokens
+        entry["padding_tokens"] = part.packing.padding_tokens
+        entry["cut_documents"] = part.packing.cut
+        entry["cut_by_joining"] = part.packing.cut_by_joining
+    return entry
 
 
 def _check_not_empty(name: str, splits: dict[str, PackedSplit], seq_len: int) -> None:

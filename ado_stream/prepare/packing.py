@@ -14,12 +14,15 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from ado_stream.corpus.manifest import domain_folder
 from ado_stream.corpus.mds import COMPRESSION, HASH, ShardFormat, encode_index, shard_name
 from ado_stream.durable import sync, write_durably
 from ado_stream.errors import ConfigError
+from ado_stream.prepare.best_fit import PackingCounts
 from ado_stream.prepare.corpus_output import CorpusOutput
-from ado_stream.prepare.prepare_worker import PieceResult, ShardJob, Worker
+from ado_stream.prepare.prepare_worker import PACKING, PieceResult, ShardJob, Worker
 from ado_stream.prepare.spool import Spool, SpoolState
 from ado_stream.prepare.worker_pool import WorkerPool, worker_result
 from ado_stream.stream.mds_index import INDEX_NAME
@@ -39,15 +42,25 @@ class PackedSplit:
     samples: int
     dropped_tokens: int
     shard_hashes: list[str]
+    packing: PackingCounts | None  # None: documents are joined
 
 
 class Packer:
     """Takes results in input order, keeps the journal, writes shards and index files."""
 
-    def __init__(self, work: Path, output: CorpusOutput, shard_format: ShardFormat, pool: WorkerPool, max_jobs: int):
+    def __init__(
+        self,
+        work: Path,
+        output: CorpusOutput,
+        shard_format: ShardFormat,
+        pool: WorkerPool,
+        max_jobs: int,
+        end_id: int | None = None,
+    ):
         self._work = work
         self._output = output
         self._shard_format = shard_format
+        self._end_id = end_id  # where documents end that best-fit keeps whole; None: they are joined
         self._pool = pool
         self._max_jobs = max(max_jobs, output.publishes_at_once)
         self._publishers = ThreadPoolExecutor(output.publishes_at_once, thread_name_prefix="publish")
@@ -118,7 +131,7 @@ class Packer:
                     f"more than {MAX_DOMAINS} domains, the latest {domain!r}.\n"
                     "  The domain key does not seem to hold a domain; correct --domain-key."
                 )
-            self._spools[key] = Spool(self._spool_folder(key), self._shard_format)
+            self._spools[key] = Spool(self._spool_folder(key), self._shard_format, end_id=self._end_id)
         return self._spools[key]
 
     def _resume(self) -> None:
@@ -132,7 +145,8 @@ class Packer:
         self.repeated.update(state["repeated"])
         for domain, split, fields in state["spools"]:
             key = (domain, split)
-            spool = self._spools[key] = Spool(self._spool_folder(key), self._shard_format, SpoolState(**fields))
+            found = SpoolState(**fields)
+            spool = self._spools[key] = Spool(self._spool_folder(key), self._shard_format, found, self._end_id)
             for shard in range(spool.state.shard):
                 self._finish_shard(key, shard)
 
@@ -152,6 +166,8 @@ class Packer:
             shard=shard,
             shard_format=self._shard_format,
             out_path=self._output.local_path(name),
+            end_id=self._end_id,
+            begin_token=self._spools[key].begin_bytes(shard) // np.dtype(self._shard_format.dtype).itemsize,
         )
         entry = self._pool.submit(Worker.finish_shard, job)
         self._jobs.append(self._publishers.submit(self._publish, key, shard, name, entry))
@@ -169,6 +185,7 @@ class Packer:
         last_bytes = spool.whole_bytes(state.shard)
         num_shards = state.shard + (last_bytes > 0)
         entries = [json.loads(self._done_path(key, shard).read_bytes()) for shard in range(num_shards)]
+        counts = [PackingCounts(**entry.pop(PACKING)) for entry in entries if PACKING in entry]
         if entries:
             name = f"{domain_folder(key[0])}/{key[1]}/{INDEX_NAME}"
             write_durably(self._output.local_path(name), encode_index(entries))
@@ -180,6 +197,7 @@ class Packer:
             samples=sum(entry["samples"] for entry in entries),
             dropped_tokens=dropped_bytes * self._shard_format.sample_tokens // self._shard_format.sample_bytes,
             shard_hashes=[entry["raw_data"]["hashes"][HASH] for entry in entries],
+            packing=None if self._end_id is None else sum(counts, PackingCounts()),
         )
 
     def _spool_folder(self, key: tuple[str, str]) -> Path:

@@ -5,7 +5,7 @@ mosaicml-streaming, so that a worker starts in a fraction of a second.
 """
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -14,6 +14,7 @@ import numpy as np
 
 from ado_stream.corpus.mds import ShardFormat, compress_shard, encode_shard, shard_entry
 from ado_stream.corpus.tokenizer import BYTES, Tokenizer, load_tokenizer
+from ado_stream.prepare.best_fit import pack_best_fit
 from ado_stream.prepare.config import PrepareConfig
 from ado_stream.prepare.document_sample import DocumentSample, priority
 from ado_stream.prepare.documents import Document, Piece, read_documents
@@ -21,6 +22,7 @@ from ado_stream.prepare.record_errors import RecordErrors
 
 TOKENIZER_FOLDER = "tokenizer"
 VAL_HASHES_NAME = "val_hashes.npy"  # the sorted hashes of the text of --val
+PACKING = "packing"
 _HASH_RANGE = 1 << 64
 
 
@@ -54,6 +56,8 @@ class ShardJob:
     shard: int
     shard_format: ShardFormat
     out_path: Path
+    end_id: int | None  # where documents end that are packed by best-fit; None: they are joined already
+    begin_token: int  # of the shard among all of its split
 
 
 class Worker:
@@ -106,12 +110,23 @@ class Worker:
         return sample.items()
 
     def finish_shard(self, job: ShardJob) -> dict[str, Any]:
-        """Writes the shard and returns its index entry; the caller syncs the file before it counts it as written."""
+        """Writes the shard and returns its index entry, with the counts of best-fit under PACKING.
+
+        The caller syncs the file before it counts it as written.
+        """
         with open(job.samples_path, "rb") as file:
-            raw = encode_shard(file.read(job.samples_bytes), job.shard_format)
+            samples, counts = file.read(job.samples_bytes), None
+        if job.end_id is not None:
+            ids = np.frombuffer(samples, job.shard_format.dtype)
+            packed, counts = pack_best_fit(ids, job.shard_format.sample_tokens, job.end_id, job.begin_token)
+            samples = packed.tobytes()
+        raw = encode_shard(samples, job.shard_format)
         compressed = compress_shard(raw)
         job.out_path.write_bytes(compressed)
-        return shard_entry(job.shard, raw, compressed, job.shard_format)
+        return {
+            **shard_entry(job.shard, raw, compressed, job.shard_format),
+            **({} if counts is None else {PACKING: asdict(counts)}),
+        }
 
     def _repeats_of_val(self, documents: Sequence[Document]) -> dict[int, int]:
         """{number of a training document: hash of its text} of those whose text a validation document has, too."""

@@ -4,11 +4,16 @@ A spool is a folder of files, one per shard, each the bytes of that shard's samp
 can finish a shard at any time with the same result. The documents are joined (each ends with the end token) and cut
 into samples of seq_len + 1 tokens that do not overlap: a model reads a sample's tokens[:-1] and predicts its
 tokens[1:], and every token is stored once. Tokens that do not fill a last sample are dropped and counted.
+
+For best-fit packing a file holds whole documents instead, at least as many as fill a shard, which whoever finishes the
+shard packs into samples (best_fit.py). Documents without tokens of their own are left out.
 """
 
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
+
+import numpy as np
 
 from ado_stream.corpus.mds import ShardFormat
 from ado_stream.durable import sync
@@ -23,16 +28,23 @@ class SpoolState:
     text_bytes: int = 0
     shard: int = 0  # the shard being filled
     shard_fill_bytes: int = 0
+    full_bytes: list[int] = field(default_factory=list)  # of each full shard, where the documents are whole
 
 
 class Spool:
     """Token bytes of one domain and split."""
 
-    def __init__(self, folder: Path, shard_format: ShardFormat, state: SpoolState | None = None):
-        """Resumes from `state`; what was written after it is removed."""
+    def __init__(
+        self, folder: Path, shard_format: ShardFormat, state: SpoolState | None = None, end_id: int | None = None
+    ):
+        """Resumes from `state`; what was written after it is removed.
+
+        end_id: where documents end, to keep them whole; None: shards end where they are full.
+        """
         self.folder = folder
         self.shard_format = shard_format
         self.state = state or SpoolState()
+        self._end_id = end_id
         folder.mkdir(parents=True, exist_ok=True)
         self._unsynced = True
         self._truncate()
@@ -44,25 +56,33 @@ class Spool:
         state.documents += documents
         state.text_bytes += text_bytes
         full = []
-        rest = memoryview(tokens)
+        rest = memoryview(tokens if self._end_id is None else self._without_empty(tokens))
         while rest:
-            part = rest[: self.shard_format.spool_bytes - state.shard_fill_bytes]
+            part = rest[: self._room_bytes(rest)]
             with open(self.path(state.shard), "ab") as file:
                 file.write(part)
             state.shard_fill_bytes += len(part)
             rest = rest[len(part) :]
-            if state.shard_fill_bytes == self.shard_format.spool_bytes:
+            if state.shard_fill_bytes >= self.shard_format.spool_bytes:
                 sync(self.path(state.shard))  # the journal will count it, and `sync` sees the shard being filled alone
                 full.append(state.shard)
+                if self._end_id is not None:
+                    state.full_bytes.append(state.shard_fill_bytes)
                 state.shard += 1
                 state.shard_fill_bytes = 0
         return full
 
     def whole_bytes(self, shard: int) -> int:
-        """Bytes of the whole samples that `shard` has so far."""
+        """Bytes of the whole samples, or documents, that `shard` has so far."""
+        if self._end_id is not None:
+            return [*self.state.full_bytes, self.state.shard_fill_bytes][shard]
         if shard < self.state.shard:
             return self.shard_format.spool_bytes
         return self.state.shard_fill_bytes // self.shard_format.sample_bytes * self.shard_format.sample_bytes
+
+    def begin_bytes(self, shard: int) -> int:
+        """Bytes of all shards before `shard`."""
+        return sum(map(self.whole_bytes, range(shard)))
 
     def path(self, shard: int) -> Path:
         """Where the samples of `shard` are collected."""
@@ -76,6 +96,22 @@ class Spool:
             sync(self.path(self.state.shard))
         sync(self.folder)
         self._unsynced = False
+
+    def _room_bytes(self, rest: memoryview) -> int:
+        """How much of `rest` goes into the shard being filled."""
+        room = self.shard_format.spool_bytes - self.state.shard_fill_bytes
+        if self._end_id is None or room > len(rest):
+            return room
+        ids = np.frombuffer(rest, self.shard_format.dtype)
+        last = room // ids.itemsize - 1
+        return (last + int(np.argmax(ids[last:] == self._end_id)) + 1) * ids.itemsize
+
+    def _without_empty(self, tokens: bytes) -> bytes:
+        """`tokens` without the end tokens of documents that have no others."""
+        ids = np.frombuffer(tokens, self.shard_format.dtype)
+        ends = np.concatenate([[True], ids == self._end_id])
+        empty = ends[:-1] & ends[1:]
+        return ids[~empty].tobytes() if empty.any() else tokens
 
     def _truncate(self) -> None:
         """Removes what a killed run wrote after its last journal. Raises ResumeError when bytes are missing."""

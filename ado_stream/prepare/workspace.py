@@ -19,7 +19,7 @@ from ado_stream.corpus.manifest import MANIFEST_NAME, MANIFEST_VERSION, decode_m
 from ado_stream.corpus.tokenizer import Tokenizer
 from ado_stream.durable import write_durably
 from ado_stream.errors import ConfigError
-from ado_stream.prepare.config import PrepareConfig
+from ado_stream.prepare.config import JOIN, PrepareConfig
 from ado_stream.prepare.corpus_output import CorpusOutput, LocalOutput, RemoteOutput
 from ado_stream.prepare.input_files import InputFile
 from ado_stream.prepare.packing import JOURNAL_NAME
@@ -47,8 +47,9 @@ class Plan:
         settings = asdict(config)
         for key in ("inputs", "out", "val", "workers", "progress", "skip_errors"):
             del settings[key]
-        if not config.drop_duplicates_of_val:  # so that plans without it are those of releases that did not have it
-            del settings["drop_duplicates_of_val"]
+        for key, default in (("drop_duplicates_of_val", False), ("packing", JOIN)):
+            if settings[key] == default:  # so that plans without it are those of releases that did not have it
+                del settings[key]
         if tokenizer is not None:
             settings["tokenizer content"] = tokenizer.fingerprint
         return cls(settings, [[*asdict(file).values(), os.stat(file.path).st_mtime_ns] for file in files])

@@ -24,7 +24,7 @@ from ado_stream.stream.batch_draw import SAMPLINGS, DrawSettings, StepDraw, adva
 from ado_stream.stream.batch_pipeline import BatchPipeline, BatchSource, PipelineOptions, RankBatch
 from ado_stream.stream.board import MixtureBoard
 from ado_stream.stream.device_copies import DeviceCopies, TokenBatch
-from ado_stream.stream.document_positions import document_positions
+from ado_stream.stream.document_positions import add_document_columns
 from ado_stream.stream.domain import as_domains, prior_shares
 from ado_stream.stream.lookahead import LookaheadLimits
 from ado_stream.stream.mds_index import INTEGER_DTYPES
@@ -96,6 +96,7 @@ class AdaptiveStreamingDataset(IterableDataset):
         if positions and end_token is None:
             raise ConfigError("positions=True: give end_token=, the token that ends a document (tokenizer.end_id).")
         self._end_token = end_token if positions else None
+        self.padding_token: int | None = getattr(domains, "padding_token", None)  # of a Corpus
         global_batch_size = whole("global_batch_size", global_batch_size, 1)
         canonical_nodes, seed = whole("canonical_nodes", canonical_nodes, 1), whole("seed", seed, -math.inf)
         mixture_lag = optional(whole, "mixture_lag", mixture_lag)
@@ -327,8 +328,7 @@ class AdaptiveStreamingDataset(IterableDataset):
         self._audit.append(draw)
         self._step += 1
         self._board.forget(self._step - _AUDIT_STEPS)
-        if self._end_token is not None:
-            batch["positions"] = document_positions(batch["tokens"][:, :-1], self._end_token)
+        add_document_columns(batch, self._end_token, self.padding_token)
         return batch
 
     @property

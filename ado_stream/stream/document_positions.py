@@ -1,7 +1,19 @@
-"""Where the documents of packed samples begin, for attention that stays within each."""
+"""Where the documents of packed samples begin, for attention that stays within each, and where padding does."""
 
 import torch
 import torch.nn.functional as F
+
+from ado_stream.stream.device_copies import TokenBatch
+
+IGNORED_TARGET = -100  # of torch's cross-entropy
+
+
+def add_document_columns(batch: TokenBatch, end_token: int | None, padding_token: int | None) -> None:
+    """Adds `positions` where `end_token` is given and `targets` where `padding_token` is."""
+    if end_token is not None:
+        batch["positions"] = document_positions(batch["tokens"][:, :-1], end_token)
+    if padding_token is not None:
+        batch["targets"] = targets_without_padding(batch["tokens"], padding_token)
 
 
 def document_positions(tokens: torch.Tensor, end_token: int) -> torch.Tensor:
@@ -12,6 +24,15 @@ def document_positions(tokens: torch.Tensor, end_token: int) -> torch.Tensor:
     place_T = torch.arange(tokens.shape[1], device=tokens.device)
     begins_BT = F.pad(tokens[:, :-1] == end_token, (1, 0), value=True)
     return place_T - torch.where(begins_BT, place_T, 0).cummax(dim=1).values
+
+
+def targets_without_padding(tokens: torch.Tensor, end_token: int) -> torch.Tensor:
+    """(b, T) int64: the next token of every one of `tokens` (b, T + 1), -100 where that is padding.
+
+    In samples of best-fit packing an end token after an end token is padding.
+    """
+    ends_BX = tokens == end_token
+    return tokens[:, 1:].masked_fill(ends_BX[:, :-1] & ends_BX[:, 1:], IGNORED_TARGET)
 
 
 def cumulative_lengths(positions: torch.Tensor) -> torch.Tensor:

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 from torch.distributed.tensor import DTensor
 
+from ado_stream.stream.document_positions import IGNORED_TARGET
 from ado_stream.train.config import TrainSection
 from ado_stream.train.distributed import sum_over_ranks
 from ado_stream.train.parallel import ParallelModel
@@ -68,22 +69,28 @@ class TrainStep:
         self._grad_clip = options.grad_clip
         self._num_domains, self._replication = num_domains, replication
 
-    def forward_backward(self, tokens_BT: Tensor, domain_ids_B: Tensor) -> tuple[Tensor, Tensor]:
+    def forward_backward(
+        self, tokens_BT: Tensor, domain_ids_B: Tensor, targets_BT: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
         """(per-domain sums (K,) float64, counts (K,) int64) of this rank's rows; gradients are left in the parameters.
 
-        tokens (b, T + 1) int64, domain ids (b,) int64, both on this rank's device.
+        tokens (b, T + 1) int64, domain ids (b,) int64, on this rank's device; targets (b, T) int64: the next tokens,
+        -100 where they do not count; None: all count. Ranks count alike in the gradient, whatever their padding.
         """
+        num_kept = None if targets_BT is None else (targets_BT != IGNORED_TARGET).sum()
+        targets_BT = tokens_BT[:, 1:] if targets_BT is None else targets_BT
         num_rows = tokens_BT.shape[0]
         sums_K = torch.zeros(self._num_domains, dtype=torch.float64, device=tokens_BT.device)
         counts_K = torch.zeros(self._num_domains, dtype=torch.int64, device=tokens_BT.device)
         rows = self._micro_rows or num_rows
         for start in range(0, num_rows, rows):
             part = slice(start, min(start + rows, num_rows))
-            tokens, domains = tokens_BT[part], domain_ids_B[part]
+            tokens, targets, domains = tokens_BT[part, :-1], targets_BT[part], domain_ids_B[part]
             with self._parallel.gradient_sync(last=part.stop == num_rows):
-                loss, sums, counts = self._parallel.loss(tokens[:, :-1], tokens[:, 1:], domains, self._num_domains)
-                # `loss` is the micro-batch's mean: weighted by its share of the rows, gradients add up to the mean's.
-                (loss * ((part.stop - start) / num_rows)).backward()
+                loss, sums, counts = self._parallel.loss(tokens, targets, domains, self._num_domains)
+                # `loss` is the micro-batch's mean: weighted by its share, gradients add up to the mean's.
+                weight = (part.stop - start) / num_rows if num_kept is None else counts.sum() / num_kept
+                (loss * weight).backward()
             sums_K += sums
             counts_K += counts
         return sums_K, counts_K

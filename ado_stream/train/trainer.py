@@ -204,7 +204,7 @@ class Trainer:
         with timer.host("data"):
             batch = next(batches)
         with timer.device("forward_backward"):
-            sums_K, counts_K = self._step.forward_backward(batch["tokens"], batch["domain"])
+            sums_K, counts_K = self._step.forward_backward(batch["tokens"], batch["domain"], batch.get("targets"))
         learning_rate = self._components.schedule(self._finished)
         with timer.device("optimizer"):
             outcome = self._step.update(sums_K, counts_K, learning_rate)

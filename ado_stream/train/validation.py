@@ -16,12 +16,13 @@ from torch import Tensor
 
 from ado_stream.corpus import Corpus
 from ado_stream.corpus.tokenizer import Tokenizer
+from ado_stream.stream.document_positions import IGNORED_TARGET, targets_without_padding
 from ado_stream.stream.sample_reader import SampleReader
 from ado_stream.train.distributed import DistributedContext, sum_over_ranks
 
 LossFunction = Callable[[Tensor, Tensor, Tensor, int], tuple[Tensor, Tensor, Tensor]]  # Transformer.loss
 _HEAD_BYTES = 1024
-_IGNORED, _NO_DOMAIN = -100, -1  # targets and domains that are not counted
+_NO_DOMAIN = -1  # is not counted
 
 
 @dataclass(frozen=True)
@@ -89,8 +90,11 @@ class Validator:
         mine_N = np.flatnonzero((np.arange(len(tokens_NT)) // batch_rows) % context.size == context.rank)
         num_padding = self._num_rounds * batch_rows - len(mine_N)
         self._tokens_NT = F.pad(torch.from_numpy(tokens_NT[mine_N]), (0, 0, 0, num_padding))
-        self._targets_NT = self._tokens_NT[:, 1:].clone()
-        self._targets_NT[len(mine_N) :] = _IGNORED
+        padding = corpus.padding_token
+        self._targets_NT = (
+            self._tokens_NT[:, 1:].clone() if padding is None else targets_without_padding(self._tokens_NT, padding)
+        )
+        self._targets_NT[len(mine_N) :] = IGNORED_TARGET
         self._domain_N = F.pad(torch.from_numpy(domain_N[mine_N]), (0, num_padding), value=_NO_DOMAIN)
 
     @torch.no_grad()
