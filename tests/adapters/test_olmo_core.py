@@ -125,3 +125,10 @@ def test_what_cannot_be_honoured_is_refused(adapter, make_loader):
     run.data_loader = [1]
     with pytest.raises(ConfigError, match="needs an AdaptiveDataLoader; the trainer has list"):
         run.callback.post_attach()
+
+
+def test_a_corpus_with_padding_is_refused(adapter, make_loader):
+    loader = make_loader()
+    loader.dataset.padding_token = 256
+    with pytest.raises(ConfigError, match="padding, which the adapter of OLMo-core would train on; .* --packing join"):
+        Run(adapter, loader)

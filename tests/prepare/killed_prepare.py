@@ -1,7 +1,8 @@
 """Kills `prepare` at its n-th change of the disk, for every n, and lets it go on: each end must be the same.
 
-Run by test_prepare_resume.py: `killed_prepare.py INPUT FOLDER`. Each attempt is a fork, so that hundreds of kills cost
-seconds; the process has one thread until then. Prints a JSON list of [events before the kill, hash of the corpus].
+Run by test_prepare_resume.py: `killed_prepare.py INPUT FOLDER PACKING`. Each attempt is a fork, so that hundreds of
+kills cost seconds; the process has one thread until then. Prints a JSON list of [events before the kill, hash of the
+corpus].
 """
 
 import hashlib
@@ -20,7 +21,7 @@ from ado_stream.prepare.coordinator import prepare
 from ado_stream.prepare.spool import Spool
 
 
-def _config(source: str, out: Path) -> PrepareConfig:
+def _config(source: str, out: Path, how: str) -> PrepareConfig:
     return PrepareConfig(
         (source,),
         str(out),
@@ -30,6 +31,7 @@ def _config(source: str, out: Path) -> PrepareConfig:
         tokenizer="bpe:300",
         shard_bytes=1 << 13,
         workers=1,
+        packing=how,
     )
 
 
@@ -45,7 +47,7 @@ def _dying(action: Callable, countdown: list[int]) -> Callable:
     return counted
 
 
-def _attempt(source: str, out: Path, num_events: int | None) -> bool:
+def _attempt(source: str, out: Path, how: str, num_events: int | None) -> bool:
     """Whether a forked run came to its end; it is killed before the disk changes for the `num_events`-th time."""
     child = os.fork()
     if child == 0:
@@ -60,7 +62,7 @@ def _attempt(source: str, out: Path, num_events: int | None) -> bool:
             ):
                 setattr(owner, name, _dying(getattr(owner, name), countdown))
         try:
-            prepare(_config(source, out))
+            prepare(_config(source, out, how))
         except BaseException as error:
             print(type(error), error, file=sys.stderr)
             os._exit(1)
@@ -76,7 +78,7 @@ def _hash(folder: Path) -> str:
     return total.hexdigest()
 
 
-def main(source: str, folder: str) -> None:
+def main(source: str, folder: str, how: str) -> None:
     assert bpe.END_TOKEN  # imported here once, not in every fork
     os.fsync = lambda descriptor: None  # what is written outlives a kill; it is a power cut that fsync is for
     documents.PIECE_BYTES = 20_000
@@ -85,8 +87,8 @@ def main(source: str, folder: str) -> None:
     ends = []
     for num_events in [None, *range(100_000)]:
         out = Path(folder) / "out"
-        done = _attempt(source, out, num_events)
-        if not done and not _attempt(source, out, None):
+        done = _attempt(source, out, how, num_events)
+        if not done and not _attempt(source, out, how, None):
             raise SystemExit(f"the run after a kill at event {num_events} did not finish")
         ends.append([num_events, _hash(out)])
         shutil.rmtree(out)

@@ -15,10 +15,11 @@ COMMAND = [sys.executable, "-m", "ado_stream.cli", "prepare", "--domain-key", "m
 
 
 @pytest.mark.slow
-def test_killed_before_any_change_of_the_disk_it_ends_the_same(tmp_path, pile, write_jsonl):
+@pytest.mark.parametrize("how", ["join", "best-fit"])
+def test_killed_before_any_change_of_the_disk_it_ends_the_same(tmp_path, pile, write_jsonl, how):
     source = write_jsonl(tmp_path / "in.jsonl.zst", pile[1][:80])
     script = Path(__file__).with_name("killed_prepare.py")
-    run = subprocess.run([sys.executable, script, source, tmp_path], capture_output=True, text=True, timeout=300)
+    run = subprocess.run([sys.executable, script, source, tmp_path, how], capture_output=True, text=True, timeout=300)
     assert run.returncode == 0, run.stderr
     ends = json.loads(run.stdout)
     assert len(ends) > 40

@@ -444,3 +444,35 @@ def test_lightning_validates(loader, tmp_path):
         expected, _, _ = module.model.loss(tokens[:, :-1], tokens[:, 1:], torch.zeros(6, dtype=torch.int64), 1)
     assert found["val_loss"] == pytest.approx(expected.item(), rel=rounding(320))  # of the vocabulary
     assert loader.policy.step == 0
+
+
+def pairs_of(batch, token: int) -> int:
+    """How often `token` follows itself."""
+    tokens = batch["tokens"]
+    return int(((tokens[:, 1:] == token) & (tokens[:, :-1] == token)).sum())
+
+
+@pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::UserWarning")  # Lightning's own
+def test_padding_is_not_counted(tiny_corpus, tmp_path):
+    """Of best-fit packing: a token after the same one; here "1" stands for it, which follows itself in words."""
+    from ado_stream.adapters.lightning import AdaptiveModule
+
+    padding = ord("1")
+    with adaptive_loader(tiny_corpus) as loader:
+        expected = 8 * 32 - pairs_of(next(iter(loader)), padding)
+    assert expected < 8 * 32
+
+    def train_hugging_face(loader):
+        hugging_face_trainer(loader, tmp_path, max_steps=1, save_strategy="no", gradient_accumulation_steps=2).train()
+
+    def train_lightning(loader):
+        module = AdaptiveModule(Transformer(SIZES), loader, lambda parameters: torch.optim.SGD(parameters, lr=1.0))
+        lightning_trainer(tmp_path, max_steps=1, accumulate_grad_batches=2).fit(module)
+
+    for train in (train_hugging_face, train_lightning):
+        with adaptive_loader(tiny_corpus) as loader:
+            loader.dataset.padding_token = padding
+            observed = record_observed(loader)
+            train(loader)
+            ((_, counts_K),) = observed
+            assert counts_K.sum() == expected
