@@ -118,6 +118,17 @@ def test_sizes_by_device_become_sizes_by_job(streams):
     assert not torch.equal(rows[0], rows[2])
 
 
+def test_the_seed_and_the_algorithm_are_those_given(streams):
+    def first_rows(**changes):
+        arguments = {"streams": streams(), "batch_size": 8, **USUAL, **OURS, **changes}
+        dataset, _ = from_streaming(**arguments)
+        return next(iter(dataset))["tokens"].tolist()
+
+    assert first_rows() == first_rows()
+    assert first_rows() != first_rows(shuffle_seed=4)
+    assert first_rows() != first_rows(shuffle_algo="naive")
+
+
 def test_canonical_nodes_default_to_streamings(streams, monkeypatch):
     """One a node, 64 with the algorithms that shuffle shard by shard."""
     monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
