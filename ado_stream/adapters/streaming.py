@@ -75,7 +75,7 @@ def from_streaming(
     slots = make_rank_slots(rank, world_size, replication or 1)
     num_nodes = max(1, slots.world_size // int(os.environ.get("LOCAL_WORLD_SIZE", slots.world_size)))
     lanes_per_node = 64 if shuffle_algo in ("py1s", "py2s") else 1
-    settings = {
+    settings: dict[str, Any] = {
         "global_batch_size": batch_size * slots.num_parts,
         "canonical_nodes": num_canonical_nodes or lanes_per_node * num_nodes,
         "seed": shuffle_seed,
@@ -120,12 +120,11 @@ def _names(streams: Sequence[Stream]) -> list[str]:
 
 
 def _domain(name: str, stream: Stream, split: str | None) -> Domain:
-    place = {
-        what: os.path.join(folder, stream.split or split or "").rstrip("/")
-        for what, folder in (("remote", stream.remote), ("local", stream.local))
-        if folder
-    }
-    return Domain(name, **place, prior=getattr(stream, "proportion", None))
+    remote, local = (
+        os.path.join(folder, stream.split or split or "").rstrip("/") if folder else None
+        for folder in (stream.remote, stream.local)
+    )
+    return Domain(name, remote, local, getattr(stream, "proportion", None))
 
 
 def _chosen(stream: Stream, num_samples: int) -> int:

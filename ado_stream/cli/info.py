@@ -113,9 +113,9 @@ def _packing_text(manifest: Manifest) -> str:
     splits = [split for domain in manifest["domains"].values() for split in domain["splits"].values()]
     documents = max(1, sum(split["documents"] for split in splits))
     stored = max(1, sum(split["samples"] for split in splits) * (manifest["seq_len"] + 1))
-    cut, joined, padding = (
-        sum(split.get(key, 0) for split in splits) for key in ("cut_documents", "cut_by_joining", "padding_tokens")
-    )
+    cut = sum(split.get("cut_documents", 0) for split in splits)
+    joined = sum(split.get("cut_by_joining", 0) for split in splits)
+    padding = sum(split.get("padding_tokens", 0) for split in splits)
     return (
         f"packing {visible(manifest['packing'])}: {cut / documents:.2%} of the documents cut (joined: "
         f"{joined / documents:.2%}), {padding / stored:.2%} of the stored tokens padding (joined: none)"

@@ -196,6 +196,8 @@ class _Coordinator:
                 self.progress.advance(source_bytes, sum(block.text_bytes for block in result.blocks))
             packed = packer.finish()
         manifest = self._manifest(tokenizer, packed, packer.refused + cutting.counts)
+        if end_id is not None:
+            manifest["packing"] = BEST_FIT
         if refused_bytes := packer.refused_bytes + cutting.num_bytes:
             manifest["refused_bytes"] = dict(refused_bytes)
         if packer.repeated:
@@ -243,7 +245,6 @@ class _Coordinator:
                 self.output.publish(name)
         return {
             "version": MANIFEST_VERSION,
-            **({"packing": BEST_FIT} if self.config.packing == BEST_FIT else {}),  # type: ignore[typeddict-item]
             "seq_len": self.config.seq_len,
             "tokenizer": tokenizer_file,
             "vocab_size": tokenizer.vocab_size,
