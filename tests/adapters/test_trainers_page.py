@@ -40,9 +40,9 @@ quiet = pytest.mark.filterwarnings("ignore::UserWarning", "ignore::FutureWarning
 @pytest.mark.parametrize("section", ["Hugging Face's Trainer", "Lightning"])
 def test_a_trainer_trains(run, section):
     names = run(section)
-    assert names["loader"].step == 20
+    assert names["loader"].step == 10
     names["loader"].flush()
-    assert names["loader"].policy.step == 20
+    assert names["loader"].policy.step == 10
 
 
 @quiet
