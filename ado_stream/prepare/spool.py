@@ -74,15 +74,16 @@ class Spool:
 
     def whole_bytes(self, shard: int) -> int:
         """Bytes of the whole samples, or documents, that `shard` has so far."""
+        state, sample_bytes = self.state, self.shard_format.sample_bytes
         if self._end_id is not None:
-            return [*self.state.full_bytes, self.state.shard_fill_bytes][shard]
-        if shard < self.state.shard:
+            return state.full_bytes[shard] if shard < state.shard else state.shard_fill_bytes
+        if shard < state.shard:
             return self.shard_format.spool_bytes
-        return self.state.shard_fill_bytes // self.shard_format.sample_bytes * self.shard_format.sample_bytes
+        return state.shard_fill_bytes // sample_bytes * sample_bytes
 
     def begin_bytes(self, shard: int) -> int:
         """Bytes of all shards before `shard`."""
-        return sum(map(self.whole_bytes, range(shard)))
+        return shard * self.shard_format.spool_bytes if self._end_id is None else sum(self.state.full_bytes[:shard])
 
     def path(self, shard: int) -> Path:
         """Where the samples of `shard` are collected."""
