@@ -454,7 +454,7 @@ def pairs_of(batch, token: int) -> int:
 
 @pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::UserWarning")  # Lightning's own
 def test_padding_is_not_counted(tiny_corpus, tmp_path):
-    """Of best-fit packing: a token after the same one; here one stands for it that follows itself in the first batch."""
+    """A token after the same one is padding, of best-fit packing; here one that does so in the first batch."""
     from ado_stream.adapters.lightning import AdaptiveModule
 
     with adaptive_loader(tiny_corpus) as loader:
