@@ -111,6 +111,7 @@ def test_the_dry_run_evaluation_and_inference_are_not_observed(adapter, make_loa
     batch = next(iter(run.data_loader))
     output = run.model(batch["input_ids"], labels=batch["labels"])
     assert output.logits.shape == (8, 32, 320)
+    assert run.model(batch["input_ids"], labels=batch["labels"], return_logits=False).logits is None
     run.callback.post_train_batch()
     ((_, sums_K, counts_K),) = record
     assert sums_K == counts_K == [0, 0, 0]

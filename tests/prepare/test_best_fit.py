@@ -98,7 +98,7 @@ def test_samples_hold_every_document_as_whole_as_it_fits(lengths, sample_tokens,
 @given(st.lists(st.lists(st.integers(1, 30), min_size=1, max_size=8), min_size=1, max_size=12), st.integers(0, 11))
 def test_spools_hold_whole_documents_wherever_they_are_taken_up_again(tmp_path_factory, blocks, stop):
     """A document of one token is an end token alone, and left out."""
-    shard_format = ShardFormat(8, "uint16", 1 << 12)
+    shard_format = ShardFormat(8, "uint16", 1 << 9)
     blocks_wanted = [joined([length for length in block if length > 1]) for block in blocks]
     wanted = np.concatenate(blocks_wanted).astype(np.uint16).tobytes()
     ends = []
