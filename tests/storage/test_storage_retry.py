@@ -35,7 +35,7 @@ def failing(times, error=Throttled, transient=True):
     def call():
         if left[0] > 0:
             left[0] -= 1
-            raise AttemptError(error, "HTTP 503", transient=transient, advice="Wait.")
+            raise AttemptError(error, "HTTP 503", transient=transient)
         return "done"
 
     return call
@@ -58,7 +58,8 @@ def test_attempts_are_capped_and_the_message_names_object_attempts_seconds_advic
     policy = RetryPolicy(attempts=3, random=lambda: 1.0, clock=clock, base_delay_s=1.0)
     with pytest.raises(Throttled) as caught:
         with_retries(failing(99), DownloadMonitor(policy, "s3://b/k"))
-    assert str(caught.value) == "s3://b/k: HTTP 503 (3 attempts in 3.0 s).\n  Wait."
+    advice = "Lower the number of io threads, or try again later."
+    assert str(caught.value) == f"s3://b/k: HTTP 503 (3 attempts in 3.0 s).\n  {advice}"
 
 
 def test_no_pause_crosses_the_total_deadline(clock):
