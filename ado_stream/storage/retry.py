@@ -46,7 +46,7 @@ class RetryPolicy:
 
 
 _ADVICE = {
-    NotFound: "Check the URL or path, and that index.json lists what is there.",
+    NotFound: "Check the path or URL, and that index.json lists what is there.",
     AccessDenied: "Renew or fix the credentials or permissions (on S3, 403 also hides a missing key without "
     "s3:ListBucket).",
     Throttled: "Lower the number of io threads, or try again later.",

@@ -35,16 +35,16 @@ def exp(x: float) -> float:
 
 
 @overload(exp, inline="always")
-def _exp_overload(x: float) -> Callable[[float], float]:
+def _exp_overload(x: Any) -> Callable[[float], float]:
     # x is a Numba type here; Numba refuses another annotation than the implementations'.
     return _exp_float32 if x == types.float32 else _exp_float64  # type: ignore[comparison-overlap]
 
 
-def _exp_float64(x: float) -> float:
+def _exp_float64(x: Any) -> float:
     return math.exp(x)
 
 
-def _exp_float32(x: float) -> float:
+def _exp_float32(x: Any) -> float:
     # Comparisons, not min and max: NaN fails both and stays. The bounds give exponent fields of 0 (zero) and 255 (inf).
     raised = np.float32(-88.0) if x < np.float32(-88.0) else x
     clamped = np.float32(88.8) if raised > np.float32(88.8) else raised
