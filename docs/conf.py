@@ -49,7 +49,7 @@ def _verbs(_app, page, source):
 def _whole_first_line(_app, what, _name, _object, _options, lines):
     """Keeps napoleon from taking "(K,) float64: the prior" of a property for its type and its text."""
     if what in ("attribute", "property"):
-        lines.insert(0, "")
+        lines[:0] = ["..", ""]  # an empty comment: napoleon splits the first line
 
 
 def setup(app):
