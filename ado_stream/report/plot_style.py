@@ -112,6 +112,7 @@ def _luminance(rgb: Floats) -> float:
 
 def tag(artists: Iterable[Artist] | Artist, name: str, colors: dict[str, str], label: str = "") -> None:
     """Marks artists as those of a domain, for the page's script: hover shows `label`, else the value drawn there."""
+    label = visible(label)
     for artist in [artists] if isinstance(artists, Artist) else artists:
         artist.set_gid(f"d{list(colors).index(name)}|{label}" if name in colors else f"d|{label}")
 
