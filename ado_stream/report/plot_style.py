@@ -112,7 +112,6 @@ def _luminance(rgb: Floats) -> float:
 
 def tag(artists: Iterable[Artist] | Artist, name: str, colors: dict[str, str], label: str = "") -> None:
     """Marks artists as those of a domain, for the page's script: hover shows `label`, else the value drawn there."""
-    label = visible(label)
     for artist in [artists] if isinstance(artists, Artist) else artists:
         artist.set_gid(f"d{list(colors).index(name)}|{label}" if name in colors else f"d|{label}")
 
@@ -212,7 +211,12 @@ def svg(plot: Plot) -> str:
     text = buffer.getvalue()
     text = re.sub(r"<metadata>.*?</metadata>|<!--.*?-->", "", text[text.index("<svg") :], flags=re.DOTALL)
     text = re.sub(r' id="[a-zA-Z0-9.]+_\d+"', "", text)  # numbers of artists: not unique on the page
-    text = re.sub(r"""<g id=(["'])d(\d*)\|(.*?)\1""", r"<g data-d=\1\2\1 data-label=\1\3\1", text, flags=re.DOTALL)
+    text = re.sub(
+        r"""<g id=(["'])d(\d*)\|(.*?)\1""",
+        lambda found: "<g data-d={0}{1}{0} data-label={0}{2}{0}".format(found[1], found[2], visible(found[3])),
+        text,
+        flags=re.DOTALL,
+    )
     return re.sub(r"""<g id=(["'])a\|(.*?)\1""", r"<g data-axes=\1\2\1", text)
 
 

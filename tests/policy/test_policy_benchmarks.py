@@ -91,16 +91,17 @@ def test_a_bar_that_is_missed_is_said_to_be(capsys, tmp_path, monkeypatch):
         f"simulate_K{num}": {"steps": 60_000, "processor_seconds": seconds}
         for num, seconds in ((22, 7.1), (1000, 150.0))
     }
-    payload = {"update_K22": {"default": default}, "update_K1000": {"late_us": 100.0}, **runs}
+    state = {"state_K1000": {"megabytes": 40.0}}
+    payload = {"update_K22": {"default": default}, "update_K1000": {"late_us": 100.0}, **state, **runs}
     refit = bench_policy.bars({**payload, "target_refit_K1000": {"refit_ms": 51.0}})
-    assert [bar["pass"] for bar in refit] == [False, True, False, True, False]
+    assert [bar["pass"] for bar in refit] == [True, False, True, False, True, False]
     held += bench_policy.bars(payload)
-    assert [bar["pass"] for bar in held[4:]] == [True, False, True, False]
-    assert [bar["measured"] for bar in held[6:]] == pytest.approx([7.1 / 1.2, 25.0])
+    assert [bar["pass"] for bar in held[4:]] == [True, False, True, True, False]
+    assert [bar["measured"] for bar in held[7:]] == pytest.approx([7.1 / 1.2, 25.0])
     monkeypatch.setattr(common, "RESULTS", tmp_path)
     path = common.write_result("fit", {"fits": []}, held)
     assert json.loads(path.read_text())["bars"] == held
-    assert [line.split()[0] == "pass" for line in capsys.readouterr().out.splitlines()[-8:]] == [
+    assert [line.split()[0] == "pass" for line in capsys.readouterr().out.splitlines()[-9:]] == [
         bar["pass"] for bar in held
     ]
 

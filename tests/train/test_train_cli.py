@@ -49,7 +49,9 @@ def test_only_rank_0_prints(finished: Path, settings: dict, children, capsys):
     for rank in children.start_ranks(2, print_losses, settings["run_dir"]):
         finish(rank)
         printed.append(rank.log.read_text())
-    assert json.loads(printed[0])["validation"]["loss"] == pytest.approx(alone["validation"]["loss"])
+    announced, answer = printed[0].splitlines()
+    assert announced == f"evaluating {settings['run_dir']} ..."
+    assert json.loads(answer)["validation"]["loss"] == pytest.approx(alone["validation"]["loss"])
     assert printed[1] == ""
 
 
