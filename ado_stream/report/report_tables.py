@@ -39,22 +39,24 @@ def domain_cell(name: str, colors: dict[str, str]) -> Cell:
 
 
 def domain_table(runs: list[Run], colors: dict[str, str], sizes: bool = True) -> tuple[list[str], list[Row]]:
-    """(header, rows): tokens if `sizes`, shares and validation loss of each domain, then the two overall measures."""
+    """(header, rows): validation loss, shares and, if `sizes`, tokens of each domain, then the two overall measures."""
     measured = [run for run in runs if run.final is not None]
     baseline = pick_baseline(measured) if measured else None
     unit = common_unit(measured)
     others = [run for run in measured if baseline and run is not baseline and not why_not_comparable(run, baseline)]
     moving = [run for run in runs if mixture_varies(run)]
-    header = ["domain"] + ["train tokens"] * sizes + ["prior"] + [f"{run.label}: mean share" for run in moving]
-    header += ["validation tokens"] * (sizes and bool(measured)) + [f"{run.label}: loss" for run in measured]
+    header = ["domain"] + [f"{run.label}: loss" for run in measured]
     header += [f"{run.label} − {baseline.label}" for run in others if baseline]
+    header += ["prior"] + [f"{run.label}: mean share" for run in moving]
+    header += ["train tokens"] * sizes + ["validation tokens"] * (sizes and bool(measured))
     rows: list[Row] = []
     for name in [*colors, *(OVERALL if measured else ())]:
-        row: Row = [domain_cell(name, colors)] + [_train_tokens(runs[0], name)] * sizes + [_prior(runs[0], name)]
-        row += [_mean_share(run, name) for run in moving]
-        row += [_validation_tokens(measured[0], name)] if sizes and measured else []
+        row: Row = [domain_cell(name, colors)]
         row += [number(final_losses(run, unit).get(name), ".3f") for run in measured]
         row += [_difference(run, baseline, name, unit) for run in others if baseline]
+        row += [_prior(runs[0], name)] + [_mean_share(run, name) for run in moving]
+        row += [_train_tokens(runs[0], name)] * sizes
+        row += [_validation_tokens(measured[0], name)] if sizes and measured else []
         rows.append(row)
     return header, rows
 

@@ -127,10 +127,11 @@ def _differences(
             offset = (4 if difference >= 0 else -4, 0)
             side = "left" if difference >= 0 else "right"
             style: Any = {"textcoords": "offset points", "ha": side, "va": "center", "fontsize": 8, "color": SOFT}
-            tag(axes.annotate(signed(difference, ".3f"), (difference, place), offset, **style), name, colors)
+            if len(others) < 3:  # numbers beside thinner bars would overlap; the page shows them under the pointer
+                tag(axes.annotate(signed(difference, ".3f"), (difference, place), offset, **style), name, colors)
     axes.axvline(0, color=INK, lw=0.9)
     limit = 1.35 * largest or 0.01
     axes.set(xlim=(-limit, limit), xlabel=f"difference to {shorten(base.label)} ({unit.name})")
-    title = " and ".join(shorten(run.label) for run in others[:2])
+    title = ", ".join(shorten(run.label) for run in others)
     axes.set_title(f"{title} minus {shorten(base.label)}", loc="center", fontsize=9.5)
     axes.tick_params(axis="y", length=0)
