@@ -77,7 +77,7 @@ def _batches(args: argparse.Namespace, corpus: Corpus) -> Iterator[tuple[dict[st
     if args.mixture is not None:
         weights = _weights(args.mixture, [domain.name for domain in domains], args.split)
         domains = [replace(domain, prior=weights.get(domain.name, 0.0)) for domain in domains]
-    dataset = AdaptiveStreamingDataset(domains, global_batch_size=args.batch_size, seed=args.seed, mixture_lag=None)
+    dataset = AdaptiveStreamingDataset(domains, args.batch_size, args.seed, mixture_lag=None, seq_len=corpus.seq_len)
     yield from _drawn(dataset, args.batches)
 
 

@@ -12,9 +12,10 @@ from typing import Any
 import numpy as np
 import zstandard
 
-from ado_stream.corpus.corpus import load_manifest, local_folder
+from ado_stream.corpus.corpus import load_manifest
 from ado_stream.corpus.manifest import MANIFEST_NAME, SPLITS, num_samples
 from ado_stream.corpus.mds import HASH, ShardFormat, decode_shard, digest
+from ado_stream.corpus.places import local_folder
 from ado_stream.errors import ConfigError, DataError, IndexInvalid, ShardCorrupt
 from ado_stream.json_files import decode_json
 from ado_stream.storage.decompress import is_bomb

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TypeVar
 
-from ado_stream.errors import ConfigError, StorageError
+from ado_stream.errors import AdoStreamError, ConfigError, StorageError
 
 T = TypeVar("T")
 POLL_S = 0.02  # between checks while waiting for other processes, which cannot notify
@@ -47,7 +47,7 @@ class RetryPolicy:
 class AttemptError(Exception):
     """One attempt failed: the public error to raise at the end, whether a retry can help, and advice for the user."""
 
-    def __init__(self, error: type[StorageError], reason: str, *, transient: bool, advice: str = "") -> None:
+    def __init__(self, error: type[AdoStreamError], reason: str, *, transient: bool, advice: str = "") -> None:
         super().__init__(reason)
         self.error, self.reason, self.transient, self.advice = error, reason, transient, advice
 

@@ -17,6 +17,8 @@ import xxhash
 
 from ado_stream.errors import ConfigError, IndexInvalid
 from ado_stream.storage.object_spec import ObjectSpec
+from ado_stream.stream.sample_index import SampleIndex
+from ado_stream.stream.shard_view import ShardView, TokenColumn
 
 INDEX_NAME = "index.json"
 MDS_FORMAT, MDS_VERSION = "mds", 2
@@ -31,23 +33,6 @@ _HASHES = re.compile(r"[\w-]{1,128}( [\w-]{1,128})*", re.ASCII)  # names of algo
 
 Layout = tuple[tuple[str, str, int | None], ...]  # (name, encoding, size in bytes) of each column
 _File = tuple[bytes, int, dict[str, str]]  # basename, bytes, {algorithm: digest}
-
-
-@dataclass(frozen=True)
-class TokenColumn:
-    """Where the tokens of a sample are and how they are written.
-
-    dtype: of one token. columns_before: the fixed size in bytes of each column before it, None when variable.
-    num_variable: variable-size columns of the whole sample; each adds a uint32 size at the sample's start.
-    size_bytes: of the column, None when variable. shaped: every sample starts with its shape.
-    """
-
-    name: str
-    dtype: np.dtype
-    columns_before: tuple[int | None, ...]
-    num_variable: int
-    size_bytes: int | None
-    shaped: bool
 
 
 @dataclass(frozen=True)
@@ -84,7 +69,7 @@ class IndexContent:
 
 
 @dataclass(frozen=True)
-class MdsIndex:
+class MdsIndex(SampleIndex):
     """An index under its domain's name, with the places of its shards."""
 
     name: str
@@ -94,20 +79,28 @@ class MdsIndex:
     column: TokenColumn
     first_id_S: np.ndarray  # (S + 1,) int64: id of a shard's first sample
     versions: str = ""  # of data without hashes: changes when they are replaced at the remote
+    seq_len: int | None = None  # where it was asked for
 
     @property
     def fingerprint(self) -> str:
-        """The same for the same samples, in any compression and place."""
         return self.content.fingerprint
 
     @property
+    def dtype(self) -> np.dtype:
+        return self.column.dtype
+
+    @property
+    def row_tokens(self) -> int | None:
+        if self.column.size_bytes is not None and not self.column.shaped:
+            return self.column.size_bytes // self.column.dtype.itemsize
+        return None if self.seq_len is None else self.seq_len + 1
+
+    @property
     def samples_S(self) -> np.ndarray:
-        """(S,) int64: samples of each shard."""
         return self.content.samples_S
 
     @property
     def raw_bytes_S(self) -> np.ndarray:
-        """(S,) int64: bytes of each shard, uncompressed."""
         return self.content.raw_S["bytes"]
 
     @property
@@ -116,17 +109,10 @@ class MdsIndex:
         raw_S = self.content.raw_S
         return bool(np.any([raw_S[name] != b"" for name in raw_S.dtype.names[2:]], axis=0).all())
 
-    @property
-    def num_samples(self) -> int:
-        """Samples in all shards."""
-        return int(self.first_id_S[-1])
-
-    def shards_at(self, id_N: np.ndarray) -> np.ndarray:
-        """(N,) int64: the shard that holds each sample id."""
-        return np.searchsorted(self.first_id_S, id_N, side="right") - 1
+    def rows(self, mapped: memoryview, shard: int) -> ShardView:
+        return ShardView(mapped, self.column, int(self.samples_S[shard]), self.spec(shard).label)
 
     def spec(self, shard: int) -> ObjectSpec:
-        """What to fetch for shard number `shard`."""
         raw_name, raw_bytes, raw_hashes = _file_at(self.content.raw_S, shard)
         stored_name, stored_bytes, stored_hashes = _file_at(self.content.stored_S, shard)
         return ObjectSpec(
@@ -149,14 +135,23 @@ def make_index(
     local: Path,
     column: str = TOKEN_COLUMN,
     dtype: str | None = None,
+    seq_len: int | None = None,
 ) -> MdsIndex:
     """`content` as the index of domain `name`.
 
+    seq_len: tokens a sample less one, if it has to be that; what differs is found here or where a shard is opened.
     column: name of the token column. dtype: of the tokens when the column is plain bytes (default int64, as LLM
     Foundry writes them). Raises IndexInvalid with the place, ConfigError when there is no such column.
     """
     tokens = _token_column(content.layout, column, dtype, name, f"{remote or local}/{INDEX_NAME}")
-    return MdsIndex(name, remote, local, content, tokens, np.concatenate([[0], np.cumsum(content.samples_S)]))
+    first_id_S = np.concatenate([[0], np.cumsum(content.samples_S)])
+    index = MdsIndex(name, remote, local, content, tokens, first_id_S, seq_len=seq_len)
+    if seq_len is not None and index.row_tokens != seq_len + 1:
+        raise ConfigError(
+            f"domain '{name}': {remote or local} has samples of {index.row_tokens} tokens; seq_len {seq_len} needs "
+            f"{seq_len + 1}."
+        )
+    return index
 
 
 def parse_index(text: bytes, name: str, where: str) -> IndexContent:

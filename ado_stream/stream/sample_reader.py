@@ -21,8 +21,9 @@ class SampleReader:
         token_column: str = "tokens",
         token_dtype: str | None = None,
         vocab_size: int | None = None,
+        seq_len: int | None = None,
     ):
-        self._indexes = open_indexes([domain], token_column, token_dtype)
+        self._indexes = open_indexes([domain], token_column, token_dtype, seq_len=seq_len)
         self._shards = ShardTable(self._indexes, NodeCache(), vocab_size=vocab_size)
 
     @property

@@ -12,14 +12,14 @@ Ranks, nodes and threads are not in it: the state is the same on every rank, and
 """
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
 from ado_stream.errors import ResumeError
 from ado_stream.stream.board import is_mixture
-from ado_stream.stream.mds_index import MdsIndex
+from ado_stream.stream.sample_index import SampleIndex
 
 StreamState = tuple[int, np.ndarray, dict[int, np.ndarray]]  # step, cursors (K, C) int64, mixtures of steps to come
 VERSION = 1
@@ -28,7 +28,11 @@ _log = logging.getLogger(__name__)
 
 
 def encode_state(
-    identity: dict[str, Any], indexes: list[MdsIndex], step: int, cursors_KC: np.ndarray, pending: dict[int, np.ndarray]
+    identity: dict[str, Any],
+    indexes: Sequence[SampleIndex],
+    step: int,
+    cursors_KC: np.ndarray,
+    pending: dict[int, np.ndarray],
 ) -> dict[str, Any]:
     """The state as a JSON-able dict."""
     return {
@@ -48,7 +52,7 @@ def encode_state(
     }
 
 
-def decode_state(state: Mapping[str, Any], identity: dict[str, Any], indexes: list[MdsIndex]) -> StreamState:
+def decode_state(state: Mapping[str, Any], identity: dict[str, Any], indexes: Sequence[SampleIndex]) -> StreamState:
     """(step, cursors, pending mixtures) of `state` for the domains of `indexes`.
 
     A domain that is not in the state starts at its first sample, with share 0 until a new mixture is published; one
@@ -76,7 +80,7 @@ def decode_state(state: Mapping[str, Any], identity: dict[str, Any], indexes: li
     return int(state["step"]), cursors_KC, pending
 
 
-def _check(state: Mapping[str, Any], identity: dict[str, Any], indexes: list[MdsIndex]) -> None:
+def _check(state: Mapping[str, Any], identity: dict[str, Any], indexes: Sequence[SampleIndex]) -> None:
     if not isinstance(state, Mapping) or state.get("version") != VERSION:
         found = state.get("version") if isinstance(state, Mapping) else type(state).__name__
         raise ResumeError(f"stream state of version {found!r}; this ado-stream reads version {VERSION}.")

@@ -119,7 +119,7 @@ def make_dataset(config: TrainConfig, corpus: Corpus, context: DistributedContex
     """This rank's data set."""
     data = config.data
     return AdaptiveStreamingDataset(
-        corpus.domains,
+        corpus,
         global_batch_size=data.global_batch_size,
         seed=config.seed,
         canonical_nodes=data.canonical_nodes,
