@@ -15,7 +15,7 @@ import numpy as np
 
 from ado_stream.cli.shared import print_json
 from ado_stream.corpus import Corpus, open_corpus
-from ado_stream.corpus.checker import CorpusChecker
+from ado_stream.corpus.checker import Checker, open_checker
 from ado_stream.corpus.manifest import SPLITS
 from ado_stream.errors import ConfigError
 from ado_stream.suggest import did_you_mean
@@ -63,7 +63,7 @@ def _samples(args: argparse.Namespace, corpus: Corpus) -> Iterator[tuple[dict[st
     names = [domain.name for domain in corpus.domains]
     for name in args.domain or []:
         _check_name(name, names, args.split)
-    checker = CorpusChecker(args.corpus)
+    checker = open_checker(args.corpus)
     for name in args.domain or names:
         for number, tokens in _spread(checker, name, args.split, args.samples):
             yield {"domain": name, "sample": number}, tokens
@@ -140,7 +140,7 @@ def _check_name(name: str, names: Sequence[str], split: str) -> None:
         )
 
 
-def _spread(checker: CorpusChecker, domain: str, split: str, num_samples: int) -> Iterator[tuple[int, np.ndarray]]:
+def _spread(checker: Checker, domain: str, split: str, num_samples: int) -> Iterator[tuple[int, np.ndarray]]:
     """(number, tokens) of `num_samples` samples, evenly spaced; only the shards that hold one are read."""
     entries = checker.index(domain, split)
     ends = list(itertools.accumulate(entry["samples"] for entry in entries))

@@ -13,7 +13,9 @@ import numpy as np
 import zstandard
 
 from ado_stream.corpus.corpus import load_manifest
-from ado_stream.corpus.manifest import MANIFEST_NAME, SPLITS, num_samples
+from ado_stream.corpus.listed_checker import ListedChecker
+from ado_stream.corpus.listed_corpus import is_listed
+from ado_stream.corpus.manifest import MANIFEST_NAME, SPLITS, domain_fingerprint, num_samples
 from ado_stream.corpus.mds import HASH, ShardFormat, decode_shard, digest
 from ado_stream.corpus.places import local_folder
 from ado_stream.errors import ConfigError, DataError, IndexInvalid, ShardCorrupt
@@ -80,6 +82,15 @@ class CorpusChecker:
         self._check_vocabulary(where, tokens)
         return tokens
 
+    def check_fingerprint(self, domain: str, entries: Mapping[str, list[dict[str, Any]]]) -> None:
+        """Raises IndexInvalid unless the shards {split: entries of its index} are those of the manifest."""
+        hashes = {
+            split: [(entry["raw_data"].get("hashes") or {}).get(HASH) for entry in some]
+            for split, some in entries.items()
+        }
+        if domain_fingerprint(hashes) != self.manifest["domains"][domain]["fingerprint"]:
+            raise IndexInvalid(f"domain {domain!r}: its shards are not those that {MANIFEST_NAME} was written for.")
+
     def _folder(self, domain: str, split: str) -> str:
         """The path or URL of a split's data set."""
         return f"{self.url}/{self.manifest['domains'][domain]['path']}/{split}"
@@ -92,6 +103,14 @@ class CorpusChecker:
                 f"{where}: row {row}, position {column}: token {tokens[row, column]}, but the vocabulary ends at "
                 f"{vocab_size - 1}.\n  Shards and {MANIFEST_NAME} do not belong together; prepare them again."
             )
+
+
+Checker = CorpusChecker | ListedChecker
+
+
+def open_checker(url: str) -> Checker:
+    """The checker of the corpus at `url`. Raises as its constructor."""
+    return ListedChecker(url) if is_listed(url) else CorpusChecker(url)
 
 
 def _read(where: str, expected_bytes: int) -> bytes:

@@ -85,17 +85,9 @@ class FlatPlace:
             raise ConfigError(f"domain '{self.name}': {self.url} holds tokens of {' and '.join(dtypes)}{expected}.")
         return FlatContent(files)
 
-    def index_path(self, name: str, version: str) -> Path:
-        """Where Megatron's .idx of a .bin is on this machine."""
-        where = f"{self.url}{name}"
-        place = local_path(where)
-        if place is not None:
-            return place.with_suffix(".idx")
-        return self.folder / f"{xxhash.xxh3_128_hexdigest(f'{where} {version}'.encode())}.idx"
-
     def _megatron(self, name: str, status: ObjectStatus) -> TokenFile:
         where = f"{self.url}{name}".removesuffix(".bin") + ".idx"
-        path = self.index_path(name, status.version)
+        path = index_path(self.url, name, status.version, self.folder)
         if local_path(where) is None:
             with disk_errors(self.folder):
                 private_folder(self.folder)
@@ -123,6 +115,14 @@ class FlatPlace:
                 "  The file is cut, or its tokens are of another type."
             )
         return TokenFile(name, begin, num_tokens, str(dtype), status.version)
+
+
+def index_path(url: str, name: str, version: str, folder: Path) -> Path:
+    """Where Megatron's .idx of a .bin is on this machine: beside it, or in `folder` where that is not this machine."""
+    place = local_path(f"{url}{name}")
+    if place is not None:
+        return place.with_suffix(".idx")
+    return folder / f"{xxhash.xxh3_128_hexdigest(f'{url}{name} {version}'.encode())}.idx"
 
 
 def read_megatron_index(path: Path, where: str, bin_bytes: int) -> tuple[str, int, int, str]:

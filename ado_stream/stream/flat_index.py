@@ -78,6 +78,7 @@ class FlatIndex(SampleIndex):
     content: FlatContent
     seq_len: int
     versions: str
+    index_folder: Path  # of Megatron's .idx of a remote
 
     @property
     def fingerprint(self) -> str:

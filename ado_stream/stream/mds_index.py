@@ -8,6 +8,7 @@ them, are never decoded.
 import io
 import json
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -28,7 +29,8 @@ _MAX_SHARD_BYTES = 1 << 32  # MDS offsets are uint32
 _MAX_NAME_BYTES = 200  # file systems take 255; ours have a suffix for the lock and the unfinished file
 _MAX_ALGORITHMS = 8  # of hashes; each is a column
 _COLUMN_KEYS = ("column_names", "column_encodings", "column_sizes")
-_BASENAME = re.compile(r"(?!\.{1,2}\Z)[^/\\\0\ud800-\udfff]+")  # JSON may hold half of a surrogate pair
+_PART = r"(?!\.{1,2}(?:/|\Z))[^/\\\0\ud800-\udfff]+"  # JSON may hold half of a surrogate pair
+_BASENAME = re.compile(f"{_PART}(/{_PART})*")  # in a folder where Streaming's merge_index wrote the index
 _HASHES = re.compile(r"[\w-]{1,128}( [\w-]{1,128})*", re.ASCII)  # names of algorithms, then digests
 
 Layout = tuple[tuple[str, str, int | None], ...]  # (name, encoding, size in bytes) of each column
@@ -115,11 +117,13 @@ class MdsIndex(SampleIndex):
     def spec(self, shard: int) -> ObjectSpec:
         raw_name, raw_bytes, raw_hashes = _file_at(self.content.raw_S, shard)
         stored_name, stored_bytes, stored_hashes = _file_at(self.content.stored_S, shard)
+        # A cache has one folder for all: no basename has a backslash.
+        raw, stored = (name.replace("/", "\\") if self.remote else name for name in (raw_name, stored_name))
         return ObjectSpec(
             label=f"domain '{self.name}' {raw_name}",
             remote=f"{self.remote.rstrip('/')}/{stored_name}" if self.remote else None,
-            stored=self.local / stored_name,
-            raw=self.local / raw_name,
+            stored=self.local / stored,
+            raw=self.local / raw,
             stored_bytes=stored_bytes,
             raw_bytes=raw_bytes,
             stored_hashes=stored_hashes,
@@ -207,6 +211,22 @@ def parse_index(text: bytes, name: str, where: str) -> IndexContent:
         fingerprint=xxhash.xxh3_128_hexdigest(f"[{', '.join(rows)}]".encode()),
         digest=xxhash.xxh3_128_hexdigest(text),
     )
+
+
+def merge_indexes(texts: Mapping[str, bytes], name: str, where: str) -> bytes:
+    """The index of all shards of the data sets in the folders `texts` {folder: its index.json} below `where`.
+
+    Raises as `parse_index`.
+    """
+    shards = []
+    for folder, text in texts.items():
+        parse_index(text, name, f"{where}/{folder}/{INDEX_NAME}")
+        for shard in json.loads(text)["shards"]:
+            for key in ("raw_data", "zip_data"):
+                if shard.get(key) is not None:
+                    shard[key]["basename"] = f"{folder}/{shard[key]['basename']}"
+            shards.append(shard)
+    return json.dumps({"version": MDS_VERSION, "shards": shards}).encode()
 
 
 def _records(files: list[_File], where: str) -> np.ndarray:

@@ -21,13 +21,20 @@ import xxhash
 
 from ado_stream.durable import private_folder, write_durably
 from ado_stream.errors import ConfigError, NotFound
-from ado_stream.storage.download import download_if_changed, local_path, object_version
+from ado_stream.storage.download import (
+    download_bytes,
+    download_if_changed,
+    is_s3,
+    list_objects,
+    local_path,
+    object_version,
+)
 from ado_stream.storage.object_locks import object_lock
 from ado_stream.storage.retry import Deadline, RetryPolicy
 from ado_stream.stream.domain import Domain
 from ado_stream.stream.flat_files import FlatPlace, Found
 from ado_stream.stream.flat_index import FlatContent, FlatIndex
-from ado_stream.stream.mds_index import INDEX_NAME, IndexContent, MdsIndex, make_index, parse_index
+from ado_stream.stream.mds_index import INDEX_NAME, IndexContent, MdsIndex, make_index, merge_indexes, parse_index
 from ado_stream.stream.sample_index import SampleIndex
 
 _THREADS = 32
@@ -79,7 +86,7 @@ def _open_mds(domain: Domain, seq_len: int | None, retry: RetryPolicy | None) ->
     except NotFound as error:
         raise NotFound(
             f"{error.args[0].partition(chr(10))[0]} Domain '{domain.name}'.\n"
-            "  Expected a folder with an MDS index; `ado-stream prepare` writes one per domain."
+            "  Expected a folder with an MDS index, or of such folders; `ado-stream prepare` writes one per domain."
         ) from None
     index = make_index(content, domain.name, remote, local, domain.token_column, domain.token_dtype, seq_len)
     if not index.has_hashes:
@@ -103,7 +110,7 @@ def _open_flat(domain: Domain, seq_len: int | None, retry: RetryPolicy | None) -
     content = _content(_FlatSource(place), source, local if remote else None, retry)
     if remote is not None:
         local = local / _hash(remote, content.versions, str(seq_len))
-    index = FlatIndex(domain.name, remote, local, content, seq_len, content.versions)
+    index = FlatIndex(domain.name, remote, local, content, seq_len, content.versions, place.folder)
     if index.num_samples == 0:
         longest = max(file.num_tokens for file in content.files)
         raise ConfigError(
@@ -115,12 +122,25 @@ def _open_flat(domain: Domain, seq_len: int | None, retry: RetryPolicy | None) -
 
 @dataclass(frozen=True)
 class _MdsSource:
+    """index.json in a folder, or in folders below one that has none, which are then one data set."""
+
     name: str
     url: str
     retry: RetryPolicy | None
 
     def changed(self, tag: str) -> tuple[bytes, str] | None:
-        return download_if_changed(self.url, tag, self.retry)
+        try:
+            return download_if_changed(self.url, tag, self.retry)
+        except NotFound:
+            folder = self.url.removesuffix(f"/{INDEX_NAME}")
+            may_list = is_s3(folder) or local_path(folder) is not None
+            names = list(list_objects(folder, f"/{INDEX_NAME}", self.retry)) if may_list else []
+            if not names:
+                raise
+        texts = {name.rpartition("/")[0]: download_bytes(f"{folder}/{name}", self.retry) for name in names}
+        merged = merge_indexes(texts, self.name, folder)
+        now = xxhash.xxh3_128_hexdigest(merged)
+        return None if now == tag else (merged, now)
 
     def parse(self, data: bytes) -> IndexContent:
         return parse_index(data, self.name, self.url)

@@ -11,7 +11,7 @@ from ado_stream.stream.shard_table import ShardTable
 class SampleReader:
     """Random access to a domain's samples, through the same verified cache as the stream.
 
-    Raises NotFound, IndexInvalid, ConfigError when the domain cannot be opened.
+    index: of the domain. Raises NotFound, IndexInvalid, ConfigError when the domain cannot be opened.
     """
 
     def __init__(
@@ -23,13 +23,13 @@ class SampleReader:
         vocab_size: int | None = None,
         seq_len: int | None = None,
     ):
-        self._indexes = open_indexes([domain], token_column, token_dtype, seq_len=seq_len)
-        self._shards = ShardTable(self._indexes, NodeCache(), vocab_size=vocab_size)
+        (self.index,) = indexes = open_indexes([domain], token_column, token_dtype, seq_len=seq_len)
+        self._shards = ShardTable(indexes, NodeCache(), vocab_size=vocab_size)
 
     @property
     def num_samples(self) -> int:
         """Samples of the domain."""
-        return self._indexes[0].num_samples
+        return self.index.num_samples
 
     @property
     def row_tokens(self) -> int:
