@@ -274,6 +274,26 @@ def test_a_damaged_npy_file_is_named(tmp_path, message):
     assert re.search(message, str(caught.value).replace("\n", " "))
 
 
+def test_any_damage_of_an_index_or_a_header_is_a_typed_error(tmp_path):
+    """A thousand random changes of .idx and of NumPy's header: what still opens reads within the files."""
+    write_megatron(tmp_path / "m", make_documents(1, 20))
+    np.save(tmp_path / "o.npy", np.arange(300, dtype=np.uint16))
+    rng = np.random.default_rng(0)
+    refused = 0
+    for path, domain in ((tmp_path / "m.idx", megatron(tmp_path / "m")), (tmp_path / "o.npy", npy(tmp_path / "o.npy"))):
+        whole = path.read_bytes()
+        for _ in range(500):
+            content = bytearray(whole)
+            for at in rng.integers(0, min(len(content), 500), rng.integers(1, 4)):
+                content[at] = rng.integers(0, 256)
+            path.write_bytes(bytes(content[: rng.integers(0, len(content))] if rng.random() < 0.2 else content))
+            try:
+                read_all(domain)
+            except (ado.ConfigError, ado.DataError, ado.NotFound):
+                refused += 1
+    assert refused > 700
+
+
 def test_settings_that_cannot_work_are_refused(tmp_path):
     path = write_raw(tmp_path / "o.npy", np.arange(100))
     with pytest.raises(ado.ConfigError, match="format 'npy' holds tokens, not samples. Give seq_len="):
