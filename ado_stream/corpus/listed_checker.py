@@ -64,7 +64,7 @@ class ListedChecker:
             return
         token_M = np.append(tokens_NT[:, :-1], tokens_NT[-1, -1])
         place = str(index.remote or index.local)
-        end_D = document_ends(index_path(place, file.name, file.version, index.index_folder))
+        end_D = document_ends(index_path(place, file, index.index_folder))
         begin, end = np.searchsorted(end_D, [first, first + token_M.size], side="right")  # ends within the shard
         last_D, end_id = token_M[end_D[begin:end] - first - 1], self._listed.tokenizer.end_id
         if (last_D != end_id).any():

@@ -30,7 +30,7 @@ class Domain:
     prior:  weight, on any positive scale; None for all domains: their numbers of tokens.
     format: of what is read. "mds": a folder with index.json, or of such folders. "megatron": the path of a .bin and its
             .idx, without the ending, or a folder of some. "npy": a file of tokens with or without NumPy's header, or a
-            folder of some. The last two are cut into samples of the data set's seq_len, and read in place when local.
+            folder of .npy. The last two are cut into samples of the data set's seq_len, and read in place when local.
     token_dtype, token_column: the data set's, for this domain alone.
     """
 

@@ -12,7 +12,10 @@ Everything here is untrusted input: a number is used only when it agrees with th
 import math
 import re
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -42,6 +45,7 @@ _NUMPY_FIELDS = [
     re.compile(rb"'fortran_order': *(True|False)"),
     re.compile(rb"'shape': *\((\d{1,18}(?:, *\d{1,18})*,?|)\)"),
 ]
+_THREADS = 32
 _CHUNK = 1 << 20  # entries of an index looked at at once
 
 Found = dict[str, ObjectStatus]  # {what follows the place in a file's path: status}
@@ -59,49 +63,64 @@ class FlatPlace:
     retry: RetryPolicy | None
 
     def find(self) -> Found:
-        """The files of tokens, sorted. Raises NotFound, ConfigError for a store that cannot be read by ranges."""
+        """The files of tokens and their indexes. Raises NotFound, ConfigError (a store that has no ranges)."""
         if local_path(self.url) is None and not is_s3(self.url):
             raise ConfigError(
                 f"domain '{self.name}': {self.url}: format '{self.format}' is read by ranges, from s3:// or a path.\n"
                 "  Use the store's S3 endpoint (S3_ENDPOINT_URL), or mount it."
             )
-        suffix = ".bin" if self.format == "megatron" else ".npy"
-        single = suffix if self.format == "megatron" else ""
-        if self.format == "megatron" or self.url.endswith(suffix):
-            try:
-                return {single: object_status(self.url + single, self.retry)}
-            except NotFound:
-                pass
-        found = {f"/{name}": status for name, status in list_objects(self.url, suffix, self.retry).items()}
+        is_megatron = self.format == "megatron"
+        found: Found = {}
+        is_file = Path(self.url).suffix and not Path(self.url).is_dir()
+        for single in (".bin", ".idx") if is_megatron else ("",) if is_file else ():
+            with suppress(NotFound):
+                found[single] = object_status(self.url + single, self.retry)
         if not found:
-            one = f"{self.url}.bin and .idx" if self.format == "megatron" else "that file"
+            for suffix in (".bin", ".idx") if is_megatron else (".npy",):
+                listed = list_objects(self.url, suffix, self.retry)
+                found |= {f"/{name}": status for name, status in listed.items()}
+        if not found:
+            one = f"{self.url}.bin and .idx" if is_megatron else "that file"
             raise NotFound(
-                f"{self.url}: domain '{self.name}': neither {one} nor a folder that holds files {suffix}.\n"
+                f"{self.url}: domain '{self.name}': neither {one} nor a folder of such files.\n"
                 f"  Expected tokens in format '{self.format}'."
             )
         return found
 
     def read(self, found: Found) -> FlatContent:
         """The files with what is known of their content. Raises IndexInvalid, ConfigError, NotFound."""
-        read = self._megatron if self.format == "megatron" else self._npy
-        files = tuple(read(name, status) for name, status in found.items())
+        if self.format == "npy":
+            reads = [partial(self._npy, name, status) for name, status in found.items()]
+        else:
+            stems = dict.fromkeys(name.removesuffix(".bin").removesuffix(".idx") for name in found)
+            reads = [
+                partial(self._megatron, stem, found.get(f"{stem}.bin"), found.get(f"{stem}.idx")) for stem in stems
+            ]
+        with ThreadPoolExecutor(_THREADS) as pool:
+            files = tuple(pool.map(lambda read: read(), reads))
         dtypes = sorted({file.dtype for file in files})
         if len(dtypes) > 1 or self.token_dtype not in (None, dtypes[0]):
             expected = f"; token_dtype is {self.token_dtype}" if len(dtypes) == 1 else ""
             raise ConfigError(f"domain '{self.name}': {self.url} holds tokens of {' and '.join(dtypes)}{expected}.")
         return FlatContent(files)
 
-    def _megatron(self, name: str, status: ObjectStatus) -> TokenFile:
-        where = f"{self.url}{name}".removesuffix(".bin") + ".idx"
-        path = index_path(self.url, name, status.version, self.folder)
-        if local_path(where) is None:
+    def _megatron(self, stem: str, tokens: ObjectStatus | None, index: ObjectStatus | None) -> TokenFile:
+        if tokens is None or index is None:
+            missing = f"{self.url}{stem}{'.bin' if tokens is None else '.idx'}"
+            raise NotFound(f"{missing}: no such file. Megatron's format is a .bin and an .idx of one name.")
+        where = f"{self.url}{stem}.idx"
+        path = local_path(where)
+        if path is None:
+            path = self.folder / f"{xxhash.xxh3_128_hexdigest(where.encode())}.unchecked"
             with disk_errors(self.folder):
                 private_folder(self.folder)
             download(where, path, retry=self.retry)
-        elif not path.is_file():
-            raise NotFound(f"{where}: no such file. Megatron's format is a .bin and an .idx of one name.")
-        dtype, num_tokens, num_documents, content_hash = read_megatron_index(path, where, status.num_bytes)
-        return TokenFile(name, 0, num_tokens, dtype, status.version, content_hash, num_documents)
+        dtype, num_tokens, num_documents, content_hash = read_megatron_index(path, where, tokens.num_bytes)
+        file = TokenFile(f"{stem}.bin", 0, num_tokens, dtype, tokens.version, content_hash, num_documents)
+        if local_path(where) is None:
+            with disk_errors(self.folder):
+                path.replace(index_path(self.url, file, self.folder))
+        return file
 
     def _npy(self, name: str, status: ObjectStatus) -> TokenFile:
         where, size, begin, dtype, expected = f"{self.url}{name}", status.num_bytes, 0, self.token_dtype, None
@@ -123,12 +142,10 @@ class FlatPlace:
         return TokenFile(name, begin, num_tokens, str(dtype), status.version)
 
 
-def index_path(url: str, name: str, version: str, folder: Path) -> Path:
-    """Where Megatron's .idx of a .bin is on this machine: beside it, or in `folder` where that is not this machine."""
-    place = local_path(f"{url}{name}")
-    if place is not None:
-        return place.with_suffix(".idx")
-    return folder / f"{xxhash.xxh3_128_hexdigest(f'{url}{name} {version}'.encode())}.idx"
+def index_path(url: str, file: TokenFile, folder: Path) -> Path:
+    """Where Megatron's .idx of a .bin is on this machine: beside it, or by its hash in `folder`."""
+    place = local_path(f"{url}{file.name}")
+    return place.with_suffix(".idx") if place is not None else folder / f"{file.content_hash}.idx"
 
 
 def read_megatron_index(path: Path, where: str, bin_bytes: int) -> tuple[str, int, int, str]:

@@ -20,7 +20,7 @@ import numpy as np
 import xxhash
 
 from ado_stream.durable import private_folder, write_durably
-from ado_stream.errors import ConfigError, NotFound
+from ado_stream.errors import AccessDenied, ConfigError, NotFound
 from ado_stream.storage.download import (
     download_bytes,
     download_if_changed,
@@ -133,8 +133,10 @@ class _MdsSource:
             return download_if_changed(self.url, tag, self.retry)
         except NotFound:
             folder = self.url.removesuffix(f"/{INDEX_NAME}")
-            may_list = is_s3(folder) or local_path(folder) is not None
-            names = list(list_objects(folder, f"/{INDEX_NAME}", self.retry)) if may_list else []
+            names: list[str] = []
+            if is_s3(folder) or local_path(folder) is not None:
+                with suppress(AccessDenied):  # who may read objects may not always list them
+                    names = list(list_objects(folder, f"/{INDEX_NAME}", self.retry))
             if not names:
                 raise
         texts = {name.rpartition("/")[0]: download_bytes(f"{folder}/{name}", self.retry) for name in names}

