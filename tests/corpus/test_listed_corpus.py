@@ -122,6 +122,7 @@ def test_a_cache_folder_is_for_what_is_remote_or_may_have_to_be_unpacked(listed,
     assert {"a\\shard.00000.mds", "b\\shard.00000.mds"} <= {each.name for each in (tmp_path / "cache").rglob("*.mds")}
 
 
+@pytest.mark.filterwarnings("ignore:unclosed file:ResourceWarning")  # merge_index leaves its files open
 def test_an_index_that_streaming_merged_is_the_same_data(listed, tmp_path):
     from streaming.base.util import merge_index
 
