@@ -64,17 +64,19 @@ def time_ours(asked_at: float, root: Path, kind: str, prefetch: int, warmup: int
 
 def time_megatron(asked_at: float, root: Path, warmup: int, count: int) -> tuple[float, float]:
     """Megatron's blend of GPTDatasets, by size, in a DataLoader with 0 or 2 workers: the faster, as `timed`."""
+    import torch.distributed as dist
     from megatron.core.datasets.blended_megatron_dataset_builder import BlendedMegatronDatasetBuilder
     from megatron.core.datasets.gpt_dataset import GPTDataset, GPTDatasetConfig
     from torch.utils.data import DataLoader
 
+    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
     config: Any = GPTDatasetConfig(
         random_seed=17,
         sequence_length=SEQ_LEN,
         blend=([f"{root}/megatron/{number}" for number in range(NUM_DOMAINS)], None),
         split="1,0,0",
         path_to_cache=str(root / "cache"),
-        tokenizer=types.SimpleNamespace(eod=END, pad=-1, unique_identifiers={"name": "none"}),
+        tokenizer=types.SimpleNamespace(eod=END, pad=-1, vocab_size=50304, unique_identifiers={"name": "none"}),
         reset_position_ids=False,
         reset_attention_mask=False,
         eod_mask_loss=False,
