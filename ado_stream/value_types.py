@@ -11,6 +11,7 @@ Ints = NDArray[np.int64]
 Bools = NDArray[np.bool_]
 Words = NDArray[np.uint64]
 Array = NDArray[Any]  # of any dtype
+TokenDtype = np.dtype[np.integer[Any]]
 
 JsonObject = dict[str, Any]  # of JSON values; Any, because what is read back is checked where it is used
 JsonMapping = Mapping[str, Any]  # the same, not changed

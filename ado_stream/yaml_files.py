@@ -4,6 +4,7 @@ Whatever the libraries raise becomes a ConfigError: of a value that does not fit
 digits, they raise ValueError, KeyError or AttributeError.
 """
 
+import io
 import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -18,18 +19,28 @@ def read_yaml(path: str | os.PathLike[str], kind: str, resolve: bool) -> dict[st
 
     kind: what the file is, for errors. Raises NotFound, ConfigError.
     """
-    from omegaconf import OmegaConf
-
     try:
         with _yaml_errors(f"{path}: not YAML"):
-            values = OmegaConf.to_container(OmegaConf.load(Path(path)), resolve=resolve)
-            repr(values)
+            data = Path(path).read_bytes()
     except FileNotFoundError:
         raise NotFound(f"{path}: no such {kind} file.") from None
     except OSError as error:
         raise ConfigError(f"{path}: not a {kind} file: {error.strerror or error}.") from None
+    return parse_yaml(data, os.fspath(path), kind, resolve)
+
+
+def parse_yaml(data: bytes, where: str, kind: str, resolve: bool = False) -> dict[str, Any]:
+    """As `read_yaml`, of the bytes of a file; `where` names it in errors. A key that is given twice is an error."""
+    from omegaconf import OmegaConf
+
+    try:
+        with _yaml_errors(f"{where}: not YAML"):
+            values = OmegaConf.to_container(OmegaConf.load(io.StringIO(data.decode())), resolve=resolve)
+            repr(values)
+    except OSError as error:  # OmegaConf's for a single number
+        raise ConfigError(f"{where}: not a {kind} file: {error}.") from None
     if not isinstance(values, dict):
-        raise ConfigError(f"{path}: a {kind} is a mapping of keys to values, not a list.")
+        raise ConfigError(f"{where}: a {kind} is a mapping of keys to values, not a list.")
     return {str(key): value for key, value in values.items()}
 
 

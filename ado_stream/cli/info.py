@@ -79,8 +79,8 @@ def print_corpus(manifest: Manifest, as_json: bool) -> None:
     rows = [
         [
             name,
-            f"{domains[name]['documents']:,}",
-            f"{domains[name]['bytes'] / 1e6:,.2f}",
+            f"{domains[name]['documents']:,}" if domains[name]["documents"] else "-",
+            f"{domains[name]['bytes'] / 1e6:,.2f}" if domains[name]["bytes"] else "-",
             f"{train_tokens[name]:,}",
             f"{num_samples(domains[name], 'train'):,}",
             f"{train_tokens[name] / max(1, total_tokens):.2%}",
@@ -91,8 +91,9 @@ def print_corpus(manifest: Manifest, as_json: bool) -> None:
     show(table_text(("domain", "documents", "MB", "train tokens", "train samples", "share", "val samples"), rows))
     documents = sum(domain["documents"] for domain in domains.values())
     text_bytes = sum(domain["bytes"] for domain in domains.values())
+    text = f"{documents:,} documents, {text_bytes / 1e6:,.1f} MB of text, " if text_bytes else ""  # else listed in YAML
     show(
-        f"{len(domains)} domains, {documents:,} documents, {text_bytes / 1e6:,.1f} MB of text, "
+        f"{len(domains)} domains, {text}"
         f"{total_tokens:,} training tokens; tokenizer {manifest['tokenizer']}, "
         f"vocabulary {manifest['vocab_size']:,}, samples of {manifest['seq_len'] + 1} tokens"
     )

@@ -4,13 +4,11 @@ All problems are listed, not only the first; exit 1 when there is one.
 """
 
 import argparse
-from collections.abc import Callable
-from typing import ParamSpec, TypeVar
+from collections.abc import Callable, Sequence
+from typing import Any, ParamSpec, TypeVar
 
 from ado_stream.cli.shared import add_corpus_argument
-from ado_stream.corpus.checker import CorpusChecker
-from ado_stream.corpus.manifest import MANIFEST_NAME, domain_fingerprint
-from ado_stream.corpus.mds import HASH
+from ado_stream.corpus.checker import Checker, open_checker
 from ado_stream.errors import AdoStreamError
 from ado_stream.visible import show, show_json
 
@@ -27,7 +25,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Runs the verb; 1 when there is a problem."""
     problems: list[str] = []
-    num_shards = _check_shards(CorpusChecker(args.corpus), problems)
+    num_shards = _check_shards(open_checker(args.corpus), problems)
     if args.json:
         show_json({"shards": num_shards, "problems": problems})
     else:
@@ -37,21 +35,17 @@ def run(args: argparse.Namespace) -> int:
     return bool(problems)
 
 
-def _check_shards(checker: CorpusChecker, problems: list[str]) -> int:
+def _check_shards(checker: Checker, problems: list[str]) -> int:
     """Checks everything; adds to `problems`; returns the number of shards checked."""
     num_shards = 0
-    hashes: dict[str, dict[str, list[str | None]]] = {domain: {} for domain in checker.manifest["domains"]}
+    entries: dict[str, dict[str, Sequence[Any]]] = {domain: {} for domain in checker.manifest["domains"]}
     for domain, split in checker.splits():
-        entries = _collect(problems, checker.index, domain, split) or []
-        hashes[domain][split] = [(entry["raw_data"].get("hashes") or {}).get(HASH) for entry in entries]
-        for entry in entries:
+        entries[domain][split] = _collect(problems, checker.index, domain, split) or []
+        for entry in entries[domain][split]:
             num_shards += 1
             _collect(problems, checker.shard, domain, split, entry)
-    for domain, fields in checker.manifest["domains"].items():
-        if domain_fingerprint(hashes[domain]) != fields.get("fingerprint"):
-            problems.append(
-                f"IndexInvalid: domain {domain!r}: its shards are not those that {MANIFEST_NAME} was written for."
-            )
+    for domain in entries:
+        _collect(problems, checker.check_fingerprint, domain, entries[domain])
     return num_shards
 
 

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 from ado_stream.cli.shared import announce
 from ado_stream.corpus import Corpus, open_corpus
-from ado_stream.corpus.checker import CorpusChecker
+from ado_stream.corpus.checker import Checker, open_checker
 from ado_stream.corpus.manifest import SPLITS
 from ado_stream.errors import ConfigError
 from ado_stream.option_checks import optional, whole
@@ -66,7 +66,7 @@ def _samples(args: argparse.Namespace, corpus: Corpus) -> Iterator[tuple[JsonObj
     names = [domain.name for domain in corpus.domains]
     for name in args.domain or []:
         _check_name(name, names, args.split)
-    checker = CorpusChecker(args.corpus)
+    checker = open_checker(args.corpus)
     for name in args.domain or names:
         for number, tokens in _spread(checker, name, args.split, args.samples):
             yield {"domain": name, "sample": number}, tokens
@@ -81,7 +81,7 @@ def _batches(args: argparse.Namespace, corpus: Corpus) -> Iterator[tuple[JsonObj
     announce(f"drawing {args.batches} batches of {args.corpus}")
     from ado_stream.stream.dataset import AdaptiveStreamingDataset  # imports torch
 
-    dataset = AdaptiveStreamingDataset(domains, global_batch_size=args.batch_size, seed=args.seed, mixture_lag=None)
+    dataset = AdaptiveStreamingDataset(domains, args.batch_size, args.seed, mixture_lag=None, seq_len=corpus.seq_len)
     yield from _drawn(dataset, args.batches)
 
 
@@ -146,7 +146,7 @@ def _check_name(name: str, names: Sequence[str], split: str) -> None:
         )
 
 
-def _spread(checker: CorpusChecker, domain: str, split: str, num_samples: int) -> Iterator[tuple[int, Array]]:
+def _spread(checker: Checker, domain: str, split: str, num_samples: int) -> Iterator[tuple[int, Array]]:
     """(number, tokens) of `num_samples` samples, evenly spaced; only the shards that hold one are read."""
     entries = checker.index(domain, split)
     ends = list(itertools.accumulate(entry["samples"] for entry in entries))

@@ -11,7 +11,9 @@ from ado_stream.visible import show, visible
 
 def add_corpus_argument(parser: argparse.ArgumentParser) -> None:
     """CORPUS, a prepared corpus."""
-    parser.add_argument("corpus", metavar="CORPUS", help="folder or URL that `ado-stream prepare` wrote")
+    parser.add_argument(
+        "corpus", metavar="CORPUS", help="folder or URL that `ado-stream prepare` wrote, or corpus.yaml"
+    )
 
 
 def add_trained_run_argument(parser: argparse.ArgumentParser) -> None:

@@ -5,15 +5,18 @@ there, every token must be inside the vocabulary. One shard at a time is in memo
 """
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any, Protocol
 
 import numpy as np
 import zstandard
 
-from ado_stream.corpus.corpus import load_manifest, local_folder
-from ado_stream.corpus.manifest import MANIFEST_NAME, SPLITS, num_samples
+from ado_stream.corpus.corpus import load_manifest
+from ado_stream.corpus.listed_corpus import is_listed
+from ado_stream.corpus.manifest import MANIFEST_NAME, SPLITS, Manifest, domain_fingerprint, num_samples
 from ado_stream.corpus.mds import HASH, FileEntry, ShardEntry, ShardFormat, decode_shard, digest
+from ado_stream.corpus.places import local_folder
 from ado_stream.errors import ConfigError, DataError, IndexInvalid, ShardCorrupt
 from ado_stream.json_files import decode_json
 from ado_stream.storage.decompress import is_bomb
@@ -21,6 +24,24 @@ from ado_stream.storage.download import download_bytes
 from ado_stream.storage.verify import CHUNK_BYTES
 from ado_stream.stream.mds_index import INDEX_NAME, make_index, parse_index
 from ado_stream.value_types import Array
+
+
+class Checker(Protocol):
+    """What `lint` and `preview` need of a corpus, prepared or listed. An entry of an index has at least "samples"."""
+
+    manifest: Manifest
+
+    def splits(self) -> Iterator[tuple[str, str]]:
+        """Every (domain, split) that has samples."""
+
+    def index(self, domain: str, split: str) -> Sequence[Any]:
+        """An entry for every shard of a split."""
+
+    def shard(self, domain: str, split: str, entry: Any) -> Array:
+        """(samples, seq_len + 1) ids of one shard of `index`, checked."""
+
+    def check_fingerprint(self, domain: str, entries: Mapping[str, Sequence[Any]]) -> None:
+        """Raises IndexInvalid where {split: entries} are not the shards that the corpus has a fingerprint of."""
 
 
 class CorpusChecker:
@@ -80,6 +101,15 @@ class CorpusChecker:
         self._check_vocabulary(where, tokens)
         return tokens
 
+    def check_fingerprint(self, domain: str, entries: Mapping[str, Sequence[ShardEntry]]) -> None:
+        """Raises IndexInvalid unless the shards {split: entries of its index} are those of the manifest."""
+        hashes = {
+            split: [(entry["raw_data"].get("hashes") or {}).get(HASH) for entry in some]
+            for split, some in entries.items()
+        }
+        if domain_fingerprint(hashes) != self.manifest["domains"][domain]["fingerprint"]:
+            raise IndexInvalid(f"domain {domain!r}: its shards are not those that {MANIFEST_NAME} was written for.")
+
     def _folder(self, domain: str, split: str) -> str:
         """The path or URL of a split's data set."""
         return f"{self.url}/{self.manifest['domains'][domain]['path']}/{split}"
@@ -92,6 +122,15 @@ class CorpusChecker:
                 f"{where}: row {row}, position {column}: token {tokens[row, column]}, but the vocabulary ends at "
                 f"{vocab_size - 1}.\n  Shards and {MANIFEST_NAME} do not belong together; prepare them again."
             )
+
+
+def open_checker(url: str) -> Checker:
+    """The checker of the corpus at `url`. Raises as its constructor."""
+    if is_listed(url):
+        from ado_stream.corpus.listed_checker import ListedChecker  # imports numba
+
+        return ListedChecker(url)
+    return CorpusChecker(url)
 
 
 def _read(where: str, expected_bytes: int) -> bytes:

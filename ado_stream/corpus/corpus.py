@@ -1,4 +1,4 @@
-"""Opens a prepared corpus: corpus.json to domains, tokenizer and sequence length.
+"""Opens a corpus, prepared or listed in a YAML file: to domains, tokenizer and sequence length.
 
 A local corpus is read in place, unless a cache folder is given. For any other, the domains point to the corpus and to
 the cache folder, so that the stream downloads shards when it needs them. Only downloaded bytes are parsed:
@@ -6,26 +6,21 @@ corpus.json from memory, the tokenizer from a private folder.
 """
 
 import os
-import re
-import tempfile
-import urllib.parse
 from collections.abc import Iterator
 from contextlib import nullcontext
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
-from ado_stream.corpus.manifest import MANIFEST_NAME, SPLITS, Manifest, decode_manifest, json_hash, num_samples
+from ado_stream.corpus.listed_corpus import is_listed, open_listed
+from ado_stream.corpus.manifest import MANIFEST_NAME, SPLITS, Manifest, decode_manifest, num_samples
+from ado_stream.corpus.places import local_folder, locate, read_tokenizer, remote_text
 from ado_stream.corpus.slow_notice import slow_notice
-from ado_stream.corpus.tokenizer import BYTES, TOKENIZER_CONFIG_NAME, Tokenizer, load_tokenizer, load_tokenizer_file
+from ado_stream.corpus.tokenizer import Tokenizer
 from ado_stream.errors import ConfigError, IndexInvalid, NotFound
 from ado_stream.option_checks import one_of, optional, path_text
 from ado_stream.redact import redact
 from ado_stream.storage.download import download_bytes
 from ado_stream.stream.domain import Domain
-
-SCHEMES = ("s3", "gs", "azure", "azure-dl", "oci", "hf", "sftp", "dbfs", "alipan")  # of streaming's clients
-_SCHEME = re.compile(r"\s*([a-zA-Z][a-zA-Z0-9+.-]+):(?=/)")
 
 
 @dataclass(frozen=True, repr=False)
@@ -35,7 +30,7 @@ class Corpus:
     domains: list[Domain]
     tokenizer: Tokenizer
     seq_len: int  # tokens a model reads at once; samples hold one more
-    manifest: Manifest  # corpus.json
+    manifest: Manifest  # corpus.json, or what one would say
     url: str  # of the corpus, or its local folder
     split: str
 
@@ -63,7 +58,7 @@ class Corpus:
 def open_corpus(
     url: str | os.PathLike[str], split: str = "train", cache_dir: str | os.PathLike[str] | None = None
 ) -> Corpus:
-    """The corpus at a local folder or a URL; domains in corpus.json's order, those with samples in `split`.
+    """The corpus at a local folder, a URL, or listed in a .yaml; its domains in order, those with samples in `split`.
 
     cache_dir: for the shards that are read; None: a folder of the user's cache for a URL, none for a local folder,
     where shards are unpacked in place. Corpora and jobs may share it. Raises NotFound (no corpus.json there),
@@ -71,7 +66,12 @@ def open_corpus(
     """
     url, split = path_text("url", url), one_of("split", split, SPLITS)
     cache_dir = optional(path_text, "cache_dir", cache_dir)
-    local, remote = _locate(url, cache_dir)
+    if is_listed(url):
+        listed = open_listed(url, cache_dir)
+        if not listed.domains[split]:
+            raise ConfigError(f"{url}: no domain has split {split!r}. Give domains a path under 'val'.")
+        return Corpus(listed.domains[split], listed.tokenizer, listed.manifest["seq_len"], listed.manifest, url, split)
+    local, remote = locate(url, cache_dir)
     source = remote or str(local)
     manifest = _read_manifest(source)
     domains = [
@@ -86,7 +86,7 @@ def open_corpus(
     ]
     if not domains:
         raise ConfigError(f"{url}: no sample in split {split!r}. Prepare it with --val or --val-fraction.")
-    tokenizer = _read_tokenizer(source, manifest["tokenizer"])
+    tokenizer = read_tokenizer(source, manifest["tokenizer"])
     if tokenizer.vocab_size != manifest["vocab_size"]:
         raise IndexInvalid(
             f"{source}/{MANIFEST_NAME}: vocab_size {manifest['vocab_size']:,}, but its tokenizer "
@@ -96,50 +96,14 @@ def open_corpus(
 
 
 def load_manifest(url: str | os.PathLike[str]) -> Manifest:
-    """corpus.json of the corpus at a local folder or a URL, checked. Raises NotFound, IndexInvalid, StorageError."""
-    local, remote = _locate(url, None)
-    return _read_manifest(remote or str(local))
+    """corpus.json of the corpus at a local folder or a URL, checked, or what it would say of one that is listed.
 
-
-def local_folder(url: str | os.PathLike[str]) -> Path | None:
-    """The folder behind a path or file:// URL; None for an object store's URL.
-
-    Raises ConfigError for an unknown scheme, which would otherwise fail after every retry, or be used as a folder.
+    Raises NotFound, IndexInvalid, StorageError; ConfigError for a listed one.
     """
-    path = os.fspath(url).removeprefix("file://")
-    found = _SCHEME.match(path)
-    if found is None:
-        return Path(os.path.expanduser(path))
-    scheme, rest = found[1], path[found.end() :]
-    written_so = found[0] == f"{scheme}:" and (re.match("//[^/]", rest) or scheme == "dbfs")
-    if scheme not in SCHEMES or not written_so or not rest.strip("/"):
-        near = f"; did you mean {scheme.lower()}:// and a path?" if scheme.lower() in (*SCHEMES, "file") else ""
-        raise ConfigError(
-            f"{url}: not a URL that can be read or written{near}\n"
-            f"  Use a path, file://, or one of {', '.join(f'{name}://' for name in SCHEMES)}."
-        )
-    return None
-
-
-def remote_text(url: str) -> str:
-    """`url`, with the host that S3_ENDPOINT_URL names where it is one of S3, for messages; without credentials."""
-    host = urllib.parse.urlsplit(os.environ.get("S3_ENDPOINT_URL", "")).netloc.rpartition("@")[2]
-    return redact(f"{url} (S3_ENDPOINT_URL: {host})" if url.startswith("s3://") and host else url)
-
-
-def user_cache(kind: str, url: str) -> Path:
-    """The folder of the user's cache for work of this `kind` on the remote corpus at `url`."""
-    cache = Path(os.path.expanduser(os.environ.get("XDG_CACHE_HOME") or "~/.cache"))
-    return cache / "ado-stream" / kind / json_hash(url)
-
-
-def _locate(url: str | os.PathLike[str], cache_dir: str | os.PathLike[str] | None) -> tuple[Path, str | None]:
-    """The folder of the shards, and the corpus' URL or path if that folder caches it."""
-    local = local_folder(url)
-    if local is not None and cache_dir is None:
-        return local, None
-    remote = os.fspath(url).rstrip("/") if local is None else str(local)
-    return Path(os.path.expanduser(cache_dir)) if cache_dir is not None else user_cache("corpora", remote), remote
+    if is_listed(url):
+        return open_listed(os.fspath(url)).manifest
+    local, remote = locate(url, None)
+    return _read_manifest(remote or str(local))
 
 
 def _read_manifest(source: str) -> Manifest:
@@ -150,17 +114,3 @@ def _read_manifest(source: str) -> Manifest:
     with slow_notice(remote_text(source)) if folder is None else nullcontext():
         data = download_bytes(where)
     return decode_manifest(data, where)
-
-
-def _read_tokenizer(source: str, name: str) -> Tokenizer:
-    if name == BYTES:
-        return load_tokenizer(BYTES)
-    with tempfile.TemporaryDirectory(prefix="ado-") as folder:
-        for each in (name, TOKENIZER_CONFIG_NAME):
-            if (local := local_folder(source)) is not None and not (local / each).is_file():
-                raise NotFound(f"{local / each}: no such file. Prepare the corpus again.")
-            (Path(folder) / each).write_bytes(download_bytes(f"{source}/{each}"))
-        try:
-            return load_tokenizer_file(Path(folder) / name)
-        except ConfigError as error:  # which names the copy
-            raise ConfigError(str(error).replace(folder, source)) from None

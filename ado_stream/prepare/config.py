@@ -5,7 +5,7 @@ import os
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from ado_stream.corpus.corpus import local_folder
+from ado_stream.corpus.places import local_folder
 from ado_stream.corpus.tokenizer import BYTES, bpe_vocabulary
 from ado_stream.errors import ConfigError
 from ado_stream.option_checks import flag, number, optional, path_text, text, whole

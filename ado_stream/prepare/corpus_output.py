@@ -11,8 +11,8 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from ado_stream.corpus.corpus import remote_text
 from ado_stream.corpus.manifest import MANIFEST_NAME
+from ado_stream.corpus.places import remote_text
 from ado_stream.corpus.slow_notice import slow_notice
 from ado_stream.durable import write_durably
 from ado_stream.errors import ConfigError, NotFound, StorageError

@@ -13,8 +13,8 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from ado_stream.corpus.corpus import user_cache
 from ado_stream.corpus.manifest import MANIFEST_NAME, MANIFEST_VERSION, decode_manifest, json_hash
+from ado_stream.corpus.places import user_cache
 from ado_stream.corpus.tokenizer import Tokenizer
 from ado_stream.durable import write_durably
 from ado_stream.errors import ConfigError

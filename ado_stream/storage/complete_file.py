@@ -11,6 +11,8 @@ from collections.abc import Callable, Mapping
 from contextlib import suppress
 from pathlib import Path
 
+import xxhash
+
 from ado_stream.durable import disk_errors, new_file, private_folder, rename_durably
 from ado_stream.storage.object_locks import lock_if_free, lock_path
 from ado_stream.storage.verify import ContentError, Verifier
@@ -51,13 +53,16 @@ class CompleteFile:
 
     Unlike durable_file, it can start over, verifies what it commits, and has a temporary name by which other processes
     can remove it when this one was killed. As a context manager it leaves no temporary file behind. The full size is
-    set at the start (sparse), so that other processes that sum up the cache's files count what is reserved.
+    set at the start (sparse), so that other processes that sum up the cache's files count what is reserved. seal: see
+    verify.py.
     """
 
-    def __init__(self, destination: Path, expected_bytes: int | None, hashes: Mapping[str, str]) -> None:
+    def __init__(
+        self, destination: Path, expected_bytes: int | None, hashes: Mapping[str, str], seal: bool = False
+    ) -> None:
         self.destination = destination
         self.temporary = temporary_path(destination)
-        self._expected_bytes, self._hashes = expected_bytes, hashes
+        self._expected_bytes, self._hashes, self._seal = expected_bytes, hashes, seal
 
     def __enter__(self) -> "CompleteFile":
         with disk_errors(self.destination):
@@ -74,6 +79,7 @@ class CompleteFile:
     def restart(self) -> None:
         """Discards what was written: the next attempt starts at the first byte."""
         self.verifier = Verifier(self._expected_bytes, self._hashes)
+        self._seal_state = xxhash.xxh64()
         with disk_errors(self.destination):
             self._file.seek(0)
             self._file.truncate(self._expected_bytes or 0)
@@ -81,10 +87,9 @@ class CompleteFile:
     def write(self, chunk: bytes) -> None:
         """Appends and hashes; raises ContentError beyond the expected size, DiskError when the disk refuses."""
         self.verifier.update(chunk)
-        view = memoryview(chunk)
-        with disk_errors(self.destination):
-            while view:
-                view = view[self._file.write(view) :]
+        if self._seal:
+            self._seal_state.update(chunk)
+        self._append(chunk)
 
     def commit(self) -> os.stat_result:
         """Makes the file visible under its name; raises ContentError when it differs from the index.
@@ -94,9 +99,17 @@ class CompleteFile:
         mismatch = self.verifier.mismatch()
         if mismatch is not None:
             raise ContentError(mismatch)
+        if self._seal:
+            self._append(self._seal_state.digest())
         with disk_errors(self.destination):
             rename_durably(self._file, self.temporary, self.destination)
             return os.fstat(self._file.fileno())
+
+    def _append(self, chunk: bytes) -> None:
+        view = memoryview(chunk)
+        with disk_errors(self.destination):
+            while view:
+                view = view[self._file.write(view) :]
 
 
 def quarantine(path: Path) -> None:

@@ -24,6 +24,7 @@ import xxhash
 from ado_stream.errors import AccessDenied, ConfigError, IndexInvalid, NotFound, StorageError, Throttled
 from ado_stream.storage import s3
 from ado_stream.storage.complete_file import CompleteFile
+from ado_stream.storage.object_spec import ObjectStatus, Part
 from ado_stream.storage.retry import AttemptError, DownloadMonitor, RetryPolicy, with_retries
 from ado_stream.storage.verify import CHUNK_BYTES
 
@@ -49,22 +50,28 @@ def download(
     hashes: Mapping[str, str] | None = None,
     retry: RetryPolicy | None = None,
     stop: threading.Event | None = None,
+    part: Part | None = None,
 ) -> Download:
     """Bytes and attempts it took to make `destination` from `remote_url` (a URL or a local path).
 
-    The caller holds the lock of `destination`, as NodeCache does, or is its only writer.
+    The caller holds the lock of `destination`, as NodeCache does, or is its only writer. part: of the object, of
+    `expected_bytes`, which becomes a sealed file.
 
     Raises:
         NotFound, AccessDenied: at once; Throttled, StorageError: after every retry, naming URL, attempts and seconds.
         ContentError: complete bytes of the wrong size or hash; the destination was not touched.
+        DataError: the object is not the version that `part` is of.
         DiskError: the local disk failed. StoppedError: `stop` was set. ConfigError: a scheme without its client.
     """
     monitor = DownloadMonitor(retry or RetryPolicy(), remote_url, stop)
-    with CompleteFile(destination, expected_bytes, hashes or {}) as file:
+    with CompleteFile(destination, expected_bytes, hashes or {}, seal=part is not None) as file:
 
         def attempt() -> None:
             file.restart()
-            _receive(remote_url, file.write, file.temporary, monitor)
+            if part is None:
+                _receive(remote_url, file.write, file.temporary, monitor)
+            else:
+                _receive_part(remote_url, file.write, monitor, part, expected_bytes or 0)
 
         _, attempts = with_retries(attempt, monitor)
         return Download(file.verifier.num_bytes, attempts, file.commit())
@@ -106,28 +113,68 @@ def download_if_changed(
     return None if found is None or found == tag else (bytes(content), found)
 
 
+def download_part(
+    remote_url: str, begin: int, end: int, version: str | None, retry: RetryPolicy | None = None
+) -> bytes:
+    """Bytes [begin, end) of that version of the object at `remote_url`. Raises as `download`."""
+    monitor = DownloadMonitor(retry or RetryPolicy(), remote_url)
+    content = bytearray()
+
+    def attempt() -> None:
+        content.clear()
+        _receive_part(remote_url, content.extend, monitor, Part(begin, version), end - begin)
+
+    with_retries(attempt, monitor)
+    return bytes(content)
+
+
 def object_version(remote_url: str, retry: RetryPolicy | None = None) -> str | None:
     """What changes when the object at `remote_url` is replaced: its ETag, or the size and time of a local file.
 
     None for a store without either. Raises as `download`.
     """
+    if local_path(remote_url) is None and not is_s3(remote_url):
+        return None
+    return object_status(remote_url, retry).version
+
+
+def object_status(remote_url: str, retry: RetryPolicy | None = None) -> ObjectStatus:
+    """Size and version of the object at `remote_url`, which is local or in S3. Raises as `download`."""
     monitor = DownloadMonitor(retry or RetryPolicy(), remote_url)
     path = local_path(remote_url)
-    if path is not None:
-        version, _ = with_retries(lambda: _file_version(path), monitor)
-        return version
-    if not _is_s3(remote_url):
-        return None
-    version, _ = with_retries(lambda: s3.object_etag(remote_url, monitor), monitor)
-    return version
+    found, _ = with_retries(
+        lambda: s3.object_status(remote_url, monitor) if path is None else _file_status(path), monitor
+    )
+    return found
 
 
-def _file_version(path: Path) -> str:
+def list_objects(folder_url: str, suffix: str, retry: RetryPolicy | None = None) -> dict[str, ObjectStatus]:
+    """{path below the folder: status} of the objects at any depth that end with `suffix`, sorted by path.
+
+    folder_url: local or in S3. Raises as `download`; what is not there has no objects.
+    """
+    monitor = DownloadMonitor(retry or RetryPolicy(), folder_url)
+    path = local_path(folder_url)
+    found, _ = with_retries(
+        lambda: s3.list_objects(folder_url, monitor) if path is None else _list_files(path), monitor
+    )
+    return {name: found[name] for name in sorted(found) if name.endswith(suffix)}
+
+
+def _list_files(folder: Path) -> dict[str, ObjectStatus]:
+    names = (os.path.relpath(os.path.join(each, name), folder) for each, _, files in os.walk(folder) for name in files)
+    return {name: _file_status(folder / name) for name in names}
+
+
+def _file_status(path: Path) -> ObjectStatus:
     try:
-        status = os.stat(path)
+        return _status_of(os.stat(path))
     except OSError as error:
         raise _classified(error) from error
-    return f"{status.st_size}-{status.st_mtime_ns}"
+
+
+def _status_of(status: os.stat_result) -> ObjectStatus:
+    return ObjectStatus(status.st_size, f"{status.st_size}-{status.st_mtime_ns}")
 
 
 def local_path(remote_url: str) -> Path | None:
@@ -140,7 +187,8 @@ def local_path(remote_url: str) -> Path | None:
     return None
 
 
-def _is_s3(remote_url: str) -> bool:
+def is_s3(remote_url: str) -> bool:
+    """Whether this is a URL of S3."""
     return remote_url[:5].lower() == "s3://"
 
 
@@ -151,17 +199,38 @@ def _receive(
     path = local_path(remote_url)
     if path is not None:
         _copy(path, write, monitor)
-    elif _is_s3(remote_url):
+    elif is_s3(remote_url):
         return s3.get_object(remote_url, write, monitor, unless)
     else:
         _receive_through_streaming(remote_url, write, temporary, monitor)
     return ""
 
 
-def _copy(path: Path, write: Callable[[bytes], None], monitor: DownloadMonitor) -> None:
+def _receive_part(
+    remote_url: str, write: Callable[[bytes], object], monitor: DownloadMonitor, part: Part, num_bytes: int
+) -> None:
+    path = local_path(remote_url)
+    if path is None:
+        s3.get_object(remote_url, write, monitor, part=range(part.begin, part.begin + num_bytes), version=part.version)
+    else:
+        _copy(path, write, monitor, part, num_bytes)
+
+
+def _copy(
+    path: Path,
+    write: Callable[[bytes], object],
+    monitor: DownloadMonitor,
+    part: Part | None = None,
+    max_bytes: int = 1 << 62,
+) -> None:
     try:
         with open(path, "rb", buffering=0) as source:
-            while chunk := source.read(CHUNK_BYTES):
+            if part is not None:
+                if _status_of(os.fstat(source.fileno())).version != part.version:
+                    raise s3.replaced()
+                source.seek(part.begin)
+            while max_bytes and (chunk := source.read(min(CHUNK_BYTES, max_bytes))):
+                max_bytes -= len(chunk)
                 monitor.received(len(chunk))
                 write(chunk)
     except OSError as error:

@@ -34,7 +34,7 @@ from ado_stream.storage.object_locks import LOCK_DIR, lock_if_free, lock_path
 from ado_stream.storage.object_spec import ObjectSpec
 from ado_stream.storage.retry import Deadline
 
-SHARD = re.compile(r"(.*\.mds)(\.|$)")
+SHARD = re.compile(r"(.*\.(?:mds|tokens))(\.|$)")
 _CACHE_FOLDER = re.compile(r"[0-9a-f]{32}")  # named by open_indexes.py
 
 

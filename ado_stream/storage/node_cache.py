@@ -21,15 +21,15 @@ from pathlib import Path
 from typing import TypeVar
 
 from ado_stream.durable import DiskError, private_folder
-from ado_stream.errors import CacheFull, ConfigError, NotFound, ShardCorrupt
+from ado_stream.errors import CacheFull, ConfigError, DataError, NotFound, ShardCorrupt
 from ado_stream.storage.complete_file import quarantine, remove_free_leftovers, remove_leftovers
 from ado_stream.storage.decompress import decompress
-from ado_stream.storage.download import download, local_path
+from ado_stream.storage.download import download, local_path, object_version
 from ado_stream.storage.evict import Evictor
 from ado_stream.storage.object_locks import object_lock
 from ado_stream.storage.object_spec import Fetched, ObjectSpec
 from ado_stream.storage.retry import Deadline, RetryPolicy
-from ado_stream.storage.verify import ContentError, Mismatch, check_file
+from ado_stream.storage.verify import ContentError, Mismatch, check_file, check_sealed
 from ado_stream.visible import visible
 
 T = TypeVar("T")
@@ -106,8 +106,8 @@ class NodeCache:
                 )
         self._evictor.check_fits(largest.values())
 
-    def map(self, spec: ObjectSpec, stop: threading.Event | None = None) -> tuple[mmap.mmap, Fetched]:
-        """A read-only map of the raw file, and the result of `fetch`; the map stays readable when the file is evicted.
+    def map(self, spec: ObjectSpec, stop: threading.Event | None = None) -> tuple[memoryview, Fetched]:
+        """The object's bytes, mapped, and the result of `fetch`; they stay readable when the file is evicted.
 
         Another process may evict or replace the file between fetching and mapping; then it is fetched again, until the
         total deadline. Raises as `fetch`, and CacheFull when that happens every time.
@@ -122,7 +122,7 @@ class NodeCache:
                         raise ShardCorrupt(
                             f"{spec.where}: {spec.label} is empty, as index.json says. Rewrite the shard."
                         )
-                    return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ), fetched
+                    return _mapped(file.fileno(), spec), fetched
             if not deadline.wait():
                 raise CacheFull(
                     f"{spec.label}: other processes evicted or replaced it for {deadline.seconds:.0f} s "
@@ -154,7 +154,7 @@ class NodeCache:
         last_chance = spec.remote is None and not (spec.compressed and spec.stored.is_file())
         try:
             status = os.stat(spec.raw)  # before the check: a file that replaces it later must be checked again
-            mismatch = check_file(spec.raw, spec.raw_bytes, spec.raw_hashes)
+            mismatch = _check_raw(spec)
             if mismatch is None:
                 self._accept(spec, status)
                 return True
@@ -202,6 +202,7 @@ class NodeCache:
                         hashes=spec.stored_hashes if spec.compressed else spec.raw_hashes,
                         retry=self.retry,
                         stop=stop,
+                        part=spec.part,
                     ),
                     stop,
                 )
@@ -269,7 +270,8 @@ class NodeCache:
             remove_free_leftovers(folder)
 
     def _warn_without_hashes(self, spec: ObjectSpec) -> None:
-        bare = spec.raw_bytes is not None and not spec.raw_hashes and not spec.stored_hashes
+        hashes = spec.raw_hashes or spec.stored_hashes
+        bare = spec.raw_bytes is not None and spec.part is None and not hashes
         if bare and self._is_first("warn", spec.raw.parent):
             warnings.warn(
                 f"{visible(spec.where)}: the index holds no hashes, so only sizes are checked.\n"
@@ -289,6 +291,27 @@ class NodeCache:
         with self._lock:
             for name, value in more.items():
                 self._counts[name] += value
+
+
+def _check_raw(spec: ObjectSpec) -> Mismatch | None:
+    """What differs between the file on disk and the index. Raises DataError for a file in place that was replaced."""
+    if spec.part is None:
+        return check_file(spec.raw, spec.raw_bytes, spec.raw_hashes)
+    if spec.remote is not None:
+        return check_sealed(spec.raw, spec.raw_bytes or 0)
+    if object_version(str(spec.raw)) != spec.part.version:
+        raise DataError(
+            f"{spec.label}: {spec.raw} was replaced or changed since it was opened.\n"
+            "  Open the data again; a saved state of the old data does not fit the new."
+        )
+    return None
+
+
+def _mapped(descriptor: int, spec: ObjectSpec) -> memoryview:
+    begin, size = (spec.part.begin if spec.part and spec.remote is None else 0), spec.raw_bytes
+    aligned = begin // mmap.ALLOCATIONGRANULARITY * mmap.ALLOCATIONGRANULARITY
+    length = 0 if size is None else begin - aligned + size  # 0: to the end
+    return memoryview(mmap.mmap(descriptor, length, access=mmap.ACCESS_READ, offset=aligned))[begin - aligned :]
 
 
 def _identity(status: os.stat_result) -> _Identity:

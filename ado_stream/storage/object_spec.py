@@ -1,4 +1,4 @@
-"""ObjectSpec: one object of a data set, where it is stored and what it must contain.
+"""ObjectSpec: one object of a data set, or a part of one, where it is stored and what it must contain.
 
 Invariant: a spec is a plain value made from an index; it never reads the disk.
 """
@@ -9,8 +9,27 @@ from pathlib import Path
 
 
 @dataclass(frozen=True)
+class ObjectStatus:
+    """An object's size, and what changes when it is replaced: its ETag, or the size and time of a local file."""
+
+    num_bytes: int
+    version: str
+
+
+@dataclass(frozen=True)
+class Part:
+    """The bytes of an object from `begin` on, as many as the spec's raw_bytes; `version` is the whole object's."""
+
+    begin: int
+    version: str | None  # as object_version returned it when the data were opened; None: the store has none
+
+
+@dataclass(frozen=True)
 class ObjectSpec:
     """One object (a shard or an index file): where it is stored, where it is read, what it must contain.
+
+    A part of a file without a remote is read in place: `raw` is then the whole file. One with a remote is a file of its
+    own in the cache, sealed (verify.py), since no index has a hash of it.
 
     Sizes are in bytes, None where the index does not say. Hashes map an algorithm of the MDS index ("xxh64") to its
     hex digest; empty where the index has none.
@@ -25,6 +44,7 @@ class ObjectSpec:
     stored_hashes: Mapping[str, str] = field(default_factory=dict)
     raw_hashes: Mapping[str, str] = field(default_factory=dict)
     compression: str | None = None  # as in the MDS index: "zstd", "zstd:3", "gz", "bz2", "br", "snappy"
+    part: Part | None = None
 
     @property
     def compressed(self) -> bool:

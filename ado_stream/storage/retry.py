@@ -11,7 +11,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TypeVar
 
-from ado_stream.errors import AccessDenied, ConfigError, NotFound, StorageError, Throttled
+from ado_stream.errors import AccessDenied, AdoStreamError, ConfigError, DataError, NotFound, StorageError, Throttled
 from ado_stream.redact import without_user
 
 T = TypeVar("T")
@@ -49,6 +49,7 @@ _ADVICE = {
     NotFound: "Check the path or URL, and that index.json lists what is there.",
     AccessDenied: "Renew or fix the credentials or permissions (on S3, 403 also hides a missing key without "
     "s3:ListBucket).",
+    DataError: "Open the data again; a saved state of the old data does not fit the new.",
     Throttled: "Lower the number of io threads, or try again later.",
 }
 
@@ -56,7 +57,7 @@ _ADVICE = {
 class AttemptError(Exception):
     """One attempt failed: the public error to raise at the end, and whether a retry can help."""
 
-    def __init__(self, error: type[StorageError], reason: str, *, transient: bool) -> None:
+    def __init__(self, error: type[AdoStreamError], reason: str, *, transient: bool) -> None:
         super().__init__(reason)
         self.error, self.reason, self.transient = error, reason, transient
 

@@ -1,4 +1,4 @@
-"""One S3 GET that is bounded in time: the body is read as it arrives.
+"""One S3 request that is bounded in time: a body is read as it arrives.
 
 Why not Streaming's S3Downloader: its boto3 transfer retries by itself three times, never retries a cut body without
 starting over, and reads in chunks that a slow sender can delay without limit. Here botocore makes exactly one attempt
@@ -13,9 +13,11 @@ import urllib.parse
 from collections.abc import Callable, Mapping
 from typing import Any, TypeVar
 
-from ado_stream.errors import AccessDenied, ConfigError, NotFound, StorageError, Throttled
+from ado_stream.errors import AccessDenied, ConfigError, DataError, NotFound, StorageError, Throttled
+from ado_stream.storage.object_spec import ObjectStatus
 from ado_stream.storage.retry import AttemptError, DownloadMonitor
 from ado_stream.storage.verify import CHUNK_BYTES
+from ado_stream.value_types import JsonMapping
 
 T = TypeVar("T")
 CONNECT_TIMEOUT_S = 10.0
@@ -48,27 +50,69 @@ _clients: dict[tuple[object, ...], Any] = {}
 _clients_lock = threading.Lock()
 
 
-def get_object(url: str, write: Callable[[bytes], None], monitor: DownloadMonitor, unless: str = "") -> str | None:
+def get_object(
+    url: str,
+    write: Callable[[bytes], object],
+    monitor: DownloadMonitor,
+    unless: str = "",
+    part: range | None = None,
+    version: str | None = None,
+) -> str | None:
     """Passes the object's bytes to `write` in one attempt and returns its ETag, "" where the store gives none.
 
-    None, and no bytes, when its ETag is `unless`. Raises AttemptError when the attempt did not work.
+    None, and no bytes, when its ETag is `unless`. Raises AttemptError when the attempt did not work, or the object's
+    ETag is not `version`.
 
     Args:
         url: s3://bucket/key.
         write: takes each chunk; what it raises passes through.
         monitor: counts every chunk; ends the attempt when it stalls, is late, or is to stop.
+        part: only these bytes.
     """
+    options = {"IfNoneMatch": unless, "IfMatch": version, "Range": part and f"bytes={part.start}-{part.stop - 1}"}
 
     def read(response: _Response) -> str:
         _read_body(response, write, monitor)
         return str(response.get("ETag", ""))
 
-    return _request("get_object", url, monitor, read, {"IfNoneMatch": unless} if unless else {})
+    return _request("get_object", url, monitor, read, {key: value for key, value in options.items() if value})
 
 
-def object_etag(url: str, monitor: DownloadMonitor) -> str:
-    """The object's ETag, in one attempt. Raises as `get_object`."""
-    return str(_request("head_object", url, monitor, lambda response: response["ETag"], {}))
+def object_status(url: str, monitor: DownloadMonitor) -> ObjectStatus:
+    """The object's size and ETag, in one attempt. Raises as `get_object`."""
+    found = _request("head_object", url, monitor, _status, {})
+    assert found is not None
+    return found
+
+
+def list_objects(folder_url: str, monitor: DownloadMonitor) -> dict[str, ObjectStatus]:
+    """{key below the folder: status} of all its objects, in one attempt. Raises as `get_object`."""
+    found: dict[str, ObjectStatus] = {}
+    more: str | None = ""
+
+    def read(response: _Response) -> str | None:
+        monitor.begin_attempt()  # a page is no stall
+        monitor.check()
+        found.update({entry["Key"]: _status(entry) for entry in response.get("Contents", [])})
+        return response.get("NextContinuationToken")
+
+    while more is not None:
+        more = _request("list_objects_v2", folder_url, monitor, read, {"ContinuationToken": more} if more else {})
+    prefix = _key(folder_url).rstrip("/") + "/"
+    return {key.removeprefix(prefix): status for key, status in found.items()}
+
+
+def replaced() -> AttemptError:
+    """The failure of a read of part of an object that was replaced after its index was opened."""
+    return AttemptError(DataError, "the file was replaced or changed since it was opened", transient=False)
+
+
+def _status(entry: JsonMapping) -> ObjectStatus:
+    return ObjectStatus(int(entry["Size"] if "Size" in entry else entry["ContentLength"]), str(entry.get("ETag", "")))
+
+
+def _key(url: str) -> str:
+    return urllib.parse.urlunsplit(("", "", *urllib.parse.urlsplit(url)[2:])).lstrip("/")
 
 
 def _request(
@@ -79,7 +123,8 @@ def _request(
     from botocore.exceptions import BotoCoreError, ClientError, NoCredentialsError, ParamValidationError
 
     parts = urllib.parse.urlsplit(url)
-    request = {"Bucket": parts.netloc, "Key": urllib.parse.urlunsplit(("", "", *parts[2:])).lstrip("/"), **options}
+    place = {"Prefix": _key(url).rstrip("/") + "/"} if operation == "list_objects_v2" else {"Key": _key(url)}
+    request = {"Bucket": parts.netloc, **place, **options}
     if parts.netloc in _requester_pays():
         request["RequestPayer"] = "requester"
     try:
@@ -97,7 +142,7 @@ def _request(
         raise AttemptError(StorageError, f"{type(error).__name__}: {error}", transient=transient) from error
 
 
-def _read_body(response: _Response, write: Callable[[bytes], None], monitor: DownloadMonitor) -> None:
+def _read_body(response: _Response, write: Callable[[bytes], object], monitor: DownloadMonitor) -> None:
     expected, received = response["ContentLength"], 0
     body = response["Body"]
     try:
@@ -146,6 +191,8 @@ def _requester_pays() -> set[str]:
 def _classified(error: Any) -> AttemptError:
     code = str(error.response.get("Error", {}).get("Code", ""))
     status = str(error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", ""))
+    if status == "412":
+        return replaced()
     reason = f"HTTP {status} {code}".strip()
     if code in NOT_FOUND or status == "404":
         return AttemptError(NotFound, reason, transient=False)

@@ -1,6 +1,7 @@
 """Checks bytes against the index: size and hash, of a stream or of a file on disk.
 
 Invariant: a check covers every byte; what was not checked is not served.
+A file that no index has a hash of is sealed: it ends with the xxh64 of all bytes before, taken as they arrived.
 """
 
 import hashlib
@@ -14,6 +15,7 @@ import xxhash
 from ado_stream.errors import IndexInvalid, StorageError
 
 CHUNK_BYTES = 1 << 20
+SEAL_BYTES = 8
 
 
 @dataclass(frozen=True)
@@ -93,6 +95,18 @@ def check_file(path: Path, expected_bytes: int | None, hashes: Mapping[str, str]
             f"{path}: cannot be read ({error.strerror}).\n  Check the disk and the permissions."
         ) from error
     return verifier.mismatch()
+
+
+def check_sealed(path: Path, expected_bytes: int) -> Mismatch | None:
+    """`check_file` of a sealed file of `expected_bytes` and the seal."""
+    with open(path, "rb", buffering=0) as file:
+        if (size := file.seek(0, 2)) != expected_bytes + SEAL_BYTES:
+            return Mismatch("size", str(size), str(expected_bytes + SEAL_BYTES))
+        state = xxhash.xxh64()
+        file.seek(0)
+        for begin in range(0, expected_bytes, CHUNK_BYTES):
+            state.update(file.read(min(CHUNK_BYTES, expected_bytes - begin)))
+        return None if file.read(SEAL_BYTES) == state.digest() else Mismatch("xxh64", state.hexdigest(), "another")
 
 
 def _new_hash(name: str) -> Any:

@@ -22,7 +22,7 @@ from ado_stream.stream.batch_draw import DrawSettings, StepDraw, draw_step
 from ado_stream.stream.board import MixtureBoard
 from ado_stream.stream.device_copies import TokenBatch
 from ado_stream.stream.lookahead import Lookahead, LookaheadLimits
-from ado_stream.stream.mds_index import MdsIndex
+from ado_stream.stream.sample_index import SampleIndex
 from ado_stream.stream.sample_order import SampleOrder, UpcomingIds
 from ado_stream.stream.shard_table import ShardTable
 from ado_stream.stream.stream_statistics import StreamStatistics
@@ -37,7 +37,7 @@ _log = logging.getLogger(__name__)
 class BatchSource:
     """What batches are made from, and which slots of each are this rank's."""
 
-    indexes: list[MdsIndex]
+    indexes: list[SampleIndex]
     cache: NodeCache
     orders: list[SampleOrder]
     board: MixtureBoard

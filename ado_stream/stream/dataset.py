@@ -57,7 +57,7 @@ class AdaptiveStreamingDataset(IterableDataset[TokenBatch]):
         predownload: samples of the mixture's future to keep on the local disk; None: 64 steps.
         replication: this many consecutive ranks get the same samples (tensor or context parallel groups).
         shuffle: "blocks", or one of Streaming's py1e, py1br, py1s, py2s, naive.
-        token_column, token_dtype: of the tokens, in MDS data sets that `prepare` did not write.
+        token_column, token_dtype, seq_len: of data that `prepare` did not write: MDS column, type, T of flat files.
         positions, end_token: True adds `positions` to each batch, (b, T) int64: the place of every input token in its
             document, of which each ends with `end_token`.
         vocab_size: tokens outside [0, vocab_size) are an error when a batch is read; None: not checked.
@@ -84,6 +84,7 @@ class AdaptiveStreamingDataset(IterableDataset[TokenBatch]):
         shuffle: str = "blocks",
         token_column: str = "tokens",
         token_dtype: str | None = None,
+        seq_len: int | None = None,
         positions: bool = False,
         end_token: int | None = None,
         vocab_size: int | None = None,
@@ -93,6 +94,7 @@ class AdaptiveStreamingDataset(IterableDataset[TokenBatch]):
         world_size: int | None = None,
     ):
         super().__init__()
+        seq_len = optional(whole, "seq_len", getattr(domains, "seq_len", None) if seq_len is None else seq_len, 1)
         self.domains = as_domains(domains)
         if positions and end_token is None:
             raise ConfigError("positions=True: give end_token=, the token that ends a document (tokenizer.end_id).")
@@ -119,7 +121,7 @@ class AdaptiveStreamingDataset(IterableDataset[TokenBatch]):
             "sampling": sampling,
             "shuffle": shuffle,
         }
-        self._indexes = indexes = open_indexes(self.domains, token_column, token_dtype, retry)
+        self._indexes = indexes = open_indexes(self.domains, token_column, token_dtype, retry, seq_len)
         orders = [make_order(index.name, index.samples_S, seed, canonical_nodes, shuffle) for index in indexes]
         self._cache = NodeCache(cache_limit, retry)
         self._cache.check_fits(index.spec(int(index.raw_bytes_S.argmax())) for index in indexes)
@@ -165,15 +167,7 @@ class AdaptiveStreamingDataset(IterableDataset[TokenBatch]):
         """(K,) float64, sums to 1: the domains' priors, or their shares of the tokens."""
         return self._board.prior_K
 
-    @property
-    def num_samples_K(self) -> Ints:
-        """Alias of `num_samples`."""
-        return self.num_samples
-
-    @property
-    def prior_K(self) -> Floats:
-        """Alias of `prior`."""
-        return self.prior
+    num_samples_K, prior_K = num_samples, prior  # aliases
 
     @cached_property
     def seq_len(self) -> int:

@@ -12,28 +12,39 @@ from typing import Any
 import numpy as np
 
 from ado_stream.errors import ConfigError
-from ado_stream.option_checks import number, optional, path_text
+from ado_stream.option_checks import number, one_of, optional, path_text, text
 from ado_stream.redact import redact
 from ado_stream.storage.download import local_path
+from ado_stream.stream.mds_index import INTEGER_DTYPES
 from ado_stream.value_types import Floats, Ints
+
+FORMATS = ("mds", "megatron", "npy")
 
 
 @dataclass(frozen=True)
 class Domain:
-    """One domain of the mixture: an MDS data set (a folder with index.json) under a name.
+    """One domain of the mixture: tokens under a name.
 
     Args:
         name: unique among the domains of a data set.
-        remote: URL or path of the folder that is read; None when the shards are in `local`.
-        local: folder on this machine: the shards themselves (remote None) or the cache of the remote. Path objects
+        remote: URL or path of what is read; None when the data are in `local`.
+        local: on this machine: the data themselves (remote None) or the folder that caches the remote. Path objects
             become strings.
         prior: weight, on any positive scale; None for all domains: their numbers of tokens.
+        format: of what is read. "mds": a folder with index.json, or a folder of such folders. "megatron": the path of a
+            .bin and its .idx, without the extension, or a folder of them. "npy": a file of tokens with or without
+            NumPy's header, or a folder of .npy files. The last two are cut into samples of the data set's seq_len, and
+            read in place when local.
+        token_dtype, token_column: override those of the data set for this domain.
     """
 
     name: str
     remote: str | None = None
     local: str | None = None
     prior: float | None = None
+    format: str = "mds"
+    token_dtype: str | None = None
+    token_column: str | None = None
 
     def __post_init__(self) -> None:
         if not self.name or not isinstance(self.name, str):
@@ -41,14 +52,23 @@ class Domain:
         for field in ("remote", "local"):
             checked = optional(path_text, f"domain '{self.name}': {field}", getattr(self, field))
             object.__setattr__(self, field, checked)
+        one_of(f"domain '{self.name}': format", self.format, FORMATS)
+        optional(one_of, f"domain '{self.name}': token_dtype", self.token_dtype, INTEGER_DTYPES)
+        optional(text, f"domain '{self.name}': token_column", self.token_column)
+        if self.format == "megatron":  # the name of either file serves
+            source = "local" if self.remote is None else "remote"
+            place = (getattr(self, source) or "").removesuffix(".bin").removesuffix(".idx")
+            object.__setattr__(self, source, place or None)
+        if self.local is None and self.format != "mds" and local_path(self.remote or "s3://") is not None:
+            object.__setattr__(self, "local", str(local_path(self.remote or "")))
         if self.local is None:
             what = "data or cache" if self.remote is None else f"cache of {self.remote}"
             raise ConfigError(f"domain '{self.name}': no local folder. Give local=, the folder of its {what}.")
         object.__setattr__(self, "prior", optional(number, f"domain '{self.name}': prior", self.prior, 0.0))
 
     def __repr__(self) -> str:
-        given = ((field.name, getattr(self, field.name)) for field in fields(self))
-        return redact(f"Domain({', '.join(f'{name}={value!r}' for name, value in given if value is not None)})")
+        given = ((field.name, getattr(self, field.name), field.default) for field in fields(self))
+        return redact(f"Domain({', '.join(f'{name}={value!r}' for name, value, usual in given if value != usual)})")
 
 
 def as_domains(given: Iterable[object]) -> list[Domain]:

@@ -24,7 +24,7 @@ from ado_stream.errors import StorageError
 from ado_stream.storage.node_cache import NodeCache
 from ado_stream.storage.object_spec import Fetched
 from ado_stream.stream import numba_order
-from ado_stream.stream.mds_index import MdsIndex
+from ado_stream.stream.sample_index import SampleIndex
 from ado_stream.stream.sample_order import SampleOrder
 from ado_stream.stream.stream_statistics import StreamStatistics
 from ado_stream.value_types import Floats, Ints
@@ -52,7 +52,7 @@ class Lookahead:
 
     def __init__(
         self,
-        indexes: Sequence[MdsIndex],
+        indexes: Sequence[SampleIndex],
         cache: NodeCache,
         orders: Sequence[SampleOrder],
         lanes: range,

@@ -8,16 +8,18 @@ them, are never decoded.
 import io
 import json
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import xxhash
 
 from ado_stream.errors import ConfigError, IndexInvalid
 from ado_stream.storage.object_spec import ObjectSpec
-from ado_stream.value_types import Array, Ints, JsonMapping
+from ado_stream.stream.sample_index import SampleIndex
+from ado_stream.stream.shard_view import ShardView, TokenColumn
+from ado_stream.value_types import Array, Ints, JsonMapping, TokenDtype
 
 INDEX_NAME = "index.json"
 MDS_FORMAT, MDS_VERSION = "mds", 2
@@ -27,28 +29,12 @@ _MAX_SHARD_BYTES = 1 << 32  # MDS offsets are uint32
 _MAX_NAME_BYTES = 200  # file systems take 255; ours have a suffix for the lock and the unfinished file
 _MAX_ALGORITHMS = 8  # of hashes; each is a column
 _COLUMN_KEYS = ("column_names", "column_encodings", "column_sizes")
-_BASENAME = re.compile(r"(?!\.{1,2}\Z)[^/\\\0\ud800-\udfff]+")  # JSON may hold half of a surrogate pair
+_PART = r"(?!\.{1,2}(?:/|\Z))[^/\\\0\ud800-\udfff]+"  # JSON may hold half of a surrogate pair
+_BASENAME = re.compile(f"{_PART}(/{_PART})*")  # in a folder where Streaming's merge_index wrote the index
 _HASHES = re.compile(r"[\w-]{1,128}( [\w-]{1,128})*", re.ASCII)  # names of algorithms, then digests
 
 Layout = tuple[tuple[str, str, int | None], ...]  # (name, encoding, size in bytes) of each column
 _File = tuple[bytes, int, dict[str, str]]  # basename, bytes, {algorithm: digest}
-
-
-@dataclass(frozen=True)
-class TokenColumn:
-    """Where the tokens of a sample are and how they are written.
-
-    dtype: of one token. columns_before: the fixed size in bytes of each column before it, None when variable.
-    num_variable: variable-size columns of the whole sample; each adds a uint32 size at the sample's start.
-    size_bytes: of the column, None when variable. shaped: every sample starts with its shape.
-    """
-
-    name: str
-    dtype: np.dtype[np.integer[Any]]
-    columns_before: tuple[int | None, ...]
-    num_variable: int
-    size_bytes: int | None
-    shaped: bool
 
 
 @dataclass(frozen=True)
@@ -85,7 +71,7 @@ class IndexContent:
 
 
 @dataclass(frozen=True)
-class MdsIndex:
+class MdsIndex(SampleIndex):
     """An index under its domain's name, with the places of its shards."""
 
     name: str
@@ -95,20 +81,28 @@ class MdsIndex:
     column: TokenColumn
     first_id_S: Ints  # (S + 1,) int64: id of a shard's first sample
     versions: str = ""  # of data without hashes: changes when they are replaced at the remote
+    seq_len: int | None = None  # where it was asked for
 
     @property
     def fingerprint(self) -> str:
-        """The same for the same samples, in any compression and place."""
         return self.content.fingerprint
 
     @property
+    def dtype(self) -> TokenDtype:
+        return self.column.dtype
+
+    @property
+    def row_tokens(self) -> int | None:
+        if self.column.size_bytes is not None and not self.column.shaped:
+            return self.column.size_bytes // self.column.dtype.itemsize
+        return None if self.seq_len is None else self.seq_len + 1
+
+    @property
     def samples_S(self) -> Ints:
-        """(S,) int64: samples of each shard."""
         return self.content.samples_S
 
     @property
     def raw_bytes_S(self) -> Ints:
-        """(S,) int64: bytes of each shard, uncompressed."""
         return self.content.raw_S["bytes"]
 
     @property
@@ -117,24 +111,19 @@ class MdsIndex:
         raw_S = self.content.raw_S
         return bool(np.any([raw_S[name] != b"" for name in _algorithms(raw_S)], axis=0).all())
 
-    @property
-    def num_samples(self) -> int:
-        """Samples in all shards."""
-        return int(self.first_id_S[-1])
-
-    def shards_at(self, id_N: Ints) -> Ints:
-        """(N,) int64: the shard that holds each sample id."""
-        return np.searchsorted(self.first_id_S, id_N, side="right") - 1
+    def rows(self, mapped: memoryview, shard: int) -> ShardView:
+        return ShardView(mapped, self.column, int(self.samples_S[shard]), self.spec(shard).label)
 
     def spec(self, shard: int) -> ObjectSpec:
-        """What to fetch for shard number `shard`."""
         raw_name, raw_bytes, raw_hashes = _file_at(self.content.raw_S, shard)
         stored_name, stored_bytes, stored_hashes = _file_at(self.content.stored_S, shard)
+        # A cache has one folder for all: no basename has a backslash.
+        raw, stored = (name.replace("/", "\\") if self.remote else name for name in (raw_name, stored_name))
         return ObjectSpec(
             label=f"domain '{self.name}' {raw_name}",
             remote=f"{self.remote.rstrip('/')}/{stored_name}" if self.remote else None,
-            stored=self.local / stored_name,
-            raw=self.local / raw_name,
+            stored=self.local / stored,
+            raw=self.local / raw,
             stored_bytes=stored_bytes,
             raw_bytes=raw_bytes,
             stored_hashes=stored_hashes,
@@ -150,14 +139,23 @@ def make_index(
     local: Path,
     column: str = TOKEN_COLUMN,
     dtype: str | None = None,
+    seq_len: int | None = None,
 ) -> MdsIndex:
     """`content` as the index of domain `name`.
 
+    seq_len: tokens a sample less one, if it has to be that; what differs is found here or where a shard is opened.
     column: name of the token column. dtype: of the tokens when the column is plain bytes (default int64, as LLM
     Foundry writes them). Raises IndexInvalid with the place, ConfigError when there is no such column.
     """
     tokens = _token_column(content.layout, column, dtype, name, f"{remote or local}/{INDEX_NAME}")
-    return MdsIndex(name, remote, local, content, tokens, np.concatenate([[0], np.cumsum(content.samples_S)]))
+    first_id_S = np.concatenate([[0], np.cumsum(content.samples_S)])
+    index = MdsIndex(name, remote, local, content, tokens, first_id_S, seq_len=seq_len)
+    if seq_len is not None and index.row_tokens != seq_len + 1:
+        raise ConfigError(
+            f"domain '{name}': {remote or local} has samples of {index.row_tokens} tokens; seq_len {seq_len} needs "
+            f"{seq_len + 1}."
+        )
+    return index
 
 
 def parse_index(text: bytes, name: str, where: str) -> IndexContent:
@@ -213,6 +211,22 @@ def parse_index(text: bytes, name: str, where: str) -> IndexContent:
         fingerprint=xxhash.xxh3_128_hexdigest(f"[{', '.join(rows)}]".encode()),
         digest=xxhash.xxh3_128_hexdigest(text),
     )
+
+
+def merge_indexes(texts: Mapping[str, bytes], name: str, where: str) -> bytes:
+    """The index of all shards of the data sets in the folders `texts` {folder: its index.json} below `where`.
+
+    Raises as `parse_index`.
+    """
+    shards = []
+    for folder, text in texts.items():
+        parse_index(text, name, f"{where}/{folder}/{INDEX_NAME}")
+        for shard in json.loads(text)["shards"]:
+            for key in ("raw_data", "zip_data"):
+                if shard.get(key) is not None:
+                    shard[key]["basename"] = f"{folder}/{shard[key]['basename']}"
+            shards.append(shard)
+    return json.dumps({"version": MDS_VERSION, "shards": shards}).encode()
 
 
 def _records(files: list[_File], where: str) -> Ints:

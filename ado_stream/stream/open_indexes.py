@@ -5,56 +5,91 @@ by a hash of the remote, of the index's bytes and, where the index has no hashes
 some shards: two corpora in one folder cannot be confused, and data that was replaced at a remote is never mixed with
 the old.
 
-One process of a node downloads and parses a remote's index and writes it, checked and compact, into `local`; the others
-read that, and so do later runs if the store reports that the index has not changed.
+One process of a node downloads and parses a remote's index, or the headers and indexes of token files, and writes it,
+checked and compact, into `local`; the others read that, and so do later runs if the store reports no change.
 """
 
 import os
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any, Protocol
 
 import numpy as np
 import xxhash
 
 from ado_stream.durable import private_folder, write_durably
-from ado_stream.errors import NotFound
-from ado_stream.storage.download import download_bytes, download_if_changed, local_path, object_version
+from ado_stream.errors import AccessDenied, ConfigError, NotFound
+from ado_stream.storage.download import (
+    download_bytes,
+    download_if_changed,
+    is_s3,
+    list_objects,
+    local_path,
+    object_version,
+)
 from ado_stream.storage.object_locks import object_lock
 from ado_stream.storage.retry import Deadline, RetryPolicy
 from ado_stream.stream.domain import Domain
-from ado_stream.stream.mds_index import INDEX_NAME, IndexContent, MdsIndex, make_index, parse_index
+from ado_stream.stream.flat_files import FlatPlace, Found
+from ado_stream.stream.flat_index import FlatContent, FlatIndex
+from ado_stream.stream.mds_index import INDEX_NAME, IndexContent, MdsIndex, make_index, merge_indexes, parse_index
+from ado_stream.stream.sample_index import SampleIndex
 
 _THREADS = 32
 _SHARED_FOLDER, _SHARED_FORMAT = ".ado-index", "1"
 _MAX_VERSIONS = 8  # shards whose versions are compared
 
 
+class _Source(Protocol):
+    """What the content of an index is made from."""
+
+    def changed(self, tag: str) -> tuple[Any, str] | None:
+        """(what `parse` takes, its tag); None when that is `tag` still."""
+
+    def parse(self, data: Any) -> Any:
+        """The content, checked; it has `encode`."""
+
+    def decode(self, data: bytes) -> Any:
+        """The content that was encoded; None for other bytes."""
+
+
 def open_indexes(
-    domains: Sequence[Domain], token_column: str, token_dtype: str | None, retry: RetryPolicy | None = None
-) -> list[MdsIndex]:
-    """The index of every domain. Raises NotFound, IndexInvalid, ConfigError."""
+    domains: Sequence[Domain],
+    token_column: str,
+    token_dtype: str | None,
+    retry: RetryPolicy | None = None,
+    seq_len: int | None = None,
+) -> list[SampleIndex]:
+    """The index of every domain. Raises NotFound, IndexInvalid, ConfigError.
+
+    token_column, token_dtype: of domains that have none of their own. seq_len: None where samples are cut already.
+    """
+
+    def open_index(domain: Domain) -> SampleIndex:
+        column, dtype = domain.token_column or token_column, domain.token_dtype or token_dtype
+        opened = _open_mds if domain.format == "mds" else _open_flat
+        return opened(replace(domain, token_column=column, token_dtype=dtype), seq_len, retry)
+
     with ThreadPoolExecutor(min(_THREADS, len(domains))) as pool:
-        return list(pool.map(lambda domain: _open_index(domain, token_column, token_dtype, retry), domains))
+        return list(pool.map(open_index, domains))
 
 
-def _open_index(domain: Domain, token_column: str, token_dtype: str | None, retry: RetryPolicy | None) -> MdsIndex:
+def _open_mds(domain: Domain, seq_len: int | None, retry: RetryPolicy | None) -> SampleIndex:
+    assert domain.token_column is not None
     assert domain.local is not None
     local, remote = Path(domain.local), _remote(domain)
     url = f"{remote or local}/{INDEX_NAME}"
     try:
-        if remote is None:
-            content = parse_index(download_bytes(url, retry), domain.name, url)
-        else:
-            content = _shared_content(domain.name, url, local / _SHARED_FOLDER, retry or RetryPolicy())
+        content = _content(_MdsSource(domain.name, url, retry), url, local if remote else None, retry)
     except NotFound as error:
         raise NotFound(
             f"{error.args[0].partition(chr(10))[0]} Domain '{domain.name}'.\n"
-            "  Expected a folder with an MDS index; `ado-stream prepare` writes one per domain."
+            "  Expected a folder with an MDS index, or of such folders; `ado-stream prepare` writes one per domain."
         ) from None
-    index = make_index(content, domain.name, remote, local, token_column, token_dtype)
+    index = make_index(content, domain.name, remote, local, domain.token_column, domain.token_dtype, seq_len)
     if not index.has_hashes:
         index = replace(index, versions=_versions(index, retry))
     if remote is None:
@@ -62,33 +97,112 @@ def _open_index(domain: Domain, token_column: str, token_dtype: str | None, retr
     return replace(index, local=local / _hash(remote, index.versions, content.digest))
 
 
-def _shared_content(name: str, url: str, folder: Path, retry: RetryPolicy) -> IndexContent:
-    """The index at `url`: from `folder` if the store reports no change, else parsed by the holder of the lock."""
-    path = folder / _hash(url, _SHARED_FORMAT)
+def _open_flat(domain: Domain, seq_len: int | None, retry: RetryPolicy | None) -> SampleIndex:
+    assert domain.local is not None
+    if seq_len is None:
+        raise ConfigError(
+            f"domain '{domain.name}': format '{domain.format}' holds tokens, not samples. Give seq_len=, the tokens a "
+            "model reads at once."
+        )
+    local, remote = Path(domain.local), _remote(domain)
+    url = remote or str(local)
+    place = FlatPlace(domain.name, url, domain.format, domain.token_dtype, local / _SHARED_FOLDER, retry)
+    source = f"{url} {domain.format} {domain.token_dtype}"
+    content = _content(_FlatSource(place), source, local if remote else None, retry)
+    if remote is not None:
+        local = local / _hash(remote, content.versions, str(seq_len))
+    index = FlatIndex(domain.name, remote, local, content, seq_len, content.versions, place.folder)
+    if index.num_samples == 0:
+        longest = max(file.num_tokens for file in content.files)
+        raise ConfigError(
+            f"domain '{domain.name}': {url}: no file has the {seq_len + 1} tokens of a sample; the longest has "
+            f"{longest}."
+        )
+    return index
+
+
+@dataclass(frozen=True)
+class _MdsSource:
+    """index.json in a folder, or in folders below one that has none, which are then one data set."""
+
+    name: str
+    url: str
+    retry: RetryPolicy | None
+
+    def changed(self, tag: str) -> tuple[bytes, str] | None:
+        try:
+            return download_if_changed(self.url, tag, self.retry)
+        except NotFound:
+            folder = self.url.removesuffix(f"/{INDEX_NAME}")
+            names: list[str] = []
+            if is_s3(folder) or local_path(folder) is not None:
+                with suppress(AccessDenied):  # who may read objects may not always list them
+                    names = list(list_objects(folder, f"/{INDEX_NAME}", self.retry))
+            if not names:
+                raise
+        texts = {name.rpartition("/")[0]: download_bytes(f"{folder}/{name}", self.retry) for name in names}
+        merged = merge_indexes(texts, self.name, folder)
+        now = xxhash.xxh3_128_hexdigest(merged)
+        return None if now == tag else (merged, now)
+
+    def parse(self, data: bytes) -> IndexContent:
+        return parse_index(data, self.name, self.url)
+
+    decode = staticmethod(IndexContent.decode)
+
+
+@dataclass(frozen=True)
+class _FlatSource:
+    place: FlatPlace
+
+    def changed(self, tag: str) -> tuple[Found, str] | None:
+        found = self.place.find()
+        now = _hash(*(f"{name} {status.version}" for name, status in found.items()))
+        return None if now == tag else (found, now)
+
+    def parse(self, data: Found) -> FlatContent:
+        return self.place.read(data)
+
+    decode = staticmethod(FlatContent.decode)
+
+
+def _content(source: _Source, url: str, local: Path | None, retry: RetryPolicy | None) -> Any:
+    """The content of `source` at `url`: from the shared folder in `local` if the store reports no change, else parsed
+    by the holder of the lock; parsed every time where `local` is None."""
+    retry = retry or RetryPolicy()
     try:
-        private_folder(folder)
-    except OSError:  # cannot be written, or is another user's: each process parses for itself
-        return parse_index(download_bytes(url, retry), name, url)
-    kept = _read_shared(path)
-    found = download_if_changed(url, kept[0], retry) if kept else None
+        if local is None:
+            raise NotADirectoryError
+        private_folder(local / _SHARED_FOLDER)
+    except OSError:  # not cached, cannot be written, or is another user's: each process parses for itself
+        return source.parse(_found(source)[0])
+    path = local / _SHARED_FOLDER / _hash(url, _SHARED_FORMAT)
+    kept = _read_shared(path, source)
+    found = source.changed(kept[0]) if kept else None
     if kept and not found:
         return kept[1]
     with object_lock(path, Deadline(retry.total_deadline_s + retry.read_timeout_s, url)):
-        made = _read_shared(path)
+        made = _read_shared(path, source)
         if made and (kept is None or made[0] != kept[0]):  # by another process since this one began
             return made[1]
-        text, tag = found or download_if_changed(url, "", retry) or (b"", "")
-        content = parse_index(text, name, url)
+        data, tag = found or _found(source)
+        content = source.parse(data)
         with suppress(OSError):
             write_durably(path, tag.encode() + b"\n" + content.encode())
     return content
 
 
-def _read_shared(path: Path) -> tuple[str, IndexContent] | None:
+def _found(source: _Source) -> tuple[Any, str]:
+    found = source.changed("")
+    assert found is not None
+    return found
+
+
+def _read_shared(path: Path, source: _Source) -> tuple[str, Any] | None:
     """(tag, content) that a process of this node has written; None where there is none, or a damaged one."""
     with suppress(OSError):
         tag, _, encoded = path.read_bytes().partition(b"\n")
-        content = IndexContent.decode(encoded)
+        content = source.decode(encoded)
         return (tag.decode(), content) if content else None
     return None
 

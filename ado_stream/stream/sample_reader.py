@@ -12,7 +12,7 @@ from ado_stream.value_types import Ints
 class SampleReader:
     """Random access to a domain's samples, through the same verified cache as the stream.
 
-    Raises NotFound, IndexInvalid, ConfigError when the domain cannot be opened.
+    index: of the domain. Raises NotFound, IndexInvalid, ConfigError when the domain cannot be opened.
     """
 
     def __init__(
@@ -22,14 +22,15 @@ class SampleReader:
         token_column: str = "tokens",
         token_dtype: str | None = None,
         vocab_size: int | None = None,
+        seq_len: int | None = None,
     ):
-        self._indexes = open_indexes([domain], token_column, token_dtype)
-        self._shards = ShardTable(self._indexes, NodeCache(), vocab_size=vocab_size)
+        (self.index,) = indexes = open_indexes([domain], token_column, token_dtype, seq_len=seq_len)
+        self._shards = ShardTable(indexes, NodeCache(), vocab_size=vocab_size)
 
     @property
     def num_samples(self) -> int:
         """Samples of the domain."""
-        return self._indexes[0].num_samples
+        return self.index.num_samples
 
     @property
     def row_tokens(self) -> int:

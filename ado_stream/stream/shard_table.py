@@ -14,9 +14,8 @@ import numpy as np
 
 from ado_stream.errors import ConfigError, DataError
 from ado_stream.storage.node_cache import NodeCache
-from ado_stream.stream.mds_index import MdsIndex
 from ado_stream.stream.row_gather import gather, locate
-from ado_stream.stream.shard_view import ShardView
+from ado_stream.stream.sample_index import SampleIndex, ShardRows
 from ado_stream.value_types import Array, Ints
 
 
@@ -42,7 +41,7 @@ class ShardTable:
 
     def __init__(
         self,
-        indexes: Sequence[MdsIndex],
+        indexes: Sequence[SampleIndex],
         cache: NodeCache,
         fetcher: ShardFetcher | None = None,
         *,
@@ -60,13 +59,13 @@ class ShardTable:
         self._stride_G = np.zeros(num_shards, np.uint64)
         self._last_read_G = np.zeros(num_shards, np.int64)
         self._num_reads = 0
-        self._views: dict[int, ShardView] = {}
+        self._views: dict[int, ShardRows] = {}
         self._max_views = max(64, min(resource.getrlimit(resource.RLIMIT_NOFILE)[0], 1 << 14) // 4)
         self._max_bytes = open_limit_bytes or 1 << 62
         self._open_bytes = 0
         self._row_tokens = 0
-        self._dtypes = list(dict.fromkeys(index.column.dtype for index in indexes))
-        self._dtype_K = np.array([self._dtypes.index(index.column.dtype) for index in indexes])
+        self._dtypes = list(dict.fromkeys(index.dtype for index in indexes))
+        self._dtype_K = np.array([self._dtypes.index(index.dtype) for index in indexes])
 
     def row_tokens(self) -> int:
         """Tokens a row, the same in all domains: from the indexes, or from one shard a domain without it there."""
@@ -118,17 +117,17 @@ class ShardTable:
             self._close_oldest()
 
     def _domain_row_tokens(self, domain: int) -> int:
-        column = self._indexes[domain].column
-        if column.size_bytes is not None and not column.shaped:
-            return column.size_bytes // column.dtype.itemsize
-        some_shard = int(np.argmax(self._indexes[domain].samples_S > 0))
+        index = self._indexes[domain]
+        if index.row_tokens is not None:
+            return index.row_tokens
+        some_shard = int(np.argmax(index.samples_S > 0))
         return self._view(int(self._first_shard_K[domain]) + some_shard).row_tokens
 
-    def _view(self, number: int) -> ShardView:
+    def _view(self, number: int) -> ShardRows:
         view = self._views.get(number)
         return view if view is not None else self._open(number)
 
-    def _open(self, number: int) -> ShardView:
+    def _open(self, number: int) -> ShardRows:
         domain, shard = self._place(number)
         index = self._indexes[domain]
         size = int(index.raw_bytes_S[shard])
@@ -138,7 +137,7 @@ class ShardTable:
             self._fetcher.fetch(domain, shard)
         spec = index.spec(shard)
         mapped, _ = self._cache.map(spec)
-        view = ShardView(mapped, index.column, int(index.samples_S[shard]), spec.label)
+        view = index.rows(mapped, shard)
         if self._row_tokens and view.row_tokens != self._row_tokens:
             raise DataError(
                 f"{spec.label}: {view.row_tokens} tokens a sample, other shards have {self._row_tokens}. Prepare the "
@@ -177,7 +176,7 @@ class ShardTable:
         )
 
 
-def open_limit_bytes(indexes: Sequence[MdsIndex], cache_limit: int | None) -> int | None:
+def open_limit_bytes(indexes: Sequence[SampleIndex], cache_limit: int | None) -> int | None:
     """What open shards may take of the cache: they are not evicted, and the next ones need room."""
     if cache_limit is not None:
         return cache_limit // 2

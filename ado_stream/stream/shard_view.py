@@ -5,24 +5,38 @@ column, then the columns. Every offset is checked once at opening, so that a gat
 The map stays valid when the file is unlinked, and so when the shard is evicted while it is read.
 """
 
-import mmap
+from dataclasses import dataclass
 
 import numpy as np
 
 from ado_stream.errors import DataError, ShardCorrupt
-from ado_stream.stream.mds_index import TokenColumn
-from ado_stream.value_types import Ints, Words
+from ado_stream.value_types import Ints, TokenDtype, Words
+
+
+@dataclass(frozen=True)
+class TokenColumn:
+    """Where the tokens of a sample are and how they are written.
+
+    dtype: of one token. columns_before: the fixed size in bytes of each column before it, None when variable.
+    num_variable: variable-size columns of the whole sample; each adds a uint32 size at the sample's start.
+    size_bytes: of the column, None when variable. shaped: every sample starts with its shape.
+    """
+
+    name: str
+    dtype: TokenDtype
+    columns_before: tuple[int | None, ...]
+    num_variable: int
+    size_bytes: int | None
+    shaped: bool
 
 
 class ShardView:
-    """Rows of one shard: `address(rows)` and `row_tokens`, tokens a row, the same for all rows.
-
-    regular: (address of row 0, bytes from a row to the next), uint64; (0, 0) when the stride varies.
+    """The rows of one MDS shard (a ShardRows).
 
     Raises ShardCorrupt when the header does not describe this file, DataError when rows differ in length.
     """
 
-    def __init__(self, mapped: mmap.mmap, column: TokenColumn, num_rows: int, label: str):
+    def __init__(self, mapped: memoryview, column: TokenColumn, num_rows: int, label: str):
         self._bytes = np.frombuffer(mapped, np.uint8)  # keeps the map alive
         offset_N = self._offsets(num_rows, label)
         begin_N, length_N = self._token_spans(offset_N, column, label)

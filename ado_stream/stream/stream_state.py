@@ -12,13 +12,13 @@ Ranks, nodes and threads are not in it: the state is the same on every rank, and
 """
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
 from ado_stream.errors import ResumeError
 from ado_stream.stream.board import is_mixture
-from ado_stream.stream.mds_index import MdsIndex
+from ado_stream.stream.sample_index import SampleIndex
 from ado_stream.value_types import Floats, Ints, JsonMapping, JsonObject
 
 StreamState = tuple[int, Ints, dict[int, Floats]]  # step, cursors (K, C) int64, mixtures of steps to come
@@ -28,7 +28,7 @@ _log = logging.getLogger(__name__)
 
 
 def encode_state(
-    identity: JsonObject, indexes: list[MdsIndex], step: int, cursors_KC: Ints, pending: dict[int, Floats]
+    identity: JsonObject, indexes: Sequence[SampleIndex], step: int, cursors_KC: Ints, pending: dict[int, Floats]
 ) -> JsonObject:
     """The state as a JSON-able dict."""
     return {
@@ -48,7 +48,7 @@ def encode_state(
     }
 
 
-def decode_state(state: JsonMapping, identity: JsonObject, indexes: list[MdsIndex]) -> StreamState:
+def decode_state(state: JsonMapping, identity: JsonObject, indexes: Sequence[SampleIndex]) -> StreamState:
     """(step, cursors, pending mixtures) of `state` for the domains of `indexes`.
 
     A domain that is not in the state starts at its first sample, with share 0 until a new mixture is published; one
@@ -76,7 +76,7 @@ def decode_state(state: JsonMapping, identity: JsonObject, indexes: list[MdsInde
     return int(state["step"]), cursors_KC, pending
 
 
-def _check(state: JsonMapping, identity: JsonObject, indexes: list[MdsIndex]) -> None:
+def _check(state: JsonMapping, identity: JsonObject, indexes: Sequence[SampleIndex]) -> None:
     if not isinstance(state, Mapping) or state.get("version") != VERSION:
         found = state.get("version") if isinstance(state, Mapping) else type(state).__name__
         raise ResumeError(f"stream state of version {found!r}; this ado-stream reads version {VERSION}.")

@@ -79,7 +79,9 @@ class Validator:
         for index, name in enumerate(names):
             if name not in domain_by_name:
                 continue
-            reader = SampleReader(domain_by_name[name], token_column=token_column, token_dtype=token_dtype)
+            reader = SampleReader(
+                domain_by_name[name], token_column=token_column, token_dtype=token_dtype, seq_len=corpus.seq_len
+            )
             num = reader.num_samples if max_samples is None else min(max_samples, reader.num_samples)
             read_NT = reader.read(np.arange(num))
             self._bytes_K[index] = _num_bytes(corpus.tokenizer, read_NT[:, 1:])

@@ -144,19 +144,26 @@ class _Handler(BaseHTTPRequestHandler):
         finally:
             upstream.close()
         kept = {name: value for name, value in response.getheaders() if name.lower() in ("etag", "content-type")}
-        self._answer(response.status, body, kept, rule, head=method == "HEAD")
+        length = int(response.getheader("Content-Length") or 0) if method == "HEAD" else None
+        self._answer(response.status, body, kept, rule, length)
         if method == "GET" and response.status == 200 and rule is None:
             self.proxy.served[self.path] += 1
 
     def _answer(
-        self, status: int, body: bytes, headers: dict[str, str], rule: Rule | None = None, head: bool = False
+        self,
+        status: int,
+        body: bytes,
+        headers: dict[str, str],
+        rule: Rule | None = None,
+        head_length: int | None = None,
     ) -> None:
+        """head_length: what a HEAD says of the body, which it does not send."""
         self.send_response(status)
         for name, value in headers.items():
             self.send_header(name, value)
-        self.send_header("Content-Length", str(len(body)))
+        self.send_header("Content-Length", str(len(body) if head_length is None else head_length))
         self.end_headers()
-        if head:
+        if head_length is not None:
             return
         if rule is None:
             self.wfile.write(body)

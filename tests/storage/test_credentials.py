@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 import ado_stream as ado
 from ado_stream.cli.shared import visible
-from ado_stream.corpus.corpus import remote_text
+from ado_stream.corpus.places import remote_text
 from ado_stream.errors import ConfigError, StorageError
 from ado_stream.record import FILE_NAME, RunRecord
 from ado_stream.redact import redact

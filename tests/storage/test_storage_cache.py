@@ -173,7 +173,7 @@ def test_without_hashes_one_warning_a_folder_and_sizes_are_checked(plain, tmp_pa
 
 def test_missing_everywhere_is_not_found(plain, compressed):
     Path(plain.remote).unlink()
-    with pytest.raises(NotFound, match="Check the URL or path"):
+    with pytest.raises(NotFound, match="Check the path or URL"):
         NodeCache().fetch(plain)
     for spec in (plain, compressed):
         with pytest.raises(NotFound, match=r"domain 'wiki' .* has no remote"):

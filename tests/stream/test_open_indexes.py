@@ -209,7 +209,7 @@ def test_what_processes_share_is_what_each_would_parse(tmp_path, parsed, monkeyp
     remote = remote_of(tmp_path, "data", 1)
     first, shared = opened(remote, tmp_path / "cache"), opened(remote, tmp_path / "cache")
     assert len(parsed) == 1
-    monkeypatch.setattr(module, "_read_shared", lambda path: None)
+    monkeypatch.setattr(module, "_read_shared", lambda *_: None)
     assert is_same(first, shared)
     assert is_same(first, opened(remote, tmp_path / "cache"))
     assert len(parsed) == 2

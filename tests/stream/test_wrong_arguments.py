@@ -16,7 +16,7 @@ from ado_stream import reduction as reduction_module
 from ado_stream.corpus import Corpus
 from ado_stream.policy.policy_registry import GUARDS, POLICIES
 from ado_stream.reduction import LossReduction
-from tests.stream.helpers import SAMPLES
+from tests.stream.helpers import SAMPLES, SEQ_LEN
 from tests.stream.test_loader import losses
 
 K = len(SAMPLES)
@@ -268,7 +268,7 @@ def test_a_policys_name_and_options_make_it_for_the_data_set(corpus):
 
 
 def test_a_corpus_serves_as_its_domains_and_paths_as_text(corpus):
-    whole = Corpus(corpus, None, 16, {"domains": {}}, "somewhere", "train")
+    whole = Corpus(corpus, None, SEQ_LEN, {"domains": {}}, "somewhere", "train")
     assert ado.AdaptiveStreamingDataset(whole, 8).names == [domain.name for domain in corpus]
     with tempfile.TemporaryDirectory() as cache:
         domain = ado.Domain("a", remote=Path(corpus[0].local), local=Path(cache), prior=np.float32(2))

@@ -109,6 +109,7 @@ def test_the_config_has_every_option_of_data_set_and_loader():
     """Except those that other keys or the run decide; a new option must be added to the config or to this list."""
     elsewhere = {
         "domains": "corpus",
+        "seq_len": "the corpus",
         "seed": "seed",
         "vocab_size": "the corpus's tokenizer",
         "positions": "model.attention",

@@ -1,0 +1,72 @@
+"""Where a corpus and its parts are: a folder of this machine or a URL, and the folder that caches it."""
+
+import os
+import re
+import tempfile
+import urllib.parse
+from pathlib import Path
+
+from ado_stream.corpus.manifest import json_hash
+from ado_stream.corpus.tokenizer import BYTES, TOKENIZER_CONFIG_NAME, Tokenizer, load_tokenizer, load_tokenizer_file
+from ado_stream.errors import ConfigError, NotFound
+from ado_stream.redact import redact
+from ado_stream.storage.download import download_bytes
+
+SCHEMES = ("s3", "gs", "azure", "azure-dl", "oci", "hf", "sftp", "dbfs", "alipan")  # of streaming's clients
+_SCHEME = re.compile(r"\s*([a-zA-Z][a-zA-Z0-9+.-]+):(?=/)")
+
+
+def local_folder(url: str | os.PathLike[str]) -> Path | None:
+    """The folder behind a path or file:// URL; None for an object store's URL.
+
+    Raises ConfigError for an unknown scheme, which would otherwise fail after every retry, or be used as a folder.
+    """
+    path = os.fspath(url).removeprefix("file://")
+    found = _SCHEME.match(path)
+    if found is None:
+        return Path(os.path.expanduser(path))
+    scheme, rest = found[1], path[found.end() :]
+    written_so = found[0] == f"{scheme}:" and (re.match("//[^/]", rest) or scheme == "dbfs")
+    if scheme not in SCHEMES or not written_so or not rest.strip("/"):
+        near = f"; did you mean {scheme.lower()}:// and a path?" if scheme.lower() in (*SCHEMES, "file") else ""
+        raise ConfigError(
+            f"{url}: not a URL that can be read or written{near}\n"
+            f"  Use a path, file://, or one of {', '.join(f'{name}://' for name in SCHEMES)}."
+        )
+    return None
+
+
+def remote_text(url: str) -> str:
+    """`url`, with the host that S3_ENDPOINT_URL names where it is one of S3, for messages; without credentials."""
+    host = urllib.parse.urlsplit(os.environ.get("S3_ENDPOINT_URL", "")).netloc.rpartition("@")[2]
+    return redact(f"{url} (S3_ENDPOINT_URL: {host})" if url.startswith("s3://") and host else url)
+
+
+def user_cache(kind: str, url: str) -> Path:
+    """The folder of the user's cache for work of this `kind` on the remote corpus at `url`."""
+    cache = Path(os.path.expanduser(os.environ.get("XDG_CACHE_HOME") or "~/.cache"))
+    return cache / "ado-stream" / kind / json_hash(url)
+
+
+def locate(url: str | os.PathLike[str], cache_dir: str | os.PathLike[str] | None) -> tuple[Path, str | None]:
+    """The folder of the shards, and the corpus' URL or path if that folder caches it."""
+    local = local_folder(url)
+    if local is not None and cache_dir is None:
+        return local, None
+    remote = os.fspath(url).rstrip("/") if local is None else str(local)
+    return Path(os.path.expanduser(cache_dir)) if cache_dir is not None else user_cache("corpora", remote), remote
+
+
+def read_tokenizer(source: str, name: str) -> Tokenizer:
+    """The tokenizer of the file `name` in the folder or at the URL `source`, or "bytes"; as `load_tokenizer` raises."""
+    if name == BYTES:
+        return load_tokenizer(BYTES)
+    with tempfile.TemporaryDirectory(prefix="ado-") as folder:
+        for each in (name, TOKENIZER_CONFIG_NAME):
+            if (local := local_folder(source)) is not None and not (local / each).is_file():
+                raise NotFound(f"{local / each}: no such file. Prepare the corpus again.")
+            (Path(folder) / each).write_bytes(download_bytes(f"{source}/{each}"))
+        try:
+            return load_tokenizer_file(Path(folder) / name)
+        except ConfigError as error:  # which names the copy
+            raise ConfigError(str(error).replace(folder, source)) from None
