@@ -8,8 +8,9 @@ import os
 
 from ado_stream.cli.info import print_corpus
 from ado_stream.corpus import load_manifest
+from ado_stream.corpus.manifest import JOIN, PACKINGS
 from ado_stream.option_checks import number
-from ado_stream.prepare.config import JOIN, PACKINGS, PrepareConfig
+from ado_stream.prepare.config import PrepareConfig
 from ado_stream.prepare.coordinator import prepare
 from ado_stream.visible import show
 

@@ -3,6 +3,7 @@
     seq_len: 2048                  # T; samples hold T + 1 tokens
     tokenizer: tokenizer.json      # as `ado-stream prepare --tokenizer`, or a path from this file
     end_token: 0                   # ends a document; default: the tokenizer's
+    packing: best-fit              # an end token after an end token is padding; default: join, where nothing is
     domains:
       web:  {format: megatron, path: data/web_text_document, weight: 3}
       code: {format: npy, path: s3://bucket/code/, token_dtype: uint16, weight: 1, val: s3://bucket/code-val.npy}
@@ -17,7 +18,9 @@ from dataclasses import dataclass
 from typing import Any, NotRequired, TypedDict
 
 from ado_stream.corpus.manifest import (
+    JOIN,
     MANIFEST_VERSION,
+    PACKINGS,
     SPLITS,
     DomainEntry,
     Manifest,
@@ -30,7 +33,7 @@ from ado_stream.corpus.places import local_folder, read_tokenizer, user_cache
 from ado_stream.corpus.tokenizer import Tokenizer, load_tokenizer
 from ado_stream.errors import ConfigError
 from ado_stream.json_files import check_type
-from ado_stream.option_checks import refuse_unknown, whole
+from ado_stream.option_checks import one_of, refuse_unknown, whole
 from ado_stream.storage.download import download_bytes
 from ado_stream.stream.domain import Domain, as_domains
 from ado_stream.stream.flat_index import FlatIndex
@@ -59,6 +62,7 @@ class CorpusList(TypedDict):
     seq_len: int
     tokenizer: str
     end_token: NotRequired[int]
+    packing: NotRequired[str]
     domains: dict[str, ListedDomain]
 
 
@@ -108,6 +112,8 @@ def open_listed(url: str, cache_dir: str | None = None) -> ListedCorpus:
         "fingerprint": corpus_fingerprint(entries),
         "domains": entries,
     }
+    if given.get("packing", JOIN) != JOIN:
+        manifest["packing"] = given["packing"]
     return ListedCorpus(domains, tokenizer, manifest)
 
 
@@ -121,6 +127,7 @@ def read_list(data: bytes, where: str) -> CorpusList:
     for name, entry in given["domains"].items():
         refuse_unknown(f"{where}: domain '{name}'", map(str, entry), list(ListedDomain.__annotations__))
     whole(f"{where}: seq_len", given["seq_len"], 1)
+    one_of(f"{where}: packing", given.get("packing", JOIN), PACKINGS)
     if not given["domains"]:
         raise ConfigError(f"{where}: no domains.")
     checked: CorpusList = given

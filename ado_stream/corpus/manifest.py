@@ -28,6 +28,7 @@ from ado_stream.json_files import check_type, decode_json
 MANIFEST_NAME = "corpus.json"
 MANIFEST_VERSION = 1
 SPLITS = ("train", "val")
+JOIN, BEST_FIT = PACKINGS = ("join", "best-fit")  # documents end to end; whole where they fit, and padding
 TOKEN_DTYPES = ("uint16", "uint32")
 _MAX_NAME_BYTES, _MAX_PATH = 256, 1024  # of what a file system takes
 _PLAIN = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,79}")

@@ -5,12 +5,12 @@ import os
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from ado_stream.corpus.manifest import JOIN, PACKINGS
 from ado_stream.corpus.places import local_folder
 from ado_stream.corpus.tokenizer import BYTES, bpe_vocabulary
 from ado_stream.errors import ConfigError
-from ado_stream.option_checks import flag, number, optional, path_text, text, whole
+from ado_stream.option_checks import flag, number, one_of, optional, path_text, text, whole
 
-JOIN, BEST_FIT = PACKINGS = ("join", "best-fit")  # documents end to end; whole where they fit, and padding
 _MIN_SHARD_BYTES = 1 << 12
 _MAX_SHARD_BYTES = 1 << 31  # offsets inside a shard are uint32
 _MAX_WORKERS = 1 << 12
@@ -56,8 +56,7 @@ class PrepareConfig:
             raise ConfigError("validation fraction is 1, which leaves nothing to train on; expected less.")
         if self.val and self.val_frac:
             raise ConfigError("both validation files and a validation fraction are given; choose one of them.")
-        if self.packing not in PACKINGS:
-            raise ConfigError(f"packing is {self.packing!r}; expected {' or '.join(PACKINGS)}.")
+        one_of("packing", self.packing, PACKINGS)
         if self.drop_duplicates_of_val and not self.val:
             raise ConfigError(
                 "duplicates of validation documents are to be dropped, but no validation files are given."

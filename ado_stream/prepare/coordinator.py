@@ -18,6 +18,7 @@ from typing import TypeVar
 import numpy as np
 
 from ado_stream.corpus.manifest import (
+    BEST_FIT,
     MANIFEST_VERSION,
     SPLITS,
     DomainEntry,
@@ -39,7 +40,7 @@ from ado_stream.corpus.tokenizer import (
 )
 from ado_stream.durable import disk_errors, write_durably
 from ado_stream.errors import ConfigError
-from ado_stream.prepare.config import BEST_FIT, PrepareConfig
+from ado_stream.prepare.config import PrepareConfig
 from ado_stream.prepare.corpus_output import CorpusOutput
 from ado_stream.prepare.document_sample import DocumentSample
 from ado_stream.prepare.documents import Piece, cut_pieces

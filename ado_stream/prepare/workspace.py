@@ -13,12 +13,12 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from ado_stream.corpus.manifest import MANIFEST_NAME, MANIFEST_VERSION, decode_manifest, json_hash
+from ado_stream.corpus.manifest import JOIN, MANIFEST_NAME, MANIFEST_VERSION, decode_manifest, json_hash
 from ado_stream.corpus.places import user_cache
 from ado_stream.corpus.tokenizer import Tokenizer
 from ado_stream.durable import write_durably
 from ado_stream.errors import ConfigError
-from ado_stream.prepare.config import JOIN, PrepareConfig
+from ado_stream.prepare.config import PrepareConfig
 from ado_stream.prepare.corpus_output import CorpusOutput, LocalOutput, RemoteOutput
 from ado_stream.prepare.input_files import InputFile
 from ado_stream.prepare.packing import JOURNAL_NAME

@@ -145,6 +145,22 @@ def test_a_prepared_domain_may_be_listed_and_the_tokenizer_lie_beside_the_file(t
     assert batches[0] == batches[1]
 
 
+def test_padding_of_a_listed_domain_is_left_out_of_targets_where_the_list_says_so(tmp_path, prepare_texts):
+    texts = {f"a/{n}.txt": "hello there " * n for n in range(1, 30)}
+    made = prepare_texts(tmp_path, texts, "--seq-len", "31", "--packing", "best-fit")
+    content = {"seq_len": 31, "tokenizer": "bytes", "domains": {"a": {"path": "corpus/a/train"}}}
+    found = []
+    for packing in ("best-fit", "join"):
+        path = tmp_path / "corpus.yaml"
+        path.write_text(yaml.safe_dump({**content, "packing": packing}))
+        (batch,) = run(ado.AdaptiveStreamingDataset(ado.open_corpus(path), global_batch_size=64), 1)
+        found.append(batch)
+    (expected,) = run(ado.AdaptiveStreamingDataset(ado.open_corpus(made), global_batch_size=64), 1)
+    assert (expected["targets"] == -100).any()
+    np.testing.assert_array_equal(found[0]["targets"], expected["targets"])
+    assert "targets" not in found[1]
+
+
 def test_info_says_what_the_formats_say(listed, capsys):
     path, rows = listed
     assert main(["info", str(path), "--json"]) == 0
@@ -206,6 +222,7 @@ MISTAKES = {
     r"domain 'web': prior is -1": lambda c: c["domains"]["web"].update(weight=-1),
     r"domain 'web' has no prior, others have": lambda c: c["domains"]["web"].pop("weight"),
     r"have the same data": lambda c: c["domains"]["web"].update(c["domains"]["code"], path="data/./code"),
+    r"packing is 'tight'; expected one of join, best-fit": lambda c: c.update(packing="tight"),
     r"end_token 999; the tokenizer has 257 tokens": lambda c: c.update(end_token=999),
     r"no domains": lambda c: c.update(domains={}),
     r"s4://x: not a URL that can be read": lambda c: c["domains"]["code"].update(path="s4://x"),
