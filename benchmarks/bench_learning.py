@@ -161,8 +161,9 @@ def check_mechanism(args: argparse.Namespace) -> None:
         if (not args.scenario or name in args.scenario) and (not args.seed or seed in args.seed)
     )
     print(laws_table(found["laws"]))
-    for name, specs in found["unchanged"].items():
-        print(f"{name}: the same run, to the bit, with each of: {', '.join(specs) or 'none'}")
+    for name, same in found["unchanged"].items():
+        settings = ", ".join(same["settings"]) or "none"
+        print(f"{name}, {same['seeds']} seeds: equal runs, to the bit, with each of: {settings}")
     (folder / _MECHANISM).write_text(json.dumps(found, indent=1))
 
 

@@ -86,7 +86,10 @@ def check_corpus(trials: Iterable[tuple[str, Trial, Mapping[str, Mapping[str, An
     ]
     return {
         "laws": rows,
-        "unchanged": {scenario: sorted(set.intersection(*found)) for scenario, found in unchanged.items()},
+        "unchanged": {
+            scenario: {"seeds": len(found), "settings": sorted(set.intersection(*found))}
+            for scenario, found in unchanged.items()
+        },
     }
 
 

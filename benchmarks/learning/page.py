@@ -117,9 +117,11 @@ def _sensitivity(name: str, corpus: Corpus) -> list[str]:
         rows = [row for row in outcome.table(cells, facts, baseline="target") if row["policy"] in SENSITIVITY]
         if rows:
             parts += [f"**{scenario}**, less `target` with its defaults:\n", outcome.text(rows, "target"), ""]
-        if unchanged.get(scenario):
-            same = ", ".join(f"`{spec.partition(':')[2]}`" for spec in unchanged[scenario])
-            parts += [f"**{scenario}**: replayed on the losses of every seed, the same mixtures to the bit: {same}.\n"]
+        same = unchanged.get(scenario)
+        if same and same["settings"]:
+            settings = ", ".join(f"`{spec.partition(':')[2]}`" for spec in same["settings"])
+            seeds = "one seed" if same["seeds"] == 1 else f"{same['seeds']} seeds"
+            parts += [f"**{scenario}**: replayed on the losses of {seeds}, equal mixtures to the bit: {settings}.\n"]
     return [f"### {name}: the constants of `target`\n", *parts] if parts else []
 
 

@@ -127,8 +127,8 @@ def test_settings_change_nothing_where_all_domains_learn_alike_and_something_whe
     alike, useless = _Recorded(), _Recorded(useless=True)
     trials = [("clean", alike, {"target": alike.cell}), ("unlearnable-20", useless, {"target": useless.cell})]
     found = mechanism.check_corpus(trials)
-    assert found["unchanged"]["clean"] == sorted(SENSITIVITY)
-    assert "target:strength=2" not in found["unchanged"]["unlearnable-20"]
+    assert found["unchanged"]["clean"] == {"seeds": 1, "settings": sorted(SENSITIVITY)}
+    assert "target:strength=2" not in found["unchanged"]["unlearnable-20"]["settings"]
     assert [row["scenario"] for row in found["laws"]] == ["clean", "unlearnable-20"]
     assert mechanism.laws_table(found["laws"]).count("\n") == 3
 

@@ -23,7 +23,7 @@ from ado_stream.train.trainer import run_training
 from ado_stream.yaml_files import read_yaml
 from tests.fuzz.mutations import changed, changed_file, changed_yaml, damaged, fuzz
 from tests.report.conftest import write_simulated
-from tests.train.conftest import settings, tiny_corpus  # noqa: F401
+from tests.train.conftest import settings  # noqa: F401
 from tests.train.hot_loop import ONE_CPU
 
 
