@@ -48,11 +48,20 @@ def initialised(expected):
     return model
 
 
+def filled(expected):
+    """As a trainer with an initialiser of its own does: parameter by parameter."""
+    model = poisoned_empty(on_meta())
+    with torch.no_grad():
+        for mine, theirs in zip(model.parameters(), expected.parameters(), strict=True):
+            mine.copy_(theirs)
+    return model
+
+
 def pickled(expected):
     return pickle.loads(pickle.dumps(assigned(expected)))
 
 
-@pytest.mark.parametrize("materialise", [to_empty, assigned, initialised, pickled])
+@pytest.mark.parametrize("materialise", [to_empty, assigned, initialised, filled, pickled])
 def test_logits_are_those_of_a_model_built_with_memory(materialise):
     expected = built()
     assert torch.equal(materialise(expected)(TOKENS), expected(TOKENS))
