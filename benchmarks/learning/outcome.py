@@ -88,19 +88,26 @@ def gain_of_oracle(rows: Sequence[Mapping[str, Any]], policy: str, measure: str 
     return by_policy[policy] / by_policy["oracle"]
 
 
-def text(rows: Sequence[Mapping[str, Any]], baseline: str = BASELINE) -> str:
-    """The rows as a Markdown table."""
+def text(rows: Sequence[Mapping[str, Any]], baseline: str = BASELINE, wanted: bool = False) -> str:
+    """The rows as a Markdown table; `wanted`: with the loss of the wanted domains, where these are not all."""
+    measures = {
+        "by size": "by size",
+        "mean": "mean of domains",
+        "worst": "worst domain",
+        "bits per byte": "bits per byte",
+    }
+    if wanted:
+        measures = {"wanted": "wanted domains", **measures}
     lines = [
-        f"| policy | seeds | by size | mean of domains | worst domain | bits per byte | steps to {baseline}'s loss |",
-        "|---|---|---|---|---|---|---|",
+        f"| policy | seeds | {' | '.join(measures.values())} | steps to {baseline}'s loss |",
+        "|---" * (len(measures) + 3) + "|",
     ]
     for row in rows:
         if row["policy"] == baseline:
-            lines.append(
-                f"| {baseline} | {row['seeds']} | 0 | 0 | 0 | 0 | {cell(row['steps to baseline'], 2, sign=False)} |"
-            )
+            zeros = " | ".join("0" for _ in measures)
+            lines.append(f"| {baseline} | {row['seeds']} | {zeros} | {cell(row['steps to baseline'], 2, sign=False)} |")
             continue
-        cells = [cell(row[measure]) for measure in ("by size", "mean", "worst", "bits per byte")]
+        cells = [cell(row[measure]) for measure in measures]
         cells.append(cell(row["steps to baseline"], 2, sign=False))
         lines.append(f"| {row['policy']} | {row['seeds']} | " + " | ".join(cells) + " |")
     return "\n".join(lines)

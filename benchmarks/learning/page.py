@@ -98,7 +98,11 @@ def _corpus(name: str, found: Mapping[str, Cells], tables: Mapping[str, Sequence
     ]
     for scenario, rows in tables.items():
         cells, facts = found[scenario]
-        parts += [f"### {name}, {scenario}: {SCENARIOS[scenario].question}\n", outcome.text(rows), ""]
+        parts += [
+            f"### {name}, {scenario}: {SCENARIOS[scenario].question}\n",
+            outcome.text(rows, wanted=_some_wanted(facts)),
+            "",
+        ]
         parts += [*findings(scenario, rows, cells, facts), ""]
         rivals = _rivals(cells, facts)
         if rivals:
@@ -161,6 +165,11 @@ def findings(
         lines.append(
             f"- `target` {_verdict(row['by size'])} by size{of_oracle}, and {_verdict(row['mean'])} in the mean."
         )
+    if _some_wanted(facts) and {"wanted", "target:wanted"} <= by_policy.keys():
+        fixed, target = (outcome.cell(by_policy[policy]["wanted"]) for policy in ("wanted", "target:wanted"))
+        lines.append(
+            f"- On the wanted domains, the fixed mixture of them ends at {fixed}, `target:wanted` at {target}."
+        )
     tried = [row for row in rows if row["policy"] not in (CONTROL, "oracle", BASELINE)]
     for measure, words in (("by size", "by size"), ("mean", "in the mean of domains")):
         if not tried:
@@ -171,6 +180,10 @@ def findings(
         elif best["policy"] != "target":
             lines.append(f"- Lowest {words}: `{best['policy']}`, {outcome.cell(best[measure])}.")
     return lines
+
+
+def _some_wanted(facts: Mapping[str, Any]) -> bool:
+    return 0 < len(set(facts["measured"]) & set(facts["wanted"])) < len(facts["measured"])
 
 
 def _verdict(found: tuple[float, float | None]) -> str:

@@ -210,7 +210,8 @@ def test_the_page_its_pictures_and_the_summaries_come_from_the_cells_alone(runs,
     }  # fmt: skip
     text = written[0]["learning.md"]
     assert "## Corpus `toy`: 2 domains, 0 M tokens" in text
-    assert "| odm | 1 | +0.200 | +0.000 | -0.400 | +0.100 | 0.74 |" in text
+    assert "| policy | seeds | wanted domains | by size |" in text
+    assert "| odm | 1 | +0.400 | +0.200 | +0.000 | -0.400 | +0.100 | 0.74 |" in text
     assert "Rivals less the uniform mixture" in text
     assert "`target` ends below natural (-0.300) by size, 75% of the oracle's gain" in text
     assert "Nothing that was tried is below natural by size." in text
