@@ -94,8 +94,10 @@ class Page:
                 self.errors.append(str(answer["params"]["exceptionDetails"]))
 
     def _receive(self) -> dict[str, Any]:
+        poll = select.poll()  # takes any descriptor
+        poll.register(self._read, select.POLLIN)
         while b"\0" not in self._rest:
-            assert select.select([self._read], [], [], TIMEOUT_S)[0], "the browser gave no answer"
+            assert poll.poll(1000 * TIMEOUT_S), "the browser gave no answer"
             part = os.read(self._read, 1 << 16)
             assert part, "the browser ended"
             self._rest += part

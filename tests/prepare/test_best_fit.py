@@ -182,7 +182,7 @@ def test_the_corpus_does_not_depend_on_the_workers(source, tmp_path, tree_hashes
 def test_joining_is_another_corpus_and_its_plan_is_that_of_earlier_releases(corpus, source, tmp_path):
     with pytest.raises(ado.ConfigError, match="a corpus of other input or settings is there already"):
         prepare(PrepareConfig(**{**vars(config(source, corpus.url, val_frac=0.1)), "packing": "join"}))
-    with pytest.raises(ado.ConfigError, match="packing is 'none'; expected join or best-fit"):
+    with pytest.raises(ado.ConfigError, match="packing is 'none'; expected one of join, best-fit"):
         PrepareConfig((str(source[0]),), str(tmp_path), packing="none")
 
 
