@@ -20,10 +20,7 @@ def advice(runs: list[Run]) -> list[str]:
     found = [sentence for run in runs for sentence in _of_run(run)]
     baseline = pick_baseline(runs)
     for comparison in compare(runs):
-        behind = not comparison.withheld and comparison.headline().endswith(
-            f"reached a higher validation loss than {baseline.label}"
-        )
-        if behind and baseline.metadata.get("policy") == "natural":
+        if comparison.is_behind and baseline.metadata.get("policy") == "natural":
             found.append(
                 f"{comparison.run} ends behind natural: its text may hold nothing that a policy can gain by. Try "
                 "policy.name=target, which moves a domain on evidence only, or keep natural."

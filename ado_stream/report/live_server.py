@@ -15,7 +15,7 @@ from typing import cast
 from ado_stream.errors import AdoStreamError, ConfigError
 from ado_stream.record import FILE_NAME
 from ado_stream.report.report_page import live_page
-from ado_stream.visible import show, visible
+from ado_stream.visible import show
 
 _POLL_S = 0.5
 _DRAWING_FRAC = 0.1
@@ -77,9 +77,9 @@ class LiveServer:
                 try:
                     drawing_s = self._report.draw()
                 except (AdoStreamError, OSError) as error:  # a record is being replaced; the page stays as it was
-                    fault = visible(f"not drawn: {error}")
+                    fault = f"not drawn: {error}"
                 if fault not in ("", last_fault):
-                    show(str(fault))
+                    show(fault)
                 stop.wait(max(_POLL_S, drawing_s * (1 / _DRAWING_FRAC - 1)))
         finally:
             self._server.shutdown()

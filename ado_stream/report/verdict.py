@@ -70,14 +70,22 @@ class Comparison:
         others = f" ({', '.join(rest)})" if rest else ""
         return f"{counts}{others}{losses}."
 
+    @property
+    def is_behind(self) -> bool:
+        """Whether the run's losses are higher than the baseline's by both overall measures; False without a verdict."""
+        return not self.withheld and self._signs() == {1}
+
+    def _signs(self) -> set[int]:
+        return {_sign(own - base, self.unit) for own, base in self.overall.values() if math.isfinite(own - base)}
+
     def headline(self) -> str:
         """One line: lower, higher, level or mixed by the two overall measures."""
         if self.withheld:
             return f"No verdict: {self.run} and {self.baseline} cannot be compared"
-        signs = {_sign(own - base, self.unit) for own, base in self.overall.values() if math.isfinite(own - base)}
+        signs = self._signs()
         if signs == {-1}:
             return f"{self.run} reached a lower validation loss than {self.baseline}"
-        if signs == {1}:
+        if self.is_behind:
             return f"{self.run} reached a higher validation loss than {self.baseline}"
         if signs <= {0}:
             return f"{self.run} and {self.baseline} are level"
