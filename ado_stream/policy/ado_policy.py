@@ -28,7 +28,7 @@ from ado_stream.errors import ConfigError, PolicyError
 from ado_stream.option_checks import refuse_unknown
 from ado_stream.policy import state_codec
 from ado_stream.policy.ado_config import AdoConfig
-from ado_stream.policy.base_policy import Bools, Floats, Ints, Policy
+from ado_stream.policy.base_policy import Policy
 from ado_stream.policy.domain_weights import Weights
 from ado_stream.policy.loss_history import LossHistory
 from ado_stream.policy.mixture_bounds import raise_to_floor, reference_clip
@@ -40,7 +40,7 @@ from ado_stream.policy.scaling_laws import (
     check_backend,
     fit_scaling_laws,
 )
-from ado_stream.value_types import Array, JsonMapping, JsonObject
+from ado_stream.value_types import Array, Bools, Floats, Ints, JsonMapping, JsonObject
 
 Fitter = Callable[[Floats, Floats, FitConfig], ScalingLawFit]
 

@@ -27,9 +27,9 @@ import numpy as np
 from ado_stream.errors import ConfigError, ResumeError
 from ado_stream.option_checks import number, positive, whole
 from ado_stream.policy import state_codec
-from ado_stream.policy.base_policy import Bools, Floats, Ints, Policy
+from ado_stream.policy.base_policy import Policy
 from ado_stream.policy.domain_weights import Weights
-from ado_stream.value_types import Array, JsonMapping, JsonObject
+from ado_stream.value_types import Array, Bools, Floats, Ints, JsonMapping, JsonObject
 
 _ROUNDS = 20  # of a run, as the paper's
 _ROUND_STEPS = 250  # where the run's length is unknown: its 5,000 steps in 20 rounds

@@ -23,10 +23,7 @@ from ado_stream.errors import ConfigError, PolicyError, ResumeError
 from ado_stream.option_checks import MOST_COUNT, check_arguments
 from ado_stream.policy import state_codec
 from ado_stream.policy.domain_weights import Weights, domain_labels, domain_names, num_weights, parse_shares
-from ado_stream.value_types import Array, JsonMapping, JsonObject
-from ado_stream.value_types import Bools as Bools
-from ado_stream.value_types import Floats as Floats
-from ado_stream.value_types import Ints as Ints
+from ado_stream.value_types import Array, Bools, Floats, Ints, JsonMapping, JsonObject
 
 if TYPE_CHECKING:
     from ado_stream.policy.scaling_laws import ScalingLawFit

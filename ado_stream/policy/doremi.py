@@ -10,9 +10,9 @@ that would underflow can grow again. docs/math.md section 6.
 import numpy as np
 
 from ado_stream.option_checks import number, positive
-from ado_stream.policy.base_policy import Bools, Floats, Policy
+from ado_stream.policy.base_policy import Policy
 from ado_stream.policy.domain_weights import Weights, parse_values
-from ado_stream.value_types import JsonObject
+from ado_stream.value_types import Bools, Floats, JsonObject
 
 
 class DoReMi(Policy):

@@ -19,8 +19,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ado_stream.policy.base_policy import Bools, Floats
 from ado_stream.policy.loss_blocks import BlockPoints
+from ado_stream.value_types import Bools, Floats
 
 ALPHA_A = np.geomspace(0.08, 1.5, 25)  # the grid of exponents
 _PRIOR_ALPHA, _PRIOR_LOG_SD = 0.4, 0.5  # of the log-normal prior on alpha

@@ -28,10 +28,9 @@ from ado_stream.option_checks import one_of, positive
 from ado_stream.policy import state_codec
 from ado_stream.policy.ado_config import AdoConfig
 from ado_stream.policy.ado_policy import AdoPolicy
-from ado_stream.policy.base_policy import Floats, Ints
 from ado_stream.policy.scaling_laws import FitConfig, ScalingLawFit
 from ado_stream.policy.transfer import first_transfer, fit_with_transfer, transfer_among
-from ado_stream.value_types import JsonMapping, JsonObject
+from ado_stream.value_types import Floats, Ints, JsonMapping, JsonObject
 
 TRANSFERS = ("none", "full")
 

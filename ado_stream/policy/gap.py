@@ -20,9 +20,8 @@ from ado_stream.errors import ConfigError
 from ado_stream.option_checks import number, positive
 from ado_stream.policy.ado_config import AdoConfig
 from ado_stream.policy.ado_policy import AdoPolicy
-from ado_stream.policy.base_policy import Floats
 from ado_stream.policy.domain_weights import Weights, parse_values
-from ado_stream.value_types import Array
+from ado_stream.value_types import Array, Floats
 
 
 @dataclass(frozen=True)

@@ -16,10 +16,10 @@ from numpy.typing import ArrayLike
 from ado_stream.errors import ConfigError
 from ado_stream.option_checks import instance, number, positive, whole
 from ado_stream.policy import state_codec
-from ado_stream.policy.base_policy import Bools, Floats, Ints, Policy
+from ado_stream.policy.base_policy import Policy
 from ado_stream.policy.domain_weights import Weights, parse_values
 from ado_stream.policy.mixture_bounds import check_floor, lower_to_ceiling, raise_to_floor
-from ado_stream.value_types import JsonMapping, JsonObject
+from ado_stream.value_types import Bools, Floats, Ints, JsonMapping, JsonObject
 
 
 class Guard(Policy):

@@ -17,8 +17,7 @@ import numpy as np
 
 from ado_stream.errors import ResumeError
 from ado_stream.policy import state_codec
-from ado_stream.policy.base_policy import Bools, Floats, Ints
-from ado_stream.value_types import JsonObject
+from ado_stream.value_types import Bools, Floats, Ints, JsonObject
 
 MAX_ROWS = 65_536
 MAX_LOSSES = 64 * MAX_ROWS  # 32 MiB; as many sample counts again where each domain has its own

@@ -9,7 +9,7 @@ import numpy as np
 
 from ado_stream.errors import ConfigError
 from ado_stream.option_checks import number
-from ado_stream.policy.base_policy import Floats
+from ado_stream.value_types import Floats
 
 
 def reference_clip(share_K: Floats, floor: float) -> Floats:

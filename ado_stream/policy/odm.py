@@ -17,9 +17,9 @@ from typing import ClassVar
 import numpy as np
 
 from ado_stream.option_checks import whole
-from ado_stream.policy.base_policy import Bools, Floats, Policy
+from ado_stream.policy.base_policy import Policy
 from ado_stream.policy.domain_weights import Weights
-from ado_stream.value_types import JsonObject
+from ado_stream.value_types import Bools, Floats, JsonObject
 
 _DECAY = 0.9  # of the rewards
 

@@ -11,11 +11,12 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from ado_stream.errors import ConfigError
-from ado_stream.policy.base_policy import Bools, Floats, Policy
+from ado_stream.policy.base_policy import Policy
 from ado_stream.policy.guards import Guard
 from ado_stream.policy.mixture_bounds import bring_within
 from ado_stream.policy.static_policies import Natural, Uniform
 from ado_stream.suggest import did_you_mean
+from ado_stream.value_types import Bools, Floats
 
 FORMS = {
     "pin": "pin DOMAIN=SHARE ...",

@@ -4,8 +4,9 @@ from collections import deque
 
 import numpy as np
 
-from ado_stream.policy.base_policy import Floats, Policy
+from ado_stream.policy.base_policy import Policy
 from ado_stream.policy.static_policies import StaticPolicy
+from ado_stream.value_types import Floats
 
 
 def planned_samples(policy: Policy, steps: int, global_batch_size: int, mixture_lag: int = 0) -> Floats:

@@ -12,9 +12,10 @@ import numpy as np
 
 from ado_stream.errors import ConfigError
 from ado_stream.option_checks import number, one_of, positive, whole
-from ado_stream.policy.base_policy import Bools, Floats, Policy
+from ado_stream.policy.base_policy import Policy
 from ado_stream.policy.domain_weights import Weights, parse_shares, parse_values
 from ado_stream.policy.published_mixtures import PUBLISHED_MIXTURES
+from ado_stream.value_types import Bools, Floats
 
 
 class StaticPolicy(Policy):

@@ -41,12 +41,13 @@ from numpy.typing import ArrayLike, NDArray
 from ado_stream.errors import ConfigError
 from ado_stream.option_checks import number, one_of, positive, whole
 from ado_stream.policy import state_codec
-from ado_stream.policy.base_policy import Bools, Floats, Ints, Policy
+from ado_stream.policy.base_policy import Policy
 from ado_stream.policy.domain_weights import Weights, parse_shares, parse_values
 from ado_stream.policy.elasticity import LAW, fit_blocks, middle_elasticity
 from ado_stream.policy.loss_blocks import BlockHistory, BlockPoints
 from ado_stream.policy.mixture_bounds import check_floor, lower_to_ceiling, raise_to_floors
 from ado_stream.policy.scaling_laws import ScalingLawFit
+from ado_stream.value_types import Bools, Floats, Ints
 
 _REPEAT_DECAY_EPOCHS = 15.0  # arXiv 2305.16264, section 5: the half-life constant R* of repeated tokens
 _LEAST_BLOCKS = 4  # with fewer the three numbers of a law are not known at all

@@ -12,8 +12,8 @@ from collections.abc import Callable
 
 import numpy as np
 
-from ado_stream.policy.base_policy import Bools, Floats, Ints
 from ado_stream.policy.scaling_laws import FitConfig, ScalingLawFit, prepare_history
+from ado_stream.value_types import Bools, Floats, Ints
 
 _OWN_WEIGHT = 0.9  # gamma_kk at the start
 _TURNS = 2  # of laws and gamma

@@ -11,9 +11,8 @@ forecast by the domain's own law; the paper has no c. A domain at its target fro
 
 import numpy as np
 
-from ado_stream.policy.base_policy import Bools, Floats
 from ado_stream.policy.gap import GapPolicy
-from ado_stream.value_types import Array
+from ado_stream.value_types import Array, Bools, Floats
 
 _MIN_GAP_AT_START = 1e-3  # nats: of l0 - l*, so that a domain with nothing to learn is not a division by 0
 

@@ -14,7 +14,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ado_stream.report.run_data import Evaluation, Floats, Run
+from ado_stream.report.run_data import Evaluation, Run
+from ado_stream.value_types import Floats
 
 OVERALL = ("by corpus size", "mean of domains")
 _LEAST_COVERED = 0.9  # of the longer validation text by the shorter, where tokenizers cut it at different places

@@ -24,7 +24,8 @@ from ado_stream.report.plot_style import (
     text_color,
     thousands,
 )
-from ado_stream.report.run_data import Floats, RefitLaws, Run
+from ado_stream.report.run_data import RefitLaws, Run
+from ado_stream.value_types import Floats
 
 MAX_PANELS = 24
 PANEL_POINTS = 70

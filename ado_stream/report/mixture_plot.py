@@ -20,7 +20,8 @@ from ado_stream.report.plot_style import (
     text_color,
     thousands,
 )
-from ado_stream.report.run_data import Floats, Run
+from ado_stream.report.run_data import Run
+from ado_stream.value_types import Floats
 
 MAX_RUNS = 4
 MAX_LABELS = 24

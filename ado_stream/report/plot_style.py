@@ -23,7 +23,7 @@ from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
-from ado_stream.report.run_data import Floats, Ints
+from ado_stream.value_types import Floats, Ints
 from ado_stream.visible import visible
 
 PALETTE = (

@@ -20,8 +20,9 @@ from ado_stream.report.forecast_plot import forecast_error, halfway_law, next_in
 from ado_stream.report.mixture_plot import mixture_varies
 from ado_stream.report.plot_style import compact, signed
 from ado_stream.report.report_html import Cell
-from ado_stream.report.run_data import Floats, Run
+from ado_stream.report.run_data import Run
 from ado_stream.report.throughput_plot import median_tokens_per_s
+from ado_stream.value_types import Floats
 
 Row = list[str | Cell]
 DASH = "–"

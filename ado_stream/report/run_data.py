@@ -19,9 +19,7 @@ from numpy.typing import NDArray
 from ado_stream.errors import ConfigError, DataError, NotFound
 from ado_stream.json_files import check_type
 from ado_stream.record import FILE_NAME, read_run, with_nan
-
-Floats = NDArray[np.float64]
-Ints = NDArray[np.int64]
+from ado_stream.value_types import Floats, Ints
 
 PARTS = ("data", "forward_backward", "optimizer", "policy", "checkpoint")
 

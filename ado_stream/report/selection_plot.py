@@ -11,7 +11,8 @@ from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
 
 from ado_stream.report.plot_style import INK, SOFT, Plot, label_rows, largest, new_figure, tag
-from ado_stream.report.run_data import Floats, Ints, Run
+from ado_stream.report.run_data import Run
+from ado_stream.value_types import Floats, Ints
 
 MAX_ROWS = 36
 

@@ -16,7 +16,8 @@ from ado_stream.report.plot_style import (
     shorten,
     thousands,
 )
-from ado_stream.report.run_data import PARTS, Floats, Run
+from ado_stream.report.run_data import PARTS, Run
+from ado_stream.value_types import Floats
 
 PART_COLORS = {
     "data": "#c8553d",

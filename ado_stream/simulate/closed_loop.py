@@ -18,12 +18,12 @@ import numpy as np
 
 from ado_stream.errors import ConfigError
 from ado_stream.option_checks import whole
-from ado_stream.policy.base_policy import Floats, Ints, Policy, RunContext
+from ado_stream.policy.base_policy import Policy, RunContext
 from ado_stream.policy.domain_weights import parse_shares, with_text_keys
 from ado_stream.policy.policy_registry import make_run_policy
 from ado_stream.simulate.synthetic_domains import SyntheticDomains, parse_domains
 from ado_stream.suggest import did_you_mean
-from ado_stream.value_types import JsonMapping, JsonObject
+from ado_stream.value_types import Floats, Ints, JsonMapping, JsonObject
 
 _CHUNK_STEPS = 512  # of noise made at once
 _MAX_ROWS = 2000  # of an outcome: enough for a picture

@@ -19,8 +19,8 @@ import numpy as np
 
 from ado_stream.policy.ado_config import AdoConfig
 from ado_stream.policy.ado_policy import AdoPolicy
-from ado_stream.policy.base_policy import Floats
 from ado_stream.policy.scaling_laws import ScalingLawFit
+from ado_stream.value_types import Floats
 
 NUM_DOMAINS = 5
 FLOOR = 0.01

@@ -8,8 +8,8 @@ one. Invariant: a function of the domains, the weights and the samples alone.
 
 import numpy as np
 
-from ado_stream.policy.base_policy import Floats
 from ado_stream.simulate.synthetic_domains import SyntheticDomains
+from ado_stream.value_types import Floats
 
 _MOVES = 400
 _CHANGE = 1e-4  # of a count, for a difference quotient

@@ -11,7 +11,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ado_stream.errors import DataError
-from ado_stream.policy.base_policy import Floats, Policy
+from ado_stream.policy.base_policy import Policy
+from ado_stream.value_types import Floats
 
 Validations = Mapping[int, tuple[Floats, Floats]]
 

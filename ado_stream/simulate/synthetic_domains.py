@@ -20,9 +20,8 @@ import numpy as np
 
 from ado_stream.errors import ConfigError
 from ado_stream.option_checks import number, positive, whole
-from ado_stream.policy.base_policy import Floats
 from ado_stream.policy.domain_weights import parse_shares, quoted_list, with_text_keys
-from ado_stream.value_types import JsonMapping
+from ado_stream.value_types import Floats, JsonMapping
 
 _DOMAIN_KEYS = {"prior", "eps", "beta", "alpha", "noise", "break_samples", "break_alpha", "samples"}
 _REPEAT_EPOCHS = 15.0  # R*: what n epochs are worth tends to 1 + R* fresh ones
