@@ -2,20 +2,25 @@
 
 The user says what the model is for, as weights w over the domains: by size, uniform, or any other. The mixture starts
 at w and stays there, to the bit, as long as the domains learn about as fast as each other. With e the elasticity of
-each domain (elasticity.py: nats that its loss falls per unit of log of its own samples, with a standard deviation), and
-m the middle elasticity,
+each domain and sd its standard deviation (elasticity.py: nats that its loss falls per unit of log of its own samples),
+m the middle elasticity, and domains taken to lie about m with a deviation of m / 2 before anything is known of them,
 
-    r(x) = log((e + x sd) / m)    a domain's speed, x deviations from its mean
-    f = s (r(1) + log d)          from where it surely is slow, r(z) < -log d, to where it surely is not, r(-z) > -log d
-        s (r(-z) - log d)         where it surely is fast, r(-z) > log d
-        0                         else
+    k = 1 / (1 + (2 sd / m)^2)           how much the estimate weighs against the middle
+    r(x) = log((m + k (e - m) + x sqrt(k) sd) / m)     the domain's speed, x deviations from its mean
+    f = s (r(0) + log d)                 where it surely is slow, r(z) < -log d
+        s (r(-z) - log d)                where it surely is fast, r(-z) > log d
+        as it was                        where it was cut and still looks slow, r(0) < -log d
+        0                                else
     g <- a f + (1 - a) g;   p = w exp(g) / sum(w exp(g))
 
-d = 2, z = 1.5, s = 4, a = 1/2. A domain that surely learns less than 1 / d as fast as the middle, because its text
+d = 2, z = 1, s = 4, a = 1/2. A domain that surely learns less than 1 / d as fast as the middle, because its text
 cannot be learnt (hashes, base64, noise) or is learnt already, gives way; one that surely learns more than d times as
 fast gains. Everything else keeps exactly its share: estimates of elasticity are off by some ten percent for any finite
 run, and a policy that followed them all would pay for that noise on clean text (docs/policies.md has the figures).
-While a cut is neither surely right nor surely wrong, f stays as it is: the evidence that led to it still counts.
+Some of many domains always look slow by chance, small ones most of all: k holds those near the middle.
+
+Laws begin where the mixture w was first drawn. Before, under another mixture, a domain learnt from what the others
+taught, or was taught nothing: neither says how fast it learns now.
 
 m is the elasticity at the middle of what is gained: domains sorted by e, the one at which half of sum w e is reached.
 Text that cannot be learnt has no weight in it, so half of all domains may be such text and m is still that of the rest.
@@ -54,7 +59,8 @@ _LEAST_BLOCKS = 4  # with fewer the three numbers of a law are not known at all
 _FORGET = 4  # laws are fitted to the last three quarters of the steps so far
 _LEAST_DRAWN = 0.2  # of its target share, for a block to count for a domain
 _LEAST_LOG = -100.0
-_CUT_SD = 1.0  # deviations above its mean at which a slow domain is taken
+_SPREAD = 0.5  # deviation of the domains' elasticities, of the middle one, before anything is known of them
+_FAR = 0.1  # share of the samples drawn that the target gives to other domains, from which on it is another mixture
 _SETTLED = 1e-3  # |g| below it is 0, so that a domain that is cut no longer has exactly its share again
 _REFIT_FRAC, _REFIT_STEPS = 20, 1000
 LAWS = ("train", "validation")
@@ -67,7 +73,8 @@ class TargetPolicy(Policy):
     dead_zone: d, how many times slower or faster than the middle a domain must learn to be touched. confidence: z,
     standard deviations. strength: s. damping: a. floor: least share of a domain whose target share is above it; None:
     0.002, at most a tenth of 1/K. ignore_steps: first steps that laws leave out; None: 1000, at most a tenth of the
-    run. start_step: first step that may move the mixture; None: 2000, at most an eighth of the run. laws: of "train"
+    run. start_step: first step that may move the mixture; None: 2000, at most an eighth of the run. Both count from
+    where the target's mixture was first drawn. laws: of "train"
     losses, or of those of `observe_validation` ("validation"). max_epochs: bound on the passes over a domain in the
     run; where the run needs more, the least that suffices.
     Facts of the run, None where unknown: sizes, samples of one epoch, (K,) or {name: samples}; total_samples and
@@ -86,6 +93,7 @@ class TargetPolicy(Policy):
     }
     saved_numbers = {
         "fit_step": state_codec.step_or_none,
+        "_target_from": state_codec.step_or_none,
         "_num_refits": state_codec.whole_number,
         "_next_refit": state_codec.whole_number,
         "_middle": state_codec.number_or_none,
@@ -96,7 +104,7 @@ class TargetPolicy(Policy):
         prior: Weights,
         weights: Weights | str = "size",
         dead_zone: float = 2.0,
-        confidence: float = 1.5,
+        confidence: float = 1.0,
         strength: float = 4.0,
         damping: float = 0.5,
         floor: float | None = None,
@@ -137,6 +145,7 @@ class TargetPolicy(Policy):
         self._max_epochs = positive("target: max_epochs", max_epochs)
         kinds = ("blocks", "validations") if self._validates else ("blocks",)  # of training losses; of validation's
         self._histories = {name: BlockHistory(num) for name in kinds}
+        self._target_from: int | None = None  # step from which the target's mixture was drawn
         self._next_refit = self._start_step
         self._num_refits = 0
         self._middle: float | None = None  # m of the last refit
@@ -247,7 +256,10 @@ class TargetPolicy(Policy):
 
     def _refit(self) -> None:
         memory = self.memory
-        first = max(self._ignore_steps, self.step // _FORGET)
+        if self._target_from is None and not self._find_target():
+            return
+        assert self._target_from is not None
+        first = max(self._target_from + self._ignore_steps, self.step // _FORGET)
         drawn = points = self._histories["blocks"].points(first)
         if self._validates:
             points = self._histories["validations"].points(first)
@@ -278,6 +290,18 @@ class TargetPolicy(Policy):
             what = f"{verb} from here on: {self._why(index)}" if moved_K[index] else "has its full share again"
             self._notices.append(f"target: {self.labels[index]} {what}")
 
+    def _find_target(self) -> bool:
+        """Sets `_target_from`, at the first refit under the target's mixture; whether that is long enough ago."""
+        points = self._histories["blocks"].points(0)
+        excess_M = np.maximum(points.samples_KM / np.maximum(points.total_M, 1.0) - self.target_K[:, None], 0.0).sum(axis=0)
+        by_chance = 0.5 * np.sqrt(self.target_K * (1.0 - self.target_K)).sum()
+        far_M = np.flatnonzero(excess_M > _FAR + by_chance / np.sqrt(np.maximum(points.total_M, 1.0)))
+        begin = 0 if not len(far_M) else int(points.step_M[far_M[-1]]) + self._histories["blocks"].length
+        if begin and self.step < begin + self._start_step:
+            return False
+        self._target_from = begin
+        return True
+
     def _fit(self, points: BlockPoints, drawn: BlockPoints) -> tuple[dict[str, Floats], Bools]:
         """What `memory` holds of each domain's law, and where there are blocks enough for one, and new ones.
 
@@ -297,17 +321,18 @@ class TargetPolicy(Policy):
         if self._middle is None:
             return np.zeros(self.num_domains)
         memory, zone = self.memory, self._log_zone
+        e_K, sd_K, middle = memory["elasticity"], memory["elasticity_sd"], self._middle
+        known_K = 1.0 / (1.0 + (sd_K / (_SPREAD * middle)) ** 2)
 
         def speed(deviations: float) -> Floats:
-            e_K = np.maximum(memory["elasticity"] + deviations * memory["elasticity_sd"], 0.0)
             with np.errstate(divide="ignore"):
-                return np.asarray(np.log(e_K / self._middle))
+                of_K = middle + known_K * (e_K - middle) + deviations * np.sqrt(known_K) * sd_K
+                return np.asarray(np.log(np.maximum(of_K, 0.0) / middle))
 
-        slowest_K = speed(-self._confidence)
-        unsure_K = np.where(slowest_K < -zone, np.minimum(memory["pull"], 0.0), 0.0)
-        slower_K = self._strength * np.maximum(np.minimum(speed(_CUT_SD) + zone, 0.0), _LEAST_LOG)
-        cut_K = np.where(speed(self._confidence) < -zone, slower_K, unsure_K)
-        pull_K: Floats = cut_K + self._strength * np.maximum(slowest_K - zone, 0.0)
+        slower_K = np.maximum(speed(0.0) + zone, _LEAST_LOG)
+        held_K = np.where(slower_K < 0.0, np.minimum(memory["pull"], 0.0), 0.0)
+        cut_K = np.where(speed(self._confidence) < -zone, self._strength * slower_K, held_K)
+        pull_K: Floats = cut_K + self._strength * np.maximum(speed(-self._confidence) - zone, 0.0)
         return pull_K
 
     def _restore(self, points: BlockPoints, laws: ScalingLawFit) -> None:

@@ -14,7 +14,7 @@ ADO = ("ado", "ado:credit_power=0", "ado:shared_count=false")
 OTHERS = ("odm", "episelect", "episelect:transfer=full", "gap", "velocitune", "aioli")
 TARGET = ("target", "target:weights=uniform", "target:laws=validation")
 SENSITIVITY = (  # each constant of `target` alone, lower and higher
-    "target:dead_zone=1.5", "target:dead_zone=3", "target:confidence=0.75", "target:confidence=3",
+    "target:dead_zone=1.5", "target:dead_zone=3", "target:confidence=0.5", "target:confidence=2",
     "target:strength=2", "target:strength=8", "target:damping=0.25", "target:damping=1",
     "target:start_step=130", "target:start_step=300", "target:max_epochs=2",
 )  # fmt: skip
