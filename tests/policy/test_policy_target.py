@@ -281,6 +281,41 @@ def test_the_middle_elasticity_by_hand():
     assert np.isnan(middle_elasticity(np.zeros(3), np.ones(3)))
 
 
+def test_the_pull_of_an_elasticity_by_hand():
+    """(e / m, sd / m, pull so far) -> pull: shrunk towards m by a prior of deviation m / 2, cut at one deviation, held
+    while it looks slow."""
+    policy = ado.make_policy("target", np.ones(7))
+    of_middle_K, sd_K, before_K, expected_K = np.transpose(
+        [
+            (0.2, 0.05, 0.0, 4.0 * np.log(2.0 * (1.0 - 0.8 / 1.01))),  # surely slow
+            (0.2, 0.05, -9.0, 4.0 * np.log(2.0 * (1.0 - 0.8 / 1.01))),  # as slow as it is now, not as it was
+            (0.0, 0.35, 0.0, 0.0),  # known too little: 0.33 +- 0.29 with the middle's weight
+            (0.0, 0.35, -2.0, -2.0),  # cut before, and still looks slow
+            (0.66, 0.2, -2.0, 0.0),  # cut before, and looks like the others
+            (0.6, 0.05, 0.0, 0.0),  # slower than the middle, inside the dead zone
+            (3.0, 0.1, 0.0, 4.0 * np.log((1.0 + 2.0 / 1.04 - 0.1 / np.sqrt(1.04)) / 2.0)),  # surely fast
+        ]
+    )
+    policy._middle = 0.7
+    policy.memory["elasticity"], policy.memory["elasticity_sd"] = 0.7 * of_middle_K, 0.7 * sd_K
+    policy.memory["pull"] = before_K
+    np.testing.assert_allclose(policy._pull(), expected_K, atol=1e-12)
+
+
+def test_laws_begin_where_the_mixture_of_the_target_was_first_drawn():
+    """Both domains learn alike from the whole of the text. The first, drawn 25 times as often from step 140 on, would
+    look as if its own samples hardly taught it anything."""
+    policy = ado.make_policy("target", [0.02, 0.25, 0.73], weights=[0.5, 0.5, 0.0], total_steps=STEPS)
+    generator, mixture_K = np.random.default_rng(0), np.array([0.02, 0.25, 0.73])
+    for step in range(STEPS):
+        count_K = generator.multinomial(BATCH, mixture_K).astype(float)
+        noise_K = 0.5 * generator.standard_normal(3) / np.sqrt(np.maximum(count_K, 1.0))
+        used_K = policy.update(np.where(count_K > 0, 5.0 - 0.3 * np.log(step + 20.0) + noise_K, np.nan), count_K)
+        np.testing.assert_array_equal(used_K, policy.target_K)
+        mixture_K = policy.target_K if step >= 140 else mixture_K
+    assert policy.health()["refits"] > 20
+
+
 @pytest.mark.parametrize("at", [0, 37, 160, 700])
 def test_its_state_goes_on_to_the_bit(at):
     def fresh():
