@@ -19,6 +19,9 @@ fast gains. Everything else keeps exactly its share: estimates of elasticity are
 run, and a policy that followed them all would pay for that noise on clean text (docs/policies.md has the figures).
 Some of many domains always look slow by chance, small ones most of all: k holds those near the middle.
 
+A cut goes to two fifths of a share at first, where the domain's losses still say how fast it learns, and further when
+blocks of losses since then say the same: the floor is no place to be by mistake, nothing is learnt of a domain there.
+
 Laws begin where the mixture w was first drawn. Before, under another mixture, a domain learnt from what the others
 taught, or was taught nothing: neither says how fast it learns now.
 
@@ -58,6 +61,7 @@ _REPEAT_DECAY_EPOCHS = 15.0  # arXiv 2305.16264, section 5: the half-life consta
 _LEAST_BLOCKS = 4  # with fewer the three numbers of a law are not known at all
 _FORGET = 4  # laws are fitted to the last three quarters of the steps so far
 _LEAST_DRAWN = 0.2  # of its target share, for a block to count for a domain
+_FIRST_CUT = 2.0 * _LEAST_DRAWN  # of its target share: the least that it is cut to before new blocks say the same
 _LEAST_LOG = -100.0
 _SPREAD = 0.5  # deviation of the domains' elasticities, of the middle one, before anything is known of them
 _FAR = 0.1  # share of the samples drawn that the target gives to other domains, from which on it is another mixture
@@ -275,13 +279,16 @@ class TargetPolicy(Policy):
         middle = middle_elasticity(memory["elasticity"][lawful_K], self.target_K[lawful_K])
         self._middle = _or_none(middle)
         memory["middle"] = np.where(lawful_K, middle, memory["middle"])  # as it was when the domain was last judged
-        memory["pull"] = np.where(lawful_K, self._pull(), memory["pull"])
+        pull_K, slow_K = self._pull()
+        memory["pull"] = np.where(lawful_K, pull_K, memory["pull"])
         self._restore(points, self._use_laws())
         old_K = memory["log_factor"]
         # Below this share nothing more is learnt of a domain: what was known when it came there draws it further down.
         sinks_K = ~lawful_K & (old_K < np.log(_LEAST_DRAWN)) & (memory["pull"] < 0.0)
         kept_K = np.where(sinks_K, 1.0, 1.0 - self._damping) * old_K
-        new_K = np.maximum(self._damping * memory["pull"] + kept_K, self._least_log_factor_K)
+        twice_K = lawful_K & slow_K & (old_K < 0.0) & self._is_settled() | (old_K < np.log(_FIRST_CUT))
+        least_K = np.maximum(self._least_log_factor_K, np.where(twice_K, -np.inf, np.log(_FIRST_CUT)))
+        new_K = np.maximum(self._damping * memory["pull"] + kept_K, least_K)
         memory["log_factor"] = np.where(np.abs(new_K) < _SETTLED, 0.0, new_K)
         moved_K = memory["log_factor"] != 0.0
         memory["moved_since"] = np.where((old_K == 0.0) & moved_K, self.step, memory["moved_since"])
@@ -316,10 +323,14 @@ class TargetPolicy(Policy):
         is_new_K = counts_KM[:, -2:].any(axis=1)  # the middle moves on: what is old must not be held against it
         return laws, is_new_K & (np.count_nonzero(counts_KM, axis=1) >= _LEAST_BLOCKS)
 
-    def _pull(self) -> Floats:
-        """f: how far the log of each share is drawn from its target."""
+    def _is_settled(self) -> Bools:
+        """(K,) where a domain was moved long enough ago for new blocks to be of its new share."""
+        return self.step - self.memory["moved_since"] > _LEAST_BLOCKS * self._histories["blocks"].length
+
+    def _pull(self) -> tuple[Floats, Bools]:
+        """f: how far the log of each share is drawn from its target; and where a domain surely is slow."""
         if self._middle is None:
-            return np.zeros(self.num_domains)
+            return np.zeros(self.num_domains), np.zeros(self.num_domains, bool)
         memory, zone = self.memory, self._log_zone
         e_K, sd_K, middle = memory["elasticity"], memory["elasticity_sd"], self._middle
         known_K = 1.0 / (1.0 + (sd_K / (_SPREAD * middle)) ** 2)
@@ -331,9 +342,10 @@ class TargetPolicy(Policy):
 
         slower_K = np.maximum(speed(0.0) + zone, _LEAST_LOG)
         held_K = np.where(slower_K < 0.0, np.minimum(memory["pull"], 0.0), 0.0)
-        cut_K = np.where(speed(self._confidence) < -zone, self._strength * slower_K, held_K)
+        slow_K = speed(self._confidence) < -zone
+        cut_K = np.where(slow_K, self._strength * slower_K, held_K)
         pull_K: Floats = cut_K + self._strength * np.maximum(speed(-self._confidence) - zone, 0.0)
-        return pull_K
+        return pull_K, slow_K
 
     def _restore(self, points: BlockPoints, laws: ScalingLawFit) -> None:
         """Gives back its share to a domain that was cut and learns all the same, from what the others teach.
@@ -355,8 +367,7 @@ class TargetPolicy(Policy):
         noise_K = 3.0 * memory["loss_sd"] / np.sqrt(np.maximum(samples_K, 1.0))
         fell_K = memory["loss_before"] - recent_K - noise_K  # NaN, so never enough, where nothing was seen
         enough_K = np.maximum(memory["others_before"] - others, 0.0) / np.exp(self._log_zone)
-        settled_K = self.step - memory["moved_since"] > _LEAST_BLOCKS * self._histories["blocks"].length
-        back_K = pulled_K & ~new_K & settled_K & (fell_K > enough_K)
+        back_K = pulled_K & ~new_K & self._is_settled() & (fell_K > enough_K)
         memory["pull"] = np.where(back_K, 0.0, memory["pull"])
         memory["laws_from"] = np.where(back_K, self.step, memory["laws_from"])
         for name in ("elasticity", "elasticity_sd"):

@@ -299,7 +299,9 @@ def test_the_pull_of_an_elasticity_by_hand():
     policy._middle = 0.7
     policy.memory["elasticity"], policy.memory["elasticity_sd"] = 0.7 * of_middle_K, 0.7 * sd_K
     policy.memory["pull"] = before_K
-    np.testing.assert_allclose(policy._pull(), expected_K, atol=1e-12)
+    pull_K, slow_K = policy._pull()
+    np.testing.assert_allclose(pull_K, expected_K, atol=1e-12)
+    assert slow_K.tolist() == [True, True] + 5 * [False]
 
 
 def test_laws_begin_where_the_mixture_of_the_target_was_first_drawn():
