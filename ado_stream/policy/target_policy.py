@@ -300,9 +300,10 @@ class TargetPolicy(Policy):
     def _find_target(self) -> bool:
         """Sets `_target_from`, at the first refit under the target's mixture; whether that is long enough ago."""
         points = self._histories["blocks"].points(0)
-        excess_M = np.maximum(points.samples_KM / np.maximum(points.total_M, 1.0) - self.target_K[:, None], 0.0).sum(axis=0)
+        total_M = np.maximum(points.total_M, 1.0)
+        excess_M = np.maximum(points.samples_KM / total_M - self.target_K[:, None], 0.0).sum(axis=0)
         by_chance = 0.5 * np.sqrt(self.target_K * (1.0 - self.target_K)).sum()
-        far_M = np.flatnonzero(excess_M > _FAR + by_chance / np.sqrt(np.maximum(points.total_M, 1.0)))
+        far_M = np.flatnonzero(excess_M > _FAR + by_chance / np.sqrt(total_M))
         begin = 0 if not len(far_M) else int(points.step_M[far_M[-1]]) + self._histories["blocks"].length
         if begin and self.step < begin + self._start_step:
             return False
