@@ -123,7 +123,7 @@ class AdaptiveStreamingDataset(IterableDataset[TokenBatch]):
         self._identity = {
             "seed": seed,
             "global_batch_size": global_batch_size,
-            "batch_seq_len": batch_seq_len,
+            "batch_seq_len": None,
             "canonical_nodes": canonical_nodes,
             "mixture_lag": mixture_lag,
             "sampling": sampling,
@@ -133,10 +133,11 @@ class AdaptiveStreamingDataset(IterableDataset[TokenBatch]):
         orders = [make_order(index.name, index.samples_S, seed, canonical_nodes, shuffle) for index in indexes]
         self._cache = NodeCache(cache_limit, retry)
         self._cache.check_fits(index.spec(int(index.raw_bytes_S.argmax())) for index in indexes)
-        if batch_seq_len is not None:
+        if batch_seq_len not in (None, self.seq_len):
             samples_per_row, rows_per_sample = rows_and_samples(self.seq_len, batch_seq_len)
             self.settings = replace(self.settings, samples_per_row=samples_per_row, rows_per_sample=rows_per_sample)
             slots = self.rank_slots.slots(self.settings)
+            self._identity["batch_seq_len"] = batch_seq_len
         self._cache_limit, self._vocab_size = cache_limit, optional(whole, "vocab_size", vocab_size, 1)
         self._predownload = predownload or _LOOKAHEAD_STEPS * self.settings.num_samples
         self._board = MixtureBoard(prior_shares(self.domains, self.num_samples), mixture_lag)
