@@ -13,6 +13,7 @@ from ado_stream.cli.main import main
 from ado_stream.errors import ConfigError, ResumeError
 from ado_stream.evaluate.trained_run import open_run
 from ado_stream.record import read_run
+from ado_stream.report.report_tables import fact_table
 from ado_stream.report.run_data import load_runs
 from ado_stream.train import trainer as trainer_module
 from ado_stream.train.components import build_components
@@ -23,6 +24,7 @@ from ado_stream.train.resume import find_resume_point
 from ado_stream.train.stages import run_stages, stage_of
 from ado_stream.train.train_step import LearningRateSchedule, TrainStep
 from ado_stream.train.trainer import run_training
+from tests.train import ledger_run
 from tests.train.run_helpers import SimulatedCrash, changed, checkpoint_tensors, crash_at, untimed_lines
 
 CPU = DistributedContext(0, 1, torch.device("cpu"))
@@ -152,6 +154,25 @@ def test_a_stage_has_its_batch_its_mixture_and_its_learning_rate(whole_once: Pat
     assert (run["seq_len"], run["batch_seq_len"], run["global_batch_size"]) == (SEQ_LEN, 64, 4)
 
 
+@pytest.mark.slow
+def test_ranks_read_the_rows_of_one_in_every_stage(staged: dict, children, tmp_path: Path):
+    """Two ranks, stopped within the second stage, then four; against one rank without a stop."""
+    plain = changed(staged, policy={"name": "natural", "options": {}})
+    found = []
+    for name, attempts in {
+        "one": [(1, STAGES)],
+        "more": [(2, [STAGES[0], {**STAGES[1], "steps": 2}]), (4, STAGES)],
+    }.items():
+        (tmp_path / name).mkdir()
+        for num_ranks, stages in attempts:
+            settings = tmp_path / f"{name}.json"
+            settings.write_text(json.dumps({**plain, "run_dir": str(tmp_path / f"run {name}"), "stages": stages}))
+            children.run(ledger_run.main, str(settings), str(tmp_path / name), num_ranks=num_ranks)
+        found.append(ledger_run.read_ledger(tmp_path / name))
+    assert found[0] == found[1]
+    assert [sum(step == each for step, _ in found[0]) for each in range(14)] == [16] * 5 + [12] * 4 + [4] * 5
+
+
 def test_a_run_without_stages_is_one(settings: dict):
     (stage,) = run_stages(load_config(settings))
     assert (stage.number, stage.begin, stage.end, stage.config) == (1, 0, 12, load_config(settings))
@@ -273,10 +294,9 @@ def test_a_step_of_any_stage_is_drawn_again(whole_once: Path, capsys):
         assert [sample["slot"] for sample in shown] == list(range(rows))
 
 
-def test_a_report_counts_samples_over_all_stages(whole_once: Path, tmp_path: Path, capsys):
+def test_a_report_counts_samples_over_all_stages(whole_once: Path):
     (run,) = load_runs([whole_once])
     assert run.counts_SK[:, 0].tolist() == np.cumsum([8] * 5 + [12] * 4 + [8] * 5).tolist()
-    assert main(["report", str(whole_once), "--out", str(tmp_path / "report")]) == 0
-    page = (tmp_path / "report" / "report.html").read_text()
-    assert "16 samples × 16 tokens, then 12 samples × 32 tokens, then 4 samples × 64 tokens" in page
+    facts = dict(fact_table([run])[1])
+    assert facts["batch"] == "16 samples × 16 tokens, then 12 samples × 32 tokens, then 4 samples × 64 tokens"
     assert main(["replay", str(whole_once), "--policy", "unimax", "--json"]) == 0
