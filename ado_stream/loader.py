@@ -288,7 +288,7 @@ def make_policy_for(
     if not isinstance(options, Mapping):
         raise ConfigError(f"policy: options is {options!r:.80}; expected a mapping.")
     sizes = dict(zip(dataset.names, dataset.num_samples.tolist(), strict=True))
-    run = RunContext(steps, dataset.settings.global_batch_size, dataset.mixture_lag or 0, sizes, **facts)
+    run = RunContext(steps, dataset.settings.num_samples, dataset.mixture_lag or 0, sizes, **facts)
     prior = dict(zip(dataset.names, dataset.prior.tolist(), strict=True))
     name = text("policy: name", given.get("name"))
     return make_run_policy(name, prior, options, given.get("guards") or [], run)

@@ -5,8 +5,9 @@ in the order of the run line's "domains"; null is NaN (a domain absent from the 
 tokens, samples.
 
     run    version, run_id, created, domains [K], prior [K], policy, policy_options, floor (least share of any
-           domain under the policy and its guards; 0: none), global_batch_size, seq_len, canonical_nodes, mixture_lag,
-           steps, seed, model {preset, parameters}, tokenizer, tokenizer_fingerprint, vocab_size, world_size, device,
+           domain under the policy and its guards; 0: none), global_batch_size, seq_len (of samples), batch_seq_len (of
+           a batch's rows), stages (the config's, with samples a step), canonical_nodes, mixture_lag, steps, seed,
+           model {preset, parameters}, tokenizer, tokenizer_fingerprint, vocab_size, world_size, device,
            versions {package: version}, corpus {path, fingerprint, domains {name: {tokens, samples, bytes,
            val_samples}}}
     step   step, loss (mean over the batch's tokens), domain_loss [K], domain_tokens [K], samples [K] (of the global
@@ -20,7 +21,8 @@ tokens, samples.
     health step (of a refit, failed ones too), health {} (the policy's health() after it)
     eval   step, split, loss (mean over tokens), domain_loss [K], domain_tokens [K], domain_bytes [K] or null,
            domain_text [K] (what identifies the text: {tokens: hash of its tokens, head: hash of its first bytes})
-    event  step, name (resume {checkpoint, changes {setting: [saved, now]}}, checkpoint {directory, seconds}, policy
+    event  step, name (resume {checkpoint, changes {setting: [saved, now]}}, stage {number, end, ...: one begins},
+           checkpoint {directory, seconds}, policy
            {text: what its last refit changed, for an operator}, control {order, drawn_from: the first step that is
            drawn under it}, skip, stop, done, ...), detail {}
 
@@ -83,6 +85,8 @@ class RunLine(TypedDict):
     floor: NotRequired[float | None]
     global_batch_size: NotRequired[int]
     seq_len: NotRequired[int]
+    batch_seq_len: NotRequired[int]
+    stages: NotRequired[list[JsonObject] | None]
     mixture_lag: NotRequired[int]
     steps: NotRequired[int]
     model: NotRequired[ModelOfRun | None]

@@ -64,7 +64,7 @@ class AdaptiveTrainer(Trainer):
         for text, refused in refusals.items():
             if refused:
                 raise ConfigError(f"AdaptiveTrainer {text}.")
-        check_positions(getattr(self.model, "config", None), loader.dataset.seq_len + 1)
+        check_positions(getattr(self.model, "config", None), loader.dataset.batch_seq_len + 1)
         args.ignore_data_skip = True  # the loader's state includes its position; Trainer must not skip batches too
         self._loader, self._num_domains = loader, len(loader.dataset.names)
         self._micro_batches = MicroBatches(loader, args.gradient_accumulation_steps, "gradient_accumulation_steps")

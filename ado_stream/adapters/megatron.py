@@ -18,7 +18,7 @@ from megatron.core import parallel_state as groups
 from megatron.core.num_microbatches_calculator import get_num_microbatches
 
 from ado_stream.adapters.domain_sums import DomainSums
-from ado_stream.adapters.micro_batches import num_parts_of, refuse_padding
+from ado_stream.adapters.micro_batches import num_parts_of, refuse_targets
 from ado_stream.errors import ConfigError, ResumeError
 from ado_stream.loader import AdaptiveLoader
 from ado_stream.reduction import to_host_later
@@ -51,9 +51,10 @@ class MegatronData:
             return
         rank, world_size = groups.get_data_parallel_rank(), groups.get_data_parallel_world_size()
         self.loader = make_loader(rank=rank, world_size=world_size, group=group)
-        refuse_padding(self.loader, "Megatron-LM")
-        if self.loader.dataset.seq_len != seq_length:
-            raise ConfigError(f"--seq-length is {seq_length}, that of the data set {self.loader.dataset.seq_len}.")
+        refuse_targets(self.loader, "Megatron-LM")
+        found = self.loader.dataset.batch_seq_len
+        if found != seq_length:
+            raise ConfigError(f"--seq-length is {seq_length}, that of the data set {found}.")
         self._num_parts = num_parts_of(self.loader, micro_batch_size, "--micro-batch-size")
         self._parts: list[dict[str, Any]] = []  # of the current batch, not handed out
         self._sums = DomainSums(len(self.loader.dataset.names), torch.device(self._device))

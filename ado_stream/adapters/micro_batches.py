@@ -61,9 +61,14 @@ def _check_divides(loader: AdaptiveLoader, number: int, option: str) -> int:
     return num_rows
 
 
-def refuse_padding(loader: AdaptiveLoader, trainer: str) -> None:
-    """Raises ConfigError for a corpus of best-fit packing, whose padding this trainer's adapter does not leave out."""
+def refuse_targets(loader: AdaptiveLoader, trainer: str) -> None:
+    """Raises ConfigError where batches have targets of their own, which this trainer's adapter does not pass on."""
     if loader.dataset.padding_token is not None:
         raise ConfigError(
             f"the corpus has padding, which the adapter of {trainer} would train on; prepare it with --packing join."
+        )
+    if loader.dataset.has_targets:
+        raise ConfigError(
+            f"rows of several samples have targets of their own where two meet, and the adapter of {trainer} does not "
+            "pass them on; prepare longer samples."
         )

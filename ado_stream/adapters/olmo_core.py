@@ -17,7 +17,7 @@ from olmo_core.nn.lm_head import LMHead, LMLossImplementation, LMOutputWithLoss
 from olmo_core.train.callbacks import Callback
 
 from ado_stream.adapters.domain_sums import DomainSums, tag_labels, untag_labels
-from ado_stream.adapters.micro_batches import refuse_padding
+from ado_stream.adapters.micro_batches import refuse_targets
 from ado_stream.errors import ConfigError
 from ado_stream.loader import AdaptiveLoader
 
@@ -29,11 +29,11 @@ class AdaptiveDataLoader(TextDataLoaderBase):
     """
 
     def __init__(self, loader: AdaptiveLoader, **options: Any):
-        refuse_padding(loader, "OLMo-core")
+        refuse_targets(loader, "OLMo-core")
         dataset = loader.dataset
         super().__init__(
             collator=DataCollator(pad_token_id=0),
-            global_batch_size=dataset.settings.global_batch_size * dataset.seq_len,
+            global_batch_size=dataset.settings.global_batch_size * dataset.batch_seq_len,
             dp_world_size=dataset.rank_slots.world_size,
             dp_rank=dataset.rank_slots.rank,
             **options,
@@ -64,7 +64,7 @@ class AdaptiveDataLoader(TextDataLoaderBase):
 
     def get_mock_batch(self) -> dict[str, torch.Tensor]:
         """Zeros in the shape of a batch; its labels have no domain, so that it is not observed."""
-        seq_len = self.loader.dataset.seq_len
+        seq_len = self.loader.dataset.batch_seq_len
         tokens_BT = torch.zeros(self.rank_batch_size // seq_len, seq_len, dtype=torch.int64)
         return {"input_ids": tokens_BT, "labels": tokens_BT}
 

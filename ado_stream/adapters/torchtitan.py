@@ -21,7 +21,7 @@ from torchtitan.tools.utils import get_local_device
 from torchtitan.trainer import Trainer
 
 from ado_stream.adapters.domain_sums import DomainSums, tag_labels, untag_labels
-from ado_stream.adapters.micro_batches import num_parts_of, refuse_padding
+from ado_stream.adapters.micro_batches import num_parts_of, refuse_targets
 from ado_stream.errors import ConfigError
 from ado_stream.loader import AdaptiveLoader
 
@@ -74,9 +74,9 @@ class AdaptiveLoss(BaseLoss):
     def _check_batch_size(self, num_tokens: int) -> None:
         """Waits for the device, in the first step, which is before CUDA graphs are recorded."""
         dataset = self._shared.dataset
-        if num_tokens != dataset.settings.global_batch_size * dataset.seq_len:
+        if num_tokens != dataset.settings.global_batch_size * dataset.batch_seq_len:
             raise ConfigError(
-                f"torchtitan's global batch size is {num_tokens // dataset.seq_len}, that of the data set "
+                f"torchtitan's global batch size is {num_tokens // dataset.batch_seq_len}, that of the data set "
                 f"{dataset.settings.global_batch_size}; make training.global_batch_size the same."
             )
         self._checked = True
@@ -94,9 +94,10 @@ class AdaptiveDataLoader(BaseDataLoader):
         self, config: Config, *, dp_world_size: int, dp_rank: int, seq_len: int, local_batch_size: int, **options: Any
     ):
         self.loader, self._shared = config.make_loader(rank=dp_rank, world_size=dp_world_size), config.shared
-        refuse_padding(self.loader, "torchtitan")
-        if self.loader.dataset.seq_len != seq_len:
-            raise ConfigError(f"training.seq_len is {seq_len}, that of the data set {self.loader.dataset.seq_len}.")
+        refuse_targets(self.loader, "torchtitan")
+        found = self.loader.dataset.batch_seq_len
+        if found != seq_len:
+            raise ConfigError(f"training.seq_len is {seq_len}, that of the data set {found}.")
         self._num_parts = num_parts_of(self.loader, local_batch_size, "training.local_batch_size")
         self._shared.open(self.loader)
         self._num_left, self._observed = 0, True  # parts of the batch that were not handed out; was it observed?

@@ -99,19 +99,24 @@ def _dataset_at(run_dir: Path, step: int) -> tuple[Corpus, "AdaptiveStreamingDat
     announce(f"drawing step {step:,} of {run_dir} again")
     from ado_stream.train.components import make_dataset, open_split  # imports torch
     from ado_stream.train.distributed import detect_context
+    from ado_stream.train.stages import run_stages, stage_of
 
     config.data.replication = 1
-    corpus = open_split(config, "train")
-    dataset = make_dataset(config, corpus, detect_context("cpu"))
-    for before in range(step):
-        dataset.skip(recorded[before]["mixture"])
+    corpus, state = open_split(config, "train"), None
+    for stage in run_stages(config)[: stage_of(config, step).number]:
+        dataset = make_dataset(stage.config, corpus, detect_context("cpu"))
+        if state is not None:
+            dataset.load_state_dict(state)
+        for before in range(stage.begin, min(stage.end, step)):
+            dataset.skip(recorded[before]["mixture"])
+        state = dataset.state_dict()
     dataset.publish(step, recorded[step]["mixture"])
     found, expected = dataset.sample_counts(step).tolist(), recorded[step]["samples"]
     if found != expected:
         raise ConfigError(
             f"{run_dir}: step {step} is drawn with {found} samples of the domains, but {expected} were recorded.\n"
-            "  Its data set was not that of its config.yaml: the corpus or the seed was changed since, or it resumed "
-            "from another run's checkpoint."
+            "  Its data set was not that of its config.yaml: the corpus, the batch or the seed was changed since, or "
+            "it resumed from another run's checkpoint."
         )
     return corpus, dataset
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from ado_stream.cli.shared import picture_path, table_text
 from ado_stream.errors import ConfigError
-from ado_stream.policy.base_policy import Policy, RunContext
+from ado_stream.policy.base_policy import PlannedStage, Policy, RunContext
 from ado_stream.policy.policy_registry import make_run_policy
 from ado_stream.simulate.replay import check_complete, replay
 from ado_stream.value_types import JsonObject
@@ -88,6 +88,7 @@ def _policy(recorded: "Run", name: str, options: JsonObject, guards: list[JsonOb
         sizes=sizes or None,
         val_sizes=val_sizes or None,
         vocab_size=about.get("vocab_size"),
+        stages=[PlannedStage(stage["steps"], stage["step_samples"]) for stage in about.get("stages") or ()],
     )
     return make_run_policy(name, prior, options, guards, run)
 

@@ -30,7 +30,8 @@ def run(args: argparse.Namespace) -> None:
     let_idle_threads_sleep()
     config = load_config(Path(args.config), args.overrides)
     if is_main_rank():  # before torch is imported, which takes seconds
-        show(f"{config.run_dir}: policy {config.policy.name}, {config.train.steps:,} steps on {config.corpus}")
+        stages = f" in {len(config.stages)} stages" if config.stages else ""
+        show(f"{config.run_dir}: policy {config.policy.name}, {config.train.steps:,} steps{stages} on {config.corpus}")
     if args.dry_run:
         from ado_stream.train.distributed import detect_context
         from ado_stream.train.dry_run import plan_run

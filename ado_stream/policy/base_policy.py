@@ -30,12 +30,21 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
+class PlannedStage:
+    """One of the parts of a run, of `steps` steps. mixture: {domain: weight}, a policy's name, or None: the run's."""
+
+    steps: int
+    step_samples: int  # of one step
+    mixture: object = None
+
+
+@dataclass(frozen=True)
 class RunContext:
     """Properties of a run that fill in options which its config leaves out; None where unknown.
 
-    steps, mixture_lag, evaluate_every_steps (0: no validation within the run): in steps. global_batch_size: samples.
-    sizes: {domain: samples of one epoch}. val_sizes: {domain: samples of its val split}, all 0 without one.
-    vocab_size: of the model.
+    steps, mixture_lag, evaluate_every_steps (0: no validation within the run): in steps. global_batch_size: samples a
+    step, where no stages say otherwise. sizes: {domain: samples of one epoch}. val_sizes: {domain: samples of its val
+    split}, all 0 without one. vocab_size: of the model.
     """
 
     steps: int | None
@@ -45,10 +54,13 @@ class RunContext:
     val_sizes: Mapping[str, float] | None = None
     evaluate_every_steps: int | None = None
     vocab_size: int | None = None
+    stages: Sequence[PlannedStage] = ()
 
     @property
     def total_samples(self) -> int | None:
         """Samples that the whole run draws."""
+        if self.stages:
+            return sum(stage.steps * stage.step_samples for stage in self.stages)
         return self.steps and self.global_batch_size and self.steps * self.global_batch_size
 
     def options_for(self, policy: type["Policy"]) -> JsonObject:

@@ -6,23 +6,25 @@ import numpy as np
 
 from ado_stream.policy.base_policy import Policy
 from ado_stream.policy.static_policies import StaticPolicy
-from ado_stream.value_types import Floats
+from ado_stream.value_types import Floats, Ints
 
 
-def planned_samples(policy: Policy, steps: int, global_batch_size: int, mixture_lag: int = 0) -> Floats:
+def planned_samples(policy: Policy, steps: int, global_batch_size: int | Ints, mixture_lag: int = 0) -> Floats:
     """(K,) float64: expected samples of each domain in `steps` steps; exact for policies that do not look at losses.
+
+    global_batch_size: samples of every step, or (steps,) of each.
 
     For others it is what they draw while no loss moves them. `policy` is updated: do not use it afterwards.
     """
-    prior_K = policy.prior
+    prior_K, size_S = policy.prior, np.broadcast_to(global_batch_size, steps)
     before = min(steps, mixture_lag + 1)  # steps before the first mixture is drawn
     if isinstance(policy, StaticPolicy):
-        static_K: Floats = float(global_batch_size) * (before * prior_K + (steps - before) * policy.mixture)
+        static_K: Floats = size_S[:before].sum() * prior_K + size_S[before:].sum() * policy.mixture
         return static_K
     unseen_K, drawn_K = np.full(len(prior_K), np.nan), np.zeros(len(prior_K))
     coming = deque([prior_K] * before)
-    for _ in range(steps):
-        count_K = global_batch_size * coming.popleft()
+    for size in size_S.tolist():
+        count_K = size * coming.popleft()
         drawn_K += count_K
         coming.append(policy.update(unseen_K, count_K))
     return drawn_K

@@ -8,6 +8,7 @@ built.
 import importlib
 import inspect
 from collections.abc import Iterable, Mapping
+from itertools import accumulate
 from typing import Any, TypeVar, cast
 
 from ado_stream.errors import ConfigError
@@ -21,11 +22,12 @@ from ado_stream.policy.episelect import EpiSelect
 from ado_stream.policy.gap import GapPolicy
 from ado_stream.policy.guards import Ceiling, Floor, Freeze, Guard, Pin, RepetitionGuard
 from ado_stream.policy.odm import Odm, OdmCode
-from ado_stream.policy.static_policies import Fixed, Natural, Schedule, Temperature, Uniform, UniMax
+from ado_stream.policy.stage_mixtures import StageMixtures
+from ado_stream.policy.static_policies import Fixed, Natural, Schedule, StaticPolicy, Temperature, Uniform, UniMax
 from ado_stream.policy.target_policy import TargetPolicy
 from ado_stream.policy.velocitune import Velocitune
 from ado_stream.suggest import did_you_mean
-from ado_stream.value_types import JsonMapping
+from ado_stream.value_types import Floats, JsonMapping
 
 P = TypeVar("P", bound=Policy)
 
@@ -68,6 +70,10 @@ def make_run_policy(
     if isinstance(guards, str | Mapping) or not isinstance(guards, Iterable):
         raise ConfigError(f"guards: {guards!r:.80}; expected a list, as in [{{name: floor, minimum: 0.01}}].")
     policy = make_policy(name, prior, **{**run.options_for(find_policy(name)), **options})
+    if any(stage.mixture is not None for stage in run.stages):
+        ends = accumulate(stage.steps for stage in run.stages)
+        mixtures = [_stage_mixture(stage.mixture, prior, run) for stage in run.stages]
+        policy = StageMixtures(policy, list(zip(ends, mixtures, strict=True)), run.mixture_lag)
     for given in guards:
         guard = given.get("name") if isinstance(given, Mapping) else None
         if not isinstance(guard, str):
@@ -75,6 +81,20 @@ def make_run_policy(
         own = {key: value for key, value in given.items() if key != "name"}
         policy = make_guard(guard, policy, **{**run.options_for(find_guard(guard)), **own})
     return policy
+
+
+def _stage_mixture(given: object, prior: Weights, run: RunContext) -> Floats | None:
+    """(K,) the mixture of a stage, {domain: weight} or a policy's name; None: it has none. Raises ConfigError."""
+    if given is None:
+        return None
+    name, options = ("fixed", {"weights": given}) if isinstance(given, Mapping) else (given, {})
+    if not (isinstance(name, str) and name in POLICIES and issubclass(POLICIES[name], StaticPolicy)):
+        constant = [kind for kind, policy in POLICIES.items() if issubclass(policy, StaticPolicy)]
+        raise ConfigError(
+            f"mixture of a stage: {given!r:.80}; expected {{domain: weight}} or one of {', '.join(constant)}.\n"
+            "  What learns from losses has to see them from the first step: name it in policy.name."
+        )
+    return make_policy(name, prior, **{**run.options_for(POLICIES[name]), **options}).mixture
 
 
 def find_policy(name: str) -> type[Policy]:

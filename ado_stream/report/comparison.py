@@ -66,7 +66,7 @@ def seed_noise(runs: Sequence[Run], unit: Unit = NATS) -> dict[str, float]:
     for run in runs:
         if run.final is not None:
             same = [run.metadata.get(key) for key in ("policy", "policy_options", "model", "steps", "prior")]
-            same += [run.metadata.get(key) for key in ("global_batch_size", "seq_len", "mixture_lag")]
+            same += [run.metadata.get(key) for key in ("global_batch_size", "seq_len", "stages", "mixture_lag")]
             same += [(run.metadata.get("corpus") or {}).get("fingerprint"), *_tokenizer(run)]
             sets.setdefault(repr(same), []).append(run)
     squares: dict[str, float] = {}

@@ -202,8 +202,13 @@ def _model(run: Run) -> str:
 
 
 def _batch(run: Run) -> str:
-    size, length = run.metadata.get("global_batch_size"), run.metadata.get("seq_len")
-    return f"{size} samples × {length} tokens" if size and length else DASH
+    sections = run.metadata.get("stages") or [{}]
+    found = []
+    for section in sections:
+        size = section.get("global_batch_size") or run.metadata.get("global_batch_size")
+        length = section.get("seq_len") or run.metadata.get("batch_seq_len") or run.metadata.get("seq_len")
+        found.append(f"{size} samples × {length} tokens" if size and length else DASH)
+    return ", then ".join(found)
 
 
 def _steps(run: Run) -> str:

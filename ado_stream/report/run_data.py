@@ -137,13 +137,11 @@ class Run:
     @cached_property
     def counts_SK(self) -> Floats:
         """(S, K) cumulative samples n, the argument of the laws, at each recorded step."""
+        gap_S = np.diff(self.step_S, prepend=-1)  # of a sparse record, a line's counts stand for the steps before it
+        own_SK: Floats = np.cumsum(np.nan_to_num(self.samples_SK) * gap_S[:, None], axis=0)
         if any(np.unique(law.n_K).size > 1 for law in self.laws):  # of each domain's own
-            gap_S = np.diff(
-                self.step_S, prepend=-1
-            )  # of a sparse record, a line's counts stand for the steps before it
-            return np.cumsum(np.nan_to_num(self.samples_SK) * gap_S[:, None], axis=0)
-        shared_S = (self.step_S + 1.0) * (self.metadata.get("global_batch_size") or math.nan)
-        return np.repeat(shared_S[:, None], len(self.domains), axis=1)
+            return own_SK
+        return np.repeat(own_SK.sum(axis=1, keepdims=True), len(self.domains), axis=1)
 
 
 def load_runs(paths: Sequence[str | os.PathLike[str]]) -> list[Run]:

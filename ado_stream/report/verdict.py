@@ -27,6 +27,7 @@ _SAME = {
     "steps": "steps",
     "global_batch_size": "batch size",
     "seq_len": "sequence length",
+    "stages": "stages",
     "seed": "seed",
     "model": "model",
     "tokenizer": "tokenizer",

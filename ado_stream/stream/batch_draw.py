@@ -4,6 +4,9 @@ Systematic resampling (docs/math.md section 7; Carpenter, Clifford, Fearnhead 19
 B takes the domain whose interval of the cumulative mixture holds (u + j) / B. So E[c_k] = B p_k and |c_k - B p_k| < 1
 at every step. The points are then shuffled over the slots. `multinomial` draws each slot on its own.
 Cost O(B + K).
+
+A row of a batch that is several samples long takes consecutive positions of one domain; one that is a part of a sample
+has the sample's other parts beside it. So cursors count whole samples at any sequence length.
 """
 
 from dataclasses import dataclass
@@ -20,12 +23,22 @@ SAMPLINGS = ("systematic", "multinomial")
 
 @dataclass(frozen=True)
 class DrawSettings:
-    """What the draw depends on besides cursors and mixtures."""
+    """What the draw depends on besides cursors and mixtures.
+
+    global_batch_size: rows. samples_per_row, rows_per_sample: one of them is 1.
+    """
 
     global_batch_size: int
     num_lanes: int
     seed: int
     sampling: str
+    samples_per_row: int = 1
+    rows_per_sample: int = 1
+
+    @property
+    def num_samples(self) -> int:
+        """B: samples of one step."""
+        return self.global_batch_size * self.samples_per_row // self.rows_per_sample
 
 
 @dataclass(frozen=True)
@@ -34,13 +47,15 @@ class StepDraw:
 
     step: int
     mixture_K: Floats  # (K,) float64, in force
-    domain_B: Array  # (B,) int32: the domain of every slot
+    domain_B: Array  # (B,) int32: the domain of every slot, which holds one sample
     position_B: Ints  # (B,) int64: its place in the order of domain and lane
 
 
 def draw_step(settings: DrawSettings, step: int, mixture_K: Floats, cursors_KC: Ints) -> StepDraw:
     """The draw of `step`; moves `cursors_KC` (int64), the next position of every domain and lane, in place."""
-    domain_B = draw_domains(mixture_K, settings.global_batch_size, settings.seed, step, settings.sampling)
+    num_drawn = settings.global_batch_size // settings.rows_per_sample
+    domain_R = draw_domains(mixture_K, num_drawn, settings.seed, step, settings.sampling)
+    domain_B = np.repeat(domain_R, settings.samples_per_row)
     return StepDraw(step, mixture_K, domain_B, advance(domain_B, cursors_KC))
 
 

@@ -42,7 +42,7 @@ class BatchSource:
     orders: list[SampleOrder]
     board: MixtureBoard
     settings: DrawSettings
-    slots: slice  # of the global batch
+    slots: slice  # of the global batch, in samples
 
     @property
     def lanes(self) -> range:
@@ -53,7 +53,7 @@ class BatchSource:
     @property
     def lane_B(self) -> Ints:
         """(B,) int64: the lane of every slot."""
-        num_slots = self.settings.global_batch_size
+        num_slots = self.settings.num_samples
         return np.arange(num_slots) * self.settings.num_lanes // num_slots
 
 
@@ -69,7 +69,7 @@ class PipelineOptions:
     open_limit_bytes: int | None
 
 
-DrawnBatch = tuple[StepDraw, TokenBatch]  # one step's rows of this rank, and the draw that they come from
+DrawnBatch = tuple[StepDraw, TokenBatch]  # one step's samples of this rank, and the draw that they come from
 _probe = [np.empty(0)]
 _UNUSED = sys.getrefcount(_probe[0])  # references to an array that one list alone holds: differs between Pythons
 
@@ -173,7 +173,7 @@ class _BatchMaker:
         if mixture_K is None:
             raise StorageError("the stream was closed.")
         # Before the draw moves the cursors: this step's own shards are the first to be requested.
-        self.lookahead.follow(self.cursors_KC, mixture_K, source.settings.global_batch_size)
+        self.lookahead.follow(self.cursors_KC, mixture_K, source.settings.num_samples)
         draw = draw_step(source.settings, step, mixture_K, self.cursors_KC)
         domain, tokens = self.domain_buffers.get(), self.token_buffers.get()
         domain_N, tokens_NT = domain.numpy(), tokens.numpy()

@@ -1,13 +1,15 @@
 """AdaptiveStreamingDataset: shards of many domains as one endless stream whose mixture may change at every step.
 
 It holds the settings, the indexes, the cursors and the board of mixtures; batches are made by batch_pipeline.py.
-Invariants: the batch of step s is a pure function of (shards, seed, global_batch_size, canonical_nodes, cursors at s,
-mixture of s); the cursors and `state_dict` are those after the last step yielded, not of batches made ahead.
+Invariants: the batch of step s is a pure function of (shards, seed, global_batch_size, batch_seq_len, canonical_nodes,
+cursors at s, mixture of s); the cursors and `state_dict` are those after the last step yielded, not of batches made
+ahead. Cursors count samples, so global_batch_size and batch_seq_len may be others from any step on.
 """
 
 import math
 from collections import deque
 from collections.abc import Iterable, Iterator
+from dataclasses import replace
 from functools import cached_property
 from typing import NoReturn
 
@@ -22,9 +24,9 @@ from ado_stream.storage.node_cache import NodeCache
 from ado_stream.storage.retry import RetryPolicy
 from ado_stream.stream.batch_draw import SAMPLINGS, DrawSettings, StepDraw, advance, draw_step
 from ado_stream.stream.batch_pipeline import BatchPipeline, BatchSource, DrawnBatch, PipelineOptions
+from ado_stream.stream.batch_rows import make_rows, rows_and_samples
 from ado_stream.stream.board import MixtureBoard
 from ado_stream.stream.device_copies import DeviceCopies, TokenBatch
-from ado_stream.stream.document_positions import add_document_columns
 from ado_stream.stream.domain import as_domains, prior_shares
 from ado_stream.stream.lookahead import LookaheadLimits
 from ado_stream.stream.mds_index import INTEGER_DTYPES
@@ -47,7 +49,7 @@ class AdaptiveStreamingDataset(IterableDataset[TokenBatch]):
 
     Args:
         domains: a Corpus, or a list of ado.Domain or Streaming's Stream objects.
-        global_batch_size: B, samples a step over all ranks; a multiple of canonical_nodes and of the number of ranks.
+        global_batch_size: rows a step over all ranks; a multiple of canonical_nodes and of the number of ranks.
         seed: of order and draw.
         canonical_nodes: C lanes; a node that serves whole lanes reads only their shards. Part of a run's identity.
         mixture_lag: the mixture published after step s is that of step s + 1 + lag; steps 0 .. lag take the prior.
@@ -58,6 +60,8 @@ class AdaptiveStreamingDataset(IterableDataset[TokenBatch]):
         replication: this many consecutive ranks get the same samples (tensor or context parallel groups).
         shuffle: "blocks", or one of Streaming's py1e, py1br, py1s, py2s, naive.
         token_column, token_dtype, seq_len: of data that `prepare` did not write: MDS column, type, T of flat files.
+        batch_seq_len: T of the batches, a multiple or a divisor of the samples': a row is then several samples of one
+            domain, consecutive in its order, or a sample is several rows, one after the other. None: a row is a sample.
         positions, end_token: True adds `positions` to each batch, (b, T) int64: the place of every input token in its
             document, of which each ends with `end_token`.
         vocab_size: tokens outside [0, vocab_size) are an error when a batch is read; None: not checked.
@@ -65,7 +69,8 @@ class AdaptiveStreamingDataset(IterableDataset[TokenBatch]):
         retry: attempts, deadlines and pauses of downloads; None: storage's RetryPolicy().
         rank, world_size: of this process; None: from torch.distributed when it runs, else 0 of 1.
 
-    Iteration yields dicts (TokenBatch): tokens (b, T + 1) int64, domain (b,) int64, step int; b = B / ranks.
+    Iteration yields dicts (TokenBatch): tokens (b, T + 1) int64, domain (b,) int64, step int; b = global_batch_size /
+    ranks. Also targets (b, T) where they are not the tokens shifted by one: of padding, and of rows of several samples.
     Raises ConfigError for settings that cannot work, naming the nearest that do.
     """
 
@@ -85,6 +90,7 @@ class AdaptiveStreamingDataset(IterableDataset[TokenBatch]):
         token_column: str = "tokens",
         token_dtype: str | None = None,
         seq_len: int | None = None,
+        batch_seq_len: int | None = None,
         positions: bool = False,
         end_token: int | None = None,
         vocab_size: int | None = None,
@@ -110,12 +116,14 @@ class AdaptiveStreamingDataset(IterableDataset[TokenBatch]):
         token_dtype = optional(one_of, "token_dtype", token_dtype, INTEGER_DTYPES)
         retry = optional(instance, "retry", retry, RetryPolicy)
         self.rank_slots = make_rank_slots(rank, world_size, replication)
-        slots = self.rank_slots.slots(global_batch_size, canonical_nodes)
         self.settings = DrawSettings(global_batch_size, canonical_nodes, seed, sampling)
+        slots = self.rank_slots.slots(self.settings)
+        batch_seq_len = optional(whole, "batch_seq_len", batch_seq_len, 1)
         self.mixture_lag, self.timeout_s = mixture_lag, positive("timeout_s", timeout_s)
         self._identity = {
             "seed": seed,
             "global_batch_size": global_batch_size,
+            "batch_seq_len": None,
             "canonical_nodes": canonical_nodes,
             "mixture_lag": mixture_lag,
             "sampling": sampling,
@@ -125,8 +133,13 @@ class AdaptiveStreamingDataset(IterableDataset[TokenBatch]):
         orders = [make_order(index.name, index.samples_S, seed, canonical_nodes, shuffle) for index in indexes]
         self._cache = NodeCache(cache_limit, retry)
         self._cache.check_fits(index.spec(int(index.raw_bytes_S.argmax())) for index in indexes)
+        if batch_seq_len not in (None, self.seq_len):
+            samples_per_row, rows_per_sample = rows_and_samples(self.seq_len, batch_seq_len)
+            self.settings = replace(self.settings, samples_per_row=samples_per_row, rows_per_sample=rows_per_sample)
+            slots = self.rank_slots.slots(self.settings)
+            self._identity["batch_seq_len"] = batch_seq_len
         self._cache_limit, self._vocab_size = cache_limit, optional(whole, "vocab_size", vocab_size, 1)
-        self._predownload = predownload or _LOOKAHEAD_STEPS * global_batch_size
+        self._predownload = predownload or _LOOKAHEAD_STEPS * self.settings.num_samples
         self._board = MixtureBoard(prior_shares(self.domains, self.num_samples), mixture_lag)
         self._source = BatchSource(indexes, self._cache, orders, self._board, self.settings, slots)
         self._step = 0
@@ -171,12 +184,22 @@ class AdaptiveStreamingDataset(IterableDataset[TokenBatch]):
 
     @cached_property
     def seq_len(self) -> int:
-        """T: a sample has T + 1 tokens, inputs and targets shifted by one."""
+        """T of the samples, which all counts are in: a sample has T + 1 tokens, inputs and targets shifted by one."""
         table = ShardTable(self._indexes, self._cache)
         try:
             return table.row_tokens() - 1
         finally:
             table.close()
+
+    @property
+    def batch_seq_len(self) -> int:
+        """T of the batches' rows."""
+        return self.seq_len * self.settings.samples_per_row // self.settings.rows_per_sample
+
+    @property
+    def has_targets(self) -> bool:
+        """Whether batches have `targets`: the next token in the row is not always one to learn."""
+        return self.padding_token is not None or self.settings.samples_per_row > 1
 
     # Mixture ------------------------------------------------------------------------------------------------------
 
@@ -214,7 +237,7 @@ class AdaptiveStreamingDataset(IterableDataset[TokenBatch]):
         return np.bincount(self._draw(step).domain_B, minlength=len(self.domains))
 
     def sample_ids(self, step: int) -> Ints:
-        """(B,) int64: the ids of step `step`'s global batch, slot by slot.
+        """(B,) int64: the ids of the samples in step `step`'s global batch, slot by slot, a row's one after the other.
 
         An id is the sample's number within its domain plus the number of samples of all domains before it. Available
         for the last 64 steps yielded, and for steps ahead whose mixtures are published.
@@ -318,7 +341,8 @@ class AdaptiveStreamingDataset(IterableDataset[TokenBatch]):
         self._audit.append(draw)
         self._step += 1
         self._board.forget(self._step - _AUDIT_STEPS)
-        add_document_columns(batch, self._end_token, self.padding_token)
+        settings = self.settings
+        make_rows(batch, settings.samples_per_row, settings.rows_per_sample, self._end_token, self.padding_token)
         return batch
 
     @property

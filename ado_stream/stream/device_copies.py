@@ -12,7 +12,7 @@ class TokenBatch(TypedDict):
     tokens: torch.Tensor  # (b, T + 1) int64
     domain: torch.Tensor  # (b,) int64
     step: int
-    targets: NotRequired[torch.Tensor]  # (b, T) int64: -100 where the next token is padding
+    targets: NotRequired[torch.Tensor]  # (b, T) int64, where they are not tokens[:, 1:]: -100 for padding
     positions: NotRequired[torch.Tensor]  # (b, T) int64: of each input token in its document
 
 

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 
 from ado_stream.errors import ConfigError
 from ado_stream.option_checks import whole
+from ado_stream.stream.batch_draw import DrawSettings
 
 
 @dataclass(frozen=True)
@@ -19,16 +20,19 @@ class RankSlots:
         """R: the number of different parts the global batch is cut into."""
         return self.world_size // self.replication
 
-    def slots(self, global_batch_size: int, num_lanes: int) -> slice:
+    def slots(self, draw: DrawSettings) -> slice:
         """This rank's slots [r B / R, (r + 1) B / R). Raises ConfigError with the nearest batch sizes that work."""
-        for divisor, what in ((num_lanes, "canonical_nodes"), (self.num_parts, "ranks")):
+        global_batch_size, rows = draw.global_batch_size, draw.rows_per_sample
+        for number, what in ((draw.num_lanes, "canonical_nodes"), (self.num_parts, "ranks")):
+            divisor = number * rows
             if global_batch_size % divisor:
                 below = global_batch_size // divisor * divisor
                 nearest = " or ".join(str(size) for size in (below, below + divisor) if size > 0)
+                times = f"{what} {number}" + (f" x {rows}, the rows of a sample" if rows > 1 else "")
                 raise ConfigError(
-                    f"global_batch_size {global_batch_size} is not a multiple of {what} {divisor}; nearest: {nearest}."
+                    f"global_batch_size {global_batch_size} is not a multiple of {times}; nearest: {nearest}."
                 )
-        num_slots = global_batch_size // self.num_parts
+        num_slots = draw.num_samples // self.num_parts
         part = self.rank // self.replication
         return slice(part * num_slots, (part + 1) * num_slots)
 

@@ -3,8 +3,8 @@
 Ranks, nodes and threads are not in it: the state is the same on every rank, and any number of ranks may load it. Keys:
 
     version            1
-    identity           what the order depends on: seed, global_batch_size, canonical_nodes, mixture_lag, sampling,
-                       shuffle
+    identity           what the order depends on: seed, canonical_nodes, mixture_lag, sampling, shuffle; and what may
+                       be another at a resume: global_batch_size, batch_seq_len
     step               next step to be yielded
     domains            {name: {fingerprint, versions, samples, cursors: [C] drawn so far per lane}}, in the mixture's
                        order; versions: only of data without hashes, see open_indexes.py
@@ -12,7 +12,7 @@ Ranks, nodes and threads are not in it: the state is the same on every rank, and
 """
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
 
@@ -23,6 +23,7 @@ from ado_stream.value_types import Floats, Ints, JsonMapping, JsonObject
 
 StreamState = tuple[int, Ints, dict[int, Floats]]  # step, cursors (K, C) int64, mixtures of steps to come
 VERSION = 1
+_MAY_CHANGE = ("global_batch_size", "batch_seq_len")  # cursors count samples, whatever a step takes of them
 _MAX_POSITION = 1 << 62
 _log = logging.getLogger(__name__)
 
@@ -52,8 +53,9 @@ def decode_state(state: JsonMapping, identity: JsonObject, indexes: Sequence[Sam
     """(step, cursors, pending mixtures) of `state` for the domains of `indexes`.
 
     A domain that is not in the state starts at its first sample, with share 0 until a new mixture is published; one
-    that is only in the state is dropped and its pending share goes to the others in proportion; both are logged. Raises
-    ResumeError for another version, other settings (all named), a domain whose data changed (named), and damage.
+    that is only in the state is dropped and its pending share goes to the others in proportion; both are logged, as is
+    another batch. Raises ResumeError for another version, other settings (all named), a domain whose data changed
+    (named), and damage.
     """
     _check(state, identity, indexes)
     saved = state["domains"]
@@ -65,6 +67,8 @@ def decode_state(state: JsonMapping, identity: JsonObject, indexes: Sequence[Sam
     added, retired = [n for n in names if n not in saved], [n for n in saved if n not in names]
     if added or retired:
         _log.warning("resuming with other domains: added %s; retired %s", added or "none", retired or "none")
+    if changed := _differences(state["identity"], identity, _MAY_CHANGE):
+        _log.warning("resuming at step %d with another batch: %s", state["step"], "; ".join(changed))
     column = {name: number for number, name in enumerate(saved)}
     pending = {}
     for key, mixture in state["mixtures"].items():
@@ -81,8 +85,7 @@ def _check(state: JsonMapping, identity: JsonObject, indexes: Sequence[SampleInd
         found = state.get("version") if isinstance(state, Mapping) else type(state).__name__
         raise ResumeError(f"stream state of version {found!r}; this ado-stream reads version {VERSION}.")
     saved, domains = _part(state, "identity"), _part(state, "domains")
-    other = [f"{key} {saved.get(key)!r} -> {value!r}" for key, value in identity.items() if saved.get(key) != value]
-    if other:
+    if other := _differences(saved, identity, [key for key in identity if key not in _MAY_CHANGE]):
         raise ResumeError(f"the stream was saved with other settings: {'; '.join(other)}. Use the saved ones.")
     _check_numbers(state, identity["canonical_nodes"])
     known = {index.name: index for index in indexes}
@@ -103,6 +106,10 @@ def _check(state: JsonMapping, identity: JsonObject, indexes: Sequence[SampleInd
                 "saved run.\n  Restore the old shards (copy them with their times), or write them with "
                 "hashes=['xxh64'] from the start."
             )
+
+
+def _differences(saved: JsonMapping, now: JsonMapping, keys: Iterable[str]) -> list[str]:
+    return [f"{key} {saved.get(key)!r} -> {now[key]!r}" for key in keys if saved.get(key) != now[key]]
 
 
 def _check_numbers(state: JsonMapping, num_lanes: int) -> None:

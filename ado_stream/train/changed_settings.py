@@ -63,6 +63,8 @@ def changes_table(changes: Changes) -> str:
 
 def _flat(values: JsonMapping, prefix: str = "") -> Iterator[tuple[str, object]]:
     for key, value in values.items():
+        if isinstance(value, list) and value and all(isinstance(each, Mapping) for each in value):
+            value = {str(number): each for number, each in enumerate(value)}
         if isinstance(value, Mapping):
             yield from _flat(value, f"{prefix}{key}.")
         else:

@@ -55,6 +55,7 @@ class Schedule(TypedDict):
     warmup_steps: int
     steps: int
     min_frac: float
+    stage_ends: NotRequired[list[list[float]]]  # absent in older checkpoints
 
 
 class Settings(TypedDict):

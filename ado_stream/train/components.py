@@ -20,6 +20,7 @@ from ado_stream.stream.dataset import AdaptiveStreamingDataset
 from ado_stream.train.config import TrainConfig
 from ado_stream.train.distributed import DistributedContext
 from ado_stream.train.metric_sinks import require_packages
+from ado_stream.train.stages import planned_stages, run_stages
 from ado_stream.train.train_step import LearningRateSchedule
 
 _VOCAB_MULTIPLE = 64  # tensor cores need whole tiles
@@ -44,6 +45,11 @@ def build_components(config: TrainConfig, context: DistributedContext) -> RunCom
     corpus = open_split(config, "train")
     model = model_config(config, corpus)
     dataset = make_dataset(config, corpus, context)
+    if model.end_token is not None and dataset.settings.samples_per_row > 1:
+        raise ConfigError(
+            f"rows of {dataset.settings.samples_per_row} samples: 'model.attention' is document, and nothing in their "
+            "tokens says where two meet.\n  Prepare the corpus with a longer --seq-len; shorter rows are parts of it."
+        )
     loader = AdaptiveLoader(
         dataset,
         make_run_policy(config, corpus, dataset),
@@ -78,12 +84,13 @@ def model_config(config: TrainConfig, corpus: Corpus) -> ModelConfig:
     section = config.model
     if section.preset not in PRESETS:
         raise ConfigError(f"'model.preset' is {section.preset!r}; choose one of {', '.join(PRESETS)}.")
-    vocab_size, seq_len = corpus.tokenizer.vocab_size, corpus.seq_len
+    vocab_size = corpus.tokenizer.vocab_size
+    seq_len = max([corpus.seq_len, *(stage.section.seq_len or 0 for stage in run_stages(config))])
     if section.vocab_size is not None and section.vocab_size < vocab_size:
         raise ConfigError(f"'model.vocab_size' is {section.vocab_size}, the corpus has {vocab_size} tokens; raise it.")
     if section.context_length is not None and section.context_length < seq_len:
         raise ConfigError(
-            f"'model.context_length' is {section.context_length}, the corpus' sequences have {seq_len} tokens.\n"
+            f"'model.context_length' is {section.context_length}, the longest sequences have {seq_len} tokens.\n"
             f"  Set it to {seq_len} or more, or prepare the corpus with --seq-len {section.context_length}."
         )
     return dataclasses.replace(
@@ -99,7 +106,17 @@ def make_learning_rate_schedule(config: TrainConfig, width: int) -> LearningRate
     train = config.train
     warmup = train.warmup_steps if train.warmup_steps is not None else min(1000, train.steps // 10)
     peak = train.learning_rate if train.learning_rate is not None else _RATE_TIMES_WIDTH / width
-    return LearningRateSchedule(peak, warmup, train.steps, train.min_learning_rate_frac)
+    ends = [
+        (stage.end, stage.section.learning_rate_end / peak)
+        for stage in run_stages(config)
+        if stage.section.learning_rate_end is not None
+    ]
+    if ends and ends[0][0] <= warmup:
+        raise ConfigError(
+            f"'learning_rate_end' of the stage that ends at step {ends[0][0]}: the warm-up is {warmup} steps long. "
+            "Shorten it with train.warmup_steps."
+        )
+    return LearningRateSchedule(peak, warmup, train.steps, train.min_learning_rate_frac, ends)
 
 
 def micro_rows(config: TrainConfig, rank_rows: int) -> int:
@@ -121,6 +138,7 @@ def make_dataset(config: TrainConfig, corpus: Corpus, context: DistributedContex
     return AdaptiveStreamingDataset(
         corpus,
         global_batch_size=data.global_batch_size,
+        batch_seq_len=data.seq_len,
         seed=config.seed,
         canonical_nodes=data.canonical_nodes,
         mixture_lag=data.mixture_lag,
@@ -151,6 +169,7 @@ def make_run_policy(config: TrainConfig, corpus: Corpus, dataset: AdaptiveStream
         val_sizes=val_sizes,
         evaluate_every_steps=config.evaluate.every_steps if corpus.has("val") else 0,
         vocab_size=model_config(config, corpus).vocab_size,
+        stages=planned_stages(config, corpus.seq_len),
     )
 
 

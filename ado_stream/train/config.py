@@ -11,10 +11,10 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from operator import attrgetter
 from pathlib import Path
-from typing import Any, get_origin
+from typing import Any, get_args, get_origin
 
 import yaml
-from omegaconf import OmegaConf
+from omegaconf import MISSING, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from ado_stream.errors import ConfigError
@@ -85,6 +85,7 @@ class RetrySection:
 class DataSection:
     """How batches are drawn and read; the names are AdaptiveStreamingDataset's and AdaptiveLoader's.
 
+    seq_len: of a batch's rows, a multiple or a divisor of the corpus's; None: the corpus's.
     cache_dir: where shards of a remote corpus are kept; cache_limit: its size, bytes or a text such as "50gb".
     predownload: samples to keep on the local disk ahead; None: 64 steps. shuffle: "blocks", or one of Streaming's
     py1e, py1br, py1s, py2s, naive. token_column, token_dtype: where the shards of a corpus that `prepare` did not write
@@ -92,6 +93,7 @@ class DataSection:
     """
 
     global_batch_size: int = at_least(1, 32)
+    seq_len: int | None = at_least(1, None)
     canonical_nodes: int = at_least(1, 1)
     mixture_lag: int = at_least(0, 8)
     sampling: str = one_of("systematic", "multinomial")
@@ -154,6 +156,23 @@ class TrainSection:
 
 
 @dataclass
+class StageSection:
+    """One of the stages that a run goes through; what it leaves out is as in the sections `data` and `train`.
+
+    steps: of this stage. learning_rate_end: the rate of its last step, to which half a cosine leads from the peak or
+    the last end that was given; None: it goes on to the next end, or to the run's. mixture: {domain: weight}, or the
+    name of a policy that needs neither losses nor options; None: of the run's policy, which learns in every stage.
+    """
+
+    steps: int = at_least(1, MISSING)
+    global_batch_size: int | None = at_least(1, None)
+    seq_len: int | None = at_least(1, None)
+    micro_batch_size: int | None = at_least(1, None)
+    learning_rate_end: float | None = at_least(0, None)
+    mixture: Any = None
+
+
+@dataclass
 class CheckpointSection:
     """every_steps 0: only at the end and when stopped; keep: how many committed ones stay on disk."""
 
@@ -181,7 +200,10 @@ class LogSection:
 
 @dataclass
 class TrainConfig:
-    """All that `run_training` needs; `corpus` and `run_dir` must be given."""
+    """All that `run_training` needs; `corpus` and `run_dir` must be given.
+
+    stages: one after another; `train.steps` is then their sum. None: one of `train.steps`.
+    """
 
     corpus: str = ""
     run_dir: str = ""
@@ -190,6 +212,7 @@ class TrainConfig:
     data: DataSection = field(default_factory=DataSection)
     policy: PolicySection = field(default_factory=PolicySection)
     train: TrainSection = field(default_factory=TrainSection)
+    stages: list[StageSection] = field(default_factory=list)
     checkpoint: CheckpointSection = field(default_factory=CheckpointSection)
     evaluate: EvaluateSection = field(default_factory=EvaluateSection)
     log: LogSection = field(default_factory=LogSection)
@@ -211,19 +234,32 @@ def load_config(source: str | os.PathLike[str] | JsonMapping, overrides: Sequenc
         _refuse_unknown(OmegaConf.to_container(given), TrainConfig, "")
         merged = OmegaConf.merge(OmegaConf.structured(TrainConfig), given)
         config = OmegaConf.to_object(merged)
+        given_steps = OmegaConf.select(given, "train.steps")
     except OmegaConfBaseException as error:
         raise ConfigError(f"'{error.full_key}': {str(error.msg or error).splitlines()[0]}") from None
     assert isinstance(config, TrainConfig)
     config.corpus, config.run_dir = map(os.path.expanduser, (config.corpus, config.run_dir))
     if config.data.cache_dir is not None:
         config.data.cache_dir = os.path.expanduser(config.data.cache_dir)
+    if config.stages:
+        config.train.steps = sum(stage.steps for stage in config.stages)
+        config.stages = [_filled_in(stage, config) for stage in config.stages]
     _check(config)
+    if config.stages and given_steps not in (None, config.train.steps):
+        raise ConfigError(f"'train.steps' is {given_steps}, the stages have {config.train.steps}; leave it out.")
     return config
 
 
 def save_config(config: TrainConfig, path: Path) -> None:
     """Writes `config` as YAML that `load_config` reads back to an equal object."""
     path.write_text(yaml.safe_dump(dataclasses.asdict(config), sort_keys=False))
+
+
+def _filled_in(stage: StageSection, config: TrainConfig) -> StageSection:
+    """`stage` with the values of the sections where it has none."""
+    section = {"global_batch_size": config.data, "seq_len": config.data, "micro_batch_size": config.train}
+    missing = [key for key in section if getattr(stage, key) is None]
+    return dataclasses.replace(stage, **{key: getattr(section[key], key) for key in missing})
 
 
 def _with_names(values: Any) -> Any:
@@ -256,21 +292,30 @@ def _refuse_unknown(values: object, section: type, prefix: str) -> None:
         section_or_type = types[key]
         if isinstance(section_or_type, type) and dataclasses.is_dataclass(section_or_type):
             _refuse_unknown(value, section_or_type, f"{prefix}{key}.")
-        container = get_origin(section_or_type)
+        container, arguments = get_origin(section_or_type), get_args(section_or_type)
         if container in _CONTAINERS and value is not None and not isinstance(value, container):
             raise ConfigError(f"'{prefix}{key}' is {value!r}; give {_CONTAINERS[container]}.")
+        if container is list and isinstance(arguments[0], type) and dataclasses.is_dataclass(arguments[0]):
+            for number, item in enumerate(value or ()):
+                _refuse_unknown(item, arguments[0], f"{prefix}{key}[{number}].")
 
 
 def _check(config: TrainConfig) -> None:
     for name in ("corpus", "run_dir"):
         if not getattr(config, name):
             raise ConfigError(f"'{name}' is not set; give it in the file or as {name}=PATH.")
-    for key, each in _fields(TrainConfig):
-        value, bounds = attrgetter(key)(config), each.metadata.get("bounds")
-        if bounds and value is not None and not bounds.allow(value):
-            raise ConfigError(f"'{key}' is {value!r}; allowed: {bounds.text}.")
+    _check_bounds(config, "")
+    for number, stage in enumerate(config.stages):
+        _check_bounds(stage, f"stages[{number}].")
     train = config.train
     if train.warmup_steps is not None and train.warmup_steps >= train.steps:
         raise ConfigError(
             f"'train.warmup_steps' is {train.warmup_steps}; it must be below 'train.steps', {train.steps}."
         )
+
+
+def _check_bounds(section: TrainConfig | StageSection, prefix: str) -> None:
+    for key, each in _fields(type(section)):
+        value, bounds = attrgetter(key)(section), each.metadata.get("bounds")
+        if bounds and value is not None and not bounds.allow(value):
+            raise ConfigError(f"'{prefix}{key}' is {value!r}; allowed: {bounds.text}.")

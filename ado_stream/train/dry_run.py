@@ -22,6 +22,7 @@ from ado_stream.train.components import RunComponents, build_components
 from ado_stream.train.config import TrainConfig, TrainSection
 from ado_stream.train.distributed import DistributedContext
 from ado_stream.train.parallel import ParallelModel, compute_dtype
+from ado_stream.train.stages import run_stages
 from ado_stream.train.train_step import TrainStep, make_optimizer
 
 _STATE_BYTES = 16  # a parameter's float32 value, gradient and two moments
@@ -100,21 +101,30 @@ def _loss(model: ModelConfig, device: torch.device, dtype: torch.dtype, num_rows
 
 def plan_run(config: TrainConfig, context: DistributedContext) -> str:
     """The plan of `config` on `context`'s ranks, as text. Raises what `run_training` would before its first step."""
-    components = build_components(config, context)
-    dataset, model, options = components.loader.dataset, components.model, config.train
-    batch, steps, seq_len = config.data.global_batch_size, options.steps, dataset.seq_len
-    memory = estimate_memory(model, options, context.device, components.micro_rows, seq_len, context.size)
-    alone = estimate_memory(model, options, context.device, components.micro_rows, seq_len, num_ranks=1)
+    stages = run_stages(config)
+    of_stages = [build_components(stage.config, context) for stage in stages]
+    components = max(of_stages, key=lambda each: each.micro_rows * each.loader.dataset.batch_seq_len)
+    dataset, model, steps = components.loader.dataset, components.model, config.train.steps
+    memory, alone = (
+        estimate_memory(model, config.train, context.device, components.micro_rows, dataset.batch_seq_len, num_ranks)
+        for num_ranks in (context.size, 1)
+    )
     free_bytes = _free_bytes(context.device)
     time_text = "not measured: the memory does not suffice"
     if alone.total < free_bytes:
-        time_text = _time_text(measure_step_s(config, components, context), steps)
-    num_tokens = steps * batch * seq_len
+        seconds = (measure_step_s(stage.config, each, context) for stage, each in zip(stages, of_stages, strict=True))
+        total_s = sum(stage.num_steps * step_s for stage, step_s in zip(stages, seconds, strict=True))
+        time_text = _time_text(total_s / steps, steps)
+    step_tokens = [each.loader.dataset.settings.num_samples * dataset.seq_len for each in of_stages]
+    num_tokens, operations = 0, 0.0
+    for stage, each, tokens in zip(stages, of_stages, step_tokens, strict=True):
+        num_tokens += stage.num_steps * tokens
+        operations += stage.num_steps * tokens * model.flops_per_token(each.loader.dataset.batch_seq_len)
     lines = [
         f"parameters        {model.num_parameters:,}",
-        f"tokens per step   {batch * seq_len:,}; {num_tokens:,} in all "
+        f"tokens per step   {', then '.join(f'{tokens:,}' for tokens in step_tokens)}; {num_tokens:,} in all "
         f"({num_tokens / model.num_parameters:.1f} per parameter)",
-        f"operations        {model.flops_per_token(seq_len) * num_tokens:.3g} FLOP",
+        f"operations        {operations:.3g} FLOP",
         f"learning rate     {components.schedule.peak:.3g} at its peak",
         f"memory, one rank  about {memory.total / 1e9:.2f} GB: {memory.state / 1e9:.2f} parameters, gradients, AdamW; "
         f"{memory.copies / 1e9:.2f} copies of weights;",
@@ -123,7 +133,9 @@ def plan_run(config: TrainConfig, context: DistributedContext) -> str:
         "",
         f"{'domain':<24} {'prior':>7} {'epochs':>8}  repeats after",
     ]
-    drawn_K = planned_samples(components.loader.policy, steps, batch, config.data.mixture_lag)
+    num_samples = [each.loader.dataset.settings.num_samples for each in of_stages]
+    size_S = np.repeat(num_samples, [stage.num_steps for stage in stages])
+    drawn_K = planned_samples(components.loader.policy, steps, size_S, config.data.mixture_lag)
     epochs_K = drawn_K / dataset.num_samples  # while no loss moves the policy
     for name, share, epochs in zip(dataset.names, dataset.prior.tolist(), epochs_K.tolist(), strict=True):
         repeats = f"step {math.ceil(steps / epochs):,}" if epochs else "never drawn"
@@ -150,7 +162,7 @@ def measure_step_s(config: TrainConfig, components: RunComponents, context: Dist
     parallel = ParallelModel(Transformer(components.model), DistributedContext(0, 1, context.device), options)
     step = TrainStep(parallel, make_optimizer(parallel.model, options), options, len(dataset.names))
     tokens_BT = torch.randint(
-        components.corpus.tokenizer.vocab_size, (rows, dataset.seq_len + 1), device=context.device
+        components.corpus.tokenizer.vocab_size, (rows, dataset.batch_seq_len + 1), device=context.device
     )
     domain_B = torch.zeros(rows, dtype=torch.int64, device=context.device)
     marks = []

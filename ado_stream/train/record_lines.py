@@ -1,5 +1,6 @@
 """The fields of the run record's "run" and "fit" lines (schema: ado_stream/record.py)."""
 
+import dataclasses
 from datetime import UTC, datetime
 from importlib import metadata
 
@@ -11,6 +12,7 @@ from ado_stream.loader import AdaptiveLoader
 from ado_stream.policy.base_policy import Policy
 from ado_stream.train.config import TrainConfig
 from ado_stream.train.distributed import DistributedContext
+from ado_stream.train.stages import planned_stages
 from ado_stream.value_types import Ints, JsonObject
 
 _PACKAGES = ("ado-stream", "torch", "numpy", "numba", "mosaicml-streaming")
@@ -40,6 +42,11 @@ def run_line(
         "floor": loader.policy.floor,
         "global_batch_size": config.data.global_batch_size,
         "seq_len": dataset.seq_len,
+        "batch_seq_len": dataset.batch_seq_len,
+        "stages": [
+            {**dataclasses.asdict(stage), "step_samples": planned.step_samples}
+            for stage, planned in zip(config.stages, planned_stages(config, dataset.seq_len), strict=False)
+        ],
         "canonical_nodes": config.data.canonical_nodes,
         "mixture_lag": config.data.mixture_lag,
         "steps": config.train.steps,

@@ -6,6 +6,7 @@ because its counts are then zero, the policy. Nothing here waits for the device,
 """
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -117,16 +118,27 @@ class TrainStep:
 
 @dataclass(frozen=True)
 class LearningRateSchedule:
-    """Linear warm-up to `peak`, then a cosine to `min_frac` of it at the last step."""
+    """Linear warm-up to `peak`, then a cosine to `min_frac` of it at the last step.
+
+    stage_ends: (end, fraction of `peak` at the step before it) of stages that end at a rate of their own, ascending;
+    half a cosine leads from each to the next.
+    """
 
     peak: float
     warmup_steps: int
     steps: int
     min_frac: float
+    stage_ends: Sequence[Sequence[float]] = ()
 
     def __call__(self, step: int) -> float:
         """The learning rate of step 0, 1, ..., steps - 1."""
         if step < self.warmup_steps:
             return self.peak * (step + 1) / self.warmup_steps
-        progress = (step - self.warmup_steps) / max(self.steps - 1 - self.warmup_steps, 1)
-        return self.peak * (self.min_frac + (1 - self.min_frac) * 0.5 * (1 + math.cos(math.pi * min(progress, 1.0))))
+        begin, high, last, low = self.warmup_steps, 1.0, self.steps - 1, self.min_frac
+        for end, fraction in self.stage_ends:
+            last, low = int(end) - 1, fraction
+            if step < end:
+                break
+            begin, high, last, low = last, low, self.steps - 1, self.min_frac
+        progress = (step - begin) / max(last - begin, 1)
+        return self.peak * (low + (high - low) * 0.5 * (1 + math.cos(math.pi * min(progress, 1.0))))

@@ -2,14 +2,17 @@
 
 Invariant: step s follows from the config, the corpus and s alone, so a run that was killed and resumed equals one that
 was not (to the bit on one CPU process). A checkpoint of s finished steps holds all that step s needs: parameters,
-AdamW's moments, the loader's cursors and pending mixtures, the policy, torch's generator.
+AdamW's moments, the loader's cursors and pending mixtures, the policy, torch's generator. Each stage of a run is a
+Trainer of its own that resumes from the last one's checkpoint.
 """
 
 import dataclasses
+import gc
 import os
 import time
 import uuid
 from collections.abc import Iterator
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import cast
@@ -42,6 +45,7 @@ from ado_stream.train.parallel import ParallelModel
 from ado_stream.train.record_lines import fit_line, run_line
 from ado_stream.train.resume import CHECKPOINTS, ResumePoint, find_resume_point, is_finished, prepare_run_dir
 from ado_stream.train.run_control import RunControl
+from ado_stream.train.stages import Stage, run_stages, stage_of
 from ado_stream.train.step_log import LaunchedStep, LogOptions, MetricSink, StepLog
 from ado_stream.train.step_timer import StepTimer
 from ado_stream.train.stop_request import StopRequest
@@ -81,17 +85,28 @@ def run_training(config: TrainConfig, resume: str | os.PathLike[str] = "auto") -
             return RunResult(run_dir, steps, stopped=False)
         if context.is_main:
             compile_in_background("fit")  # seconds, once a machine; else all ranks would wait at the first refit
-        with Trainer(config, context) as trainer, log_rank_errors(context):
-            trainer.start(resume_point)
-            with StopRequest(context) as stop:
-                return trainer.loop(stop)
+        for stage in run_stages(config)[1:]:
+            build_components(stage.config, context)  # settings that cannot work fail now, not after weeks
+        with ExitStack() as signals:
+            stop: StopRequest | None = None
+            while True:
+                with Trainer(config, stage_of(config, resume_point.step), context) as trainer, log_rank_errors(context):
+                    trainer.start(resume_point)
+                    stop = stop or signals.enter_context(StopRequest(context))  # once: no signal falls between stages
+                    result = trainer.loop(stop)
+                if result.stopped or result.step >= steps:
+                    return result
+                resume_point = call_on_main(context, lambda: find_resume_point(run_dir, "auto"))
+                del trainer
+                gc.collect()  # its cycles hold the model, and the next stage's needs the memory
 
 
 class Trainer:
-    """One run on one rank."""
+    """One stage of a run on one rank. run_config: as it was given, of all stages."""
 
-    def __init__(self, config: TrainConfig, context: DistributedContext):
-        self._config, self._context = config, context
+    def __init__(self, run_config: TrainConfig, stage: Stage, context: DistributedContext):
+        self._run_config, self._stage, self._context = run_config, stage, context
+        self._config = config = stage.config
         self._run_dir = Path(config.run_dir)
         self._checkpoints = self._run_dir / CHECKPOINTS
         self._components = build_components(config, context)
@@ -127,6 +142,8 @@ class Trainer:
             self._config, self._components.corpus, self._loader, self._components.model, self._context, self._run_id
         )
         self._write("run", **line)
+        if self._finished == self._stage.begin and self._config.stages:
+            self._report_stage()
         for fault in resume_point.skipped:
             self._write_event("checkpoint skipped", fault=fault)
             if self._context.is_main:
@@ -141,8 +158,8 @@ class Trainer:
             show(missing)
 
     def loop(self, stop: StopRequest) -> RunResult:
-        """Trains until the last step or a signal, saves, and returns how far it came."""
-        steps, every = self._config.train.steps, self._config.checkpoint.every_steps
+        """Trains until the stage's last step or a signal, saves, and returns how far it came."""
+        steps, every = self._stage.end, self._config.checkpoint.every_steps
         evaluate_every = self._config.evaluate.every_steps
         batches = iter(self._loader)
         while self._finished < steps and not stop.agreed():
@@ -156,8 +173,10 @@ class Trainer:
             self._save()
         self._log.flush()
         self._record_refit()
-        stopped = self._finished < steps or not self.evaluate(stop)
         self._checkpointer.wait()
+        if self._finished == steps < self._config.train.steps:  # the next stage validates when it is due
+            return RunResult(self._run_dir, self._finished, stopped=False)
+        stopped = self._finished < steps or not self.evaluate(stop)
         self._write_event("stop" if stopped else "done")
         if self._control is not None and not stopped:
             self._control.refuse(f"the run has ended at step {self._finished:,}.")
@@ -259,8 +278,12 @@ class Trainer:
     def _restore(self, resume_point: ResumePoint, directory: Path, metadata: CheckpointMetadata) -> None:
         """Loads a checkpoint: its model must be this one; then the loader and policy; then tensors and generator."""
         saved, wanted = metadata["model"], dataclasses.asdict(self._components.model)
+        # A longer context has more rows in the rotary tables, and no parameter depends on it.
+        grown = wanted["context_length"] > saved["context_length"]
         differing = [
-            f"{key} {saved.get(key)} saved, {wanted[key]} now" for key in wanted if saved.get(key) != wanted[key]
+            f"{key} {saved.get(key)} saved, {wanted[key]} now"
+            for key in wanted
+            if saved.get(key) != wanted[key] and not (grown and key == "context_length")
         ]
         if differing:
             raise ResumeError(f"{directory} is of another model: {'; '.join(differing)}.")
@@ -282,6 +305,21 @@ class Trainer:
         self._refit_step = self._loader.policy.attempt_step
         self._drawn_K = np.array([metadata["drawn"].get(name, 0) for name in self._names], np.int64)
 
+    def _report_stage(self) -> None:
+        """Records and prints that the stage begins; in the first one its mixture is drawn from the first step on."""
+        stage, section = self._stage, self._stage.section
+        detail = {"number": stage.number, "end": stage.end, **dataclasses.asdict(section)}
+        self._write_event("stage", **detail)
+        if stage.begin == 0 and section.mixture is not None:
+            for step in range(self._config.data.mixture_lag + 1):
+                self._loader.dataset.publish(step, self._loader.policy.mixture)
+        if self._context.is_main:
+            dataset = self._loader.dataset
+            show(
+                f"stage {stage.number} of {len(self._config.stages)}: steps {stage.begin:,} to {stage.end:,}, "
+                f"{dataset.settings.global_batch_size} rows of {dataset.batch_seq_len} tokens"
+            )
+
     def _report_resume(self, directory: Path, metadata: CheckpointMetadata) -> None:
         """Records the resume, and what differs from the settings that the checkpoint was saved with; prints that."""
         now = saved_settings(self._config, self._components.schedule)
@@ -300,7 +338,7 @@ class Trainer:
     def _prepare_run_dir(self, resume_point: ResumePoint) -> None:
         try:
             prepare_run_dir(self._run_dir, resume_point)
-            save_config(self._config, self._run_dir / CONFIG_FILE)
+            save_config(self._run_config, self._run_dir / CONFIG_FILE)
         except OSError as error:
             raise StorageError(f"'run_dir' is {self._run_dir}: cannot be created: {error.strerror}.") from error
 
@@ -323,12 +361,14 @@ class Trainer:
     def _make_validator(self) -> Validator | None:
         if not self._components.corpus.has("val"):
             return None
+        settings = self._loader.dataset.settings
         return Validator(
             open_split(self._config, "val"),
             self._names,
             self._config.evaluate.max_samples_per_domain,
             self._context,
-            self._components.micro_rows,
+            self._components.micro_rows * settings.samples_per_row,
+            settings.rows_per_sample,
             token_column=self._config.data.token_column,
             token_dtype=self._config.data.token_dtype,
         )

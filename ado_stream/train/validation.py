@@ -16,7 +16,9 @@ from torch import Tensor
 
 from ado_stream.corpus import Corpus
 from ado_stream.corpus.tokenizer import Tokenizer
-from ado_stream.stream.document_positions import IGNORED_TARGET, targets_without_padding
+from ado_stream.stream.batch_rows import make_rows
+from ado_stream.stream.device_copies import TokenBatch
+from ado_stream.stream.document_positions import IGNORED_TARGET
 from ado_stream.stream.sample_reader import SampleReader
 from ado_stream.train.distributed import DistributedContext, sum_over_ranks
 from ado_stream.value_types import Floats, Ints
@@ -56,8 +58,9 @@ class ValidationResult:
 class Validator:
     """The samples of a corpus' val split, in memory, and their losses under a model.
 
-    names: the domains to report, in order; max_samples: of each domain, None for all. Every rank holds its own rows,
-    padded with rows that do not count: FSDP needs as many forward passes on every rank, torch.compile needs one shape.
+    names: the domains to report, in order; max_samples: of each domain, None for all. rows_per_sample: the model reads
+    each in so many rows, as in training. Every rank holds its own rows, padded with rows that do not count: FSDP needs
+    as many forward passes on every rank, torch.compile needs one shape.
     """
 
     def __init__(
@@ -67,6 +70,7 @@ class Validator:
         max_samples: int | None,
         context: DistributedContext,
         batch_rows: int,
+        rows_per_sample: int = 1,
         *,
         token_column: str = "tokens",
         token_dtype: str | None = None,
@@ -88,17 +92,17 @@ class Validator:
             self._text_K[index] = _text_identity(corpus.tokenizer, read_NT)
             tokens.append(read_NT)
             domains.append(np.full(num, index))
-        tokens_NT, domain_N = np.concatenate(tokens), np.concatenate(domains)
-        self._num_rounds = math.ceil(len(tokens_NT) / (context.size * batch_rows))
-        mine_N = np.flatnonzero((np.arange(len(tokens_NT)) // batch_rows) % context.size == context.rank)
+        tokens_NT, domain_N = torch.from_numpy(np.concatenate(tokens)), torch.from_numpy(np.concatenate(domains))
+        rows: TokenBatch = {"tokens": tokens_NT, "domain": domain_N, "step": 0}
+        make_rows(rows, 1, rows_per_sample, padding_token=corpus.padding_token)
+        targets_NT = rows.get("targets", rows["tokens"][:, 1:])
+        num_rows = len(targets_NT)
+        self._num_rounds = math.ceil(num_rows / (context.size * batch_rows))
+        mine_N = torch.from_numpy(np.flatnonzero((np.arange(num_rows) // batch_rows) % context.size == context.rank))
         num_padding = self._num_rounds * batch_rows - len(mine_N)
-        self._tokens_NT = F.pad(torch.from_numpy(tokens_NT[mine_N]), (0, 0, 0, num_padding))
-        padding = corpus.padding_token
-        self._targets_NT = (
-            self._tokens_NT[:, 1:].clone() if padding is None else targets_without_padding(self._tokens_NT, padding)
-        )
-        self._targets_NT[len(mine_N) :] = IGNORED_TARGET
-        self._domain_N = F.pad(torch.from_numpy(domain_N[mine_N]), (0, num_padding), value=_NO_DOMAIN)
+        self._tokens_NT = F.pad(rows["tokens"][mine_N], (0, 0, 0, num_padding))
+        self._targets_NT = F.pad(targets_NT[mine_N], (0, 0, 0, num_padding), value=IGNORED_TARGET)
+        self._domain_N = F.pad(rows["domain"][mine_N], (0, num_padding), value=_NO_DOMAIN)
 
     @torch.no_grad()
     def __call__(

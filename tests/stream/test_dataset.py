@@ -195,8 +195,8 @@ def test_a_state_that_does_not_fit_is_refused_by_name(corpus, tmp_path):
     state = dataset.state_dict()
     with pytest.raises(ado.ResumeError, match=r"seed 5 -> 6"):
         make(corpus, seed=6).load_state_dict(state)
-    with pytest.raises(ado.ResumeError, match=r"global_batch_size 24 -> 48; canonical_nodes 2 -> 1"):
-        make(corpus, global_batch_size=48, canonical_nodes=1).load_state_dict(state)
+    with pytest.raises(ado.ResumeError, match=r"canonical_nodes 2 -> 1; mixture_lag 8 -> 3"):
+        make(corpus, mixture_lag=3, canonical_nodes=1).load_state_dict(state)
     write_domain(tmp_path / "other", 3, 70)
     other = [*corpus[:1], ado.Domain("d1", local=str(tmp_path / "other")), *corpus[2:]]
     with pytest.raises(ado.ResumeError, match="domain 'd1': its shards are not those"):

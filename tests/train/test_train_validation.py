@@ -75,3 +75,23 @@ def test_means_over_tokens_and_over_domains_differ():
     result = ValidationResult(np.array([1.0, 3.0, np.nan]), np.array([30, 10, 0]), np.array([60, 10, 0]), [None] * 3)
     assert result.loss == pytest.approx(1.5)
     assert result.domain_average == pytest.approx(2.0)
+
+
+@torch.no_grad()
+def test_samples_are_cut_into_the_rows_that_the_model_is_trained_on(tiny_corpus, model):
+    corpus = open_corpus(tiny_corpus, "val")
+    context = DistributedContext(0, 1, CPU)
+    result = Validator(corpus, NAMES, 5, context, batch_rows=3, rows_per_sample=4)(model.loss)
+    whole = Validator(corpus, NAMES, 5, context, batch_rows=2)(model.loss)
+    means = []
+    for domain in corpus.domains:
+        losses = []
+        for sample in torch.from_numpy(SampleReader(domain).read(np.arange(5))):
+            for begin in range(0, 32, 8):
+                row = sample[begin : begin + 9]
+                losses.append(F.cross_entropy(model(row[None, :-1])[0].double(), row[1:]).item())
+        means.append((domain.name, np.mean(losses)))
+    expected = [dict(means)[name] for name in NAMES[:3]]
+    np.testing.assert_allclose(result.domain_loss_K[:3], expected, rtol=WITHIN)
+    assert (result.domain_tokens_K == whole.domain_tokens_K).all()
+    assert (result.text_K, result.domain_bytes_K.tolist()) == (whole.text_K, whole.domain_bytes_K.tolist())
