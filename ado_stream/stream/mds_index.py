@@ -5,12 +5,16 @@ used. Format: MosaicML Streaming, MDS version 2. Of a sample's columns the token
 them, are never decoded.
 """
 
+import gc
 import io
 import json
 import re
+import threading
 from collections.abc import Mapping
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import xxhash
@@ -19,7 +23,7 @@ from ado_stream.errors import ConfigError, IndexInvalid
 from ado_stream.storage.object_spec import ObjectSpec
 from ado_stream.stream.sample_index import SampleIndex
 from ado_stream.stream.shard_view import ShardView, TokenColumn
-from ado_stream.value_types import Array, Ints, JsonMapping, TokenDtype
+from ado_stream.value_types import Array, Ints, JsonObject, TokenDtype
 
 INDEX_NAME = "index.json"
 MDS_FORMAT, MDS_VERSION = "mds", 2
@@ -31,10 +35,11 @@ _MAX_ALGORITHMS = 8  # of hashes; each is a column
 _COLUMN_KEYS = ("column_names", "column_encodings", "column_sizes")
 _PART = r"(?!\.{1,2}(?:/|\Z))[^/\\\0\ud800-\udfff]+"  # JSON may hold half of a surrogate pair
 _BASENAME = re.compile(f"{_PART}(/{_PART})*")  # in a folder where Streaming's merge_index wrote the index
-_HASHES = re.compile(r"[\w-]{1,128}( [\w-]{1,128})*", re.ASCII)  # names of algorithms, then digests
+_WORD = re.compile(r"[\w-]{1,128}", re.ASCII)  # the name of an algorithm, or a digest
+
+_parsing = threading.Lock()  # of whoever has paused the collector of garbage
 
 Layout = tuple[tuple[str, str, int | None], ...]  # (name, encoding, size in bytes) of each column
-_File = tuple[bytes, int, dict[str, str]]  # basename, bytes, {algorithm: digest}
 
 
 @dataclass(frozen=True)
@@ -163,6 +168,18 @@ def parse_index(text: bytes, name: str, where: str) -> IndexContent:
 
     Raises IndexInvalid with the place, ConfigError when it lists no shards.
     """
+    # A million small objects, none of them garbage: going through them again and again would be half of the time.
+    with _parsing:
+        collects = gc.isenabled()
+        gc.disable()
+        try:
+            return _parse(text, name, where)
+        finally:
+            if collects:
+                gc.enable()
+
+
+def _parse(text: bytes, name: str, where: str) -> IndexContent:
     try:
         content = json.loads(text)
     except (ValueError, RecursionError) as error:
@@ -176,41 +193,15 @@ def parse_index(text: bytes, name: str, where: str) -> IndexContent:
         raise IndexInvalid(f"{where}: 'shards' is not a list of objects (domain '{name}').")
     if not shards:
         raise ConfigError(f"domain '{name}' is empty: {where} lists no shards. Remove it, or prepare it again.")
-    samples: list[int] = []
-    raw: list[_File] = []
-    stored: list[_File] = []
-    formats: set[tuple[str | None, Layout]] = set()
-    last: list[object] = []
-    for number, shard in enumerate(shards):
-        try:
-            compression = _compression(shard)
-            samples.append(_count(shard, "samples"))
-            raw.append(_file(shard, "raw_data"))
-            stored.append(_file(shard, "zip_data") if compression else raw[-1])
-            columns = [shard.get(key) for key in _COLUMN_KEYS]
-            if [compression, *columns] != last:  # checked once for all shards alike
-                formats.add((compression, _layout(*columns)))
-                last = [compression, *columns]
-        except IndexInvalid as error:
-            raise IndexInvalid(f"{where}, shard {number}: {error}") from None
-    if len(formats) != 1:
-        raise IndexInvalid(
-            f"{where}: shards with different columns or compressions (domain '{name}'). Write the data set again."
-        )
-    compression, layout = formats.pop()
-    rows = [
-        json.dumps([count, size, sorted(hashes.items())]) for count, (_, size, hashes) in zip(samples, raw, strict=True)
-    ]
-    raw_S = _records(raw, where)
-    return IndexContent(
-        samples_S=np.array(samples, np.int64),
-        raw_S=raw_S,
-        stored_S=_records(stored, where) if compression else raw_S,
-        compression=compression,
-        layout=layout,
-        fingerprint=xxhash.xxh3_128_hexdigest(f"[{', '.join(rows)}]".encode()),
-        digest=xxhash.xxh3_128_hexdigest(text),
-    )
+    try:
+        return _content(shards, xxhash.xxh3_128_hexdigest(text))
+    except IndexInvalid as error:
+        for number, shard in enumerate(shards):
+            try:
+                _content([shard], "")
+            except IndexInvalid as reason:
+                raise IndexInvalid(f"{where}, shard {number}: {reason}") from None
+        raise IndexInvalid(f"{where}: {error} (domain '{name}'). Write the data set again.") from None
 
 
 def merge_indexes(texts: Mapping[str, bytes], name: str, where: str) -> bytes:
@@ -229,22 +220,76 @@ def merge_indexes(texts: Mapping[str, bytes], name: str, where: str) -> bytes:
     return json.dumps({"version": MDS_VERSION, "shards": shards}).encode()
 
 
-def _records(files: list[_File], where: str) -> Ints:
-    """(S,) records of basename, bytes and, for each algorithm that any of the files has, its digest or b""."""
-    algorithms = sorted(set().union(*(hashes for *_, hashes in files)))
+def _content(shards: list[Any], digest: str) -> IndexContent:
+    """The checked content of a list of shards.
+
+    Checks one property of all shards after another: there may be a hundred thousand. The IndexInvalid that it raises
+    names no shard and quotes the first: of one shard, it says what is wrong.
+    """
+    if any(type(shard) is not dict for shard in shards):
+        raise IndexInvalid("not an object.")
+    if any(shard.get("format") != MDS_FORMAT for shard in shards):
+        raise IndexInvalid(f"format {shards[0].get('format')!r}; expected {MDS_FORMAT!r}.")
+    compressions = [shard.get("compression") for shard in shards if shard.get("zip_data") is not None]
+    if not all(type(compression) is str and compression for compression in compressions):
+        raise IndexInvalid("compressed file without the name of its compression.")
+    samples_S = _counts(shards, "samples")
+    raw_S, hashes = _files(shards, "raw_data")
+    layouts, last = set(), None
+    for shard in shards:
+        columns = [shard.get(key) for key in _COLUMN_KEYS]
+        if columns != last:  # checked once for all shards alike
+            layouts.add(_layout(*columns))
+            last = columns
+    if len(layouts) > 1 or len(set(compressions)) > 1 or len(compressions) not in (0, len(shards)):
+        raise IndexInvalid("shards with different columns or compressions")
+    rows = zip(samples_S.tolist(), raw_S["bytes"].tolist(), hashes, strict=True)
+    shown = json.dumps([[count, size, sorted(own.items())] for count, size, own in rows])
+    return IndexContent(
+        samples_S=samples_S,
+        raw_S=raw_S,
+        stored_S=_files(shards, "zip_data")[0] if compressions else raw_S,
+        compression=compressions[0] if compressions else None,
+        layout=layouts.pop(),
+        fingerprint=xxhash.xxh3_128_hexdigest(shown.encode()),
+        digest=digest,
+    )
+
+
+def _files(shards: list[JsonObject], key: str) -> tuple[Array, list[dict[str, str]]]:
+    """(S,) records of basename, bytes and, for each algorithm that any of the files has, its digest or b""; {algorithm:
+    digest} of each."""
+    files = [shard.get(key) for shard in shards]
+    if any(type(file) is not dict for file in files):
+        raise IndexInvalid(f"{key}: not an object.")
+    names = [file.get("basename") for file in files]
+    if not (set(map(type, names)) == {str} and all(map(_BASENAME.fullmatch, names))):
+        raise IndexInvalid(f"{key}: basename {names[0]!r}; expected a plain file name inside the folder.")
+    name_S = np.array([name.encode() for name in names])
+    if name_S.itemsize > _MAX_NAME_BYTES:
+        raise IndexInvalid(f"{key}: basename of {name_S.itemsize} bytes; expected at most {_MAX_NAME_BYTES}.")
+    hashes = [file.get("hashes") or {} for file in files]
+    if any(type(own) is not dict for own in hashes):
+        raise IndexInvalid(f"{key}: 'hashes' is not an object of names and digests.")
+    algorithms = sorted(set().union(*hashes))
+    digests = [digest for own in hashes for digest in own.values()]
+    if not (set(map(type, digests)) <= {str} and all(map(_WORD.fullmatch, chain(algorithms, digests)))):
+        raise IndexInvalid(f"{key}: 'hashes' is not an object of names and digests.")
     if len(algorithms) > _MAX_ALGORITHMS or {"basename", "bytes"} & set(algorithms):
-        raise IndexInvalid(f"{where}: hashes of {algorithms[:_MAX_ALGORITHMS]}. Write the data set again with xxh64.")
-    names, sizes, hashes = zip(*files, strict=True)
-    digests = [np.array([own.get(algorithm, "") for own in hashes], "S") for algorithm in algorithms]
-    columns = {
-        "basename": np.array(names),
-        "bytes": np.array(sizes, np.int64),
-        **dict(zip(algorithms, digests, strict=True)),
-    }
-    records_S = np.empty(len(files), [(key, column_S.dtype) for key, column_S in columns.items()])
-    for key, column_S in columns.items():
-        records_S[key] = column_S
-    return records_S
+        raise IndexInvalid(f"hashes of {algorithms[:_MAX_ALGORITHMS]}; xxh64 is enough")
+    columns = {"basename": name_S, "bytes": _counts(files, "bytes")}
+    columns |= {name: np.array([own.get(name, "") for own in hashes], "S") for name in algorithms}
+    records_S = np.empty(len(files), [(name, column_S.dtype) for name, column_S in columns.items()])
+    for name, column_S in columns.items():
+        records_S[name] = column_S
+    return records_S, hashes
+
+
+def _counts(entries: list[JsonObject], key: str) -> Ints:
+    values = [entry.get(key) for entry in entries]
+    if not (set(map(type, values)) == {int} and min(values) >= 0 and max(values) <= _MAX_SHARD_BYTES):
+        raise IndexInvalid(f"'{key}' is {values[0]!r}; expected a whole number from 0 to {_MAX_SHARD_BYTES}.")
+    return np.array(values, np.int64)
 
 
 def _file_at(records_S: Array, shard: int) -> tuple[str, int, dict[str, str]]:
@@ -257,45 +302,6 @@ def _file_at(records_S: Array, shard: int) -> tuple[str, int, dict[str, str]]:
 def _algorithms(records_S: Array) -> tuple[str, ...]:
     """The algorithms of hashes: the columns after basename and bytes."""
     return (records_S.dtype.names or ())[2:]
-
-
-def _count(entry: JsonMapping, key: str) -> int:
-    value = entry.get(key)
-    if type(value) is not int or not 0 <= value <= _MAX_SHARD_BYTES:
-        raise IndexInvalid(f"'{key}' is {value!r}; expected a whole number from 0 to {_MAX_SHARD_BYTES}.")
-    return value
-
-
-def _compression(shard: object) -> str | None:
-    if not isinstance(shard, dict):
-        raise IndexInvalid("not an object.")
-    if shard.get("format") != MDS_FORMAT:
-        raise IndexInvalid(f"format {shard.get('format')!r}; expected {MDS_FORMAT!r}.")
-    if shard.get("zip_data") is None:
-        return None
-    compression = shard.get("compression")
-    if not (isinstance(compression, str) and compression):
-        raise IndexInvalid("compressed file without the name of its compression.")
-    return compression
-
-
-def _file(shard: JsonMapping, key: str) -> _File:
-    entry = shard.get(key)
-    if not isinstance(entry, dict):
-        raise IndexInvalid(f"{key}: not an object.")
-    name, hashes = entry.get("basename"), entry.get("hashes") or {}
-    if not isinstance(name, str) or not _BASENAME.fullmatch(name):
-        raise IndexInvalid(f"{key}: basename {name!r}; expected a plain file name inside the folder.")
-    encoded = name.encode()
-    if len(encoded) > _MAX_NAME_BYTES:
-        raise IndexInvalid(f"{key}: basename of {len(encoded)} bytes; expected at most {_MAX_NAME_BYTES}.")
-    try:  # one match for all of a file: a hundred thousand files have a second
-        good = not hashes or _HASHES.fullmatch(" ".join([*hashes, *hashes.values()]))
-    except (TypeError, AttributeError):
-        good = None
-    if not good:
-        raise IndexInvalid(f"{key}: 'hashes' is not an object of names and digests.")
-    return encoded, _count(entry, "bytes"), hashes
 
 
 def _layout(names: object, encodings: object, sizes: object) -> Layout:

@@ -17,7 +17,7 @@ STREAMING_LEAKS = pytest.mark.filterwarnings(  # files it opens and leaves to th
 @pytest.fixture(scope="module", params=["uint16", "uint32"])
 def written(request, tmp_path_factory):
     """(format, samples (N, T+1), folder of MDSWriter's data set)"""
-    from streaming import MDSWriter
+    from tests.mds_writer import MDSWriter
 
     shard_format = ShardFormat(33, request.param, SIZE_LIMIT)
     samples = np.random.default_rng(0).integers(0, 60_000, (250, 33)).astype(request.param)

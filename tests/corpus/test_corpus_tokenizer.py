@@ -174,6 +174,8 @@ def test_what_cannot_be_is_said(tmp_path):
 def test_a_hub_that_cannot_be_reached_is_one_error_without_its_retries(tmp_path):
     """In a process of its own, where the hub's library is imported for the first time; nothing listens on that port."""
     code = (
+        "import time\n"
+        "time.sleep = lambda _: None\n"  # between its retries
         "from ado_stream.cli.main import main\n"
         "raise SystemExit(main(['prepare', 'text.jsonl', '--out', 'corpus', '--tokenizer', 'gpt2']))"
     )

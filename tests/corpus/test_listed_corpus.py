@@ -27,7 +27,7 @@ def documents(number: int, count: int = 120) -> list[np.ndarray]:
 
 def write_streaming(folder: Path, tokens: np.ndarray, column: str, encoding: str) -> None:
     """An MDS data set as other projects write it: another column beside, no hashes."""
-    from streaming import MDSWriter
+    from tests.mds_writer import MDSWriter
 
     dtype = {"bytes": np.int64}.get(encoding, np.uint16)
     with MDSWriter(out=str(folder), columns={"source": "str", column: encoding}, size_limit=3000) as writer:

@@ -143,7 +143,7 @@ class Bomb:
 
 
 def test_a_pickle_column_is_refused_as_tokens_and_never_loaded_beside_them(domain, tmp_path):
-    from streaming import MDSWriter
+    from tests.mds_writer import MDSWriter
 
     trap = tmp_path / "trap"
     tokens = np.arange(16, dtype=np.uint16)

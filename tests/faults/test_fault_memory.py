@@ -23,7 +23,8 @@ PAUSE_S = 3.0  # by then everything that runs ahead has run into its bound
 def domains(tmp_path_factory) -> list[tuple[str, str]]:
     """64 domains that share the bytes of one data set on disk: 2 GB to read, 32 MB to write."""
     import numpy as np
-    from streaming import MDSWriter
+
+    from tests.mds_writer import MDSWriter
 
     root = tmp_path_factory.mktemp("large")
     columns = {"tokens": f"ndarray:uint16:{ROW_TOKENS}"}

@@ -1,5 +1,7 @@
 """Small MDS data sets whose tokens say where they come from, and runs over them."""
 
+from contextlib import contextmanager
+
 import numpy as np
 
 SEQ_LEN = 15
@@ -8,7 +10,7 @@ SAMPLES = (700, 64, 300, 5, 1)
 
 def write_domain(folder, number, samples, compression=None, shard_bytes=4096, hashes=("xxh64",)):
     """Samples of 16 tokens: [domain, sample number low, high, noise ...]."""
-    from streaming import MDSWriter
+    from tests.mds_writer import MDSWriter
 
     rng = np.random.default_rng(number)
     columns = {"tokens": f"ndarray:uint16:{SEQ_LEN + 1}"}
@@ -57,3 +59,13 @@ def share_of(order, lane):
     """Samples of a lane's share: the lanes divide the domain evenly, and each has one at least."""
     edges = [each * order.num_samples // order.num_lanes for each in (lane, lane + 1)]
     return max(edges[1] - edges[0], 1)
+
+
+@contextmanager
+def passing(loader):
+    """A pass whose worker is ended with it: ended by the collector of garbage, torch waits 5 s for it."""
+    iterator = iter(loader)
+    try:
+        yield iterator
+    finally:
+        iterator._shutdown_workers()

@@ -17,7 +17,7 @@ import torch
 import ado_stream as ado
 from ado_stream.stream.document_positions import document_positions
 from ado_stream.stream.shared_mixtures import SharedMixtures
-from tests.stream.helpers import SAMPLES, changing_mixture, ledger, run, share_of, write_domain
+from tests.stream.helpers import SAMPLES, changing_mixture, ledger, passing, run, share_of, write_domain
 from tests.waiting import wait_until
 
 BATCH = 24
@@ -300,8 +300,8 @@ def test_a_mailbox_never_drops_nor_tears_a_mixture():
 
 def test_two_data_loader_workers_are_refused(corpus):
     loader = torch.utils.data.DataLoader(make(corpus, mixture_lag=None), batch_size=None, num_workers=2)
-    with pytest.raises(ado.ConfigError, match="num_workers=2"):
-        next(iter(loader))
+    with pytest.raises(ado.ConfigError, match="num_workers=2"), passing(loader) as iterator:
+        next(iterator)
 
 
 def test_streams_of_streaming_are_domains(corpus):

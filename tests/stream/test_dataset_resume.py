@@ -22,7 +22,7 @@ from hypothesis import strategies as st
 import ado_stream as ado
 from ado_stream.storage.node_cache import NodeCache
 from ado_stream.stream.lookahead import Lookahead
-from tests.stream.helpers import ledger, run, write_domain
+from tests.stream.helpers import ledger, passing, run, write_domain
 from tests.waiting import wait_until
 
 
@@ -37,14 +37,16 @@ def loader_of(dataset, **options):
 @pytest.mark.parametrize("persistent", [False, True])
 def test_a_second_pass_of_a_data_loader_with_a_worker_is_refused(corpus, persistent):
     loader = loader_of(make(corpus), persistent_workers=persistent)
-    next(iter(loader))
-    with pytest.raises(ado.ConfigError, match="num_workers=0"):
-        next(iter(loader))
+    with passing(loader) as first:
+        next(first)
+        with pytest.raises(ado.ConfigError, match="num_workers=0"), passing(loader) as second:
+            next(second)
 
 
 def test_reading_here_after_a_worker_has_read_is_refused(corpus):
     dataset = make(corpus)
-    next(iter(loader_of(dataset)))
+    with passing(loader_of(dataset)) as iterator:
+        next(iterator)
     with pytest.raises(ado.ConfigError, match="another pass would repeat steps"):
         next(iter(dataset))
 
@@ -54,7 +56,8 @@ def test_passes_in_this_process_go_on_where_the_last_one_stood(corpus):
     loader = torch.utils.data.DataLoader(dataset, batch_size=None)
     steps = [batch["step"] for _ in range(3) for batch in itertools.islice(loader, 4)]
     assert steps == list(range(12))
-    assert next(iter(loader_of(dataset)))["step"] == 12  # a worker starts where this process stood
+    with passing(loader_of(dataset)) as iterator:
+        assert next(iterator)["step"] == 12  # a worker starts where this process stood
 
 
 @pytest.mark.filterwarnings("ignore:'set_vital' is deprecated:UserWarning")  # torchdata 0.11 calls it
@@ -63,14 +66,15 @@ def test_a_stateful_data_loader_resumes_exactly(corpus):
 
     expected = ledger(run(make(corpus), 12, mixture=None))
     loader = StatefulDataLoader(make(corpus), batch_size=None, num_workers=1)
-    iterator = iter(loader)
-    batches = list(itertools.islice(iterator, 5))
-    state = loader.state_dict()
-    with pytest.raises(ado.ConfigError, match="StatefulDataLoader"):
-        next(iter(loader))  # without it, another pass would begin anew
+    with passing(loader) as iterator:
+        batches = list(itertools.islice(iterator, 5))
+        state = loader.state_dict()
+        with pytest.raises(ado.ConfigError, match="StatefulDataLoader"), passing(loader) as second:
+            next(second)  # without it, another pass would begin anew
     resumed = StatefulDataLoader(make(corpus), batch_size=None, num_workers=1)
     resumed.load_state_dict(state)
-    batches += itertools.islice(resumed, 7)
+    with passing(resumed) as iterator:
+        batches += itertools.islice(iterator, 7)
     assert ledger(batches) == expected
 
 

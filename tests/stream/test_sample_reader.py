@@ -19,7 +19,9 @@ OTHERS = {"before": "str", "number": "int", "tokens": None, "after": "str"}
 @pytest.mark.parametrize("alone", [True, False])
 @pytest.mark.parametrize("compression", [None, "zstd:3", "gz"])
 def test_rows_are_those_of_streamings_reader(tmp_path, encoding, alone, compression):
-    from streaming import MDSWriter, StreamingDataset
+    from streaming import StreamingDataset
+
+    from tests.mds_writer import MDSWriter
 
     rng = np.random.default_rng(0)
     columns = {"tokens": encoding} if alone else {**OTHERS, "tokens": encoding}
@@ -48,7 +50,7 @@ def test_rows_are_those_of_streamings_reader(tmp_path, encoding, alone, compress
 
 
 def test_rows_of_different_length_are_refused(tmp_path):
-    from streaming import MDSWriter
+    from tests.mds_writer import MDSWriter
 
     with MDSWriter(out=str(tmp_path), columns={"tokens": "ndarray:uint16"}, hashes=["xxh64"]) as writer:
         for length in (10, 10, 11):
