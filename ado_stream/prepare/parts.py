@@ -22,7 +22,7 @@ from pathlib import Path
 
 import numpy as np
 
-from ado_stream.corpus.manifest import BEST_FIT
+from ado_stream.corpus.manifest import BEST_FIT, json_hash
 from ado_stream.corpus.mds import ShardFormat
 from ado_stream.durable import damage_errors, durable_file, rename_durably
 from ado_stream.errors import ResumeError
@@ -37,7 +37,8 @@ from ado_stream.prepare.worker_pool import WorkerPool
 from ado_stream.prepare.workspace import PARTS_FOLDER, open_output
 from ado_stream.value_types import JsonObject
 
-_PART_BYTES = 64 << 20  # of input files; a larger file is a part of its own
+_PART_BYTES = 64 << 20  # of input files, or less for a small input; a larger file is a part of its own
+_LEAST_PARTS = 256  # where there are as many files
 _GROUP_BYTES = 64 << 20  # of tokens that are grouped by domain before they are written
 _SEARCH_BYTES = 1 << 16
 _SHARDS_NAME = "shards.jsonl"  # [domain, split, shard, index entry] a line
@@ -177,15 +178,18 @@ class PartPacker:
         return PackedCorpus(packed, refused, refused_bytes, repeated)
 
     def _cut(self, files: Sequence[InputFile]) -> list[Part]:
-        groups: list[list[InputFile]] = []
-        size_bytes = _PART_BYTES
+        """The parts, by the input alone: a run on another cluster finds those of this one."""
+        most_bytes = min(_PART_BYTES, sum(file.size_bytes for file in files) // _LEAST_PARTS)
+        groups: list[list[InputFile]] = [[]]
+        size_bytes = 0
         for file in files:
-            if size_bytes + file.size_bytes > _PART_BYTES:
+            if groups[-1] and size_bytes + file.size_bytes > most_bytes:
                 groups.append([])
                 size_bytes = 0
             groups[-1].append(file)
             size_bytes += file.size_bytes
-        return [Part(tuple(group), self._folder / f"{number:06}.tokens") for number, group in enumerate(groups)]
+        names = (json_hash([file.path for file in group]) for group in groups)
+        return [Part(tuple(group), self._folder / f"{name}.tokens") for group, name in zip(groups, names, strict=True)]
 
     def _streams(self, tables: Sequence[JsonObject]) -> dict[Key, TokenStream]:
         """The streams of all domains and splits, in the order in which they came."""
