@@ -11,6 +11,7 @@ from ado_stream.corpus.places import local_folder
 from ado_stream.corpus.tokenizer import BYTES, bpe_vocabulary
 from ado_stream.errors import ConfigError
 from ado_stream.option_checks import flag, number, one_of, optional, path_text, text, whole
+from ado_stream.prepare.hugging_face import PREFIX, DataSet
 
 _MIN_SHARD_BYTES = 1 << 12
 _MAX_SHARD_BYTES = 1 << 31  # offsets inside a shard are uint32
@@ -79,11 +80,18 @@ class PrepareConfig:
                 )
             return
         for given in (*self.inputs, *self.val):
+            if given.startswith(PREFIX):
+                given = DataSet.parse(given).name
             if self.local_out.resolve().is_relative_to(Path(os.path.expanduser(given)).resolve()):
                 raise ConfigError(
                     f"out {self.out} is inside the input {given}: the corpus would become input of the next run.\n"
                     "  Choose a folder outside of it."
                 )
+
+    @property
+    def keys(self) -> tuple[str, ...]:
+        """The keys of a record that are looked up."""
+        return (self.text_key,) if self.domain_key is None else (self.text_key, self.domain_key)
 
     @property
     def on_ray(self) -> bool:

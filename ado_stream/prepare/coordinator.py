@@ -88,7 +88,9 @@ def prepare(config: PrepareConfig) -> Path | str:
     plan = Plan.of(config, found.files, given)
     if config.on_ray:  # whose workers are in other folders
         config = replace(config, out=str(config.local_out.absolute()) if config.local_out else config.out)
-        found.files = [replace(file, path=os.path.abspath(file.path)) for file in found.files]
+        found.files = [
+            file if file.kind == "hf" else replace(file, path=os.path.abspath(file.path)) for file in found.files
+        ]
     work, output = open_output(config)
     advice = "Finished work is kept: free space or fix the permissions, then run the same command again."
     with disk_errors(config.out, advice), locked(work):
@@ -131,7 +133,8 @@ class _Coordinator:
     def _build(self) -> Manifest:
         """Writes and publishes shards and tokenizer; returns the manifest."""
         with closing(self.pool), self.progress:
-            self.pool.check_shared([self.work / PLAN_NAME, Path(self.files[0].path)])
+            inputs = [Path(file.path) for file in self.files if file.kind != "hf"]
+            self.pool.check_shared([self.work / PLAN_NAME, *inputs[:1]])
             self._hash_validation_text()
             tokenizer = self._make_tokenizer()
             return self._pack(tokenizer)
@@ -144,7 +147,7 @@ class _Coordinator:
             return
         self.progress.start("validation text", sum(file.size_bytes for file in files))
         hashes = [np.empty(0, np.uint64)]
-        pieces = cut_pieces(files, RecordErrors(self.config.skip_errors))
+        pieces = cut_pieces(files, RecordErrors(self.config.skip_errors), self.config.keys)
         jobs = ((self.pool.submit(Worker.hash_texts, piece), piece.source_bytes) for piece in pieces)
         for part, source_bytes in self._in_order(jobs):
             hashes.append(part)
@@ -178,7 +181,7 @@ class _Coordinator:
         source_bytes = sum(file.size_bytes for file in files)
         self.progress.start("sampling text", source_bytes)
         sample = DocumentSample(budget_bytes)
-        pieces = cut_pieces(files, RecordErrors(self.config.skip_errors))
+        pieces = cut_pieces(files, RecordErrors(self.config.skip_errors), self.config.keys)
         jobs = (
             (
                 self.pool.submit(Worker.sample, piece, budget_bytes, sample.threshold),
@@ -212,7 +215,7 @@ class _Coordinator:
         packer = Packer(self.work, self.output, shard_format, self.pool, 2 * self.config.workers, end_id)
         cutting = RecordErrors(self.config.skip_errors)
         with closing(packer):
-            jobs = self._tokenise_jobs(cut_pieces(self.files, cutting), packer.num_pieces)
+            jobs = self._tokenise_jobs(cut_pieces(self.files, cutting, self.config.keys), packer.num_pieces)
             for result, source_bytes in self._in_order(jobs):
                 packer.add(result)
                 self.progress.advance(source_bytes, sum(block.text_bytes for block in result.blocks))

@@ -259,7 +259,7 @@ def tokenise_part(worker: Worker, part: Part) -> tuple[int, int]:
     refused_bytes: Counter[str] = Counter()
     repeated: set[int] = set()
     with durable_file(part.tokens, _temporary(worker)) as file:
-        for piece in cut_pieces(part.files, cutting):
+        for piece in cut_pieces(part.files, cutting, worker.config.keys):
             result = worker.tokenise(piece)
             writer.add(result, worker.tokenizer.dtype)
             if writer.waiting_bytes >= _GROUP_BYTES:

@@ -40,7 +40,7 @@ class Plan:
     """
 
     settings: JsonObject
-    stamps: list[list[object]]  # of each file: its fields and its time
+    stamps: list[list[object]]  # of each file: its fields
 
     @classmethod
     def of(cls, config: PrepareConfig, files: Sequence[InputFile], tokenizer: Tokenizer | None) -> "Plan":
@@ -53,7 +53,7 @@ class Plan:
                 del settings[key]
         if tokenizer is not None:
             settings["tokenizer content"] = tokenizer.fingerprint
-        return cls(settings, [[*asdict(file).values(), os.stat(file.path).st_mtime_ns] for file in files])
+        return cls(settings, [list(asdict(file).values()) for file in files])
 
     @property
     def fingerprint(self) -> str:
