@@ -112,7 +112,7 @@ def _find_files(
     """The files of one input; adds to `found` what is left out, and to `stems` {domain: what it is made of}."""
     if os.fspath(given).startswith(hugging_face.PREFIX):
         shards = hugging_face.find_shards(os.fspath(given), split)
-        return [InputFile(str(shard), "hf", shard.domain, split, *size_and_stamp) for shard, *size_and_stamp in shards]
+        return [InputFile(str(shard), "hf", shard.domain, split, size, stamp) for shard, size, stamp in shards]
     path = Path(os.path.expanduser(given))
     if not path.exists():
         reason = "the link points to nothing" if path.is_symlink() else "no such file or folder"

@@ -208,7 +208,10 @@ def load_config(source: str | os.PathLike[str] | JsonMapping, overrides: Sequenc
         read = dict(source) if isinstance(source, Mapping) else read_yaml(source, "config", resolve=False)
         dotted = parse_assignments(overrides, "override", "train.steps=300")
         given = OmegaConf.merge(*(OmegaConf.create(_with_names(values)) for values in (read, dotted)))
-        _refuse_unknown(OmegaConf.to_container(given), TrainConfig, "")
+        plain = OmegaConf.to_container(given)
+        assert isinstance(plain, dict)
+        _refuse_text(plain.get("corpus"))
+        _refuse_unknown(plain, TrainConfig, "")
         merged = OmegaConf.merge(OmegaConf.structured(TrainConfig), given)
         config = OmegaConf.to_object(merged)
     except OmegaConfBaseException as error:
@@ -224,6 +227,15 @@ def load_config(source: str | os.PathLike[str] | JsonMapping, overrides: Sequenc
 def save_config(config: TrainConfig, path: Path) -> None:
     """Writes `config` as YAML that `load_config` reads back to an equal object."""
     path.write_text(yaml.safe_dump(dataclasses.asdict(config), sort_keys=False))
+
+
+def _refuse_text(corpus: object) -> None:
+    """Raises ConfigError for text in place of a corpus: order, prior and state need the sizes of all domains."""
+    if isinstance(corpus, dict) and "text" in corpus or isinstance(corpus, str) and corpus.startswith("text:"):
+        raise ConfigError(
+            "'corpus' is text, which is not tokenised while a run trains: its order, prior and state need the sizes of "
+            "all domains.\n  Run `ado-stream prepare` first, for a first look on some of the files (docs/prepare.md)."
+        )
 
 
 def _with_names(values: Any) -> Any:

@@ -8,7 +8,6 @@ import errno
 import json
 import os
 import shutil
-from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -21,24 +20,12 @@ from ado_stream.prepare.coordinator import prepare
 from ado_stream.prepare.parts import TokenStream
 from ado_stream.prepare.prepare_worker import read_range
 from ado_stream.prepare.spool import Spool
-
-
-class Threads(ThreadPoolExecutor):
-    """Stands in for a cluster of two."""
-
-    num_workers = 2
-
-    def __init__(self, address):
-        super().__init__(2)
-
-    def check_shared(self, paths):
-        assert all(path.exists() for path in paths)
+from tests.prepare.conftest import Threads
 
 
 @pytest.fixture(autouse=True)
-def small(monkeypatch):
+def small(monkeypatch, threads):
     """Threads as the cluster; many parts, pieces, ranges and shards."""
-    monkeypatch.setattr("ado_stream.prepare.ray_executor.RayExecutor", Threads)
     monkeypatch.setattr("ado_stream.prepare.documents.PIECE_BYTES", 20_000)
     monkeypatch.setattr("ado_stream.prepare.line_blocks._READ_BYTES", 4_000)
     monkeypatch.setattr(parts, "_LEAST_PARTS", 5)
@@ -184,16 +171,16 @@ def test_what_is_done_is_not_done_again(files, tmp_path, tree_hashes, monkeypatc
     assert tree_hashes(tmp_path / "out") == tree_hashes(tmp_path / "local")
 
 
-def test_two_tasks_of_one_part_or_shard_at_once_do_no_harm(files, tmp_path, tree_hashes, monkeypatch):
+def test_two_tasks_of_one_part_or_shard_at_once_do_no_harm(files, tmp_path, tree_hashes, monkeypatch, threads):
     """A task runs again while a node that was taken for dead goes on with it."""
-    submit, others = Threads.submit, []
+    submit, others = threads.submit, []
 
     def twice(pool, *arguments):
         others.append(submit(pool, *arguments))
         return submit(pool, *arguments)
 
     prepare(_config(files, tmp_path / "local"))
-    monkeypatch.setattr(Threads, "submit", twice)
+    monkeypatch.setattr(threads, "submit", twice)
     prepare(_config(files, tmp_path / "ray", executor="ray"))
     assert [other.exception() for other in others] == [None] * len(others)
     assert tree_hashes(tmp_path / "ray") == tree_hashes(tmp_path / "local")
