@@ -6,8 +6,8 @@ The text is the Python source of this environment, no file twice. A BPE is train
 pattern are given to tiktoken and to tokenizers, and all three must give the same ids. Each encodes one slice of the
 rest after the other, on one core, in turn: no encoder sees a text twice, so that what its memo holds is what words of
 earlier text left there. Then whole commands of `prepare` with one worker, for bytes and for that BPE, over all slices
-and over one: the difference of their processor seconds, without start-up, is the cost of text. Bar: our encoder is at
-least as fast as the faster of the others.
+and over one: the difference of their processor seconds, without start-up, is the cost of text. Bars: our encoder, which
+is Python, has at least 0.8 of the rate of tiktoken, which is Rust, and 3 times that of tokenizers.
 """
 
 import argparse
@@ -27,6 +27,7 @@ from benchmarks.common import bar, cpu_seconds, in_own_process, python_texts, wr
 SLICES = 10
 TRAINING = 0.3  # beside the text to encode
 TERABYTE_MB = 1e6
+LEAST = {"tiktoken": 0.8, "tokenizers": 3.0}  # of their rates
 
 
 def main() -> None:
@@ -39,15 +40,15 @@ def main() -> None:
         _write_text(folder, args.mb)
         _train(folder, args.tokenizer_size)
         encoders = in_own_process(_encoders, folder)
-        fastest = max(encoders[library]["mb_per_s"] for library in ("tiktoken", "tokenizers"))
-        ratio = encoders["ado_stream"]["mb_per_s"] / fastest
         costs = {tokenizer: _cost(folder, tokenizer) for tokenizer in ("bytes", str(folder / "bpe"))}
     payload: dict[str, Any] = {"text_mb": args.mb, "tokenizer_ids": args.tokenizer_size, "encoders": encoders}
     payload["prepare"] = dict(zip(("bytes", "bpe"), costs.values(), strict=True))
     for tokenizer, cost in payload["prepare"].items():
         print(f"{tokenizer}: a terabyte of text takes {cost['core_hours_per_terabyte']} core-hours", file=sys.stderr)
-    held = bar("rate of our encoder over the faster of tiktoken and tokenizers", round(ratio, 2), 1.0, True)
-    write_result("prepare_rate", payload, [held])
+    rates = {name: encoders[name]["mb_per_s"] for name in ("ado_stream", *LEAST)}
+    ratios = {name: round(rates["ado_stream"] / rates[name], 2) for name in LEAST}
+    bars = [bar(f"rate of our encoder over that of {name}", ratios[name], LEAST[name], True) for name in LEAST]
+    write_result("prepare_rate", payload, bars)
 
 
 def _write_text(folder: Path, megabytes: int) -> None:

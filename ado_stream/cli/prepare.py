@@ -18,7 +18,10 @@ from ado_stream.visible import show
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The verb's options."""
     parser.add_argument(
-        "inputs", nargs="+", metavar="IN", help=".jsonl[.zst|.gz], .txt, .parquet, .arrow files, or folders of them"
+        "inputs",
+        nargs="+",
+        metavar="IN",
+        help=".jsonl[.zst|.gz], .json, .txt, .parquet, .arrow files, folders of them, hf:NAME[:CONFIG[:SPLIT]]",
     )
     parser.add_argument("--out", required=True, metavar="DIR-or-URL", help="where the corpus goes")
     domain = parser.add_mutually_exclusive_group()

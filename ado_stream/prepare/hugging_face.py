@@ -134,21 +134,15 @@ def record_blocks(
 def _batches(data_set: DataSet, keys: Sequence[str]) -> Iterator[list[JsonObject]]:
     rows = _open(replace(data_set, shard=None)).rows
     columns = list(rows.features or ())
-    needed = {key if key in columns else key.partition(".")[0] for key in keys}
-    if needed and needed <= set(columns):  # so that no picture is decoded for its caption
-        rows = rows.select_columns(sorted(needed))
+    needed = {name for key in keys for name in (key, key.partition(".")[0])}
+    if found := [column for column in columns if column in needed]:  # no picture is decoded for its caption
+        rows = rows.select_columns(found)
     shard = rows.shard(rows.num_shards, data_set.shard) if rows.num_shards > 1 else rows
     for batch in shard.iter(_ROWS_AT_ONCE):
-        others = dict.fromkeys([*columns, *batch])
-        names = [name for name in batch if not keys or any(name == key or key.startswith(f"{name}.") for key in keys)]
-        yield (
-            [
-                {**others, **dict(zip(names, values, strict=True))}
-                for values in zip(*(batch[name] for name in names), strict=True)
-            ]
-            if names
-            else [others] * len(next(iter(batch.values()), ()))
-        )
+        keys_alone = dict.fromkeys([*columns, *batch])
+        names = [name for name in batch if not keys or name in needed]
+        num_rows = len(next(iter(batch.values()), ()))
+        yield [{**keys_alone, **{name: batch[name][row] for name in names}} for row in range(num_rows)]
 
 
 @lru_cache(maxsize=8)
@@ -169,7 +163,7 @@ def _open(data_set: DataSet) -> _Opened:
     if len(sizes) != rows.num_shards:
         sizes = [sum(sizes) // rows.num_shards] * rows.num_shards
     revisions = {origin[1] for origin in origins if len(origin) == 2}  # (repository, commit)
-    revision = data_set.revision or (revisions.pop() if len(revisions) == 1 else None)
+    revision = revisions.pop() if len(revisions) == 1 else data_set.revision
     return _Opened(rows, revision, json_hash([builder.hash, list(files or ()), list(map(list, origins))]), sizes)
 
 

@@ -64,7 +64,13 @@ class RayExecutor(Executor):
             look.options(scheduling_strategy=NodeAffinitySchedulingStrategy(node, soft=False)).remote(paths)
             for node in nodes
         ]
-        for host, missing in self._ray.get(asked, timeout=_CHECK_S):
+        try:
+            answers = self._ray.get(asked, timeout=_CHECK_S)
+        except self._ray.exceptions.RayError as error:
+            raise AdoStreamError(
+                f"a node of the Ray cluster does not answer within {_CHECK_S:.0f} s: {error}"
+            ) from error
+        for host, missing in answers:
             if missing is not None:
                 raise ConfigError(
                     f"{missing}: not there on the Ray node {host}.\n"

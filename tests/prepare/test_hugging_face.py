@@ -232,7 +232,7 @@ def test_a_name_of_the_hub_is_pinned_to_the_revision_that_was_found(carded, monk
     monkeypatch.setattr(datasets, "load_dataset_builder", stand_in)
     shards = list(find_shards("hf:owner/tiny@main:all", "train"))
     assert asked == [("owner/tiny", "all", "main")]
-    assert [str(shard) for shard, _, _ in shards] == [f"hf:owner/tiny@main:all:train#{n:05}" for n in range(3)]
+    assert [str(shard) for shard, _, _ in shards] == [f"hf:owner/tiny@c0ffee:all:train#{n:05}" for n in range(3)]
     shards = list(find_shards("hf:owner/tiny", "train"))
     assert str(shards[1][0]) == "hf:owner/tiny@c0ffee::train#00001"
     assert DataSet.parse(str(shards[1][0])) == shards[1][0]

@@ -1,6 +1,7 @@
 """`prepare --executor ray` on a cluster of two nodes: a local run's corpus, whoever is killed in between."""
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -11,6 +12,7 @@ import pytest
 from ado_stream.errors import AdoStreamError, ConfigError, DataError
 from ado_stream.prepare.ray_executor import RayExecutor
 from ado_stream.prepare.worker_pool import worker_result
+from tests.docs.pages import ROOT, run_page
 from tests.waiting import wait_until
 
 pytestmark = pytest.mark.slow  # a cluster takes ten seconds to start
@@ -35,6 +37,17 @@ def cluster():
         patch.setenv("RAY_ADDRESS", nodes.address)
         yield nodes
         nodes.shutdown()
+
+
+def test_the_code_of_its_page_runs(cluster, real_corpus, tmp_path):
+    (tmp_path / "bin").mkdir()
+    command = tmp_path / "bin/ado-stream"
+    command.write_text(f'#!/bin/sh\nexec {sys.executable} -m ado_stream.cli "$@"\n')
+    command.chmod(0o755)
+    shutil.copytree(real_corpus, tmp_path / "data")
+    path = f"{command.parent}{os.pathsep}{os.environ['PATH']}"
+    output = run_page(ROOT / "docs/prepare_cluster.md", tmp_path, {"PATH": path}, {})
+    assert "written to corpus" in output
 
 
 @pytest.fixture(scope="module")
