@@ -61,10 +61,13 @@ def write_durably(path: Path, data: bytes | str) -> None:
 
 
 @contextmanager
-def durable_file(path: Path) -> Iterator[IO[bytes]]:
-    """A file to write in parts, which appears as `path` when the block ends, and never when it raises."""
+def durable_file(path: Path, temporary: Path | None = None) -> Iterator[IO[bytes]]:
+    """A file to write in parts, which appears as `path` when the block ends, and never when it raises.
+
+    temporary: its name until then, of the same file system; several writers of a path at once need one each.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.tmp")
+    temporary = temporary or path.with_name(f".{path.name}.tmp")
     try:
         with os.fdopen(new_file(temporary), "wb") as file:
             yield file

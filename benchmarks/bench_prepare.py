@@ -4,34 +4,30 @@
 
 Without --input the text is the Python source of this environment as one .jsonl.zst, cut to 60 MB. Timed are whole
 commands, bytes and bpe:8192 in turn, over the megabytes of text that corpus.json counts, beside the least to be done:
-one process that decompresses the lines, parses them and encodes the text as UTF-8. Then, in one process, the memo
-encoder of prepare/bpe.py against the tokenizers library's own encode on the same documents, and the import of
-streaming, which a worker is spared. Bars: reading, as said, is a twentieth of the processor seconds of a command for
-bytes, a hundredth for bpe:8192.
+one process that decompresses the lines, parses them and encodes the text as UTF-8. Then the import of streaming, which
+a worker is spared. Bars: reading, as said, is a twentieth of the processor seconds of a command for bytes, a hundredth
+for bpe:8192.
 """
 
 import argparse
 import json
-import os
 import resource
 import shutil
 import statistics
 import subprocess
 import sys
-import sysconfig
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import zstandard
 
-from benchmarks.common import bar, median_s, seconds_in_turn, write_result
+from benchmarks.common import bar, cpu_seconds, median_s, python_texts, seconds_in_turn, write_result
 
 TEXT_BYTES = 60_000_000
 LEAST_SHARE = {"bytes": 0.05, "bpe:8192": 0.01}  # reading, of the processor seconds of a whole command
-ENCODER_BYTES = 3_000_000
 
 
 def main() -> None:
@@ -48,7 +44,6 @@ def main() -> None:
         payload: dict[str, Any] = {"input": "given files" if args.input else "Python source of the environment"}
         payload["workers"] = args.workers
         payload["prepare"] = _whole_commands(Path(folder), inputs, options, args.repeats)
-        payload["encoder"] = _encoders(Path(folder))
     payload["import_streaming_s"] = round(_import_s("streaming") - _import_s("ado_stream.prepare.prepare_worker"), 2)
     shares = {tokenizer: payload["prepare"][tokenizer]["share_of_reading"] for tokenizer in LEAST_SHARE}
     held = [bar(f"{each}: reading, of its processor time", shares[each], LEAST_SHARE[each], True) for each in shares]
@@ -56,15 +51,10 @@ def main() -> None:
 
 
 def _python_source(path: Path) -> Path:
-    """TEXT_BYTES of .py files, one document a file, in the order of their paths."""
-    roots = {sysconfig.get_path("stdlib"), sysconfig.get_path("purelib")}
-    size = 0
+    """TEXT_BYTES of .py files, one document a file."""
     with open(path, "wb") as raw, zstandard.ZstdCompressor().stream_writer(raw) as file:
-        for source in sorted({found for root in roots for found in Path(root).rglob("*.py")}):
-            text = source.read_text(errors="replace")
-            if text and size < TEXT_BYTES:
-                size += len(text.encode())
-                file.write(json.dumps({"text": text}).encode() + b"\n")
+        for text in python_texts(TEXT_BYTES):
+            file.write(json.dumps({"text": text}).encode() + b"\n")
     return path
 
 
@@ -87,7 +77,7 @@ def _whole_commands(folder: Path, inputs: Sequence[str], options: Sequence[str],
         subprocess.run([sys.executable, "-m", "ado_stream.cli", *run], check=True, stdout=subprocess.DEVNULL)
 
     calls = [lambda tokenizer=tokenizer: command(tokenizer) for tokenizer in outs]
-    cpu_s = [_cpu_seconds(call) for call in calls]  # and the warm-up
+    cpu_s = [cpu_seconds(call) for call in calls]  # and the warm-up
     ((reading_s,),) = seconds_in_turn([lambda: _read(inputs)], 1, clock=time.process_time)
     all_seconds = seconds_in_turn(calls, repeats, warmup=0)
     results: dict[str, Any] = {}
@@ -104,41 +94,6 @@ def _whole_commands(folder: Path, inputs: Sequence[str], options: Sequence[str],
         }
     results["largest_process_mb"] = round(resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 1024)
     return results
-
-
-def _cpu_seconds(call: Callable[[], Any]) -> float:
-    """Processor seconds, user and system, of the processes that `call` starts: on a busy machine truer than time."""
-    before = resource.getrusage(resource.RUSAGE_CHILDREN)
-    call()
-    after = resource.getrusage(resource.RUSAGE_CHILDREN)
-    return after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
-
-
-def _encoders(folder: Path) -> dict[str, Any]:
-    """MB/s of one process on the same documents: ours, the library's, and their ratio; the ids must be equal."""
-    from tokenizers import Tokenizer as Library
-
-    from ado_stream.corpus.checker import CorpusChecker
-    from ado_stream.corpus.tokenizer import load_tokenizer
-
-    os.environ["TOKENIZERS_PARALLELISM"] = "false"
-    reader = CorpusChecker(folder / "bytes")
-    byte_tokenizer = load_tokenizer("bytes")
-    domain = max(reader.manifest["domains"], key=lambda name: reader.manifest["domains"][name]["bytes"])
-    tokens = reader.shard(domain, "train", reader.index(domain, "train")[0]).ravel()[:ENCODER_BYTES]
-    texts = byte_tokenizer.decode(tokens).split("<|endoftext|>")
-    ours, library = load_tokenizer(folder / "bpe8192"), Library.from_file(str(folder / "bpe8192/tokenizer.json"))
-    library.encode_special_tokens = True
-    theirs = [encoding.ids for encoding in library.encode_batch(texts, add_special_tokens=False)]
-    assert [ids.tolist() for ids in ours.encode_batch(texts)] == theirs
-    calls = [lambda: ours.encode_batch(texts), lambda: library.encode_batch(texts, add_special_tokens=False)]
-    ours_s, theirs_s = map(statistics.median, seconds_in_turn(calls, 5))
-    megabytes = sum(len(text.encode()) for text in texts) / 1e6
-    return {
-        "ours_mb_per_s": round(megabytes / ours_s, 1),
-        "library_mb_per_s": round(megabytes / theirs_s, 1),
-        "ratio": round(theirs_s / ours_s, 1),
-    }
 
 
 def _import_s(module: str) -> float:

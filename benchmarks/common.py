@@ -9,17 +9,21 @@ import multiprocessing
 import os
 import platform
 import re
+import resource
 import statistics
 import subprocess
 import sys
+import sysconfig
 import time
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
 from typing import Any, TypeVar
+
+import xxhash
 
 T = TypeVar("T")
 Clock = Callable[[], float]
@@ -68,6 +72,26 @@ def rounds_in_turn(contestants: Mapping[str, tuple[Any, ...]], rounds: int) -> d
 def median_s(call: Callable[[], Any], repeats: int = 5, warmup: int = 1) -> float:
     """Median wall seconds of `call` over `repeats`, after `warmup` calls."""
     return statistics.median(seconds_in_turn([call], repeats, warmup)[0])
+
+
+def cpu_seconds(call: Callable[[], Any]) -> float:
+    """Processor seconds, user and system, of the processes that `call` starts: on a busy machine truer than time."""
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
+    call()
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+
+
+def python_texts(num_bytes: int) -> Iterator[str]:
+    """The .py files of this environment up to `num_bytes`, in the order of their paths; no text twice."""
+    roots = {sysconfig.get_path("stdlib"), sysconfig.get_path("purelib")}
+    seen, size = set(), 0
+    for source in sorted({found for root in roots for found in Path(root).rglob("*.py")}):
+        text = source.read_text(errors="replace")
+        if size < num_bytes and text and (text_hash := xxhash.xxh64_intdigest(text.encode())) not in seen:
+            seen.add(text_hash)
+            size += len(text.encode())
+            yield text
 
 
 def machine() -> dict[str, Any]:

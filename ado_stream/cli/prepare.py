@@ -10,7 +10,7 @@ from ado_stream.cli.info import print_corpus
 from ado_stream.corpus import load_manifest
 from ado_stream.corpus.manifest import JOIN, PACKINGS
 from ado_stream.option_checks import number
-from ado_stream.prepare.config import PrepareConfig
+from ado_stream.prepare.config import LOCAL, PrepareConfig
 from ado_stream.prepare.coordinator import prepare
 from ado_stream.visible import show
 
@@ -18,7 +18,10 @@ from ado_stream.visible import show
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The verb's options."""
     parser.add_argument(
-        "inputs", nargs="+", metavar="IN", help=".jsonl[.zst|.gz], .txt, .parquet, .arrow files, or folders of them"
+        "inputs",
+        nargs="+",
+        metavar="IN",
+        help=".jsonl[.zst|.gz], .json, .txt, .parquet, .arrow files, folders of them, hf:NAME[:CONFIG[:SPLIT]]",
     )
     parser.add_argument("--out", required=True, metavar="DIR-or-URL", help="where the corpus goes")
     domain = parser.add_mutually_exclusive_group()
@@ -49,6 +52,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--workers", type=int, default=len(os.sched_getaffinity(0)), help="processes (one per core)")
     parser.add_argument(
+        "--executor",
+        default=LOCAL,
+        metavar="NAME",
+        help="local (default), ray (the cluster of this machine or of RAY_ADDRESS), ray://HOST:PORT",
+    )
+    parser.add_argument(
         "--on-error",
         choices=["stop", "skip"],
         default="stop",
@@ -77,6 +86,7 @@ def run(args: argparse.Namespace) -> None:
             packing=args.packing,
             shard_bytes=round(number("--shard-mb", args.shard_mb, 0, 2048) * 2**20),
             workers=args.workers,
+            executor=args.executor,
             progress=not args.json,
         )
     )

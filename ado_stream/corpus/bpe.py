@@ -4,7 +4,7 @@ Text is split into words by a pattern of explicit code points, so that Python's 
 (Oniguruma) split alike, independent of their Unicode tables; each word's ids come from a memo and are joined as bytes.
 The result equals `tokenizers.Tokenizer.encode`, and the saved tokenizer.json gives the same ids in any program that
 reads it. Byte-level BPE: Radford et al. 2019, section 2.2. The memo helps because words repeat: the merges run for a
-few in a hundred of them. benchmarks/bench_prepare.py compares the two encoders.
+few in a hundred of them. benchmarks/bench_prepare_rate.py compares the two encoders.
 """
 
 import json

@@ -84,3 +84,11 @@ def _best_fit_decreasing(length_D: Array, capacity: int) -> list[list[int]]:
                 insort(rooms, room - length)
             open_bins[room - length].append(number)
     return bins
+
+
+def without_empty_documents(tokens: bytes, dtype: str, end_id: int) -> bytes:
+    """The `tokens` of whole documents without the end tokens of those that have no others."""
+    ids = np.frombuffer(tokens, dtype)
+    ends = np.concatenate([[True], ids == end_id])
+    empty = ends[:-1] & ends[1:]
+    return ids[~empty].tobytes() if empty.any() else tokens

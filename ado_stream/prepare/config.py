@@ -2,6 +2,7 @@
 
 import math
 import os
+import re
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -10,17 +11,20 @@ from ado_stream.corpus.places import local_folder
 from ado_stream.corpus.tokenizer import BYTES, bpe_vocabulary
 from ado_stream.errors import ConfigError
 from ado_stream.option_checks import flag, number, one_of, optional, path_text, text, whole
+from ado_stream.prepare.hugging_face import PREFIX, DataSet
 
 _MIN_SHARD_BYTES = 1 << 12
 _MAX_SHARD_BYTES = 1 << 31  # offsets inside a shard are uint32
 _MAX_WORKERS = 1 << 12
+LOCAL = "local"
+_RAY = re.compile(r"ray(://[^\s/]+:[0-9]+)?")
 
 
 @dataclass(frozen=True)
 class PrepareConfig:
-    """The settings of one `prepare`. Two runs that differ in `workers` and `progress` alone give the same bytes."""
+    """The settings of one `prepare`. `workers`, `executor` and `progress` change no byte of what it writes."""
 
-    inputs: tuple[str, ...]  # files and folders
+    inputs: tuple[str, ...]  # files, folders, hf:NAME
     out: str  # local folder, or URL of one
     seq_len: int = 1024  # tokens a model reads at once; samples hold one more
     tokenizer: str = BYTES  # "bytes", "bpe:N", a Hugging Face tokenizer file, folder or name
@@ -34,6 +38,7 @@ class PrepareConfig:
     shard_bytes: int = 1 << 24  # raw size of a shard
     packing: str = JOIN  # "join", "best-fit"
     workers: int = field(default_factory=lambda: len(os.sched_getaffinity(0)))  # processes
+    executor: str = LOCAL  # "local": `workers` processes; "ray" or "ray://HOST:PORT": all of a cluster
     progress: bool = False  # a bar on standard error
 
     def __post_init__(self) -> None:
@@ -57,6 +62,8 @@ class PrepareConfig:
         if self.val and self.val_frac:
             raise ConfigError("both validation files and a validation fraction are given; choose one of them.")
         one_of("packing", self.packing, PACKINGS)
+        if self.executor != LOCAL and not _RAY.fullmatch(self.executor):
+            raise ConfigError(f"executor is {self.executor!r}; expected local, ray, or ray://HOST:PORT.")
         if self.drop_duplicates_of_val and not self.val:
             raise ConfigError(
                 "duplicates of validation documents are to be dropped, but no validation files are given."
@@ -73,11 +80,23 @@ class PrepareConfig:
                 )
             return
         for given in (*self.inputs, *self.val):
+            if given.startswith(PREFIX):
+                given = DataSet.parse(given).name
             if self.local_out.resolve().is_relative_to(Path(os.path.expanduser(given)).resolve()):
                 raise ConfigError(
                     f"out {self.out} is inside the input {given}: the corpus would become input of the next run.\n"
                     "  Choose a folder outside of it."
                 )
+
+    @property
+    def keys(self) -> tuple[str, ...]:
+        """The keys of a record that are looked up."""
+        return (self.text_key,) if self.domain_key is None else (self.text_key, self.domain_key)
+
+    @property
+    def on_ray(self) -> bool:
+        """Whether a Ray cluster does the work."""
+        return self.executor != LOCAL
 
     @property
     def local_out(self) -> Path | None:

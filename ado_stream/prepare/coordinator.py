@@ -7,10 +7,12 @@ journal depend on the input and the settings alone: not on the number of workers
 
 import io
 import logging
+import os
 from collections import deque
 from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import Future
 from contextlib import closing
+from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 from typing import TypeVar
@@ -45,12 +47,14 @@ from ado_stream.prepare.corpus_output import CorpusOutput
 from ado_stream.prepare.document_sample import DocumentSample
 from ado_stream.prepare.documents import Piece, cut_pieces
 from ado_stream.prepare.input_files import InputFile, find_input_files
-from ado_stream.prepare.packing import PackedSplit, Packer
+from ado_stream.prepare.packing import PackedCorpus, PackedSplit, Packer
+from ado_stream.prepare.parts import PartPacker
 from ado_stream.prepare.prepare_worker import TOKENIZER_FOLDER, VAL_HASHES_NAME, PieceResult, Worker
 from ado_stream.prepare.progress_bar import ProgressBar
 from ado_stream.prepare.record_errors import RecordErrors
 from ado_stream.prepare.worker_pool import WorkerPool, worker_result
 from ado_stream.prepare.workspace import (
+    PLAN_NAME,
     Plan,
     begin_or_resume,
     clear,
@@ -82,6 +86,11 @@ def prepare(config: PrepareConfig) -> Path | str:
         _log.warning("%s", visible(note))
     given = None if config.tokenizer == BYTES or bpe_vocabulary(config.tokenizer) else load_tokenizer(config.tokenizer)
     plan = Plan.of(config, found.files, given)
+    if config.on_ray:  # whose workers are in other folders
+        config = replace(config, out=str(config.local_out.absolute()) if config.local_out else config.out)
+        found.files = [
+            file if file.kind == "hf" else replace(file, path=os.path.abspath(file.path)) for file in found.files
+        ]
     work, output = open_output(config)
     advice = "Finished work is kept: free space or fix the permissions, then run the same command again."
     with disk_errors(config.out, advice), locked(work):
@@ -124,6 +133,8 @@ class _Coordinator:
     def _build(self) -> Manifest:
         """Writes and publishes shards and tokenizer; returns the manifest."""
         with closing(self.pool), self.progress:
+            inputs = [Path(file.path) for file in self.files if file.kind != "hf"]
+            self.pool.check_shared([self.work / PLAN_NAME, *inputs[:1]])
             self._hash_validation_text()
             tokenizer = self._make_tokenizer()
             return self._pack(tokenizer)
@@ -136,7 +147,7 @@ class _Coordinator:
             return
         self.progress.start("validation text", sum(file.size_bytes for file in files))
         hashes = [np.empty(0, np.uint64)]
-        pieces = cut_pieces(files, RecordErrors(self.config.skip_errors))
+        pieces = cut_pieces(files, RecordErrors(self.config.skip_errors), self.config.keys)
         jobs = ((self.pool.submit(Worker.hash_texts, piece), piece.source_bytes) for piece in pieces)
         for part, source_bytes in self._in_order(jobs):
             hashes.append(part)
@@ -170,7 +181,7 @@ class _Coordinator:
         source_bytes = sum(file.size_bytes for file in files)
         self.progress.start("sampling text", source_bytes)
         sample = DocumentSample(budget_bytes)
-        pieces = cut_pieces(files, RecordErrors(self.config.skip_errors))
+        pieces = cut_pieces(files, RecordErrors(self.config.skip_errors), self.config.keys)
         jobs = (
             (
                 self.pool.submit(Worker.sample, piece, budget_bytes, sample.threshold),
@@ -187,24 +198,37 @@ class _Coordinator:
         """Tokenises and packs all of the input; returns the manifest."""
         shard_format = ShardFormat(self.config.seq_len + 1, tokenizer.dtype, self.config.shard_bytes)
         end_id = tokenizer.end_id if self.config.packing == BEST_FIT else None
-        packer = Packer(self.work, self.output, shard_format, self.pool, 2 * self.config.workers, end_id)
-        cutting = RecordErrors(self.config.skip_errors)
         self.progress.start("tokenising", sum(file.size_bytes for file in self.files))
-        with closing(packer):
-            jobs = self._tokenise_jobs(cut_pieces(self.files, cutting), packer.num_pieces)
-            for result, source_bytes in self._in_order(jobs):
-                packer.add(result)
-                self.progress.advance(source_bytes, sum(block.text_bytes for block in result.blocks))
-            packed = packer.finish()
-        manifest = self._manifest(tokenizer, packed, packer.refused + cutting.counts)
+        packer = (self._pack_parts if self.config.on_ray else self._pack_pieces)(shard_format, end_id)
+        manifest = self._manifest(tokenizer, packer.packed, packer.refused)
         if end_id is not None:
             manifest["packing"] = BEST_FIT
-        if refused_bytes := packer.refused_bytes + cutting.num_bytes:
-            manifest["refused_bytes"] = dict(refused_bytes)
+        if packer.refused_bytes:
+            manifest["refused_bytes"] = dict(packer.refused_bytes)
         if packer.repeated:
             hashes = np.load(self.work / VAL_HASHES_NAME)
             manifest["val_in_train"] = int(np.isin(hashes, np.array(sorted(packer.repeated), np.uint64)).sum())
         return manifest
+
+    def _pack_pieces(self, shard_format: ShardFormat, end_id: int | None) -> PackedCorpus:
+        """Cuts all files here, and packs the pieces' tokens in their order."""
+        packer = Packer(self.work, self.output, shard_format, self.pool, 2 * self.config.workers, end_id)
+        cutting = RecordErrors(self.config.skip_errors)
+        with closing(packer):
+            jobs = self._tokenise_jobs(cut_pieces(self.files, cutting, self.config.keys), packer.num_pieces)
+            for result, source_bytes in self._in_order(jobs):
+                packer.add(result)
+                self.progress.advance(source_bytes, sum(block.text_bytes for block in result.blocks))
+            packed = packer.finish()
+        refused, refused_bytes = packer.refused + cutting.counts, packer.refused_bytes + cutting.num_bytes
+        return PackedCorpus(packed, refused, refused_bytes, packer.repeated)
+
+    def _pack_parts(self, shard_format: ShardFormat, end_id: int | None) -> PackedCorpus:
+        """Has workers cut files and write shards, where many read and write at once."""
+        packer = PartPacker(self.work, self.output, shard_format, self.pool, end_id)
+        for source_bytes, text_bytes in packer.tokenise(self.files):
+            self.progress.advance(source_bytes, text_bytes)
+        return packer.finish()
 
     def _tokenise_jobs(self, pieces: Iterator[Piece], num_done: int) -> Iterator[tuple["Future[PieceResult]", int]]:
         """Submits all pieces but the first `num_done`, which an earlier run packed."""
@@ -219,7 +243,7 @@ class _Coordinator:
         window: deque[tuple[Future[_R], int]] = deque()
         for job in jobs:
             window.append(job)
-            if len(window) >= 2 * self.config.workers:
+            if len(window) >= 2 * self.pool.num_workers:
                 future, source_bytes = window.popleft()
                 yield worker_result(future), source_bytes
         for future, source_bytes in window:
@@ -235,7 +259,7 @@ class _Coordinator:
         # A domain that has a file of its own must have a document too.
         expected = [] if self.config.domain_key else [file.domain for file in self.files]
         try:
-            domains = _domains(packed, expected, self.config.seq_len)
+            domains = _domains(packed, expected, self.config)
         except ConfigError:
             clear(self.work)  # the same input will fail again, so there is nothing to resume
             raise
@@ -257,7 +281,9 @@ class _Coordinator:
         }
 
 
-def _domains(packed: dict[tuple[str, str], PackedSplit], expected: list[str], seq_len: int) -> dict[str, DomainEntry]:
+def _domains(
+    packed: dict[tuple[str, str], PackedSplit], expected: list[str], config: PrepareConfig
+) -> dict[str, DomainEntry]:
     """corpus.json's "domains". Raises ConfigError when one has nothing to train on, or there is none at all."""
     names = list(dict.fromkeys([*(domain for domain, _ in packed), *expected]))
     if not names:
@@ -265,25 +291,25 @@ def _domains(packed: dict[tuple[str, str], PackedSplit], expected: list[str], se
     domains: dict[str, DomainEntry] = {}
     for name in names:
         splits = {split: packed[name, split] for split in SPLITS if (name, split) in packed}
-        _check_not_empty(name, splits, seq_len)
+        _check_not_empty(name, splits, config.seq_len)
         domains[name] = {
             "path": domain_folder(name),
             "documents": sum(split.documents for split in splits.values()),
             "bytes": sum(split.text_bytes for split in splits.values()),
             "fingerprint": domain_fingerprint({split: part.shard_hashes for split, part in splits.items()}),
-            "splits": {split: _split_entry(part, seq_len) for split, part in splits.items()},
+            "splits": {split: _split_entry(part, config) for split, part in splits.items()},
         }
     return domains
 
 
-def _split_entry(part: PackedSplit, seq_len: int) -> SplitEntry:
+def _split_entry(part: PackedSplit, config: PrepareConfig) -> SplitEntry:
     entry: SplitEntry = {
         "documents": part.documents,
-        "tokens": part.samples * (seq_len + 1),
+        "tokens": part.samples * (config.seq_len + 1),
         "samples": part.samples,
         "dropped_tokens": part.dropped_tokens,
     }
-    if part.packing is not None:
+    if config.packing == BEST_FIT:
         entry["tokens"] -= part.packing.padding_tokens
         entry["padding_tokens"] = part.packing.padding_tokens
         entry["cut_documents"] = part.packing.cut

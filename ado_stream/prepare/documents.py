@@ -2,7 +2,8 @@
 
 The coordinator cuts (`cut_pieces`), a worker parses (`read_documents`). A piece is a few MB of self-contained
 input; where pieces are cut depends on the files alone, so that the result does not depend on the workers.
-A piece of lines holds their bytes, so that a compressed file is decompressed once; text files and tables are passed by
+A piece of lines holds their bytes, so that a compressed file is decompressed once, and one of a data set that is
+streamed its records; text files and tables are passed by
 name and read by the worker.
 """
 
@@ -16,6 +17,7 @@ import xxhash
 
 from ado_stream.prepare.columnar import NotUtf8, RowRange, cut_rows, read_rows
 from ado_stream.prepare.config import PrepareConfig
+from ado_stream.prepare.hugging_face import RecordBlock, record_blocks
 from ado_stream.prepare.input_files import InputFile
 from ado_stream.prepare.line_blocks import MAX_LINE_BYTES, LineBlock, line_blocks
 from ado_stream.prepare.record_errors import RecordErrors
@@ -32,7 +34,7 @@ class Piece:
 
     files: tuple[InputFile, ...]
     source_bytes: int
-    part: LineBlock | RowRange | None = None  # None: all of every file
+    part: LineBlock | RowRange | RecordBlock | None = None  # None: all of every file
 
 
 @dataclass(frozen=True)
@@ -51,18 +53,20 @@ class Document:
         return cls(text, len(utf8), xxhash.xxh64_intdigest(utf8), domain, split)
 
 
-def cut_pieces(files: Sequence[InputFile], errors: RecordErrors) -> Iterator[Piece]:
-    """All of `files` in order, in pieces of about PIECE_BYTES."""
+def cut_pieces(files: Sequence[InputFile], errors: RecordErrors, keys: Sequence[str] = ()) -> Iterator[Piece]:
+    """All of `files` in order, in pieces of about PIECE_BYTES; keys: those that `read_documents` will look up."""
     for is_text, group in groupby(files, lambda file: file.kind == "text"):
         if is_text:
             yield from _group_texts(group)
             continue
         for file in group:
-            parts: Iterator[LineBlock | RowRange] = (
-                line_blocks(file.path, PIECE_BYTES, errors)
-                if file.kind == "lines"
-                else cut_rows(file.path, file.kind, errors)
-            )
+            parts: Iterator[LineBlock | RowRange | RecordBlock]
+            if file.kind == "lines":
+                parts = line_blocks(file.path, PIECE_BYTES, errors)
+            elif file.kind == "hf":
+                parts = record_blocks(file.path, file.size_bytes, PIECE_BYTES, keys, errors)
+            else:
+                parts = cut_rows(file.path, file.kind, errors)
             for part in parts:
                 yield Piece((file,), part.source_bytes, part)
 
@@ -74,6 +78,11 @@ def read_documents(piece: Piece, config: PrepareConfig, errors: RecordErrors) ->
         documents = _from_lines(file, piece.part, config, errors)
     elif isinstance(piece.part, RowRange):
         documents = _from_rows(file, piece.part, config, errors)
+    elif isinstance(piece.part, RecordBlock):
+        documents = (
+            _from_record(_Place(f"{file.path}: row {row}", file, record), config, errors)
+            for row, record in enumerate(piece.part.records, piece.part.first_row)
+        )
     else:
         documents = (_read_text(text_file, errors) for text_file in piece.files)
     yield from (document for document in documents if document is not None)
@@ -108,9 +117,7 @@ def _from_lines(
         except (ValueError, RecursionError) as error:
             errors.add(where, "unreadable line", f" ({error})", "Expected one JSON object per line.", len(line))
         else:
-            text = _lookup(record, config.text_key)
-            domain = file.domain if config.domain_key is None else _lookup(record, config.domain_key)
-            yield _document(_Place(where, file, record, len(line)), text, domain, config, errors)
+            yield _from_record(_Place(where, file, record, len(line)), config, errors)
 
 
 def _from_rows(
@@ -151,6 +158,12 @@ class _Place:
     file: InputFile
     record: object = None  # of a line: the whole of it
     num_bytes: int = 0
+
+
+def _from_record(place: _Place, config: PrepareConfig, errors: RecordErrors) -> Document | None:
+    text = _lookup(place.record, config.text_key)
+    domain = place.file.domain if config.domain_key is None else _lookup(place.record, config.domain_key)
+    return _document(place, text, domain, config, errors)
 
 
 def _document(

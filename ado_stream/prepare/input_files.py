@@ -1,9 +1,10 @@
 """Which files the inputs name, in a fixed order, the domain that a file's path gives it, and what is left out and why.
 
-A file given by itself: its domain is its name without extensions. A folder: the first path component below it
-(without extensions when that is a file), so `corpus/code/a.txt` and `corpus/code.jsonl` below `corpus` are both
-"code". A Hugging Face dataset folder is one domain, named as the folder; its validation and test files are read for
-`--val` only. The order is that of the inputs, then of the paths as bytes: never that of the file system.
+A file given by itself, which may be a .json, too: its domain is its name without extensions. A folder: the first path
+component below it (without extensions when that is a file), so `corpus/code/a.txt` and `corpus/code.jsonl` below
+`corpus` are both "code". A Hugging Face dataset folder is one domain, named as the folder; its validation and test
+files are read for `--val` only. `hf:NAME:CONFIG:SPLIT` is one domain, too (hugging_face.py). The order is that of the
+inputs, then of the paths as bytes: never that of the file system.
 
 Every file below an input is read, counted in `left_out` with its ending and the reason, or refused by name. Files are
 the same when device and inode are.
@@ -20,16 +21,19 @@ from pathlib import Path
 
 from ado_stream.durable import disk_errors
 from ado_stream.errors import ConfigError, NotFound
+from ado_stream.prepare import hugging_face
 
 KINDS = {
     ".jsonl": "lines",
     ".jsonl.zst": "lines",
     ".jsonl.gz": "lines",
+    ".json.zst": "lines",
     ".json.gz": "lines",
     ".txt": "text",
     ".parquet": "parquet",
     ".arrow": "arrow",
 }
+_GIVEN_ALONE = {".json": "lines"}  # below a folder these are more often settings
 _HUGGING_FACE_MARKS = ("dataset_info.json", "dataset_infos.json", "dataset_dict.json")
 _HELD_OUT = re.compile(r"(validation|valid|val|dev|test)(?=[-_.]|$)")
 _UNREADABLE = "Make it readable, or leave it out."
@@ -40,10 +44,16 @@ class InputFile:
     """One input file: how to read it, and the domain and split of its documents."""
 
     path: str
-    kind: str  # a value of KINDS
+    kind: str  # a value of KINDS, or "hf": a shard of a data set
     domain: str  # from the path; a domain key overrides it
     split: str  # "train", "val", or "hash" where each document's hash decides
     size_bytes: int
+    stamp: int | str  # another one when the content is: time of the last change, or a data set's own fingerprint
+
+    @property
+    def identity(self) -> object:
+        """The same for two paths exactly when they name one file."""
+        return (self.path, self.stamp) if self.kind == "hf" else file_id(self.path)
 
 
 @dataclass
@@ -69,10 +79,10 @@ def find_input_files(
     found = InputFiles()
     stems: dict[str, str] = {}
     held_out = [file for given in val for file in _find_files(given, "val", by_path, found, stems)]
-    held_out_ids = {file_id(file.path) for file in held_out}
+    held_out_ids = {file.identity for file in held_out}
     for given in inputs:
         for file in _find_files(given, split, by_path, found, stems):
-            if file_id(file.path) in held_out_ids:
+            if file.identity in held_out_ids:
                 found.left_out["file of --val, left out of training"] += 1
             else:
                 found.files.append(file)
@@ -100,6 +110,9 @@ def _find_files(
     given: str | os.PathLike[str], split: str, by_path: bool, found: InputFiles, stems: dict[str, str]
 ) -> list[InputFile]:
     """The files of one input; adds to `found` what is left out, and to `stems` {domain: what it is made of}."""
+    if os.fspath(given).startswith(hugging_face.PREFIX):
+        shards = hugging_face.find_shards(os.fspath(given), split)
+        return [InputFile(str(shard), "hf", shard.domain, split, size, stamp) for shard, size, stamp in shards]
     path = Path(os.path.expanduser(given))
     if not path.exists():
         reason = "the link points to nothing" if path.is_symlink() else "no such file or folder"
@@ -108,10 +121,12 @@ def _find_files(
     if path.is_dir():
         files = list(_below(path, split, left_out))
     else:
-        kind = file_kind(path.name)
+        kind = file_kind(path.name) or _GIVEN_ALONE.get(path.suffix.lower())
         if kind is None:
-            raise ConfigError(f"{path}: unknown kind of file; known extensions: {', '.join(KINDS)}.")
-        files = [(_input_file(path, kind, _stem(path.name), split), _stem(path.name))]
+            known = ", ".join((*KINDS, *_GIVEN_ALONE))
+            raise ConfigError(f"{path}: unknown kind of file; known extensions: {known}.")
+        stem = path.stem if path.suffix.lower() in _GIVEN_ALONE else _stem(path.name)
+        files = [(_input_file(path, kind, stem, split), stem)]
     found.left_out += left_out
     if not files:
         there = f" (there: {', '.join(left_out)})" if left_out else ""
@@ -148,7 +163,7 @@ def _input_file(path: Path, kind: str, stem: str, split: str) -> InputFile:
             raise ConfigError(f"{path}: not a regular file. Write its content to a file first.")
         if not os.access(path, os.R_OK, effective_ids=True):
             raise PermissionError(13, "Permission denied", str(path))
-    return InputFile(str(path), kind, _text(stem), split, status.st_size)
+    return InputFile(str(path), kind, _text(stem), split, status.st_size, status.st_mtime_ns)
 
 
 def _below(folder: Path, split: str, left_out: Counter[str]) -> Iterator[tuple[InputFile, str]]:
@@ -233,9 +248,9 @@ def _check_no_empty_folder(folder: Path, domains: set[str]) -> None:
 
 
 def _check_unique(files: Iterable[InputFile]) -> None:
-    seen: dict[tuple[int, int], str] = {}
+    seen: dict[object, str] = {}
     for file in files:
-        identity = file_id(file.path)
+        identity = file.identity
         if identity in seen:
             same = "" if seen[identity] == file.path else f" (as {seen[identity]})"
             raise ConfigError(f"{file.path}: given twice{same}. Its documents would be read twice; give it once.")

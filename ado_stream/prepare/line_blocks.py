@@ -1,5 +1,7 @@
 """One file's bytes in blocks of whole lines, from raw, gzip or zstd files, in bounded memory.
 
+A .json file that holds an array counts as the lines of its elements (json_arrays.py).
+
 A damaged or truncated compressed file is an error with its position, never a file that silently ends early: there must
 be a frame, and the last one must be complete (zstandard's own stream_reader does not check that). All whole lines
 before the damage come out first. A line that is too long is left out alone.
@@ -9,11 +11,13 @@ import zlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 from typing import Any, BinaryIO
 
 import zstandard
 
 from ado_stream.errors import DataError
+from ado_stream.prepare.json_arrays import DamagedFile, array_lines
 from ado_stream.prepare.record_errors import RecordErrors
 
 MAX_LINE_BYTES = 1 << 27
@@ -33,14 +37,6 @@ class LineBlock:
     source_bytes: int  # bytes of the file on disk that were read for it
 
 
-class _DamagedFile(DataError):
-    """The compressed data is damaged after `good_bytes` of the file."""
-
-    def __init__(self, message: str, good_bytes: int):
-        super().__init__(message)
-        self.good_bytes = good_bytes
-
-
 def line_blocks(path: str, block_bytes: int, errors: RecordErrors) -> Iterator[LineBlock]:
     """Blocks of whole lines of about `block_bytes`, cut at places that depend on the content alone.
 
@@ -56,7 +52,7 @@ def line_blocks(path: str, block_bytes: int, errors: RecordErrors) -> Iterator[L
         while True:
             try:
                 chunk = next(chunks, b"")
-            except _DamagedFile as error:
+            except DamagedFile as error:
                 damage, chunk = error, b""
             if not chunk:
                 break
@@ -103,6 +99,11 @@ def _add_too_long(errors: RecordErrors, path: str, line: int, num_bytes: int) ->
 
 def _plain_bytes(path: str, file: BinaryIO) -> Iterator[bytes]:
     """The file's content uncompressed, in chunks whose boundaries depend on the content alone."""
+    chunks = _decompressed_file(path, file)
+    return array_lines(path, file, chunks) if ".json" in Path(path.lower()).suffixes[-2:] else chunks
+
+
+def _decompressed_file(path: str, file: BinaryIO) -> Iterator[bytes]:
     name = path.lower()
     if name.endswith(".zst"):
         frames = zstandard.ZstdDecompressor(max_window_size=_ZSTD_WINDOW_BYTES)
@@ -127,7 +128,7 @@ def _regrouped(chunks: Iterator[bytes]) -> Iterator[bytes]:
     while True:
         try:
             chunk = next(chunks, None)
-        except _DamagedFile as error:
+        except DamagedFile as error:
             damage, chunk = error, None
         if chunk is None:
             break
@@ -189,8 +190,8 @@ def _before_damage(
         return b"".join(parts), file.tell()
 
 
-def _damaged(path: str, kind: str, position: int, produced: int, why: str) -> _DamagedFile:
-    return _DamagedFile(
+def _damaged(path: str, kind: str, position: int, produced: int, why: str) -> DamagedFile:
+    return DamagedFile(
         f"{path}: corrupt {kind} data before byte {position + 1:,} of the file, {produced:,} bytes decompressed: "
         f"{why}.\n"
         "  The file is damaged or truncated. Download it again.",

@@ -10,6 +10,7 @@ are full but not in the list, and takes the next piece: the bytes are those of a
 import json
 import time
 from collections import Counter, defaultdict, deque
+from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -35,7 +36,7 @@ _PUBLISHED_NAME = "published.jsonl"  # [domain, split, shard, index entry] a lin
 MAX_DOMAINS = 4096  # more are document ids in the domain key, and each costs a file
 _COMMIT_EVERY_S = 2.0
 _INDEXES_AT_ONCE = 32  # uploads of small files, which wait for answers alone
-_Key = tuple[str, str]  # domain, split
+Key = tuple[str, str]  # domain, split
 _BEGINNING: JsonObject = {
     "num_pieces": 0,
     "refused": {},
@@ -55,7 +56,17 @@ class PackedSplit:
     samples: int
     dropped_tokens: int
     shard_hashes: list[str]
-    packing: PackingCounts | None  # None: documents are joined
+    packing: PackingCounts  # all 0 where documents are joined
+
+
+@dataclass(frozen=True)
+class PackedCorpus:
+    """The totals of all splits, in the order in which their domains came, and what was not packed."""
+
+    packed: dict[Key, PackedSplit]
+    refused: Counter[str]  # records by reason
+    refused_bytes: Counter[str]
+    repeated: set[int]  # hashes of training texts that validation documents have, too
 
 
 class Packer:
@@ -78,9 +89,9 @@ class Packer:
         self._max_jobs = max(max_jobs, output.publishes_at_once)
         self._publishers = ThreadPoolExecutor(output.publishes_at_once, thread_name_prefix="publish")
         self._jobs: deque[Future[None]] = deque()
-        self._spools: dict[_Key, Spool] = {}
+        self._spools: dict[Key, Spool] = {}
         self._published: deque[tuple[str, str, int, JsonObject]] = deque()  # since the last commit
-        self._entries: defaultdict[_Key, dict[int, JsonObject]] = defaultdict(dict)  # by shard, of all before
+        self._entries: defaultdict[Key, dict[int, JsonObject]] = defaultdict(dict)  # by shard, of all before
         self._last_commit_s = time.monotonic()
         self._commit_cost_s = 0.0
         self.num_pieces = 0
@@ -123,7 +134,7 @@ class Packer:
         self._last_commit_s = time.monotonic()
         self._commit_cost_s = self._last_commit_s - begun_s
 
-    def finish(self) -> dict[_Key, PackedSplit]:
+    def finish(self) -> dict[Key, PackedSplit]:
         """Finishes the last shards and writes every index.json; the totals, in the order in which the domains came.
 
         All is on the disk, or uploaded, at the end.
@@ -160,11 +171,7 @@ class Packer:
     def _spool(self, domain: str, split: str) -> Spool:
         key = (domain, split)
         if key not in self._spools:
-            if len(self._spools) >= 2 * MAX_DOMAINS:
-                raise ConfigError(
-                    f"more than {MAX_DOMAINS} domains, the latest {domain!r}.\n"
-                    "  The domain key does not seem to hold a domain; correct --domain-key."
-                )
+            check_num_domains(len(self._spools), domain)
             self._spools[key] = Spool(self._spool_path(key), self._shard_format, end_id=self._end_id)
         return self._spools[key]
 
@@ -194,7 +201,7 @@ class Packer:
             for shard in range(spool.state.shard):
                 self._finish_shard(key, shard)
 
-    def _finish_shard(self, key: _Key, shard: int) -> None:
+    def _finish_shard(self, key: Key, shard: int) -> None:
         """Has a worker finish the shard and a thread publish it; waits while `max_jobs` are running.
 
         A shard that an earlier run published is kept: its bytes would be the same.
@@ -203,10 +210,9 @@ class Packer:
             return
         while len(self._jobs) >= self._max_jobs or (self._jobs and self._jobs[0].done()):
             self._jobs.popleft().result()
-        name = f"{domain_folder(key[0])}/{key[1]}/{shard_name(shard)}.{COMPRESSION}"
+        name = shard_file(key, shard)
         job = ShardJob(
-            samples_path=self._spools[key].path(shard),
-            samples_bytes=self._spools[key].whole_bytes(shard),
+            sources=((self._spools[key].path(shard), 0, self._spools[key].whole_bytes(shard)),),
             shard=shard,
             shard_format=self._shard_format,
             out_path=self._output.local_path(name),
@@ -216,30 +222,57 @@ class Packer:
         entry = self._pool.submit(Worker.finish_shard, job)
         self._jobs.append(self._publishers.submit(self._publish, key, shard, name, entry))
 
-    def _publish(self, key: _Key, shard: int, name: str, entry: "Future[JsonObject]") -> None:
+    def _publish(self, key: Key, shard: int, name: str, entry: "Future[JsonObject]") -> None:
         done = worker_result(entry)
         self._output.publish(name)
         self._published.append((*key, shard, done))
 
-    def _write_index(self, key: _Key) -> PackedSplit:
+    def _write_index(self, key: Key) -> PackedSplit:
         spool, state = self._spools[key], self._spools[key].state
         last_bytes = spool.whole_bytes(state.shard)
-        num_shards = state.shard + (last_bytes > 0)
-        entries = [dict(self._entries[key][shard]) for shard in range(num_shards)]
-        counts = [PackingCounts(**entry.pop(PACKING)) for entry in entries if PACKING in entry]
-        if entries:
-            name = f"{domain_folder(key[0])}/{key[1]}/{INDEX_NAME}"
-            self._output.local_path(name).write_bytes(encode_index(cast(list[ShardEntry], entries)))
-            self._output.publish(name)
+        entries = [self._entries[key][shard] for shard in range(state.shard + (last_bytes > 0))]
         dropped_bytes = state.shard_fill_bytes - last_bytes
-        return PackedSplit(
-            documents=state.documents,
-            text_bytes=state.text_bytes,
-            samples=sum(entry["samples"] for entry in entries),
-            dropped_tokens=dropped_bytes * self._shard_format.sample_tokens // self._shard_format.sample_bytes,
-            shard_hashes=[entry["raw_data"]["hashes"][HASH] for entry in entries],
-            packing=None if self._end_id is None else sum(counts, PackingCounts()),
+        dropped_tokens = dropped_bytes * self._shard_format.sample_tokens // self._shard_format.sample_bytes
+        return write_index(self._output, key, entries, state.documents, state.text_bytes, dropped_tokens)
+
+    def _spool_path(self, key: Key) -> Path:
+        return self._work / _SPOOL_FOLDER / f"{domain_folder(key[0])}.{key[1]}"
+
+
+def check_num_domains(num_splits: int, domain: str) -> None:
+    """Raises ConfigError when `domain` is one too many beside the `num_splits` splits of others."""
+    if num_splits >= 2 * MAX_DOMAINS:
+        raise ConfigError(
+            f"more than {MAX_DOMAINS} domains, the latest {domain!r}.\n"
+            "  The domain key does not seem to hold a domain; correct --domain-key."
         )
 
-    def _spool_path(self, key: _Key) -> Path:
-        return self._work / _SPOOL_FOLDER / f"{domain_folder(key[0])}.{key[1]}"
+
+def shard_file(key: Key, shard: int) -> str:
+    """The name of a shard's file inside the corpus."""
+    return f"{domain_folder(key[0])}/{key[1]}/{shard_name(shard)}.{COMPRESSION}"
+
+
+def write_index(
+    output: CorpusOutput,
+    key: Key,
+    shards: Sequence[JsonObject],
+    documents: int,
+    text_bytes: int,
+    dropped_tokens: int,
+) -> PackedSplit:
+    """Publishes index.json of a split, whose `shards` are what Worker.finish_shard returned; the split's totals."""
+    entries = [dict(shard) for shard in shards]
+    counts = [PackingCounts(**entry.pop(PACKING)) for entry in entries if PACKING in entry]
+    if entries:
+        name = f"{domain_folder(key[0])}/{key[1]}/{INDEX_NAME}"
+        output.local_path(name).write_bytes(encode_index(cast(list[ShardEntry], entries)))
+        output.publish(name)
+    return PackedSplit(
+        documents=documents,
+        text_bytes=text_bytes,
+        samples=sum(entry["samples"] for entry in entries),
+        dropped_tokens=dropped_tokens,
+        shard_hashes=[entry["raw_data"]["hashes"][HASH] for entry in entries],
+        packing=sum(counts, PackingCounts()),
+    )

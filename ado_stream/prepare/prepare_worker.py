@@ -50,10 +50,9 @@ class PieceResult:
 
 @dataclass(frozen=True)
 class ShardJob:
-    """One shard to finish: its raw samples on disk and its destination."""
+    """One shard to finish: where its raw samples are on disk, and its destination."""
 
-    samples_path: Path
-    samples_bytes: int  # from the beginning of the file
+    sources: tuple[tuple[Path, int, int], ...]  # (file, first byte, the one after the last)
     shard: int
     shard_format: ShardFormat
     out_path: Path
@@ -68,17 +67,18 @@ class Worker:
     """
 
     def __init__(self, config: PrepareConfig, work: Path):
-        self._config = config
-        self._work = work
+        self.config = config
+        self.work = work
 
     @cached_property
-    def _tokenizer(self) -> Tokenizer:
-        return load_tokenizer(BYTES if self._config.tokenizer == BYTES else self._work / TOKENIZER_FOLDER)
+    def tokenizer(self) -> Tokenizer:
+        """The corpus' tokenizer."""
+        return load_tokenizer(BYTES if self.config.tokenizer == BYTES else self.work / TOKENIZER_FOLDER)
 
     @cached_property
     def _val_hashes(self) -> Words:
-        path = self._work / VAL_HASHES_NAME
-        if not self._config.val:
+        path = self.work / VAL_HASHES_NAME
+        if not self.config.val:
             return np.empty(0, np.uint64)
         with damage_errors(path):
             hashes: Words = np.load(path, mmap_mode="r")
@@ -86,14 +86,14 @@ class Worker:
 
     def hash_texts(self, piece: Piece) -> Words:
         """(documents,) uint64: the hash of each document's text."""
-        return _hashes(read_documents(piece, self._config, RecordErrors(self._config.skip_errors)))
+        return _hashes(read_documents(piece, self.config, RecordErrors(self.config.skip_errors)))
 
     def tokenise(self, piece: Piece) -> PieceResult:
         """A piece's documents as token blocks per domain and split."""
-        errors = RecordErrors(self._config.skip_errors)
-        documents = list(read_documents(piece, self._config, errors))
+        errors = RecordErrors(self.config.skip_errors)
+        documents = list(read_documents(piece, self.config, errors))
         repeats = self._repeats_of_val(documents)
-        if self._config.drop_duplicates_of_val and repeats:
+        if self.config.drop_duplicates_of_val and repeats:
             errors.counts["training document with the text of a validation document"] += len(repeats)
             documents = [document for number, document in enumerate(documents) if number not in repeats]
             repeats = {}
@@ -101,17 +101,17 @@ class Worker:
         for document in documents:
             groups.setdefault((document.domain, self._split(document)), []).append(document)
         del documents  # so that _token_block can free their texts, of up to 128 MiB each
-        blocks = [_token_block(self._tokenizer, *key, groups[key]) for key in groups]
+        blocks = [_token_block(self.tokenizer, *key, groups[key]) for key in groups]
         return PieceResult(blocks, errors.counts, errors.num_bytes, set(repeats.values()))
 
     def sample(self, piece: Piece, budget_bytes: int, threshold: int) -> list[tuple[int, str]]:
         """The piece's part of a training sample: (priority, text) of training documents below `threshold`."""
         sample = DocumentSample(budget_bytes, threshold)
-        documents = list(read_documents(piece, self._config, RecordErrors(self._config.skip_errors)))
-        dropped = self._repeats_of_val(documents) if self._config.drop_duplicates_of_val else {}
+        documents = list(read_documents(piece, self.config, RecordErrors(self.config.skip_errors)))
+        dropped = self._repeats_of_val(documents) if self.config.drop_duplicates_of_val else {}
         for number, document in enumerate(documents):
             if self._split(document) == "train" and number not in dropped:
-                sample.offer(priority(document.text.encode(), self._config.seed), document.text)
+                sample.offer(priority(document.text.encode(), self.config.seed), document.text)
         return sample.items()
 
     def finish_shard(self, job: ShardJob) -> JsonObject:
@@ -119,8 +119,7 @@ class Worker:
 
         The caller syncs the file before it counts it as written.
         """
-        with open(job.samples_path, "rb") as file:
-            samples, counts = file.read(job.samples_bytes), None
+        samples, counts = b"".join(read_range(*source) for source in job.sources), None
         if job.end_id is not None:
             ids = np.frombuffer(samples, job.shard_format.dtype)
             packed, counts = pack_best_fit(ids, job.shard_format.sample_tokens, job.end_id, job.begin_token)
@@ -146,7 +145,14 @@ class Worker:
         """The document's split: its file's, else by xxh64 of its text, so the same in every corpus."""
         if document.split != "hash":
             return document.split
-        return "val" if document.text_hash < self._config.val_frac * _HASH_RANGE else "train"
+        return "val" if document.text_hash < self.config.val_frac * _HASH_RANGE else "train"
+
+
+def read_range(path: Path, begin: int, end: int) -> bytes:
+    """A file's bytes from `begin` to before `end`."""
+    with open(path, "rb") as file:
+        file.seek(begin)
+        return file.read(end - begin)
 
 
 def _hashes(documents: Iterable[Document]) -> Words:

@@ -18,6 +18,7 @@ import numpy as np
 
 from ado_stream.corpus.mds import ShardFormat
 from ado_stream.errors import ResumeError
+from ado_stream.prepare.best_fit import without_empty_documents
 
 
 @dataclass
@@ -53,7 +54,9 @@ class Spool:
         state.documents += documents
         state.text_bytes += text_bytes
         full = []
-        rest = memoryview(tokens if self._end_id is None else self._without_empty(tokens))
+        if self._end_id is not None:
+            tokens = without_empty_documents(tokens, self.shard_format.dtype, self._end_id)
+        rest = memoryview(tokens)
         while rest:
             part = rest[: self._room_bytes(rest)]
             with open(self.path(state.shard), "ab") as file:
@@ -93,13 +96,6 @@ class Spool:
         ids = np.frombuffer(rest, self.shard_format.dtype)
         last = room // ids.itemsize - 1
         return (last + int(np.argmax(ids[last:] == self._end_id)) + 1) * ids.itemsize
-
-    def _without_empty(self, tokens: bytes) -> bytes:
-        """`tokens` without the end tokens of documents that have no others."""
-        ids = np.frombuffer(tokens, self.shard_format.dtype)
-        ends = np.concatenate([[True], ids == self._end_id])
-        empty = ends[:-1] & ends[1:]
-        return ids[~empty].tobytes() if empty.any() else tokens
 
 
 def cut(path: Path, num_bytes: int) -> None:

@@ -27,7 +27,8 @@ from ado_stream.value_types import JsonObject
 
 _WORK_FOLDER = ".prepare"
 _STAGING = "corpus"
-_PLAN_NAME = "plan"
+PARTS_FOLDER = "parts"  # of a run on a cluster, in place of a journal
+PLAN_NAME = "plan"
 _LOCK_NAME = "lock"
 
 
@@ -39,20 +40,20 @@ class Plan:
     """
 
     settings: JsonObject
-    stamps: list[list[object]]  # of each file: its fields and its time
+    stamps: list[list[object]]  # of each file: its fields
 
     @classmethod
     def of(cls, config: PrepareConfig, files: Sequence[InputFile], tokenizer: Tokenizer | None) -> "Plan":
         """The plan of a run; `tokenizer`: the one that `config` names, None when there is none to load."""
         settings = asdict(config)
-        for key in ("inputs", "out", "val", "workers", "progress", "skip_errors"):
+        for key in ("inputs", "out", "val", "workers", "executor", "progress", "skip_errors"):
             del settings[key]
         for key, default in (("drop_duplicates_of_val", False), ("packing", JOIN)):
             if settings[key] == default:  # so that plans without it are those of releases that did not have it
                 del settings[key]
         if tokenizer is not None:
             settings["tokenizer content"] = tokenizer.fingerprint
-        return cls(settings, [[*asdict(file).values(), os.stat(file.path).st_mtime_ns] for file in files])
+        return cls(settings, [list(asdict(file).values()) for file in files])
 
     @property
     def fingerprint(self) -> str:
@@ -101,10 +102,10 @@ def is_complete(output: CorpusOutput, plan: Plan, out: str) -> bool:
 
 def begin_or_resume(work: Path, output: CorpusOutput, plan: Plan) -> None:
     """Prepares the working folder for `plan`. Raises ConfigError when it holds unfinished work of another one."""
-    path = work / _PLAN_NAME
+    path = work / PLAN_NAME
     if path.exists() and path.read_bytes() == plan.encode().encode():
         return
-    if (work / JOURNAL_NAME).exists():
+    if (work / JOURNAL_NAME).exists() or (work / PARTS_FOLDER).exists():
         difference = plan.difference(path.read_text(errors="replace") if path.exists() else "")
         raise ConfigError(
             f"{work}: an unfinished run over other input or settings; changed since: {difference}.\n"

@@ -231,7 +231,10 @@ def load_config(source: str | os.PathLike[str] | JsonMapping, overrides: Sequenc
         read = dict(source) if isinstance(source, Mapping) else read_yaml(source, "config", resolve=False)
         dotted = parse_assignments(overrides, "override", "train.steps=300")
         given = OmegaConf.merge(*(OmegaConf.create(_with_names(values)) for values in (read, dotted)))
-        _refuse_unknown(OmegaConf.to_container(given), TrainConfig, "")
+        plain = OmegaConf.to_container(given)
+        assert isinstance(plain, dict)
+        _refuse_text(plain.get("corpus"))
+        _refuse_unknown(plain, TrainConfig, "")
         merged = OmegaConf.merge(OmegaConf.structured(TrainConfig), given)
         config = OmegaConf.to_object(merged)
         given_steps = OmegaConf.select(given, "train.steps")
@@ -260,6 +263,15 @@ def _filled_in(stage: StageSection, config: TrainConfig) -> StageSection:
     section = {"global_batch_size": config.data, "seq_len": config.data, "micro_batch_size": config.train}
     missing = [key for key in section if getattr(stage, key) is None]
     return dataclasses.replace(stage, **{key: getattr(section[key], key) for key in missing})
+
+
+def _refuse_text(corpus: object) -> None:
+    """Raises ConfigError for text in place of a corpus: order, prior and state need the sizes of all domains."""
+    if isinstance(corpus, dict) and "text" in corpus or isinstance(corpus, str) and corpus.startswith("text:"):
+        raise ConfigError(
+            "'corpus' is text, which is not tokenised while a run trains: its order, prior and state need the sizes of "
+            "all domains.\n  Run `ado-stream prepare` first, for a first look on some of the files (docs/prepare.md)."
+        )
 
 
 def _with_names(values: Any) -> Any:

@@ -21,7 +21,8 @@ AS_THEMSELVES = "s3_two_nodes.md"  # a new user's way from text to a report: not
 RUN_ELSEWHERE = (
     "trainers",
     "formats",
-)  # need packages that the tests lack, or files: beside the adapters, tests/corpus
+    "prepare_cluster",
+)  # need packages that the tests lack, files or a cluster: beside the adapters, tests/corpus, prepare/test_ray.py
 PAGES = [page for page in DOCS if any(block.language in CODE for block in blocks(page))]
 QUICK = [page for page in PAGES if page.name != AS_THEMSELVES and page.stem not in RUN_ELSEWHERE]
 

@@ -98,7 +98,7 @@ def test_a_link_to_a_folder_is_followed_once_and_loops_end(tmp_path):
 def test_what_is_not_read_is_counted_by_ending_and_reason(tmp_path):
     unread = [
         "1.jsonl.xz",
-        "2.JSON.zst",
+        "2.JSON.xz",
         "3.ndjson",
         "4.json",
         "5.zstd",
@@ -110,7 +110,7 @@ def test_what_is_not_read_is_counted_by_ending_and_reason(tmp_path):
     _touch(tmp_path, "a/1.txt", "a/2.JSONL", *(f"a/{name}" for name in unread))
     found = find_input_files([tmp_path], "train", True)
     assert [file.path.rpartition("/")[2] for file in found.files] == ["1.txt", "2.JSONL"]
-    endings = {".jsonl.xz": 1, ".JSON.zst": 1, ".ndjson": 2, ".json": 1, ".zstd": 1, ".txt.gz": 1, "nameless": 1}
+    endings = {".jsonl.xz": 1, ".JSON.xz": 1, ".ndjson": 2, ".json": 1, ".zstd": 1, ".txt.gz": 1, "nameless": 1}
     expected = {f"{ending} file, not of a known kind": count for ending, count in endings.items()}
     assert found.left_out == expected | {"hidden file or folder": 1}
     (tmp_path / "only").mkdir()

@@ -40,6 +40,13 @@ def test_a_saved_config_reads_back_equal(tmp_path: Path):
     assert load_config(tmp_path / "config.yaml") == config
 
 
+@pytest.mark.parametrize("corpus", ["text:data", {"text": ["data/a.jsonl"]}])
+def test_text_in_place_of_a_corpus_is_refused_with_the_way_to_one(corpus):
+    with pytest.raises(ConfigError, match=r"need the sizes of all domains.\n  Run `ado-stream prepare` first"):
+        load_config({**LEAST, "corpus": corpus})
+    assert load_config({**LEAST, "corpus": "texts"}).corpus == "texts"
+
+
 def test_null_takes_the_limit_off_the_gradient():
     assert load_config(LEAST).train.grad_clip == 1.0
     assert load_config(LEAST, ["train.grad_clip=null"]).train.grad_clip is None
