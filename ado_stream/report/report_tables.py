@@ -202,13 +202,14 @@ def _model(run: Run) -> str:
 
 
 def _batch(run: Run) -> str:
-    sections = run.metadata.get("stages") or [{}]
-    found = []
-    for section in sections:
-        size = section.get("global_batch_size") or run.metadata.get("global_batch_size")
-        length = section.get("seq_len") or run.metadata.get("batch_seq_len") or run.metadata.get("seq_len")
-        found.append(f"{size} samples × {length} tokens" if size and length else DASH)
-    return ", then ".join(found)
+    about = run.metadata
+    only = {"global_batch_size": about.get("global_batch_size"), "seq_len": about.get("batch_seq_len")}
+    batches = [
+        (stage.get("global_batch_size"), stage.get("seq_len") or about.get("seq_len"))
+        for stage in about.get("stages") or [only]
+    ]
+    texts = [f"{size} samples × {length} tokens" if size and length else DASH for size, length in batches]
+    return ", then ".join(texts)
 
 
 def _steps(run: Run) -> str:
