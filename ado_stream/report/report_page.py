@@ -45,7 +45,9 @@ def write_report(run_dirs: Sequence[str | os.PathLike[str]], out_dir: str | os.P
             write_durably(out / f"{name}.png", picture)
         write_durably(out / FILE_NAME, document.encode())
     except OSError as error:
-        raise StorageError(f"{error.filename or out}: cannot write the report ({error.strerror}).") from error
+        raise StorageError(
+            f"{error.filename or out}: cannot write the report: {error.strerror}.\n  Name another folder with --out."
+        ) from error
     return out / FILE_NAME
 
 

@@ -259,7 +259,7 @@ def _content(shards: list[Any], digest: str) -> IndexContent:
 def _files(shards: list[JsonObject], key: str) -> tuple[Array, list[dict[str, str]]]:
     """(S,) records of basename, bytes and, for each algorithm that any of the files has, its digest or b""; {algorithm:
     digest} of each."""
-    files = [shard.get(key) for shard in shards]
+    files: list[Any] = [shard.get(key) for shard in shards]
     if any(type(file) is not dict for file in files):
         raise IndexInvalid(f"{key}: not an object.")
     names = [file.get("basename") for file in files]
@@ -286,7 +286,7 @@ def _files(shards: list[JsonObject], key: str) -> tuple[Array, list[dict[str, st
 
 
 def _counts(entries: list[JsonObject], key: str) -> Ints:
-    values = [entry.get(key) for entry in entries]
+    values: list[Any] = [entry.get(key) for entry in entries]
     if not (set(map(type, values)) == {int} and min(values) >= 0 and max(values) <= _MAX_SHARD_BYTES):
         raise IndexInvalid(f"'{key}' is {values[0]!r}; expected a whole number from 0 to {_MAX_SHARD_BYTES}.")
     return np.array(values, np.int64)

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from ado_model import PRESETS, ModelConfig
 from ado_stream.corpus import Corpus, open_corpus
 from ado_stream.corpus.manifest import num_samples
-from ado_stream.errors import ConfigError
+from ado_stream.errors import ConfigError, NotFound
 from ado_stream.loader import AdaptiveLoader, make_policy_for
 from ado_stream.policy.base_policy import Policy
 from ado_stream.storage.retry import RetryPolicy
@@ -67,7 +67,12 @@ def build_components(config: TrainConfig, context: DistributedContext) -> RunCom
 
 def open_split(config: TrainConfig, split: str) -> Corpus:
     """The corpus's train or val split, cached in the config's cache_dir, with the config's prior."""
-    corpus = open_corpus(config.corpus, split, config.data.cache_dir)
+    try:
+        corpus = open_corpus(config.corpus, split, config.data.cache_dir)
+    except NotFound as error:
+        raise NotFound(
+            f"{error}\n  It is 'corpus' in the run's config; change it there if the corpus has moved."
+        ) from None
     prior = config.policy.prior
     if not prior:
         return corpus

@@ -340,7 +340,10 @@ class Trainer:
             prepare_run_dir(self._run_dir, resume_point)
             save_config(self._run_config, self._run_dir / CONFIG_FILE)
         except OSError as error:
-            raise StorageError(f"'run_dir' is {self._run_dir}: cannot be created: {error.strerror}.") from error
+            raise StorageError(
+                f"'run_dir' is {self._run_dir}: cannot be written: {error.strerror}.\n"
+                "  Choose another one; --resume takes a checkpoint of any run."
+            ) from error
 
     def _open_log(self, num_skipped: int) -> StepLog:
         options = self._config.log

@@ -1,6 +1,7 @@
 """What a run resumes from: a named checkpoint, a copied run directory, a checkpoint of other domains."""
 
 import json
+import os
 import shutil
 from pathlib import Path
 
@@ -14,6 +15,7 @@ from ado_stream.record import read_run
 from ado_stream.train.config import load_config
 from ado_stream.train.resume import find_resume_point
 from ado_stream.train.trainer import run_training
+from tests.train.others_files import run_verbs
 from tests.train.run_helpers import changed, checkpoint_tensors, interrupt, untimed_lines
 
 
@@ -57,6 +59,55 @@ def test_a_run_directory_may_be_copied_and_resumed_there(
     shutil.rmtree(original)
     assert open_run(copy).step == 12
     assert main(["export", str(copy), "--out", str(tmp_path / "exported")]) == 0
+
+
+@pytest.mark.slow
+def test_a_run_that_belongs_to_another_user_is_read_and_never_written(
+    finished_once: Path, settings: dict, tmp_path: Path, children
+):
+    """Copied elsewhere, its files those of nobody, as is a corpus that has moved."""
+    run, corpus, config = tmp_path / "theirs" / "run", tmp_path / "theirs" / "corpus", tmp_path / "config.yaml"
+    shutil.copytree(finished_once, run)
+    shutil.copytree(settings["corpus"], corpus)
+    (run / "config.yaml").write_text(json.dumps(changed(settings, corpus=str(corpus), run_dir=str(run))))
+    for path in (run.parent, *run.parent.rglob("*")):
+        path.chmod(0o555 if path.is_dir() else 0o444)
+        if os.geteuid() == 0:
+            os.chown(path, 65534, 65534)
+    more = {"corpus": str(corpus), "train": {"steps": 14}}
+    config.write_text(json.dumps(changed(settings, **more, run_dir=str(run))))
+    mine, checkpoint = tmp_path / "mine", run / "checkpoints" / "step_00000012"
+    work = [
+        ["report", str(run), "--out", str(tmp_path / "page")],
+        ["replay", str(run), "--policy", "target"],
+        ["preview", str(run), "--step", "3"],
+        ["eval", str(run), "--max-samples", "2"],
+        ["export", str(run), "--out", str(tmp_path / "exported")],
+        ["train", str(config), f"run_dir={mine}", "--resume", str(checkpoint)],
+    ]
+    refused = {
+        ("report", str(run)): "Name another folder with --out",
+        ("train", str(config)): "Choose another one; --resume takes a checkpoint",
+        ("control", str(run), "freeze"): "",
+    }
+    out = tmp_path / "out.json"
+    children.run(run_verbs, [*work, *map(list, refused)], str(out))
+    found = json.loads(out.read_text())
+    assert [code for code, _ in found] == [0] * len(work) + [1] * len(refused), found
+    for (_, error), advice in zip(found[len(work) :], refused.values(), strict=True):
+        assert advice in error
+        assert error.count("\n") <= 4
+        assert "Traceback" not in error
+    assert read_run(mine)[1]["step"][-1]["step"] == 13
+
+
+def test_a_corpus_that_has_moved_since_is_named_with_the_key(finished: Path, settings: dict, tmp_path: Path, capsys):
+    (Path(finished) / "config.yaml").write_text(json.dumps(changed(settings, corpus=str(tmp_path / "gone"))))
+    for command in (["preview", str(finished), "--step", "3"], ["export", str(finished), "--out", str(tmp_path / "x")]):
+        assert main(command) == 1
+        error = capsys.readouterr().err
+        assert f"{tmp_path}/gone/corpus.json: no such file" in error
+        assert "'corpus' in the run's config" in error
 
 
 @pytest.fixture

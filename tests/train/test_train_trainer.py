@@ -214,7 +214,9 @@ def test_a_run_directory_that_cannot_be_created_is_named(settings: dict, tmp_pat
     for place, why in {"file": "File exists", "file/run": "Not a directory"}.items():
         with pytest.raises(StorageError) as caught:
             run_training(load_config(changed(settings, run_dir=str(tmp_path / place))))
-        assert str(caught.value) == f"'run_dir' is {tmp_path / place}: cannot be created: {why}."
+        assert str(caught.value).startswith(
+            f"'run_dir' is {tmp_path / place}: cannot be written: {why}.\n  Choose another"
+        )
 
 
 def test_the_files_of_a_run_directory(settings: dict):
