@@ -77,7 +77,7 @@ class _cluster:  # noqa: N801 - used as a function
         root = Path(__file__).parents[1]
         os.environ["PYTHONPATH"] = os.pathsep.join(str(root / part) for part in (".", "kernels", "model"))
         os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
-        node = {"num_cpus": 1, "object_store_memory": 80_000_000}
+        node: dict[str, Any] = {"num_cpus": 1, "object_store_memory": 80_000_000}
         self._cluster = Cluster(initialize_head=True, head_node_args=node)
         self._cluster.add_node(**node)
         os.environ["RAY_ADDRESS"] = self._cluster.address

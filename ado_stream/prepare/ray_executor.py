@@ -26,19 +26,19 @@ class RayExecutor(Executor):
             import ray
         except ImportError:
             raise ConfigError("--executor ray needs the package ray: pip install 'ado-stream[ray]'.") from None
-        self._ray = ray
-        self._own = not ray.is_initialized()
+        self._ray: Any = ray  # annotated in parts only
+        self._own = not self._ray.is_initialized()
         if self._own:
             try:
-                ray.init(
+                self._ray.init(
                     address if "://" in address else None, log_to_driver=False, logging_level="warning",
                     configure_logging=False,
                 )  # fmt: skip
             except (ConnectionError, RuntimeError, ValueError, ImportError) as error:
                 raise ConfigError(f"{address}: no Ray cluster: {str(error).partition(chr(10))[0]}") from error
-        self._task = ray.remote(num_cpus=1, max_retries=_RETRIES)(_run)
+        self._task = self._ray.remote(num_cpus=1, max_retries=_RETRIES)(_run)
         self._running: dict[Future[Any], Any] = {}
-        self.num_workers = max(1, int(ray.cluster_resources().get("CPU", 1)))
+        self.num_workers = max(1, int(self._ray.cluster_resources().get("CPU", 1)))
 
     def submit(self, fn: Callable[..., _R], /, *args: Any, **kwargs: Any) -> "Future[_R]":
         reference = self._task.remote(fn, args, kwargs)
