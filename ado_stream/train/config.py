@@ -172,9 +172,13 @@ class EvaluateSection:
 
 @dataclass
 class LogSection:
-    """every_steps: between console lines, and between points in TensorBoard and Weights & Biases."""
+    """every_steps: between console lines, and between points in TensorBoard and Weights & Biases.
+
+    sample_losses: this many of each step's highest sample losses are recorded, for `ado-stream trace`; 0: none.
+    """
 
     every_steps: int = at_least(1, 10)
+    sample_losses: int = at_least(0, 0)
     tensorboard: bool = False
     wandb: bool = False
 
