@@ -12,6 +12,7 @@ import time
 from collections import Counter, defaultdict, deque
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass
+from itertools import accumulate
 from pathlib import Path
 from typing import cast
 
@@ -23,7 +24,7 @@ from ado_stream.durable import damage_errors, sync_file_system, write_durably
 from ado_stream.errors import ConfigError
 from ado_stream.prepare.best_fit import PackingCounts
 from ado_stream.prepare.corpus_output import CorpusOutput
-from ado_stream.prepare.prepare_worker import PACKING, PieceResult, ShardJob, Worker
+from ado_stream.prepare.prepare_worker import NUM_ENDS, PACKING, PieceResult, ShardJob, Worker
 from ado_stream.prepare.spool import Spool, SpoolState, cut
 from ado_stream.prepare.worker_pool import WorkerPool, worker_result
 from ado_stream.stream.mds_index import INDEX_NAME
@@ -227,9 +228,11 @@ class Packer:
         num_shards = state.shard + (last_bytes > 0)
         entries = [dict(self._entries[key][shard]) for shard in range(num_shards)]
         counts = [PackingCounts(**entry.pop(PACKING)) for entry in entries if PACKING in entry]
+        ends = [entry.pop(NUM_ENDS) for entry in entries if NUM_ENDS in entry]
+        firsts = list(accumulate(ends[:-1], initial=0)) if ends and len(ends) == len(entries) else []
         if entries:
             name = f"{domain_folder(key[0])}/{key[1]}/{INDEX_NAME}"
-            self._output.local_path(name).write_bytes(encode_index(cast(list[ShardEntry], entries)))
+            self._output.local_path(name).write_bytes(encode_index(cast(list[ShardEntry], entries), firsts))
             self._output.publish(name)
         dropped_bytes = state.shard_fill_bytes - last_bytes
         return PackedSplit(
