@@ -9,12 +9,13 @@ tokens, samples.
            a batch's rows), stages (the config's, with samples a step), canonical_nodes, mixture_lag, steps, seed,
            model {preset, parameters}, tokenizer, tokenizer_fingerprint, vocab_size, world_size, device,
            versions {package: version}, corpus {path, fingerprint, domains {name: {tokens, samples, bytes,
-           val_samples}}}
+           val_samples}}}, first_step (of this start: a run that was resumed has several such lines), replication
     step   step, loss (mean over the batch's tokens), domain_loss [K], domain_tokens [K], samples [K] (of the global
            batch), mixture [K] (in force at this step), lr, grad_norm, tokens_per_s,
            time_s {data, forward_backward, optimizer, policy, checkpoint, total} (on a GPU forward_backward and
            optimizer are device seconds, the others host seconds that overlap them; total: until the next step starts,
-           and the time that a save delayed the step)
+           and the time that a save delayed the step); with log.sample_losses also sample_losses [[slot, mean loss],
+           ...]: the highest of the global batch, highest first, null before all others
     fit    step, n (samples drawn so far, all domains; a list [K] when domains count their own), log_beta [K],
            log_eps [K], alpha [K], objective [K], valid [K] (false: the law is of an earlier refit, null: no law),
            at_bound [K][3] (log_beta, log_eps, alpha), residual_scale [K] (median |log loss - log law|), num_points [K]
@@ -88,6 +89,11 @@ class RunLine(TypedDict):
     batch_seq_len: NotRequired[int]
     stages: NotRequired[list[JsonObject] | None]
     mixture_lag: NotRequired[int]
+    first_step: NotRequired[int]
+    replication: NotRequired[int]
+    seed: NotRequired[int]
+    canonical_nodes: NotRequired[int]
+    world_size: NotRequired[int]
     steps: NotRequired[int]
     model: NotRequired[ModelOfRun | None]
     versions: NotRequired[JsonObject]

@@ -56,8 +56,8 @@ def state_cost(domains: int, lanes: int) -> dict[str, float]:
     identity = {"seed": 1, "canonical_nodes": lanes}
     cursors_KC = np.full((domains, lanes), 1_000_000 * 4096 // (domains * lanes), np.int64)
     pending = {step: np.random.default_rng(step).dirichlet(np.ones(domains)) for step in range(9)}
-    text = json.dumps(encode_state(identity, indexes, 1_000_000, cursors_KC, pending))
-    calls = [lambda: decode_state(json.loads(text), identity, indexes), lambda: json.loads(text)]
+    text = json.dumps(encode_state(identity, indexes, {}, 1_000_000, cursors_KC, pending))
+    calls = [lambda: decode_state(json.loads(text), identity, indexes, {}), lambda: json.loads(text)]
     load_s, json_s = map(statistics.median, seconds_in_turn(calls, 9, clock=time.thread_time))
     return {"state_bytes": len(text), "load_ms": load_s * 1e3, "load_over_json": load_s / json_s}
 

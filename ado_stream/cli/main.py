@@ -34,6 +34,7 @@ VERBS = {
     "simulate": "what a policy would do on synthetic laws",
     "replay": "the mixture another policy would have chosen on a recorded run",
     "report": "one HTML page from one or several runs",
+    "trace": "the samples of a recorded step; the steps whose loss stood out",
     "doctor": "what is installed and reachable, with advice",
     "completion": "shell completion for bash or zsh",
 }
@@ -51,6 +52,7 @@ EXAMPLES = {
     "simulate": "ado-stream simulate --policy ado --steps 2000",
     "replay": "ado-stream replay runs/first --policy uniform",
     "report": "ado-stream report runs/first",
+    "trace": "ado-stream trace runs/first --step 3",
     "doctor": "ado-stream doctor",
     "completion": "ado-stream completion bash > ado-stream.bash",
 }

@@ -8,10 +8,9 @@ import argparse
 import itertools
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
-from pathlib import Path
-from typing import TYPE_CHECKING
 
-from ado_stream.cli.shared import announce
+from ado_stream.cli.shared import announce, show_sample
+from ado_stream.cli.trace import show_step
 from ado_stream.corpus import Corpus, open_corpus
 from ado_stream.corpus.checker import Checker, open_checker
 from ado_stream.corpus.manifest import SPLITS
@@ -19,16 +18,13 @@ from ado_stream.errors import ConfigError
 from ado_stream.option_checks import optional, whole
 from ado_stream.suggest import did_you_mean
 from ado_stream.value_types import Array, JsonObject
-from ado_stream.visible import show, show_json
-
-if TYPE_CHECKING:
-    from ado_stream.stream.dataset import AdaptiveStreamingDataset
+from ado_stream.visible import show_json
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The verb's options."""
     parser.add_argument("corpus", metavar="CORPUS|RUN", help="a prepared corpus; with --step a run's directory")
-    parser.add_argument("--step", type=int, metavar="N", help="show the samples of the run's step N instead")
+    parser.add_argument("--step", type=int, metavar="N", help="the samples of the run's step N, as `trace` shows")
     parser.add_argument("--domain", action="append", metavar="NAME", help="only this domain; may be repeated")
     parser.add_argument("--split", choices=SPLITS, default="train")
     parser.add_argument("--samples", type=int, default=2, metavar="N", help="samples of each domain (2)")
@@ -46,19 +42,17 @@ def run(args: argparse.Namespace) -> None:
         optional(whole, option, value, 1)
     whole("--characters", args.characters)
     if args.step is not None:
-        corpus, dataset = _dataset_at(Path(args.corpus), args.step)
-        samples = _drawn(dataset, 1)
-    else:
-        corpus = open_corpus(args.corpus, args.split)
-        samples = _samples(args, corpus) if args.batches is None else _batches(args, corpus)
+        show_step(args.corpus, args.step, args.characters, args.json)
+        return
+    corpus = open_corpus(args.corpus, args.split)
+    samples = _samples(args, corpus) if args.batches is None else _batches(args, corpus)
     for place, tokens in samples:
         text = corpus.tokenizer.decode(tokens)
         if args.json:
             show_json({**place, "text": text})
             continue
         title = ", ".join(str(value) if key == "domain" else f"{key} {value}" for key, value in place.items())
-        shown = text[: args.characters or None]
-        show(f"--- {title}, {len(tokens)} tokens\n{shown}{'' if shown == text else ' ...'}\n")
+        show_sample(f"{title}, {len(tokens)} tokens", text, args.characters)
 
 
 def _samples(args: argparse.Namespace, corpus: Corpus) -> Iterator[tuple[JsonObject, Array]]:
@@ -82,49 +76,8 @@ def _batches(args: argparse.Namespace, corpus: Corpus) -> Iterator[tuple[JsonObj
     from ado_stream.stream.dataset import AdaptiveStreamingDataset  # imports torch
 
     dataset = AdaptiveStreamingDataset(domains, args.batch_size, args.seed, mixture_lag=None, seq_len=corpus.seq_len)
-    yield from _drawn(dataset, args.batches)
-
-
-def _dataset_at(run_dir: Path, step: int) -> tuple[Corpus, "AdaptiveStreamingDataset"]:
-    """The corpus of a recorded run, and its data set at `step`. Raises ConfigError for a step that is not recorded."""
-    from ado_stream.record import read_run
-    from ado_stream.train.config import load_config
-
-    _, lines = read_run(run_dir)
-    recorded = {line["step"]: line for line in lines["step"]}
-    if step not in recorded or any(before not in recorded for before in range(step)):
-        steps = f"{min(recorded)} to {max(recorded)}" if recorded else "none"
-        raise ConfigError(f"--step {step}: {run_dir} recorded steps {steps}; a step is drawn again from all before it.")
-    config = load_config(run_dir / "config.yaml")
-    announce(f"drawing step {step:,} of {run_dir} again")
-    from ado_stream.train.components import make_dataset, open_split  # imports torch
-    from ado_stream.train.distributed import detect_context
-    from ado_stream.train.stages import run_stages, stage_of
-
-    config.data.replication = 1
-    corpus, state = open_split(config, "train"), None
-    for stage in run_stages(config)[: stage_of(config, step).number]:
-        dataset = make_dataset(stage.config, corpus, detect_context("cpu"))
-        if state is not None:
-            dataset.load_state_dict(state)
-        for before in range(stage.begin, min(stage.end, step)):
-            dataset.skip(recorded[before]["mixture"])
-        state = dataset.state_dict()
-    dataset.publish(step, recorded[step]["mixture"])
-    found, expected = dataset.sample_counts(step).tolist(), recorded[step]["samples"]
-    if found != expected:
-        raise ConfigError(
-            f"{run_dir}: step {step} is drawn with {found} samples of the domains, but {expected} were recorded.\n"
-            "  Its data set was not that of its config.yaml: the corpus, the batch or the seed was changed since, or "
-            "it resumed from another run's checkpoint."
-        )
-    return corpus, dataset
-
-
-def _drawn(dataset: "AdaptiveStreamingDataset", num_batches: int) -> Iterator[tuple[JsonObject, Array]]:
-    """(place, tokens) of every sample of the next batches."""
     try:
-        for batch in itertools.islice(dataset, num_batches):
+        for batch in itertools.islice(dataset, args.batches):
             rows = zip(batch["domain"].tolist(), batch["tokens"].numpy(), strict=True)
             for slot, (domain, tokens) in enumerate(rows):
                 yield {"step": batch["step"], "slot": slot, "domain": dataset.names[domain]}, tokens

@@ -42,6 +42,12 @@ def announce(text: str) -> None:
         show(f"{text} ...", error=True)
 
 
+def show_sample(title: str, text: str, characters: int) -> None:
+    """Prints a sample's title and the first `characters` of its text; 0: all of it."""
+    shown = text[: characters or None]
+    show(f"--- {title}\n{shown}{'' if shown == text else ' ...'}\n")
+
+
 def table_text(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     """The lines of a table without a final newline: first column to the left, the others to the right.
 

@@ -50,6 +50,16 @@ class Corpus:
         """The end token, where `prepare --packing best-fit` filled samples with it; else None."""
         return self.tokenizer.end_id if self.manifest.get("packing") else None
 
+    @property
+    def end_token(self) -> int:
+        """Ends each document."""
+        return self.tokenizer.end_id
+
+    @property
+    def fim_tokens(self) -> tuple[int, int, int] | None:
+        """The tokenizer's marks of fill-in-the-middle."""
+        return self.tokenizer.fim_tokens
+
     def has(self, split: str) -> bool:
         """Whether any domain has samples in `split`."""
         return any(num_samples(domain, split) for domain in self.manifest["domains"].values())

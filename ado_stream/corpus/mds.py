@@ -18,7 +18,7 @@ import numpy as np
 import xxhash
 import zstandard
 
-from ado_stream.stream.mds_index import MDS_FORMAT, MDS_VERSION, TOKEN_COLUMN
+from ado_stream.stream.mds_index import FIRST_DOCUMENTS, MDS_FORMAT, MDS_VERSION, TOKEN_COLUMN
 from ado_stream.value_types import Array, JsonObject
 
 COMPRESSION = "zstd"
@@ -146,9 +146,14 @@ def shard_name(shard: int) -> str:
     return f"shard.{shard:05}.mds"
 
 
-def encode_index(entries: Sequence[ShardEntry]) -> bytes:
-    """The bytes of index.json."""
-    return json.dumps({"version": MDS_VERSION, "shards": list(entries)}, sort_keys=True).encode()
+def encode_index(entries: Sequence[ShardEntry], first_documents: Sequence[int] = ()) -> bytes:
+    """The bytes of index.json. first_documents: the number of the document that each shard begins in, if known."""
+    index = {"version": MDS_VERSION, "shards": list(entries)}
+    if first_documents:
+        index[FIRST_DOCUMENTS] = list(
+            first_documents
+        )  # not in the entries: Streaming refuses keys that it does not know
+    return json.dumps(index, sort_keys=True).encode()
 
 
 def digest(data: bytes) -> str:

@@ -30,6 +30,13 @@ TOKENIZER_NAME = "tokenizer.json"
 TOKENIZER_CONFIG_NAME = "tokenizer_config.json"
 BYTES = "bytes"
 _END_TOKENS = ("<|endoftext|>", "<|end_of_text|>", "</s>", "<eos>", "<|eos|>", "[SEP]")
+_FIM_TOKENS = (  # prefix, suffix, middle as StarCoder 2 and Qwen, StarCoder, Code Llama, DeepSeek, Codestral spell them
+    ("<|fim_prefix|>", "<|fim_suffix|>", "<|fim_middle|>"),
+    ("<fim_prefix>", "<fim_suffix>", "<fim_middle>"),
+    ("\u2581<PRE>", "\u2581<SUF>", "\u2581<MID>"),
+    ("<\uff5cfim\u2581begin\uff5c>", "<\uff5cfim\u2581hole\uff5c>", "<\uff5cfim\u2581end\uff5c>"),
+    ("[PREFIX]", "[SUFFIX]", "[MIDDLE]"),
+)
 _EXPECTED = "Expected bytes, bpe:N, a tokenizer.json, a folder that holds one, or a name on the Hugging Face hub."
 _MOST_HOLES = 1 << 20
 _MIN_BPE = 257  # 256 bytes and the end token
@@ -41,6 +48,7 @@ class Tokenizer(ABC):
     name: str
     vocab_size: int
     end_id: int
+    fim_tokens: tuple[int, int, int] | None = None  # prefix, suffix and middle of fill-in-the-middle, where it has them
 
     @property
     def dtype(self) -> str:
@@ -82,8 +90,9 @@ class ByteTokenizer(Tokenizer):
 
     def decode(self, ids: Iterable[int]) -> str:
         parts = [b""]
-        for token in ids:
-            parts.append(b"<|endoftext|>" if token == self.end_id else bytes((int(token),)))
+        for token in ids:  # ids beyond the vocabulary: marks of fill-in-the-middle that were given
+            special = b"<|endoftext|>" if token == self.end_id else f"<|{token}|>".encode()
+            parts.append(special if token >= self.end_id else bytes((int(token),)))
         return b"".join(parts).decode(errors="replace")
 
     def save(self, folder: str | os.PathLike[str]) -> str:
@@ -113,6 +122,8 @@ class HuggingFaceTokenizer(Tokenizer):
             )
         self._end_token = end_token
         self._tokenizer = tokenizer
+        marks = [tuple(vocabulary[each] for each in names) for names in _FIM_TOKENS if vocabulary.keys() >= {*names}]
+        self.fim_tokens = marks[0] if marks else None
         spec = json.loads(tokenizer.to_str())
         if spec["model"].get("dropout"):
             raise ConfigError(

@@ -13,6 +13,7 @@ from collections import Counter, defaultdict, deque
 from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass
+from itertools import accumulate
 from pathlib import Path
 from typing import cast
 
@@ -24,7 +25,7 @@ from ado_stream.durable import damage_errors, sync_file_system, write_durably
 from ado_stream.errors import ConfigError
 from ado_stream.prepare.best_fit import PackingCounts
 from ado_stream.prepare.corpus_output import CorpusOutput
-from ado_stream.prepare.prepare_worker import PACKING, PieceResult, ShardJob, Worker
+from ado_stream.prepare.prepare_worker import NUM_ENDS, PACKING, PieceResult, ShardJob, Worker
 from ado_stream.prepare.spool import Spool, SpoolState, cut
 from ado_stream.prepare.worker_pool import WorkerPool, worker_result
 from ado_stream.stream.mds_index import INDEX_NAME
@@ -264,9 +265,11 @@ def write_index(
     """Publishes index.json of a split, whose `shards` are what Worker.finish_shard returned; the split's totals."""
     entries = [dict(shard) for shard in shards]
     counts = [PackingCounts(**entry.pop(PACKING)) for entry in entries if PACKING in entry]
+    ends = [entry.pop(NUM_ENDS) for entry in entries if NUM_ENDS in entry]
+    firsts = list(accumulate(ends[:-1], initial=0)) if ends and len(ends) == len(entries) else []
     if entries:
         name = f"{domain_folder(key[0])}/{key[1]}/{INDEX_NAME}"
-        output.local_path(name).write_bytes(encode_index(cast(list[ShardEntry], entries)))
+        output.local_path(name).write_bytes(encode_index(cast(list[ShardEntry], entries), firsts))
         output.publish(name)
     return PackedSplit(
         documents=documents,

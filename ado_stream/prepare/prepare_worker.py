@@ -23,7 +23,7 @@ from ado_stream.value_types import JsonObject, Words
 
 TOKENIZER_FOLDER = "tokenizer"
 VAL_HASHES_NAME = "val_hashes.npy"  # the sorted hashes of the text of --val
-PACKING = "packing"
+PACKING, NUM_ENDS = "packing", "end_tokens"  # beside the keys of an index entry, removed where the index is written
 _HASH_RANGE = 1 << 64
 
 
@@ -115,22 +115,23 @@ class Worker:
         return sample.items()
 
     def finish_shard(self, job: ShardJob) -> JsonObject:
-        """Writes the shard and returns its index entry, with the counts of best-fit under PACKING.
+        """Writes the shard and returns its index entry, with the counts of best-fit under PACKING,
+        or of the end tokens of joined documents under NUM_ENDS.
 
         The caller syncs the file before it counts it as written.
         """
         samples, counts = b"".join(read_range(*source) for source in job.sources), None
+        ids = np.frombuffer(samples, job.shard_format.dtype)
         if job.end_id is not None:
-            ids = np.frombuffer(samples, job.shard_format.dtype)
             packed, counts = pack_best_fit(ids, job.shard_format.sample_tokens, job.end_id, job.begin_token)
             samples = packed.tobytes()
+            about: JsonObject = {PACKING: asdict(counts)}
+        else:
+            about = {NUM_ENDS: int(np.count_nonzero(ids == self.tokenizer.end_id))}
         raw = encode_shard(samples, job.shard_format)
         compressed = compress_shard(raw)
         job.out_path.write_bytes(compressed)
-        return {
-            **shard_entry(job.shard, raw, compressed, job.shard_format),
-            **({} if counts is None else {PACKING: asdict(counts)}),
-        }
+        return {**shard_entry(job.shard, raw, compressed, job.shard_format), **about}
 
     def _repeats_of_val(self, documents: Sequence[Document]) -> dict[int, int]:
         """{number of a training document: hash of its text} of those whose text a validation document has, too."""

@@ -21,6 +21,7 @@ from ado_stream.storage.node_cache import NodeCache
 from ado_stream.stream.batch_draw import DrawSettings, StepDraw, draw_step
 from ado_stream.stream.board import MixtureBoard
 from ado_stream.stream.device_copies import TokenBatch
+from ado_stream.stream.fill_in_middle_rows import FillInMiddleRows
 from ado_stream.stream.lookahead import Lookahead, LookaheadLimits
 from ado_stream.stream.sample_index import SampleIndex
 from ado_stream.stream.sample_order import SampleOrder, UpcomingIds
@@ -43,6 +44,7 @@ class BatchSource:
     board: MixtureBoard
     settings: DrawSettings
     slots: slice  # of the global batch, in samples
+    fim: FillInMiddleRows | None = None
 
     @property
     def lanes(self) -> range:
@@ -181,6 +183,8 @@ class _BatchMaker:
         id_N = self.upcoming.at(domain_N, self.lane_N, draw.position_B[source.slots])
         self.waiting_for = f"the shards of step {step}"
         self.shards.read(domain_N, id_N, tokens_NT)
+        if source.fim is not None:
+            source.fim.apply(tokens_NT, domain_N, id_N)
         self.statistics.count_batch(domain_N)
         self.step = step + 1
         return draw, {"tokens": tokens, "domain": domain, "step": step}

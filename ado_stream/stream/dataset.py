@@ -8,7 +8,7 @@ ahead. Cursors count samples, so global_batch_size and batch_seq_len may be othe
 
 import math
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from functools import cached_property
 from typing import NoReturn
@@ -28,6 +28,7 @@ from ado_stream.stream.batch_rows import make_rows, rows_and_samples
 from ado_stream.stream.board import MixtureBoard
 from ado_stream.stream.device_copies import DeviceCopies, TokenBatch
 from ado_stream.stream.domain import as_domains, prior_shares
+from ado_stream.stream.fill_in_middle_rows import make_fill_in_middle
 from ado_stream.stream.lookahead import LookaheadLimits
 from ado_stream.stream.mds_index import INTEGER_DTYPES
 from ado_stream.stream.open_indexes import open_indexes
@@ -64,6 +65,7 @@ class AdaptiveStreamingDataset(IterableDataset[TokenBatch]):
             domain, consecutive in its order, or a sample is several rows, one after the other. None: a row is a sample.
         positions, end_token: True adds `positions` to each batch, (b, T) int64: the place of every input token in its
             document, of which each ends with `end_token`.
+        fim_tokens: ids of the marks prefix, suffix, middle, where a domain has fill-in-the-middle; None: a Corpus' own.
         vocab_size: tokens outside [0, vocab_size) are an error when a batch is read; None: not checked.
         timeout_s: longest wait for a mixture, a shard or a batch.
         retry: attempts, deadlines and pauses of downloads; None: storage's RetryPolicy().
@@ -93,6 +95,7 @@ class AdaptiveStreamingDataset(IterableDataset[TokenBatch]):
         batch_seq_len: int | None = None,
         positions: bool = False,
         end_token: int | None = None,
+        fim_tokens: Sequence[int] | None = None,
         vocab_size: int | None = None,
         timeout_s: float = 900.0,
         retry: RetryPolicy | None = None,
@@ -105,7 +108,9 @@ class AdaptiveStreamingDataset(IterableDataset[TokenBatch]):
         if positions and end_token is None:
             raise ConfigError("positions=True: give end_token=, the token that ends a document (tokenizer.end_id).")
         self._end_token = end_token if positions else None
-        self.padding_token: int | None = getattr(domains, "padding_token", None)  # of a Corpus
+        self.padding_token: int | None = getattr(domains, "padding_token", None)  # of a Corpus, as the next two
+        end_token = getattr(domains, "end_token", None) if end_token is None else end_token
+        fim_tokens = getattr(domains, "fim_tokens", None) if fim_tokens is None else fim_tokens
         global_batch_size = whole("global_batch_size", global_batch_size, 1, 1 << 24)  # arrays of so many fit
         canonical_nodes, seed = whole("canonical_nodes", canonical_nodes, 1), whole("seed", seed, -math.inf, math.inf)
         mixture_lag = optional(whole, "mixture_lag", mixture_lag)
@@ -141,7 +146,9 @@ class AdaptiveStreamingDataset(IterableDataset[TokenBatch]):
         self._cache_limit, self._vocab_size = cache_limit, optional(whole, "vocab_size", vocab_size, 1)
         self._predownload = predownload or _LOOKAHEAD_STEPS * self.settings.num_samples
         self._board = MixtureBoard(prior_shares(self.domains, self.num_samples), mixture_lag)
-        self._source = BatchSource(indexes, self._cache, orders, self._board, self.settings, slots)
+        self.fim = make_fill_in_middle({each.name: each.fim for each in self.domains}, seed, fim_tokens, end_token)
+        self._fims = {} if self.fim is None else self.fim.state()
+        self._source = BatchSource(indexes, self._cache, orders, self._board, self.settings, slots, self.fim)
         self._step = 0
         self._cursors_KC = np.zeros((len(indexes), canonical_nodes), np.int64)
         self._audit: deque[StepDraw] = deque(maxlen=_AUDIT_STEPS)
@@ -396,7 +403,7 @@ class AdaptiveStreamingDataset(IterableDataset[TokenBatch]):
         """
         self._check_read_here()
         pending = self._board.pending(self._step)
-        return encode_state(self._identity, self._indexes, self._step, self._cursors_KC, pending)
+        return encode_state(self._identity, self._indexes, self._fims, self._step, self._cursors_KC, pending)
 
     def load_state_dict(self, state: JsonMapping) -> None:
         """Continues from `state`, saved with any number of ranks. Raises ResumeError (see stream_state.py)."""
@@ -404,7 +411,7 @@ class AdaptiveStreamingDataset(IterableDataset[TokenBatch]):
 
     def decode(self, state: JsonMapping) -> StreamState:
         """What `restore` takes, checked; changes nothing. Raises as `load_state_dict`."""
-        return decode_state(state, self._identity, self._indexes)
+        return decode_state(state, self._identity, self._indexes, self._fims)
 
     def restore(self, decoded: StreamState) -> None:
         """Continues from what `decode` returned."""

@@ -15,8 +15,9 @@ from ado_stream.errors import ConfigError
 from ado_stream.option_checks import number, one_of, optional, path_text, text
 from ado_stream.redact import redact
 from ado_stream.storage.download import local_path
+from ado_stream.stream.fill_in_middle import FillInMiddle, as_fill_in_middle
 from ado_stream.stream.mds_index import INTEGER_DTYPES
-from ado_stream.value_types import Floats, Ints
+from ado_stream.value_types import Floats, Ints, JsonObject
 
 FORMATS = ("mds", "megatron", "npy")
 
@@ -36,6 +37,7 @@ class Domain:
             NumPy's header, or a folder of .npy files. The last two are cut into samples of the data set's seq_len, and
             read in place when local.
         token_dtype, token_column: override those of the data set for this domain.
+        fim: fill-in-the-middle: the share of documents, or {"rate": share, "spm_rate": share of these in SPM's order}.
     """
 
     name: str
@@ -45,6 +47,7 @@ class Domain:
     format: str = "mds"
     token_dtype: str | None = None
     token_column: str | None = None
+    fim: FillInMiddle | JsonObject | float | None = None
 
     def __post_init__(self) -> None:
         if not self.name or not isinstance(self.name, str):
@@ -52,6 +55,7 @@ class Domain:
         for field in ("remote", "local"):
             checked = optional(path_text, f"domain '{self.name}': {field}", getattr(self, field))
             object.__setattr__(self, field, checked)
+        object.__setattr__(self, "fim", as_fill_in_middle(f"domain '{self.name}': fim", self.fim))
         one_of(f"domain '{self.name}': format", self.format, FORMATS)
         optional(one_of, f"domain '{self.name}': token_dtype", self.token_dtype, INTEGER_DTYPES)
         optional(text, f"domain '{self.name}': token_column", self.token_column)

@@ -26,6 +26,7 @@ from ado_stream.stream.shard_view import ShardView, TokenColumn
 from ado_stream.value_types import Array, Ints, JsonObject, TokenDtype
 
 INDEX_NAME = "index.json"
+FIRST_DOCUMENTS = "first_documents"  # in an index that `prepare` wrote; see document_origin.py
 MDS_FORMAT, MDS_VERSION = "mds", 2
 TOKEN_COLUMN = "tokens"
 INTEGER_DTYPES = ("uint8", "int8", "uint16", "int16", "uint32", "int32", "uint64", "int64")

@@ -245,3 +245,75 @@ def planned_ids(
                 end = middle
         id_N[n] = plan[piece, PIECE_ID] + mixed - plan[piece, PIECE_START]
     return left[:count]
+
+
+@njit(cache=True, nogil=True)
+def fill_in_middle(
+    tokens_NT: Ints,
+    domain_N: Array,
+    id_N: Ints,
+    key_K: Words,
+    rate_K: Floats,
+    spm_rate_K: Floats,
+    special: Ints,
+) -> None:
+    """Reorders documents of rows in place (fill_in_middle_rows.py). special: prefix, suffix, middle and end token."""
+    num_rows, num_tokens = tokens_NT.shape
+    row_T = np.empty(num_tokens, np.int64)
+    for n in range(num_rows):
+        rate, spm_rate = rate_K[domain_N[n]], spm_rate_K[domain_N[n]]
+        if rate == 0.0:
+            continue
+        key = word(key_K[domain_N[n]], np.uint64(id_N[n]))
+        row_T[:] = tokens_NT[n]
+        out_T = tokens_NT[n]
+        begin = at = 0  # of a document: where it was, where it goes
+        counter = np.uint64(0)
+        while at < num_tokens:
+            end = begin
+            while end < num_tokens and row_T[end] != special[3]:
+                end += 1
+            past, room = min(end + 1, num_tokens), num_tokens - at
+            if past - begin + 3 > room:  # should it be chosen, it is cut to what the marks leave
+                end, ends = min(end, begin + room - 3), 0
+            else:
+                ends = past - end
+            chosen = uniform(key, counter) < rate
+            is_spm = uniform(key, counter + np.uint64(1)) < spm_rate
+            length = end - begin
+            cut_a = begin + int(uniform(key, counter + np.uint64(2)) * (length + 1))
+            cut_b = begin + int(uniform(key, counter + np.uint64(3)) * (length + 1))
+            counter += np.uint64(4)
+            if chosen and length > 0:
+                at = _reorder(row_T, out_T, at, (begin, min(cut_a, cut_b), max(cut_a, cut_b), end), is_spm, special)
+                if ends:
+                    out_T[at] = special[3]
+                    at += 1
+            else:
+                num_kept = min(past - begin, room)
+                out_T[at : at + num_kept] = row_T[begin : begin + num_kept]
+                at += num_kept
+            begin = past
+
+
+@njit(cache=True, nogil=True)
+def _reorder(row_T: Ints, out_T: Ints, at: int, cuts: tuple[int, int, int, int], is_spm: bool, special: Ints) -> int:
+    """Writes marks and parts of [cuts[0], cuts[3]) from `at` on; where they end."""
+    begin, first, second, end = cuts
+    prefix, middle, suffix = row_T[begin:first], row_T[first:second], row_T[second:end]
+    out_T[at] = special[0]
+    at += 1
+    if not is_spm:
+        out_T[at : at + prefix.size] = prefix
+        at += prefix.size
+    out_T[at] = special[1]
+    at += 1
+    out_T[at : at + suffix.size] = suffix
+    at += suffix.size
+    out_T[at] = special[2]
+    at += 1
+    if is_spm:
+        out_T[at : at + prefix.size] = prefix
+        at += prefix.size
+    out_T[at : at + middle.size] = middle
+    return at + middle.size

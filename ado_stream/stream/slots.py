@@ -32,9 +32,15 @@ class RankSlots:
                 raise ConfigError(
                     f"global_batch_size {global_batch_size} is not a multiple of {times}; nearest: {nearest}."
                 )
-        num_slots = draw.num_samples // self.num_parts
-        part = self.rank // self.replication
-        return slice(part * num_slots, (part + 1) * num_slots)
+        return self._part_of(draw.num_samples)
+
+    def rows(self, draw: DrawSettings) -> slice:
+        """This rank's rows of the global batch."""
+        return self._part_of(draw.global_batch_size)
+
+    def _part_of(self, number: int) -> slice:
+        each, part = number // self.num_parts, self.rank // self.replication
+        return slice(part * each, (part + 1) * each)
 
 
 def make_rank_slots(rank: int | None, world_size: int | None, replication: int) -> RankSlots:

@@ -6,8 +6,9 @@ Ranks, nodes and threads are not in it: the state is the same on every rank, and
     identity           what the order depends on: seed, canonical_nodes, mixture_lag, sampling, shuffle; and what may
                        be another at a resume: global_batch_size, batch_seq_len
     step               next step to be yielded
-    domains            {name: {fingerprint, versions, samples, cursors: [C] drawn so far per lane}}, in the mixture's
-                       order; versions: only of data without hashes, see open_indexes.py
+    domains            {name: {fingerprint, versions, samples, cursors: [C] drawn so far per lane, fim}}, in the
+                       mixture's order; versions: only of data without hashes, see open_indexes.py; fim: of domains
+                       with fill-in-the-middle
     mixtures           {step: [K]} known for steps from `step` on ("-1": that of the step before, without a lag)
 """
 
@@ -29,7 +30,12 @@ _log = logging.getLogger(__name__)
 
 
 def encode_state(
-    identity: JsonObject, indexes: Sequence[SampleIndex], step: int, cursors_KC: Ints, pending: dict[int, Floats]
+    identity: JsonObject,
+    indexes: Sequence[SampleIndex],
+    fims: Mapping[str, JsonObject],
+    step: int,
+    cursors_KC: Ints,
+    pending: dict[int, Floats],
 ) -> JsonObject:
     """The state as a JSON-able dict."""
     return {
@@ -42,6 +48,7 @@ def encode_state(
                 **({"versions": index.versions} if index.versions else {}),
                 "samples": index.num_samples,
                 "cursors": cursor_C,
+                **({"fim": fims[index.name]} if index.name in fims else {}),
             }
             for index, cursor_C in zip(indexes, cursors_KC.tolist(), strict=True)
         },
@@ -49,7 +56,9 @@ def encode_state(
     }
 
 
-def decode_state(state: JsonMapping, identity: JsonObject, indexes: Sequence[SampleIndex]) -> StreamState:
+def decode_state(
+    state: JsonMapping, identity: JsonObject, indexes: Sequence[SampleIndex], fims: Mapping[str, JsonObject]
+) -> StreamState:
     """(step, cursors, pending mixtures) of `state` for the domains of `indexes`.
 
     A domain that is not in the state starts at its first sample, with share 0 until a new mixture is published; one
@@ -57,7 +66,7 @@ def decode_state(state: JsonMapping, identity: JsonObject, indexes: Sequence[Sam
     another batch. Raises ResumeError for another version, other settings (all named), a domain whose data changed
     (named), and damage.
     """
-    _check(state, identity, indexes)
+    _check(state, identity, indexes, fims)
     saved = state["domains"]
     names = [index.name for index in indexes]
     cursors_KC = np.zeros((len(names), identity["canonical_nodes"]), np.int64)
@@ -80,7 +89,9 @@ def decode_state(state: JsonMapping, identity: JsonObject, indexes: Sequence[Sam
     return int(state["step"]), cursors_KC, pending
 
 
-def _check(state: JsonMapping, identity: JsonObject, indexes: Sequence[SampleIndex]) -> None:
+def _check(
+    state: JsonMapping, identity: JsonObject, indexes: Sequence[SampleIndex], fims: Mapping[str, JsonObject]
+) -> None:
     if not isinstance(state, Mapping) or state.get("version") != VERSION:
         found = state.get("version") if isinstance(state, Mapping) else type(state).__name__
         raise ResumeError(f"stream state of version {found!r}; this ado-stream reads version {VERSION}.")
@@ -98,6 +109,11 @@ def _check(state: JsonMapping, identity: JsonObject, indexes: Sequence[SampleInd
                 f"domain '{name}': its shards are not those of the saved run ({domains[name].get('samples')} samples "
                 f"then, {known[name].num_samples} now).\n"
                 "  Restore the old shards, or add the new data under another name."
+            )
+        if domains[name].get("fim") != fims.get(name):
+            raise ResumeError(
+                f"domain '{name}': the stream was saved with fill-in-the-middle {domains[name].get('fim')}, now "
+                f"{fims.get(name)}. Use the saved one."
             )
         versions = domains[name].get("versions")
         if versions and known[name].versions and versions != known[name].versions:

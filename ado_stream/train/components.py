@@ -17,6 +17,7 @@ from ado_stream.loader import AdaptiveLoader, make_policy_for
 from ado_stream.policy.base_policy import Policy
 from ado_stream.storage.retry import RetryPolicy
 from ado_stream.stream.dataset import AdaptiveStreamingDataset
+from ado_stream.suggest import did_you_mean
 from ado_stream.train.config import TrainConfig
 from ado_stream.train.distributed import DistributedContext
 from ado_stream.train.metric_sinks import require_packages
@@ -49,6 +50,11 @@ def build_components(config: TrainConfig, context: DistributedContext) -> RunCom
         raise ConfigError(
             f"rows of {dataset.settings.samples_per_row} samples: 'model.attention' is document, and nothing in their "
             "tokens says where two meet.\n  Prepare the corpus with a longer --seq-len; shorter rows are parts of it."
+        )
+    if dataset.fim is not None and max(dataset.fim.marks) >= model.vocab_size:
+        raise ConfigError(
+            f"'data.fim_tokens' is {list(dataset.fim.marks)}, but the model has {model.vocab_size} tokens; raise "
+            "'model.vocab_size'."
         )
     loader = AdaptiveLoader(
         dataset,
@@ -139,9 +145,15 @@ def micro_rows(config: TrainConfig, rank_rows: int) -> int:
 
 def make_dataset(config: TrainConfig, corpus: Corpus, context: DistributedContext) -> AdaptiveStreamingDataset:
     """This rank's data set."""
-    data = config.data
+    data, names = config.data, [domain.name for domain in corpus.domains]
+    for name in data.fim:
+        if name not in names:
+            raise ConfigError(
+                f"'data.fim': no domain {name!r}{did_you_mean(name, names)}; there are: {', '.join(names)}."
+            )
+    domains = [dataclasses.replace(domain, fim=data.fim.get(domain.name)) for domain in corpus.domains]
     return AdaptiveStreamingDataset(
-        corpus,
+        dataclasses.replace(corpus, domains=domains),
         global_batch_size=data.global_batch_size,
         batch_seq_len=data.seq_len,
         seed=config.seed,
@@ -154,6 +166,7 @@ def make_dataset(config: TrainConfig, corpus: Corpus, context: DistributedContex
         shuffle=data.shuffle,
         token_column=data.token_column,
         token_dtype=data.token_dtype,
+        fim_tokens=data.fim_tokens,
         vocab_size=corpus.tokenizer.vocab_size,
         timeout_s=data.timeout_s,
         retry=RetryPolicy(**dataclasses.asdict(data.retry)),

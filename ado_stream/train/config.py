@@ -89,7 +89,8 @@ class DataSection:
     cache_dir: where shards of a remote corpus are kept; cache_limit: its size, bytes or a text such as "50gb".
     predownload: samples to keep on the local disk ahead; None: 64 steps. shuffle: "blocks", or one of Streaming's
     py1e, py1br, py1s, py2s, naive. token_column, token_dtype: where the shards of a corpus that `prepare` did not write
-    keep their tokens. timeout_s: longest wait for a mixture, a shard or a batch.
+    keep their tokens. timeout_s: longest wait for a mixture, a shard or a batch. fim: {domain: rate, or {rate,
+    spm_rate}} of fill-in-the-middle (docs/fim.md); fim_tokens: [prefix, suffix, middle], where the tokenizer has none.
     """
 
     global_batch_size: int = at_least(1, 32)
@@ -107,6 +108,8 @@ class DataSection:
     token_column: str = "tokens"
     token_dtype: str | None = None
     timeout_s: float = above_zero(900.0)
+    fim: JsonObject = field(default_factory=dict)
+    fim_tokens: list[int] | None = None
     retry: RetrySection = field(default_factory=RetrySection)
 
 
@@ -191,9 +194,13 @@ class EvaluateSection:
 
 @dataclass
 class LogSection:
-    """every_steps: between console lines, and between points in TensorBoard and Weights & Biases."""
+    """every_steps: between console lines, and between points in TensorBoard and Weights & Biases.
+
+    sample_losses: this many of each step's highest sample losses are recorded, for `ado-stream trace`; 0: none.
+    """
 
     every_steps: int = at_least(1, 10)
+    sample_losses: int = at_least(0, 0)
     tensorboard: bool = False
     wandb: bool = False
 
@@ -275,11 +282,12 @@ def _refuse_text(corpus: object) -> None:
 
 
 def _with_names(values: Any) -> Any:
-    """The values with the domains of `policy.prior` as text; YAML reads a name such as 2023 as a number."""
-    policy = values.get("policy")
-    if not (isinstance(policy, Mapping) and isinstance(policy.get("prior"), Mapping)):
-        return values
-    return {**values, "policy": {**policy, "prior": with_text_keys(policy["prior"], "'policy.prior'")}}
+    """The values with domains as text where they are keys; YAML reads a name such as 2023 as a number."""
+    for section, key in (("policy", "prior"), ("data", "fim")):
+        given = values.get(section)
+        if isinstance(given, Mapping) and isinstance(given.get(key), Mapping):
+            values = {**values, section: {**given, key: with_text_keys(given[key], f"'{section}.{key}'")}}
+    return values
 
 
 def _fields(section: type, prefix: str = "") -> Iterator[tuple[str, dataclasses.Field[object]]]:

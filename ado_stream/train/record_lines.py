@@ -56,6 +56,8 @@ def run_line(
         "tokenizer_fingerprint": corpus.tokenizer.fingerprint,
         "vocab_size": model.vocab_size,
         "world_size": context.size,
+        "replication": config.data.replication,
+        "first_step": loader.step,
         "device": str(context.device),
         "versions": {name: _version(name) for name in _PACKAGES},
         "corpus": {

@@ -50,7 +50,10 @@ PendingStep = tuple[LaunchedStep, Callable[[], Floats]]  # and the call that wai
 
 @dataclass(frozen=True)
 class LogOptions:
-    """every_steps: between console lines. max_nonfinite: skipped steps before the run fails."""
+    """every_steps: between console lines. max_nonfinite: skipped steps before the run fails.
+
+    sample_losses: how many of a step's are written.
+    """
 
     names: Sequence[str]
     num_samples_K: Ints  # of an epoch
@@ -58,6 +61,7 @@ class LogOptions:
     total_steps: int
     every_steps: int
     max_nonfinite: int
+    sample_losses: int = 0
 
 
 class StepLog:
@@ -80,14 +84,12 @@ class StepLog:
 
     def push(self, launched: LaunchedStep, outcome: StepOutcome) -> None:
         """Adds a launched step and writes the previous one. Raises AdoStreamError after too many skipped steps."""
-        packed = torch.cat(
-            [
-                outcome.sums_K,
-                outcome.counts_K,
-                outcome.grad_norm.double().reshape(1),
-                outcome.finite.double().reshape(1),
-            ]
-        )
+        parts = [
+            outcome.sums_K,
+            outcome.counts_K,
+            *(each.double().reshape(1) for each in (outcome.grad_norm, outcome.finite)),
+        ]
+        packed = torch.cat(parts if outcome.sample_losses_B is None else [*parts, outcome.sample_losses_B])
         previous, self._pending = self._pending, (launched, to_host_later(packed))
         self._write(previous, launched.timer.started)
 
@@ -105,7 +107,7 @@ class StepLog:
         ended = time.perf_counter() if ended is None else ended
         num_domains = len(self._options.names)
         sums_K, counts_K = values[:num_domains], values[num_domains : 2 * num_domains]
-        grad_norm, finite = float(values[-2]), bool(values[-1])
+        grad_norm, finite = float(values[2 * num_domains]), bool(values[2 * num_domains + 1])
         with np.errstate(invalid="ignore", divide="ignore"):
             domain_loss_K = sums_K / counts_K
             loss = float(sums_K.sum() / counts_K.sum())
@@ -122,6 +124,8 @@ class StepLog:
                 "tokens_per_s": float(counts_K.sum()) / seconds["total"],
                 "time_s": seconds,
             }
+            if self._options.sample_losses:
+                line["sample_losses"] = highest_losses(values[2 * num_domains + 2 :], self._options.sample_losses)
             self._write_line(launched, line)
         if not finite:
             self._count_skipped(launched.step, loss, grad_norm)
@@ -179,6 +183,12 @@ class StepLog:
                 f"finite, 'train.max_nonfinite' is {self._options.max_nonfinite}.\n"
                 f"  Lower train.learning_rate or train.grad_clip, and resume from an earlier checkpoint."
             )
+
+
+def highest_losses(loss_B: Floats, num: int) -> list[tuple[int, float]]:
+    """(slot, loss) of the `num` highest of (B,) losses, highest first; one that is NaN is higher than all others."""
+    slots = np.argsort(-np.nan_to_num(loss_B, nan=np.inf), kind="stable")[:num].tolist()
+    return [(slot, float(loss_B[slot])) for slot in slots]
 
 
 def largest_changes(names: Sequence[str], before_K: Floats | None, now_K: Floats, num: int = 3) -> list[str]:

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 from torch.distributed.tensor import DTensor
 
+from ado_kernels import domain_loss
 from ado_stream.stream.document_positions import IGNORED_TARGET
 from ado_stream.train.config import TrainSection
 from ado_stream.train.distributed import sum_over_ranks
@@ -24,13 +25,14 @@ class StepOutcome:
     """Results of one step, on the device.
 
     sums_K nats, counts_K tokens: (K,) float64 over the global batch, finite or not. grad_norm: before clipping.
-    finite: bool; False: the update was skipped.
+    finite: bool; False: the update was skipped. sample_losses_B: (B,) float64, each sample's mean, where asked for.
     """
 
     sums_K: Tensor
     counts_K: Tensor
     grad_norm: Tensor
     finite: Tensor
+    sample_losses_B: Tensor | None = None
 
     def for_policy(self) -> tuple[Tensor, Tensor]:
         """sums_K and counts_K, both zero when the step was skipped."""
@@ -71,12 +73,18 @@ class TrainStep:
         self._num_domains, self._replication = num_domains, replication
 
     def forward_backward(
-        self, tokens_BT: Tensor, domain_ids_B: Tensor, targets_BT: Tensor | None = None
+        self,
+        tokens_BT: Tensor,
+        domain_ids_B: Tensor,
+        targets_BT: Tensor | None = None,
+        sample_losses_B: Tensor | None = None,
     ) -> tuple[Tensor, Tensor]:
         """(per-domain sums (K,) float64, counts (K,) int64) of this rank's rows; gradients are left in the parameters.
 
         tokens (b, T + 1) int64, domain ids (b,) int64, on this rank's device; targets (b, T) int64: the next tokens,
         -100 where they do not count; None: all count. Ranks count alike in the gradient, whatever their padding.
+        sample_losses_B: (b,) float64, filled with each row's mean loss; the sums are then those of rows, added up:
+        equal but for rounding.
         """
         num_kept = None if targets_BT is None else (targets_BT != IGNORED_TARGET).sum()
         targets_BT = tokens_BT[:, 1:] if targets_BT is None else targets_BT
@@ -88,7 +96,13 @@ class TrainStep:
             part = slice(start, min(start + rows, num_rows))
             tokens, targets, domains = tokens_BT[part, :-1], targets_BT[part], domain_ids_B[part]
             with self._parallel.gradient_sync(last=part.stop == num_rows):
-                loss, sums, counts = self._parallel.loss(tokens, targets, domains, self._num_domains)
+                if sample_losses_B is None:
+                    loss, sums, counts = self._parallel.loss(tokens, targets, domains, self._num_domains)
+                else:
+                    row_B = torch.arange(len(tokens), device=tokens.device)
+                    loss, row_sum_B, row_count_B = self._parallel.loss(tokens, targets, row_B, len(tokens))
+                    sample_losses_B[part] = row_sum_B / row_count_B.clamp(min=1)
+                    sums, counts = by_domain(row_sum_B, row_count_B, domains, self._num_domains)
                 # `loss` is the micro-batch's mean: weighted by its share, gradients add up to the mean's.
                 weight = (part.stop - start) / num_rows if num_kept is None else counts.sum() / num_kept
                 (loss * weight).backward()
@@ -96,8 +110,15 @@ class TrainStep:
             counts_K += counts
         return sums_K, counts_K
 
-    def update(self, sums_K: Tensor, counts_K: Tensor, learning_rate: float) -> StepOutcome:
-        """Sums the losses over ranks, clips, updates unless anything is not finite, and clears the gradients."""
+    def update(
+        self, sums_K: Tensor, counts_K: Tensor, learning_rate: float, sample_losses_B: Tensor | None = None
+    ) -> StepOutcome:
+        """Sums the losses over ranks, clips, updates unless anything is not finite, and clears the gradients.
+
+        sample_losses_B: (B,) of the global batch, 0 in the slots of other ranks.
+        """
+        if sample_losses_B is not None:  # a collective of its own: the bits of the sums do not depend on it
+            sample_losses_B = sum_over_ranks(self._context, sample_losses_B) / self._replication
         totals_2K = sum_over_ranks(self._context, torch.stack([sums_K, counts_K.double()])) / self._replication
         gradients = [each.grad for each in self._parameters if each.grad is not None]
         grad_norm = torch.nn.utils.get_total_norm(gradients)
@@ -113,7 +134,13 @@ class TrainStep:
             group["lr"] = learning_rate
         self._optimizer.step()
         self._optimizer.zero_grad(set_to_none=True)
-        return StepOutcome(totals_2K[0], totals_2K[1], grad_norm, finite)
+        return StepOutcome(totals_2K[0], totals_2K[1], grad_norm, finite, sample_losses_B)
+
+
+def by_domain(sum_B: Tensor, count_B: Tensor, domain_ids_B: Tensor, num_domains: int) -> tuple[Tensor, Tensor]:
+    """Rows' sums (b,) float64 and counts (b,) int64 as those of their domains, (K,) each; deterministic."""
+    sums_K, _ = domain_loss(sum_B, domain_ids_B, num_domains)
+    return sums_K, count_B.new_zeros(num_domains).index_add_(0, domain_ids_B, count_B)
 
 
 @dataclass(frozen=True)

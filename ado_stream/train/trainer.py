@@ -231,10 +231,13 @@ class Trainer:
         with timer.host("data"):
             batch = next(batches)
         with timer.device("forward_backward"):
-            sums_K, counts_K = self._step.forward_backward(batch["tokens"], batch["domain"], batch.get("targets"))
+            loss_B, own_B = self._new_sample_losses()
+            sums_K, counts_K = self._step.forward_backward(
+                batch["tokens"], batch["domain"], batch.get("targets"), own_B
+            )
         learning_rate = self._components.schedule(self._finished)
         with timer.device("optimizer"):
-            outcome = self._step.update(sums_K, counts_K, learning_rate)
+            outcome = self._step.update(sums_K, counts_K, learning_rate, loss_B)
         samples_K = self._loader.dataset.sample_counts(batch["step"])
         self._drawn_K += samples_K
         launched = LaunchedStep(
@@ -248,6 +251,14 @@ class Trainer:
             self._loader.observe(*outcome.for_policy(), reduced=True)
         self._finished += 1
         self._record_refit()
+
+    def _new_sample_losses(self) -> tuple[torch.Tensor | None, torch.Tensor | None]:
+        """(B,) float64 zeros for the losses of a step's rows, and this rank's part; None if not recorded."""
+        if not self._config.log.sample_losses:
+            return None, None
+        dataset = self._loader.dataset
+        loss_B = torch.zeros(dataset.settings.global_batch_size, dtype=torch.float64, device=self._context.device)
+        return loss_B, loss_B[dataset.rank_slots.rows(dataset.settings)]
 
     def _save(self) -> None:
         """Saves a checkpoint of the current step; the seconds it takes are added to the next step's line."""
@@ -358,6 +369,7 @@ class Trainer:
             total_steps=self._config.train.steps,
             every_steps=options.every_steps,
             max_nonfinite=self._config.train.max_nonfinite,
+            sample_losses=options.sample_losses,
         )
         return StepLog(self._context, self._record, self._sinks, log_options, num_skipped)
 

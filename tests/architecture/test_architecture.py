@@ -22,7 +22,7 @@ PUBLIC = {
     + ["AccessDenied", "Throttled", "CacheFull", "ResumeError", "PolicyError", "CheckpointError"],
 }
 VERBS = ["demo", "prepare", "info", "lint", "preview", "train", "control", "eval", "export", "fit"]
-VERBS += ["simulate", "replay", "report"]
+VERBS += ["simulate", "replay", "report", "trace"]
 
 
 def relative(path):

@@ -36,7 +36,7 @@ def test_bash_completes_verbs_and_options(tmp_path, capsys):
         "source {}; COMP_WORDS=({}); COMP_CWORD=$((${{#COMP_WORDS[@]}} - 1)); "
         '$(complete -p ado-stream | sed "s/.*-F \\([^ ]*\\).*/\\1/"); echo "${{COMPREPLY[@]}}"'
     )
-    for words, expected in (("ado-stream tr", "train"), ("ado-stream train --dr", "--dry-run")):
+    for words, expected in (("ado-stream trai", "train"), ("ado-stream train --dr", "--dry-run")):
         command = ask.format(tmp_path / "script", words)
         done = subprocess.run(["bash", "-c", command], capture_output=True, text=True, timeout=60)
         assert done.stdout.split() == [expected], done.stderr

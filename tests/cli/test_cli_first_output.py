@@ -46,6 +46,7 @@ USE_TORCH = {
     "export": ["export", "runs/first", "--out", "exported"],
     "preview batches": ["preview", "corpus", "--batches", "1"],
     "preview step": ["preview", "runs/first", "--step", "0"],
+    "trace": ["trace", "runs/first", "--step", "0"],
     "doctor": ["doctor"],
     "demo": ["demo", "--quick"],
 }
@@ -58,6 +59,7 @@ NEED_NO_TORCH = {
     "simulate": ["simulate", "--policy", "ado", "--steps", "100"],
     "replay": ["replay", "runs/first", "--policy", "uniform"],
     "report": ["report", "runs/first"],
+    "trace spikes": ["trace", "runs/first", "--spikes"],
     "control": ["control", "runs/first"],
     "completion": ["completion", "bash"],
 }

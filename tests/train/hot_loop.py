@@ -42,7 +42,12 @@ def build_step(
 
 @contextlib.contextmanager
 def adaptive_loop(
-    corpus_dir: Path, sizes: ModelConfig, options: TrainSection, device: torch.device, prefetch: int
+    corpus_dir: Path,
+    sizes: ModelConfig,
+    options: TrainSection,
+    device: torch.device,
+    prefetch: int,
+    sample_losses: bool = False,
 ) -> Iterator[tuple[AdaptiveLoader, Callable[[dict], StepOutcome]]]:
     """(a loader under ADO that refits at every step, a function that trains on a batch and observes its losses)."""
     corpus = open_corpus(corpus_dir)
@@ -53,7 +58,9 @@ def adaptive_loop(
     with AdaptiveLoader(dataset, policy, prefetch, pin_memory=device.type == "cuda", device=device) as loader:
 
         def train_on(batch: dict) -> StepOutcome:
-            outcome = step.update(*step.forward_backward(batch["tokens"], batch["domain"]), 1e-3)
+            losses = torch.zeros(4, dtype=torch.float64, device=device) if sample_losses else None
+            sums = step.forward_backward(batch["tokens"], batch["domain"], sample_losses_B=losses)
+            outcome = step.update(*sums, 1e-3, losses)
             loader.observe(*outcome.for_policy(), reduced=True)
             return outcome
 

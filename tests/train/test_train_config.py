@@ -132,7 +132,7 @@ def test_the_config_has_every_option_of_data_set_and_loader():
     takes = {*options(AdaptiveStreamingDataset), *options(AdaptiveLoader)}
     assert elsewhere.keys() <= takes
     config = {each.name for each in dataclasses.fields(DataSection)}
-    assert takes - elsewhere.keys() == config - {"cache_dir"}  # a corpus's option
+    assert takes - elsewhere.keys() == config - {"cache_dir", "fim"}  # of the corpus, and of its domains
 
 
 def test_download_retries_have_the_fields_and_defaults_of_retry_policy():

@@ -69,11 +69,12 @@ def test_a_resumed_run_has_the_uninterrupted_ones_losses(settings: dict, tmp_pat
 
 
 @pytest.mark.filterwarnings("ignore:Synchronization debug mode is a prototype:UserWarning")
-def test_no_step_waits_for_the_gpu(tiny_corpus):
+@pytest.mark.parametrize("sample_losses", [False, True])
+def test_no_step_waits_for_the_gpu(tiny_corpus, sample_losses):
     """After four steps that compile, torch raises an error for any call that synchronises."""
     options, device = TrainSection(micro_batch_size=2), torch.device(DEVICE)
     with (
-        adaptive_loop(tiny_corpus, TINY_MODEL, options, device, prefetch=4) as (loader, train_on),
+        adaptive_loop(tiny_corpus, TINY_MODEL, options, device, 4, sample_losses) as (loader, train_on),
         contextlib.ExitStack() as stack,
     ):
         for number, batch in enumerate(itertools.islice(loader, 8)):

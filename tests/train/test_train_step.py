@@ -181,6 +181,28 @@ def test_a_micro_batch_that_does_not_divide_the_rows_changes_nothing():
     torch.testing.assert_close(micro_gradient, gradient, rtol=0, atol=allowed)
 
 
+def test_sample_losses_are_cross_entropies_and_change_no_gradient():
+    """Oracle: cross-entropy of the logits, row by row; micro-batches of unequal size, targets that do not count."""
+    found = {}
+    tokens, domains = torch.randint(97, (5, 17)), torch.tensor([0, 1, 1, 0, 1])
+    targets = tokens[:, 1:].clone()
+    targets[1, 3:9] = targets[4, :1] = -100
+    for wanted in (False, True):
+        torch.manual_seed(0)
+        step, parallel, _ = build_step(CONFIG, TrainSection(micro_batch_size=2), 2)
+        losses = torch.zeros(5, dtype=torch.float64) if wanted else None
+        sums, counts = step.forward_backward(tokens, domains, targets, losses)
+        found[wanted] = sums, counts, [each.grad for each in parallel.model.parameters()]
+    for mine, theirs in zip(found[True][2], found[False][2], strict=True):
+        assert torch.equal(mine, theirs)
+    assert torch.equal(found[True][1], found[False][1])
+    torch.testing.assert_close(found[True][0], found[False][0], rtol=1e-14, atol=0)  # float64, added in another order
+    with torch.no_grad():
+        logits = parallel.model(tokens[:, :-1]).double()
+    expected = [F.cross_entropy(row, target).item() for row, target in zip(logits, targets, strict=True)]
+    assert losses.tolist() == pytest.approx(expected, rel=8 * rounding(CONFIG.width))
+
+
 def test_replicated_ranks_count_once(ranks):
     """Two ranks that both get all rows have the sums of one rank."""
     (one,) = ranks(1, train_step_on_ranks.same_rows, 1)
@@ -212,10 +234,11 @@ class NoSynchronisation(TorchDispatchMode):
         return function(*args, **(kwargs or {}))
 
 
-def test_no_step_waits_for_the_device(tiny_corpus):
+@pytest.mark.parametrize("sample_losses", [False, True])
+def test_no_step_waits_for_the_device(tiny_corpus, sample_losses):
     """Neither model and optimizer nor passing the losses to the policy; ADO's own refits are in NumPy."""
-    options = TrainSection(micro_batch_size=2, activation_checkpointing=True)
-    with adaptive_loop(tiny_corpus, CONFIG, options, torch.device("cpu"), prefetch=0) as (loader, train_on):
+    options, cpu = TrainSection(micro_batch_size=2, activation_checkpointing=True), torch.device("cpu")
+    with adaptive_loop(tiny_corpus, CONFIG, options, cpu, 0, sample_losses) as (loader, train_on):
         for batch in itertools.islice(loader, 4):
             with NoSynchronisation():
                 outcome = train_on(batch)
