@@ -18,6 +18,7 @@ from ado_stream.prepare.config import PrepareConfig
 from ado_stream.prepare.coordinator import prepare
 from ado_stream.record import read_run
 from ado_stream.train.config import load_config
+from ado_stream.train.stages import stage_of
 from ado_stream.train.trainer import Trainer, run_training
 from tests.train import ledger_run
 from tests.train.run_helpers import changed
@@ -30,10 +31,10 @@ def shown(capsys, *arguments: str) -> list[dict]:
     return [json.loads(line) for line in capsys.readouterr().out.splitlines()]
 
 
-def traced(run_dir: Path, step: int) -> list[str]:
+def traced(run_dir: Path, step: int, num_rows: int = 8) -> list[str]:
     """The domain and checksum of every slot's tokens."""
     corpus, samples = open_step(run_dir, Wanted(step))
-    assert [sample.slot for sample in samples] == list(range(8))
+    assert [sample.slot for sample in samples] == list(range(num_rows))
     names = [domain.name for domain in corpus.domains]
     return [f"{names.index(sample.domain)} {zlib.crc32(sample.tokens.tobytes())}" for sample in samples]
 
@@ -74,6 +75,36 @@ def test_every_step_is_the_one_that_was_read(ledgered, tmp_path, from_step_0):
         shutil.rmtree(run_dir / "checkpoints")
     for step in range(12):
         assert traced(run_dir, step) == [ledgered[1][step, slot] for slot in range(8)]
+
+
+@pytest.mark.parametrize("from_step_0", [False, True])
+def test_rows_of_stages_and_of_a_batch_that_changed_by_hand_are_those_that_were_read(
+    tiny_corpus, tmp_path, children, from_step_0
+):
+    """Halves of samples, samples, two samples a row, on two ranks; then another batch, whose config takes the place."""
+    settings = {
+        "corpus": str(tiny_corpus),
+        "run_dir": str(tmp_path / "run"),
+        "model": {"preset": "tiny", "context_length": 64},
+        "data": {"canonical_nodes": 2, "prefetch": 2, "mixture_lag": 2},
+        "policy": {"name": "natural"},
+        "train": {"device": "cpu"},
+        "evaluate": {"max_samples_per_domain": 2},
+        "log": {"sample_losses": 2},
+    }
+    rows = [16, 16, 8, 8, 4, 4, 24, 24]
+    stages = [{"steps": 2, "seq_len": 16, "global_batch_size": 16}, {"steps": 2, "seq_len": 32, "global_batch_size": 8}]
+    stages += [{"steps": 2, "seq_len": 64, "global_batch_size": 4}]
+    data = {**settings["data"], "global_batch_size": 24}
+    for name, given in (("first", {"stages": stages}), ("second", {"data": data, "train": {"steps": 8}})):
+        path = tmp_path / f"{name}.json"
+        path.write_text(json.dumps(changed(settings, **given)))
+        children.run(ledger_run.main, str(path), str(tmp_path), num_ranks=2)
+    if from_step_0:
+        shutil.rmtree(tmp_path / "run" / "checkpoints")
+    ledger = {key: row.rpartition(" ")[0] for key, row in ledger_run.read_ledger(tmp_path).items()}
+    for step, num_rows in enumerate(rows):
+        assert traced(tmp_path / "run", step, num_rows) == [ledger[step, slot] for slot in range(num_rows)]
 
 
 def test_ranks_are_those_of_the_start_that_trained_the_step(ledgered, tmp_path, capsys):
@@ -129,7 +160,8 @@ def test_recorded_losses_are_those_of_the_samples(settings, children, tmp_path, 
     children.run(ledger_run.main, str(tmp_path / "settings.json"), str(tmp_path), num_ranks=num_ranks)
     _, samples = open_step(Path(settings["run_dir"]), Wanted(0, highest=8))
     tokens = torch.from_numpy(np.stack([sample.tokens for sample in samples]))
-    with Trainer(load_config(settings), ledger_context()) as trainer, torch.no_grad():
+    config = load_config(settings)
+    with Trainer(config, stage_of(config, 0), ledger_context()) as trainer, torch.no_grad():
         logits = trainer._parallel.model(tokens[:, :-1])
     losses = F.cross_entropy(logits.transpose(1, 2), tokens[:, 1:], reduction="none").mean(dim=1)
     assert [sample.loss for sample in samples] == pytest.approx(losses.tolist(), rel=1e-5)
