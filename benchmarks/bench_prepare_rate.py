@@ -19,6 +19,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -136,7 +137,7 @@ def _cost(folder: Path, tokenizer: str) -> dict[str, float]:
         run = ["prepare", *inputs, "--tokenizer", tokenizer, "--workers", "1", "--out", str(folder / "out"), "--json"]
         subprocess.run([sys.executable, "-m", "ado_stream.cli", *run], check=True, stdout=subprocess.DEVNULL)
 
-    few_s, all_s = (min(cpu_seconds(lambda count=count: command(count)) for _ in range(2)) for count in (1, SLICES))
+    few_s, all_s = (min(cpu_seconds(partial(command, count)) for _ in range(2)) for count in (1, SLICES))
     sizes = [sum(len(text.encode()) for text in _read(folder / f"{n:02}.jsonl")) / 1e6 for n in range(1, SLICES)]
     rate = sum(sizes) / (all_s - few_s)
     return {

@@ -4,6 +4,7 @@ A task whose worker or node dies runs again elsewhere, at most _RETRIES times, a
 files behind only complete, so twice is once. The nodes must have this package, and see the files by the same paths.
 """
 
+import logging
 import os
 import socket
 from collections.abc import Callable, Iterable
@@ -26,19 +27,19 @@ class RayExecutor(Executor):
             import ray
         except ImportError:
             raise ConfigError("--executor ray needs the package ray: pip install 'ado-stream[ray]'.") from None
-        self._ray = ray
+        self._ray: Any = ray  # most of which is untyped
         self._own = not ray.is_initialized()
         if self._own:
             try:
                 ray.init(
-                    address if "://" in address else None, log_to_driver=False, logging_level="warning",
+                    address if "://" in address else None, log_to_driver=False, logging_level=logging.WARNING,
                     configure_logging=False,
                 )  # fmt: skip
             except (ConnectionError, RuntimeError, ValueError, ImportError) as error:
                 raise ConfigError(f"{address}: no Ray cluster: {str(error).partition(chr(10))[0]}") from error
-        self._task = ray.remote(num_cpus=1, max_retries=_RETRIES)(_run)
+        self._task = self._ray.remote(num_cpus=1, max_retries=_RETRIES)(_run)
         self._running: dict[Future[Any], Any] = {}
-        self.num_workers = max(1, int(ray.cluster_resources().get("CPU", 1)))
+        self.num_workers = max(1, int(self._ray.cluster_resources().get("CPU", 1)))
 
     def submit(self, fn: Callable[..., _R], /, *args: Any, **kwargs: Any) -> "Future[_R]":
         reference = self._task.remote(fn, args, kwargs)
