@@ -4,6 +4,7 @@ What passes has the declared keys with values of the declared types, text that U
 is a count, 0 or more and below 2^63; float any number that a float64 holds, NaN and infinities included.
 """
 
+import functools
 import json
 import types
 from typing import Any, get_args, get_origin, get_type_hints, is_typeddict
@@ -14,6 +15,7 @@ from ado_stream.value_types import JsonObject
 _MAX_COUNT, _MAX_NUMBER = 1 << 63, 1 << 1023
 _NAMES = {dict: "an object", list: "a list", int: "a count", float: "a number", str: "text"}
 _Error = type[AdoStreamError]
+_hints = functools.cache(get_type_hints)
 
 
 def decode_json(data: bytes, where: str, error_type: _Error = IndexInvalid) -> Any:
@@ -45,7 +47,7 @@ def check_type(value: object, kind: Any, where: str, error_type: _Error = IndexI
         missing = kind.__required_keys__ - value.keys()
         if missing:
             raise error_type(f"{where}: keys missing: {', '.join(sorted(missing))}.")
-        for key, hint in get_type_hints(kind).items():
+        for key, hint in _hints(kind).items():
             if key in value:
                 check_type(value[key], hint, f"{where}: {key}", error_type)
     elif base is dict:

@@ -12,7 +12,7 @@ import time
 from collections import Counter, defaultdict, deque
 from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from itertools import accumulate
 from pathlib import Path
 from typing import cast
@@ -126,7 +126,7 @@ class Packer:
             "refused": dict(self.refused),
             "refused_bytes": dict(self.refused_bytes),
             "repeated": list(self.repeated),
-            "spools": [[*key, asdict(spool.state)] for key, spool in self._spools.items()],
+            "spools": [[*key, vars(spool.state)] for key, spool in self._spools.items()],
             "published_bytes": published_bytes,
         }
         write_durably(self._work / JOURNAL_NAME, json.dumps(state).encode())

@@ -18,6 +18,7 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
@@ -42,7 +43,9 @@ _LEAST_PARTS = 256  # where there are as many files
 _GROUP_BYTES = 64 << 20  # of tokens that are grouped by domain before they are written
 _SEARCH_BYTES = 1 << 16
 _SHARDS_NAME = "shards.jsonl"  # [domain, split, shard, index entry] a line
+_SHARDS_AT_ONCE = 16
 _Source = tuple[Path, int, int]  # file, first byte, the one after the last
+_Written = tuple[str, str, int, JsonObject]  # domain, split, shard, index entry
 
 
 @dataclass(frozen=True)
@@ -161,11 +164,10 @@ class PartPacker:
         streams = self._streams(tables)
         entries = self._listed_shards()
         with open(self._folder / _SHARDS_NAME, "ab") as file:
-            for done in self._pool.as_completed(self._shard_jobs(streams, entries)):
-                file.write(json.dumps(done).encode() + b"\n")
+            for written in self._pool.as_completed(self._shard_tasks(streams, entries)):
+                file.writelines(json.dumps(each).encode() + b"\n" for each in written)
                 file.flush()
-                domain, split, shard, entry = done
-                entries[domain, split, shard] = entry
+                entries.update({(domain, split, shard): entry for domain, split, shard, entry in written})
         packed = {key: self._write_index(key, stream, entries) for key, stream in streams.items()}
         refused, refused_bytes = (
             sum(
@@ -206,23 +208,33 @@ class PartPacker:
                     streams[key].append((part.tokens, begin, end))
         return streams
 
+    def _shard_tasks(
+        self, streams: dict[Key, TokenStream], done: dict[tuple[str, str, int], JsonObject]
+    ) -> Iterator["Future[list[_Written]]"]:
+        """Submits every shard that is not `done`, some at once."""
+        num_shards = sum(1 + stream.num_bytes // self._shard_format.spool_bytes for stream in streams.values())
+        jobs = self._shard_jobs(streams, done)
+        while some := list(islice(jobs, shards_at_once(num_shards, self._pool.num_workers))):
+            yield self._pool.submit(write_shards, some)
+
     def _shard_jobs(
         self, streams: dict[Key, TokenStream], done: dict[tuple[str, str, int], JsonObject]
-    ) -> Iterator["Future[tuple[str, str, int, JsonObject]]"]:
-        """Submits every shard that is not `done`."""
+    ) -> Iterator[tuple[Key, ShardJob]]:
         for key, stream in streams.items():
             for shard, (begin, end) in enumerate(stream.shards(self._shard_format, self._end_id)):
                 if (*key, shard) in done:
                     continue
-                job = ShardJob(
-                    sources=stream.cut(begin, end),
-                    shard=shard,
-                    shard_format=self._shard_format,
-                    out_path=self._output.local_path(shard_file(key, shard)),
-                    end_id=self._end_id,
-                    begin_token=begin // np.dtype(self._shard_format.dtype).itemsize,
+                yield (
+                    key,
+                    ShardJob(
+                        sources=stream.cut(begin, end),
+                        shard=shard,
+                        shard_format=self._shard_format,
+                        out_path=self._output.local_path(shard_file(key, shard)),
+                        end_id=self._end_id,
+                        begin_token=begin // np.dtype(self._shard_format.dtype).itemsize,
+                    ),
                 )
-                yield self._pool.submit(write_shard, key, job)
 
     def _listed_shards(self) -> dict[tuple[str, str, int], JsonObject]:
         """The shards of an earlier run, from whose list a line that a kill cut is removed."""
@@ -280,14 +292,22 @@ def tokenise_part(worker: Worker, part: Part) -> tuple[int, int]:
     return part.source_bytes, sum(text_bytes for _, text_bytes, _ in writer.splits.values())
 
 
-def write_shard(worker: Worker, key: Key, job: ShardJob) -> tuple[str, str, int, JsonObject]:
-    """Writes and publishes a shard; returns its domain, split, number and index entry."""
-    temporary = _temporary(worker)
-    entry = worker.finish_shard(replace(job, out_path=temporary))
-    with open(temporary, "rb") as file:
-        rename_durably(file, temporary, job.out_path)
-    _output(worker).publish(shard_file(key, job.shard))
-    return *key, job.shard, entry
+def write_shards(worker: Worker, jobs: Sequence[tuple[Key, ShardJob]]) -> list[_Written]:
+    """Writes and publishes shards; returns the domain, split, number and index entry of each."""
+    written = []
+    for key, job in jobs:
+        temporary = _temporary(worker)
+        entry = worker.finish_shard(replace(job, out_path=temporary))
+        with open(temporary, "rb") as file:
+            rename_durably(file, temporary, job.out_path)
+        _output(worker).publish(shard_file(key, job.shard))
+        written.append((*key, job.shard, entry))
+    return written
+
+
+def shards_at_once(num_shards: int, num_workers: int) -> int:
+    """Shards of a task: some, as handing out a task takes a millisecond, where each worker has several tasks then."""
+    return max(1, min(_SHARDS_AT_ONCE, num_shards // (8 * num_workers)))
 
 
 class _PartWriter:

@@ -4,6 +4,7 @@ A task whose worker or node dies runs again elsewhere, at most _RETRIES times, a
 files behind only complete, so twice is once. The nodes must have this package, and see the files by the same paths.
 """
 
+import logging
 import os
 import socket
 from collections.abc import Callable, Iterable
@@ -26,12 +27,12 @@ class RayExecutor(Executor):
             import ray
         except ImportError:
             raise ConfigError("--executor ray needs the package ray: pip install 'ado-stream[ray]'.") from None
-        self._ray: Any = ray  # annotated in parts only
-        self._own = not self._ray.is_initialized()
+        self._ray: Any = ray  # most of which is untyped
+        self._own = not ray.is_initialized()
         if self._own:
             try:
-                self._ray.init(
-                    address if "://" in address else None, log_to_driver=False, logging_level="warning",
+                ray.init(
+                    address if "://" in address else None, log_to_driver=False, logging_level=logging.WARNING,
                     configure_logging=False,
                 )  # fmt: skip
             except (ConnectionError, RuntimeError, ValueError, ImportError) as error:

@@ -86,7 +86,7 @@ class Spool:
 
     def path(self, shard: int) -> Path:
         """Where the samples of `shard` are collected."""
-        return self.stem.with_name(f"{self.stem.name}.{shard:05}")
+        return Path(f"{self.stem}.{shard:05}")
 
     def _room_bytes(self, rest: memoryview) -> int:
         """How much of `rest` goes into the shard being filled."""

@@ -139,26 +139,27 @@ def test_killed_before_any_change_of_the_disk_it_ends_the_same(files, tmp_path, 
 
 
 def test_what_is_done_is_not_done_again(files, tmp_path, tree_hashes, monkeypatch):
-    tokenised, written, tokenise, write = [], [], parts.tokenise_part, parts.write_shard
+    tokenised, written, tokenise, write = [], [], parts.tokenise_part, parts.write_shards
 
     def count_part(worker, part):
         tokenised.append(part.tokens.name)
         return tokenise(worker, part)
 
-    def count_shard(worker, key, job):
-        if fail and len(written) == 20:
-            raise OSError(errno.ENOSPC, "No space left on device", str(job.out_path))
-        written.append((key, job.shard))
-        return write(worker, key, job)
+    def count_shards(worker, jobs):
+        if fail and len(written) >= 20:
+            raise OSError(errno.ENOSPC, "No space left on device", str(jobs[0][1].out_path))
+        written.extend((key, job.shard) for key, job in jobs)
+        return write(worker, jobs)
 
     monkeypatch.setattr(parts, "tokenise_part", count_part)
-    monkeypatch.setattr(parts, "write_shard", count_shard)
+    monkeypatch.setattr(parts, "write_shards", count_shards)
+    monkeypatch.setattr(parts, "_SHARDS_AT_ONCE", 3)
     config, fail = _config(files, tmp_path / "out", executor="ray"), True
     with pytest.raises(StorageError, match=r"No space left on device.\n  Finished work is kept"):
         prepare(config)
     list_of_shards = tmp_path / "out/.prepare/parts/shards.jsonl"
     num_listed = list_of_shards.read_bytes().count(b"\n")
-    assert 10 < num_listed <= 20
+    assert 10 < num_listed <= 26
     with open(list_of_shards, "ab") as file:
         file.write(b'["Books", "train", 9999, {"samp')  # a kill in the middle of a line
     fail = False
@@ -166,7 +167,7 @@ def test_what_is_done_is_not_done_again(files, tmp_path, tree_hashes, monkeypatc
     assert len(tokenised) == len(set(tokenised)) > 4
     shards = list((tmp_path / "out").rglob("*.mds.zstd"))
     assert len(set(written)) == len(shards)
-    assert len(written) <= len(shards) + 20 - num_listed
+    assert len(written) <= len(shards) + 26 - num_listed
     prepare(_config(files, tmp_path / "local"))
     assert tree_hashes(tmp_path / "out") == tree_hashes(tmp_path / "local")
 

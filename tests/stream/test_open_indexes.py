@@ -1,7 +1,9 @@
 """Which shards a reader may find in a cache folder: those of its own data and no others (docs/faults.md J1, J2)."""
 
+import functools
 import gc
 import json
+import operator
 import os
 import shutil
 import threading
@@ -17,6 +19,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import ado_stream as ado
+from ado_stream.errors import IndexInvalid
 from ado_stream.storage.node_cache import NodeCache
 from ado_stream.stream import open_indexes as module
 from ado_stream.stream.mds_index import IndexContent, MdsIndex, make_index, parse_index
@@ -273,6 +276,51 @@ def test_an_index_keeps_few_bytes_a_shard():
     spec = index.spec(3999)
     assert spec.remote == "s3://bucket/d/shard.03999.mds.zstd"
     assert spec.stored_hashes == {"sha1": f"{4000:040x}", "xxh64": f"{4000:016x}"}
+
+
+@pytest.mark.parametrize(
+    ("place", "value", "says"),
+    [
+        ((), [], "not an object"),
+        (("format",), "json", "format 'json'"),
+        (("samples",), True, "'samples' is True"),
+        (("samples",), -1, "'samples' is -1"),
+        (("compression",), 3, "without the name of its compression"),
+        (("column_names",), ["tokens", "more"], "do not match"),
+        (("raw_data",), None, "raw_data: not an object"),
+        (("zip_data",), [], "zip_data: not an object"),
+        (("raw_data", "bytes"), 2**33, "'bytes' is 8589934592"),
+        (("zip_data", "bytes"), 1.5, "'bytes' is 1.5"),
+        (("raw_data", "basename"), "../x", "basename '../x'"),
+        (("zip_data", "basename"), "x" * 201, "basename of 201 bytes"),
+        (("raw_data", "hashes"), ["xxh64"], "not an object of names and digests"),
+        (("raw_data", "hashes"), {"xxh64": ""}, "not an object of names and digests"),
+        (("zip_data", "hashes"), {"a b": "00"}, "not an object of names and digests"),
+        (("zip_data", "hashes"), {"xxh64": 7}, "not an object of names and digests"),
+    ],
+)
+def test_the_one_bad_shard_of_many_is_named(place, value, says):
+    """All shards are checked at once."""
+    index = json.loads(index_text(50))
+    *parents, last = ("shards", 33, *place)
+    functools.reduce(operator.getitem, parents, index)[last] = value
+    with pytest.raises(IndexInvalid) as caught:
+        parse_index(json.dumps(index).encode(), "d", "s3://bucket/index.json")
+    assert str(caught.value).startswith("s3://bucket/index.json, shard 33: ")
+    assert says in str(caught.value)
+    assert gc.isenabled()
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [{"zip_data": None}, {"compression": "gz"}, {"column_sizes": [4]}, {"raw_data": {"hashes": {"bytes": "0"}}}],
+)
+def test_shards_that_do_not_go_together_are_refused(changes):
+    index = json.loads(index_text(50))
+    for key, value in changes.items():
+        index["shards"][33][key] = index["shards"][33][key] | value if isinstance(value, dict) else value
+    with pytest.raises(IndexInvalid, match=r"index.json(, shard 33)?: (shards with different|hashes of)"):
+        parse_index(json.dumps(index).encode(), "d", "index.json")
 
 
 @given(
