@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ado_stream.errors import ConfigError
-from ado_stream.value_types import Array
+from ado_stream.value_types import Array, Floats
 
 Value = TypeVar("Value")
 Weights = Mapping[str, float] | Sequence[float] | Array
@@ -96,3 +96,22 @@ def _in_order(weights: Mapping[Any, float], labels: list[str], what: str) -> lis
         parts += [f"unknown {quoted_list(unknown)}"] if unknown else []
         raise ConfigError(f"{what}: {'; '.join(parts)}. Give one weight to each of the {len(labels)} domains.")
     return [weights[label] for label in labels]
+
+
+def target_shares(
+    weights: Weights | str, prior_K: Floats, names: Sequence[str] | None, val_sizes: Weights | None
+) -> Floats:
+    """(K,) shares that `target` starts at: "size" (the prior), "uniform", "val" (of val_sizes), or one weight a domain.
+
+    Raises ConfigError.
+    """
+    num = len(prior_K)
+    if not isinstance(weights, str):
+        return parse_shares(weights, names, num, "target: weights")
+    if weights == "val":
+        if val_sizes is None:
+            raise ConfigError("target: weights 'val', but the validation split's sizes are unknown; give val_sizes.")
+        return parse_shares(val_sizes, names, num, "target: weights 'val': samples of the validation split")
+    if weights not in ("size", "uniform"):
+        raise ConfigError(f"target: weights {weights!r}; expected size, uniform, val, or one weight a domain.")
+    return prior_K if weights == "size" else np.full(num, 1.0 / num)

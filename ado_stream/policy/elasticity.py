@@ -26,6 +26,7 @@ ALPHA_A = np.geomspace(0.08, 1.5, 25)  # the grid of exponents
 _PRIOR_ALPHA, _PRIOR_LOG_SD = 0.4, 0.5  # of the log-normal prior on alpha
 _PRIOR_BLOCKS = 4.0  # the noise is taken for as large as its prior says with the weight of this many blocks
 SAMPLE_SD, _BLOCK_SD = 0.5, 0.02  # nats: of one sample's loss about its domain's mean; of what all samples share
+_SPREAD = 0.5  # deviation of the domains' elasticities, of the middle one, before anything is known of them
 LAW = ("alpha", "log_beta", "log_eps")
 _TINY = 1e-12
 
@@ -74,6 +75,22 @@ def middle_elasticity(elasticity_K: Floats, target_K: Floats) -> float:
     if not gained_K[-1] > 0.0:
         return float("nan")
     return float(elasticity_K[order_K[np.searchsorted(gained_K, 0.5 * gained_K[-1])]])
+
+
+@dataclass(frozen=True)
+class Speeds:
+    """How much faster or slower than the middle domains learn, as far as is known; (K,) elasticities and deviations."""
+
+    elasticity_K: Floats
+    sd_K: Floats
+    middle: float
+
+    def at(self, deviations: float) -> Floats:
+        """(K,) log of the speed so many deviations above its mean: elasticities are shrunk towards the middle."""
+        known_K = 1.0 / (1.0 + (self.sd_K / (_SPREAD * self.middle)) ** 2)
+        of_K = self.middle + known_K * (self.elasticity_K - self.middle) + deviations * np.sqrt(known_K) * self.sd_K
+        with np.errstate(divide="ignore"):
+            return np.asarray(np.log(np.maximum(of_K, 0.0) / self.middle))
 
 
 def fit_elasticities(log_ratio_KM: Floats, loss_KM: Floats, weight_KM: Floats) -> Elasticities:

@@ -15,6 +15,7 @@ from ado_stream.policy import state_codec
 from ado_stream.value_types import Bools, Floats, Ints, JsonObject
 
 MAX_BLOCKS = 64
+_FAR = 0.1  # share of a block's samples that a mixture gives to other domains, from which on it is another mixture's
 _SUMS = ("loss", "samples", "place")
 
 
@@ -89,6 +90,15 @@ class BlockHistory:
                 samples_KM,
                 self._total_M1[chosen, 0],
             )
+
+    def first_step_under(self, mixture_K: Floats) -> int:
+        """The step from which on all blocks were drawn under about this mixture."""
+        points = self.points(0)
+        total_M = np.maximum(points.total_M, 1.0)
+        excess_M = np.maximum(points.samples_KM / total_M - mixture_K[:, None], 0.0).sum(axis=0)
+        by_chance = 0.5 * np.sqrt(mixture_K * (1.0 - mixture_K)).sum()
+        far_M = np.flatnonzero(excess_M > _FAR + by_chance / np.sqrt(total_M))
+        return int(points.step_M[far_M[-1]]) + self.length if len(far_M) else 0
 
     def state_dict(self) -> JsonObject:
         """The blocks as JSON values."""

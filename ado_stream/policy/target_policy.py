@@ -50,8 +50,8 @@ from ado_stream.errors import ConfigError
 from ado_stream.option_checks import number, one_of, positive, whole
 from ado_stream.policy import state_codec
 from ado_stream.policy.base_policy import Policy
-from ado_stream.policy.domain_weights import Weights, parse_shares, parse_values
-from ado_stream.policy.elasticity import LAW, fit_blocks, middle_elasticity
+from ado_stream.policy.domain_weights import Weights, parse_values, target_shares
+from ado_stream.policy.elasticity import LAW, Speeds, fit_blocks, middle_elasticity
 from ado_stream.policy.loss_blocks import BlockHistory, BlockPoints
 from ado_stream.policy.mixture_bounds import check_floor, lower_to_ceiling, raise_to_floors
 from ado_stream.policy.scaling_laws import ScalingLawFit
@@ -63,8 +63,6 @@ _FORGET = 4  # laws are fitted to the last three quarters of the steps so far
 _LEAST_DRAWN = 0.2  # of its target share, for a block to count for a domain
 _FIRST_CUT = 2.0 * _LEAST_DRAWN  # of its target share: the least that it is cut to before new blocks say the same
 _LEAST_LOG = -100.0
-_SPREAD = 0.5  # deviation of the domains' elasticities, of the middle one, before anything is known of them
-_FAR = 0.1  # share of the samples drawn that the target gives to other domains, from which on it is another mixture
 _SETTLED = 1e-3  # |g| below it is 0, so that a domain that is cut no longer has exactly its share again
 _REFIT_FRAC, _REFIT_STEPS = 20, 1000
 LAWS = ("train", "validation")
@@ -124,7 +122,7 @@ class TargetPolicy(Policy):
     ):
         self._validates = one_of("target: laws", laws, LAWS) == "validation"
         super().__init__(prior)
-        self.target_K = self._target(weights, val_sizes)
+        self.target_K = target_shares(weights, self.prior_K, self.names, val_sizes)
         self._log_zone = float(np.log(number("target: dead_zone", dead_zone, 1.0)))
         self._confidence = number("target: confidence", confidence, 0.0)
         self._strength = number("target: strength", strength, 0.0)
@@ -207,20 +205,6 @@ class TargetPolicy(Policy):
             f"that of the middle domain by {doubled * memory['middle'][index]:.3f}.{repeats}"
         )
 
-    def _target(self, weights: Weights | str, val_sizes: Weights | None) -> Floats:
-        if not isinstance(weights, str):
-            return parse_shares(weights, self.names, self.num_domains, "target: weights")
-        if weights == "val":
-            if val_sizes is None:
-                raise ConfigError(
-                    "target: weights 'val', but the validation split's sizes are unknown; give val_sizes."
-                )
-            what = "target: weights 'val': samples of the validation split"
-            return parse_shares(val_sizes, self.names, self.num_domains, what)
-        if weights not in ("size", "uniform"):
-            raise ConfigError(f"target: weights {weights!r}; expected size, uniform, val, or one weight a domain.")
-        return self.prior_K if weights == "size" else np.full(self.num_domains, 1.0 / self.num_domains)
-
     def _initial(self) -> dict[str, NDArray[Any]]:
         unknown_K = np.full(self.num_domains, np.nan)
         return {
@@ -299,12 +283,7 @@ class TargetPolicy(Policy):
 
     def _find_target(self) -> bool:
         """Sets `_target_from`, at the first refit under the target's mixture; whether that is long enough ago."""
-        points = self._histories["blocks"].points(0)
-        total_M = np.maximum(points.total_M, 1.0)
-        excess_M = np.maximum(points.samples_KM / total_M - self.target_K[:, None], 0.0).sum(axis=0)
-        by_chance = 0.5 * np.sqrt(self.target_K * (1.0 - self.target_K)).sum()
-        far_M = np.flatnonzero(excess_M > _FAR + by_chance / np.sqrt(total_M))
-        begin = 0 if not len(far_M) else int(points.step_M[far_M[-1]]) + self._histories["blocks"].length
+        begin = self._histories["blocks"].first_step_under(self.target_K)
         if begin and self.step < begin + self._start_step:
             return False
         self._target_from = begin
@@ -330,23 +309,15 @@ class TargetPolicy(Policy):
 
     def _pull(self) -> tuple[Floats, Bools]:
         """f: how far the log of each share is drawn from its target; and where a domain surely is slow."""
+        memory, zone = self.memory, self._log_zone
         if self._middle is None:
             return np.zeros(self.num_domains), np.zeros(self.num_domains, bool)
-        memory, zone = self.memory, self._log_zone
-        e_K, sd_K, middle = memory["elasticity"], memory["elasticity_sd"], self._middle
-        known_K = 1.0 / (1.0 + (sd_K / (_SPREAD * middle)) ** 2)
-
-        def speed(deviations: float) -> Floats:
-            with np.errstate(divide="ignore"):
-                of_K = middle + known_K * (e_K - middle) + deviations * np.sqrt(known_K) * sd_K
-                return np.asarray(np.log(np.maximum(of_K, 0.0) / middle))
-
-        slower_K = np.maximum(speed(0.0) + zone, _LEAST_LOG)
+        speeds = Speeds(memory["elasticity"], memory["elasticity_sd"], self._middle)
+        slower_K = np.maximum(speeds.at(0.0) + zone, _LEAST_LOG)
         held_K = np.where(slower_K < 0.0, np.minimum(memory["pull"], 0.0), 0.0)
-        slow_K = speed(self._confidence) < -zone
+        slow_K = speeds.at(self._confidence) < -zone
         cut_K = np.where(slow_K, self._strength * slower_K, held_K)
-        pull_K: Floats = cut_K + self._strength * np.maximum(speed(-self._confidence) - zone, 0.0)
-        return pull_K, slow_K
+        return cut_K + self._strength * np.maximum(speeds.at(-self._confidence) - zone, 0.0), slow_K
 
     def _restore(self, points: BlockPoints, laws: ScalingLawFit) -> None:
         """Gives back its share to a domain that was cut and learns all the same, from what the others teach.

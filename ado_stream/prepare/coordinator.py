@@ -260,9 +260,10 @@ class _Coordinator:
         expected = [] if self.config.domain_key else [file.domain for file in self.files]
         try:
             domains = _domains(packed, expected, self.config)
-        except ConfigError:
+        except ConfigError as error:
             clear(self.work)  # the same input will fail again, so there is nothing to resume
-            raise
+            left_out = ", ".join(f"{count:,} x {reason}" for reason, count in refused.items())
+            raise ConfigError(f"{error}\n  Left out: {left_out}." if left_out else str(error)) from None
         tokenizer_file = BYTES
         if tokenizer.name != BYTES:
             tokenizer_file = tokenizer.save(self.output.local_path("."))

@@ -16,7 +16,7 @@ from typing import NoReturn
 import numpy as np
 import torch
 import xxhash
-from torch.utils.data import IterableDataset, get_worker_info
+from torch.utils.data import IterableDataset
 
 from ado_stream.errors import ConfigError
 from ado_stream.option_checks import instance, one_of, optional, positive, text, whole
@@ -36,6 +36,7 @@ from ado_stream.stream.sample_order import UpcomingIds, make_order
 from ado_stream.stream.shard_table import ShardTable, open_limit_bytes
 from ado_stream.stream.slots import make_rank_slots
 from ado_stream.stream.stream_state import StreamState, decode_state, encode_state
+from ado_stream.stream.torch_workers import is_worker, refuse_pickling, refuse_state
 from ado_stream.value_types import Floats, Ints, JsonMapping, JsonObject
 
 _AUDIT_STEPS = 64  # draws kept after their batches were yielded
@@ -157,10 +158,7 @@ class AdaptiveStreamingDataset(IterableDataset[TokenBatch]):
         self._ahead: DrawnBatch | None = None  # being copied to the device, not yielded yet
 
     def __getstate__(self) -> NoReturn:
-        raise ConfigError(
-            f"{type(self).__name__} cannot be pickled: it shares memory and threads with this process. Use "
-            "num_workers=0 (reading runs in threads), or multiprocessing_context='fork'."
-        )
+        refuse_pickling(type(self).__name__)
 
     def __repr__(self) -> str:
         domains = f"1 domain ({self.names[0]})" if len(self.names) == 1 else f"{len(self.names)} domains"
@@ -277,11 +275,7 @@ class AdaptiveStreamingDataset(IterableDataset[TokenBatch]):
 
     def _check_read_here(self) -> None:
         if self._board.is_read_elsewhere:
-            raise ConfigError(
-                "a DataLoader's worker reads this data set; its step and cursors are in that process alone.\n"
-                "  Use num_workers=0 (reading runs in threads), or torchdata's StatefulDataLoader, which saves the "
-                "worker's state."
-            )
+            refuse_state()
 
     # Iteration ----------------------------------------------------------------------------------------------------
 
@@ -364,13 +358,7 @@ class AdaptiveStreamingDataset(IterableDataset[TokenBatch]):
 
     def __iter__(self) -> Iterator[TokenBatch]:
         """Batches from the current step on, without end. In a DataLoader: batch_size=None, num_workers 0 or 1."""
-        worker = get_worker_info()
-        if worker is not None and worker.num_workers > 1:
-            raise ConfigError(
-                f"DataLoader(num_workers={worker.num_workers}): every worker would serve the same batches. Use "
-                f"num_workers 0 or 1; reading already runs in threads."
-            )
-        if worker is not None:
+        if is_worker():
             self.close()  # a fork has the pipeline's objects, but not its threads
         if not self.running:
             self.start(prefetch=2 if self.mixture_lag is None else min(2, self.mixture_lag), io_threads=4)

@@ -25,7 +25,7 @@ from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.staging import DefaultStager, StagingOptions
 
 from ado_stream.durable import write_durably
-from ado_stream.errors import CheckpointError
+from ado_stream.errors import CheckpointError, ResumeError
 from ado_stream.json_files import check_type, decode_json
 from ado_stream.reduction import new_host_group
 from ado_stream.train import checkpoint_commit
@@ -76,6 +76,21 @@ class CheckpointMetadata(TypedDict):
     tokenizer: str  # its fingerprint
     settings: NotRequired[Settings]
     loader: JsonObject  # AdaptiveLoader.state_dict()
+
+
+def check_same_model(directory: Path, saved: ModelSizes, wanted: JsonObject) -> None:
+    """Raises ResumeError unless the parameters of the model in `directory` fit: ModelSizes, as saved and as wanted now.
+
+    A longer context has more rows in the rotary tables, and no parameter depends on it.
+    """
+    grown = wanted["context_length"] > saved["context_length"]
+    differing = [
+        f"{key} {saved.get(key)} saved, {wanted[key]} now"
+        for key in wanted
+        if saved.get(key) != wanted[key] and not (grown and key == "context_length")
+    ]
+    if differing:
+        raise ResumeError(f"{directory} is of another model: {'; '.join(differing)}.")
 
 
 @dataclass(frozen=True)

@@ -23,6 +23,7 @@ from ado_stream.train.distributed import DistributedContext
 from ado_stream.train.metric_sinks import require_packages
 from ado_stream.train.stages import planned_stages, run_stages
 from ado_stream.train.train_step import LearningRateSchedule
+from ado_stream.train.validation import Validator
 
 _VOCAB_MULTIPLE = 64  # tensor cores need whole tiles
 _RATE_TIMES_WIDTH = 0.46
@@ -68,6 +69,23 @@ def build_components(config: TrainConfig, context: DistributedContext) -> RunCom
     rank_rows = config.data.global_batch_size // dataset.rank_slots.num_parts
     return RunComponents(
         corpus, model, loader, make_learning_rate_schedule(config, model.width), micro_rows(config, rank_rows)
+    )
+
+
+def make_validator(config: TrainConfig, components: RunComponents, context: DistributedContext) -> Validator | None:
+    """Of the corpus' val split; None where it has none."""
+    if not components.corpus.has("val"):
+        return None
+    dataset, data = components.loader.dataset, config.data
+    return Validator(
+        open_split(config, "val"),
+        dataset.names,
+        config.evaluate.max_samples_per_domain,
+        context,
+        components.micro_rows * dataset.settings.samples_per_row,
+        dataset.settings.rows_per_sample,
+        token_column=data.token_column,
+        token_dtype=data.token_dtype,
     )
 
 

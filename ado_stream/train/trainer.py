@@ -33,10 +33,11 @@ from ado_stream.train.checkpoint import (
     CheckpointMetadata,
     ModelSizes,
     TrainingState,
+    check_same_model,
     load_training_state,
 )
 from ado_stream.train.checkpoint_commit import checkpoint_dir
-from ado_stream.train.components import build_components, open_split
+from ado_stream.train.components import build_components, make_validator
 from ado_stream.train.config import TrainConfig, save_config
 from ado_stream.train.cpu_tuning import keep_freed_memory
 from ado_stream.train.distributed import DistributedContext, call_on_main, join_process_group, log_rank_errors
@@ -186,7 +187,7 @@ class Trainer:
         """Records validation losses, if the corpus has a val split. False: a stop request interrupted it."""
         self._log.flush()  # before anything else, so that validation is not in the last step's time
         if self._validator is None:
-            self._validator = self._make_validator()
+            self._validator = make_validator(self._config, self._components, self._context)
         if self._validator is None:
             return True
         result = self._validator(self._parallel.loss, stop.agreed)
@@ -288,16 +289,7 @@ class Trainer:
 
     def _restore(self, resume_point: ResumePoint, directory: Path, metadata: CheckpointMetadata) -> None:
         """Loads a checkpoint: its model must be this one; then the loader and policy; then tensors and generator."""
-        saved, wanted = metadata["model"], dataclasses.asdict(self._components.model)
-        # A longer context has more rows in the rotary tables, and no parameter depends on it.
-        grown = wanted["context_length"] > saved["context_length"]
-        differing = [
-            f"{key} {saved.get(key)} saved, {wanted[key]} now"
-            for key in wanted
-            if saved.get(key) != wanted[key] and not (grown and key == "context_length")
-        ]
-        if differing:
-            raise ResumeError(f"{directory} is of another model: {'; '.join(differing)}.")
+        check_same_model(directory, metadata["model"], dataclasses.asdict(self._components.model))
         if resume_point.continues_run and list(metadata["drawn"]) != self._names:
             # lines of the record are lists in the order of the run's domains
             raise ResumeError(
@@ -372,21 +364,6 @@ class Trainer:
             sample_losses=options.sample_losses,
         )
         return StepLog(self._context, self._record, self._sinks, log_options, num_skipped)
-
-    def _make_validator(self) -> Validator | None:
-        if not self._components.corpus.has("val"):
-            return None
-        settings = self._loader.dataset.settings
-        return Validator(
-            open_split(self._config, "val"),
-            self._names,
-            self._config.evaluate.max_samples_per_domain,
-            self._context,
-            self._components.micro_rows * settings.samples_per_row,
-            settings.rows_per_sample,
-            token_column=self._config.data.token_column,
-            token_dtype=self._config.data.token_dtype,
-        )
 
     def _record_order(self, step: int, detail: JsonObject) -> None:
         self._write("event", step=step, name="control", detail=detail)

@@ -209,6 +209,9 @@ def test_an_empty_domain_is_named(pile, tmp_path):
     (folder / "hollow.jsonl").write_text("\n")
     with pytest.raises(ConfigError, match="domain 'hollow' has no document"):
         prepare(_config([folder], tmp_path / "out", domain_key=None))
+    (folder / "hollow.jsonl").write_text('{"text": 3}\n{"text"\n{"text": ""}\n')
+    with pytest.raises(ConfigError, match="Left out: 1 x no text, 1 x unreadable line, 1 x empty document"):
+        prepare(_config([folder], tmp_path / "out", domain_key=None, skip_errors=True))
     (folder / "hollow.jsonl").write_text('{"text": "short"}\n')
     with pytest.raises(
         ConfigError, match=r"domain 'hollow': 1 training documents with 6 tokens are less than one .* 65"

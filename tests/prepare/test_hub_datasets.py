@@ -14,7 +14,7 @@ from ado_stream.errors import ConfigError, DataError, StorageError
 from ado_stream.prepare import hugging_face
 from ado_stream.prepare.config import PrepareConfig
 from ado_stream.prepare.coordinator import prepare
-from ado_stream.prepare.hugging_face import DataSet, find_shards
+from ado_stream.prepare.hub_datasets import DataSet, find_shards
 from ado_stream.prepare.packing import Packer
 from ado_stream.prepare.record_errors import RecordErrors
 

@@ -1,0 +1,38 @@
+"""What torch's DataLoader may do with a data set that reads in threads of its own, and what is refused.
+
+One worker, which is a fork, may read; then step and cursors are in that process alone.
+"""
+
+from typing import NoReturn
+
+from torch.utils.data import get_worker_info
+
+from ado_stream.errors import ConfigError
+
+
+def is_worker() -> bool:
+    """Whether this process is the one worker of a DataLoader. Raises ConfigError where there are more."""
+    worker = get_worker_info()
+    if worker is not None and worker.num_workers > 1:
+        raise ConfigError(
+            f"DataLoader(num_workers={worker.num_workers}): every worker would serve the same batches. Use "
+            f"num_workers 0 or 1; reading already runs in threads."
+        )
+    return worker is not None
+
+
+def refuse_pickling(name: str) -> NoReturn:
+    """Raises ConfigError: a worker that is not a fork asks for a copy of what shares memory."""
+    raise ConfigError(
+        f"{name} cannot be pickled: it shares memory and threads with this process. Use num_workers=0 (reading runs in "
+        "threads), or multiprocessing_context='fork'."
+    )
+
+
+def refuse_state() -> NoReturn:
+    """Raises ConfigError: the step is asked for in a process that does not read."""
+    raise ConfigError(
+        "a DataLoader's worker reads this data set; its step and cursors are in that process alone.\n"
+        "  Use num_workers=0 (reading runs in threads), or torchdata's StatefulDataLoader, which saves the worker's "
+        "state."
+    )
