@@ -67,7 +67,7 @@ def refuse_targets(loader: AdaptiveLoader, trainer: str) -> None:
         raise ConfigError(
             f"the corpus has padding, which the adapter of {trainer} would train on; prepare it with --packing join."
         )
-    if loader.dataset.has_targets:
+    if loader.dataset.settings.samples_per_row > 1:
         raise ConfigError(
             f"rows of several samples have targets of their own where two meet, and the adapter of {trainer} does not "
             "pass them on; prepare longer samples."

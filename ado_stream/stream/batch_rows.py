@@ -5,15 +5,18 @@ is a target twice or never. So where joined samples meet, the target is the firs
 that follows in the row; `targets` says so. `positions` begin anew there, and where a sample is cut.
 """
 
+from dataclasses import replace
+
 import torch
 
 from ado_stream.errors import ConfigError
+from ado_stream.stream.batch_draw import DrawSettings
 from ado_stream.stream.device_copies import TokenBatch
 from ado_stream.stream.document_positions import add_document_columns
 
 
-def rows_and_samples(sample_len: int, row_len: int) -> tuple[int, int]:
-    """(samples of a row, rows of a sample), one of them 1, for lengths in tokens. Raises ConfigError for a rest."""
+def with_rows_of(row_len: int, sample_len: int, settings: DrawSettings) -> DrawSettings:
+    """`settings` for rows of `row_len` tokens and samples of `sample_len`. Raises ConfigError where neither divides."""
     if max(sample_len, row_len) % min(sample_len, row_len):
         multiple = sample_len * max(1, round(row_len / sample_len))
         divisors = (number for number in range(1, sample_len) if sample_len % number == 0)
@@ -22,21 +25,24 @@ def rows_and_samples(sample_len: int, row_len: int) -> tuple[int, int]:
             f"sequences of {row_len} tokens from samples of {sample_len}: neither is a multiple of the other; nearest: "
             f"{nearest}."
         )
-    return max(1, row_len // sample_len), max(1, sample_len // row_len)
+    samples_per_row, rows_per_sample = max(1, row_len // sample_len), max(1, sample_len // row_len)
+    return replace(settings, samples_per_row=samples_per_row, rows_per_sample=rows_per_sample)
 
 
-def make_rows(
-    batch: TokenBatch,
-    samples_per_row: int,
-    rows_per_sample: int,
-    end_token: int | None = None,
-    padding_token: int | None = None,
-) -> None:
-    """Turns a batch of samples into one of rows and adds the columns of add_document_columns, on the batch's device."""
+def cut_samples(batch: TokenBatch, rows_per_sample: int) -> None:
+    """Cuts every sample of a batch into so many rows, each with the first token of the next as its last."""
     if rows_per_sample > 1:
         row_len = (batch["tokens"].shape[1] - 1) // rows_per_sample
         batch["tokens"] = batch["tokens"].unfold(1, row_len + 1, row_len).flatten(0, 1)
         batch["domain"] = batch["domain"].repeat_interleave(rows_per_sample)
+
+
+def make_rows(
+    batch: TokenBatch, settings: DrawSettings, end_token: int | None = None, padding_token: int | None = None
+) -> None:
+    """Turns a batch of samples into one of rows and adds the columns of add_document_columns, on the batch's device."""
+    samples_per_row = settings.samples_per_row
+    cut_samples(batch, settings.rows_per_sample)
     add_document_columns(batch, end_token, padding_token)
     if samples_per_row > 1:
         tokens_BT = batch["tokens"]

@@ -2,14 +2,12 @@
 
 It holds the settings, the indexes, the cursors and the board of mixtures; batches are made by batch_pipeline.py.
 Invariants: the batch of step s is a pure function of (shards, seed, global_batch_size, batch_seq_len, canonical_nodes,
-cursors at s, mixture of s); the cursors and `state_dict` are those after the last step yielded, not of batches made
-ahead. Cursors count samples, so global_batch_size and batch_seq_len may be others from any step on.
+cursors at s, mixture of s); the cursors, which count samples, and `state_dict` are those after the last step yielded.
 """
 
 import math
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import replace
 from functools import cached_property
 from typing import NoReturn
 
@@ -24,7 +22,7 @@ from ado_stream.storage.node_cache import NodeCache
 from ado_stream.storage.retry import RetryPolicy
 from ado_stream.stream.batch_draw import SAMPLINGS, DrawSettings, StepDraw, advance, draw_step
 from ado_stream.stream.batch_pipeline import BatchPipeline, BatchSource, DrawnBatch, PipelineOptions
-from ado_stream.stream.batch_rows import make_rows, rows_and_samples
+from ado_stream.stream.batch_rows import make_rows, with_rows_of
 from ado_stream.stream.board import MixtureBoard
 from ado_stream.stream.device_copies import DeviceCopies, TokenBatch
 from ado_stream.stream.domain import as_domains, prior_shares
@@ -33,7 +31,7 @@ from ado_stream.stream.lookahead import LookaheadLimits
 from ado_stream.stream.mds_index import INTEGER_DTYPES
 from ado_stream.stream.open_indexes import open_indexes
 from ado_stream.stream.sample_order import UpcomingIds, make_order
-from ado_stream.stream.shard_table import ShardTable, open_limit_bytes
+from ado_stream.stream.shard_table import open_limit_bytes, row_tokens
 from ado_stream.stream.slots import make_rank_slots
 from ado_stream.stream.stream_state import StreamState, decode_state, encode_state
 from ado_stream.stream.torch_workers import is_worker, refuse_pickling, refuse_state
@@ -72,8 +70,7 @@ class AdaptiveStreamingDataset(IterableDataset[TokenBatch]):
         retry: attempts, deadlines and pauses of downloads; None: storage's RetryPolicy().
         rank, world_size: of this process; None: from torch.distributed when it runs, else 0 of 1.
 
-    Iteration yields dicts (TokenBatch): tokens (b, T + 1) int64, domain (b,) int64, step int; b = global_batch_size /
-    ranks. Also targets (b, T) where they are not the tokens shifted by one: of padding, and of rows of several samples.
+    Iteration yields dicts (TokenBatch) of global_batch_size / ranks rows; targets where they are not in tokens[:, 1:].
     Raises ConfigError for settings that cannot work, naming the nearest that do.
     """
 
@@ -139,9 +136,8 @@ class AdaptiveStreamingDataset(IterableDataset[TokenBatch]):
         orders = [make_order(index.name, index.samples_S, seed, canonical_nodes, shuffle) for index in indexes]
         self._cache = NodeCache(cache_limit, retry)
         self._cache.check_fits(index.spec(int(index.raw_bytes_S.argmax())) for index in indexes)
-        if batch_seq_len not in (None, self.seq_len):
-            samples_per_row, rows_per_sample = rows_and_samples(self.seq_len, batch_seq_len)
-            self.settings = replace(self.settings, samples_per_row=samples_per_row, rows_per_sample=rows_per_sample)
+        if batch_seq_len is not None and batch_seq_len != self.seq_len:
+            self.settings = with_rows_of(batch_seq_len, self.seq_len, self.settings)
             slots = self.rank_slots.slots(self.settings)
             self._identity["batch_seq_len"] = batch_seq_len
         self._cache_limit, self._vocab_size = cache_limit, optional(whole, "vocab_size", vocab_size, 1)
@@ -190,21 +186,12 @@ class AdaptiveStreamingDataset(IterableDataset[TokenBatch]):
     @cached_property
     def seq_len(self) -> int:
         """T of the samples, which all counts are in: a sample has T + 1 tokens, inputs and targets shifted by one."""
-        table = ShardTable(self._indexes, self._cache)
-        try:
-            return table.row_tokens() - 1
-        finally:
-            table.close()
+        return row_tokens(self._indexes, self._cache) - 1
 
     @property
     def batch_seq_len(self) -> int:
         """T of the batches' rows."""
         return self.seq_len * self.settings.samples_per_row // self.settings.rows_per_sample
-
-    @property
-    def has_targets(self) -> bool:
-        """Whether batches have `targets`: the next token in the row is not always one to learn."""
-        return self.padding_token is not None or self.settings.samples_per_row > 1
 
     # Mixture ------------------------------------------------------------------------------------------------------
 
@@ -342,8 +329,7 @@ class AdaptiveStreamingDataset(IterableDataset[TokenBatch]):
         self._audit.append(draw)
         self._step += 1
         self._board.forget(self._step - _AUDIT_STEPS)
-        settings = self.settings
-        make_rows(batch, settings.samples_per_row, settings.rows_per_sample, self._end_token, self.padding_token)
+        make_rows(batch, self.settings, self._end_token, self.padding_token)
         return batch
 
     @property

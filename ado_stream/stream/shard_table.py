@@ -176,6 +176,15 @@ class ShardTable:
         )
 
 
+def row_tokens(indexes: Sequence[SampleIndex], cache: NodeCache) -> int:
+    """Tokens a row, the same in all domains. Raises ConfigError where they differ."""
+    table = ShardTable(indexes, cache)
+    try:
+        return table.row_tokens()
+    finally:
+        table.close()
+
+
 def open_limit_bytes(indexes: Sequence[SampleIndex], cache_limit: int | None) -> int | None:
     """What open shards may take of the cache: they are not evicted, and the next ones need room."""
     if cache_limit is not None:

@@ -310,14 +310,12 @@ class Trainer:
 
     def _report_stage(self) -> None:
         """Records and prints that the stage begins; in the first one its mixture is drawn from the first step on."""
-        stage, section = self._stage, self._stage.section
-        detail = {"number": stage.number, "end": stage.end, **dataclasses.asdict(section)}
-        self._write_event("stage", **detail)
-        if stage.begin == 0 and section.mixture is not None:
+        stage, dataset = self._stage, self._loader.dataset
+        self._write_event("stage", number=stage.number, end=stage.end, **dataclasses.asdict(stage.section))
+        if stage.begin == 0 and stage.section.mixture is not None:
             for step in range(self._config.data.mixture_lag + 1):
-                self._loader.dataset.publish(step, self._loader.policy.mixture)
+                dataset.publish(step, self._loader.policy.mixture)
         if self._context.is_main:
-            dataset = self._loader.dataset
             show(
                 f"stage {stage.number} of {len(self._config.stages)}: steps {stage.begin:,} to {stage.end:,}, "
                 f"{dataset.settings.global_batch_size} rows of {dataset.batch_seq_len} tokens"

@@ -16,9 +16,9 @@ from torch import Tensor
 
 from ado_stream.corpus import Corpus
 from ado_stream.corpus.tokenizer import Tokenizer
-from ado_stream.stream.batch_rows import make_rows
+from ado_stream.stream.batch_rows import cut_samples
 from ado_stream.stream.device_copies import TokenBatch
-from ado_stream.stream.document_positions import IGNORED_TARGET
+from ado_stream.stream.document_positions import IGNORED_TARGET, add_document_columns
 from ado_stream.stream.sample_reader import SampleReader
 from ado_stream.train.distributed import DistributedContext, sum_over_ranks
 from ado_stream.value_types import Floats, Ints
@@ -94,7 +94,8 @@ class Validator:
             domains.append(np.full(num, index))
         tokens_NT, domain_N = torch.from_numpy(np.concatenate(tokens)), torch.from_numpy(np.concatenate(domains))
         rows: TokenBatch = {"tokens": tokens_NT, "domain": domain_N, "step": 0}
-        make_rows(rows, 1, rows_per_sample, padding_token=corpus.padding_token)
+        cut_samples(rows, rows_per_sample)
+        add_document_columns(rows, None, corpus.padding_token)
         targets_NT = rows.get("targets", rows["tokens"][:, 1:])
         num_rows = len(targets_NT)
         self._num_rounds = math.ceil(num_rows / (context.size * batch_rows))

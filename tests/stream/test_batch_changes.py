@@ -14,7 +14,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import ado_stream as ado
-from ado_stream.stream.batch_rows import make_rows, rows_and_samples
+from ado_stream.stream.batch_draw import DrawSettings
+from ado_stream.stream.batch_rows import make_rows, with_rows_of
 from tests.stream.helpers import changing_mixture
 
 SEQ_LEN, LAG = 8, 2
@@ -199,11 +200,12 @@ def test_columns_are_those_of_the_samples(num_samples, factor, joins, data):
             place = 0 if sample[at] == 0 else place + 1
         expected.append(pairs)
     batch = {"tokens": torch.from_numpy(tokens), "domain": torch.arange(num) // samples_per_row, "step": 0}
-    make_rows(batch, samples_per_row, rows_per_sample, end_token=0, padding_token=0)
+    settings = with_rows_of(12 * samples_per_row // rows_per_sample, 12, DrawSettings(12, 1, 0, "systematic"))
+    assert (settings.samples_per_row, settings.rows_per_sample) == (samples_per_row, rows_per_sample)
+    make_rows(batch, settings, end_token=0, padding_token=0)
     columns = [batch["tokens"][:, :-1], batch["targets"], batch["positions"]]
     row_len = 12 * samples_per_row // rows_per_sample
     np.testing.assert_array_equal(torch.stack(columns, dim=2), np.reshape(expected, (-1, row_len, 3)))
     assert batch["domain"].tolist() == [each // rows_per_sample for each in range(num_samples * rows_per_sample)]
     last = tokens[samples_per_row - 1 :: samples_per_row, -1]
     assert batch["tokens"][rows_per_sample - 1 :: rows_per_sample, -1].tolist() == last.tolist()
-    assert rows_and_samples(12, row_len) == (samples_per_row, rows_per_sample)

@@ -117,6 +117,7 @@ def test_the_config_has_every_option_of_data_set_and_loader():
     elsewhere = {
         "domains": "corpus",
         "seq_len": "the corpus",
+        "batch_seq_len": "data.seq_len",
         "seed": "seed",
         "vocab_size": "the corpus's tokenizer",
         "positions": "model.attention",
@@ -132,7 +133,7 @@ def test_the_config_has_every_option_of_data_set_and_loader():
     takes = {*options(AdaptiveStreamingDataset), *options(AdaptiveLoader)}
     assert elsewhere.keys() <= takes
     config = {each.name for each in dataclasses.fields(DataSection)}
-    assert takes - elsewhere.keys() == config - {"cache_dir", "fim"}  # of the corpus, and of its domains
+    assert takes - elsewhere.keys() == config - {"cache_dir", "fim", "seq_len"}  # of the corpus, its domains, batches
 
 
 def test_download_retries_have_the_fields_and_defaults_of_retry_policy():
