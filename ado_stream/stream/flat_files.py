@@ -154,9 +154,7 @@ def read_megatron_index(path: Path, where: str, bin_bytes: int) -> tuple[str, in
 
     Reads it in parts. `where` names it in errors. Raises IndexInvalid.
     """
-    size = path.stat().st_size
-    with open(path, "rb") as file:
-        head = file.read(_HEADER_BYTES)
+    size, head = path.stat().st_size, _head(path)
     if head[:9] != _MAGIC:
         raise IndexInvalid(f"{where}: begins with {head[:9]!r}; expected {_MAGIC!r}. It is not an index of Megatron's.")
     version, code = int.from_bytes(head[9:17], "little"), head[17] if len(head) > 17 else 0
@@ -165,17 +163,14 @@ def read_megatron_index(path: Path, where: str, bin_bytes: int) -> tuple[str, in
             f"{where}: version {version}, tokens of type {code}, in {size} bytes; expected version 1 and an integer "
             f"type ({', '.join(f'{number}: {name}' for number, name in _DTYPES.items())})."
         )
-    num_sequences, num_bounds = (int.from_bytes(head[at : at + 8], "little") for at in (18, 26))
+    num_sequences, num_bounds = _sizes(head)
     need = _HEADER_BYTES + 12 * num_sequences + 8 * num_bounds
     if size not in (need, need + num_sequences) or not num_sequences or not num_bounds:
         raise IndexInvalid(
             f"{where}: {size} bytes; {num_sequences} sequences and {num_bounds} bounds of documents take {need}.\n"
             "  The file is cut or damaged. Write the data set again."
         )
-    begins_at = _HEADER_BYTES + 4 * num_sequences
-    length_Q = np.memmap(path, "<i4", "r", _HEADER_BYTES, num_sequences)
-    begin_Q = np.memmap(path, "<i8", "r", begins_at, num_sequences)
-    bound_D = np.memmap(path, "<i8", "r", begins_at + 8 * num_sequences, num_bounds)
+    length_Q, begin_Q, bound_D = _mapped(path, head)
     num_tokens = _check_sequences(length_Q, begin_Q, np.dtype(_DTYPES[code]).itemsize, where, bin_bytes)
     if bound_D[0] != 0 or bound_D[-1] != num_sequences or any((np.diff(part) < 0).any() for part in _parts(bound_D, 1)):
         raise IndexInvalid(f"{where}: its documents do not run from sequence 0 to {num_sequences}. Write it again.")
@@ -187,17 +182,32 @@ def read_megatron_index(path: Path, where: str, bin_bytes: int) -> tuple[str, in
 
 def document_ends(path: Path) -> Ints:
     """(documents,) int64: the number of the token after each document, of an .idx that was checked."""
-    with open(path, "rb") as file:
-        head = file.read(_HEADER_BYTES)
-    num_sequences, num_bounds = (int.from_bytes(head[at : at + 8], "little") for at in (18, 26))
-    begins_at, itemsize = _HEADER_BYTES + 4 * num_sequences, np.dtype(_DTYPES[head[17]]).itemsize
-    begin_Q = np.memmap(path, "<i8", "r", begins_at, num_sequences)
-    last_length = int(np.memmap(path, "<i4", "r", begins_at - 4, 1)[0])
-    bound_D = np.memmap(path, "<i8", "r", begins_at + 8 * num_sequences, num_bounds)[1:]
-    inner_D = bound_D < num_sequences
-    end_D = np.full(bound_D.size, int(begin_Q[-1]) // itemsize + last_length)
+    head = _head(path)
+    length_Q, begin_Q, bound_D = _mapped(path, head)
+    itemsize, bound_D = np.dtype(_DTYPES[head[17]]).itemsize, bound_D[1:]
+    inner_D = bound_D < begin_Q.size
+    end_D = np.full(bound_D.size, int(begin_Q[-1]) // itemsize + int(length_Q[-1]))
     end_D[inner_D] = begin_Q[bound_D[inner_D]] // itemsize
     return end_D
+
+
+def _head(path: Path) -> bytes:
+    with open(path, "rb") as file:
+        return file.read(_HEADER_BYTES)
+
+
+def _sizes(head: bytes) -> tuple[int, int]:
+    """Sequences, and entries of the last array."""
+    return int.from_bytes(head[18:26], "little"), int.from_bytes(head[26:34], "little")
+
+
+def _mapped(path: Path, head: bytes) -> tuple[Array, Ints, Ints]:
+    """Tokens of each sequence, its first byte, the first sequence of each document, of an .idx of the right size."""
+    num_sequences, num_bounds = _sizes(head)
+    begins_at = _HEADER_BYTES + 4 * num_sequences
+    length_Q = np.memmap(path, "<i4", "r", _HEADER_BYTES, num_sequences)
+    begin_Q = np.memmap(path, "<i8", "r", begins_at, num_sequences)
+    return length_Q, begin_Q, np.memmap(path, "<i8", "r", begins_at + 8 * num_sequences, num_bounds)
 
 
 def _check_sequences(length_Q: Array, begin_Q: Ints, itemsize: int, where: str, bin_bytes: int) -> int:
