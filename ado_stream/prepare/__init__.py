@@ -3,7 +3,7 @@
     input_files      which files, and the domain that a file's path gives it
     line_blocks      one file's lines, from raw, gzip or zstd bytes, in bounded memory
     json_arrays      a JSON array as lines
-    hugging_face     shards of data sets that the datasets library streams
+    data_sets        shards of data sets that the datasets library streams
     columnar         rows of parquet and Arrow files
     documents        a file -> pieces (a few MB of input); a piece -> documents
     document_sample  the documents that a BPE is trained on

@@ -11,7 +11,7 @@ from ado_stream.corpus.places import local_folder
 from ado_stream.corpus.tokenizer import BYTES, bpe_vocabulary
 from ado_stream.errors import ConfigError
 from ado_stream.option_checks import flag, number, one_of, optional, path_text, text, whole
-from ado_stream.prepare.hugging_face import PREFIX, DataSet
+from ado_stream.prepare.data_sets import PREFIX, DataSet
 
 _MIN_SHARD_BYTES = 1 << 12
 _MAX_SHARD_BYTES = 1 << 31  # offsets inside a shard are uint32

@@ -17,7 +17,7 @@ import xxhash
 
 from ado_stream.prepare.columnar import NotUtf8, RowRange, cut_rows, read_rows
 from ado_stream.prepare.config import PrepareConfig
-from ado_stream.prepare.hugging_face import RecordBlock, record_blocks
+from ado_stream.prepare.data_sets import RecordBlock, record_blocks
 from ado_stream.prepare.input_files import InputFile
 from ado_stream.prepare.line_blocks import MAX_LINE_BYTES, LineBlock, line_blocks
 from ado_stream.prepare.record_errors import RecordErrors

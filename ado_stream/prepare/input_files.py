@@ -3,7 +3,7 @@
 A file given by itself, which may be a .json, too: its domain is its name without extensions. A folder: the first path
 component below it (without extensions when that is a file), so `corpus/code/a.txt` and `corpus/code.jsonl` below
 `corpus` are both "code". A Hugging Face dataset folder is one domain, named as the folder; its validation and test
-files are read for `--val` only. `hf:NAME:CONFIG:SPLIT` is one domain, too (hugging_face.py). The order is that of the
+files are read for `--val` only. `hf:NAME:CONFIG:SPLIT` is one domain, too (data_sets.py). The order is that of the
 inputs, then of the paths as bytes: never that of the file system.
 
 Every file below an input is read, counted in `left_out` with its ending and the reason, or refused by name. Files are
@@ -21,7 +21,7 @@ from pathlib import Path
 
 from ado_stream.durable import disk_errors
 from ado_stream.errors import ConfigError, NotFound
-from ado_stream.prepare import hugging_face
+from ado_stream.prepare import data_sets
 
 KINDS = {
     ".jsonl": "lines",
@@ -110,8 +110,8 @@ def _find_files(
     given: str | os.PathLike[str], split: str, by_path: bool, found: InputFiles, stems: dict[str, str]
 ) -> list[InputFile]:
     """The files of one input; adds to `found` what is left out, and to `stems` {domain: what it is made of}."""
-    if os.fspath(given).startswith(hugging_face.PREFIX):
-        shards = hugging_face.find_shards(os.fspath(given), split)
+    if os.fspath(given).startswith(data_sets.PREFIX):
+        shards = data_sets.find_shards(os.fspath(given), split)
         return [InputFile(str(shard), "hf", shard.domain, split, size, stamp) for shard, size, stamp in shards]
     path = Path(os.path.expanduser(given))
     if not path.exists():
