@@ -86,6 +86,7 @@ def prepare(config: PrepareConfig) -> Path | str:
         _log.warning("%s", visible(note))
     given = None if config.tokenizer == BYTES or bpe_vocabulary(config.tokenizer) else load_tokenizer(config.tokenizer)
     plan = Plan.of(config, found.files, given)
+    result = config.local_out or config.out
     if config.on_ray:  # whose workers are in other folders
         config = replace(config, out=str(config.local_out.absolute()) if config.local_out else config.out)
         found.files = [
@@ -98,7 +99,7 @@ def prepare(config: PrepareConfig) -> Path | str:
             begin_or_resume(work, output, plan)
             _Coordinator(config, found.files, given, plan.fingerprint, work, output).execute()
         clear(work)
-    return config.local_out or config.out
+    return result
 
 
 class _Coordinator:
