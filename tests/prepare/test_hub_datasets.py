@@ -11,7 +11,7 @@ import datasets
 import pytest
 
 from ado_stream.errors import ConfigError, DataError, StorageError
-from ado_stream.prepare import hugging_face
+from ado_stream.prepare import hub_datasets
 from ado_stream.prepare.config import PrepareConfig
 from ado_stream.prepare.coordinator import prepare
 from ado_stream.prepare.hub_datasets import DataSet, find_shards
@@ -36,7 +36,7 @@ configs:
 def small(monkeypatch):
     """Many pieces and a commit after each."""
     monkeypatch.setattr("ado_stream.prepare.documents.PIECE_BYTES", 20_000)
-    monkeypatch.setattr(hugging_face, "_ROWS_AT_ONCE", 16)
+    monkeypatch.setattr(hub_datasets, "_ROWS_AT_ONCE", 16)
     monkeypatch.setattr("ado_stream.prepare.packing._COMMIT_EVERY_S", 0.0)
 
 
@@ -245,13 +245,13 @@ def test_a_network_that_fails_is_no_damage(carded, tmp_path, monkeypatch):
     def unreachable(*arguments, **options):
         raise ConnectionError("Couldn't reach the Hub")
 
-    opened = hugging_face._open(DataSet.parse(f"hf:{carded}"))
+    opened = hub_datasets._open(DataSet.parse(f"hf:{carded}"))
     failing = dataclasses.replace(opened, rows=opened.rows.map(unreachable))
     with monkeypatch.context() as patch:
         patch.setattr(datasets, "load_dataset_builder", unreachable)
         with pytest.raises(StorageError, match=r"hf:owner/tiny::train: cannot be opened: Couldn't reach the Hub\.\n"):
             prepare(_config("hf:owner/tiny", tmp_path / "out"))
-    monkeypatch.setattr(hugging_face, "_open", lambda data_set: failing)
-    blocks = hugging_face.record_blocks("hf:owner/tiny::train#0", 1, 1, ["text"], RecordErrors(skip=True))
+    monkeypatch.setattr(hub_datasets, "_open", lambda data_set: failing)
+    blocks = hub_datasets.record_blocks("hf:owner/tiny::train#0", 1, 1, ["text"], RecordErrors(skip=True))
     with pytest.raises(StorageError, match=r"row 0 or after: Couldn't reach the Hub\.\n  Finished work is kept"):
         list(blocks)
