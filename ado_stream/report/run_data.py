@@ -138,10 +138,11 @@ class Run:
     def counts_SK(self) -> Floats:
         """(S, K) cumulative samples n, the argument of the laws, at each recorded step."""
         gap_S = np.diff(self.step_S, prepend=-1)  # of a sparse record, a line's counts stand for the steps before it
-        own_SK: Floats = np.cumsum(np.nan_to_num(self.samples_SK) * gap_S[:, None], axis=0)
         if any(np.unique(law.n_K).size > 1 for law in self.laws):  # of each domain's own
-            return own_SK
-        return np.repeat(own_SK.sum(axis=1, keepdims=True), len(self.domains), axis=1)
+            return np.asarray(np.cumsum(np.nan_to_num(self.samples_SK) * gap_S[:, None], axis=0))
+        all_S = self.samples_SK.sum(axis=1)
+        size_S = np.where(np.isnan(all_S), self.metadata.get("global_batch_size") or math.nan, all_S)
+        return np.repeat(np.cumsum(size_S * gap_S)[:, None], len(self.domains), axis=1)
 
 
 def load_runs(paths: Sequence[str | os.PathLike[str]]) -> list[Run]:
