@@ -202,11 +202,14 @@ def test_a_nan_step_is_skipped_counted_and_kept_from_the_policy(settings: dict, 
 
 
 def test_another_model_or_corpus_is_refused(settings: dict):
+    """A longer context is the same model: its parameters are."""
+    settings = changed(settings, model={"context_length": 64})
     run_training(load_config(changed(settings, train={"steps": 6})))
-    with pytest.raises(ResumeError, match="context_length 32 saved, 64 now"):
-        run_training(load_config(changed(settings, model={"context_length": 64})))
+    with pytest.raises(ResumeError, match="context_length 64 saved, 32 now"):
+        run_training(load_config(changed(settings, model={"context_length": 32})))
     with pytest.raises(ResumeError, match="seed"):
         run_training(load_config(changed(settings, seed=18)))
+    assert run_training(load_config(changed(settings, train={"steps": 7}, model={"context_length": 96}))).step == 7
 
 
 def test_a_run_directory_that_cannot_be_created_is_named(settings: dict, tmp_path: Path):
