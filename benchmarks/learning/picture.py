@@ -11,6 +11,7 @@ from ado_stream.report.plot_style import FAINT, INK, PALETTE, new_figure, spread
 from benchmarks.learning.scenarios import CONTROL, ORDER, STATIC
 
 COLUMNS = 2
+_FAR, _LEAST = 2.5, 0.05  # times the farthest static mixture, and nats: what lies beyond is named at the edge
 DARK_INK, DARK_SOFT, DARK_FAINT = "#e6e9ed", "#9aa4b1", "#3b424c"
 _DARK: Any = {
     "text.color": DARK_INK, "axes.labelcolor": DARK_SOFT, "xtick.color": DARK_SOFT, "ytick.color": DARK_SOFT,
@@ -26,7 +27,7 @@ _FILE: Any = {
 
 
 def draw_planes(found: Mapping[str, Sequence[Mapping[str, Any]]], path: Path, dark: bool = False) -> None:
-    """Draws every scenario's rows (outcome.table) into `path`; crosses are 95 % intervals."""
+    """Draws every scenario's rows (outcome.table) into `path`; crosses are 95 % intervals, what is far off is named."""
     found = {name: rows for name, rows in found.items() if len(rows) > 1}
     if not found:
         return
@@ -44,7 +45,12 @@ def draw_planes(found: Mapping[str, Sequence[Mapping[str, Any]]], path: Path, da
             axes.plot([row["by size"][0] for row in static], [row["mean"][0] for row in static], color=faint, lw=1.5)
             axes.axhline(0.0, color=faint, lw=0.6)
             axes.axvline(0.0, color=faint, lw=0.6)
-            shown = [row for row in rows if row["policy"] != CONTROL]
+            rows = [row for row in rows if row["policy"] != CONTROL]
+            most = _FAR * max((max(map(abs, _place(row))) for row in static), default=0.0)
+            shown = [row for row in rows if not static or max(map(abs, _place(row))) <= max(most, _LEAST)]
+            outside = [
+                f"{_label(row)} ({x:+.2f}, {y:+.2f})" for row in rows if row not in shown for x, y in [_place(row)]
+            ]
             colors = [ink if row in static else _color(row["policy"], dark) for row in shown]
             for row, color in zip(shown, colors, strict=True):
                 (x, half_x), (y, half_y) = row["by size"], row["mean"]
@@ -55,9 +61,28 @@ def draw_planes(found: Mapping[str, Sequence[Mapping[str, Any]]], path: Path, da
             low, high = axes.get_ylim()
             label_y = spread_labels([row["mean"][0] for row in shown], 0.05 * (high - low), low, high)
             for row, color, y in zip(shown, colors, label_y.tolist(), strict=True):
-                label, place = row["policy"].replace(":", " "), (row["by size"][0], y)
-                axes.annotate(label, place, (5, 3), textcoords="offset points", fontsize=7, color=color)
+                axes.annotate(
+                    _label(row), (row["by size"][0], y), (5, 3), textcoords="offset points", fontsize=7, color=color
+                )
+            if outside:
+                axes.text(
+                    0.98,
+                    0.96,
+                    "outside: " + "\n".join(outside),
+                    transform=axes.transAxes,
+                    ha="right",
+                    va="top",
+                    fontsize=7,
+                )
         figure.savefig(path, metadata={"Date": None})
+
+
+def _place(row: Mapping[str, Any]) -> tuple[float, float]:
+    return row["by size"][0], row["mean"][0]
+
+
+def _label(row: Mapping[str, Any]) -> str:
+    return str(row["policy"]).replace(":", " ")
 
 
 def _color(policy: str, dark: bool) -> Any:
