@@ -199,6 +199,7 @@ def test_an_index_is_sent_once_a_node_and_again_when_it_has_changed(proxy, uploa
     path = f"/{BUCKET}/indexed/index.json"
     domain = Domain("d", f"s3://{BUCKET}/indexed", str(tmp_path / "cache"))
     upload("indexed/index.json", index_text(50))
+    proxy.rules = [Rule("delay", times=1, seconds=2.0)]  # so that all of them ask before the first has it
     with ThreadPoolExecutor(8) as ranks:
         opened = list(ranks.map(lambda _: open_indexes([domain], "tokens", None, QUICK)[0], range(8)))
     assert len({str(index.spec(49)) for index in opened}) == 1
