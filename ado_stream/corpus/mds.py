@@ -150,9 +150,8 @@ def encode_index(entries: Sequence[ShardEntry], first_documents: Sequence[int] =
     """The bytes of index.json. first_documents: the number of the document that each shard begins in, if known."""
     index = {"version": MDS_VERSION, "shards": list(entries)}
     if first_documents:
-        index[FIRST_DOCUMENTS] = list(
-            first_documents
-        )  # not in the entries: Streaming refuses keys that it does not know
+        # beside the entries and not in them: Streaming refuses keys of an entry that it does not know
+        index[FIRST_DOCUMENTS] = list(first_documents)
     return json.dumps(index, sort_keys=True).encode()
 
 

@@ -75,9 +75,10 @@ def open_step(run_dir: Path, wanted: Wanted) -> tuple[Corpus, list[RecordedSampl
         )
     config = load_config(run_dir / CONFIG_FILE)
     corpus = open_split(config, "train")
-    for start, numbers in itertools.groupby(range(begin, step + 1), key=lambda each: _start_of(lines["run"], each)):
-        dataset = _dataset(config, corpus, run if start is None else lines["run"][start])
-        _check_same(run_dir, run if start is None else lines["run"][start], config, corpus)
+    for place, numbers in itertools.groupby(range(begin, step + 1), key=lambda each: _start_of(lines["run"], each)):
+        start = None if place is None else lines["run"][place]
+        _check_same(run_dir, start or run, config, corpus)
+        dataset = _dataset(config, corpus, start or run)
         try:
             if state is not None:
                 dataset.load_state_dict(state)
@@ -85,8 +86,7 @@ def open_step(run_dir: Path, wanted: Wanted) -> tuple[Corpus, list[RecordedSampl
                 if before == step:
                     dataset.publish(step, recorded[step]["mixture"])
                     _check_counts(run_dir, step, dataset.sample_counts(step).tolist(), recorded[step]["samples"])
-                    ranks = _ranks(dataset, None if start is None else lines["run"][start])
-                    return corpus, _samples(corpus, dataset, recorded[step], ranks, wanted)
+                    return corpus, _samples(corpus, dataset, recorded[step], _ranks(dataset, start), wanted)
                 dataset.skip(recorded[before]["mixture"])
             state = dataset.state_dict()
         finally:

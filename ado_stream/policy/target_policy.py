@@ -76,9 +76,9 @@ class TargetPolicy(Policy):
     standard deviations. strength: s. damping: a. floor: least share of a domain whose target share is above it; None:
     0.002, at most a tenth of 1/K. ignore_steps: first steps that laws leave out; None: 1000, at most a tenth of the
     run. start_step: first step that may move the mixture; None: 2000, at most an eighth of the run. Both count from
-    where the target's mixture was first drawn. laws: of "train"
-    losses, or of those of `observe_validation` ("validation"). max_epochs: bound on the passes over a domain in the
-    run; where the run needs more, the least that suffices.
+    where the target's mixture was first drawn. laws: of "train" losses, or of those of `observe_validation`
+    ("validation"). max_epochs: bound on the passes over a domain in the run; where the run needs more, the least that
+    suffices.
     Facts of the run, None where unknown: sizes, samples of one epoch, (K,) or {name: samples}; total_samples and
     total_steps of the run; val_sizes, samples of the validation split; evaluate_every_steps between
     validations, 0: never.

@@ -115,12 +115,11 @@ class Worker:
         return sample.items()
 
     def finish_shard(self, job: ShardJob) -> JsonObject:
-        """Writes the shard and returns its index entry, with the counts of best-fit under PACKING,
-        or of the end tokens of joined documents under NUM_ENDS.
+        """Writes the shard; returns its index entry, with the counts of best-fit, PACKING, or of end tokens, NUM_ENDS.
 
         The caller syncs the file before it counts it as written.
         """
-        samples, counts = b"".join(read_range(*source) for source in job.sources), None
+        samples = b"".join(read_range(*source) for source in job.sources)
         ids = np.frombuffer(samples, job.shard_format.dtype)
         if job.end_id is not None:
             packed, counts = pack_best_fit(ids, job.shard_format.sample_tokens, job.end_id, job.begin_token)

@@ -115,7 +115,8 @@ def plan_run(config: TrainConfig, context: DistributedContext) -> str:
         seconds = (measure_step_s(stage.config, each, context) for stage, each in zip(stages, of_stages, strict=True))
         total_s = sum(stage.num_steps * step_s for stage, step_s in zip(stages, seconds, strict=True))
         time_text = _time_text(total_s / steps, steps)
-    step_tokens = [each.loader.dataset.settings.num_samples * dataset.seq_len for each in of_stages]
+    num_samples = [each.loader.dataset.settings.num_samples for each in of_stages]
+    step_tokens = [samples * dataset.seq_len for samples in num_samples]
     num_tokens, operations = 0, 0.0
     for stage, each, tokens in zip(stages, of_stages, step_tokens, strict=True):
         num_tokens += stage.num_steps * tokens
@@ -133,7 +134,6 @@ def plan_run(config: TrainConfig, context: DistributedContext) -> str:
         "",
         f"{'domain':<24} {'prior':>7} {'epochs':>8}  repeats after",
     ]
-    num_samples = [each.loader.dataset.settings.num_samples for each in of_stages]
     size_S = np.repeat(num_samples, [stage.num_steps for stage in stages])
     drawn_K = planned_samples(components.loader.policy, steps, size_S, config.data.mixture_lag)
     epochs_K = drawn_K / dataset.num_samples  # while no loss moves the policy

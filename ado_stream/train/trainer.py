@@ -86,7 +86,7 @@ def run_training(config: TrainConfig, resume: str | os.PathLike[str] = "auto") -
             return RunResult(run_dir, steps, stopped=False)
         if context.is_main:
             compile_in_background("fit")  # seconds, once a machine; else all ranks would wait at the first refit
-        for stage in run_stages(config)[1:]:
+        for stage in run_stages(config)[stage_of(config, resume_point.step).number :]:
             build_components(stage.config, context)  # settings that cannot work fail now, not after weeks
         with ExitStack() as signals:
             stop: StopRequest | None = None

@@ -1,5 +1,6 @@
 """The plane of loss by size against mean of domains, a panel a scenario, with the frontier of static mixtures."""
 
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -46,8 +47,8 @@ def draw_planes(found: Mapping[str, Sequence[Mapping[str, Any]]], path: Path, da
             axes.axhline(0.0, color=faint, lw=0.6)
             axes.axvline(0.0, color=faint, lw=0.6)
             rows = [row for row in rows if row["policy"] != CONTROL]
-            most = _FAR * max((max(map(abs, _place(row))) for row in static), default=0.0)
-            shown = [row for row in rows if not static or max(map(abs, _place(row))) <= max(most, _LEAST)]
+            near = max(_LEAST, _FAR * max(map(_distance, static), default=math.inf))
+            shown = [row for row in rows if _distance(row) <= near]
             outside = [
                 f"{_label(row)} ({x:+.2f}, {y:+.2f})" for row in rows if row not in shown for x, y in [_place(row)]
             ]
@@ -75,6 +76,11 @@ def draw_planes(found: Mapping[str, Sequence[Mapping[str, Any]]], path: Path, da
                     fontsize=7,
                 )
         figure.savefig(path, metadata={"Date": None})
+
+
+def _distance(row: Mapping[str, Any]) -> float:
+    """Of a policy from natural, along the axis on which it is farther."""
+    return max(map(abs, _place(row)))
 
 
 def _place(row: Mapping[str, Any]) -> tuple[float, float]:
