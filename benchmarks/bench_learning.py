@@ -3,6 +3,7 @@
     python -m benchmarks learning --out RUNS                                  a part of it, in about ten minutes
     python -m benchmarks learning --out RUNS --full --workers 2               all of it: some six hours of one core
     python -m benchmarks learning --out RUNS --scenario clean --seed 3 --policy target     one cell again
+    python -m benchmarks learning --out RUNS --size medium          a larger model: some ten times the work a cell
     python -m benchmarks learning --out RUNS --size 124m --minutes 9          2.5 B tokens a cell on a card, in parts
     python -m benchmarks learning --out RUNS --mechanism            laws, forecasts and settings, checked on the cells
     python -m benchmarks learning --out RUNS --name ten python --docs docs/learning.md     the page, from cells alone
@@ -31,7 +32,7 @@ from typing import Any
 
 from benchmarks.common import bar, machine, write_result
 from benchmarks.learning import outcome
-from benchmarks.learning.scenarios import SCENARIOS
+from benchmarks.learning.scenarios import SCENARIOS, SIZES
 
 HARM_NATS, GAIN_FRAC = 0.005, 0.9
 FULL_SEEDS = {"clean": 5}
@@ -50,10 +51,10 @@ def main() -> None:
     parser.add_argument("--scenario", nargs="+", choices=SCENARIOS, help="only these")
     parser.add_argument("--policy", nargs="+", help="only these")
     parser.add_argument("--seed", nargs="+", type=int, help="only these")
-    parser.add_argument("--size", choices=("small", "124m"), default="small", help="of the model and the run")
-    parser.add_argument("--steps", type=int, help="steps of a run (small: 1200; 124m: 9537, 2.5 B tokens)")
+    parser.add_argument("--size", choices=SIZES, default="small", help="of the model and the run")
+    parser.add_argument("--steps", type=int, help="steps of a run (1200; 124m: 9537, 2.5 B tokens)")
     parser.add_argument("--minutes", type=float, help="stop after so many; the same command goes on")
-    parser.add_argument("--workers", type=int, help="trials at once (small: one a core; on a card: one)")
+    parser.add_argument("--workers", type=int, help="trials at once (one a core; on a card: one)")
     parser.add_argument("--mechanism", action="store_true", help="check laws and settings on the cells; train nothing")
     parser.add_argument("--docs", type=Path, metavar="PAGE", help="write the page from the cells; run nothing")
     args = parser.parse_args()
@@ -69,7 +70,7 @@ def main() -> None:
     if args.mechanism:
         check_mechanism(args)
     elif run_cells(args, time.time()):
-        report(args.out / _folder(args), _folder(args), on_card=args.size != "small")
+        report(args.out / _folder(args), _folder(args), on_card=SIZES[args.size].device != "cpu")
     else:
         print(f"stopped after {args.minutes:g} minutes; the same command goes on from there.")
 
@@ -77,7 +78,6 @@ def main() -> None:
 def run_cells(args: argparse.Namespace, started: float) -> bool:
     """Runs the cells that are missing; False when the time was over before all were there."""
     from benchmarks.learning.corpora import make_corpus
-    from benchmarks.learning.trial import SIZES
 
     sizes = SIZES[args.size]
     sizes = replace(sizes, steps=args.steps or sizes.steps)
@@ -150,7 +150,7 @@ def report(folder: Path, corpus: str, on_card: bool) -> None:
 def check_mechanism(args: argparse.Namespace) -> None:
     """Replays the cells that are there; prints what laws and settings were worth, and writes it beside the corpus."""
     from benchmarks.learning.mechanism import check_corpus, laws_table
-    from benchmarks.learning.trial import SIZES, Trial
+    from benchmarks.learning.trial import Trial
 
     folder = args.out / _folder(args)
     sizes = replace(SIZES[args.size], steps=args.steps or SIZES[args.size].steps)

@@ -17,8 +17,7 @@ from ado_stream.demo.environment_files import UNLEARNABLE as HASHES
 from ado_stream.demo.raw_text import write_text
 from ado_stream.prepare.config import PrepareConfig
 from ado_stream.prepare.coordinator import prepare
-from benchmarks.learning.scenarios import DUPLICATES, EXHAUSTED, UNLEARNABLE
-from benchmarks.learning.trial import Sizes
+from benchmarks.learning.scenarios import DUPLICATES, EXHAUSTED, UNLEARNABLE, Sizes
 
 DOMAIN_KEY = "meta.pile_set_name"
 _UNLEARNABLE_BYTES, _BYTES_PER_TOKEN = 30_000_000, 2.5  # at least; of two fifths of what a run reads, and more

@@ -1,4 +1,4 @@
-"""The scenarios, as data: fixed before any seed was run.
+"""The scenarios and the sizes, as data: fixed before any seed was run.
 
 Every scenario is a corpus of wanted domains, at their natural shares among each other, and at most one domain that is
 made (corpora.py) and takes a share of all that is drawn. Losses are measured on the wanted domains alone: a user who
@@ -61,4 +61,33 @@ SCENARIOS = {
         ),
         Scenario("held-out", "two domains are measured that no policy trains on", without=2),
     )
+}
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """Of the model and of a run."""
+
+    num_layers: int = 2
+    width: int = 64
+    num_heads: int = 2
+    batch_size: int = 32
+    steps: int = 1200
+    seq_len: int = 64
+    tokenizer: str = "bpe:2048"
+    micro_batch_size: int | None = None
+    val_rows: int = 200  # of a forward pass
+    device: str = "cpu"
+
+    @property
+    def shared_steps(self) -> int:
+        """Steps before the policies part."""
+        return self.steps // 10
+
+
+SIZES = {
+    "small": Sizes(),
+    "medium": Sizes(4, 128, 4, seq_len=128),  # five times the parameters, twice the tokens
+    # 2.5 B tokens in steps of 262,144, on one card
+    "124m": Sizes(12, 768, 12, 256, 9537, 1024, "bpe:32768", micro_batch_size=32, val_rows=32, device="cuda"),
 }

@@ -14,7 +14,6 @@ import dataclasses
 import math
 import time
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +31,7 @@ from ado_stream.train.distributed import detect_context
 from ado_stream.train.parallel import ParallelModel
 from ado_stream.train.train_step import LearningRateSchedule, TrainStep, make_optimizer
 from ado_stream.train.validation import Validator
-from benchmarks.learning.scenarios import BASELINE, CONTROL, DUPLICATES, EXHAUSTED, UNLEARNABLE, Scenario
+from benchmarks.learning.scenarios import BASELINE, CONTROL, DUPLICATES, EXHAUSTED, UNLEARNABLE, Scenario, Sizes
 
 MADE = (UNLEARNABLE, DUPLICATES, EXHAUSTED)
 LAG = 8
@@ -41,34 +40,6 @@ _VAL_SAMPLES, _VAL_SAMPLES_MIDWAY, _VAL_SAMPLES_LAWS = 400, 100, 50  # of each d
 _LAW_VALIDATIONS = 50  # in a run, for policies whose laws are of validation losses
 _BEGINNING = "beginning"
 _MIDWAY = 5  # validations in a run, in its second half, for steps to a loss
-
-
-@dataclass(frozen=True)
-class Sizes:
-    """Of the model and of a run."""
-
-    num_layers: int = 2
-    width: int = 64
-    num_heads: int = 2
-    batch_size: int = 32
-    steps: int = 1200
-    seq_len: int = 64
-    tokenizer: str = "bpe:2048"
-    micro_batch_size: int | None = None
-    val_rows: int = 200  # of a forward pass
-    device: str = "cpu"
-
-    @property
-    def shared_steps(self) -> int:
-        """Steps before the policies part."""
-        return self.steps // 10
-
-
-SIZES = {
-    "small": Sizes(),
-    # 2.5 B tokens in steps of 262,144, on one card
-    "124m": Sizes(12, 768, 12, 256, 9537, 1024, "bpe:32768", micro_batch_size=32, val_rows=32, device="cuda"),
-}
 
 
 class OutOfTime(Exception):

@@ -16,8 +16,8 @@ from ado_stream.prepare.coordinator import prepare
 from benchmarks import bench_learning
 from benchmarks.learning import mechanism, outcome
 from benchmarks.learning import trial as trial_module
-from benchmarks.learning.scenarios import CONTROL, SCENARIOS, SENSITIVITY, UNLEARNABLE
-from benchmarks.learning.trial import OutOfTime, Sizes, Trial
+from benchmarks.learning.scenarios import CONTROL, SCENARIOS, SENSITIVITY, UNLEARNABLE, Sizes
+from benchmarks.learning.trial import OutOfTime, Trial
 
 TOY = Sizes(1, 16, 2, batch_size=8, steps=80, seq_len=16, tokenizer="bytes", val_rows=8)
 
