@@ -33,6 +33,11 @@ class BlockPoints:
     samples_KM: Floats
     total_M: Floats
 
+    @property
+    def spacing(self) -> float:
+        """Steps from one block to the next, in the mean; there must be two."""
+        return float(self.step_M[-1] - self.step_M[0]) / (len(self.step_M) - 1)
+
     def where(self, kept_M: Bools) -> "BlockPoints":
         """Only the blocks that are True in `kept_M`."""
         return BlockPoints(*(values[..., kept_M] for values in vars(self).values()))

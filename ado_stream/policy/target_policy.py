@@ -59,6 +59,7 @@ from ado_stream.value_types import Bools, Floats, Ints
 
 _REPEAT_DECAY_EPOCHS = 15.0  # arXiv 2305.16264, section 5: the half-life constant R* of repeated tokens
 _LEAST_BLOCKS = 4  # with fewer the three numbers of a law are not known at all
+_LEAST_VALIDATIONS = 8  # all are of the same text, so what they err by does not average out: a law needs a longer way
 _FORGET = 4  # laws are fitted to the last three quarters of the steps so far
 _LEAST_DRAWN = 0.2  # of its target share, for a block to count for a domain
 _FIRST_CUT = 2.0 * _LEAST_DRAWN  # of its target share: the least that it is cut to before new blocks say the same
@@ -76,9 +77,8 @@ class TargetPolicy(Policy):
     standard deviations. strength: s. damping: a. floor: least share of a domain whose target share is above it; None:
     0.002, at most a tenth of 1/K. ignore_steps: first steps that laws leave out; None: 1000, at most a tenth of the
     run. start_step: first step that may move the mixture; None: 2000, at most an eighth of the run. Both count from
-    where the target's mixture was first drawn. laws: of "train" losses, or of those of `observe_validation`
-    ("validation"). max_epochs: bound on the passes over a domain in the run; where the run needs more, the least that
-    suffices.
+    where the target's mixture was first drawn. laws: of "train" losses, or "validation", `observe_validation`'s, from
+    eight of them on. max_epochs: bound on the passes over a domain in the run; if the run needs more, what suffices.
     Facts of the run, None where unknown: sizes, samples of one epoch, (K,) or {name: samples}; total_samples and
     total_steps of the run; val_sizes, samples of the validation split; evaluate_every_steps between
     validations, 0: never.
@@ -270,7 +270,7 @@ class TargetPolicy(Policy):
         # Below this share nothing more is learnt of a domain: what was known when it came there draws it further down.
         sinks_K = ~lawful_K & (old_K < np.log(_LEAST_DRAWN)) & (memory["pull"] < 0.0)
         kept_K = np.where(sinks_K, 1.0, 1.0 - self._damping) * old_K
-        twice_K = lawful_K & slow_K & (old_K < 0.0) & self._is_settled() | (old_K < np.log(_FIRST_CUT))
+        twice_K = lawful_K & slow_K & (old_K < 0.0) & self._is_settled(points) | (old_K < np.log(_FIRST_CUT))
         least_K = np.maximum(self._least_log_factor_K, np.where(twice_K, -np.inf, np.log(_FIRST_CUT)))
         new_K = np.maximum(self._damping * memory["pull"] + kept_K, least_K)
         memory["log_factor"] = np.where(np.abs(new_K) < _SETTLED, 0.0, new_K)
@@ -301,11 +301,12 @@ class TargetPolicy(Policy):
         repeats_K = np.zeros(self.num_domains) if self._validates else np.maximum(self._epochs() - 1.0, 0.0)
         laws = fit_blocks(points, counts_KM, self.memory["samples"], np.exp(-repeats_K / _REPEAT_DECAY_EPOCHS))
         is_new_K = counts_KM[:, -2:].any(axis=1)  # the middle moves on: what is old must not be held against it
-        return laws, is_new_K & (np.count_nonzero(counts_KM, axis=1) >= _LEAST_BLOCKS)
+        least = _LEAST_VALIDATIONS if self._validates else _LEAST_BLOCKS
+        return laws, is_new_K & (np.count_nonzero(counts_KM, axis=1) >= least)
 
-    def _is_settled(self) -> Bools:
-        """(K,) where a domain was moved long enough ago for new blocks to be of its new share."""
-        return self.step - self.memory["moved_since"] > _LEAST_BLOCKS * self._histories["blocks"].length
+    def _is_settled(self, points: BlockPoints) -> Bools:
+        """(K,) where a domain was moved long enough ago for new points to be of its new share."""
+        return self.step - self.memory["moved_since"] > _LEAST_BLOCKS * points.spacing
 
     def _pull(self) -> tuple[Floats, Bools]:
         """f: how far the log of each share is drawn from its target; and where a domain surely is slow."""
@@ -339,7 +340,7 @@ class TargetPolicy(Policy):
         noise_K = 3.0 * memory["loss_sd"] / np.sqrt(np.maximum(samples_K, 1.0))
         fell_K = memory["loss_before"] - recent_K - noise_K  # NaN, so never enough, where nothing was seen
         enough_K = np.maximum(memory["others_before"] - others, 0.0) / np.exp(self._log_zone)
-        back_K = pulled_K & ~new_K & self._is_settled() & (fell_K > enough_K)
+        back_K = pulled_K & ~new_K & self._is_settled(points) & (fell_K > enough_K)
         memory["pull"] = np.where(back_K, 0.0, memory["pull"])
         memory["laws_from"] = np.where(back_K, self.step, memory["laws_from"])
         for name in ("elasticity", "elasticity_sd"):

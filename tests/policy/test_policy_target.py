@@ -264,14 +264,37 @@ def test_laws_go_on_where_validations_are_many_blocks_apart():
     policy = ado.make_policy("target", [0.4, 0.24, 0.18, 0.18], laws="validation", total_steps=STEPS)
     domains, fit_steps = alike(4, useless=[0]), set()
     for step in range(STEPS):
-        if step and step % 100 == 0:
+        if step and step % 50 == 0:
             policy.observe_validation(true_loss(domains), np.full(4, 100.0))
         policy.update(*domains.step(policy.mixture))
         fit_steps.add(policy.fit_step)
-    due, step = 0, 500  # four validations are over: enough for laws
+    due, step = 0, 500  # eight validations are over: enough for laws
     while step < STEPS:
         due, step = due + 1, step + step // 20
     assert len(fit_steps - {None}) > due / 2
+
+
+def test_a_pause_of_six_validations_is_no_evidence():
+    """All validations are of the same text: a few of them that stand still are one observation, and not six."""
+    policy = ado.make_policy("target", [0.4, 0.24, 0.18, 0.18], laws="validation", total_steps=STEPS)
+
+    def pausing(domains):
+        loss_K = true_loss(domains)
+        if 144 <= domains.own_K.sum() / BATCH < 288:
+            loss_K[0] = paused.setdefault(0, loss_K[0])
+        return loss_K
+
+    domains, paused = alike(4), dict[int, float]()
+    mixture_TK = validated_run(policy, domains, pausing, every=24)
+    np.testing.assert_array_equal(mixture_TK, np.tile(policy.target_K, (STEPS, 1)))
+
+
+def test_the_second_cut_waits_for_validations_after_the_first():
+    policy = ado.make_policy("target", [0.4, 0.24, 0.18, 0.18], laws="validation", total_steps=STEPS)
+    mixture_TK = validated_run(policy, alike(4, useless=[0]), true_loss, every=50)
+    first, second = (int(np.argmax(mixture_TK[:, 0] < share * 0.4)) for share in (0.99, 0.4))
+    assert first > 0
+    assert second > first + 4 * 50
 
 
 def test_the_middle_elasticity_by_hand():
