@@ -15,7 +15,7 @@ from typing import Any
 from benchmarks.learning import outcome
 from benchmarks.learning.mechanism import WINDOW, laws_table
 from benchmarks.learning.picture import draw_planes
-from benchmarks.learning.scenarios import BASELINE, CONTROL, OTHERS, SCENARIOS, SENSITIVITY, STATIC
+from benchmarks.learning.scenarios import BASELINE, CONTROL, OTHERS, SCENARIOS, SENSITIVITY, SIZES, STATIC, Sizes
 
 Cells = tuple[Mapping[int, Mapping[str, Mapping[str, Any]]], Mapping[str, Any]]  # ({seed: {policy: cell}}, facts)
 SUMMARY_BEGIN, SUMMARY_END = "<!-- learning -->", "<!-- /learning -->"
@@ -27,9 +27,9 @@ Real runs, small enough to repeat. This page is written by a command from the re
 
     python -m benchmarks learning --out RUNS --name {names} --docs docs/learning.md
 
-**How.** A transformer of 2 layers and width 64 reads 2.46 M tokens: 1,200 steps of 32 sequences of 64 tokens. The
-first tenth of a run is trained once for a seed, under the natural mixture; from that checkpoint each policy goes on
-alone, with each domain's text in the same order. So differences within a seed are the mixture's and chance's, and
+**How.** {setup} The first
+tenth of a run is trained once for a seed, under the natural mixture; from that checkpoint each policy goes on alone,
+with each domain's text in the same order. So differences within a seed are the mixture's and chance's, and
 chance is measured: `{control}` is the natural mixture with other samples. Scenarios, policies and their settings
 stand in `benchmarks/learning/scenarios.py`, fixed before the seeds were run. A cell that is run again gives its
 numbers again. The rule by which `target` cuts and gives back was revised twice, after seeds 1 to 3 and by replays of
@@ -64,7 +64,7 @@ forecast with the one that was seen, over domains and refits, and over those dom
 
 def write_page(path: Path, corpora: Mapping[str, Corpus]) -> None:
     """Writes the page, its pictures and the summaries."""
-    parts = [_INTRO.format(names=" ".join(corpora), control=CONTROL)]
+    parts = [_INTRO.format(names=" ".join(corpora), control=CONTROL, setup=_setup(SIZES["small"]))]
     summaries = []
     for name, corpus in corpora.items():
         found = corpus.found
@@ -95,6 +95,7 @@ def _corpus(name: str, found: Mapping[str, Cells], tables: Mapping[str, Sequence
         f"## Corpus `{name}`: {len(facts['size'])} domains, {tokens / 1e6:.0f} M tokens\n",
         f"{', '.join(sorted(facts['size'], key=facts['size'].__getitem__, reverse=True))}, largest first. "
         f"{num_cells} runs.\n",
+        *([f"{_setup(SIZES[size])}\n"] if (size := name.rpartition("_")[2]) in SIZES else []),
         picture(name),
     ]
     for scenario, rows in tables.items():
@@ -109,6 +110,14 @@ def _corpus(name: str, found: Mapping[str, Cells], tables: Mapping[str, Sequence
         if rivals:
             parts += ["Rivals less the uniform mixture, which most of them start from or stay near:\n", rivals, ""]
     return parts
+
+
+def _setup(sizes: Sizes) -> str:
+    tokens = sizes.steps * sizes.batch_size * sizes.seq_len
+    return (
+        f"A transformer of {sizes.num_layers} layers and width {sizes.width} reads {tokens / 1e6:.2f} M tokens: "
+        f"{sizes.steps:,} steps of {sizes.batch_size} sequences of {sizes.seq_len} tokens."
+    )
 
 
 def _without(rows: Sequence[Mapping[str, Any]], policies: Sequence[str]) -> list[Mapping[str, Any]]:
