@@ -65,7 +65,7 @@ def train(loader, steps):
     raise AssertionError("the stream ended")
 
 
-def test_the_policy_is_told_global_means_and_its_answer_comes_after_the_lag(corpus):
+def test_the_policy_gets_global_means_and_its_answer_comes_after_the_lag(corpus):
     policy = Follows()
     with make(corpus, policy, mixture_lag=4) as loader:
         answers = []

@@ -15,7 +15,7 @@ INTEGER = (torch.int8, torch.uint8, torch.int16, torch.int32, torch.int64)
 def check_operands(
     op: str, floating: dict[str, torch.Tensor | None], integer: dict[str, torch.Tensor] | None = None
 ) -> None:
-    """Raises ValueError unless all tensors lie on one device and have dtypes of their kind; None is passed over."""
+    """Raises ValueError unless all tensors lie on one device and have dtypes of their kind; None is skipped."""
     first = ""
     for tensors, dtypes, kind in ((floating, FLOATING, "floating-point"), (integer or {}, INTEGER, "integers")):
         for name, tensor in tensors.items():
