@@ -5,7 +5,7 @@ blocks become twice as long; so a run of any length, known or not, is held as 32
 step costs the same at any time. Sums stay exact sums: merging loses resolution, no loss.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -37,6 +37,10 @@ class BlockPoints:
     def spacing(self) -> float:
         """Steps from one block to the next, in the mean; there must be two."""
         return float(self.step_M[-1] - self.step_M[0]) / (len(self.step_M) - 1)
+
+    def moved(self, offset_K: Floats) -> "BlockPoints":
+        """With `offset_K` more own samples."""
+        return replace(self, own_KM=np.maximum(self.own_KM + offset_K[:, None], 0.5))
 
     def where(self, kept_M: Bools) -> "BlockPoints":
         """Only the blocks that are True in `kept_M`."""
@@ -104,6 +108,14 @@ class BlockHistory:
         by_chance = 0.5 * np.sqrt(mixture_K * (1.0 - mixture_K)).sum()
         far_M = np.flatnonzero(excess_M > _FAR + by_chance / np.sqrt(total_M))
         return int(points.step_M[far_M[-1]]) + self.length if len(far_M) else 0
+
+    def offsets_under(self, mixture_K: Floats, first_step: int) -> Floats:
+        """(K,) to be added to own samples: what they would be, had this mixture been drawn before `first_step`, too."""
+        points = self.points(0)
+        total_M = np.cumsum(points.total_M) - 0.5 * points.total_M  # at the blocks' middles, as own_KM is
+        known_KM = (points.step_M >= first_step) & (points.samples_KM > 0.0)
+        offset_KM = np.where(known_KM, mixture_K[:, None] * total_M - points.own_KM, 0.0)
+        return np.asarray(offset_KM.sum(axis=1) / np.maximum(np.count_nonzero(known_KM, axis=1), 1))
 
     def state_dict(self) -> JsonObject:
         """The blocks as JSON values."""

@@ -22,8 +22,9 @@ Some of many domains always look slow by chance, small ones most of all: k holds
 A cut goes to two fifths of a share at first, where the domain's losses still say how fast it learns, and further when
 blocks of losses since then say the same: the floor is no place to be by mistake, nothing is learnt of a domain there.
 
-Laws begin where the mixture w was first drawn. Before, under another mixture, a domain learnt from what the others
-taught, or was taught nothing: neither says how fast it learns now.
+Laws begin where the mixture w was first drawn: under another one a domain learnt from what the others taught, or was
+taught nothing. They count on from the samples that w would have drawn by then, since to a domain that had many the same
+samples are fewer in proportion, and it would seem to learn from them faster.
 
 m is the elasticity at the middle of what is gained: domains sorted by e, the one at which half of sum w e is reached.
 Text that cannot be learnt has no weight in it, so half of all domains may be such text and m is still that of the rest.
@@ -47,7 +48,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from ado_stream.errors import ConfigError
-from ado_stream.option_checks import number, one_of, positive, whole
+from ado_stream.option_checks import number, one_of, optional, positive, whole
 from ado_stream.policy import state_codec
 from ado_stream.policy.base_policy import Policy
 from ado_stream.policy.domain_weights import Weights, parse_values, target_shares
@@ -67,6 +68,7 @@ _LEAST_LOG = -100.0
 _SETTLED = 1e-3  # |g| below it is 0, so that a domain that is cut no longer has exactly its share again
 _REFIT_FRAC, _REFIT_STEPS = 20, 1000
 LAWS = ("train", "validation")
+_FOUND = ("loss_before", "others_before", "elasticity", "elasticity_sd", "loss_sd", "middle")
 
 
 class TargetPolicy(Policy):
@@ -133,8 +135,7 @@ class TargetPolicy(Policy):
         with np.errstate(divide="ignore", invalid="ignore"):
             # a factor of e below the floor: far enough to reach it, and near enough for a short way back
             self._least_log_factor_K = np.nan_to_num(np.log(self._floor_K / self.target_K) - 1.0)
-        if total_steps is not None:
-            whole("target: total_steps", total_steps, 1)
+        optional(whole, "target: total_steps", total_steps, 1)
         if self._validates and evaluate_every_steps == 0:
             raise ConfigError(
                 "target: laws of validation losses, but this run has none before its end.\n"
@@ -143,7 +144,7 @@ class TargetPolicy(Policy):
         self._ignore_steps = whole("target: ignore_steps", _capped(ignore_steps, 1000, total_steps, 10))
         self._start_step = whole("target: start_step", _capped(start_step, 2000, total_steps, 8))
         self._size_K = None if sizes is None else parse_values(sizes, self.names, num, "target: sizes")
-        self._total_samples = None if total_samples is None else positive("target: total_samples", total_samples)
+        self._total_samples = optional(positive, "target: total_samples", total_samples)
         self._max_epochs = positive("target: max_epochs", max_epochs)
         kinds = ("blocks", "validations") if self._validates else ("blocks",)  # of training losses; of validation's
         self._histories = {name: BlockHistory(num) for name in kinds}
@@ -160,7 +161,7 @@ class TargetPolicy(Policy):
 
     def law_counts(self, drawn: ArrayLike) -> Floats:
         """(K,) samples of each domain: laws are over a domain's own."""
-        return np.asarray(drawn, np.float64)
+        return np.asarray(drawn, np.float64) + self.memory["offset"]
 
     def observe_validation(self, mean_losses: ArrayLike, sample_counts: ArrayLike) -> None:
         """Evidence for laws of validation losses, at the samples drawn so far."""
@@ -210,17 +211,12 @@ class TargetPolicy(Policy):
         return {
             **super()._initial(),
             "samples": np.zeros(self.num_domains),
+            "offset": np.zeros(self.num_domains),  # of own samples, for laws
             "log_factor": np.zeros(self.num_domains),
             "moved_since": np.full(self.num_domains, -1, dtype=np.int64),
             "laws_from": np.zeros(self.num_domains, dtype=np.int64),
             "pull": np.zeros(self.num_domains),
-            "loss_before": unknown_K.copy(),
-            "others_before": unknown_K.copy(),
-            "elasticity": unknown_K.copy(),
-            "elasticity_sd": unknown_K.copy(),
-            "loss_sd": unknown_K.copy(),
-            "middle": unknown_K.copy(),
-            **{name: unknown_K.copy() for name in LAW},
+            **{name: unknown_K.copy() for name in (*_FOUND, *LAW)},
             **({"val_loss": unknown_K.copy(), "val_samples": np.zeros(self.num_domains)} if self._validates else {}),
         }
 
@@ -236,21 +232,20 @@ class TargetPolicy(Policy):
         if self.step >= self._next_refit:
             self._refit()
             self._next_refit = self.step + max(1, min(self.step // _REFIT_FRAC, _REFIT_STEPS))
-        bounded_by_epochs = self._size_K is not None and self._total_samples is not None
-        return self._mix() if bounded_by_epochs or self.fit_step == self.step else self._mixture_K
+        is_bounded = self._size_K is not None and self._total_samples is not None  # by epochs
+        return self._mix() if is_bounded or self.fit_step == self.step else self._mixture_K
 
     def _is_first_epoch(self) -> Bools | bool:
         return True if self._size_K is None else self.memory["samples"] < self._size_K
 
     def _refit(self) -> None:
         memory = self.memory
-        if self._target_from is None and not self._find_target():
+        if (begin := self._find_target()) is None:
             return
-        assert self._target_from is not None
-        first = max(self._target_from + self._ignore_steps, self.step // _FORGET)
-        drawn = points = self._histories["blocks"].points(first)
+        first = max(begin + self._ignore_steps, self.step // _FORGET)
+        drawn = points = self._histories["blocks"].points(first).moved(memory["offset"])
         if self._validates:
-            points = self._histories["validations"].points(first)
+            points = self._histories["validations"].points(first).moved(memory["offset"])
             measured_M = points.samples_KM.any(axis=0)
             drawn, points = drawn.where(measured_M), points.where(measured_M)
         found, lawful_K = self._fit(points, drawn)
@@ -281,13 +276,16 @@ class TargetPolicy(Policy):
             what = f"{verb} from here on: {self._why(index)}" if moved_K[index] else "has its full share again"
             self._notices.append(f"target: {self.labels[index]} {what}")
 
-    def _find_target(self) -> bool:
-        """Sets `_target_from`, at the first refit under the target's mixture; whether that is long enough ago."""
-        begin = self._histories["blocks"].first_step_under(self.target_K)
-        if begin and self.step < begin + self._start_step:
-            return False
-        self._target_from = begin
-        return True
+    def _find_target(self) -> int | None:
+        """The step from which the target's mixture was drawn; None until that is long enough ago for a refit."""
+        if self._target_from is None:
+            begin = self._histories["blocks"].first_step_under(self.target_K)
+            if begin and self.step < begin + self._start_step:
+                return None
+            self._target_from = begin
+            if begin:
+                self.memory["offset"] = self._histories["blocks"].offsets_under(self.target_K, begin)
+        return self._target_from
 
     def _fit(self, points: BlockPoints, drawn: BlockPoints) -> tuple[dict[str, Floats], Bools]:
         """What `memory` holds of each domain's law, and where there are blocks enough for one, and new ones.
@@ -299,7 +297,9 @@ class TargetPolicy(Policy):
         drawn_KM = drawn.samples_KM >= _LEAST_DRAWN * self.target_K[:, None] * drawn.total_M
         counts_KM = drawn_KM & (points.samples_KM > 0.0) & (points.step_M >= self.memory["laws_from"][:, None])
         repeats_K = np.zeros(self.num_domains) if self._validates else np.maximum(self._epochs() - 1.0, 0.0)
-        laws = fit_blocks(points, counts_KM, self.memory["samples"], np.exp(-repeats_K / _REPEAT_DECAY_EPOCHS))
+        laws = fit_blocks(
+            points, counts_KM, self.law_counts(self.memory["samples"]), np.exp(-repeats_K / _REPEAT_DECAY_EPOCHS)
+        )
         is_new_K = counts_KM[:, -2:].any(axis=1)  # the middle moves on: what is old must not be held against it
         least = _LEAST_VALIDATIONS if self._validates else _LEAST_BLOCKS
         return laws, is_new_K & (np.count_nonzero(counts_KM, axis=1) >= least)
@@ -334,7 +334,7 @@ class TargetPolicy(Policy):
         others = float(np.average(np.nan_to_num(recent_K), weights=weight_K))
         new_K = pulled_K & (memory["log_factor"] == 0.0)
         # As its law has it: a domain is cut when it happens to look slow, so when its latest losses happen to be high.
-        law_K = laws.predict(np.maximum(memory["samples"], 1.0)[:, None])[:, 0]
+        law_K = laws.predict(np.maximum(self.law_counts(memory["samples"]), 1.0)[:, None])[:, 0]
         memory["loss_before"] = np.where(new_K, law_K, memory["loss_before"])
         memory["others_before"] = np.where(new_K, others, memory["others_before"])
         noise_K = 3.0 * memory["loss_sd"] / np.sqrt(np.maximum(samples_K, 1.0))
@@ -349,8 +349,7 @@ class TargetPolicy(Policy):
     def _epochs(self) -> Floats:
         if self._size_K is None:
             return np.zeros(self.num_domains)
-        epochs_K: Floats = self.memory["samples"] / np.maximum(self._size_K, 1.0)
-        return epochs_K
+        return np.asarray(self.memory["samples"] / np.maximum(self._size_K, 1.0))
 
     def _mix(self) -> Floats:
         """The mixture of the present factors; the target itself, to the bit, where none is moved."""
@@ -368,8 +367,7 @@ class TargetPolicy(Policy):
         return lower_to_ceiling(mixture_K, np.maximum(epochs * self._size_K - self.memory["samples"], 0.0) / left)
 
     def _use_laws(self) -> ScalingLawFit:
-        laws = {name: self.memory[name] for name in LAW}
-        self.fit = ScalingLawFit(**laws, valid=np.isfinite(self.memory["alpha"]))
+        self.fit = ScalingLawFit(**{name: self.memory[name] for name in LAW}, valid=np.isfinite(self.memory["alpha"]))
         return self.fit
 
     # State -----------------------------------------------------------------------------------------------------
@@ -395,6 +393,5 @@ def _or_none(value: float) -> float | None:
 
 
 def _capped(value: int | None, default: int, total_steps: int | None, divisor: int) -> Any:
-    if value is not None:
-        return value
-    return default if total_steps is None else min(default, total_steps // divisor)
+    most = default if total_steps is None else min(default, total_steps // divisor)
+    return most if value is None else value
