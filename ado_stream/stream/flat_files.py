@@ -34,8 +34,7 @@ from ado_stream.storage.object_spec import ObjectStatus
 from ado_stream.storage.parallel_reads import read_in_parallel
 from ado_stream.storage.retry import RetryPolicy
 from ado_stream.stream.flat_index import FlatContent, TokenFile
-from ado_stream.stream.mds_index import INTEGER_DTYPES
-from ado_stream.value_types import Array, Ints
+from ado_stream.value_types import INTEGER_DTYPES, Array, Ints
 
 _MAGIC, _HEADER_BYTES = b"MMIDIDX\x00\x00", 34
 _DTYPES = {1: "uint8", 2: "int8", 3: "int16", 4: "int32", 5: "int64", 8: "uint16"}  # 6, 7: floating point

@@ -37,7 +37,8 @@ from ado_stream.storage.retry import Deadline, RetryPolicy
 from ado_stream.stream.domain import Domain
 from ado_stream.stream.flat_files import FlatPlace, Found
 from ado_stream.stream.flat_index import FlatContent, FlatIndex
-from ado_stream.stream.mds_index import INDEX_NAME, IndexContent, MdsIndex, make_index, merge_indexes, parse_index
+from ado_stream.stream.index_content import INDEX_NAME, IndexContent, merge_indexes, parse_index
+from ado_stream.stream.mds_index import MdsIndex, make_index
 from ado_stream.stream.sample_index import SampleIndex
 
 _THREADS = 32
@@ -93,7 +94,7 @@ def _open_mds(domain: Domain, seq_len: int | None, retry: RetryPolicy) -> Sample
             "  Expected a folder with an MDS index, or of such folders; `ado-stream prepare` writes one per domain."
         ) from None
     index = make_index(content, domain.name, remote, local, domain.token_column, domain.token_dtype, seq_len)
-    if not index.has_hashes:
+    if not content.has_hashes:
         index = replace(index, versions=_versions(index, retry))
     if remote is None:
         return index

@@ -26,7 +26,8 @@ from ado_stream.storage import download as download_module
 from ado_stream.storage.node_cache import NodeCache
 from ado_stream.storage.retry import StoppedError
 from ado_stream.stream import open_indexes as module
-from ado_stream.stream.mds_index import IndexContent, MdsIndex, make_index, parse_index
+from ado_stream.stream.index_content import IndexContent, parse_index
+from ado_stream.stream.mds_index import MdsIndex, make_index
 from benchmarks.bench_stream_open import index_text
 from tests.stream.helpers import SEQ_LEN, run, write_domain
 
@@ -398,6 +399,6 @@ def test_specs_say_what_the_index_says(hashes, name, compressed):
         spec = index.spec(shard)
         assert (spec.raw_hashes, spec.stored_hashes) == (own, own)
         assert (spec.raw, spec.raw_bytes, spec.stored_bytes) == (Path("/c") / name, 7, 5 if compressed else 7)
-    assert index.has_hashes == all(hashes)
+    assert content.has_hashes == all(hashes)
     rows = [[3, 7, sorted(own.items())] for own in hashes]
     assert index.fingerprint == xxhash.xxh3_128_hexdigest(json.dumps(rows).encode())
