@@ -74,7 +74,8 @@ def find_input_files(
     """All readable files of `inputs`, then those of `val`, which `inputs` lose; `by_path`: paths are domains.
 
     Raises NotFound for an input that does not exist, ConfigError for one without a readable file, for a domain's
-    folder without one, for a file given twice and for two domains of one name; DiskError for what cannot be read.
+    folder without one, for a domain of `val` alone, for a file given twice and for two domains of one name; DiskError
+    for what cannot be read.
     """
     found = InputFiles()
     stems: dict[str, str] = {}
@@ -90,6 +91,13 @@ def find_input_files(
         raise ConfigError("every input file is given as --val too: nothing is left to train on.")
     _check_unique(found.files)
     _check_unique(held_out)
+    trained_on = {file.domain for file in found.files}
+    for file in held_out if by_path else ():
+        if file.domain not in trained_on:
+            raise ConfigError(
+                f"{file.path}: its domain {file.domain!r} has validation documents only, none to train on.\n"
+                "  Name files of --val, or their folders, as those of their domain, or give --domain-key."
+            )
     found.files += held_out
     return found
 
@@ -115,8 +123,8 @@ def _find_files(
         return [InputFile(str(shard), "hf", shard.domain, split, size, stamp) for shard, size, stamp in shards]
     path = Path(os.path.expanduser(given))
     if not path.exists():
-        reason = "the link points to nothing" if path.is_symlink() else "no such file or folder"
-        raise NotFound(f"{given}: {reason}. Check the path.")
+        reason = "the link points to nothing" if path.is_symlink() else "no such file or folder of this machine"
+        raise NotFound(f"{given}: {reason}. Check the path{', or copy the data here' if '://' in str(given) else ''}.")
     left_out: Counter[str] = Counter()
     if path.is_dir():
         files = list(_below(path, split, left_out))
