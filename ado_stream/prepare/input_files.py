@@ -163,10 +163,7 @@ def _note_flat_texts(folder: Path, files: Sequence[InputFile], found: InputFiles
 
 def _input_file(path: Path, kind: str, stem: str, split: str) -> InputFile:
     with disk_errors(path, _UNREADABLE):
-        try:
-            status = path.stat()
-        except FileNotFoundError:
-            raise NotFound(f"{path}: the link points to nothing. Mend it, or remove it.") from None
+        status = path.stat()
         if not stat.S_ISREG(status.st_mode):
             raise ConfigError(f"{path}: not a regular file. Write its content to a file first.")
         if not os.access(path, os.R_OK, effective_ids=True):
@@ -207,6 +204,8 @@ def _walk(root: Path, left_out: Counter[str]) -> Iterator[Path]:
                     left_out["hidden file or folder"] += 1
                 elif entry.is_dir():
                     (links if entry.is_symlink() else folders).append(Path(entry.path))
+                elif entry.is_symlink() and not os.path.exists(entry.path):  # to a folder, perhaps: a whole domain
+                    raise NotFound(f"{entry.path}: the link points to nothing. Mend it, or remove it.")
                 else:
                     yield Path(entry.path)
 
@@ -249,6 +248,8 @@ def _text(name: str) -> str:
 def _check_no_empty_folder(folder: Path, domains: set[str]) -> None:
     for path in sorted(folder.iterdir()):
         if path.is_dir() and not path.name.startswith(".") and _text(_stem(path.name)) not in domains:
+            if path.is_symlink() and any(file_kind(each.name) for each in _walk(path, Counter())):
+                continue  # its files are read by another path
             raise ConfigError(
                 f"domain {_text(path.name)!r} has no document: no readable file below {path}.\n"
                 f"  Known extensions: {', '.join(KINDS)}. Remove the folder, or give the others one by one."
