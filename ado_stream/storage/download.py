@@ -182,7 +182,7 @@ def local_path(remote_url: str) -> Path | None:
     if scheme is None:
         return Path(remote_url)
     if scheme[1].lower() == "file":
-        return Path(urllib.parse.unquote(urllib.parse.urlsplit(remote_url).path))
+        return Path(urllib.parse.unquote(re.sub("^.{4}:(//[^/]*)?", "", remote_url)))  # ? and # are part of names
     return None
 
 
