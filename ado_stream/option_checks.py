@@ -81,8 +81,8 @@ def instance(name: str, value: Checked, kind: type) -> Checked:
 
 
 def path_text(name: str, value: object) -> str:
-    """`value`, a path or URL as a string or path object, as a string that is not empty."""
-    if not isinstance(value, str | os.PathLike) or not isinstance(found := os.fspath(value), str) or not found:
+    """`value`, a path or URL as a string or path object, as a string that is not blank."""
+    if not isinstance(value, str | os.PathLike) or not isinstance(found := os.fspath(value), str) or not found.strip():
         raise ConfigError(f"{name} is {value!r:.80}; expected a path.")
     if "\0" in found:
         raise ConfigError(f"{name} is {value!r:.80}; no path holds a NUL.")

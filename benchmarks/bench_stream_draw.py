@@ -19,7 +19,8 @@ from typing import Any
 import numpy as np
 
 from ado_stream.stream.batch_draw import DrawSettings, StepDraw, draw_step
-from ado_stream.stream.mds_index import IndexContent, MdsIndex, make_index
+from ado_stream.stream.index_content import IndexContent
+from ado_stream.stream.mds_index import MdsIndex, make_index
 from ado_stream.stream.sample_order import DomainOrder, UpcomingIds
 from ado_stream.stream.stream_state import decode_state, encode_state
 from benchmarks.common import bar, seconds_in_turn, write_result

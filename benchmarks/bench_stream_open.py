@@ -26,7 +26,8 @@ import zstandard
 from ado_stream.storage import s3
 from ado_stream.storage.retry import RetryPolicy
 from ado_stream.stream.domain import Domain
-from ado_stream.stream.mds_index import make_index, parse_index
+from ado_stream.stream.index_content import parse_index
+from ado_stream.stream.mds_index import make_index
 from ado_stream.stream.open_indexes import open_indexes
 from benchmarks.common import bar, rounds_in_turn, seconds_in_turn, write_result
 from benchmarks.stream_data import BATCH, object_store, our_domains, timed, write_domains

@@ -22,7 +22,8 @@ from ado_stream.json_files import decode_json
 from ado_stream.storage.decompress import is_bomb
 from ado_stream.storage.download import download_bytes
 from ado_stream.storage.verify import CHUNK_BYTES
-from ado_stream.stream.mds_index import INDEX_NAME, make_index, parse_index
+from ado_stream.stream.index_content import INDEX_NAME, parse_index
+from ado_stream.stream.mds_index import make_index
 from ado_stream.value_types import Array
 
 

@@ -18,7 +18,7 @@ from ado_stream.storage.download import download_bytes
 from ado_stream.stream.domain import Domain
 from ado_stream.stream.flat_files import document_ends, index_path
 from ado_stream.stream.flat_index import FlatIndex
-from ado_stream.stream.mds_index import FIRST_DOCUMENTS, INDEX_NAME
+from ado_stream.stream.index_content import FIRST_DOCUMENTS, INDEX_NAME
 from ado_stream.stream.sample_reader import SampleReader
 from ado_stream.value_types import Ints
 

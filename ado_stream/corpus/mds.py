@@ -18,7 +18,8 @@ import numpy as np
 import xxhash
 import zstandard
 
-from ado_stream.stream.mds_index import FIRST_DOCUMENTS, MDS_FORMAT, MDS_VERSION, TOKEN_COLUMN
+from ado_stream.stream.index_content import FIRST_DOCUMENTS, MDS_FORMAT, MDS_VERSION
+from ado_stream.stream.mds_index import TOKEN_COLUMN
 from ado_stream.value_types import Array, JsonObject
 
 COMPRESSION = "zstd"

@@ -10,10 +10,10 @@ from ado_stream.corpus.manifest import json_hash
 from ado_stream.corpus.tokenizer import BYTES, TOKENIZER_CONFIG_NAME, Tokenizer, load_tokenizer, load_tokenizer_file
 from ado_stream.errors import ConfigError, NotFound
 from ado_stream.redact import redact
-from ado_stream.storage.download import download_bytes
+from ado_stream.storage import download
 
 SCHEMES = ("s3", "gs", "azure", "azure-dl", "oci", "hf", "sftp", "dbfs", "alipan")  # of streaming's clients
-_SCHEME = re.compile(r"\s*([a-zA-Z][a-zA-Z0-9+.-]+):(?=/)")
+_SCHEME = re.compile(r"\s*([^/]{2,}?)\s*:(?=/)")  # or what is meant to be one; not the C of C:/
 
 
 def local_folder(url: str | os.PathLike[str]) -> Path | None:
@@ -21,7 +21,9 @@ def local_folder(url: str | os.PathLike[str]) -> Path | None:
 
     Raises ConfigError for an unknown scheme, which would otherwise fail after every retry, or be used as a folder.
     """
-    path = os.fspath(url).removeprefix("file://")
+    path = os.fspath(url)
+    if path.startswith(("file:///", "file://localhost/")):
+        return download.local_path(path)
     found = _SCHEME.match(path)
     if found is None:
         return Path(os.path.expanduser(path))
@@ -65,7 +67,7 @@ def read_tokenizer(source: str, name: str) -> Tokenizer:
         for each in (name, TOKENIZER_CONFIG_NAME):
             if (local := local_folder(source)) is not None and not (local / each).is_file():
                 raise NotFound(f"{local / each}: no such file. Prepare the corpus again.")
-            (Path(folder) / each).write_bytes(download_bytes(f"{source}/{each}"))
+            (Path(folder) / each).write_bytes(download.download_bytes(f"{source}/{each}"))
         try:
             return load_tokenizer_file(Path(folder) / name)
         except ConfigError as error:  # which names the copy

@@ -76,7 +76,7 @@ class PrepareConfig:
             if set(self.out) & set("?#") or not self.out.isprintable():
                 raise ConfigError(
                     f"out is {self.out!r}: uploads drop what follows '?' or '#', so all files would have one key.\n"
-                    "  Choose a URL without these characters."
+                    "  Choose a URL without these characters, and without invisible ones."
                 )
             return
         for given in (*self.inputs, *self.val):

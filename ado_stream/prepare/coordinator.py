@@ -9,7 +9,7 @@ import io
 import logging
 import os
 from collections import deque
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from concurrent.futures import Future
 from contextlib import closing
 from dataclasses import replace
@@ -47,7 +47,7 @@ from ado_stream.prepare.corpus_output import CorpusOutput
 from ado_stream.prepare.document_sample import DocumentSample
 from ado_stream.prepare.documents import Piece, cut_pieces
 from ado_stream.prepare.input_files import InputFile, find_input_files
-from ado_stream.prepare.packing import PackedCorpus, PackedSplit, Packer
+from ado_stream.prepare.packing import Key, PackedCorpus, PackedSplit, Packer
 from ado_stream.prepare.parts import PartPacker
 from ado_stream.prepare.prepare_worker import TOKENIZER_FOLDER, VAL_HASHES_NAME, PieceResult, Worker
 from ado_stream.prepare.progress_bar import ProgressBar
@@ -200,15 +200,15 @@ class _Coordinator:
         shard_format = ShardFormat(self.config.seq_len + 1, tokenizer.dtype, self.config.shard_bytes)
         end_id = tokenizer.end_id if self.config.packing == BEST_FIT else None
         self.progress.start("tokenising", sum(file.size_bytes for file in self.files))
-        packer = (self._pack_parts if self.config.on_ray else self._pack_pieces)(shard_format, end_id)
-        manifest = self._manifest(tokenizer, packer.packed, packer.refused)
+        packed = (self._pack_parts if self.config.on_ray else self._pack_pieces)(shard_format, end_id)
+        manifest = self._manifest(tokenizer, packed)
         if end_id is not None:
             manifest["packing"] = BEST_FIT
-        if packer.refused_bytes:
-            manifest["refused_bytes"] = dict(packer.refused_bytes)
-        if packer.repeated:
+        if packed.refused_bytes:
+            manifest["refused_bytes"] = dict(packed.refused_bytes)
+        if packed.repeated:
             hashes = np.load(self.work / VAL_HASHES_NAME)
-            manifest["val_in_train"] = int(np.isin(hashes, np.array(sorted(packer.repeated), np.uint64)).sum())
+            manifest["val_in_train"] = int(np.isin(hashes, np.array(sorted(packed.repeated), np.uint64)).sum())
         return manifest
 
     def _pack_pieces(self, shard_format: ShardFormat, end_id: int | None) -> PackedCorpus:
@@ -220,9 +220,9 @@ class _Coordinator:
             for result, source_bytes in self._in_order(jobs):
                 packer.add(result)
                 self.progress.advance(source_bytes, sum(block.text_bytes for block in result.blocks))
-            packed = packer.finish()
+            splits = packer.finish()
         refused, refused_bytes = packer.refused + cutting.counts, packer.refused_bytes + cutting.num_bytes
-        return PackedCorpus(packed, refused, refused_bytes, packer.repeated)
+        return PackedCorpus(splits, refused, refused_bytes, packer.repeated)
 
     def _pack_parts(self, shard_format: ShardFormat, end_id: int | None) -> PackedCorpus:
         """Has workers cut files and write shards, where many read and write at once."""
@@ -250,20 +250,15 @@ class _Coordinator:
         for future, source_bytes in window:
             yield worker_result(future), source_bytes
 
-    def _manifest(
-        self,
-        tokenizer: Tokenizer,
-        packed: dict[tuple[str, str], PackedSplit],
-        refused: Mapping[str, int],
-    ) -> Manifest:
+    def _manifest(self, tokenizer: Tokenizer, packed: PackedCorpus) -> Manifest:
         """The content of corpus.json; publishes the tokenizer's files."""
         # A domain that has a file of its own must have a document too.
         expected = [] if self.config.domain_key else [file.domain for file in self.files]
         try:
-            domains = _domains(packed, expected, self.config)
+            domains = _domains(packed.splits, expected, self.config)
         except ConfigError as error:
             clear(self.work)  # the same input will fail again, so there is nothing to resume
-            left_out = ", ".join(f"{count:,} x {reason}" for reason, count in refused.items())
+            left_out = ", ".join(f"{count:,} x {reason}" for reason, count in packed.refused.items())
             raise ConfigError(f"{error}\n  Left out: {left_out}." if left_out else str(error)) from None
         tokenizer_file = BYTES
         if tokenizer.name != BYTES:
@@ -278,14 +273,12 @@ class _Coordinator:
             "token_dtype": tokenizer.dtype,
             "fingerprint": corpus_fingerprint(domains),
             "source": self.plan,
-            "refused": dict(refused),
+            "refused": dict(packed.refused),
             "domains": domains,
         }
 
 
-def _domains(
-    packed: dict[tuple[str, str], PackedSplit], expected: list[str], config: PrepareConfig
-) -> dict[str, DomainEntry]:
+def _domains(packed: dict[Key, PackedSplit], expected: list[str], config: PrepareConfig) -> dict[str, DomainEntry]:
     """corpus.json's "domains". Raises ConfigError when one has nothing to train on, or there is none at all."""
     names = list(dict.fromkeys([*(domain for domain, _ in packed), *expected]))
     if not names:

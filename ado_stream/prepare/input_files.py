@@ -74,7 +74,8 @@ def find_input_files(
     """All readable files of `inputs`, then those of `val`, which `inputs` lose; `by_path`: paths are domains.
 
     Raises NotFound for an input that does not exist, ConfigError for one without a readable file, for a domain's
-    folder without one, for a file given twice and for two domains of one name; DiskError for what cannot be read.
+    folder without one, for a domain of `val` alone, for a file given twice and for two domains of one name; DiskError
+    for what cannot be read.
     """
     found = InputFiles()
     stems: dict[str, str] = {}
@@ -90,6 +91,13 @@ def find_input_files(
         raise ConfigError("every input file is given as --val too: nothing is left to train on.")
     _check_unique(found.files)
     _check_unique(held_out)
+    trained_on = {file.domain for file in found.files}
+    for file in held_out if by_path else ():
+        if file.domain not in trained_on:
+            raise ConfigError(
+                f"{file.path}: its domain {file.domain!r} has validation documents only, none to train on.\n"
+                "  Name files of --val, or their folders, as those of their domain, or give --domain-key."
+            )
     found.files += held_out
     return found
 
@@ -115,8 +123,8 @@ def _find_files(
         return [InputFile(str(shard), "hf", shard.domain, split, size, stamp) for shard, size, stamp in shards]
     path = Path(os.path.expanduser(given))
     if not path.exists():
-        reason = "the link points to nothing" if path.is_symlink() else "no such file or folder"
-        raise NotFound(f"{given}: {reason}. Check the path.")
+        reason = "the link points to nothing" if path.is_symlink() else "no such file or folder of this machine"
+        raise NotFound(f"{given}: {reason}. Check the path{', or copy the data here' if '://' in str(given) else ''}.")
     left_out: Counter[str] = Counter()
     if path.is_dir():
         files = list(_below(path, split, left_out))
@@ -155,10 +163,7 @@ def _note_flat_texts(folder: Path, files: Sequence[InputFile], found: InputFiles
 
 def _input_file(path: Path, kind: str, stem: str, split: str) -> InputFile:
     with disk_errors(path, _UNREADABLE):
-        try:
-            status = path.stat()
-        except FileNotFoundError:
-            raise NotFound(f"{path}: the link points to nothing. Mend it, or remove it.") from None
+        status = path.stat()
         if not stat.S_ISREG(status.st_mode):
             raise ConfigError(f"{path}: not a regular file. Write its content to a file first.")
         if not os.access(path, os.R_OK, effective_ids=True):
@@ -199,6 +204,8 @@ def _walk(root: Path, left_out: Counter[str]) -> Iterator[Path]:
                     left_out["hidden file or folder"] += 1
                 elif entry.is_dir():
                     (links if entry.is_symlink() else folders).append(Path(entry.path))
+                elif entry.is_symlink() and not os.path.exists(entry.path):  # to a folder, perhaps: a whole domain
+                    raise NotFound(f"{entry.path}: the link points to nothing. Mend it, or remove it.")
                 else:
                     yield Path(entry.path)
 
@@ -241,6 +248,8 @@ def _text(name: str) -> str:
 def _check_no_empty_folder(folder: Path, domains: set[str]) -> None:
     for path in sorted(folder.iterdir()):
         if path.is_dir() and not path.name.startswith(".") and _text(_stem(path.name)) not in domains:
+            if path.is_symlink() and any(file_kind(each.name) for each in _walk(path, Counter())):
+                continue  # its files are read by another path
             raise ConfigError(
                 f"domain {_text(path.name)!r} has no document: no readable file below {path}.\n"
                 f"  Known extensions: {', '.join(KINDS)}. Remove the folder, or give the others one by one."

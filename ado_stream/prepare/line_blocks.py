@@ -147,7 +147,7 @@ def _decompressed(
 ) -> Iterator[bytes]:
     """What each feed of a file of one or several frames (members, in gzip) decompresses to."""
     frame = None
-    frame_start = produced = 0
+    frame_start = produced = good_bytes = 0  # good_bytes: up to the end of the last feed that gave output
     data = b""
     while data := data or file.read(feed_bytes):
         if frame is None:
@@ -159,25 +159,31 @@ def _decompressed(
         try:
             chunk = frame.decompress(data)
         except (zstandard.ZstdError, zlib.error) as error:
-            chunk, good_bytes = _before_damage(path, new_frame, frame_start, file.tell() - len(data), feed_bytes)
+            chunk, end = _before_damage(path, new_frame, frame_start, file.tell() - len(data), feed_bytes)
             yield chunk
-            raise _damaged(path, kind, good_bytes, produced + len(chunk), str(error)) from error
+            raise _damaged(path, kind, end or good_bytes, produced + len(chunk), str(error)) from error
         data = b""
         if frame.eof:
             data, frame = frame.unused_data, None
+        if chunk or frame is None:
+            good_bytes = file.tell() - len(data)
         produced += len(chunk)
         yield chunk
     if frame is not None or not file.tell():
         why = "the file ends inside a frame" if frame is not None else "the file is empty"
-        raise _damaged(path, kind, file.tell(), produced, why)
+        raise _damaged(path, kind, good_bytes, produced, why)
 
 
 def _before_damage(
     path: str, new_frame: Callable[[], Any], frame_start: int, feed_start: int, feed_bytes: int
 ) -> tuple[bytes, int]:
-    """What the feed at `feed_start`, which failed as a whole, decompresses to before the damage, and where that is."""
+    """What the feed at `feed_start`, which failed as a whole, decompresses to before the damage, and where that ends.
+
+    0 where it gives no output: a block of zstd gives all of its output with its last byte.
+    """
     frame = new_frame()
     parts = []
+    end = 0
     with open(path, "rb") as file:
         file.seek(frame_start)
         while file.tell() < feed_start:
@@ -186,14 +192,15 @@ def _before_damage(
             try:
                 parts.append(frame.decompress(byte))
             except (zstandard.ZstdError, zlib.error):
-                return b"".join(parts), file.tell() - 1
-        return b"".join(parts), file.tell()
+                break
+            if parts[-1]:
+                end = file.tell()
+        return b"".join(parts), end
 
 
-def _damaged(path: str, kind: str, position: int, produced: int, why: str) -> DamagedFile:
+def _damaged(path: str, kind: str, good_bytes: int, produced: int, why: str) -> DamagedFile:
     return DamagedFile(
-        f"{path}: corrupt {kind} data before byte {position + 1:,} of the file, {produced:,} bytes decompressed: "
-        f"{why}.\n"
+        f"{path}: corrupt {kind} data after byte {good_bytes:,} of the file, {produced:,} bytes decompressed: {why}.\n"
         "  The file is damaged or truncated. Download it again.",
-        position,
+        good_bytes,
     )

@@ -28,7 +28,7 @@ from ado_stream.prepare.corpus_output import CorpusOutput
 from ado_stream.prepare.prepare_worker import NUM_ENDS, PACKING, PieceResult, ShardJob, Worker
 from ado_stream.prepare.spool import Spool, SpoolState, cut
 from ado_stream.prepare.worker_pool import WorkerPool, worker_result
-from ado_stream.stream.mds_index import INDEX_NAME
+from ado_stream.stream.index_content import INDEX_NAME
 from ado_stream.value_types import JsonObject
 
 JOURNAL_NAME = "journal.json"
@@ -64,7 +64,7 @@ class PackedSplit:
 class PackedCorpus:
     """The totals of all splits, in the order in which their domains came, and what was not packed."""
 
-    packed: dict[Key, PackedSplit]
+    splits: dict[Key, PackedSplit]
     refused: Counter[str]  # records by reason
     refused_bytes: Counter[str]
     repeated: set[int]  # hashes of training texts that validation documents have, too
@@ -149,9 +149,9 @@ class Packer:
             self._commit_if_due()
         self.commit()
         with ThreadPoolExecutor(_INDEXES_AT_ONCE) as pool:
-            packed = dict(zip(self._spools, pool.map(self._write_index, self._spools), strict=True))
+            splits = dict(zip(self._spools, pool.map(self._write_index, self._spools), strict=True))
         sync_file_system(self._work)
-        return packed
+        return splits
 
     def close(self) -> None:
         """Drops what is not published; the journal stays."""

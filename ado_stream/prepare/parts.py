@@ -168,7 +168,7 @@ class PartPacker:
                 file.writelines(json.dumps(each).encode() + b"\n" for each in written)
                 file.flush()
                 entries.update({(domain, split, shard): entry for domain, split, shard, entry in written})
-        packed = {key: self._write_index(key, stream, entries) for key, stream in streams.items()}
+        splits = {key: self._write_index(key, stream, entries) for key, stream in streams.items()}
         refused, refused_bytes = (
             sum(
                 (Counter(table[name][number]) for name in ("refused", "refused_when_cut") for table in tables),
@@ -177,7 +177,7 @@ class PartPacker:
             for number in (0, 1)
         )
         repeated = {text_hash for table in tables for text_hash in table["repeated"]}
-        return PackedCorpus(packed, refused, refused_bytes, repeated)
+        return PackedCorpus(splits, refused, refused_bytes, repeated)
 
     def _cut(self, files: Sequence[InputFile]) -> list[Part]:
         """The parts, by the input alone: a run on another cluster finds those of this one."""

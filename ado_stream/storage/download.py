@@ -49,7 +49,6 @@ def download(
     expected_bytes: int | None = None,
     hashes: Mapping[str, str] | None = None,
     retry: RetryPolicy | None = None,
-    stop: threading.Event | None = None,
     part: Part | None = None,
 ) -> Download:
     """Bytes and attempts it took to make `destination` from `remote_url` (a URL or a local path).
@@ -61,9 +60,9 @@ def download(
         NotFound, AccessDenied: at once; Throttled, StorageError: after every retry, naming URL, attempts and seconds.
         ContentError: complete bytes of the wrong size or hash; the destination was not touched.
         DataError: the object is not the version that `part` is of.
-        DiskError: the local disk failed. StoppedError: `stop` was set. ConfigError: a scheme without its client.
+        DiskError: the local disk failed. StoppedError: `retry.stop` was set. ConfigError: a scheme without its client.
     """
-    monitor = DownloadMonitor(retry or RetryPolicy(), remote_url, stop)
+    monitor = DownloadMonitor(retry or RetryPolicy(), remote_url)
     with CompleteFile(destination, expected_bytes, hashes or {}, seal=part is not None) as file:
 
         def attempt() -> None:
@@ -183,7 +182,7 @@ def local_path(remote_url: str) -> Path | None:
     if scheme is None:
         return Path(remote_url)
     if scheme[1].lower() == "file":
-        return Path(urllib.parse.unquote(urllib.parse.urlsplit(remote_url).path))
+        return Path(urllib.parse.unquote(re.sub("^.{4}:(//[^/]*)?", "", remote_url)))  # ? and # are part of names
     return None
 
 

@@ -20,7 +20,7 @@ POLL_S = 0.02  # between checks while waiting for other processes, which cannot 
 
 @dataclass(frozen=True)
 class RetryPolicy:
-    """Bounds of one object's download; times in seconds.
+    """Bounds of one object's download; times in seconds. Every attempt and pause ends when `stop` is set.
 
     An attempt that receives fewer than `min_bytes_per_s` over a `read_timeout_s` counts as stalled and is repeated.
     `max_downloads` bounds how often an object is downloaded whole when its content differs from the index.
@@ -35,6 +35,7 @@ class RetryPolicy:
     max_downloads: int = 3
     random: Callable[[], float] = random.random  # uniform in [0, 1); tests inject their own
     clock: Callable[[], float] = time.monotonic
+    stop: threading.Event | None = None
 
     def __post_init__(self) -> None:
         if min(self.attempts, self.max_downloads) < 1 or min(self.total_deadline_s, self.read_timeout_s) <= 0:
@@ -63,13 +64,13 @@ class AttemptError(Exception):
 
 
 class StoppedError(StorageError):
-    """The download or wait was cancelled because the loader is closing."""
+    """The download or wait was cancelled: the loader is closing, or another of several reads failed."""
 
 
 def raise_if_stopped(stop: threading.Event | None, what: str) -> None:
     """Raises StoppedError when `stop` is set."""
     if stop is not None and stop.is_set():
-        raise StoppedError(f"{what}: cancelled because the loader is closing.")
+        raise StoppedError(f"{what}: cancelled, as the loader is closing or another read failed.")
 
 
 class Deadline:
@@ -94,8 +95,8 @@ class Deadline:
 class DownloadMonitor:
     """Ends a download that is stopped, past its deadline, or too slow."""
 
-    def __init__(self, policy: RetryPolicy, what: str, stop: threading.Event | None = None) -> None:
-        self.policy, self.what, self.stop = policy, what, stop
+    def __init__(self, policy: RetryPolicy, what: str) -> None:
+        self.policy, self.what = policy, what
         self.started = policy.clock()
         self.begin_attempt()
 
@@ -114,8 +115,8 @@ class DownloadMonitor:
         return self.policy.total_deadline_s - self.elapsed_s
 
     def check(self) -> None:
-        """Raises StoppedError when `stop` is set, AttemptError past the total deadline."""
-        raise_if_stopped(self.stop, self.what)
+        """Raises StoppedError when the policy's `stop` is set, AttemptError past the total deadline."""
+        raise_if_stopped(self.policy.stop, self.what)
         if self.remaining_s < 0:
             raise AttemptError(StorageError, "total deadline reached while receiving", transient=False)
 
@@ -131,11 +132,11 @@ class DownloadMonitor:
             self.begin_attempt()
 
     def pause(self, seconds: float) -> None:
-        """Sleeps until the time is over or `stop` is set."""
-        if self.stop is None:
+        """Sleeps until the time is over or the policy's `stop` is set."""
+        if self.policy.stop is None:
             time.sleep(seconds)
         else:
-            self.stop.wait(seconds)
+            self.policy.stop.wait(seconds)
 
 
 def with_retries(call: Callable[[], T], monitor: DownloadMonitor) -> tuple[T, int]:

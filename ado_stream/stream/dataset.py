@@ -28,14 +28,13 @@ from ado_stream.stream.device_copies import DeviceCopies, TokenBatch
 from ado_stream.stream.domain import as_domains, prior_shares
 from ado_stream.stream.fill_in_middle_rows import make_fill_in_middle
 from ado_stream.stream.lookahead import LookaheadLimits
-from ado_stream.stream.mds_index import INTEGER_DTYPES
 from ado_stream.stream.open_indexes import open_indexes
 from ado_stream.stream.sample_order import UpcomingIds, make_order
 from ado_stream.stream.shard_table import open_limit_bytes, row_tokens
 from ado_stream.stream.slots import make_rank_slots
 from ado_stream.stream.stream_state import StreamState, decode_state, encode_state
 from ado_stream.stream.torch_workers import is_worker, refuse_pickling, refuse_state
-from ado_stream.value_types import Floats, Ints, JsonMapping, JsonObject
+from ado_stream.value_types import INTEGER_DTYPES, Floats, Ints, JsonMapping, JsonObject
 
 _AUDIT_STEPS = 64  # draws kept after their batches were yielded
 _LOOKAHEAD_STEPS = 64

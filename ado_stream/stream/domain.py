@@ -16,8 +16,7 @@ from ado_stream.option_checks import number, one_of, optional, path_text, text
 from ado_stream.redact import redact
 from ado_stream.storage.download import local_path
 from ado_stream.stream.fill_in_middle import FillInMiddle, as_fill_in_middle
-from ado_stream.stream.mds_index import INTEGER_DTYPES
-from ado_stream.value_types import Floats, Ints, JsonObject
+from ado_stream.value_types import INTEGER_DTYPES, Floats, Ints, JsonObject
 
 FORMATS = ("mds", "megatron", "npy")
 

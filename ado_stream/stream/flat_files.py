@@ -12,7 +12,6 @@ Everything here is untrusted input: a number is used only when it agrees with th
 import math
 import re
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
@@ -32,10 +31,10 @@ from ado_stream.storage.download import (
     object_status,
 )
 from ado_stream.storage.object_spec import ObjectStatus
+from ado_stream.storage.parallel_reads import read_in_parallel
 from ado_stream.storage.retry import RetryPolicy
 from ado_stream.stream.flat_index import FlatContent, TokenFile
-from ado_stream.stream.mds_index import INTEGER_DTYPES
-from ado_stream.value_types import Array, Ints
+from ado_stream.value_types import INTEGER_DTYPES, Array, Ints
 
 _MAGIC, _HEADER_BYTES = b"MMIDIDX\x00\x00", 34
 _DTYPES = {1: "uint8", 2: "int8", 3: "int16", 4: "int32", 5: "int64", 8: "uint16"}  # 6, 7: floating point
@@ -61,7 +60,7 @@ class FlatPlace:
     format: str
     token_dtype: str | None
     folder: Path
-    retry: RetryPolicy | None
+    retry: RetryPolicy
 
     def find(self) -> Found:
         """The files of tokens and their indexes. Raises NotFound, ConfigError (a store that has no ranges)."""
@@ -97,8 +96,7 @@ class FlatPlace:
             reads = [
                 partial(self._megatron, stem, found.get(f"{stem}.bin"), found.get(f"{stem}.idx")) for stem in stems
             ]
-        with ThreadPoolExecutor(_THREADS) as pool:
-            files = tuple(pool.map(lambda read: read(), reads))
+        files = tuple(read_in_parallel(reads, _THREADS, self.retry.stop))
         dtypes = sorted({file.dtype for file in files})
         if len(dtypes) > 1 or self.token_dtype not in (None, dtypes[0]):
             expected = f"; token_dtype is {self.token_dtype}" if len(dtypes) == 1 else ""

@@ -10,10 +10,11 @@ checked and compact, into `local`; the others read that, and so do later runs if
 """
 
 import os
+import threading
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -31,11 +32,13 @@ from ado_stream.storage.download import (
     object_version,
 )
 from ado_stream.storage.object_locks import object_lock
+from ado_stream.storage.parallel_reads import read_in_parallel
 from ado_stream.storage.retry import Deadline, RetryPolicy
 from ado_stream.stream.domain import Domain
 from ado_stream.stream.flat_files import FlatPlace, Found
 from ado_stream.stream.flat_index import FlatContent, FlatIndex
-from ado_stream.stream.mds_index import INDEX_NAME, IndexContent, MdsIndex, make_index, merge_indexes, parse_index
+from ado_stream.stream.index_content import INDEX_NAME, IndexContent, merge_indexes, parse_index
+from ado_stream.stream.mds_index import MdsIndex, make_index
 from ado_stream.stream.sample_index import SampleIndex
 
 _THREADS = 32
@@ -68,16 +71,17 @@ def open_indexes(
     token_column, token_dtype: of domains that have none of their own. seq_len: None where samples are cut already.
     """
 
+    bounds = replace(retry or RetryPolicy(), stop=threading.Event())
+
     def open_index(domain: Domain) -> SampleIndex:
         column, dtype = domain.token_column or token_column, domain.token_dtype or token_dtype
         opened = _open_mds if domain.format == "mds" else _open_flat
-        return opened(replace(domain, token_column=column, token_dtype=dtype), seq_len, retry)
+        return opened(replace(domain, token_column=column, token_dtype=dtype), seq_len, bounds)
 
-    with ThreadPoolExecutor(min(_THREADS, len(domains))) as pool:
-        return list(pool.map(open_index, domains))
+    return read_in_parallel([partial(open_index, domain) for domain in domains], _THREADS, bounds.stop)
 
 
-def _open_mds(domain: Domain, seq_len: int | None, retry: RetryPolicy | None) -> SampleIndex:
+def _open_mds(domain: Domain, seq_len: int | None, retry: RetryPolicy) -> SampleIndex:
     assert domain.token_column is not None
     assert domain.local is not None
     local, remote = Path(domain.local), _remote(domain)
@@ -90,14 +94,14 @@ def _open_mds(domain: Domain, seq_len: int | None, retry: RetryPolicy | None) ->
             "  Expected a folder with an MDS index, or of such folders; `ado-stream prepare` writes one per domain."
         ) from None
     index = make_index(content, domain.name, remote, local, domain.token_column, domain.token_dtype, seq_len)
-    if not index.has_hashes:
+    if not content.has_hashes:
         index = replace(index, versions=_versions(index, retry))
     if remote is None:
         return index
     return replace(index, local=local / _hash(remote, index.versions, content.digest))
 
 
-def _open_flat(domain: Domain, seq_len: int | None, retry: RetryPolicy | None) -> SampleIndex:
+def _open_flat(domain: Domain, seq_len: int | None, retry: RetryPolicy) -> SampleIndex:
     assert domain.local is not None
     if seq_len is None:
         raise ConfigError(
@@ -127,7 +131,7 @@ class _MdsSource:
 
     name: str
     url: str
-    retry: RetryPolicy | None
+    retry: RetryPolicy
 
     def changed(self, tag: str) -> tuple[bytes, str] | None:
         try:
@@ -166,10 +170,9 @@ class _FlatSource:
     decode = staticmethod(FlatContent.decode)
 
 
-def _content(source: _Source, url: str, local: Path | None, retry: RetryPolicy | None) -> Any:
+def _content(source: _Source, url: str, local: Path | None, retry: RetryPolicy) -> Any:
     """The content of `source` at `url`: from the shared folder in `local` if the store reports no change, else parsed
     by the holder of the lock; parsed every time where `local` is None."""
-    retry = retry or RetryPolicy()
     try:
         if local is None:
             raise NotADirectoryError
@@ -181,7 +184,7 @@ def _content(source: _Source, url: str, local: Path | None, retry: RetryPolicy |
     found = source.changed(kept[0]) if kept else None
     if kept and not found:
         return kept[1]
-    with object_lock(path, Deadline(retry.total_deadline_s + retry.read_timeout_s, url)):
+    with object_lock(path, Deadline(retry.total_deadline_s + retry.read_timeout_s, url, retry.stop)):
         made = _read_shared(path, source)
         if made and (kept is None or made[0] != kept[0]):  # by another process since this one began
             return made[1]
@@ -217,7 +220,7 @@ def _remote(domain: Domain) -> str | None:
     return domain.remote.rstrip("/") or "/"
 
 
-def _versions(index: MdsIndex, retry: RetryPolicy | None) -> str:
+def _versions(index: MdsIndex, retry: RetryPolicy) -> str:
     """A hash of the versions of some shards, evenly spaced, or of the place where the store gives none."""
     shards = np.unique(np.linspace(0, index.samples_S.size - 1, _MAX_VERSIONS).astype(int)).tolist()
     places = [index.spec(shard).where for shard in shards]

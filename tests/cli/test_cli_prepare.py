@@ -58,7 +58,7 @@ def _missing(tmp_path):
 def _corrupt(tmp_path):
     path = tmp_path / "cut.jsonl.zst"
     path.write_bytes(zstandard.compress(json.dumps(LINE).encode() * 1000)[:-9])
-    return path, [], r"DataError: .*cut.jsonl.zst: corrupt zstd data before byte \d+"
+    return path, [], r"DataError: .*cut.jsonl.zst: corrupt zstd data after byte \d+"
 
 
 def _textless(tmp_path):

@@ -17,6 +17,7 @@ from ado_stream.corpus.manifest import decode_manifest
 from ado_stream.corpus.mds import ShardFormat
 from ado_stream.errors import ConfigError, IndexInvalid, NotFound, ShardCorrupt, StorageError
 from ado_stream.prepare.config import PrepareConfig
+from ado_stream.storage.download import local_path
 from tests.json_files import edit_json
 
 ODD_MANIFESTS = {
@@ -160,6 +161,9 @@ def test_a_corpus_without_its_tokenizer_is_not_completed_from_the_hub(corpus, mo
         "s3://",
         "s3:///x",
         " s3://b/x",
+        "s3 ://b/x",
+        "file://host/x",
+        "file://x",
         "S3a://b/x",
         "gcs://b/x",
         "http://h/x",
@@ -171,6 +175,12 @@ def test_a_url_that_no_client_reads_is_refused_at_once(url):
         ado.open_corpus(url)
     with pytest.raises(ConfigError, match="not a URL that can be read or written"):
         PrepareConfig(("in",), url)
+
+
+def test_a_file_url_is_the_folder_that_it_names(tmp_path):
+    folder = tmp_path / "a b#1?é"
+    for url in (folder.as_uri(), f"file://localhost{folder}", f"file://{folder}"):
+        assert PrepareConfig(("in",), url).local_out == folder == local_path(url)
 
 
 @pytest.mark.parametrize("url", ["s3://bucket/run#1", "s3://bucket/run?v=2", "gs://b/a\nb"])

@@ -70,6 +70,15 @@ def test_a_validation_file_is_left_out_of_training_however_it_is_spelled(data, t
         assert "left out: 1 x file of --val, left out of training" in caplog.text, name
 
 
+def test_a_domain_of_validation_files_alone_is_refused_before_any_work(data, tmp_path):
+    """As in `prepare data/*.jsonl --val data/val.jsonl`, where each file is a domain."""
+    with pytest.raises(
+        ConfigError, match=r"val\.jsonl: its domain 'val' has validation documents only.*\n.*--domain-key"
+    ):
+        prepare(_config(data.iterdir(), tmp_path / "out", [data / "val.jsonl"], domain_key=None))
+    assert not (tmp_path / "out").exists()
+
+
 def test_nothing_left_to_train_on_is_refused(data, tmp_path):
     with pytest.raises(ConfigError, match="nothing is left to train on"):
         prepare(_config([data / "val.jsonl"], tmp_path / "out", [data / "val.jsonl"]))

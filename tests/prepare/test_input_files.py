@@ -95,6 +95,19 @@ def test_a_link_to_a_folder_is_followed_once_and_loops_end(tmp_path):
     assert found.left_out == {"link to a folder that is read already": 3}
 
 
+def test_a_link_to_a_domain_beside_it_is_counted_and_one_to_an_empty_folder_is_refused(tmp_path):
+    _touch(tmp_path, "in/a/1.txt")
+    (tmp_path / "in/b").symlink_to("c")
+    (tmp_path / "in/c").symlink_to("a")
+    found = find_input_files([tmp_path / "in"], "train", True)
+    assert [file.domain for file in found.files] == ["a"]
+    assert found.left_out == {"link to a folder that is read already": 2}
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "in/d").symlink_to(tmp_path / "empty")
+    with pytest.raises(ConfigError, match="domain 'd' has no document"):
+        find_input_files([tmp_path / "in"], "train", True)
+
+
 def test_what_is_not_read_is_counted_by_ending_and_reason(tmp_path):
     unread = [
         "1.jsonl.xz",
@@ -134,7 +147,10 @@ def test_links_to_nothing_and_what_is_no_file_are_refused(tmp_path):
     for given in (tmp_path, tmp_path / "a/gone.jsonl"):
         with pytest.raises(NotFound, match=r"gone.jsonl: the link points to nothing"):
             find_input_files([given], "train", True)
-    (tmp_path / "a/gone.jsonl").unlink()
+    (tmp_path / "a/gone.jsonl").rename(tmp_path / "wiki")  # a folder on a disk that is not mounted, perhaps
+    with pytest.raises(NotFound, match=r"wiki: the link points to nothing"):
+        find_input_files([tmp_path], "train", True)
+    (tmp_path / "wiki").unlink()
     os.mkfifo(tmp_path / "a/pipe.jsonl")
     with pytest.raises(ConfigError, match=r"pipe.jsonl: not a regular file"):
         find_input_files([tmp_path], "train", True)

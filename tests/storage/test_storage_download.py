@@ -167,7 +167,7 @@ def test_a_downloader_that_hangs_meets_the_deadline_and_stop(foreign, tmp_path):
     stop = threading.Event()
     stop.set()
     with pytest.raises(StoppedError):
-        download("gs://b/x", tmp_path / "x", stop=stop)
+        download("gs://b/x", tmp_path / "x", retry=RetryPolicy(stop=stop))
     assert time.monotonic() - started < 5.0
     released.set()
 

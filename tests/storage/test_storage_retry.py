@@ -107,10 +107,10 @@ def test_past_the_deadline_receiving_ends_for_good(clock):
 
 def test_a_set_stop_ends_the_pause_between_attempts():
     stop = threading.Event()
-    policy = RetryPolicy(base_delay_s=60.0, max_delay_s=60.0, random=lambda: 1.0)
+    policy = RetryPolicy(base_delay_s=60.0, max_delay_s=60.0, random=lambda: 1.0, stop=stop)
     threading.Timer(0.05, stop.set).start()
     with pytest.raises(StoppedError):
-        with_retries(failing(9), DownloadMonitor(policy, "s3://b/k", stop))
+        with_retries(failing(9), DownloadMonitor(policy, "s3://b/k"))
 
 
 @pytest.mark.parametrize(

@@ -5,6 +5,8 @@ import gc
 import json
 import operator
 import os
+import queue
+import re
 import shutil
 import threading
 import tracemalloc
@@ -20,9 +22,12 @@ from hypothesis import strategies as st
 
 import ado_stream as ado
 from ado_stream.errors import IndexInvalid
+from ado_stream.storage import download as download_module
 from ado_stream.storage.node_cache import NodeCache
+from ado_stream.storage.retry import StoppedError
 from ado_stream.stream import open_indexes as module
-from ado_stream.stream.mds_index import IndexContent, MdsIndex, make_index, parse_index
+from ado_stream.stream.index_content import IndexContent, parse_index
+from ado_stream.stream.mds_index import MdsIndex, make_index
 from benchmarks.bench_stream_open import index_text
 from tests.stream.helpers import SEQ_LEN, run, write_domain
 
@@ -263,6 +268,40 @@ def test_indexes_are_read_side_by_side(tmp_path, monkeypatch):
     assert [index.name for index in module.open_indexes(domains, "tokens", None)] == [each.name for each in domains]
 
 
+@pytest.mark.parametrize("damage", ["absent", "cut", "of another format"])
+def test_the_first_bad_index_ends_the_reads_of_the_others(tmp_path, monkeypatch, damage):
+    """The others' store never answers; two of their reads wait for a lock that a third holds."""
+    bad = remote_of(tmp_path, "bad", 1)
+    index = Path(bad) / "index.json"
+    {"absent": index.unlink, "cut": lambda: os.truncate(index, 99)}.get(damage, lambda: index.write_text("{}"))()
+    never_set, ended = threading.Event(), queue.SimpleQueue[str]()
+
+    class Downloader:
+        def download(self, remote, local, timeout):
+            never_set.wait(60.0)
+
+    def recorded(url, tag, retry=None):
+        try:
+            return download(url, tag, retry)
+        except StoppedError:
+            ended.put(url)
+            raise
+
+    download = module.download_if_changed
+    monkeypatch.setattr(module, "download_if_changed", recorded)
+    monkeypatch.setattr(download_module, "_streaming_downloader", lambda url: Downloader())
+    domains = [ado.Domain(f"d{n}", f"gs://b/{n // 3}", str(tmp_path / f"cache{n // 3}")) for n in range(9)]
+    domains.insert(4, ado.Domain("bad", bad, str(tmp_path / "cache")))
+    with pytest.raises((ado.NotFound, IndexInvalid), match=re.escape(str(index))):
+        module.open_indexes(domains, "tokens", None)
+    waiting = {f"gs://b/{n}/index.json" for n in range(3)}
+    try:
+        while waiting:
+            waiting.discard(ended.get(timeout=30.0))
+    finally:
+        never_set.set()
+
+
 def test_an_index_keeps_few_bytes_a_shard():
     """tracemalloc counts NumPy's arrays; with two hashes a file. A thousand bytes and more as objects of Python."""
     text = index_text(4000)
@@ -360,6 +399,6 @@ def test_specs_say_what_the_index_says(hashes, name, compressed):
         spec = index.spec(shard)
         assert (spec.raw_hashes, spec.stored_hashes) == (own, own)
         assert (spec.raw, spec.raw_bytes, spec.stored_bytes) == (Path("/c") / name, 7, 5 if compressed else 7)
-    assert index.has_hashes == all(hashes)
+    assert content.has_hashes == all(hashes)
     rows = [[3, 7, sorted(own.items())] for own in hashes]
     assert index.fingerprint == xxhash.xxh3_128_hexdigest(json.dumps(rows).encode())

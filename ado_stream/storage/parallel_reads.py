@@ -1,0 +1,48 @@
+"""Several reads of a store side by side: all results, or the first failure at once.
+
+The failure ends the retries and waits of the other reads. A read that hangs in a client cannot be ended: the threads
+are daemons, for which not even the end of the process waits.
+"""
+
+import queue
+import threading
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future, as_completed
+from contextlib import suppress
+from typing import TypeVar
+
+from ado_stream.storage.retry import StoppedError
+
+T = TypeVar("T")
+
+
+def read_in_parallel(reads: Sequence[Callable[[], T]], num_threads: int, stop: threading.Event | None) -> list[T]:
+    """The results of `reads` in their order, whose retry policies have this `stop`.
+
+    Raises what the first failed read raised, and sets `stop`.
+    """
+    waiting: queue.SimpleQueue[tuple[Callable[[], T], Future[T]]] = queue.SimpleQueue()
+    futures: list[Future[T]] = [Future() for _ in reads]
+    for task in zip(reads, futures, strict=True):
+        waiting.put(task)
+
+    def work() -> None:
+        with suppress(queue.Empty):
+            while True:
+                read, future = waiting.get_nowait()
+                try:
+                    future.set_result(read())
+                except BaseException as error:  # noqa: BLE001 (raised in the waiting thread below)
+                    future.set_exception(error)
+
+    try:
+        for _ in range(min(num_threads, len(reads))):
+            threading.Thread(target=work, name="ado-read", daemon=True).start()
+        for future in as_completed(futures):
+            if not isinstance(future.exception(), StoppedError):  # else another read failed first
+                future.result()
+        return [future.result() for future in futures]
+    except BaseException:
+        if stop is not None:
+            stop.set()
+        raise
