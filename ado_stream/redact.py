@@ -13,23 +13,25 @@ _PLACES = (
     re.compile(r"(://)[^\s/?#]*@"),
     re.compile(r"(%3A%2F%2F)(?:(?!%2F)[^\s/?#&])*%40", re.IGNORECASE),
     re.compile(r"([?&;][^\s=&#]*(?:sig|token|secret|passw|credential|key|auth)[^\s=&#]*=)[^\s&#'\"<>]+", re.IGNORECASE),
+    re.compile(r"(authorization['\"]?\s*[:=]\s*['\"]?(?:basic|bearer)\s+)[^\s'\",]+", re.IGNORECASE),
 )
-_ENDS = ("***@", "***%40", "***")
+_ENDS = ("***@", "***%40", "***", "***")
 _SECRET_NAME = re.compile(
-    r"(?!.*(_FILE|_PATH|_DIR|APPLICATION_CREDENTIALS)$).*(SECRET|PASSW|CREDENTIAL|API_?KEY|ACCESS_KEY|PRIVATE_KEY"
-    r"|(^|_)TOKEN(_|$))",
+    r"(?!.*(_FILE|_PATH|_DIR|APPLICATION_CREDENTIALS)$).*(SECRET|PASSW|PASSPHRASE|CREDENTIAL|CONNECTION_STRING"
+    r"|(API|ACCESS|PRIVATE|STORAGE|ACCOUNT|SHARED)_?KEY|(^|_)(TOKEN|PASS)(_|$))",
     re.IGNORECASE,
 )
+_FIELD = re.compile(r"(?:key|signature|password|pwd)=([^;\s]+)", re.IGNORECASE)  # of a connection string
 _USER = re.compile(r"://([^\s/:@]*):(\S+)@")
 _MIN_SECRET_CHARACTERS = 8  # a shorter one, "test" for instance, may be an ordinary word
 
 
 def redact(text: str) -> str:
     """`text` with *** in place of credentials; other text is unchanged."""
-    for place, end in zip(_PLACES, _ENDS, strict=True):
-        text = place.sub(rf"\1{end}", text)
     for secret in sorted(_secrets(), key=len, reverse=True):
         text = text.replace(secret, "***")
+    for place, end in zip(_PLACES, _ENDS, strict=True):
+        text = place.sub(rf"\1{end}", text)
     return text
 
 
@@ -45,5 +47,8 @@ def _secrets() -> Iterator[str]:
     """Values of the environment that are secrets, and passwords of URLs in it."""
     for name, value in os.environ.items():
         found = [value] if _SECRET_NAME.match(name) else []
+        found += _FIELD.findall(value)
         found += [spelling for user in _USER.finditer(value) for spelling in (user[2], urllib.parse.unquote(user[2]))]
-        yield from (secret for secret in found if len(secret) >= _MIN_SECRET_CHARACTERS)
+        for secret in found:
+            if len(secret) >= _MIN_SECRET_CHARACTERS:
+                yield from (secret, urllib.parse.quote(secret, safe=""))

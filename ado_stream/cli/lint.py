@@ -1,4 +1,4 @@
-"""Check every shard of a corpus against its index: sizes, hashes, counts, and that every token is in the vocabulary.
+"""Check every shard of a corpus against its index: sizes, hashes, counts, tokens within the vocabulary; its tokenizer.
 
 All problems are listed, not only the first; exit 1 when there is one.
 """
@@ -9,6 +9,7 @@ from typing import Any, ParamSpec, TypeVar
 
 from ado_stream.cli.shared import add_corpus_argument
 from ado_stream.corpus.checker import Checker, open_checker
+from ado_stream.corpus.corpus import open_corpus
 from ado_stream.errors import AdoStreamError
 from ado_stream.visible import show, show_json
 
@@ -25,7 +26,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Runs the verb; 1 when there is a problem."""
     problems: list[str] = []
-    num_shards = _check_shards(open_checker(args.corpus), problems)
+    checker = open_checker(args.corpus)
+    _collect(problems, open_corpus, args.corpus)  # the tokenizer
+    num_shards = _check_shards(checker, problems)
     if args.json:
         show_json({"shards": num_shards, "problems": problems})
     else:

@@ -156,6 +156,7 @@ class _BatchMaker:
         num_rows = self.lane_N.size
         self.domain_buffers = _Buffers((num_rows,), options.pin_memory)
         self.token_buffers = _Buffers((num_rows, self.shards.row_tokens()), options.pin_memory)
+        self.calling = threading.Lock()  # held by a caller that makes a batch itself
         self.thread = threading.Thread(target=self._run, name="ado-batches", daemon=True)
         self.stop = threading.Event()
         self.ready: SimpleQueue[DrawnBatch | None] = SimpleQueue()  # None: look at `failure`
@@ -192,7 +193,10 @@ class _BatchMaker:
     def next(self) -> DrawnBatch:
         """Takes the oldest finished batch, or makes one."""
         if not self.options.prefetch:
-            return self.make()
+            with self.calling:
+                if self.stop.is_set():
+                    raise StorageError("the stream was closed.")
+                return self.make()
         started = time.monotonic()
         while True:
             batch = self.take(min(_POLL_S, self.options.timeout_s))
@@ -216,17 +220,17 @@ class _BatchMaker:
         self.free_slots.put(None)
 
     def close(self) -> None:
-        """Stops and joins the threads."""
+        """Stops and joins the threads, and waits for another that is in `next`; then nobody reads the open shards."""
         self.request_stop()
         self.source.board.wake()
         self.lookahead.close()
-        if self.thread.is_alive():
+        if self.thread.is_alive():  # not in a fork
             self.thread.join(timeout=_JOIN_S)
-            if self.thread.is_alive():
-                _log.warning(
-                    "a thread of the stream did not end within %d s; waiting for %s", _JOIN_S, self.waiting_for
-                )
+        if self.thread.is_alive() or not self.calling.acquire(timeout=_JOIN_S):
+            _log.warning("a thread of the stream did not end within %d s; waiting for %s", _JOIN_S, self.waiting_for)
+            return
         self.shards.close()
+        self.calling.release()
 
     def take(self, wait_s: float) -> DrawnBatch | None:
         """The oldest finished batch; None when there is none within `wait_s`, or when `thread` has failed."""

@@ -16,7 +16,7 @@ import torch
 import xxhash
 from torch.utils.data import IterableDataset
 
-from ado_stream.errors import ConfigError
+from ado_stream.errors import ConfigError, StorageError
 from ado_stream.option_checks import instance, one_of, optional, positive, text, whole
 from ado_stream.storage.node_cache import NodeCache
 from ado_stream.storage.retry import RetryPolicy
@@ -310,17 +310,19 @@ class AdaptiveStreamingDataset(IterableDataset[TokenBatch]):
 
     def next_batch(self) -> TokenBatch:
         """The next step's batch of this rank; `start` must have been called."""
-        assert self._pipeline is not None, "start() first"
+        pipeline = self._pipeline
+        if pipeline is None:
+            raise StorageError("the stream is closed; start() first.")
         self._board.check_publisher(self._step)
         try:
-            draw, batch = self._ahead or self._begin_copy(self._pipeline.next())
+            draw, batch = self._ahead or self._begin_copy(pipeline.next())
         except Exception:
             self.close()  # the next call makes this step again, should the cause be gone
             raise
         self._ahead = None
         if self._copies is not None:
             batch = self._copies.end(batch)
-            following = self._pipeline.next_if_ready()
+            following = pipeline.next_if_ready()
             self._ahead = None if following is None else self._begin_copy(following)
         # Cursors and step move here alone, not when a batch is made or copied: the state is that of this step.
         assert draw.step == self._step

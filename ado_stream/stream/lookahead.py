@@ -194,5 +194,7 @@ class Lookahead:
                 self._changed.wait(_POLL_S)
             del self._futures[key]
             self._unopened_bytes -= self._size(domain, shard)
+        if future.cancelled():  # by `close`
+            raise StorageError("the stream was closed.")
         self._pump()
         return future.result()

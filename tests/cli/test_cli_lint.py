@@ -78,3 +78,9 @@ def test_a_bad_index_is_named(corpus, capsys, data):
     (corpus / "law/train/index.json").write_bytes(data)
     assert main(["lint", str(corpus)]) == 1
     assert f"IndexInvalid: {corpus}/law/train/index.json" in capsys.readouterr().err
+
+
+def test_a_tokenizer_that_the_corpus_cannot_be_opened_with_is_found(corpus, capsys):
+    edit_json(corpus / "corpus.json", lambda manifest: manifest.update(tokenizer="tokenizer.json"))
+    assert main(["lint", str(corpus)]) == 1
+    assert f"NotFound: {corpus}/tokenizer.json: no such file" in capsys.readouterr().err

@@ -34,9 +34,14 @@ SECRETS = {
     "AWS_SESSION_TOKEN": "IQoJb3JpZ2luX2VjEPT+EXAMPLE==",
     "HF_TOKEN": "hf_abcdefghijklmnop",
     "WANDB_API_KEY": "0123456789abcdef0123",
+    "AZURE_STORAGE_KEY": "c3RvcmFnZSBrZXk+/w==",
+    "AZURE_STORAGE_CONNECTION_STRING": "DefaultEndpointsProtocol=https;AccountName=a;AccountKey=Y29ubmVjdGlvbg==",
+    "OCI_PASSPHRASE": "correct horse battery",
+    "SFTP_PASS": "staple-staple",
 }
 PASSWORD = "p@ss%2Fword:one"  # as written in the URL; its spellings below must not appear either
 LEAKS = (*SECRETS.values(), PASSWORD, urllib.parse.unquote(PASSWORD), "ss%2Fword", "ss/word", "some-user")
+LEAKS += ("Y29ubmVjdGlvbg==", *(urllib.parse.quote(value, safe="") for value in SECRETS.values()))
 
 
 @pytest.fixture
@@ -72,6 +77,7 @@ def test_a_client_may_quote_the_user_of_a_url_alone(secrets):
             "https://h/k?X-Amz-Credential=***&x-amz-security-token=***",
         ),
         ("https://h/k?sv=2020&sig=a%2Bb%3D", "https://h/k?sv=2020&sig=***"),
+        ("{'Authorization': 'Basic dXNlcjpw'}, host: basic text", "{'Authorization': 'Basic ***'}, host: basic text"),
         ("https://h/k?AWSAccessKeyId=AK&Signature=x", "https://h/k?AWSAccessKeyId=***&Signature=***"),
         ("s3://bucket/a@b/c?d=e: HTTP 503", "s3://bucket/a@b/c?d=e: HTTP 503"),
         ("mail a@b.c, 1 < 2; key = value", "mail a@b.c, 1 < 2; key = value"),
@@ -93,8 +99,9 @@ def test_no_quoted_password_is_left(user, password, path):
 
 
 def test_secrets_of_the_environment_are_redacted_wherever_they_occur(secrets):
-    for secret in (*SECRETS.values(), urllib.parse.unquote(PASSWORD)):
-        assert redact(f"refused: {secret}, try again") == "refused: ***, try again"
+    for secret in (*SECRETS.values(), "Y29ubmVjdGlvbg==", urllib.parse.unquote(PASSWORD)):
+        for spelled in (secret, urllib.parse.quote(secret, safe="")):
+            assert redact(f"refused: {spelled}, try again") == "refused: ***, try again"
     for name, value in os.environ.items():  # paths and settings are no secrets
         if name in ("PATH", "HOME", "TOKENIZERS_PARALLELISM"):
             assert redact(value) == value

@@ -11,6 +11,7 @@ import subprocess
 import sys
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -21,6 +22,7 @@ from hypothesis import strategies as st
 
 import ado_stream as ado
 from ado_stream.storage.node_cache import NodeCache
+from ado_stream.stream import shard_table
 from ado_stream.stream.lookahead import Lookahead
 from tests.stream.helpers import ledger, passing, run, write_domain
 from tests.waiting import wait_until
@@ -293,3 +295,34 @@ def test_closing_at_any_moment_races_with_no_fetch(tmp_path, monkeypatch):
         dataset.close()
     words = ("closed", "closing", "start() first")  # of a wait, of a fetch, between two batches
     assert [error for error in errors if not any(word in str(error) for word in words)] == []
+
+
+def test_closing_waits_for_a_caller_that_reads_open_shards(tmp_path, monkeypatch):
+    """Without threads of its own, the stream reads in the caller's; its shards would be unmapped under it."""
+    write_domain(tmp_path / "a", 0, 800, shard_bytes=300)
+    domain = ado.Domain("a", local=str(tmp_path / "a"))
+    (expected,) = run(ado.AdaptiveStreamingDataset([domain], 4, mixture_lag=None), 1, mixture=None)
+    dataset = ado.AdaptiveStreamingDataset([domain], 4, mixture_lag=None)
+    reading, goes_on, gather = threading.Event(), threading.Event(), shard_table.gather
+
+    def paused(*arguments):
+        reading.set()
+        assert goes_on.wait(30.0)
+        return gather(*arguments)
+
+    monkeypatch.setattr(shard_table, "gather", paused)
+    dataset.start(prefetch=0, io_threads=1)
+    shards = dataset._pipeline._maker.shards
+    with ThreadPoolExecutor(2) as threads:
+        batch = threads.submit(dataset.next_batch)
+        assert reading.wait(30.0)
+        closing = threads.submit(dataset.close)
+        wait_until(lambda: dataset._pipeline is None or dataset._pipeline._maker.stop.is_set())
+        time.sleep(0.05)
+        assert shards._views
+        goes_on.set()
+        np.testing.assert_array_equal(batch.result(30.0)["tokens"], expected["tokens"])
+        closing.result(30.0)
+    assert not shards._views
+    with pytest.raises(ado.StorageError, match=r"start\(\) first"):
+        dataset.next_batch()

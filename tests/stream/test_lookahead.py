@@ -2,12 +2,14 @@
 
 import threading
 import time
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from ado_stream.errors import StorageError
 from ado_stream.storage.object_spec import Fetched
 from ado_stream.stream.lookahead import Lookahead, LookaheadLimits
 from ado_stream.stream.sample_order import DomainOrder
@@ -238,3 +240,27 @@ def test_closing_waits_for_a_fetch_that_is_being_started(make):
     assert not closers[0].is_alive()
     assert refused == []
     assert lookahead.failure is None
+
+
+def test_closing_before_a_thread_has_begun_a_fetch_is_no_other_error(make):
+    class IdlePool:
+        """Has no thread free yet."""
+
+        future = None
+
+        def submit(self, *_):
+            self.future = Future()
+            return self.future
+
+        def shutdown(self, **_):
+            self.future.cancel()
+
+    lookahead, _, _ = make(1)
+    lookahead._pool.shutdown()
+    lookahead._pool = IdlePool()
+    with ThreadPoolExecutor(1) as reader:
+        reading = reader.submit(lookahead.fetch, 0, 3)
+        wait_until(lambda: lookahead._pool.future)
+        lookahead.close()
+        with pytest.raises(StorageError, match="the stream was closed"):
+            reading.result(30.0)
