@@ -72,8 +72,7 @@ class FlatPlace:
             )
         is_megatron = self.format == "megatron"
         found: Found = {}
-        is_file = Path(self.url).suffix and not Path(self.url).is_dir()
-        for single in (".bin", ".idx") if is_megatron else ("",) if is_file else ():
+        for single in (".bin", ".idx") if is_megatron else () if Path(self.url).is_dir() else ("",):
             with suppress(NotFound):
                 found[single] = object_status(self.url + single, self.retry)
         if not found:
@@ -168,7 +167,7 @@ def read_megatron_index(path: Path, where: str, bin_bytes: int) -> tuple[str, in
     if size not in (need, need + num_sequences) or not num_sequences or not num_bounds:
         raise IndexInvalid(
             f"{where}: {size} bytes; {num_sequences} sequences and {num_bounds} bounds of documents take {need}.\n"
-            "  The file is cut or damaged. Write the data set again."
+            "  The file is cut or damaged, or has no documents. Write the data set again."
         )
     length_Q, begin_Q, bound_D = _mapped(path, head)
     num_tokens = _check_sequences(length_Q, begin_Q, np.dtype(_DTYPES[code]).itemsize, where, bin_bytes)

@@ -67,6 +67,7 @@ def test_numpy_reads_the_same_tokens(tmp_path, dtype):
     np.testing.assert_array_equal(read_all(npy(raw, dtype)), theirs)
     np.save(tmp_path / "headed.npy", tokens)
     np.testing.assert_array_equal(read_all(npy(tmp_path / "headed.npy", None)), theirs)
+    np.testing.assert_array_equal(read_all(npy(raw.rename(tmp_path / "no_ending"), dtype)), theirs)
     np.save(tmp_path / "rows.npy", tokens[:4000].reshape(40, 100))
     np.testing.assert_array_equal(read_all(npy(tmp_path / "rows.npy", None)), samples_of(tokens[:4000], T))
 
@@ -232,6 +233,7 @@ MEGATRON = {
     r"from byte 1000000, where \d+ is next": lambda b, i: put(i, 34 + 4 * 20 + 8 * 5, struct.pack("<q", 1000000)),
     r"in a .bin of \d+ bytes.*The .bin is cut": lambda b, i: b.write_bytes(b.read_bytes()[:-2]),
     r"but the .bin has \d+ bytes": lambda b, i: b.write_bytes(b.read_bytes() + b"\0"),
+    r"0 sequences.*or has no documents": lambda b, i: i.write_bytes(index_bytes([])),
     r"documents do not run from sequence 0 to 20": lambda b, i: put(i, 34 + 12 * 20, struct.pack("<q", 1)),
     r"documents do not run": lambda b, i: put(i, 34 + 12 * 20 + 8, struct.pack("<q", 19)),
     r"m.idx: no such file": lambda b, i: i.unlink(),
