@@ -203,6 +203,7 @@ class NodeCache:
                         retry=self.retry,
                         stop=stop,
                         part=spec.part,
+                        seal=spec.part is not None,
                     ),
                     stop,
                 )

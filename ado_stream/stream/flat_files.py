@@ -26,12 +26,11 @@ from ado_stream.errors import ConfigError, IndexInvalid, NotFound
 from ado_stream.storage.download import (
     download,
     download_part,
-    is_s3,
     list_objects,
     local_path,
     object_status,
 )
-from ado_stream.storage.object_spec import ObjectStatus
+from ado_stream.storage.object_spec import ObjectStatus, Part
 from ado_stream.storage.retry import RetryPolicy
 from ado_stream.stream.flat_index import FlatContent, TokenFile
 from ado_stream.stream.mds_index import INTEGER_DTYPES
@@ -64,12 +63,7 @@ class FlatPlace:
     retry: RetryPolicy | None
 
     def find(self) -> Found:
-        """The files of tokens and their indexes. Raises NotFound, ConfigError (a store that has no ranges)."""
-        if local_path(self.url) is None and not is_s3(self.url):
-            raise ConfigError(
-                f"domain '{self.name}': {self.url}: format '{self.format}' is read by ranges, from s3:// or a path.\n"
-                "  Use the store's S3 endpoint (S3_ENDPOINT_URL), or mount it."
-            )
+        """The files of tokens and their indexes. Raises NotFound, ConfigError (a scheme without its client)."""
         is_megatron = self.format == "megatron"
         found: Found = {}
         for single in (".bin", ".idx") if is_megatron else () if Path(self.url).is_dir() else ("",):
@@ -114,7 +108,8 @@ class FlatPlace:
             path = self.folder / f"{xxhash.xxh3_128_hexdigest(where.encode())}.unchecked"
             with disk_errors(self.folder):
                 private_folder(self.folder)
-            download(where, path, retry=self.retry)
+            part = Part(0, index.version)
+            download(where, path, expected_bytes=index.num_bytes, retry=self.retry, part=part)
         dtype, num_tokens, num_documents, content_hash = read_megatron_index(path, where, tokens.num_bytes)
         file = TokenFile(f"{stem}.bin", 0, num_tokens, dtype, tokens.version, content_hash, num_documents)
         if local_path(where) is None:
