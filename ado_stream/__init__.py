@@ -36,6 +36,7 @@ if TYPE_CHECKING:  # the names of _HOME, for type checkers
     from ado_stream.policy.policy_registry import make_policy
     from ado_stream.policy.scaling_laws import FitConfig, ScalingLawFit, fit_scaling_laws
     from ado_stream.stream.dataset import AdaptiveStreamingDataset
+    from ado_stream.stream.document_positions import cumulative_lengths
     from ado_stream.stream.domain import Domain
 
 __version__ = "0.1.0"
@@ -52,6 +53,7 @@ _NAMES_BY_MODULE = {
     "policy.policy_registry": "make_policy",
     "policy.scaling_laws": "FitConfig ScalingLawFit fit_scaling_laws",
     "stream.dataset": "AdaptiveStreamingDataset",
+    "stream.document_positions": "cumulative_lengths",
     "stream.domain": "Domain",
 }
 _HOME = {name: f"ado_stream.{module}" for module, names in _NAMES_BY_MODULE.items() for name in names.split()}
@@ -84,6 +86,7 @@ __all__ = [
     "StorageError",
     "Throttled",
     "__version__",
+    "cumulative_lengths",
     "export_hugging_face",
     "fit_scaling_laws",
     "make_policy",

@@ -52,8 +52,7 @@ class MegatronData:
         rank, world_size = groups.get_data_parallel_rank(), groups.get_data_parallel_world_size()
         self.loader = make_loader(rank=rank, world_size=world_size, group=group)
         refuse_targets(self.loader, "Megatron-LM")
-        found = self.loader.dataset.batch_seq_len
-        if found != seq_length:
+        if (found := self.loader.dataset.batch_seq_len) != seq_length:
             raise ConfigError(f"--seq-length is {seq_length}, that of the data set {found}.")
         self._num_parts = num_parts_of(self.loader, micro_batch_size, "--micro-batch-size")
         self._parts: list[dict[str, Any]] = []  # of the current batch, not handed out

@@ -63,6 +63,8 @@ def from_streaming(
     `choose` say. Raises ConfigError for what cannot be honoured.
     """
     ours = _without_counterparts({"shuffle": False, **others})
+    for each in streams or ():
+        _log_ignored({name: getattr(each, name) for name in _IGNORED if hasattr(each, name)})
     if streams is None:
         streams = [Stream(remote=remote, local=local, split=split)]
     elif remote is not None or local is not None:
@@ -103,16 +105,20 @@ def _without_counterparts(others: dict[str, Any]) -> dict[str, Any]:
     for name, (served, why) in _REFUSED.items():
         if name in others and (value := others.pop(name)) not in served:
             raise ConfigError(f"from_streaming: {name}={value!r} cannot be honoured: {why}.")
+    _log_ignored(others)
+    return {name: value for name, value in others.items() if name not in _IGNORED}
+
+
+def _log_ignored(given: dict[str, Any]) -> None:
     for name, default in _IGNORED.items():
-        if name in others and (value := others.pop(name)) != default:
+        if (value := given.get(name, default)) != default:
             _log.warning("from_streaming: %s=%r has no effect here; see docs/trainers.md", name, value)
-    return others
 
 
 def _names(streams: Sequence[Stream]) -> list[str]:
     """The last part of each stream's remote or local path, or as many parts as tell them all apart."""
     paths = [(each.remote or each.local).rstrip("/").split("/") for each in streams]
-    for length in range(1, max(map(len, paths))):
+    for length in range(1, max(map(len, paths), default=1)):
         names = ["/".join(path[-length:]) for path in paths]
         if len(set(names)) == len(names):
             return names

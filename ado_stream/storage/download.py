@@ -4,7 +4,8 @@ Invariants: the destination appears only with the size and hashes asked for; no 
 attempt is bounded by the read timeout, all of them by the total deadline. What is parsed (index.json, corpus.json,
 tokenizers) is read as bytes and never from a file that another process could replace meanwhile.
 Local paths and file:// are copied here, s3:// goes through storage/s3.py, every other scheme (gs, azure, oci, hf, sftp,
-dbfs, alipan) through MosaicML Streaming's downloaders (streaming.base.storage.download), imported on first use.
+dbfs, alipan) through MosaicML Streaming's downloaders (streaming.base.storage.download), imported on first use; parts,
+which those cannot read, through storage/file_systems.py.
 """
 
 import itertools
@@ -14,21 +15,25 @@ import tempfile
 import threading
 import urllib.parse
 from collections.abc import Callable, Mapping
+from concurrent.futures import Future, wait
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import xxhash
 
 from ado_stream.errors import AccessDenied, ConfigError, IndexInvalid, NotFound, StorageError, Throttled
-from ado_stream.storage import s3
+from ado_stream.storage import file_systems, s3
 from ado_stream.storage.complete_file import CompleteFile
 from ado_stream.storage.object_spec import ObjectStatus, Part
 from ado_stream.storage.retry import AttemptError, DownloadMonitor, RetryPolicy, with_retries
 from ado_stream.storage.verify import CHUNK_BYTES
 
+T = TypeVar("T")
 _MAX_METADATA_BYTES = 1 << 28  # the index of half a million shards
+_PART_BYTES = 1 << 22  # asked for at once where bytes arrive together: a slow link is no stall
 _scratch_numbers = itertools.count()
 _SCHEME = re.compile(r"^([a-zA-Z][a-zA-Z0-9+.-]+):/")
 
@@ -50,11 +55,12 @@ def download(
     hashes: Mapping[str, str] | None = None,
     retry: RetryPolicy | None = None,
     part: Part | None = None,
+    seal: bool = False,
 ) -> Download:
     """Bytes and attempts it took to make `destination` from `remote_url` (a URL or a local path).
 
     The caller holds the lock of `destination`, as NodeCache does, or is its only writer. part: of the object, of
-    `expected_bytes`, which becomes a sealed file.
+    `expected_bytes`. seal: the file (verify.py).
 
     Raises:
         NotFound, AccessDenied: at once; Throttled, StorageError: after every retry, naming URL, attempts and seconds.
@@ -63,7 +69,7 @@ def download(
         DiskError: the local disk failed. StoppedError: `retry.stop` was set. ConfigError: a scheme without its client.
     """
     monitor = DownloadMonitor(retry or RetryPolicy(), remote_url)
-    with CompleteFile(destination, expected_bytes, hashes or {}, seal=part is not None) as file:
+    with CompleteFile(destination, expected_bytes, hashes or {}, seal) as file:
 
         def attempt() -> None:
             file.restart()
@@ -138,31 +144,41 @@ def object_version(remote_url: str, retry: RetryPolicy | None = None) -> str | N
 
 
 def object_status(remote_url: str, retry: RetryPolicy | None = None) -> ObjectStatus:
-    """Size and version of the object at `remote_url`, which is local or in S3. Raises as `download`."""
+    """Size and version of the object at `remote_url`. Raises as `download`."""
     monitor = DownloadMonitor(retry or RetryPolicy(), remote_url)
-    path = local_path(remote_url)
-    found, _ = with_retries(
-        lambda: s3.object_status(remote_url, monitor) if path is None else _file_status(path), monitor
-    )
+    found, _ = with_retries(lambda: _status_at(remote_url, monitor), monitor)
     return found
 
 
 def list_objects(folder_url: str, suffix: str, retry: RetryPolicy | None = None) -> dict[str, ObjectStatus]:
     """{path below the folder: status} of the objects at any depth that end with `suffix`, sorted by path.
 
-    folder_url: local or in S3. Raises as `download`; what is not there has no objects.
+    Raises as `download`; what is not there has no objects.
     """
     monitor = DownloadMonitor(retry or RetryPolicy(), folder_url)
     path = local_path(folder_url)
-    found, _ = with_retries(
-        lambda: s3.list_objects(folder_url, monitor) if path is None else _list_files(path), monitor
-    )
+
+    def attempt() -> dict[str, ObjectStatus]:
+        if path is not None:
+            return _list_files(path)
+        if is_s3(folder_url):
+            return s3.list_objects(folder_url, monitor)
+        return _watched(lambda: file_systems.list_files(folder_url), monitor.check)
+
+    found, _ = with_retries(attempt, monitor)
     return {name: found[name] for name in sorted(found) if name.endswith(suffix)}
 
 
 def _list_files(folder: Path) -> dict[str, ObjectStatus]:
     names = (os.path.relpath(os.path.join(each, name), folder) for each, _, files in os.walk(folder) for name in files)
     return {name: _file_status(folder / name) for name in names}
+
+
+def _status_at(url: str, monitor: DownloadMonitor) -> ObjectStatus:
+    path = local_path(url)
+    if path is not None:
+        return _file_status(path)
+    return s3.object_status(url, monitor) if is_s3(url) else _watched(lambda: file_systems.status(url), monitor.check)
 
 
 def _file_status(path: Path) -> ObjectStatus:
@@ -208,11 +224,23 @@ def _receive(
 def _receive_part(
     remote_url: str, write: Callable[[bytes], object], monitor: DownloadMonitor, part: Part, num_bytes: int
 ) -> None:
-    path = local_path(remote_url)
-    if path is None:
-        s3.get_object(remote_url, write, monitor, part=range(part.begin, part.begin + num_bytes), version=part.version)
-    else:
+    path, end = local_path(remote_url), part.begin + num_bytes
+    if path is not None:
         _copy(path, write, monitor, part, num_bytes)
+    elif is_s3(remote_url):
+        s3.get_object(remote_url, write, monitor, part=range(part.begin, end), version=part.version)
+    else:
+        for begin in range(part.begin, end, _PART_BYTES):
+            asked = min(end - begin, _PART_BYTES)
+            work = partial(file_systems.read, remote_url, begin, begin + asked)
+            content = _watched(work, lambda: monitor.received(0))
+            if len(content) != asked:
+                short = len(content) < asked  # more: a server without ranges
+                raise AttemptError(StorageError, f"{len(content)} bytes came for a range of {asked}", transient=short)
+            monitor.received(asked)
+            write(content)
+        if _status_at(remote_url, monitor).version != part.version:  # after the reads: no store has it in all of them
+            raise s3.replaced()
 
 
 def _copy(
@@ -241,33 +269,44 @@ def _receive_through_streaming(
 ) -> None:
     """Has Streaming's downloader write a scratch file beside `temporary`, then passes its bytes to `write`.
 
-    Not all of its clients take a timeout, so it runs in a daemon thread. Past the deadline the thread is abandoned; its
-    scratch file is removed here or, if it writes on, as a leftover by the next holder of the object's lock.
+    The scratch file of an abandoned thread is removed here or, if it writes on, as a leftover by the next holder of the
+    object's lock.
     """
     scratch = temporary.with_name(f"{temporary.name}.{next(_scratch_numbers)}")
-    outcome: list[BaseException | None] = []
 
     def work() -> None:
-        try:
-            _streaming_downloader(remote_url).download(remote_url, str(scratch), monitor.policy.read_timeout_s)
-            outcome.append(None)
-        except BaseException as error:  # noqa: BLE001 (raised in the waiting thread below)
-            outcome.append(error)
+        _streaming_downloader(remote_url).download(remote_url, str(scratch), monitor.policy.read_timeout_s)
 
-    thread = threading.Thread(target=work, name="ado-download", daemon=True)
-    thread.start()
     try:
-        while thread.is_alive():
-            thread.join(0.05)
-            monitor.check()
-        if outcome[0] is not None:
-            raise _classified(outcome[0]) from outcome[0]
+        _watched(work, monitor.check)
         if not scratch.exists():
             raise AttemptError(StorageError, "the downloader returned without a file", transient=True)
         _copy(scratch, write, monitor)
     finally:
         with suppress(FileNotFoundError):
             scratch.unlink()
+
+
+def _watched(work: Callable[[], T], check: Callable[[], None]) -> T:
+    """What `work` returns, in a daemon thread, since not all clients take a timeout; what it raises, classified.
+
+    The thread is abandoned when `check` raises.
+    """
+    outcome: Future[T] = Future()
+
+    def run() -> None:
+        try:
+            outcome.set_result(work())
+        except BaseException as error:  # noqa: BLE001 (raised in the waiting thread below)
+            outcome.set_exception(error)
+
+    threading.Thread(target=run, name="ado-download", daemon=True).start()
+    while not wait([outcome], 0.05).done:
+        check()
+    error = outcome.exception()
+    if error is not None:
+        raise _classified(error) from error
+    return outcome.result()
 
 
 def _streaming_downloader(remote_url: str) -> Any:
@@ -290,9 +329,13 @@ def _classified(error: BaseException) -> BaseException:
     """The failure as an AttemptError. Cloud clients share no base class, but their errors have an HTTP status."""
     if isinstance(error, ConfigError):
         return error
+    cause = error.__cause__
+    if isinstance(error, FileNotFoundError) and not isinstance(cause, FileNotFoundError | KeyError | None):
+        error = cause  # fsspec's file system of https says so whatever failed
     response = getattr(error, "response", None)
-    statuses = [getattr(error, name, None) for name in ("status_code", "code", "status")]
-    status = next((value for value in [*statuses, getattr(response, "status_code", None)] if isinstance(value, int)), 0)
+    statuses = ((error, "status_code"), (error, "status"), (error, "code"), (response, "status_code"))
+    values = (getattr(owner, name, None) for owner, name in statuses)
+    status = next((value for value in values if isinstance(value, int)), 0)
     reason = getattr(error, "strerror", None) or f"{type(error).__name__}: {error}".partition("\n")[0]
     if status == 404 or isinstance(error, FileNotFoundError):
         return AttemptError(NotFound, reason, transient=False)

@@ -202,6 +202,7 @@ class NodeCache:
                         hashes=spec.stored_hashes if spec.compressed else spec.raw_hashes,
                         retry=replace(self.retry, stop=stop),
                         part=spec.part,
+                        seal=spec.part is not None,
                     ),
                     stop,
                 )

@@ -62,7 +62,7 @@ class AdaptiveStreamingDataset(IterableDataset[TokenBatch]):
         batch_seq_len: T of the batches, a multiple or a divisor of the samples': a row is then several samples of one
             domain, consecutive in its order, or a sample is several rows, one after the other. None: a row is a sample.
         positions, end_token: True adds `positions` to each batch, (b, T) int64: the place of every input token in its
-            document, of which each ends with `end_token`.
+            document, of which each ends with `end_token`; None: a Corpus' own.
         fim_tokens: ids of the marks prefix, suffix, middle, where a domain has fill-in-the-middle; None: a Corpus' own.
         vocab_size: tokens outside [0, vocab_size) are an error when a batch is read; None: not checked.
         timeout_s: longest wait for a mixture, a shard or a batch.
@@ -102,11 +102,11 @@ class AdaptiveStreamingDataset(IterableDataset[TokenBatch]):
         super().__init__()
         seq_len = optional(whole, "seq_len", getattr(domains, "seq_len", None) if seq_len is None else seq_len, 1)
         self.domains = as_domains(domains)
+        self.padding_token: int | None = getattr(domains, "padding_token", None)  # of a Corpus, as the next two
+        end_token = getattr(domains, "end_token", None) if end_token is None else end_token
         if positions and end_token is None:
             raise ConfigError("positions=True: give end_token=, the token that ends a document (tokenizer.end_id).")
         self._end_token = end_token if positions else None
-        self.padding_token: int | None = getattr(domains, "padding_token", None)  # of a Corpus, as the next two
-        end_token = getattr(domains, "end_token", None) if end_token is None else end_token
         fim_tokens = getattr(domains, "fim_tokens", None) if fim_tokens is None else fim_tokens
         global_batch_size = whole("global_batch_size", global_batch_size, 1, 1 << 24)  # arrays of so many fit
         canonical_nodes, seed = whole("canonical_nodes", canonical_nodes, 1), whole("seed", seed, -math.inf, math.inf)

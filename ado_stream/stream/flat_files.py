@@ -25,12 +25,11 @@ from ado_stream.errors import ConfigError, IndexInvalid, NotFound
 from ado_stream.storage.download import (
     download,
     download_part,
-    is_s3,
     list_objects,
     local_path,
     object_status,
 )
-from ado_stream.storage.object_spec import ObjectStatus
+from ado_stream.storage.object_spec import ObjectStatus, Part
 from ado_stream.storage.parallel_reads import read_in_parallel
 from ado_stream.storage.retry import RetryPolicy
 from ado_stream.stream.flat_index import FlatContent, TokenFile
@@ -63,16 +62,10 @@ class FlatPlace:
     retry: RetryPolicy
 
     def find(self) -> Found:
-        """The files of tokens and their indexes. Raises NotFound, ConfigError (a store that has no ranges)."""
-        if local_path(self.url) is None and not is_s3(self.url):
-            raise ConfigError(
-                f"domain '{self.name}': {self.url}: format '{self.format}' is read by ranges, from s3:// or a path.\n"
-                "  Use the store's S3 endpoint (S3_ENDPOINT_URL), or mount it."
-            )
+        """The files of tokens and their indexes. Raises NotFound, ConfigError (a scheme without its client)."""
         is_megatron = self.format == "megatron"
         found: Found = {}
-        is_file = Path(self.url).suffix and not Path(self.url).is_dir()
-        for single in (".bin", ".idx") if is_megatron else ("",) if is_file else ():
+        for single in (".bin", ".idx") if is_megatron else () if Path(self.url).is_dir() else ("",):
             with suppress(NotFound):
                 found[single] = object_status(self.url + single, self.retry)
         if not found:
@@ -113,7 +106,8 @@ class FlatPlace:
             path = self.folder / f"{xxhash.xxh3_128_hexdigest(where.encode())}.unchecked"
             with disk_errors(self.folder):
                 private_folder(self.folder)
-            download(where, path, retry=self.retry)
+            part = Part(0, index.version)
+            download(where, path, expected_bytes=index.num_bytes, retry=self.retry, part=part)
         dtype, num_tokens, num_documents, content_hash = read_megatron_index(path, where, tokens.num_bytes)
         file = TokenFile(f"{stem}.bin", 0, num_tokens, dtype, tokens.version, content_hash, num_documents)
         if local_path(where) is None:
@@ -166,7 +160,7 @@ def read_megatron_index(path: Path, where: str, bin_bytes: int) -> tuple[str, in
     if size not in (need, need + num_sequences) or not num_sequences or not num_bounds:
         raise IndexInvalid(
             f"{where}: {size} bytes; {num_sequences} sequences and {num_bounds} bounds of documents take {need}.\n"
-            "  The file is cut or damaged. Write the data set again."
+            "  The file is cut or damaged, or has no documents. Write the data set again."
         )
     length_Q, begin_Q, bound_D = _mapped(path, head)
     num_tokens = _check_sequences(length_Q, begin_Q, np.dtype(_DTYPES[code]).itemsize, where, bin_bytes)

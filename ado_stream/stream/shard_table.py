@@ -140,8 +140,8 @@ class ShardTable:
         view = index.rows(mapped, shard)
         if self._row_tokens and view.row_tokens != self._row_tokens:
             raise DataError(
-                f"{spec.label}: {view.row_tokens} tokens a sample, other shards have {self._row_tokens}. Prepare the "
-                f"domain again with one --seq-len."
+                f"{spec.label}: {view.row_tokens} tokens a sample; other shards, or seq_len, have {self._row_tokens}. "
+                "Prepare the domain again with one --seq-len, or give the token_dtype that it has."
             )
         self._views[number] = view
         self._address_G[number], self._stride_G[number] = view.regular
@@ -169,9 +169,10 @@ class ShardTable:
         domain, shard = self._place(int(number))
         index = self._indexes[domain]
         token = int(token_T.min() if token_T.min() < 0 else token_T.max())
+        size = "" if self._vocab_size is None else f" of {self._vocab_size}"
         return DataError(
             f"{index.spec(shard).label}, row {row} (id {index.first_id_S[shard] + row}): token {token} outside the "
-            f"vocabulary of {self._vocab_size}.\n"
+            f"vocabulary{size}.\n"
             f"  Was it prepared with another tokenizer? Set the model's vocab_size to cover it."
         )
 

@@ -1,8 +1,11 @@
 """from_streaming against MosaicML's StreamingDataset, with the same arguments on the same shards."""
 
+import inspect
 import itertools
 import logging
+import re
 from collections import Counter
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -14,6 +17,7 @@ from ado_stream.adapters.streaming import from_streaming
 from ado_stream.errors import ConfigError
 from tests.stream.helpers import write_domain
 
+ROOT = Path(__file__).resolve().parents[2]
 SIZES = {"web": 96, "code": 48, "books": 48}
 USUAL = {"shuffle": True, "shuffle_seed": 3, "num_canonical_nodes": 1}
 OURS = {"mixture_lag": None, "token_column": "tokens"}
@@ -178,3 +182,24 @@ def test_what_has_no_effect_is_named_once(streams, caplog):
     assert [record.getMessage() for record in caplog.records] == [
         "from_streaming: partition_algo='orig' has no effect here; see docs/trainers.md"
     ]
+
+
+def test_what_a_stream_says_of_its_own_downloads_is_named(folder, caplog):
+    streams = [Stream(local=str(folder / "web"), split="train", validate_hash="xxh64", download_retry=5)]
+    with caplog.at_level(logging.WARNING):
+        from_streaming(streams=streams, batch_size=8, **USUAL, **OURS)
+    assert [record.getMessage().split(" has")[0] for record in caplog.records] == [
+        "from_streaming: download_retry=5",
+        "from_streaming: validate_hash='xxh64'",
+    ]
+
+
+def test_every_argument_of_streamings_classes_is_taken_and_in_the_table(streams):
+    """Of the package that is installed: `from_streaming` takes StreamingDataset's defaults, and the page has all."""
+    of_dataset, of_stream = (inspect.signature(each.__init__).parameters for each in (StreamingDataset, Stream))
+    table = (ROOT / "docs/trainers.md").read_text().partition("| StreamingDataset | here |")[2]
+    assert {*of_dataset, *of_stream} - {"self"} == set(re.findall(r"`(\w+)[`=]", table)) & {*of_dataset, *of_stream}
+    defaults = {name: each.default for name, each in of_dataset.items() if name != "self"}
+    dataset, num_steps = from_streaming(**{**defaults, "streams": streams(), "batch_size": 8, "shuffle": True}, **OURS)
+    assert num_steps == sum(SIZES.values()) // 8
+    dataset.close()

@@ -89,3 +89,8 @@ def test_the_lines_of_an_example_are_those_of_the_example(section, example):
 def test_every_section_of_the_table_is_there():
     named = re.findall(r"^\| ([\w' -]+) \|", PAGE, re.MULTILINE)
     assert {name for name in named[1:] if name in SECTIONS} == set(SECTIONS)
+
+
+@pytest.mark.parametrize("adapter", ["torchtitan", "olmo_core", "megatron", "streaming"])
+def test_an_adapter_has_at_most_150_lines(adapter):
+    assert (ROOT / "ado_stream" / "adapters" / f"{adapter}.py").read_text().count("\n") <= 150

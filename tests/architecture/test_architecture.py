@@ -16,7 +16,7 @@ FILES = sorted(path for package in PACKAGES for path in package.rglob("*.py"))
 PUBLIC = {
     "fit": ["fit_scaling_laws", "FitConfig", "ScalingLawFit"],
     "policy": ["AdoPolicy", "AdoConfig", "make_policy", "Floor", "Ceiling", "Pin", "Freeze", "RepetitionGuard"],
-    "stream": ["Domain", "AdaptiveStreamingDataset", "AdaptiveLoader", "open_corpus", "Corpus"],
+    "stream": ["Domain", "AdaptiveStreamingDataset", "AdaptiveLoader", "open_corpus", "Corpus", "cumulative_lengths"],
     "model": ["export_hugging_face"],
     "errors": ["AdoStreamError", "ConfigError", "DataError", "ShardCorrupt", "IndexInvalid", "StorageError", "NotFound"]
     + ["AccessDenied", "Throttled", "CacheFull", "ResumeError", "PolicyError", "CheckpointError"],

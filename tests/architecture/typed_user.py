@@ -48,6 +48,7 @@ dataset = ado.AdaptiveStreamingDataset([domain], global_batch_size=256, seed=17,
 assert_type(dataset.names, list[str])
 dataset.publish(0, counts)
 ids: Array = dataset.sample_ids(0)
+bounds: Tensor = ado.cumulative_lengths(torch.zeros(2, 4, dtype=torch.int64))
 with ado.AdaptiveLoader(dataset, policy=policy, prefetch=4, io_threads=4, pin_memory=False) as loader:
     assert_type(loader, ado.AdaptiveLoader)
     batches: Iterable[Mapping[str, object]] = loader

@@ -250,7 +250,7 @@ def test_samples_of_another_length_are_found_where_only_the_shards_say_it(listed
     edit(path, lambda c: (c.update(seq_len=20), c.update(domains={"math": c["domains"]["math"]})))
     data = ado.AdaptiveStreamingDataset(ado.open_corpus(path), 8)
     data.start(0, 0)
-    with pytest.raises(ado.DataError, match="16 tokens a sample, other shards have 21"):
+    with pytest.raises(ado.DataError, match="16 tokens a sample; other shards, or seq_len, have 21"):
         data.next_batch()
 
 

@@ -180,7 +180,8 @@ class _Handler(BaseHTTPRequestHandler):
             for start in range(0, len(body), 256):
                 self.wfile.write(body[start : start + 256])
                 if self.proxy.released.wait(0.25):
-                    return
+                    break
+            return
         self.wfile.write(body[:half])
         self.wfile.flush()
         if kind == "stall":

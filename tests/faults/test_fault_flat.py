@@ -1,8 +1,10 @@
 """The rows of docs/faults.md for files of tokens in an object store, which are read by ranges and have no hashes.
 
-The reference reads the same files in place, without any fault.
+The reference reads the same files in place, without any fault. Stores other than S3 are an HTTP server: the bucket,
+asked without S3's client.
 """
 
+import json
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -93,6 +95,86 @@ def test_through_the_fault_the_batches_are_those_read_in_place(name, bucket, pro
     assert ledger(run(remote_dataset(tmp_path / "cache", retry), STEPS)) == reference
     assert sum(rule.hits.total() for rule in proxy.rules) > 0
     assert unfinished(tmp_path / "cache") == []
+
+
+@pytest.fixture
+def http_dataset(bucket, proxy, s3_client, tmp_path):
+    """A function: the files over http://, which has no folders, cached."""
+    anyone = {"Effect": "Allow", "Principal": "*", "Action": "s3:*", "Resource": f"arn:aws:s3:::{BUCKET}/*"}
+    s3_client.put_bucket_policy(Bucket=BUCKET, Policy=json.dumps({"Version": "2012-10-17", "Statement": [anyone]}))
+
+    def make(cache="cache", retry=QUICK, **options) -> ado.AdaptiveStreamingDataset:
+        given = [(f"{proxy.url}/{BUCKET}/flat", tmp_path / cache)]
+        return ado.AdaptiveStreamingDataset(files(*given[0]), BATCH, seed=3, retry=retry, seq_len=T, **options)
+
+    return make
+
+
+def files(place: str, cache: Path | None = None) -> list[ado.Domain]:
+    """The domains, of "code" the first file alone."""
+    return [
+        replace(each, **{"remote" if cache else "local": f"{place}/{name}"})
+        for each, name in zip(domains(place, cache), ("web", "code/part-1.npy"), strict=True)
+    ]
+
+
+@pytest.fixture
+def files_reference(origin):
+    return ledger(run(ado.AdaptiveStreamingDataset(files(str(origin)), BATCH, seed=3, seq_len=T), STEPS))
+
+
+@pytest.mark.parametrize("name", EXACT)
+def test_through_the_fault_another_store_gives_the_batches_read_in_place(
+    name, http_dataset, proxy, files_reference, tmp_path
+):
+    rules, retry = EXACT[name]
+    proxy.rules = [replace(rule, hits=rule.hits.copy()) for rule in rules]
+    assert ledger(run(http_dataset(retry=retry), STEPS)) == files_reference
+    assert sum(rule.hits.total() for rule in proxy.rules) > 0
+    assert unfinished(tmp_path / "cache") == []
+
+
+def test_another_store_is_read_by_ranges_and_a_damaged_cache_again(
+    http_dataset, proxy, origin, files_reference, tmp_path
+):
+    data = http_dataset(predownload=1)
+    data.start(0, 0)
+    data.next_batch()
+    data.close()
+    blocks = list((tmp_path / "cache" / "web").rglob("*.tokens"))
+    assert proxy.gets[f"/{BUCKET}/flat/{BIN}"] == len(blocks) < (origin / BIN).stat().st_size // SHARD_BYTES
+    run(http_dataset(), STEPS)
+    for path in (tmp_path / "cache").rglob("*.tokens"):
+        path.write_bytes(damaged(path.read_bytes(), "flip"))
+    assert ledger(run(http_dataset(cache_limit=12 * SHARD_BYTES), STEPS)) == files_reference
+
+
+def test_a_file_replaced_in_another_store_is_noticed(http_dataset, upload, origin):
+    data = http_dataset(predownload=BATCH)
+    data.start(0, 0)
+    data.next_batch()
+    state = data.state_dict()
+    upload(f"flat/{BIN}", bytes((origin / BIN).stat().st_size))
+    with pytest.raises(DataError, match=f"flat/{BIN}: the file was replaced or changed since it was opened"):
+        run(data, 200, mixture=None)
+    with pytest.raises(ado.ResumeError, match="domain 'web'.*other times or tags"):
+        http_dataset().load_state_dict(state)
+
+
+def test_another_store_that_fails_or_lacks_a_file_says_so(http_dataset, upload, proxy):
+    proxy.rules = [Rule("status", "flat/")]
+    with pytest.raises(Throttled, match="3 attempts"):
+        run(http_dataset(retry=replace(QUICK, attempts=3)), STEPS)
+    proxy.rules = [Rule("status", "flat/", status=403, code="AccessDenied")]
+    with pytest.raises(AccessDenied, match="http://"):
+        run(http_dataset("denied"), STEPS)
+    proxy.rules = []
+    upload(f"flat/{BIN}", None)
+    with pytest.raises(NotFound, match=f"flat/{BIN}"):
+        http_dataset()
+    proxy.stop()
+    with pytest.raises(ado.StorageError, match=r"\(2 attempts"):
+        http_dataset("down", replace(QUICK, attempts=2))
 
 
 def test_a_file_is_read_by_ranges_and_never_whole(bucket, proxy, origin, tmp_path):

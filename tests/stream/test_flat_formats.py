@@ -5,11 +5,13 @@ import re
 import struct
 from pathlib import Path
 
+import fsspec
 import numpy as np
 import pytest
 
 import ado_stream as ado
-from ado_stream.storage import node_cache
+from ado_stream.storage import file_systems, node_cache
+from ado_stream.storage.retry import RetryPolicy
 from ado_stream.stream import flat_index, open_indexes
 from ado_stream.stream.flat_files import document_ends
 from ado_stream.stream.sample_reader import SampleReader
@@ -67,6 +69,7 @@ def test_numpy_reads_the_same_tokens(tmp_path, dtype):
     np.testing.assert_array_equal(read_all(npy(raw, dtype)), theirs)
     np.save(tmp_path / "headed.npy", tokens)
     np.testing.assert_array_equal(read_all(npy(tmp_path / "headed.npy", None)), theirs)
+    np.testing.assert_array_equal(read_all(npy(raw.rename(tmp_path / "no_ending"), dtype)), theirs)
     np.save(tmp_path / "rows.npy", tokens[:4000].reshape(40, 100))
     np.testing.assert_array_equal(read_all(npy(tmp_path / "rows.npy", None)), samples_of(tokens[:4000], T))
 
@@ -117,6 +120,39 @@ def test_in_place_or_from_a_remote_the_batches_and_the_state_are_the_same(tmp_pa
     again.load_state_dict(remote.state_dict())
     assert ledger(run(again, 5)) == ledger(run(local, 5))
     assert len(list((tmp_path / "cache").rglob("*.tokens"))) > 3
+
+
+def test_any_file_system_of_fsspec_serves_with_its_folders(tmp_path):
+    """Its own file system in memory, which has times and no tags, in place of a bucket."""
+    files = fsspec.filesystem("memory")
+    for number in range(3):
+        write_megatron(tmp_path / "m" / str(number), make_documents(number))
+        write_raw(tmp_path / "n" / f"{number}.npy", np.concatenate(make_documents(number)))
+    for path in tmp_path.rglob("*.*"):
+        files.pipe(f"/flat/{path.relative_to(tmp_path)}", path.read_bytes())
+    local = dataset(megatron(tmp_path / "m"), npy(tmp_path / "n"))
+    remote = dataset(
+        ado.Domain("m", "memory://flat/m", str(tmp_path / "cache_m"), format="megatron"),
+        ado.Domain("n", "memory://flat/n/", str(tmp_path / "cache_n"), format="npy", token_dtype="uint16"),
+    )
+    assert fingerprints(local) == fingerprints(remote)
+    state = remote.state_dict()
+    assert ledger(run(remote, 20)) == ledger(run(local, 20))
+    files.pipe("/flat/n/1.npy", bytes((tmp_path / "n/1.npy").stat().st_size))
+    again = ado.Domain("n", "memory://flat/n", str(tmp_path / "cache_n"), format="npy", token_dtype="uint16")
+    with pytest.raises(ado.ResumeError, match="domain 'n'.*other times or tags"):
+        dataset(ado.Domain("m", "memory://flat/m", str(tmp_path / "c"), format="megatron"), again).load_state_dict(
+            state
+        )
+
+
+@pytest.mark.parametrize(("sent", "attempts"), [(10_000, 1), (10, 2)], ids=["whole", "short"])
+def test_a_server_that_sends_other_than_the_range_is_refused(tmp_path, monkeypatch, sent, attempts):
+    fsspec.filesystem("memory").pipe("/ranges.npy", bytes(range(1, 101)) * 20)
+    domain = ado.Domain("n", "memory://ranges.npy", str(tmp_path), format="npy", token_dtype="uint16")
+    monkeypatch.setattr(file_systems, "read", lambda *_: bytes(sent))
+    with pytest.raises(ado.StorageError, match=rf"{sent} bytes came for a range of \d+ \({attempts} attempt"):
+        dataset(domain, retry=RetryPolicy(attempts=2))
 
 
 @pytest.mark.parametrize("damage", ["flip", "cut"])
@@ -232,6 +268,7 @@ MEGATRON = {
     r"from byte 1000000, where \d+ is next": lambda b, i: put(i, 34 + 4 * 20 + 8 * 5, struct.pack("<q", 1000000)),
     r"in a .bin of \d+ bytes.*The .bin is cut": lambda b, i: b.write_bytes(b.read_bytes()[:-2]),
     r"but the .bin has \d+ bytes": lambda b, i: b.write_bytes(b.read_bytes() + b"\0"),
+    r"0 sequences.*or has no documents": lambda b, i: i.write_bytes(index_bytes([])),
     r"documents do not run from sequence 0 to 20": lambda b, i: put(i, 34 + 12 * 20, struct.pack("<q", 1)),
     r"documents do not run": lambda b, i: put(i, 34 + 12 * 20 + 8, struct.pack("<q", 19)),
     r"m.idx: no such file": lambda b, i: i.unlink(),
@@ -305,8 +342,9 @@ def test_settings_that_cannot_work_are_refused(tmp_path):
         ado.AdaptiveStreamingDataset([npy(path)], 8)
     with pytest.raises(ado.ConfigError, match="format is 'bin'; expected one of mds, megatron, npy"):
         ado.Domain("x", local="x", format="bin")
-    with pytest.raises(ado.ConfigError, match="read by ranges, from s3:// or a path"):
-        dataset(ado.Domain("x", "gs://b/x.npy", str(tmp_path / "c"), format="npy", token_dtype="uint16"))
+    for url in ("gs://b/x.npy", "gsx://b/x.npy"):  # its client is not installed; no such scheme
+        with pytest.raises(ado.ConfigError, match="read by ranges, here through fsspec: .*\n  Install the client"):
+            dataset(ado.Domain("x", url, str(tmp_path / "c"), format="npy", token_dtype="uint16"))
     with pytest.raises(ado.ConfigError, match="no local folder"):
         ado.Domain("x", "s3://b/x.npy", format="npy")
     from tests.stream.helpers import write_domain
