@@ -37,8 +37,8 @@ def loader_ms() -> dict[str, float]:
         for dataset in datasets.values():
             dataset.start(0, 0)  # batches are made when they are asked for, in this thread
 
-        def batches(dataset: Any) -> Callable[[], None]:
-            return lambda: [dataset.next_batch() for _ in range(BATCHES)] and None
+        def batches(dataset: Any) -> Callable[[], Any]:
+            return lambda: [dataset.next_batch() for _ in range(BATCHES)]
 
         found = seconds_in_turn(list(map(batches, datasets.values())), REPEATS)
         for dataset in datasets.values():
