@@ -35,7 +35,7 @@ from ado_stream.errors import ConfigError
 from ado_stream.json_files import check_type
 from ado_stream.option_checks import one_of, refuse_unknown, whole
 from ado_stream.storage.download import download_bytes
-from ado_stream.stream.domain import Domain, as_domains
+from ado_stream.stream.domain import Domain, as_domains, source_of
 from ado_stream.stream.flat_index import FlatIndex
 from ado_stream.stream.mds_index import TOKEN_COLUMN
 from ado_stream.stream.open_indexes import open_indexes
@@ -97,6 +97,7 @@ def open_listed(url: str, cache_dir: str | None = None) -> ListedCorpus:
         for split, path in zip(SPLITS, (entry["path"], entry.get("val")), strict=True):
             if path is not None:
                 domains[split].append(_domain(name, entry, _resolved(folder, path), cache_dir))
+    _refuse_trained(domains, url)
     entries: dict[str, DomainEntry] = {}
     for split in SPLITS:
         if domains[split]:
@@ -163,6 +164,22 @@ def _domain(name: str, entry: ListedDomain, path: str, cache_dir: str | None) ->
         token_dtype=entry.get("token_dtype"),
         token_column=entry.get("token_column"),
     )
+
+
+def _refuse_trained(domains: dict[str, list[Domain]], url: str) -> None:
+    """Raises ConfigError for held-out data that are in the training data, by their places."""
+    trained = [(domain, source_of(domain)) for domain in domains["train"]]
+    for held in domains["val"]:
+        place = source_of(held)
+        for domain, source in trained:  # a folder of token files is read at any depth
+            is_within = "mds" not in (held.format, domain.format) and (
+                place.startswith(f"{source}/") or source.startswith(f"{place}/")
+            )
+            if place == source or is_within:
+                raise ConfigError(
+                    f"{url}: domain '{held.name}': val, {place}, is in the path of domain '{domain.name}', {source}.\n"
+                    "  What is held out must not be trained on: move it, or leave val out."
+                )
 
 
 def _add(entries: dict[str, DomainEntry], index: SampleIndex, split: str, given: CorpusList) -> None:

@@ -75,6 +75,19 @@ def listed(tmp_path, monkeypatch):
     return path, {**rows, "parts": np.concatenate(halves)}
 
 
+@pytest.mark.parametrize(
+    ("domain", "val"),
+    [("code", "data/code"), ("code", "data/code/0.npy"), ("web", "data/../data"), ("math", "data/math")],
+)
+def test_held_out_data_that_are_trained_on_are_refused(listed, domain, val):
+    path, _ = listed
+    content = yaml.safe_load(path.read_text())
+    content["domains"][domain]["val"] = val
+    path.write_text(yaml.safe_dump(content))
+    with pytest.raises(ado.ConfigError, match=f"domain '{domain}': val, .* is in the path of domain"):
+        ado.open_corpus(str(path))
+
+
 pytestmark = pytest.mark.filterwarnings("ignore:.*the index holds no hashes:UserWarning")
 
 

@@ -3,6 +3,7 @@
 import os
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -48,6 +49,33 @@ def test_the_code_of_its_page_runs(cluster, real_corpus, tmp_path):
     path = f"{command.parent}{os.pathsep}{os.environ['PATH']}"
     output = run_page(ROOT / "docs/prepare_cluster.md", tmp_path, {"PATH": path}, {})
     assert "written to corpus" in output
+
+
+def test_a_client_server_serves_as_the_cluster_does(cluster, real_corpus, tmp_path, tree_hashes):
+    """`--executor ray://HOST:PORT`, with the server that `ray start --ray-client-server-port` runs on a head."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    server = [sys.executable, "-m", "ray.util.client.server", "--address", cluster.address]
+    server += ["--host", "127.0.0.1", "--port", str(port), "--mode", "proxy"]
+    process = subprocess.Popen(server, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    try:
+        wait_until(lambda: _answers(port))
+        for name, executor in (("ray", f"ray://127.0.0.1:{port}"), ("here", "local")):
+            command = [*COMMAND, real_corpus / "train-000.jsonl.zst", "--executor", executor, "--out", tmp_path / name]
+            subprocess.run(list(map(str, command)), check=True, timeout=120)
+    finally:
+        process.terminate()
+        process.wait(30)
+    assert tree_hashes(tmp_path / "ray") == tree_hashes(tmp_path / "here")
+
+
+def _answers(port):
+    try:
+        socket.create_connection(("127.0.0.1", port), 1).close()
+    except OSError:
+        return False
+    return True
 
 
 @pytest.fixture(scope="module")
