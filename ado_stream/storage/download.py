@@ -31,6 +31,7 @@ from ado_stream.storage.verify import CHUNK_BYTES
 _MAX_METADATA_BYTES = 1 << 28  # the index of half a million shards
 _scratch_numbers = itertools.count()
 _SCHEME = re.compile(r"^([a-zA-Z][a-zA-Z0-9+.-]+):/")
+_URL = re.compile(r"[a-z0-9-]+://[^/]|dbfs:/")
 
 
 @dataclass(frozen=True)
@@ -272,6 +273,8 @@ def _receive_through_streaming(
 
 def _streaming_downloader(remote_url: str) -> Any:
     try:
+        if not _URL.match(remote_url):  # which some of the clients take for another bucket's
+            raise ValueError
         from streaming.base.storage.download import CloudDownloader
 
         return CloudDownloader.get(remote_url)
