@@ -116,9 +116,9 @@ def test_a_cache_folder_is_for_what_is_remote_or_may_have_to_be_unpacked(listed,
     by_name = {domain.name: domain for domain in ado.open_corpus(path, cache_dir=tmp_path / "cache").domains}
     assert by_name["web"].remote is None
     assert by_name["math"].local == str(tmp_path / "cache" / "math")
-    first = ledger(run(ado.AdaptiveStreamingDataset(ado.open_corpus(path), 8), 10))
+    first = ledger(run(ado.AdaptiveStreamingDataset(ado.open_corpus(path), 8), 40))
     cached = ado.open_corpus(path, cache_dir=tmp_path / "cache")
-    assert ledger(run(ado.AdaptiveStreamingDataset(cached, 8), 10)) == first
+    assert ledger(run(ado.AdaptiveStreamingDataset(cached, 8), 40)) == first
     names = [each.name for each in (tmp_path / "cache").rglob("*.mds")]
     assert {name.partition("\\")[0] for name in names if "\\" in name} == {"a", "b"}
 
