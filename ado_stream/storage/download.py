@@ -36,6 +36,7 @@ _MAX_METADATA_BYTES = 1 << 28  # the index of half a million shards
 _PART_BYTES = 1 << 22  # asked for at once where bytes arrive together: a slow link is no stall
 _scratch_numbers = itertools.count()
 _SCHEME = re.compile(r"^([a-zA-Z][a-zA-Z0-9+.-]+):/")
+_URL = re.compile(r"[a-z0-9-]+://[^/]|dbfs:/")
 
 
 @dataclass(frozen=True)
@@ -311,6 +312,8 @@ def _watched(work: Callable[[], T], check: Callable[[], None]) -> T:
 
 def _streaming_downloader(remote_url: str) -> Any:
     try:
+        if not _URL.match(remote_url):  # which some of the clients take for another bucket's
+            raise ValueError
         from streaming.base.storage.download import CloudDownloader
 
         return CloudDownloader.get(remote_url)

@@ -172,9 +172,10 @@ def test_a_downloader_that_hangs_meets_the_deadline_and_stop(foreign, tmp_path):
     released.set()
 
 
-def test_an_unknown_scheme_is_a_config_error(tmp_path):
+@pytest.mark.parametrize("url", ["ftp://host/x", "s3:/bucket/x", "gs:///x", "GS://bucket/x"])
+def test_an_unknown_scheme_is_a_config_error(tmp_path, url):
     with pytest.raises(ConfigError, match="unknown kind of remote"):
-        download("ftp://host/x", tmp_path / "x", retry=QUICK)
+        download(url, tmp_path / "x", retry=QUICK)
 
 
 def test_importing_storage_costs_no_cloud_client():
