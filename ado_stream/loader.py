@@ -191,6 +191,7 @@ class AdaptiveLoader:
             saved, here = ("without", "with") if policy is None else ("with", "without")
             raise ResumeError(f"the state was saved {saved} a policy, but this loader was made {here} one.")
         decoded = self.dataset.decode(stream)
+        self._check_complete(observed, decoded[0], stream)
         lost = {} if policy is None else self._lost_steps(observed, decoded[0], state.get("unobserved"))
         if self.policy is not None:
             same = list(stream["domains"]) == self.dataset.names
@@ -208,6 +209,16 @@ class AdaptiveLoader:
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+    def _check_complete(self, observed: int, step: int, stream: JsonMapping) -> None:
+        """Raises ResumeError for losses of steps to come, and without a mixture that the losses before have given."""
+        fault = f"'observed' is {observed} at step {step}" if observed > step else None
+        lag = self.dataset.mixture_lag
+        if fault is None and self.policy is not None and lag is not None:
+            due = range(max(step, lag + 1), observed + lag + 1)
+            fault = next((f"the mixture of step {s} is missing" for s in due if str(s) not in stream["mixtures"]), None)
+        if fault is not None:
+            raise ResumeError(f"not the state of an AdaptiveLoader: {fault}. Resume from another checkpoint.")
 
     def _lost_steps(self, observed: int, step: int, counts: Any) -> dict[int, Ints]:
         """{step: samples (K,)} of the steps from `observed` to `step`, by `counts` as saved. Raises ResumeError."""

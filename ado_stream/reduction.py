@@ -121,7 +121,7 @@ class LossReduction:
     def _checked(self, what: str, given: object) -> torch.Tensor:
         """`given` as (K,) float64 on its device."""
         try:
-            part = given if isinstance(given, torch.Tensor) else torch.as_tensor(given, device="cpu")
+            part = given if isinstance(given, torch.Tensor) else torch.as_tensor(np.asarray(given), device="cpu")
         except (TypeError, ValueError, RuntimeError):
             raise PolicyError(f"{what} is {given!r:.80}; expected a tensor of numbers.") from None
         if part.shape != (self._num_domains,):

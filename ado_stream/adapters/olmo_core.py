@@ -65,7 +65,7 @@ class AdaptiveDataLoader(TextDataLoaderBase):
     def get_mock_batch(self) -> dict[str, torch.Tensor]:
         """Zeros in the shape of a batch; its labels have no domain, so that it is not observed."""
         seq_len = self.loader.dataset.batch_seq_len
-        tokens_BT = torch.zeros(self.rank_batch_size // seq_len, seq_len, dtype=torch.int64)
+        tokens_BT = torch.zeros(self.rank_batch_size // seq_len, seq_len, dtype=torch.int64, device="cpu")
         return {"input_ids": tokens_BT, "labels": tokens_BT}
 
     def state_dict(self) -> dict[str, Any]:

@@ -109,7 +109,8 @@ class AdaptiveDataLoader(BaseDataLoader):
             batch: Any = next(iter(self.loader))
             self._num_left, self._observed = self._num_parts, False
             tokens_BT, label_BT = batch["tokens"][:, :-1], tag_labels(batch["tokens"][:, 1:], batch["domain"])
-            position_BT = batch.get("positions", torch.arange(tokens_BT.shape[1]).expand_as(tokens_BT))
+            position_T = torch.arange(tokens_BT.shape[1], device=tokens_BT.device)
+            position_BT = batch.get("positions", position_T.expand_as(tokens_BT))
             for each in zip(
                 *(column.chunk(self._num_parts) for column in (tokens_BT, position_BT, label_BT)), strict=True
             ):

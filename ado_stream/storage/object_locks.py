@@ -10,7 +10,7 @@ made, only tries the locks of others (`lock_if_free`), so that two makers cannot
 
 import fcntl
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -23,14 +23,14 @@ COMPRESSED_SUFFIXES = (".zstd", ".gz", ".bz2", ".br", ".snappy")
 
 
 @contextmanager
-def object_lock(destination: Path, deadline: Deadline) -> Iterator[None]:
-    """Holds the one lock of `destination`.
+def object_lock(destination: Path, deadline: Deadline, made: Callable[[], bool] = lambda: False) -> Iterator[None]:
+    """Holds the one lock of `destination`; without it once `made()` says that another process has made the object.
 
     Raises StorageError when `deadline` has passed, StoppedError when its `stop` is set.
     """
     path = lock_path(destination)
     with _open_lock(path) as descriptor:
-        while not _try_flock(descriptor, path):
+        while not made() and not _try_flock(descriptor, path):
             if not deadline.wait():
                 raise StorageError(
                     f"{destination}: another process held {path} for over {deadline.seconds:.0f} s.\n"

@@ -180,11 +180,14 @@ def _content(source: _Source, url: str, local: Path | None, retry: RetryPolicy) 
     except OSError:  # not cached, cannot be written, or is another user's: each process parses for itself
         return source.parse(_found(source)[0])
     path = local / _SHARED_FOLDER / _hash(url, _SHARED_FORMAT)
+    before = _status(path)
     kept = _read_shared(path, source)
     found = source.changed(kept[0]) if kept else None
     if kept and not found:
         return kept[1]
-    with object_lock(path, Deadline(retry.total_deadline_s + retry.read_timeout_s, url, retry.stop)):
+    deadline = Deadline(retry.total_deadline_s + retry.read_timeout_s, url, retry.stop)
+    # Whoever waits reads what the holder wrote without the lock: one after the other, eight ranks would wait in turn.
+    with object_lock(path, deadline, made=lambda: _status(path) != before):
         made = _read_shared(path, source)
         if made and (kept is None or made[0] != kept[0]):  # by another process since this one began
             return made[1]
@@ -199,6 +202,14 @@ def _found(source: _Source) -> tuple[Any, str]:
     found = source.changed("")
     assert found is not None
     return found
+
+
+def _status(path: Path) -> tuple[int, int] | None:
+    """Differs when the file was replaced; None where there is none."""
+    with suppress(OSError):
+        status = path.stat()
+        return status.st_ino, status.st_mtime_ns
+    return None
 
 
 def _read_shared(path: Path, source: _Source) -> tuple[str, Any] | None:

@@ -133,10 +133,16 @@ def _check_numbers(state: JsonMapping, num_lanes: int) -> None:
     domains, mixtures = _part(state, "domains"), _part(state, "mixtures")
     if not _is_position(state.get("step")):
         raise _damaged(f"'step' is {state.get('step')!r}, not a step")
+    for key in _MAY_CHANGE:
+        value = _part(state, "identity").get(key)
+        if not (_is_position(value) or (value is None and key == "batch_seq_len")):
+            raise _damaged(f"{key!r} is {value!r:.40}")
     for name in domains:
         cursor_C = _part(domains, name).get("cursors")
         if not (isinstance(cursor_C, list) and len(cursor_C) == num_lanes and all(map(_is_position, cursor_C))):
             raise _damaged(f"domain '{name}' does not have {num_lanes} positions under 'cursors'")
+        if not _is_position(domains[name].get("samples")):
+            raise _damaged(f"domain '{name}' has {domains[name].get('samples')!r:.40} samples")
     for key, mixture in mixtures.items():
         try:
             mixture_K = np.array(mixture, np.float64)

@@ -55,7 +55,9 @@ def changed_settings(
 def changes_table(changes: Changes) -> str:
     """Three columns with a title; one line for each setting."""
     rows = [("setting", "saved", "now")]
-    rows += [(name, _text(before), _text(now)) for name, (before, now) in changes.items()]
+    for name, (before, now) in changes.items():
+        as_text = repr if _text(before) == _text(now) else _text  # 3e-4 -> 3.00001e-4
+        rows.append((name, as_text(before), as_text(now)))
     widths = [max(len(row[column]) for row in rows) for column in range(2)]
     lines = [f"  {name:<{widths[0]}}  {before:<{widths[1]}}  {now}" for name, before, now in rows]
     return "\n".join(["resumed with other settings than the checkpoint was saved with:", *lines])

@@ -8,6 +8,8 @@ import dataclasses
 from dataclasses import dataclass
 
 from ado_stream.policy.base_policy import PlannedStage
+from ado_stream.stream.batch_draw import DrawSettings
+from ado_stream.stream.batch_rows import with_rows_of
 from ado_stream.train.config import StageSection, TrainConfig
 
 
@@ -52,6 +54,7 @@ def planned_stages(config: TrainConfig, seq_len: int) -> list[PlannedStage]:
     planned = []
     for stage in run_stages(config):
         data = stage.config.data
-        step_samples = data.global_batch_size * (data.seq_len or seq_len) // seq_len
-        planned.append(PlannedStage(stage.num_steps, step_samples, stage.section.mixture))
+        rows = DrawSettings(data.global_batch_size, data.canonical_nodes, config.seed, data.sampling)
+        draw = with_rows_of(data.seq_len or seq_len, seq_len, rows)
+        planned.append(PlannedStage(stage.num_steps, draw.num_samples, stage.section.mixture))
     return planned

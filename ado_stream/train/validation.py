@@ -95,15 +95,16 @@ class Validator:
         tokens_NT, domain_N = torch.from_numpy(np.concatenate(tokens)), torch.from_numpy(np.concatenate(domains))
         rows: TokenBatch = {"tokens": tokens_NT, "domain": domain_N, "step": 0}
         cut_samples(rows, rows_per_sample)
-        add_document_columns(rows, None, corpus.padding_token)
-        targets_NT = rows.get("targets", rows["tokens"][:, 1:])
-        num_rows = len(targets_NT)
+        num_rows = len(rows["tokens"])
         self._num_rounds = math.ceil(num_rows / (context.size * batch_rows))
         mine_N = torch.from_numpy(np.flatnonzero((np.arange(num_rows) // batch_rows) % context.size == context.rank))
+        mine: TokenBatch = {"tokens": rows["tokens"][mine_N], "domain": rows["domain"][mine_N], "step": 0}
+        add_document_columns(mine, None, corpus.padding_token)
+        targets_NT = mine.get("targets", mine["tokens"][:, 1:])
         num_padding = self._num_rounds * batch_rows - len(mine_N)
-        self._tokens_NT = F.pad(rows["tokens"][mine_N], (0, 0, 0, num_padding))
-        self._targets_NT = F.pad(targets_NT[mine_N], (0, 0, 0, num_padding), value=IGNORED_TARGET)
-        self._domain_N = F.pad(rows["domain"][mine_N], (0, num_padding), value=_NO_DOMAIN)
+        self._tokens_NT = F.pad(mine["tokens"], (0, 0, 0, num_padding))
+        self._targets_NT = F.pad(targets_NT, (0, 0, 0, num_padding), value=IGNORED_TARGET)
+        self._domain_N = F.pad(mine["domain"], (0, num_padding), value=_NO_DOMAIN)
 
     @torch.no_grad()
     def __call__(

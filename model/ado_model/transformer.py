@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from ado_kernels import linear_cross_entropy
+from ado_kernels.ops.operands import check_operands
 from ado_model.attention import document_mask
 from ado_model.config import ModelConfig
 from ado_model.layers import Block, RMSNorm, rotary_tables
@@ -113,6 +114,7 @@ class Transformer(nn.Module):
     def _embed(self, tokens_BT: Tensor) -> Tensor:
         """Embeddings (B, T, D); under autocast in its dtype, so that the residual stream is as narrow as the rest."""
         embedded: Tensor = self.embed_tokens(tokens_BT)
+        check_operands("Transformer", {"embed_tokens": embedded}, {"tokens": tokens_BT})  # nn.Embedding does not
         device = embedded.device.type
         if embedded.dtype == torch.float64 or device == "meta" or not torch.is_autocast_enabled(device):
             return embedded  # autocast leaves float64 alone; "meta" has none, and the question raises

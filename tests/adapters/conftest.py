@@ -27,6 +27,22 @@ def make_loader(tiny_corpus):
         loader.close()
 
 
+@pytest.fixture(
+    params=["padding, which the adapter of {} would train on; .* --packing join", "rows of several samples"]
+)
+def make_with_targets(request, make_loader):
+    """A function: a loader whose batches have targets of their own; and the refusal, with a place for the trainer."""
+
+    def make(**options) -> AdaptiveLoader:
+        if request.param.startswith("rows"):
+            return make_loader(batch_seq_len=64, **options)
+        loader = make_loader(**options)
+        loader.dataset.padding_token = 256
+        return loader
+
+    return make, request.param
+
+
 @pytest.fixture
 def record(monkeypatch):
     """[(step, sums_K, counts_K)] of every observation of any loader."""

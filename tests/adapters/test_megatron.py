@@ -142,14 +142,9 @@ def test_sizes_that_differ_from_megatrons_are_refused(make_data):
         data.save_state()
 
 
-def test_a_corpus_with_padding_is_refused(make_data, make_loader, monkeypatch):
-    def with_padding(**where):
-        loader = make_loader(**where)
-        loader.dataset.padding_token = 256
-        return loader
-
+@pytest.mark.usefixtures("process_group")
+def test_batches_with_targets_of_their_own_are_refused(make_with_targets, monkeypatch):
+    make, refusal = make_with_targets
     adapter = stand_ins.import_adapter(monkeypatch, "megatron", stand_ins.megatron_core(4))
-    with pytest.raises(
-        ConfigError, match="padding, which the adapter of Megatron-LM would train on; .* --packing join"
-    ):
-        adapter.MegatronData(with_padding, 2, 32)
+    with pytest.raises(ConfigError, match=refusal.format("Megatron-LM")):
+        adapter.MegatronData(make, 2, 32)

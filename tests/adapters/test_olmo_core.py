@@ -128,8 +128,7 @@ def test_what_cannot_be_honoured_is_refused(adapter, make_loader):
         run.callback.post_attach()
 
 
-def test_a_corpus_with_padding_is_refused(adapter, make_loader):
-    loader = make_loader()
-    loader.dataset.padding_token = 256
-    with pytest.raises(ConfigError, match="padding, which the adapter of OLMo-core would train on; .* --packing join"):
-        Run(adapter, loader)
+def test_batches_with_targets_of_their_own_are_refused(adapter, make_with_targets):
+    make, refusal = make_with_targets
+    with pytest.raises(ConfigError, match=refusal.format("OLMo-core")):
+        Run(adapter, make())

@@ -127,13 +127,9 @@ def test_the_configuration_can_be_logged(adapter):
     assert adapter.Shared().to_dict() == {}
 
 
-def test_a_corpus_with_padding_is_refused(adapter, make_loader):
-    def with_padding(**where):
-        loader = make_loader(**where)
-        loader.dataset.padding_token = 256
-        return loader
-
-    config = adapter.AdaptiveDataLoader.Config(make_loader=with_padding, shared=adapter.Shared())
-    options = {"dp_world_size": 1, "dp_rank": 0, "seq_len": 32, "local_batch_size": 4}
-    with pytest.raises(ConfigError, match="padding, which the adapter of torchtitan would train on; .* --packing join"):
+def test_batches_with_targets_of_their_own_are_refused(adapter, make_with_targets):
+    make, refusal = make_with_targets
+    config = adapter.AdaptiveDataLoader.Config(make_loader=make, shared=adapter.Shared())
+    options = {"dp_world_size": 1, "dp_rank": 0, "seq_len": 64, "local_batch_size": 4}
+    with pytest.raises(ConfigError, match=refusal.format("torchtitan")):
         config.build(**options)

@@ -48,3 +48,16 @@ def test_a_dtype_of_another_kind_is_refused(op, name, dtype):
     wrong = torch.zeros(value.shape, dtype=torch.uint8).view(torch.float8_e4m3fn) if dtype.itemsize == 1 else value
     with pytest.raises(ValueError, match=re.escape(f"{op}: {name} must be ") + f".*got {dtype}"):
         call(op, **{name: wrong if wrong.dtype == dtype else value.to(dtype)})
+
+
+@pytest.mark.parametrize(("op", "name"), OPERANDS)
+def test_forward_mode_raises_instead_of_dropping_the_derivative(op, name):
+    value = CALLS[op][1][name]
+    if not value.is_floating_point():
+        return
+    if op == "domain_loss":  # its results carry no derivative of any mode
+        _, tangents = torch.func.jvp(lambda x: call(op, **{name: x})[0], (value,), (value,))
+        assert not tangents.any()
+        return
+    with pytest.raises(RuntimeError, match=f"^{op} has no forward-mode derivative; use {op}_reference"):
+        torch.func.jvp(lambda x: call(op, **{name: x}), (value,), (value,))

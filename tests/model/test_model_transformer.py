@@ -172,3 +172,15 @@ def test_the_loss_is_one_graph_to_dynamo(model: Transformer, breaks: bool):
     compiled = torch.compile(loss, fullgraph=True, backend="eager")
     with pytest.raises(torch._dynamo.exc.Unsupported) if breaks else nullcontext():
         assert compiled().item() == pytest.approx(loss().item(), rel=1e-6)
+
+
+def test_tokens_of_another_device_than_the_weights_are_refused():
+    """torch's own embedding would return whatever memory it was given."""
+    model, tokens = (
+        Transformer(ModelConfig(num_layers=1, width=16, num_heads=1, vocab_size=32)),
+        torch.zeros(1, 4).long(),
+    )
+    with pytest.raises(ValueError, match="Transformer: .* embed_tokens is on cpu and tokens on meta"):
+        model(tokens.to("meta"))
+    with pytest.raises(ValueError, match="Transformer: .* embed_tokens is on meta and tokens on cpu"):
+        model.to("meta")(tokens)

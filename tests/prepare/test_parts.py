@@ -281,3 +281,16 @@ def test_a_stream_is_cut_where_a_spool_is(tmp_path, end_id):
 def test_executors_that_cannot_be(wrong):
     with pytest.raises(ConfigError, match=r"expected local, ray, or ray://HOST:PORT"):
         PrepareConfig(("in",), "out", executor=wrong)
+
+
+def test_what_the_nodes_do_not_see_is_refused_before_any_text_is_read(files, tmp_path, monkeypatch):
+    asked = []
+
+    def check_shared(_, paths):
+        asked.extend(paths)
+        raise ConfigError(f"{paths[0]}: not there on the Ray node n7.")
+
+    monkeypatch.setattr(Threads, "check_shared", check_shared)
+    with pytest.raises(ConfigError, match="not there on the Ray node n7"):
+        prepare(_config(files, tmp_path / "out", executor="ray"))
+    assert [path.name for path in asked] == ["plan", "0.jsonl"]

@@ -388,7 +388,7 @@ def test_a_state_saved_between_a_batch_and_its_observe_continues(corpus, lag):
     assert state["observed"] == 6
     assert state["stream"]["step"] == 7
     for saves_again in (False, True):
-        with make(corpus, mixture_lag=lag) as second:
+        with make(corpus, mixture_lag=lag, timeout_s=20.0) as second:  # or it would wait for long for that mixture
             second.load_state_dict(state)
             if saves_again:
                 state = json.loads(json.dumps(second.state_dict()))
@@ -397,3 +397,35 @@ def test_a_state_saved_between_a_batch_and_its_observe_continues(corpus, lag):
     state["observed"] = 6
     with make(corpus, mixture_lag=lag) as third, pytest.raises(ado.ResumeError, match="before .* step 6"):
         third.load_state_dict(state)
+
+
+def test_numbers_that_are_no_tensors_are_float64_whatever_torch_s_default():
+    reduction = LossReduction(["a"], replication=1, timeout_s=1.0)
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(torch.bfloat16)
+    try:
+        reduction.push(0, [1e9 + 0.5], [float(2**24 + 1)])
+    finally:
+        torch.set_default_dtype(before)
+    (found,) = reduction.ready()
+    assert (found.sum_K.tolist(), found.count_K.tolist()) == ([1e9 + 0.5], [2**24 + 1])
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (lambda state: state.update(observed=7), "'observed' is 7 at step 6"),
+        (lambda state: state["stream"]["mixtures"].pop("8"), "the mixture of step 8 is missing"),
+        (lambda state: state["stream"]["mixtures"].clear(), "the mixture of step 6 is missing"),
+        (lambda state: state["stream"]["domains"]["d1"].update(samples="x"), "domain 'd1' has 'x' samples"),
+        (lambda state: state["stream"]["identity"].update(global_batch_size=-1), "'global_batch_size' is -1"),
+        (lambda state: state["stream"]["identity"].update(batch_seq_len=[1]), r"'batch_seq_len' is \[1\]"),
+    ],
+)
+def test_a_state_that_no_loader_saves_is_refused(corpus, damage, message):
+    with make(corpus, mixture_lag=3) as first:
+        train(first, 6)
+        state = json.loads(json.dumps(first.state_dict()))
+    damage(state)
+    with make(corpus, mixture_lag=3) as second, pytest.raises(ado.ResumeError, match=message):
+        second.load_state_dict(state)

@@ -21,10 +21,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import ado_stream as ado
+from ado_stream.durable import private_folder, write_durably
 from ado_stream.errors import IndexInvalid
 from ado_stream.storage import download as download_module
 from ado_stream.storage.node_cache import NodeCache
-from ado_stream.storage.retry import StoppedError
+from ado_stream.storage.object_locks import object_lock
+from ado_stream.storage.retry import Deadline, StoppedError
 from ado_stream.stream import open_indexes as module
 from ado_stream.stream.index_content import IndexContent, parse_index
 from ado_stream.stream.mds_index import MdsIndex, make_index
@@ -211,6 +213,28 @@ def test_an_index_is_parsed_by_one_process_of_a_node_and_later_while_it_is_the_s
     replaced = remote_of(tmp_path, "data", 2)
     assert numbers(dataset(replaced, tmp_path / "cache")) == {2}
     assert len(parsed) == 2
+
+
+def test_who_waits_for_an_index_reads_it_though_its_lock_is_held(tmp_path, parsed, monkeypatch):
+    """Otherwise the ranks of a node read it one after the other, each after a pause."""
+    remote = remote_of(tmp_path, "data", 1)
+    first = opened(remote, tmp_path / "other")
+    (made,) = (path for path in (tmp_path / "other" / ".ado-index").iterdir() if path.is_file())
+    path = tmp_path / "cache" / ".ado-index" / made.name
+    private_folder(path.parent)
+    asks = threading.Event()
+
+    def lock(*arguments, **options):
+        asks.set()
+        return object_lock(*arguments, **options)
+
+    monkeypatch.setattr(module, "object_lock", lock)
+    with ThreadPoolExecutor(1) as ranks, object_lock(path, Deadline(30.0, "the test")):
+        waiting = ranks.submit(opened, remote, tmp_path / "cache")
+        assert asks.wait(30.0)
+        write_durably(path, made.read_bytes())
+        assert waiting.result(10.0).fingerprint == first.fingerprint
+    assert len(parsed) == 1
 
 
 def test_what_processes_share_is_what_each_would_parse(tmp_path, parsed, monkeypatch):

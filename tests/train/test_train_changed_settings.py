@@ -5,7 +5,7 @@ import json
 import pytest
 
 from ado_stream.record import read_run
-from ado_stream.train.changed_settings import changed_settings
+from ado_stream.train.changed_settings import changed_settings, changes_table
 from ado_stream.train.checkpoint_commit import commit
 from ado_stream.train.config import load_config
 from ado_stream.train.trainer import run_training
@@ -77,3 +77,9 @@ def test_domains_are_compared_by_name():
         "domains retired": ("d1, d2, d3, d4, d5 and 3 more", None),
         "domains added": (None, "new"),
     }
+
+
+@pytest.mark.parametrize(("saved", "now"), [(3e-4, 3.00001e-4), (1e-5, "1e-05"), (None, "-"), (256, "256")])
+def test_values_that_differ_are_shown_as_different(saved, now):
+    line = changes_table({"train.learning_rate": (saved, now)}).splitlines()[-1]
+    assert line.split() == ["train.learning_rate", repr(saved), repr(now)]

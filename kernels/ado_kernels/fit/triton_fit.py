@@ -131,5 +131,5 @@ def _starts(
     lists = [np.stack([axis.ravel() for axis in np.meshgrid(*grid, indexing="ij")], axis=1) for grid in searches]
     size = triton.next_power_of_2(max(map(len, lists)))  # shorter lists repeat their first start
     start_SGP = np.stack([np.concatenate([grid, np.repeat(grid[:1], size - len(grid), axis=0)]) for grid in lists])
-    restarts = torch.tensor([ALPHA_LOW_KINK, ALPHA_HIGH_KINK, *alpha], dtype=torch.float64)
-    return torch.from_numpy(start_SGP).to(where), restarts.to(where)
+    restarts = torch.tensor([ALPHA_LOW_KINK, ALPHA_HIGH_KINK, *alpha], dtype=torch.float64, device=where)
+    return torch.from_numpy(start_SGP).to(where), restarts

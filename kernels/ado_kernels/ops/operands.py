@@ -7,6 +7,7 @@ an illegal access on a GPU. Shapes are checked by each operation.
 import math
 
 import torch
+from torch.autograd.forward_ad import unpack_dual
 
 FLOATING = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 INTEGER = (torch.int8, torch.uint8, torch.int16, torch.int32, torch.int64)
@@ -15,7 +16,10 @@ INTEGER = (torch.int8, torch.uint8, torch.int16, torch.int32, torch.int64)
 def check_operands(
     op: str, floating: dict[str, torch.Tensor | None], integer: dict[str, torch.Tensor] | None = None
 ) -> None:
-    """Raises ValueError unless all tensors lie on one device and have dtypes of their kind; None is skipped."""
+    """Raises ValueError unless all tensors lie on one device and have dtypes of their kind; None is skipped.
+
+    RuntimeError in forward-mode differentiation (torch.func.jvp): torch would drop the derivative silently.
+    """
     first = ""
     for tensors, dtypes, kind in ((floating, FLOATING, "floating-point"), (integer or {}, INTEGER, "integers")):
         for name, tensor in tensors.items():
@@ -30,6 +34,11 @@ def check_operands(
                 raise ValueError(
                     f"{op}: all tensors must be on one device, but {first} is on {device} and {name} on {tensor.device}"
                 )
+            if not torch.compiler.is_compiling():
+                dual = unpack_dual(tensor)  # type: ignore[no-untyped-call]
+                if dual.tangent is None:
+                    continue
+                raise RuntimeError(f"{op} has no forward-mode derivative; use {op}_reference where one is needed")
 
 
 def accumulation_dtype(dtype: torch.dtype) -> torch.dtype:

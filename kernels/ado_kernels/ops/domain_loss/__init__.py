@@ -29,9 +29,10 @@ def domain_loss(
     -1: of no domain. The results carry no gradient. Raises ValueError where shapes, dtypes or devices do not fit, and
     warns (RuntimeWarning) of other ids outside [0, K).
     """
+    token_losses = token_losses.detach()
     check_operands("domain_loss", {"token_losses": token_losses}, {"domain_ids": domain_ids})
     check_domains(token_losses.numel(), domain_ids, num_domains)
-    sums_K, counts_K = torch.ops.ado_kernels.domain_loss(token_losses.detach(), domain_ids, num_domains)
+    sums_K, counts_K = torch.ops.ado_kernels.domain_loss(token_losses, domain_ids, num_domains)
     return sums_K, counts_K
 
 
