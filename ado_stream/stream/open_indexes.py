@@ -32,6 +32,7 @@ from ado_stream.storage.download import (
 )
 from ado_stream.storage.object_locks import object_lock
 from ado_stream.storage.retry import Deadline, RetryPolicy
+from ado_stream.storage.slow_notice import slow_notice
 from ado_stream.stream.domain import Domain
 from ado_stream.stream.flat_files import FlatPlace, Found
 from ado_stream.stream.flat_index import FlatContent, FlatIndex
@@ -73,7 +74,9 @@ def open_indexes(
         opened = _open_mds if domain.format == "mds" else _open_flat
         return opened(replace(domain, token_column=column, token_dtype=dtype), seq_len, retry)
 
-    with ThreadPoolExecutor(min(_THREADS, len(domains))) as pool:
+    places = [_remote(domain) or domain.local or "" for domain in domains]
+    what = places[0] if len(places) == 1 else f"{places[0]} and {len(places) - 1} more"
+    with slow_notice(what), ThreadPoolExecutor(min(_THREADS, len(domains))) as pool:
         return list(pool.map(open_index, domains))
 
 
