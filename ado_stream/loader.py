@@ -23,7 +23,7 @@ from ado_stream.policy.base_policy import Policy, RunContext
 from ado_stream.policy.policy_registry import make_run_policy
 from ado_stream.reduction import LossReduction, ReducedLosses, is_distributed
 from ado_stream.stream.dataset import AdaptiveStreamingDataset
-from ado_stream.stream.device_copies import TokenBatch
+from ado_stream.stream.device_copies import TokenBatch, checked_device
 from ado_stream.value_types import Floats, Ints, JsonMapping, JsonObject
 
 _CHECK_STEPS = 64  # how often ranks compare their cursors
@@ -78,7 +78,7 @@ class AdaptiveLoader:
     ):
         self.dataset = instance("dataset", dataset, AdaptiveStreamingDataset)
         self._prefetch, self._io_threads = whole("prefetch", prefetch), whole("io_threads", io_threads)
-        self._pin_memory, self._device = flag("pin_memory", pin_memory), _checked_device(device)
+        self._pin_memory, self._device = flag("pin_memory", pin_memory), checked_device(device)
         dataset.check_prefetch(self._prefetch)
         if isinstance(policy, str | Mapping):
             policy = make_policy_for(dataset, policy)
@@ -323,16 +323,3 @@ def _check_policy(policy: Any, dataset: AdaptiveStreamingDataset) -> None:
             f"the policy's domains are {list(names)}, the data set's {dataset.names}.\n  Make the policy with the "
             "data set's names, in its order: dict(zip(dataset.names, dataset.prior))."
         )
-
-
-def _checked_device(device: torch.device | str | None) -> torch.device | None:
-    """`device`, which must exist here. Raises ConfigError."""
-    if device is None:
-        return None
-    try:
-        found = torch.device(device)
-    except (RuntimeError, TypeError):
-        raise ConfigError(f"device is {device!r:.80}; expected a device of torch, such as 'cuda' or 'cpu'.") from None
-    if found.type == "cuda" and (found.index or 0) >= torch.cuda.device_count():
-        raise ConfigError(f"device is {device!r:.80}; this machine has {torch.cuda.device_count()} usable GPUs.")
-    return found

@@ -11,8 +11,12 @@ from collections.abc import Callable, Collection, Iterable
 from numbers import Integral, Real
 from typing import TypeVar
 
+import numpy as np
+from numpy.typing import ArrayLike
+
 from ado_stream.errors import ConfigError
 from ado_stream.suggest import did_you_mean
+from ado_stream.value_types import Floats
 
 Checked = TypeVar("Checked")
 MOST_COUNT = 1 << 53  # whole numbers are exact in a float up to here
@@ -81,12 +85,20 @@ def instance(name: str, value: Checked, kind: type) -> Checked:
 
 
 def path_text(name: str, value: object) -> str:
-    """`value`, a path or URL as a string or path object, as a string that is not blank."""
+    """`value`, a path or URL as a string or path object, as a string that is not blank; ~ is the home folder."""
     if not isinstance(value, str | os.PathLike) or not isinstance(found := os.fspath(value), str) or not found.strip():
         raise ConfigError(f"{name} is {value!r:.80}; expected a path.")
     if "\0" in found:
         raise ConfigError(f"{name} is {value!r:.80}; no path holds a NUL.")
-    return found
+    return os.path.expanduser(found)
+
+
+def floats(value: ArrayLike) -> Floats | None:
+    """`value` as a float64 array, a copy; None where it is none of real numbers on the host, without a gradient."""
+    try:
+        return None if np.iscomplexobj(value) else np.array(value, np.float64)
+    except (TypeError, ValueError, OverflowError, RuntimeError):  # RuntimeError: of a tensor with a gradient
+        return None
 
 
 def check_arguments(name: str, function: Callable[..., object], given: Iterable[str]) -> None:

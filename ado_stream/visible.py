@@ -6,8 +6,10 @@ direction, zero-width characters other than those that join letters and emoji, h
 
 import json
 import logging
+import os
 import re
 import sys
+from typing import IO
 
 from ado_stream.redact import redact
 
@@ -23,8 +25,20 @@ def visible(text: str) -> str:
 
 
 def show(text: str, error: bool = False) -> None:
-    """Prints `text`, as `visible` gives it, on standard output or standard error, at once."""
-    print(visible(text), file=sys.stderr if error else sys.stdout, flush=True)  # noqa: T201
+    """Prints `text`, as `visible` gives it, on standard output or standard error, at once.
+
+    Nothing any more once the reader of the pipe behind it has closed it: `train | head` ends no run.
+    """
+    stream = sys.stderr if error else sys.stdout
+    try:
+        print(visible(text), file=stream, flush=True)  # noqa: T201
+    except BrokenPipeError:
+        discard(stream)
+
+
+def discard(stream: IO[str]) -> None:
+    """Sends what `stream` holds and will get nowhere: Python would try to write it at exit and report the error."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
 
 
 def show_json(value: object) -> None:

@@ -41,11 +41,12 @@ class MicroBatches:
 
     def observe(self, sums_K: torch.Tensor, counts_K: torch.Tensor) -> None:
         """Adds a part's per-domain loss sums and token counts; with the last part the loader observes the batch."""
-        self._sums_K, self._counts_K = self._sums_K + sums_K.detach(), self._counts_K + counts_K
-        self._num_observed += 1
-        if self._num_observed == self._num_parts:
-            self._loader.observe(self._sums_K, self._counts_K)
+        sums_K, counts_K = self._sums_K + sums_K.detach(), self._counts_K + counts_K
+        if self._num_observed + 1 == self._num_parts:
+            self._loader.observe(sums_K, counts_K)
             self._forget()
+        else:
+            self._sums_K, self._counts_K, self._num_observed = sums_K, counts_K, self._num_observed + 1
 
     def _forget(self) -> None:
         self._sums_K = self._counts_K = 0.0

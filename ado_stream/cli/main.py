@@ -18,7 +18,7 @@ from typing import TypedDict
 from ado_stream import __version__
 from ado_stream.errors import AdoStreamError
 from ado_stream.suggest import did_you_mean
-from ado_stream.visible import VisibleFormatter, show
+from ado_stream.visible import VisibleFormatter, discard, show
 
 VERBS = {
     "demo": "build a small corpus, train with ADO and without, write a report",
@@ -84,6 +84,30 @@ def _overview() -> str:
 def main(argv: list[str] | None = None) -> int:
     """Runs one verb and returns the exit code; `argv` defaults to the process's own arguments."""
     argv = list(sys.argv[1:] if argv is None else argv)
+    debug = "--debug" in argv[1:]
+    _prepare_streams()
+    try:
+        code = _run([argument for argument in argv if not debug or argument != "--debug"])
+        sys.stdout.flush()
+        return code
+    except (AdoStreamError, KeyboardInterrupt, MemoryError, OSError) as error:
+        if debug:
+            raise
+        return _explain(error, argv[0])
+
+
+def _prepare_streams() -> None:
+    for name in ("stdout", "stderr"):
+        if getattr(sys, name) is None:  # closed by whoever started this process
+            setattr(sys, name, open(os.devnull, "w"))  # noqa: SIM115
+        stream = getattr(sys, name)
+        if isinstance(stream, io.TextIOWrapper):  # names of files need not be text, nor a terminal's encoding UTF-8
+            stream.reconfigure(errors="backslashreplace")
+    if logging.lastResort is not None:
+        logging.lastResort.setFormatter(VisibleFormatter())
+
+
+def _run(argv: list[str]) -> int:
     if not argv or argv[0] in ("-h", "--help", "help"):
         show(_overview())
         return 0 if argv else 2
@@ -95,49 +119,31 @@ def main(argv: list[str] | None = None) -> int:
         hint = did_you_mean(verb, VERBS)
         show(f"ado-stream: unknown verb {verb!r}{hint}; the verbs are: {', '.join(VERBS)}", error=True)
         return 2
-    debug = "--debug" in rest
-    rest = [_with_home(argument) for argument in rest if argument != "--debug"]
-    for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, io.TextIOWrapper):  # names of files need not be text, nor a terminal's encoding UTF-8
-            stream.reconfigure(errors="backslashreplace")
-    if logging.lastResort is not None:
-        logging.lastResort.setFormatter(VisibleFormatter())
-    return _run(verb, rest, debug)
-
-
-def _run(verb: str, arguments: list[str], debug: bool) -> int:
     module = importlib.import_module(f"ado_stream.cli.{verb}")
     parser = argparse.ArgumentParser(prog=f"ado-stream {verb}", **parser_options(verb, module))
     module.add_arguments(parser)
-    args = parser.parse_intermixed_args(arguments)  # exits 2 on wrong usage
-    try:
-        code = module.run(args) or 0
-        sys.stdout.flush()
-        return code
-    except AdoStreamError as error:
-        if debug:
-            raise
-        show(f"{type(error).__name__}: {error}", error=True)
-        return 1
-    except KeyboardInterrupt:
-        if debug:
-            raise
+    args = parser.parse_intermixed_args([_with_home(argument) for argument in rest])  # exits 2 on wrong usage
+    return module.run(args) or 0
+
+
+def _explain(error: BaseException, verb: str) -> int:
+    """Shows an error in one message; the exit code."""
+    if isinstance(error, KeyboardInterrupt):
         show(f"ado-stream {verb}: interrupted; the files written so far are complete", error=True)
         return 130
-    except MemoryError as error:
-        if debug:
-            raise
-        show(f"MemoryError: {str(error) or 'out of memory'}", error=True)
-        return 1
-    except OSError as error:
-        if debug:
-            raise
-        _discard_output()
+    text = str(error)
+    if isinstance(error, MemoryError):
+        text = text or "out of memory"
+    elif isinstance(error, OSError):
+        try:
+            sys.stdout.flush()
+        except OSError:
+            discard(sys.stdout)
         if isinstance(error, BrokenPipeError) and _output_was_closed():
             return 0  # `| head` has seen enough
-        where = f"{error.filename}: " if error.filename else ""
-        show(f"{type(error).__name__}: {where}{error.strerror or error}.", error=True)
-        return 1
+        text = f"{f'{error.filename}: ' if error.filename else ''}{error.strerror or error}."
+    show(f"{type(error).__name__}: {text}", error=True)
+    return 1
 
 
 def parser_options(verb: str, module: types.ModuleType) -> ParserTexts:
@@ -154,14 +160,6 @@ def _output_was_closed() -> bool:
         return bool(poll.poll(0))
     except OSError:  # not a file
         return False
-
-
-def _discard_output() -> None:
-    """Discards unwritten output: Python would try again to write it at exit and report the error once more."""
-    try:
-        sys.stdout.flush()
-    except OSError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _with_home(argument: str) -> str:

@@ -7,19 +7,18 @@ corpus.json from memory, the tokenizer from a private folder.
 
 import os
 from collections.abc import Iterator
-from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
 
 from ado_stream.corpus.listed_corpus import is_listed, open_listed
 from ado_stream.corpus.manifest import MANIFEST_NAME, SPLITS, Manifest, decode_manifest, num_samples
-from ado_stream.corpus.places import local_folder, locate, read_tokenizer, remote_text
-from ado_stream.corpus.slow_notice import slow_notice
+from ado_stream.corpus.places import local_folder, locate, read_tokenizer
 from ado_stream.corpus.tokenizer import Tokenizer
 from ado_stream.errors import ConfigError, IndexInvalid, NotFound
 from ado_stream.option_checks import one_of, optional, path_text
 from ado_stream.redact import redact
 from ado_stream.storage.download import download_bytes
+from ado_stream.storage.slow_notice import slow_notice
 from ado_stream.stream.domain import Domain
 
 
@@ -121,6 +120,6 @@ def _read_manifest(source: str) -> Manifest:
     folder = local_folder(source)
     if folder is not None and not (folder / MANIFEST_NAME).is_file():
         raise NotFound(f"{where}: no such file. Give the folder that `ado-stream prepare` wrote, or finish that run.")
-    with slow_notice(remote_text(source)) if folder is None else nullcontext():
+    with slow_notice(source):
         data = download_bytes(where)
     return decode_manifest(data, where)

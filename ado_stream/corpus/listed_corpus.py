@@ -35,6 +35,7 @@ from ado_stream.errors import ConfigError
 from ado_stream.json_files import check_type
 from ado_stream.option_checks import one_of, refuse_unknown, whole
 from ado_stream.storage.download import download_bytes
+from ado_stream.storage.slow_notice import slow_notice
 from ado_stream.stream.domain import Domain, as_domains, source_of
 from ado_stream.stream.flat_index import FlatIndex
 from ado_stream.stream.mds_index import TOKEN_COLUMN
@@ -85,7 +86,9 @@ def open_listed(url: str, cache_dir: str | None = None) -> ListedCorpus:
 
     cache_dir: of what is remote. Raises NotFound, ConfigError (the file), IndexInvalid (an index), StorageError.
     """
-    given = read_list(download_bytes(url), url)
+    with slow_notice(url):
+        data = download_bytes(url)
+    given = read_list(data, url)
     folder = url.rpartition("/")[0]
     tokenizer = _tokenizer(folder, given["tokenizer"])
     if "end_token" in given:

@@ -3,13 +3,11 @@
 import os
 import re
 import tempfile
-import urllib.parse
 from pathlib import Path
 
 from ado_stream.corpus.manifest import json_hash
 from ado_stream.corpus.tokenizer import BYTES, TOKENIZER_CONFIG_NAME, Tokenizer, load_tokenizer, load_tokenizer_file
 from ado_stream.errors import ConfigError, NotFound
-from ado_stream.redact import redact
 from ado_stream.storage import download
 
 SCHEMES = ("s3", "gs", "azure", "azure-dl", "oci", "hf", "sftp", "dbfs", "alipan")  # of streaming's clients
@@ -36,12 +34,6 @@ def local_folder(url: str | os.PathLike[str]) -> Path | None:
             f"  Use a path, file://, or one of {', '.join(f'{name}://' for name in SCHEMES)}."
         )
     return None
-
-
-def remote_text(url: str) -> str:
-    """`url`, with the host that S3_ENDPOINT_URL names where it is one of S3, for messages; without credentials."""
-    host = urllib.parse.urlsplit(os.environ.get("S3_ENDPOINT_URL", "")).netloc.rpartition("@")[2]
-    return redact(f"{url} (S3_ENDPOINT_URL: {host})" if url.startswith("s3://") and host else url)
 
 
 def user_cache(kind: str, url: str) -> Path:

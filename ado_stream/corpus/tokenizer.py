@@ -17,10 +17,10 @@ from typing import TYPE_CHECKING
 import numpy as np
 import xxhash
 
-from ado_stream.corpus.slow_notice import slow_notice
 from ado_stream.durable import disk_errors
 from ado_stream.errors import AdoStreamError, ConfigError, DataError, NotFound, StorageError
 from ado_stream.json_files import decode_json
+from ado_stream.storage.slow_notice import slow_notice
 from ado_stream.value_types import Array, JsonObject
 
 if TYPE_CHECKING:

@@ -67,7 +67,7 @@ def open_step(run_dir: Path, wanted: Wanted) -> tuple[Corpus, list[RecordedSampl
     recorded = {line["step"]: line for line in lines["step"]}
     state = _newest_state(run_dir, lines["event"], step)
     begin = 0 if state is None else state["step"]
-    if any(each not in recorded for each in range(begin, step + 1)):
+    if step not in recorded or any(each not in recorded for each in range(begin, step)):
         steps = f"{min(recorded)} to {max(recorded)}" if recorded else "none"
         raise ConfigError(
             f"--step {step}: {run_dir} recorded steps {steps}; a step is drawn again from all before it, or from all "

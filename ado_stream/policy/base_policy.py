@@ -20,7 +20,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from ado_stream.errors import ConfigError, PolicyError, ResumeError
-from ado_stream.option_checks import MOST_COUNT, check_arguments
+from ado_stream.option_checks import MOST_COUNT, check_arguments, floats
 from ado_stream.policy import state_codec
 from ado_stream.policy.domain_weights import Weights, domain_labels, domain_names, num_weights, parse_shares
 from ado_stream.value_types import Array, Bools, Floats, Ints, JsonMapping, JsonObject
@@ -141,25 +141,9 @@ class Policy(ABC):
         finite or not above 0 is ignored and counted. sample_counts: (K,) samples of each domain in the global batch.
         Raises PolicyError when shapes are wrong, a count is negative or the batch was empty.
         """
-        try:
-            loss_K = np.asarray(mean_losses, dtype=np.float64)
-            count_K = np.asarray(sample_counts, dtype=np.float64)
-        except (TypeError, ValueError):
-            raise PolicyError(
-                f"policy {self.kind!r}, step {self.step}: losses {mean_losses!r:.80} and counts {sample_counts!r:.80}; "
-                "expected a number for each domain."
-            ) from None
-        if loss_K.shape != self._prior_K.shape or count_K.shape != self._prior_K.shape:
-            raise PolicyError(
-                f"policy {self.kind!r}, step {self.step}: {self.num_domains} domains, but losses have shape "
-                f"{loss_K.shape} and counts {count_K.shape}."
-            )
-        total = float(np.add.reduce(count_K))
-        if not (0.0 < total <= MOST_COUNT and np.minimum.reduce(count_K) >= 0.0):
-            raise PolicyError(
-                f"policy {self.kind!r}, step {self.step}: sample counts must be 0 or more, not all 0, 2^53 at most, "
-                f"got a sum of {total:g} and a least of {count_K.min():g}."
-            )
+        loss_K, count_K = self._checked(mean_losses, sample_counts)
+        if not np.add.reduce(count_K) > 0.0:
+            raise PolicyError(f"policy {self.kind!r}, step {self.step}: sample counts must not be all 0.")
         drawn_K = count_K > 0.0
         seen_K = drawn_K & (loss_K > 0.0) & (loss_K < np.inf)
         if np.count_nonzero(seen_K) != np.count_nonzero(drawn_K):
@@ -168,11 +152,34 @@ class Policy(ABC):
         self.step += 1
         return self._mixture_K.copy()
 
-    def observe_validation(self, mean_losses: ArrayLike, sample_counts: ArrayLike) -> None:  # noqa: B027
+    def observe_validation(self, mean_losses: ArrayLike, sample_counts: ArrayLike) -> None:
         """Takes losses on held-out text, measured after the last update; policies that learn from training ignore it.
 
         mean_losses: (K,) nats per token, NaN where a domain has no such text; sample_counts: (K,) samples measured.
+        Raises as `update`, but all counts may be 0.
         """
+        self._take_validation(*self._checked(mean_losses, sample_counts))
+
+    def _checked(self, mean_losses: ArrayLike, sample_counts: ArrayLike) -> tuple[Floats, Floats]:
+        """(loss_K, count_K), of one number a domain, counts of 0 or more. Raises PolicyError."""
+        loss_K, count_K = floats(mean_losses), floats(sample_counts)
+        where = f"policy {self.kind!r}, step {self.step}"
+        if loss_K is None or count_K is None:
+            raise PolicyError(
+                f"{where}: losses {mean_losses!r:.80} and counts {sample_counts!r:.80}; expected a number for each "
+                "domain."
+            )
+        if loss_K.shape != self._prior_K.shape or count_K.shape != self._prior_K.shape:
+            raise PolicyError(
+                f"{where}: {self.num_domains} domains, but losses have shape {loss_K.shape} and counts {count_K.shape}."
+            )
+        total, least = np.add.reduce(count_K), np.minimum.reduce(count_K)
+        if not (total <= MOST_COUNT and least >= 0.0):
+            raise PolicyError(
+                f"{where}: sample counts must be 0 or more, 2^53 at most, got a sum of {total:g} and a least of "
+                f"{least:g}."
+            )
+        return loss_K, count_K
 
     def take_notices(self) -> list[str]:
         """Messages for an operator since the last call, a sentence each."""
@@ -241,6 +248,9 @@ class Policy(ABC):
     @abstractmethod
     def _next_mixture(self, loss_K: Floats, count_K: Floats, seen_K: Bools) -> Floats:
         """The mixture after step `self.step`; a new array. Losses are valid where `seen_K`."""
+
+    def _take_validation(self, loss_K: Floats, count_K: Floats) -> None:  # noqa: B027
+        """Takes what `observe_validation` checked."""
 
     def _extra_state(self) -> JsonObject:
         """State beyond `memory` and `saved_numbers`, as JSON values."""

@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ado_stream.errors import ConfigError
+from ado_stream.option_checks import floats
 from ado_stream.value_types import Array, Floats
 
 Value = TypeVar("Value")
@@ -62,10 +63,9 @@ def parse_values(weights: Weights, names: Sequence[str] | None, num_domains: int
     """
     if isinstance(weights, Mapping):
         weights = _in_order(weights, domain_labels(names, num_domains), what)
-    try:
-        value_K = np.array(weights, dtype=np.float64)
-    except (TypeError, ValueError):
-        raise ConfigError(f"{what}: expected {num_domains} numbers, got {weights!r:.80}.") from None
+    value_K = floats(weights)
+    if value_K is None:
+        raise ConfigError(f"{what}: expected {num_domains} numbers, got {weights!r:.80}.")
     if value_K.shape != (num_domains,):
         raise ConfigError(f"{what}: {num_domains} domains need {num_domains} numbers, got shape {value_K.shape}.")
     bad_K = ~(np.isfinite(value_K) & (value_K >= 0))

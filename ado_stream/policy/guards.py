@@ -40,10 +40,6 @@ class Guard(Policy):
         inner = self.policy.health()
         return {**inner, "guards": [*inner.get("guards", []), self.kind]}
 
-    def observe_validation(self, mean_losses: ArrayLike, sample_counts: ArrayLike) -> None:
-        """Passed to the wrapped policy."""
-        self.policy.observe_validation(mean_losses, sample_counts)
-
     def take_notices(self) -> list[str]:
         """The wrapped policy's."""
         return self.policy.take_notices()
@@ -67,6 +63,9 @@ class Guard(Policy):
         mixture_K = self.policy.update(loss_K, count_K)
         self._copy_fit()
         return self._apply_bound(mixture_K)
+
+    def _take_validation(self, loss_K: Floats, count_K: Floats) -> None:
+        self.policy.observe_validation(loss_K, count_K)
 
     def _copy_fit(self) -> None:
         inner = self.policy

@@ -62,8 +62,7 @@ def parse_order(words: Sequence[str], names: Sequence[str]) -> Order:
 
 def _known(name: str, names: Sequence[str]) -> str:
     if name not in names:
-        hint = did_you_mean(name, names) or f"; the domains are: {', '.join(names)}"
-        raise ConfigError(f"no domain {name!r}{hint}.")
+        raise ConfigError(f"no domain {name!r}{did_you_mean(name, names)}; the domains are: {', '.join(names)}.")
     return name
 
 

@@ -163,10 +163,9 @@ class TargetPolicy(Policy):
         """(K,) samples of each domain: laws are over a domain's own."""
         return np.asarray(drawn, np.float64) + self.memory["offset"]
 
-    def observe_validation(self, mean_losses: ArrayLike, sample_counts: ArrayLike) -> None:
+    def _take_validation(self, loss_K: Floats, count_K: Floats) -> None:
         """Evidence for laws of validation losses, at the samples drawn so far."""
         if self._validates:
-            loss_K, count_K = np.asarray(mean_losses, np.float64), np.asarray(sample_counts, np.float64)
             valid_K = (loss_K > 0.0) & (loss_K < np.inf)
             self.memory["val_loss"] = np.where(valid_K, loss_K, np.nan)
             self.memory["val_samples"] = np.where(valid_K, count_K, 0.0)

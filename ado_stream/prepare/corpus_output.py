@@ -12,11 +12,10 @@ from pathlib import Path
 from typing import Any
 
 from ado_stream.corpus.manifest import MANIFEST_NAME
-from ado_stream.corpus.places import remote_text
-from ado_stream.corpus.slow_notice import slow_notice
 from ado_stream.durable import write_durably
 from ado_stream.errors import ConfigError, NotFound, StorageError
 from ado_stream.storage.download import download
+from ado_stream.storage.slow_notice import slow_notice
 
 _UPLOAD_ATTEMPTS = 5
 
@@ -115,7 +114,7 @@ class RemoteOutput(CorpusOutput):
     def manifest(self) -> bytes | None:
         path = self.local_path(MANIFEST_NAME)
         try:
-            with slow_notice(remote_text(self._url)):
+            with slow_notice(self._url):
                 download(f"{self._url}/{MANIFEST_NAME}", path)
         except NotFound:
             return None
@@ -128,7 +127,7 @@ class RemoteOutput(CorpusOutput):
         from streaming.base.storage.upload import CloudUploader
 
         try:
-            with slow_notice(remote_text(self._url)):
+            with slow_notice(self._url):
                 return CloudUploader.get(
                     (str(self._staging), self._url), keep_local=True, retry=_UPLOAD_ATTEMPTS, exist_ok=True
                 )

@@ -15,9 +15,9 @@ from pathlib import Path
 from typing import Any
 
 from ado_stream.corpus.manifest import json_hash
-from ado_stream.corpus.slow_notice import slow_notice
 from ado_stream.errors import AdoStreamError, ConfigError, DataError, StorageError
 from ado_stream.prepare.record_errors import RecordErrors
+from ado_stream.storage.slow_notice import slow_notice
 from ado_stream.value_types import JsonObject
 
 PREFIX = "hf:"

@@ -10,7 +10,7 @@ import time
 import numpy as np
 
 from ado_stream.errors import PolicyError
-from ado_stream.option_checks import whole
+from ado_stream.option_checks import floats, whole
 from ado_stream.stream.shared_mixtures import SharedMixtures
 from ado_stream.value_types import Floats
 
@@ -167,10 +167,9 @@ class MixtureBoard:
         )
 
     def _checked(self, step: int, mixture: Floats) -> Floats:
-        try:
-            mixture_K = np.array(mixture, np.float64)
-        except (TypeError, ValueError, RuntimeError):  # RuntimeError: of a tensor with a gradient
-            raise PolicyError(f"publish({step}, ...): {mixture!r:.80} is no array of numbers.") from None
+        mixture_K = floats(mixture)
+        if mixture_K is None:
+            raise PolicyError(f"publish({step}, ...): {mixture!r:.80} is no array of numbers.")
         if mixture_K.shape != self.prior_K.shape:
             raise PolicyError(
                 f"publish({step}, ...): shape {mixture_K.shape}; expected {self.prior_K.shape}, one per domain."

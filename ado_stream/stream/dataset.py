@@ -17,14 +17,14 @@ import xxhash
 from torch.utils.data import IterableDataset
 
 from ado_stream.errors import ConfigError, StorageError
-from ado_stream.option_checks import instance, one_of, optional, positive, text, whole
+from ado_stream.option_checks import flag, instance, one_of, optional, positive, text, whole
 from ado_stream.storage.node_cache import NodeCache
 from ado_stream.storage.retry import RetryPolicy
 from ado_stream.stream.batch_draw import SAMPLINGS, DrawSettings, StepDraw, advance, draw_step
 from ado_stream.stream.batch_pipeline import BatchPipeline, BatchSource, DrawnBatch, PipelineOptions
 from ado_stream.stream.batch_rows import make_rows, with_rows_of
 from ado_stream.stream.board import MixtureBoard
-from ado_stream.stream.device_copies import DeviceCopies, TokenBatch
+from ado_stream.stream.device_copies import DeviceCopies, TokenBatch, checked_device
 from ado_stream.stream.domain import as_domains, prior_shares
 from ado_stream.stream.fill_in_middle_rows import make_fill_in_middle
 from ado_stream.stream.lookahead import LookaheadLimits
@@ -274,6 +274,7 @@ class AdaptiveStreamingDataset(IterableDataset[TokenBatch]):
 
     def check_prefetch(self, prefetch: int) -> None:
         """Raises ConfigError when batches made `prefetch` steps ahead would wait for mixtures not published yet."""
+        prefetch = whole("prefetch", prefetch)
         if self.mixture_lag is not None and self.mixture_lag < prefetch:
             raise ConfigError(
                 f"mixture_lag {self.mixture_lag} is less than prefetch {prefetch}: batches made ahead would wait for "
@@ -281,13 +282,15 @@ class AdaptiveStreamingDataset(IterableDataset[TokenBatch]):
             )
 
     def start(
-        self, prefetch: int, io_threads: int, pin_memory: bool = False, device: torch.device | None = None
+        self, prefetch: int, io_threads: int, pin_memory: bool = False, device: torch.device | str | None = None
     ) -> None:
         """Starts making batches from the current step; a running pipeline is stopped first.
 
         device: batches are copied there, one ahead; None leaves them on the host.
         """
         self.check_prefetch(prefetch)
+        io_threads, pin_memory = whole("io_threads", io_threads), flag("pin_memory", pin_memory)
+        device = checked_device(device)
         self.close()
         limits = LookaheadLimits(
             samples=self._predownload,

@@ -5,6 +5,8 @@ from typing import NotRequired, TypedDict
 
 import torch
 
+from ado_stream.errors import ConfigError
+
 
 class TokenBatch(TypedDict):
     """One step's rows of this rank."""
@@ -44,3 +46,16 @@ class DeviceCopies:
             for tensor in (batch["tokens"], batch["domain"]):
                 tensor.record_stream(current)
         return batch
+
+
+def checked_device(device: torch.device | str | None) -> torch.device | None:
+    """`device`, which must exist here. Raises ConfigError."""
+    if device is None:
+        return None
+    try:
+        found = torch.device(device)
+    except (RuntimeError, TypeError, ValueError):
+        raise ConfigError(f"device is {device!r:.80}; expected a device of torch, such as 'cuda' or 'cpu'.") from None
+    if found.type == "cuda" and (found.index or 0) >= torch.cuda.device_count():
+        raise ConfigError(f"device is {device!r:.80}; this machine has {torch.cuda.device_count()} usable GPUs.")
+    return found

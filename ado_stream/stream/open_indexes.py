@@ -34,6 +34,7 @@ from ado_stream.storage.download import (
 from ado_stream.storage.object_locks import object_lock
 from ado_stream.storage.parallel_reads import read_in_parallel
 from ado_stream.storage.retry import Deadline, RetryPolicy
+from ado_stream.storage.slow_notice import slow_notice
 from ado_stream.stream.domain import Domain
 from ado_stream.stream.flat_files import FlatPlace, Found
 from ado_stream.stream.flat_index import FlatContent, FlatIndex
@@ -78,7 +79,10 @@ def open_indexes(
         opened = _open_mds if domain.format == "mds" else _open_flat
         return opened(replace(domain, token_column=column, token_dtype=dtype), seq_len, bounds)
 
-    return read_in_parallel([partial(open_index, domain) for domain in domains], _THREADS, bounds.stop)
+    places = [_remote(domain) or domain.local or "" for domain in domains]
+    what = places[0] if len(places) == 1 else f"{places[0]} and {len(places) - 1} more"
+    with slow_notice(what):
+        return read_in_parallel([partial(open_index, domain) for domain in domains], _THREADS, bounds.stop)
 
 
 def _open_mds(domain: Domain, seq_len: int | None, retry: RetryPolicy) -> SampleIndex:

@@ -189,6 +189,33 @@ def test_a_reader_that_has_seen_enough_is_no_error(into):
     assert (done.returncode, done.stderr) == (0, "")
 
 
+@pytest.mark.parametrize("stream", ["stdout", "stderr"])
+def test_a_reader_that_is_gone_ends_no_work(stream):
+    code = (
+        "import sys\nfrom ado_stream.visible import show\n"
+        f"for _ in range(20_000): show('a line', error={stream == 'stderr'})\n"
+        f"print('done', file=sys.{'stdout' if stream == 'stderr' else 'stderr'})"
+    )
+    pipe = "2>&1 >&3 | head -1 >&2" if stream == "stderr" else "| head -1"
+    command = f"exec 3>&1; set -o pipefail; {sys.executable} -c {shlex.quote(code)} {pipe}"
+    done = subprocess.run(["bash", "-c", command], capture_output=True, text=True, timeout=60)
+    assert (done.returncode, sorted((done.stdout + done.stderr).split("\n"))) == (0, ["", "a line", "done"])
+
+
+@pytest.mark.parametrize("arguments", ["--help", "--version", "doctor --help"])
+def test_closed_output_is_no_traceback(arguments, repository):
+    for redirection, code in (
+        ("| true", 0),
+        (">&-", 0),
+        (">&- 2>&-", 0),
+        (">/dev/full", int("doctor" not in arguments)),
+    ):
+        command = f"set -o pipefail; {sys.executable} -m ado_stream.cli {arguments} {redirection}"
+        done = subprocess.run(["bash", "-c", command], capture_output=True, text=True, timeout=60)
+        assert done.returncode == code, (redirection, done.stderr)
+        assert "Traceback" not in done.stderr
+
+
 def test_a_full_disk_behind_standard_output_is_one_line(repository):
     command = f"{sys.executable} -m ado_stream.cli doctor --json > /dev/full"
     done = subprocess.run(["bash", "-c", command], capture_output=True, text=True, timeout=300)

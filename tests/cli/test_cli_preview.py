@@ -132,9 +132,10 @@ def test_a_step_of_a_run_is_what_it_trained_on(run, capsys):
 
 def test_a_step_that_cannot_be_drawn_again_is_said(run, capsys):
     run_dir, _ = run
-    assert main(["preview", str(run_dir), "--step", "9"]) == 1
-    assert "--step 9: " in (error := capsys.readouterr().err)
-    assert "recorded steps 0 to 8" in error
+    for step in (9, -1):
+        assert main(["preview", str(run_dir), f"--step={step}"]) == 1
+        assert f"--step {step}: " in (error := capsys.readouterr().err)
+        assert "recorded steps 0 to 8" in error
     record = run_dir / "record.jsonl"
     lines = [json.loads(line) for line in record.read_text().splitlines()]
     for line in lines:

@@ -225,10 +225,13 @@ def test_an_endpoint_that_does_not_answer_is_named_after_two_seconds(tmp_path, m
         endpoint = f"127.0.0.1:{server.getsockname()[1]}"
         monkeypatch.setenv("S3_ENDPOINT_URL", f"http://user:password@{endpoint}")
         monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-        monkeypatch.setattr("ado_stream.corpus.slow_notice._AFTER_S", 0.1)
+        monkeypatch.setattr("ado_stream.storage.slow_notice._AFTER_S", 0.1)
         quick = RetryPolicy(attempts=1, read_timeout_s=1.0)
         monkeypatch.setattr(module, "download_bytes", lambda url: download_bytes(url, retry=quick))
         with pytest.raises(StorageError):
             ado.open_corpus("s3://bucket/corpus")
-    assert f"waiting for s3://bucket/corpus (S3_ENDPOINT_URL: {endpoint})" in caplog.text
+        with pytest.raises(StorageError):
+            ado.AdaptiveStreamingDataset([ado.Domain("a", "s3://bucket/a", str(tmp_path))], retry=quick)
+    for url in ("s3://bucket/corpus", "s3://bucket/a"):
+        assert f"waiting for {url} (S3_ENDPOINT_URL: {endpoint})" in caplog.text
     assert "password" not in caplog.text

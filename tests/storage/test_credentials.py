@@ -16,7 +16,6 @@ from hypothesis import strategies as st
 import ado_stream as ado
 from ado_stream.cli.main import main
 from ado_stream.cli.shared import visible
-from ado_stream.corpus.places import remote_text
 from ado_stream.errors import ConfigError, StorageError
 from ado_stream.record import FILE_NAME, RunRecord
 from ado_stream.redact import redact
@@ -25,6 +24,7 @@ from ado_stream.storage.download import download_bytes
 from ado_stream.storage.node_cache import NodeCache
 from ado_stream.storage.object_spec import ObjectSpec
 from ado_stream.storage.retry import RetryPolicy
+from ado_stream.storage.slow_notice import remote_text
 from ado_stream.train import metric_sinks
 
 ONCE = RetryPolicy(attempts=1, read_timeout_s=5.0)

@@ -1,5 +1,6 @@
 """Wrong arguments of the public face: one typed line, nothing changed, and the corrected call goes on."""
 
+import contextlib
 import copy
 import json
 import tempfile
@@ -145,8 +146,10 @@ def test_a_refused_publish_changes_nothing(corpus, step, mixture):
 
 
 @pytest.mark.parametrize("kind", sorted(POLICIES))
-def test_a_refused_update_changes_no_policy(kind):
-    options = {"fixed": {"weights": [1, 1, 1]}, "temperature": {"tau": 2}, "unimax": {"budget": 9, "sizes": [5, 5, 5]}}
+@pytest.mark.parametrize("call", ["update", "observe_validation"])
+def test_refused_losses_change_no_policy(kind, call):
+    options = {"target": {"laws": "validation"}}
+    options |= {"fixed": {"weights": [1, 1, 1]}, "temperature": {"tau": 2}, "unimax": {"budget": 9, "sizes": [5, 5, 5]}}
     options |= {"schedule": {"knots": [(0, [1, 1, 1]), (9, [2, 1, 1])]}, "doremi": {"reference_losses": [1, 1, 1]}}
     options |= {"gap": {"target_losses": [1, 1, 1]}, "velocitune": {"target_losses": [1, 1, 1]}}
     policy = ado.Floor(ado.make_policy(kind, {"a": 3, "b": 2, "c": 1}, **options.get(kind, {})), 0.01)
@@ -157,12 +160,17 @@ def test_a_refused_update_changes_no_policy(kind):
     @given(which=st.integers(0, 1), junk=st.one_of(JUNK, st.lists(st.floats(), min_size=3, max_size=3)))
     @example(which=1, junk=[np.nan, 1, 1])
     @example(which=1, junk=[-1, 1, 1])
+    @example(which=0, junk=[1, 1])
+    @example(which=0, junk=[[1, 1, 1]])
+    @example(which=0, junk=torch.ones(3, requires_grad=True))
+    @example(which=1, junk=np.ones(3, complex))
+    @example(which=1, junk=[10**400, 1, 1])
     def wrong(which, junk):
         copied = copy.deepcopy(policy)
         arguments = [[2.0, 3.0, 1.0], [4, 4, 1]]
         arguments[which] = junk
         try:
-            copied.update(*arguments)
+            getattr(copied, call)(*arguments)
         except ado.PolicyError as error:
             one_line(error)
             assert json.dumps(copied.state_dict()) == before
@@ -179,7 +187,7 @@ def test_a_refused_state_changes_neither_stream_nor_policy(corpus, part):
         state, before = saved.state_dict(), json.dumps(loader.state_dict())
 
         @FEW
-        @given(junk=JUNK.filter(lambda junk: part != "observed" or type(junk) is not int))
+        @given(junk=JUNK.filter(lambda junk: part != "observed" or type(junk) is not int or junk > 2))
         def wrong(junk):
             with pytest.raises(ado.ResumeError) as caught:
                 loader.load_state_dict({**state, part: junk})
@@ -187,6 +195,21 @@ def test_a_refused_state_changes_neither_stream_nor_policy(corpus, part):
             assert json.dumps(loader.state_dict()) == before
 
         wrong()
+
+
+@FEW
+@given(which=st.integers(0, 3), junk=JUNK)
+def test_a_refused_start_leaves_the_batches_coming(corpus, which, junk):
+    with contextlib.closing(ado.AdaptiveStreamingDataset(corpus, global_batch_size=8, mixture_lag=3)) as dataset:
+        next(iter(dataset))
+        pipeline, arguments = dataset._pipeline, [1, 1, False, None]
+        arguments[which] = junk
+        try:
+            dataset.start(*arguments)
+        except ado.ConfigError as error:
+            one_line(error)
+            assert dataset._pipeline is pipeline
+        assert dataset.next_batch()["step"] == 1
 
 
 def arguments(**valid):
@@ -274,3 +297,6 @@ def test_a_corpus_serves_as_its_domains_and_paths_as_text(corpus):
         domain = ado.Domain("a", remote=Path(corpus[0].local), local=Path(cache), prior=np.float32(2))
         assert (domain.remote, domain.local, domain.prior) == (corpus[0].local, cache, 2.0)
         assert ado.AdaptiveStreamingDataset([domain], 8).num_samples == [SAMPLES[0]]
+    assert ado.Domain("a", remote="~/x", local=Path("~/y")) == ado.Domain(
+        "a", str(Path.home() / "x"), str(Path.home() / "y")
+    )
