@@ -47,7 +47,8 @@ def draw_planes(found: Mapping[str, Sequence[Mapping[str, Any]]], path: Path, da
             axes.axhline(0.0, color=faint, lw=0.6)
             axes.axvline(0.0, color=faint, lw=0.6)
             rows = [row for row in rows if row["policy"] != CONTROL]
-            near = max(_LEAST, _FAR * max(map(_distance, static), default=math.inf))
+            farthest = max(map(_distance, static), default=0.0)
+            near = max(_LEAST, _FAR * farthest) if farthest else math.inf
             shown = [row for row in rows if _distance(row) <= near]
             outside = [
                 f"{_label(row)} ({x:+.2f}, {y:+.2f})" for row in rows if row not in shown for x, y in [_place(row)]
@@ -57,6 +58,7 @@ def draw_planes(found: Mapping[str, Sequence[Mapping[str, Any]]], path: Path, da
                 (x, half_x), (y, half_y) = row["by size"], row["mean"]
                 axes.errorbar(x, y, half_y, half_x, color=to_rgb(color), alpha=0.5, lw=0.8)
                 axes.plot(x, y, "o", ms=4, color=color)
+            axes.update_datalim([(-_LEAST / 2, -_LEAST / 2), (_LEAST / 2, _LEAST / 2)])
             axes.set(title=name, xlabel="loss by size, less natural's (nats)", ylabel="mean of domains")
             axes.margins(0.2)
             low, high = axes.get_ylim()
