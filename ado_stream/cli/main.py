@@ -93,7 +93,7 @@ def main(argv: list[str] | None = None) -> int:
     except (AdoStreamError, KeyboardInterrupt, MemoryError, OSError) as error:
         if debug:
             raise
-        return _explain(error, argv[0])
+        return _explain(error, argv)
 
 
 def _prepare_streams() -> None:
@@ -126,10 +126,10 @@ def _run(argv: list[str]) -> int:
     return module.run(args) or 0
 
 
-def _explain(error: BaseException, verb: str) -> int:
+def _explain(error: BaseException, argv: list[str]) -> int:
     """Shows an error in one message; the exit code."""
     if isinstance(error, KeyboardInterrupt):
-        show(f"ado-stream {verb}: interrupted; the files written so far are complete", error=True)
+        show(f"{' '.join(('ado-stream', *argv[:1]))}: interrupted; the files written so far are complete", error=True)
         return 130
     text = str(error)
     if isinstance(error, MemoryError):

@@ -216,8 +216,9 @@ def test_closed_output_is_no_traceback(arguments, repository):
         assert "Traceback" not in done.stderr
 
 
-def test_a_full_disk_behind_standard_output_is_one_line(repository):
-    command = f"{sys.executable} -m ado_stream.cli doctor --json > /dev/full"
+@pytest.mark.parametrize("arguments", ["doctor --json", ""])
+def test_a_full_disk_behind_standard_output_is_one_line(arguments, repository):
+    command = f"{sys.executable} -m ado_stream.cli {arguments} > /dev/full"
     done = subprocess.run(["bash", "-c", command], capture_output=True, text=True, timeout=300)
     assert done.returncode == 1
     assert done.stderr.splitlines()[-1] == "OSError: No space left on device."

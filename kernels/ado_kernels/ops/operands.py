@@ -34,10 +34,7 @@ def check_operands(
                 raise ValueError(
                     f"{op}: all tensors must be on one device, but {first} is on {device} and {name} on {tensor.device}"
                 )
-            if not torch.compiler.is_compiling():
-                dual = unpack_dual(tensor)  # type: ignore[no-untyped-call]
-                if dual.tangent is None:
-                    continue
+            if not torch.compiler.is_compiling() and unpack_dual(tensor).tangent is not None:
                 raise RuntimeError(f"{op} has no forward-mode derivative; use {op}_reference where one is needed")
 
 
