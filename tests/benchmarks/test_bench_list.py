@@ -39,4 +39,4 @@ def test_those_named_run_and_a_failure_is_reported(monkeypatch, capsys):
     monkeypatch.setattr("sys.argv", ["benchmarks", "fitt"])
     with pytest.raises(SystemExit):
         benchmarks.main()
-    assert "no benchmark fitt; there are cache_limit, domain_loss, fit," in capsys.readouterr().err
+    assert "no benchmark fitt; there are cache_limit, documents, domain_loss, fit," in capsys.readouterr().err
