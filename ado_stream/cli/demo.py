@@ -30,18 +30,19 @@ def run(args: argparse.Namespace) -> None:
     """Runs the demo; prints the comparison as a table and the report's path."""
     from ado_kernels.numba_cache import compile_in_background
     from ado_stream.demo.demo_plan import DemoPlan
+    from ado_stream.option_checks import path_text
     from ado_stream.train.cpu_tuning import let_idle_threads_sleep
 
-    plan = DemoPlan.create(args.seed, args.quick, args.steps)
+    plan, out = DemoPlan.create(args.seed, args.quick, args.steps), Path(path_text("--out", args.out))
     # with --json, only the answer goes to standard output, all other text to standard error
     with contextlib.redirect_stdout(sys.stderr) if args.json else contextlib.nullcontext():
-        show(f"ado-stream demo: writes to {args.out} only, downloads nothing")
+        show(f"ado-stream demo: writes to {out} only, downloads nothing")
         let_idle_threads_sleep()
         for group in ("ops", "fit"):  # on a new machine compiling takes about as long as a quick demo's training
             compile_in_background(group)
         from ado_stream.demo.demo_run import run_demo, summary  # imports torch: seconds
 
-        result = run_demo(Path(args.out), plan, show, _show_text)
+        result = run_demo(out, plan, show, _show_text)
         _show_result(result)
         if args.quick:
             show("A quick demo checks that everything works; its runs are too short to compare policies.")

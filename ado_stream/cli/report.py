@@ -27,9 +27,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> None:
     """Writes the report; prints the verdict and the page's path."""
+    from ado_stream.option_checks import optional, path_text
     from ado_stream.report.run_data import load_runs
     from ado_stream.report.verdict import caveats, compare
 
+    out = optional(path_text, "--out", args.out)
     runs = load_runs(args.runs)
     announce(f"drawing {', '.join(args.runs)}")
     from ado_stream.report.report_page import write_report  # imports matplotlib
@@ -39,7 +41,7 @@ def run(args: argparse.Namespace) -> None:
         _follow(paths, args.port)
         return
     beside = paths[0] if len(paths) == 1 else os.path.commonpath([path.resolve().parent for path in paths])
-    path = write_report(paths, Path(args.out) if args.out else Path(beside).resolve() / "report")
+    path = write_report(paths, Path(out) if out else Path(beside).resolve() / "report")
     comparisons = [comparison.sentence() for comparison in compare(runs)]
     if args.json:
         show_json({"report": str(path), "comparisons": comparisons, "caveats": caveats(runs)})

@@ -168,3 +168,10 @@ def test_fit_with_all_rows_ignored_says_how_many_there_are(more, tmp_path, monke
         capsys.readouterr().err
     )
     assert main(["fit", "losses.csv", "--ignore-steps", "29"]) == 0
+
+
+@pytest.mark.parametrize("command", [["demo"], ["report", "run"], ["prepare", "in"]])
+def test_an_empty_folder_for_results_is_refused(command, capsys):
+    """It would be the current one."""
+    assert main([*command, "--out", ""]) == 1
+    assert "expected a path" in capsys.readouterr().err
