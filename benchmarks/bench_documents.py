@@ -1,10 +1,11 @@
-"""What do document boundaries and fill-in-the-middle cost, in the loader and in a step?
+"""What do document boundaries, fill-in-the-middle and rows of another length cost, in the loader and in a step?
 
-Loader: batches from local raw shards with `positions`, and with half of all documents reordered, against batches
-without. Step: forward and backward of a model with attention within documents (`model.attention: document`) against
-attention over the whole sequence. In turn in one process, medians; documents have some 480 tokens. A CPU: nano. A GPU:
-124M in bfloat16, where attention within documents is flex_attention, its masks made on the device. Bars: positions, and
-fill-in-the-middle, 1 % of the step that trains on the batch; on a CPU a step within documents is at most two steps.
+Loader: batches from local raw shards with `positions`, with half of all documents reordered, and of as many tokens in
+rows of half and of twice the samples' length, against batches without. Step: forward and backward of a model with
+attention within documents (`model.attention: document`) against attention over the whole sequence. In turn in one
+process, medians; documents have some 480 tokens. A CPU: nano. A GPU: 124M in bfloat16, where attention within documents
+is flex_attention, its masks made on the device. Bars: 1 % of the step that trains on the batch, for each; on a CPU a
+step within documents is at most two steps.
 """
 
 import argparse
@@ -24,15 +25,20 @@ ROWS, BATCHES, REPEATS = 16, 50, 15
 
 
 def loader_ms() -> dict[str, float]:
-    """Milliseconds a batch of ROWS samples: plain, with positions, with fill-in-the-middle."""
+    """Milliseconds a batch of ROWS samples: plain, and with each of what is asked."""
     with tempfile.TemporaryDirectory() as folder:
         domains = our_domains(Path(folder), write_domains(Path(folder), 2000, None))
         reordered = [replace(domain, fim=0.5) for domain in domains]
-        settings: dict[str, Any] = {"global_batch_size": ROWS, "mixture_lag": None, "end_token": END}
+
+        def made(domains: list[ado.Domain] = domains, num_rows: int = ROWS, **options: Any) -> Any:
+            return ado.AdaptiveStreamingDataset(domains, num_rows, mixture_lag=None, end_token=END, **options)
+
         datasets = {
-            "plain": ado.AdaptiveStreamingDataset(domains, **settings),
-            "positions": ado.AdaptiveStreamingDataset(domains, positions=True, **settings),
-            "fim": ado.AdaptiveStreamingDataset(reordered, fim_tokens=[50301, 50302, 50303], **settings),
+            "plain": made(),
+            "positions": made(positions=True),
+            "fim": made(reordered, fim_tokens=[50301, 50302, 50303]),
+            "halves": made(num_rows=2 * ROWS, batch_seq_len=(ROW_TOKENS - 1) // 2),
+            "joined": made(num_rows=ROWS // 2, batch_seq_len=2 * (ROW_TOKENS - 1)),
         }
         for dataset in datasets.values():
             dataset.start(0, 0)  # batches are made when they are asked for, in this thread
@@ -85,7 +91,7 @@ def main() -> None:
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cuda" if torch.cuda.is_available() else "cpu")
     device = parser.parse_args().device
     loader, step = loader_ms(), step_ms(device)
-    shares = {name: (loader[name] - loader["plain"]) / step["sequence"] for name in ("positions", "fim")}
+    shares = {name: (loader[name] - loader["plain"]) / step["sequence"] for name in loader if name != "plain"}
     document = step["document"] / step["sequence"]
     bars = [bar(f"{name}, of a step", share, 0.01) for name, share in shares.items()]
     bars += [bar("a step with attention within documents, in steps", document, 2)] if device == "cpu" else []
