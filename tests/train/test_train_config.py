@@ -137,5 +137,5 @@ def test_the_config_has_every_option_of_data_set_and_loader():
 
 
 def test_download_retries_have_the_fields_and_defaults_of_retry_policy():
-    expected = {name: value for name, value in options(RetryPolicy).items() if name not in ("random", "clock")}
+    expected = {name: value for name, value in options(RetryPolicy).items() if name not in ("random", "clock", "stop")}
     assert options(RetrySection) == expected
