@@ -46,7 +46,8 @@ READY = {"ignore_steps": 0, "start_step": 2, "dead_zone": 1.0, "confidence": 0.0
 )
 def test_a_runs_own_policy_replayed_gives_its_mixtures_to_the_bit(settings, policy, mean_options, capsys):
     """Sizes, budget, lag and guards included; with one option changed the mixtures differ."""
-    run_training(load_config({**settings, "policy": policy, "evaluate": {"every_steps": 1}}))
+    longer = {**settings["train"], "steps": 20}  # than `target` needs validations
+    run_training(load_config({**settings, "train": longer, "policy": policy, "evaluate": {"every_steps": 1}}))
     recorded = [line["mixture"] for line in read_run(settings["run_dir"])[1]["step"]]
     replay = ["replay", settings["run_dir"], "--policy", policy["name"], "--json"]
     for more, same in (([], True), (["--option", *mean_options], False)):
