@@ -16,7 +16,7 @@ from queue import Empty, SimpleQueue
 import numpy as np
 import torch
 
-from ado_stream.errors import StorageError
+from ado_stream.errors import ConfigError, StorageError
 from ado_stream.storage.node_cache import NodeCache
 from ado_stream.stream.batch_draw import DrawSettings, StepDraw, draw_step
 from ado_stream.stream.board import MixtureBoard
@@ -61,7 +61,7 @@ class BatchSource:
 
 @dataclass(frozen=True)
 class PipelineOptions:
-    """How batches are made ahead and checked; none of it changes a batch."""
+    """How batches are made ahead and checked; none of it changes a batch. Raises ConfigError for pin_memory, no GPU."""
 
     prefetch: int
     pin_memory: bool
@@ -69,6 +69,13 @@ class PipelineOptions:
     lookahead: LookaheadLimits
     vocab_size: int | None
     open_limit_bytes: int | None
+
+    def __post_init__(self) -> None:
+        try:
+            if self.pin_memory:
+                _pinned((0,))
+        except RuntimeError as error:
+            raise ConfigError(f"pin_memory is True, but without a GPU it must be False: {error!s:.80}") from None
 
 
 DrawnBatch = tuple[StepDraw, TokenBatch]  # one step's samples of this rank, and the draw that they come from

@@ -291,7 +291,6 @@ class AdaptiveStreamingDataset(IterableDataset[TokenBatch]):
         self.check_prefetch(prefetch)
         io_threads, pin_memory = whole("io_threads", io_threads), flag("pin_memory", pin_memory)
         device = checked_device(device)
-        self.close()
         limits = LookaheadLimits(
             samples=self._predownload,
             flight_bytes=_FLIGHT_BYTES,
@@ -299,7 +298,6 @@ class AdaptiveStreamingDataset(IterableDataset[TokenBatch]):
             threads=io_threads,
             timeout_s=self.timeout_s,
         )
-        self._board.open()
         options = PipelineOptions(
             prefetch,
             pin_memory,
@@ -308,6 +306,8 @@ class AdaptiveStreamingDataset(IterableDataset[TokenBatch]):
             vocab_size=self._vocab_size,
             open_limit_bytes=open_limit_bytes(self._indexes, self._cache_limit),
         )
+        self.close()
+        self._board.open()
         self._copies = None if device is None else DeviceCopies(device, pin_memory)
         self._pipeline = BatchPipeline(self._source, self._step, self._cursors_KC, options)
 

@@ -51,6 +51,7 @@ def test_the_code_of_its_page_runs(cluster, real_corpus, tmp_path):
     assert "written to corpus" in output
 
 
+@pytest.mark.deadline  # Ray gives the server's own process half a minute to start
 def test_a_client_server_serves_as_the_cluster_does(cluster, real_corpus, tmp_path, tree_hashes):
     """`--executor ray://HOST:PORT`, with the server that `ray start --ray-client-server-port` runs on a head."""
     with socket.socket() as free:

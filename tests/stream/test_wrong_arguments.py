@@ -197,6 +197,14 @@ def test_a_refused_state_changes_neither_stream_nor_policy(corpus, part):
         wrong()
 
 
+@pytest.mark.skipif(torch.cuda.is_available(), reason="a GPU's driver locks pages")
+def test_pages_are_not_locked_without_a_gpu(corpus):
+    with contextlib.closing(ado.AdaptiveStreamingDataset(corpus, global_batch_size=8)) as dataset:
+        with pytest.raises(ado.ConfigError, match="pin_memory is True, but without a GPU"):
+            dataset.start(1, 1, pin_memory=True)
+        assert next(iter(dataset))["step"] == 0
+
+
 @FEW
 @given(which=st.integers(0, 3), junk=JUNK)
 def test_a_refused_start_leaves_the_batches_coming(corpus, which, junk):
