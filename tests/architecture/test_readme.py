@@ -31,10 +31,10 @@ def test_the_python_runs_as_it_stands(small_corpus):
     assert names["policy"].step == 20
 
 
-def by_size(scenario, policy):
+def by_size(scenario, policy, corpus="ten"):
     """The difference to the natural mixture by corpus size that the page of the experiments has."""
     page = (ROOT / "docs" / "learning.md").read_text()
-    section = page.split(f"### ten, {scenario}:")[1].split("###")[0]
+    section = page.split(f"### {corpus}, {scenario}:")[1].split("###")[0]
     (row,) = re.findall(rf"^\| {policy} \| \d+ \| (\S+) ", section, re.MULTILINE)
     return float(row)
 
@@ -47,6 +47,7 @@ def test_the_sentence_on_what_it_pays_has_the_figures_of_the_experiments():
         *(-by_size(scenario, "oracle") for scenario in unlearnable),
         by_size("clean", "target"),
         by_size("clean", "ado"),
+        *(-by_size("unlearnable-20", policy, "ten_medium") for policy in ("target", "oracle")),
     ]
     assert [float(number) for number in re.findall(r"\d\.\d{3}", sentence)] == figures
 
