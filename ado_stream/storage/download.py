@@ -28,6 +28,7 @@ from ado_stream.errors import AccessDenied, ConfigError, IndexInvalid, NotFound,
 from ado_stream.storage import file_systems, s3
 from ado_stream.storage.complete_file import CompleteFile
 from ado_stream.storage.object_spec import ObjectStatus, Part
+from ado_stream.storage.parallel_reads import settle
 from ado_stream.storage.retry import AttemptError, DownloadMonitor, RetryPolicy, with_retries
 from ado_stream.storage.verify import CHUNK_BYTES
 
@@ -294,14 +295,7 @@ def _watched(work: Callable[[], T], check: Callable[[], None]) -> T:
     The thread is abandoned when `check` raises.
     """
     outcome: Future[T] = Future()
-
-    def run() -> None:
-        try:
-            outcome.set_result(work())
-        except BaseException as error:  # noqa: BLE001 (raised in the waiting thread below)
-            outcome.set_exception(error)
-
-    threading.Thread(target=run, name="ado-download", daemon=True).start()
+    threading.Thread(target=settle, args=(work, outcome), name="ado-download", daemon=True).start()
     while not wait([outcome], 0.05).done:
         check()
     error = outcome.exception()

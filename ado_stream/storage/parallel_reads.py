@@ -16,6 +16,14 @@ from ado_stream.storage.retry import StoppedError
 T = TypeVar("T")
 
 
+def settle(call: Callable[[], T], future: Future[T]) -> None:
+    """Gives `future` what `call` returns or raises, for the thread that waits for it."""
+    try:
+        future.set_result(call())
+    except BaseException as error:  # noqa: BLE001 (raised in the waiting thread)
+        future.set_exception(error)
+
+
 def read_in_parallel(reads: Sequence[Callable[[], T]], num_threads: int, stop: threading.Event | None) -> list[T]:
     """The results of `reads` in their order, whose retry policies have this `stop`.
 
@@ -29,11 +37,7 @@ def read_in_parallel(reads: Sequence[Callable[[], T]], num_threads: int, stop: t
     def work() -> None:
         with suppress(queue.Empty):
             while True:
-                read, future = waiting.get_nowait()
-                try:
-                    future.set_result(read())
-                except BaseException as error:  # noqa: BLE001 (raised in the waiting thread below)
-                    future.set_exception(error)
+                settle(*waiting.get_nowait())
 
     try:
         for _ in range(min(num_threads, len(reads))):
