@@ -27,6 +27,7 @@ _PRIOR_ALPHA, _PRIOR_LOG_SD = 0.4, 0.5  # of the log-normal prior on alpha
 _PRIOR_BLOCKS = 4.0  # the noise is taken for as large as its prior says with the weight of this many blocks
 SAMPLE_SD, _BLOCK_SD = 0.5, 0.02  # nats: of one sample's loss about its domain's mean; of what all samples share
 _SPREAD = 0.5  # deviation of the domains' elasticities, of the middle one, before anything is known of them
+_ROUNDS = 4  # of finding the middle again, with what is known from the last one
 LAW = ("alpha", "log_beta", "log_eps")
 _TINY = 1e-12
 
@@ -64,19 +65,6 @@ def fit_blocks(points: BlockPoints, counts_KM: Bools, samples_K: Floats, value_K
     }
 
 
-def middle_elasticity(elasticity_K: Floats, target_K: Floats) -> float:
-    """The elasticity of the domain at which half of sum w e is reached, domains sorted by e; NaN where all are 0.
-
-    A median over what is gained: domains without gain have no weight in it, whatever their number or size.
-    """
-    gain_K = np.where(np.isfinite(elasticity_K), target_K * elasticity_K, 0.0)
-    order_K = np.argsort(elasticity_K, kind="stable")
-    gained_K = np.cumsum(gain_K[order_K])
-    if not gained_K[-1] > 0.0:
-        return float("nan")
-    return float(elasticity_K[order_K[np.searchsorted(gained_K, 0.5 * gained_K[-1])]])
-
-
 @dataclass(frozen=True)
 class Speeds:
     """How much faster or slower than the middle domains learn, as far as is known; (K,) elasticities and deviations."""
@@ -85,12 +73,43 @@ class Speeds:
     sd_K: Floats
     middle: float
 
+    @property
+    def known_K(self) -> Floats:
+        """How much each estimate weighs against the middle, from 0 to 1."""
+        return np.asarray(1.0 / (1.0 + (self.sd_K / (_SPREAD * self.middle)) ** 2))
+
+    @property
+    def mean_K(self) -> Floats:
+        """Elasticities shrunk towards the middle."""
+        return self.middle + self.known_K * (self.elasticity_K - self.middle)
+
     def at(self, deviations: float) -> Floats:
-        """(K,) log of the speed so many deviations above its mean: elasticities are shrunk towards the middle."""
-        known_K = 1.0 / (1.0 + (self.sd_K / (_SPREAD * self.middle)) ** 2)
-        of_K = self.middle + known_K * (self.elasticity_K - self.middle) + deviations * np.sqrt(known_K) * self.sd_K
+        """(K,) log of the speed so many deviations above its mean."""
+        of_K = self.mean_K + deviations * np.sqrt(self.known_K) * self.sd_K
         with np.errstate(divide="ignore"):
             return np.asarray(np.log(np.maximum(of_K, 0.0) / self.middle))
+
+
+def middle_elasticity(elasticity_K: Floats, sd_K: Floats, target_K: Floats) -> float:
+    """The elasticity of the domain at which half of sum w e is reached, domains sorted by e; NaN where all are 0.
+
+    A median over what is gained: domains without gain have no weight in it, whatever their number or size. Chance that
+    raises an estimate lets it stand higher and weigh more, too, so the middle of estimates alone is too fast, by a half
+    where laws begin. Estimates weigh as far as they are known, and are shrunk towards the middle found so far.
+    """
+    middle = _half_gained(elasticity_K, target_K * elasticity_K)
+    for _ in range(_ROUNDS):
+        speeds = Speeds(elasticity_K, sd_K, middle)
+        middle = _half_gained(speeds.mean_K, target_K * speeds.known_K * speeds.mean_K)
+    return middle
+
+
+def _half_gained(elasticity_K: Floats, gain_K: Floats) -> float:
+    order_K = np.argsort(elasticity_K, kind="stable")
+    gained_K = np.cumsum(np.where(np.isfinite(gain_K), gain_K, 0.0)[order_K])
+    if not gained_K[-1] > 0.0:
+        return float("nan")
+    return float(elasticity_K[order_K[np.searchsorted(gained_K, 0.5 * gained_K[-1])]])
 
 
 def fit_elasticities(log_ratio_KM: Floats, loss_KM: Floats, weight_KM: Floats) -> Elasticities:

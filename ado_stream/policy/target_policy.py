@@ -21,6 +21,7 @@ Some of many domains always look slow by chance, small ones most of all: k holds
 
 A cut goes to two fifths of a share at first, where the domain's losses still say how fast it learns, and further when
 blocks of losses since then say the same: the floor is no place to be by mistake, nothing is learnt of a domain there.
+It is a two-hundredth of the target share, whatever the number of domains.
 
 Laws begin where the mixture w was first drawn: under another one a domain learnt from what the others taught, or was
 taught nothing. They count on from the samples that w would have drawn by then, since to a domain that had many the same
@@ -28,6 +29,7 @@ samples are fewer in proportion, and it would seem to learn from them faster.
 
 m is the elasticity at the middle of what is gained: domains sorted by e, the one at which half of sum w e is reached.
 Text that cannot be learnt has no weight in it, so half of all domains may be such text and m is still that of the rest.
+Estimates weigh in it by k, too, and are shrunk by it: chance alone would make the middle fast, and others look slow.
 
 Why s = 4 and not the stationary point p ~ w e (s = 1, no zone): w counts the useless text as wanted, which nobody means
 who does not know of it. At 2^-4/3 of m both rules agree; below, this one takes more away, down to the floor.
@@ -64,6 +66,7 @@ _LEAST_VALIDATIONS = 8  # all are of the same text, so what they err by does not
 _FORGET = 4  # laws are fitted to the last three quarters of the steps so far
 _LEAST_DRAWN = 0.2  # of its target share, for a block to count for a domain
 _FIRST_CUT = 2.0 * _LEAST_DRAWN  # of its target share: the least that it is cut to before new blocks say the same
+_LEAST = 0.005  # of its target share: where a cut ends
 _LEAST_LOG = -100.0
 _SETTLED = 1e-3  # |g| below it is 0, so that a domain that is cut no longer has exactly its share again
 _REFIT_FRAC, _REFIT_STEPS = 20, 1000
@@ -77,7 +80,7 @@ class TargetPolicy(Policy):
     weights: "size" (the prior), "uniform", "val" (that of the validation split), or (K,) or {name: weight}.
     dead_zone: d, how many times slower or faster than the middle a domain must learn to be touched. confidence: z,
     standard deviations. strength: s. damping: a. floor: least share of a domain whose target share is above it; None:
-    0.002, at most a tenth of 1/K. ignore_steps: first steps that laws leave out; None: 1000, at most a tenth of the
+    a two-hundredth of its target share. ignore_steps: first steps that laws leave out; None: 1000, at most a tenth of the
     run. start_step: first step that may move the mixture; None: 2000, at most an eighth of the run. Both count from
     where the target's mixture was first drawn. laws: of "train" losses, or "validation", `observe_validation`'s, from
     eight of them on. max_epochs: bound on the passes over a domain in the run; if the run needs more, what suffices.
@@ -130,8 +133,8 @@ class TargetPolicy(Policy):
         self._strength = number("target: strength", strength, 0.0)
         self._damping = number("target: damping", damping, 0.0, 1.0)
         num = self.num_domains
-        least = check_floor(min(0.002, 0.1 / num) if floor is None else floor, num, "target: floor")
-        self._floor_K = np.minimum(least, self.target_K)
+        least_K = _LEAST * self.target_K if floor is None else check_floor(floor, num, "target: floor")
+        self._floor_K = np.minimum(least_K, self.target_K)
         with np.errstate(divide="ignore", invalid="ignore"):
             # a factor of e below the floor: far enough to reach it, and near enough for a short way back
             self._least_log_factor_K = np.nan_to_num(np.log(self._floor_K / self.target_K) - 1.0)
@@ -254,7 +257,8 @@ class TargetPolicy(Policy):
         self.fit_step = self.attempt_step = self.step
         for name, value_K in found.items():
             memory[name] = np.where(lawful_K, value_K, memory[name])
-        middle = middle_elasticity(memory["elasticity"][lawful_K], self.target_K[lawful_K])
+        found_K = memory["elasticity"], memory["elasticity_sd"], self.target_K
+        middle = middle_elasticity(*(each_K[lawful_K] for each_K in found_K))
         self._middle = _or_none(middle)
         memory["middle"] = np.where(lawful_K, middle, memory["middle"])  # as it was when the domain was last judged
         pull_K, slow_K = self._pull()
