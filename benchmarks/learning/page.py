@@ -32,11 +32,12 @@ tenth of a run is trained once for a seed, under the natural mixture; from that 
 with each domain's text in the same order. So differences within a seed are the mixture's and chance's, and
 chance is measured: `{control}` is the natural mixture with other samples. Scenarios, policies and their settings
 stand in `benchmarks/learning/scenarios.py`, fixed before the seeds were run. A cell that is run again gives its
-numbers again. The rule by which `target` cuts and gives back was revised twice, after seeds 1 to 3 and by replays of
-the losses of seeds 1 to 5; all cells that it changes were then run anew, and seeds 6 and 7 of `unlearnable-10` for the
-first time. After three seeds of `target:weights=uniform` on clean text, which it had lost 0.06 nats in the mean of
-domains, it counts samples otherwise where another mixture was drawn before; those cells were run anew, and seeds 4 and
-5 for the first time.
+numbers again. The rule by which `target` cuts and gives back was revised three times: after seeds 1 to 3, by replays of
+the losses of seeds 1 to 5, and after seeds 1 to 7 of `unlearnable-10`, by simulations and by trying six variants on
+those seeds. All cells that it changes were then run anew, and seeds 8 to 12 of `unlearnable-10` for the first time.
+After three seeds of `target:weights=uniform` on clean text, which it had lost 0.06 nats in the mean of domains, it
+counts samples otherwise where another mixture was drawn before; those cells were run anew, and seeds 4 and 5 for the
+first time.
 
 **What is measured.** Loss on held-out text of the wanted domains, nats per token, less that of the natural mixture of
 the same seed: negative is better. *By size* weights domains by their tokens, *mean* counts each once, *worst* is the
