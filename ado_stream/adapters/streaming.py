@@ -8,7 +8,7 @@ import logging
 import math
 import os
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass
 from typing import Any
 
 from streaming import Stream
@@ -69,7 +69,7 @@ def from_streaming(
         streams = [Stream(remote=remote, local=local, split=split)]
     elif remote is not None or local is not None:
         raise ConfigError("from_streaming: give streams=, or remote= and local=, not both.")
-    weights = {name for each in streams for name in ("proportion", "repeat", "choose") if hasattr(each, name)}
+    weights = {name for each in streams for name in _weights(each)}
     if "proportion" in weights and not all(hasattr(each, "proportion") for each in streams):
         raise ConfigError("from_streaming: give all streams a proportion=, or none of them.")
     if epoch_size and weights & {"repeat", "choose"}:
@@ -91,12 +91,8 @@ def from_streaming(
     }
     domains = [_domain(name, each, split) for name, each in zip(_names(streams), streams, strict=True)]
     dataset = AdaptiveStreamingDataset(domains, **settings)
-    num_samples = dataset.num_samples.tolist()
-    if weights & {"repeat", "choose"}:  # shares of an epoch that only the sizes of the streams tell
-        num_samples = [_chosen(each, size) for each, size in zip(streams, num_samples, strict=True)]
-        chosen = [replace(each, prior=number) for each, number in zip(domains, num_samples, strict=True)]
-        dataset = AdaptiveStreamingDataset(chosen, **settings)
-    num_epoch = number_abbrev_to_int(epoch_size) if epoch_size else sum(num_samples)
+    num_samples = sum(each.chosen(size) for each, size in zip(domains, dataset.num_samples.tolist(), strict=True))
+    num_epoch = number_abbrev_to_int(epoch_size) if epoch_size else num_samples
     return dataset, math.ceil(num_epoch / dataset.settings.global_batch_size)
 
 
@@ -125,14 +121,29 @@ def _names(streams: Sequence[Stream]) -> list[str]:
     return ["/".join(path) for path in paths]
 
 
-def _domain(name: str, stream: Stream, split: str | None) -> Domain:
+@dataclass(frozen=True, repr=False, kw_only=True)
+class _StreamDomain(Domain):
+    """repeat, choose: of its stream, which give it its prior where it has no proportion."""
+
+    repeat: float = 1.0
+    choose: int | None = None
+
+    def weight(self, num_samples: int) -> float:
+        return self.chosen(num_samples) if self.prior is None else self.prior
+
+    def chosen(self, num_samples: int) -> int:
+        """Samples of an epoch."""
+        return int(self.repeat * num_samples) if self.choose is None else self.choose
+
+
+def _domain(name: str, stream: Stream, split: str | None) -> _StreamDomain:
     remote, local = (
         os.path.join(folder, stream.split or split or "").rstrip("/") if folder else None
         for folder in (stream.remote, stream.local)
     )
-    return Domain(name, remote, local, getattr(stream, "proportion", None))
+    given = _weights(stream)
+    return _StreamDomain(name, remote, local, given.pop("proportion", None), **given)
 
 
-def _chosen(stream: Stream, num_samples: int) -> int:
-    """Samples of an epoch."""
-    return int(getattr(stream, "choose", getattr(stream, "repeat", 1) * num_samples))
+def _weights(stream: Stream) -> dict[str, Any]:
+    return {name: getattr(stream, name) for name in ("proportion", "repeat", "choose") if hasattr(stream, name)}

@@ -11,7 +11,9 @@ from ado_stream.errors import ConfigError, NotFound
 from ado_stream.storage import download
 
 SCHEMES = ("s3", "gs", "azure", "azure-dl", "oci", "hf", "sftp", "dbfs", "alipan")  # of streaming's clients
-_SCHEME = re.compile(r"\s*([^/]{2,}?)\s*:(?=/)")  # or what is meant to be one; not the C of C:/
+_SCHEME = re.compile(  # or what is meant to be one, as in s3:b or s3//b; not the C of C:/
+    rf"\s*(?:([^/]{{2,}}?)\s*:(?=/)|({'|'.join(SCHEMES)}|file)\s*(?=:|\W?//))", re.IGNORECASE
+)
 
 
 def local_folder(url: str | os.PathLike[str]) -> Path | None:
@@ -25,7 +27,7 @@ def local_folder(url: str | os.PathLike[str]) -> Path | None:
     found = _SCHEME.match(path)
     if found is None:
         return Path(os.path.expanduser(path))
-    scheme, rest = found[1], path[found.end() :]
+    scheme, rest = found[1] or found[2], path[found.end() :]
     written_so = found[0] == f"{scheme}:" and (re.match("//[^/]", rest) or scheme == "dbfs")
     if scheme not in SCHEMES or not written_so or not rest.strip("/"):
         near = f"; did you mean {scheme.lower()}:// and a path?" if scheme.lower() in (*SCHEMES, "file") else ""

@@ -323,7 +323,7 @@ class AdoPolicy(Policy):
         return {"history": self._history.state_dict()}
 
     def _load_extra(self, saved: JsonMapping, source_K: Ints, names: Sequence[str] | None) -> None:
-        self._history.load_state_dict(saved.get("history"), source_K)
+        self._history.load_state_dict(saved.get("history"), source_K, saved["num_domains"])
 
     def _after_load(self, same_domains: bool) -> None:
         self._apply_laws()

@@ -24,7 +24,7 @@ from typing import ClassVar
 
 import numpy as np
 
-from ado_stream.errors import ConfigError, ResumeError
+from ado_stream.errors import ConfigError
 from ado_stream.option_checks import number, positive, whole
 from ado_stream.policy import state_codec
 from ado_stream.policy.base_policy import Policy
@@ -135,17 +135,13 @@ class Aioli(Policy):
         return {"rows": state_codec.pack(self._rows_NK)}
 
     def _load_extra(self, saved: JsonMapping, source_K: Ints, names: Sequence[str] | None) -> None:
-        rows_NK = state_codec.unpack(saved.get("rows"), "rows")
-        if not np.array_equal(np.sort(source_K), np.arange(saved["num_domains"])):
-            rows_NK = np.full_like(self._rows_NK, np.nan)  # the probes of other domains are not those of this round
-        elif rows_NK.shape == self._rows_NK.shape:
-            rows_NK = rows_NK[:, :, source_K]
-        else:
-            raise ResumeError(
-                f"policy state: rows have shape {rows_NK.shape}, expected {self._rows_NK.shape}.\n"
-                "  Continue with the probe_steps that it was saved with."
-            )
-        self._rows_NK = rows_NK
+        num, rows = saved["num_domains"], len(self._rows_NK[0])
+        same = np.array_equal(
+            np.sort(source_K), np.arange(num)
+        )  # the probes of other domains are not those of this round
+        what = "rows (saved with other probe_steps?)"
+        rows_NK = state_codec.unpack(saved.get("rows"), what, np.nan, (2, rows if same else None, num))
+        self._rows_NK = rows_NK[:, :, source_K] if same else np.full_like(self._rows_NK, np.nan)
 
 
 def probe_effects(loss_NK: Floats, count_NK: Floats, probe_steps: int) -> Floats:

@@ -224,9 +224,7 @@ class Policy(ABC):
             )
         source_K = self._source_indices(saved, names)
         memory = self._remap_memory(saved, source_K)
-        mixture_K = _remap(_unpack_row(saved, "mixture", source_K), self._prior_K, source_K, is_share=True)
-        if not (mixture_K >= 0).all() or not abs(mixture_K.sum() - 1) < 1e-6:
-            raise ResumeError("policy state: its mixture is none: shares below 0, or that do not sum to 1.")
+        mixture_K = _carry_over(saved.get("mixture"), "mixture", saved, self._prior_K, source_K, is_share=True)
         numbers: JsonObject = {"step": state_codec.whole_number(saved, "step")}
         numbers |= {name: read(saved, name.removeprefix("_")) for name, read in self.saved_numbers.items()}
         self._load_extra(saved, source_K, names)  # the last that can raise; nothing was changed before it
@@ -242,7 +240,11 @@ class Policy(ABC):
     # Overridden by policies ------------------------------------------------------------------------------------
 
     def _initial(self) -> dict[str, Array]:
-        """The (K,) arrays of `memory` before the first step."""
+        """The (K,) arrays of `memory` before the first step; NaN for what is not known yet.
+
+        A state whose values they cannot become is refused: another dtype, NaN or infinity without one of them here,
+        whole numbers below the least ones here.
+        """
         return {"ignored": np.zeros(self.num_domains, dtype=np.int64)}
 
     @abstractmethod
@@ -266,13 +268,15 @@ class Policy(ABC):
 
     def _source_indices(self, saved: JsonMapping, names: Sequence[str] | None) -> Ints:
         """(K,) index of each domain in the saved state, -1 for a new one."""
-        old = saved.get("names")
-        if old is not None and not (isinstance(old, list) and all(isinstance(name, str) for name in old)):
-            raise ResumeError(f"policy state: 'names' is {old!r:.80}; expected the domains' names.")
+        old, num = saved.get("names"), state_codec.whole_number(saved, "num_domains", 1)
+        if not (
+            old is None or isinstance(old, list) and all(isinstance(name, str) for name in old) and len(old) == num
+        ):
+            raise ResumeError(f"policy state: 'names' is {old!r:.80}; expected the names of {num} domains.")
         if names is None:
-            if old == self.names and saved.get("num_domains") == self.num_domains:
+            if old == self.names and num == self.num_domains:
                 return np.arange(self.num_domains)
-            raise ResumeError(_domain_difference(self.names, self.num_domains, old, saved.get("num_domains")))
+            raise ResumeError(_domain_difference(self.names, self.num_domains, old, num))
         if len(names) != self.num_domains or (self.names is not None and list(names) != self.names):
             raise ConfigError(f"names: {list(names)} are not this policy's domains {self.labels}.")
         if old is None:
@@ -286,7 +290,7 @@ class Policy(ABC):
         if not isinstance(packed, Mapping) or packed.keys() != initial.keys():
             raise ResumeError(f"policy state: its memory should hold {sorted(initial)}, not {packed!r:.80}.")
         return {
-            name: _remap(_unpack_row(packed, name, source_K), initial_K, source_K, name in self.share_arrays)
+            name: _carry_over(packed[name], name, saved, initial_K, source_K, name in self.share_arrays)
             for name, initial_K in initial.items()
         }
 
@@ -294,19 +298,20 @@ class Policy(ABC):
         return dict(zip(self.labels, value_K.tolist(), strict=True))
 
 
-def _remap(old_K: Array, initial_K: Array, source_K: Ints, is_share: bool) -> Array:
-    """`old_K` in this policy's order, `initial_K` where the domain is new; shares divided by their sum."""
+def _carry_over(
+    packed: object, name: str, saved: JsonMapping, initial_K: Array, source_K: Ints, is_share: bool
+) -> Array:
+    """The saved array in this policy's order, `initial_K` where the domain is new; shares divided by their sum."""
+    old_K = state_codec.unpack(packed, name, initial_K, (saved["num_domains"],))
     value_K = np.where(source_K >= 0, old_K[source_K], initial_K).astype(initial_K.dtype)
+    if not is_share:
+        return value_K
+    state_codec.check_shares(old_K, name)
     # the same domains again: the sum is 1 up to rounding, and dividing by it would change the last bit
-    reordered = np.array_equal(np.sort(source_K), np.arange(len(old_K)))
-    return value_K if reordered or not is_share else value_K / value_K.sum()
-
-
-def _unpack_row(packed: JsonMapping, name: str, source_K: Ints) -> Array:
-    array = state_codec.unpack(packed.get(name), name)
-    if array.ndim != 1 or len(array) <= source_K.max(initial=0):
-        raise ResumeError(f"policy state: {name} has shape {array.shape}.")
-    return array
+    if np.array_equal(np.sort(source_K), np.arange(len(old_K))):
+        return value_K
+    total = value_K.sum()
+    return value_K / total if total > 0.0 else initial_K  # those that remain had no share
 
 
 def _domain_difference(names: list[str] | None, num: int, old: list[str] | None, old_num: object) -> str:

@@ -23,7 +23,6 @@ from typing import Any, ClassVar
 import numpy as np
 from numpy.typing import ArrayLike
 
-from ado_stream.errors import ResumeError
 from ado_stream.option_checks import one_of, positive
 from ado_stream.policy import state_codec
 from ado_stream.policy.ado_config import AdoConfig
@@ -101,11 +100,9 @@ class EpiSelect(AdoPolicy):
         return {**super()._extra_state(), **own}
 
     def _load_extra(self, saved: JsonMapping, source_K: Ints, names: Sequence[str] | None) -> None:
-        gamma_KK = None
+        gamma_KK, num = None, saved["num_domains"]
         if self._gamma_KK is not None:
-            gamma_KK = state_codec.unpack(saved.get("gamma"), "gamma (saved without transfer?)")
-            if gamma_KK.shape != (saved.get("num_domains"),) * 2:
-                raise ResumeError(f"policy state: gamma has shape {gamma_KK.shape}.")
-            gamma_KK = transfer_among(gamma_KK, source_K)
+            gamma_KK = state_codec.unpack(saved.get("gamma"), "gamma (saved without transfer?)", 0.0, (num, num))
+            gamma_KK = transfer_among(state_codec.check_shares(gamma_KK, "gamma"), source_K)
         super()._load_extra(saved, source_K, names)
         self._gamma_KK = gamma_KK

@@ -5,8 +5,8 @@ blocks become twice as long; so a run of any length, known or not, is held as 32
 step costs the same at any time. Sums stay exact sums: merging loses resolution, no loss.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Any
 
 import numpy as np
 
@@ -128,27 +128,21 @@ class BlockHistory:
             "total": state_codec.pack(self._total_M1[used, 0]),
         }
 
-    def load_state_dict(self, state: Any, source_K: Ints) -> None:
-        """Restores the saved blocks; source_K: index of each domain in them, -1 for a new one (no samples).
+    def load_state_dict(self, state: object, source_K: Ints, num_saved: int) -> None:
+        """Restores the blocks of `num_saved` domains; source_K: index of each domain in them, -1: new (no samples).
 
         Raises ResumeError for anything but blocks of such a shape.
         """
-        try:
-            length, num_steps = int(state["length"]), int(state["num_steps"])
-            sums = [state_codec.unpack(state[name], f"blocks' {name}") for name in _SUMS]
-            total_M = state_codec.unpack(state["total"], "blocks' total")
-        except (TypeError, KeyError, ValueError):
-            raise ResumeError("policy state: the blocks of losses cannot be read.") from None
-        used = -(-num_steps // length) if length > 0 else -1
-        if not 0 <= used <= MAX_BLOCKS or num_steps < 0 or total_M.shape != (used,):
+        if not isinstance(state, Mapping):
+            raise ResumeError("policy state: the blocks of losses cannot be read.")
+        length, num_steps = state_codec.whole_number(state, "length", 1), state_codec.whole_number(state, "num_steps")
+        used = -(-num_steps // length)
+        if used > MAX_BLOCKS:
             raise ResumeError(f"policy state: {num_steps} steps in blocks of {length} do not fit {MAX_BLOCKS} blocks.")
-        for sum_MK, own_MK in zip(sums, (self._loss_MK, self._samples_MK, self._place_MK), strict=True):
-            if sum_MK.ndim != 2 or len(sum_MK) != used or sum_MK.shape[1] <= source_K.max(initial=0):
-                raise ResumeError(f"policy state: blocks of shape {sum_MK.shape}, expected ({used}, domains).")
-            own_MK[:] = 0.0
+        self._total_M1[:used, 0] = state_codec.unpack(state.get("total"), "blocks' total", 0.0, (used,))
+        for name, own_MK in zip(_SUMS, (self._loss_MK, self._samples_MK, self._place_MK), strict=True):
+            sum_MK = state_codec.unpack(state.get(name), f"blocks' {name}", 0.0, (used, num_saved))
             own_MK[:used] = np.where(source_K >= 0, sum_MK[:, source_K], 0.0)
-        self._total_M1[:] = 0.0
-        self._total_M1[:used, 0] = total_M
         self.length, self.num_steps = length, num_steps
 
     def _merge(self) -> None:

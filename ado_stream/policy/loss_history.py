@@ -78,16 +78,18 @@ class LossHistory:
             "losses": state_codec.pack(self._loss_MK[: self.rows]),
         }
 
-    def load_state_dict(self, state: object, source_K: Ints) -> None:
-        """Restores the saved rows; source_K: index of each domain in them, -1 for a new one (NaN).
+    def load_state_dict(self, state: object, source_K: Ints, num_saved: int) -> None:
+        """Restores the saved rows of `num_saved` domains; source_K: index of each domain in them, -1: a new one (NaN).
 
         With more domains than before, the capacity may be below the rows saved; they are thinned to it.
         """
         if not isinstance(state, Mapping):
             raise ResumeError("policy state: the loss history cannot be read.")
         stride, num_seen = state_codec.whole_number(state, "stride", 1), state_codec.whole_number(state, "num_seen")
-        last, count_M, loss_MK = (state_codec.unpack(state.get(name), f"history {name}") for name in _ARRAYS)
-        self._check(last, count_M, loss_MK, source_K)
+        loss_MK = state_codec.unpack(state.get("losses"), "history losses", np.nan, (None, num_saved))
+        shape = loss_MK.shape if self._count_M.ndim == 2 else loss_MK.shape[:1]
+        count_M = state_codec.unpack(state.get("counts"), "history counts (of other shared_count?)", 0.0, shape)
+        last = state_codec.unpack(state.get("last"), "history last", np.nan, (num_saved,))
         while len(loss_MK) > len(self._loss_MK):
             count_M, loss_MK, stride = count_M[::2], loss_MK[::2], 2 * stride
         self.stride, self._num_seen, self.rows = stride, num_seen, len(loss_MK)
@@ -97,25 +99,9 @@ class LossHistory:
             count_M = np.where(source_K >= 0, count_M[:, source_K], 1.0)  # a fit needs n > 0; these losses are NaN
         self._count_M[: self.rows] = count_M
 
-    def _check(self, last: Floats, count_M: Floats, loss_MK: Floats, source_K: Ints) -> None:
-        fits = (
-            loss_MK.ndim == 2
-            and last.shape == loss_MK.shape[1:]
-            and len(last) > source_K.max(initial=0)
-            and count_M.shape == (loss_MK.shape if self._count_M.ndim == 2 else loss_MK.shape[:1])
-        )
-        if not fits:
-            raise ResumeError(
-                f"policy state: a loss history of losses {loss_MK.shape} and counts {count_M.shape}, "
-                "saved under other settings (shared_count?) or damaged."
-            )
-
     def _thin(self) -> None:
         half = len(self._loss_MK) // 2
         self._loss_MK[:half] = self._loss_MK[::2]
         self._count_M[:half] = self._count_M[::2]
         self.rows = half
         self.stride *= 2
-
-
-_ARRAYS = ("last", "counts", "losses")

@@ -89,9 +89,9 @@ def bring_within(share_K: Floats, low_K: Floats, high_K: Floats) -> Floats:
     """p_k = min(max(l_k, s p_k), u_k), s such that the sum is 1; `share_K` itself when no bound is passed.
 
     Domains without a share take, in proportion to their room, what the others' upper bounds leave. Bounds that no
-    mixture has (sum l > 1 or sum u < 1) are themselves scaled to the sum 1.
+    mixture has (sum l > 1 or sum u < 1) are themselves scaled to the sum 1; where all u are 0, nothing is bounded.
     """
-    if (low_K <= share_K).all() and (share_K <= high_K).all():
+    if ((low_K <= share_K) & (share_K <= high_K)).all() or not high_K.any():  # of a run's only domain left
         return share_K
     if low_K.sum() >= 1.0 or high_K.sum() <= 1.0:
         nearest_K = low_K if low_K.sum() >= 1.0 else high_K

@@ -22,6 +22,7 @@ from ado_stream.policy.domain_weights import Weights
 from ado_stream.value_types import Bools, Floats, JsonObject
 
 _DECAY = 0.9  # of the rewards
+_LEAST_SHARE = 1e-300  # none is below e_t, unless a state says so
 
 
 class _Bandit(Policy):
@@ -62,7 +63,8 @@ class Odm(_Bandit):
 
     def _next_mixture(self, loss_K: Floats, count_K: Floats, seen_K: Bools) -> Floats:
         memory = self.memory
-        newest_K = _DECAY * memory["reward"] + (1.0 - _DECAY) * loss_K / memory[self.share_arrays[0]]
+        given_K = np.maximum(memory[self.share_arrays[0]], _LEAST_SHARE)
+        newest_K = _DECAY * memory["reward"] + (1.0 - _DECAY) * loss_K / given_K
         np.copyto(memory["reward"], newest_K, where=seen_K)
         exponent_K = self._explore(self.step + 1) * memory["reward"]
         exploited_K = np.exp(exponent_K - exponent_K.max())  # the shift cancels in the softmax

@@ -10,13 +10,14 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from ado_stream.errors import ConfigError
+from ado_stream.errors import ConfigError, ResumeError
 from ado_stream.policy.base_policy import Policy
 from ado_stream.policy.guards import Guard
 from ado_stream.policy.mixture_bounds import bring_within
+from ado_stream.policy.state_codec import check_shares
 from ado_stream.policy.static_policies import Natural, Uniform
 from ado_stream.suggest import did_you_mean
-from ado_stream.value_types import Bools, Floats
+from ado_stream.value_types import Bools, Floats, Ints, JsonMapping
 
 FORMS = {
     "pin": "pin DOMAIN=SHARE ...",
@@ -151,12 +152,17 @@ class Control(Guard):
         base_K = self.memory["base"]
         return bring_within(mixture_K if np.isnan(base_K).any() else base_K, self.memory["low"], self.memory["high"])
 
-    def _after_load(self, same_domains: bool) -> None:
-        base_K = self.memory["base"]
-        if not same_domains and not np.isnan(base_K).all():  # domains added since take their share of the prior
-            base_K = np.where(np.isnan(base_K), self._prior_K, base_K)
-            self.memory["base"] = base_K / base_K.sum()
-        super()._after_load(same_domains)
+    def _remap_memory(self, saved: JsonMapping, source_K: Ints) -> dict[str, Any]:
+        memory = super()._remap_memory(saved, source_K)
+        low_K, high_K, base_K = (memory[name] for name in ("low", "high", "base"))
+        if not ((low_K >= 0.0) & (low_K <= high_K) & (high_K <= 1.0)).all():
+            raise ResumeError("policy state: low and high are no bounds of shares, from 0 to 1, the lower one first.")
+        if not np.isnan(base_K).all():
+            base_K = np.where(source_K >= 0, base_K, self._prior_K)  # domains added since take their share of the prior
+            total = base_K.sum()
+            with np.errstate(invalid="ignore"):  # of damaged ones
+                memory["base"] = check_shares(base_K if abs(total - 1.0) < 1e-9 else base_K / total, "base")
+        return memory
 
     def _repr_bound(self) -> str:
         return f"low={self.memory['low']}, high={self.memory['high']}"

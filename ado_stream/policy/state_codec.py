@@ -14,6 +14,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
+from numpy.typing import ArrayLike
 
 from ado_stream.errors import ResumeError
 from ado_stream.value_types import Array, JsonMapping, JsonObject
@@ -21,6 +22,7 @@ from ado_stream.value_types import Array, JsonMapping, JsonObject
 VERSION = 1
 _DTYPES = ("<f8", "<i8", "|b1")
 _MAX_COUNT = 1 << 62
+_MAX_NUMBER = 1e100  # its square is finite
 
 
 def pack(array: Array) -> JsonObject:
@@ -31,16 +33,38 @@ def pack(array: Array) -> JsonObject:
     return {"dtype": little.dtype.str, "shape": list(array.shape), "base64": text}
 
 
-def unpack(packed: Any, what: str) -> Array:
-    """The array of `pack`, writable and in this machine's byte order. Raises ResumeError naming `what`."""
+def unpack(packed: Any, what: str, first: ArrayLike, shape: tuple[int | None, ...]) -> Array:
+    """The array of `pack`, writable and in this machine's byte order, of `shape` (None: of any length).
+
+    first: values that it may begin with. They decide the dtype, and what it may hold: any numbers where some are NaN,
+    for what is not known yet; else finite ones or, where some are -inf, that; whole numbers none below the least of
+    them. Raises ResumeError naming `what`.
+    """
+    like = np.asarray(first)
     try:
-        dtype, shape, text = packed["dtype"], tuple(packed["shape"]), packed["base64"]
-        if dtype not in _DTYPES:
-            raise ValueError(dtype)
-        array = np.frombuffer(base64.b64decode(text, validate=True), dtype=dtype).reshape(shape)
+        array = np.frombuffer(base64.b64decode(packed["base64"], validate=True), like.dtype.newbyteorder("<"))
+        found = packed["dtype"], tuple(packed["shape"])
+        if found[0] != array.dtype.str or len(found[1]) != len(shape):
+            raise ValueError(f"{found[0]} of shape {found[1]}")
+        array = array.reshape(found[1]).astype(like.dtype)
     except (TypeError, KeyError, ValueError, binascii.Error) as error:
         raise ResumeError(f"policy state: {what} cannot be read ({type(error).__name__}: {error}).") from None
-    return array.astype(array.dtype.newbyteorder("="))
+    if any(want not in (None, length) for want, length in zip(shape, array.shape, strict=True)):
+        wanted = ", ".join("any" if want is None else str(want) for want in shape)
+        raise ResumeError(
+            f"policy state: {what} of shape {array.shape}, expected ({wanted}): saved with other options, or damaged."
+        )
+    least = like.min() if like.dtype.kind == "i" else -np.inf if (like == -np.inf).any() else -_MAX_NUMBER
+    if not (np.isnan(like).any() or ((least <= array) & (array <= _MAX_NUMBER)).all()):
+        raise ResumeError(f"policy state: {what} holds values that no policy saves, such as NaN.")
+    return array
+
+
+def check_shares(share_K: Array, what: str) -> Array:
+    """`share_K`, whose last axis sums to 1. Raises ResumeError naming `what`."""
+    if (share_K >= 0.0).all() and (np.abs(share_K.sum(axis=-1) - 1.0) < 1e-6).all():
+        return share_K
+    raise ResumeError(f"policy state: {what} holds shares below 0, or that do not sum to 1.")
 
 
 def whole_number(state: JsonMapping, name: str, least: int = 0) -> int:

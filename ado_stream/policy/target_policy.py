@@ -381,7 +381,7 @@ class TargetPolicy(Policy):
     def _load_extra(self, saved: Mapping[str, Any], source_K: Ints, names: Sequence[str] | None) -> None:
         loaded = {name: BlockHistory(self.num_domains) for name in self._histories}
         for name, blocks in loaded.items():
-            blocks.load_state_dict(saved.get(name), source_K)
+            blocks.load_state_dict(saved.get(name), source_K, saved["num_domains"])
         self._histories = loaded
 
     def _after_load(self, same_domains: bool) -> None:

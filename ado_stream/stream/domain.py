@@ -69,6 +69,10 @@ class Domain:
             raise ConfigError(f"domain '{self.name}': no local folder. Give local=, the folder of its {what}.")
         object.__setattr__(self, "prior", optional(number, f"domain '{self.name}': prior", self.prior, 0.0))
 
+    def weight(self, num_samples: int) -> float:
+        """Its share of the mixture, on the scale of the other domains'."""
+        return num_samples if self.prior is None else self.prior
+
     def __repr__(self) -> str:
         given = ((field.name, getattr(self, field.name), field.default) for field in fields(self))
         return redact(f"Domain({', '.join(f'{name}={value!r}' for name, value, usual in given if value != usual)})")
@@ -108,8 +112,10 @@ def as_domains(given: Iterable[object]) -> list[Domain]:
 
 def prior_shares(domains: list[Domain], num_samples: Ints) -> Floats:
     """(K,) float64, sums to 1: the priors, or the shares of the samples (K,) where there are none."""
-    given = [domain.prior for domain in domains]
-    weight_K = np.array([n if p is None else p for p, n in zip(given, num_samples, strict=True)], np.float64)
+    weights = [domain.weight(number) for domain, number in zip(domains, num_samples.tolist(), strict=True)]
+    if not any(weights):
+        raise ConfigError("the weights of all domains are 0.")
+    weight_K = np.array(weights, np.float64)
     return weight_K / float(weight_K.sum())
 
 

@@ -11,17 +11,32 @@ import re
 import shutil
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import TypedDict
 
 import xxhash
 
 from ado_stream.durable import sync, write_durably
 from ado_stream.errors import CheckpointError
+from ado_stream.json_files import check_type, decode_json
 
 MARKER = "COMMIT.json"
 VERSION = 1
 _NAME = re.compile(r"step_(\d{8,})")
 _READ_BYTES = 1 << 22
 _HASH_THREADS = 4
+
+
+class _File(TypedDict):
+    bytes: int
+    xxh64: str
+
+
+class _Versioned(TypedDict):
+    version: int
+
+
+class _Marker(_Versioned):
+    files: dict[str, _File]
 
 
 def checkpoint_dir(checkpoints: Path, step: int) -> Path:
@@ -66,22 +81,25 @@ def commit(directory: Path) -> None:
 
 def find_fault(directory: Path) -> str | None:
     """Why a checkpoint is not valid; None when every file is there with the size and hash in the marker."""
-    try:
-        marker = json.loads((directory / MARKER).read_text())
-        files = {str(name): (int(each["bytes"]), str(each["xxh64"])) for name, each in marker["files"].items()}
-        version = marker["version"]
-    except FileNotFoundError:
+    if not (directory / MARKER).exists():
         return f"{MARKER} is missing; the save did not finish"
-    except (ValueError, KeyError, TypeError, AttributeError):
-        return f"{MARKER} cannot be read"
-    if version != VERSION:
-        return f"{MARKER} has version {version}; this ado-stream reads version {VERSION}"
-    unexpected = sorted({path.name for path in directory.iterdir()} - files.keys() - {MARKER})
-    if unexpected:
-        return f"{unexpected[0]} is not listed in {MARKER}"
-    with ThreadPoolExecutor(_HASH_THREADS) as pool:
-        faults = pool.map(lambda item: _file_fault(directory / item[0], *item[1]), files.items())
-        return next((fault for fault in faults if fault), None)
+    try:
+        marker = decode_json((directory / MARKER).read_bytes(), MARKER, CheckpointError)
+        check_type(marker, _Versioned, MARKER, CheckpointError)
+        if marker["version"] != VERSION:
+            return f"{MARKER} has version {marker['version']}; this ado-stream reads version {VERSION}"
+        check_type(marker, _Marker, MARKER, CheckpointError)
+        files, found = marker["files"], {path.name for path in directory.iterdir()} - {MARKER}
+        if files.keys() != found:  # so that a listed name is never a path elsewhere
+            name = min(files.keys() ^ found)
+            return f"{name} is not listed in {MARKER}" if name in found else f"{name:.60} is missing"
+        with ThreadPoolExecutor(_HASH_THREADS) as pool:
+            faults = pool.map(lambda name: _file_fault(directory / name, **files[name]), files)
+            return next((fault for fault in faults if fault), None)
+    except CheckpointError as error:
+        return str(error)
+    except OSError as error:
+        return f"{Path(error.filename or directory).name} cannot be read: {error.strerror}"
 
 
 def newest_valid(checkpoints: Path) -> tuple[Path | None, list[str]]:
@@ -129,12 +147,10 @@ def _hash(path: Path) -> str:
     return digest.hexdigest()
 
 
-def _file_fault(path: Path, num_bytes: int, expected: str) -> str | None:
-    try:
-        found_bytes = path.stat().st_size
-    except FileNotFoundError:
-        return f"{path.name} is missing"
-    if found_bytes != num_bytes:
-        return f"{path.name} has {found_bytes} bytes, saved were {num_bytes}"
+def _file_fault(path: Path, bytes: int, xxh64: str) -> str | None:
+    """Why a file is not the one in the marker. Raises OSError where it cannot be read."""
+    found_bytes = path.stat().st_size
+    if found_bytes != bytes:
+        return f"{path.name} has {found_bytes} bytes, saved were {bytes}"
     found = _hash(path)
-    return None if found == expected else f"{path.name} has xxh64 {found}, saved was {expected}"
+    return None if found == xxh64 else f"{path.name} has xxh64 {found}, saved was {xxh64}"

@@ -15,6 +15,7 @@ from streaming.base.util import clean_stale_shared_memory
 
 from ado_stream.adapters.streaming import from_streaming
 from ado_stream.errors import ConfigError
+from ado_stream.stream import dataset as dataset_module
 from tests.stream.helpers import write_domain
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -98,6 +99,19 @@ def test_an_epoch_has_the_proportions_that_are_given(streams, weights, options):
     for stream, (size, drawn) in enumerate(zip(SIZES.values(), by_stream(ours), strict=True)):
         times = [number for (which, _), number in ours.items() if which == stream]
         assert max(times) == -(-drawn // size), "none comes twice before all came once"
+
+
+@pytest.mark.parametrize("weights", [{}, {"repeat": {"web": 0.5, "code": 1, "books": 2}}])
+def test_indexes_are_opened_once(streams, monkeypatch, weights):
+    opened, open_indexes = [], dataset_module.open_indexes
+    monkeypatch.setattr(dataset_module, "open_indexes", lambda *given: opened.append(given) or open_indexes(*given))
+    from_streaming(streams=streams(**weights), batch_size=8, **USUAL, **OURS)
+    assert len(opened) == 1
+
+
+def test_an_epoch_without_a_sample_is_refused(streams):
+    with pytest.raises(ConfigError, match="the weights of all domains are 0"):
+        from_streaming(streams=streams(choose=dict.fromkeys(SIZES, 0)), batch_size=8, **USUAL, **OURS)
 
 
 def test_one_stream_of_remote_and_local_and_a_split(folder, tmp_path):

@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import xxhash
@@ -162,6 +163,11 @@ def test_a_corpus_without_its_tokenizer_is_not_completed_from_the_hub(corpus, mo
         "s3:///x",
         " s3://b/x",
         "s3 ://b/x",
+        "s3:b/x",
+        "s3//b/x",
+        "GS //b/x",
+        "s3;//b/x",
+        "file:x",
         "file://host/x",
         "file://x",
         "S3a://b/x",
@@ -175,6 +181,12 @@ def test_a_url_that_no_client_reads_is_refused_at_once(url):
         ado.open_corpus(url)
     with pytest.raises(ConfigError, match="not a URL that can be read or written"):
         PrepareConfig(("in",), url)
+
+
+@pytest.mark.parametrize("path", ["s3/b/x", "s3.d//x", "s3", "C:/x", "a:b/c", "./s3://b", "files//x"])
+def test_a_path_that_is_like_a_url_is_a_folder(path, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert PrepareConfig(("in",), path).local_out == Path(path)
 
 
 def test_a_file_url_is_the_folder_that_it_names(tmp_path):

@@ -45,7 +45,7 @@ def test_a_missing_loss_repeats_the_last_one_also_where_no_row_was_kept():
 def test_a_saved_history_continues_identically(stop):
     one, two, whole = (LossHistory(K, capacity=16) for _ in range(3))
     _record(one, stop)
-    two.load_state_dict(json.loads(json.dumps(one.state_dict())), np.arange(K))
+    two.load_state_dict(json.loads(json.dumps(one.state_dict())), np.arange(K), K)
     _record(two, 50, start=stop)
     _record(whole, stop + 50)
     for found, expected in zip(two.points(), whole.points(), strict=True):
@@ -75,7 +75,7 @@ def test_a_history_loaded_into_a_smaller_capacity_is_thinned_to_it(stop):
     """Domains added at a resume may lower the capacity: 16 rows become 4, equally spaced and in step."""
     large, small, whole = LossHistory(K, capacity=16), LossHistory(K, capacity=4), LossHistory(K, capacity=4)
     _record(large, stop)
-    small.load_state_dict(large.state_dict(), np.arange(K))
+    small.load_state_dict(large.state_dict(), np.arange(K), K)
     _record(small, 50, start=stop)
     _record(whole, stop + 50)
     assert small.stride == whole.stride
@@ -102,7 +102,7 @@ def test_a_history_of_own_counts_does_not_load_into_one_of_shared_counts():
     own = LossHistory(K, own_counts=True, capacity=16)
     own.record(np.ones(K), np.ones(K), np.ones(K), np.ones(K, dtype=bool))
     with pytest.raises(ado.ResumeError, match="shared_count"):
-        LossHistory(K, capacity=16).load_state_dict(own.state_dict(), np.arange(K))
+        LossHistory(K, capacity=16).load_state_dict(own.state_dict(), np.arange(K), K)
 
 
 def test_thinning_halves_the_rows_that_the_fit_leaves_out(make_ado, monkeypatch):

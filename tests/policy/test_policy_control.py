@@ -60,6 +60,7 @@ def test_bounds_hold_and_the_others_keep_their_proportions(drawn):
 def test_a_mixture_within_its_bounds_is_left_alone_and_empty_domains_take_what_is_left():
     share = np.array([0.5, 0.5, 0.0, 0.0])
     assert bring_within(share, np.zeros(4), np.ones(4)) is share
+    assert bring_within(share, np.zeros(4), np.zeros(4)) is share  # `pin x=0` of what is the only domain later
     found = bring_within(share, np.zeros(4), np.array([0.2, 0.2, 1.0, 0.5]))
     np.testing.assert_allclose(found, [0.2, 0.2, 0.4, 0.2], rtol=1e-15)
 

@@ -94,7 +94,7 @@ def test_shares_are_the_softmax_of_the_scores_in_plain_loops():
     count_TK = generator.multinomial(64, [0.5, 0.3, 0.2], size=25).astype(float)
     for count_K in count_TK:
         mixture_K = policy.update(generator.uniform(2, 3, 3), count_K)
-    gamma_KK = state_codec.unpack(policy.state_dict()["gamma"], "gamma")
+    gamma_KK = state_codec.unpack(policy.state_dict()["gamma"], "gamma", 0.0, (3, 3))
     n = count_TK.sum(axis=0)
     scores = []
     for k in range(3):

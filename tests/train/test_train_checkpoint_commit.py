@@ -31,6 +31,11 @@ def saved(tmp_path: Path) -> Path:
     return tmp_path
 
 
+def listed(directory: Path, **changes) -> None:
+    marker = directory / "COMMIT.json"
+    marker.write_text(json.dumps(json.loads(marker.read_text()) | changes))
+
+
 def tensors_file(directory: Path) -> Path:
     (path,) = directory.glob("*.safetensors")
     return path
@@ -41,6 +46,16 @@ def tensors_file(directory: Path) -> Path:
     [
         (lambda at: (at / "COMMIT.json").unlink(), "COMMIT.json is missing; the save did not finish"),
         (lambda at: (at / "COMMIT.json").write_text("{"), "COMMIT.json cannot be read"),
+        (lambda at: (at / "COMMIT.json").write_bytes(b"\0" * 300), "COMMIT.json cannot be read"),
+        (lambda at: (at / "COMMIT.json").write_text("[" * 100_000), "COMMIT.json cannot be read"),
+        (lambda at: (at / "COMMIT.json").write_text("[]"), "COMMIT.json [] expected an object"),
+        (lambda at: listed(at, version=2), "COMMIT.json has version 2"),
+        (lambda at: listed(at, files=None), "COMMIT.json files expected an object"),
+        (lambda at: listed(at, files={"state.json": {"bytes": 1e400, "xxh64": ""}}), "bytes inf expected a count"),
+        (lambda at: listed(at, files={"../x": {"bytes": 1, "xxh64": ""}}), "../x is missing"),
+        (lambda at: listed(at, files={"": {"bytes": 1, "xxh64": ""}}), "is missing"),
+        (lambda at: [(at / "COMMIT.json").unlink(), (at / "COMMIT.json").mkdir()], "COMMIT.json cannot be read"),
+        (lambda at: [(at / "state.json").unlink(), (at / "state.json").symlink_to("state.json")], "cannot be read"),
         (lambda at: tensors_file(at).unlink(), "is missing"),
         (lambda at: tensors_file(at).write_bytes(tensors_file(at).read_bytes()[:-9]), "bytes, saved were"),
         (lambda at: tensors_file(at).write_bytes(tensors_file(at).read_bytes()[:-1] + b"!"), "xxh64"),
