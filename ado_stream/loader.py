@@ -132,6 +132,12 @@ class AdaptiveLoader:
         for losses in self._reduction.ready():
             self._update(losses)
 
+    def skip_unobserved(self) -> None:
+        """Observes batches that a loop left without doing so, as ones whose losses are not known. All ranks call it."""
+        zeros_K = torch.zeros(len(self.dataset.names), device="cpu")
+        while self.policy is not None and self._observed < self.step:
+            self.observe(zeros_K, zeros_K)
+
     def observe_validation(self, mean_losses: Floats, sample_counts: Floats) -> None:
         """Reports losses on held-out text to a policy that learns from them, after every loss observed so far.
 

@@ -31,16 +31,22 @@ _log = logging.getLogger(__name__)
 
 
 class _Inputs:
-    """Micro-batches as Trainer's inputs: "input_ids" and "labels" (b, T + 1), "domain" (b,)."""
+    """Micro-batches as Trainer's inputs: "input_ids" and "labels" (b, T + 1), "domain" (b,), "weight".
 
-    def __init__(self, loader: AdaptiveLoader, micro_batches: MicroBatches):
-        self.dataset = loader.dataset
-        self._micro_batches = micro_batches
+    Without a length Trainer would go on by a step when a finished run is resumed.
+    """
 
-    def __iter__(self) -> Iterator[dict[str, torch.Tensor]]:
+    def __init__(self, micro_batches: MicroBatches, length: int):
+        self._micro_batches, self._length = micro_batches, length
+
+    def __len__(self) -> int:
+        return self._length
+
+    def __iter__(self) -> Iterator[dict[str, Any]]:
         for batch in self._micro_batches:
             labels_BT = F.pad(batch["targets"], (1, 0), value=_IGNORED)  # the first is no target, but Trainer counts it
-            yield {"input_ids": batch["tokens"], "labels": labels_BT, "domain": batch["domain"]}
+            inputs = {"input_ids": batch["tokens"], "labels": labels_BT, "domain": batch["domain"]}
+            yield {**inputs, "weight": batch["weight"]}
 
 
 class AdaptiveTrainer(Trainer):
@@ -48,30 +54,36 @@ class AdaptiveTrainer(Trainer):
 
     def __init__(self, *arguments: Any, loader: AdaptiveLoader, **options: Any):
         super().__init__(*arguments, **options)
-        args = self.args
+        args, config = self.args, getattr(self.model, "config", None)
         refusals = {
             "needs max_steps of at least 1": args.max_steps < 1,
             "cannot resume under DeepSpeed; use DDP or FSDP": self.is_deepspeed_enabled,
             "takes its samples from `loader`; leave train_dataset out": self.train_dataset is not None,
             "runs one process for each GPU; start it by torchrun or accelerate launch": args.n_gpu > 1,
             "cannot repeat steps with another batch size; unset auto_find_batch_size": args.auto_find_batch_size,
+            "cannot count tokens by reading ahead; unset include_tokens_per_second": (
+                getattr(args, "include_tokens_per_second", False)  # not in transformers 5, which does not read ahead
+            ),
             "needs logits, which Liger's loss does not return; unset use_liger_kernel": args.use_liger_kernel,
             # Trainer does not divide the smoothed loss by the number of parts, and multiplies it by that of ranks
             "cannot smooth labels with accumulation or several ranks; unset label_smoothing_factor": (
                 args.label_smoothing_factor != 0 and (args.gradient_accumulation_steps, args.world_size) != (1, 1)
             ),
+            "cannot smooth labels of a model with a router's loss, which Trainer leaves out; unset one of them": (
+                args.label_smoothing_factor != 0 and getattr(config, "output_router_logits", False)
+            ),
         }
         for text, refused in refusals.items():
             if refused:
                 raise ConfigError(f"AdaptiveTrainer {text}.")
-        check_positions(getattr(self.model, "config", None), loader.dataset.batch_seq_len + 1)
+        check_positions(config, loader.dataset.batch_seq_len + 1)
         args.ignore_data_skip = True  # the loader's state includes its position; Trainer must not skip batches too
         self._loader, self._num_domains = loader, len(loader.dataset.names)
         self._micro_batches = MicroBatches(loader, args.gradient_accumulation_steps, "gradient_accumulation_steps")
 
     def get_train_dataloader(self) -> Any:
         """The loader, which yields this rank's part of each batch in `gradient_accumulation_steps` parts."""
-        return _Inputs(self._loader, self._micro_batches)
+        return _Inputs(self._micro_batches, self.args.max_steps * self.args.gradient_accumulation_steps)
 
     def compute_loss(
         self, model: Any, inputs: dict[str, torch.Tensor], return_outputs: bool = False, num_items_in_batch: Any = None
@@ -81,14 +93,37 @@ class AdaptiveTrainer(Trainer):
         labels, if given: the targets as Hugging Face's models take them; -100 is not counted.
         """
         inputs = dict(inputs)
-        domain_B = inputs.pop("domain", None)
+        domain_B, scale = inputs.pop("domain", None), inputs.pop("weight", 1.0)
         if domain_B is None:
             return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
         labels_BT = inputs.setdefault("labels", make_labels(inputs["input_ids"]))
+        if num_items_in_batch is not None:  # otherwise the loss is a part's mean, which Trainer divides by the parts
+            num_shares = self._num_shares(model)
+            scale = 1 / num_shares
+            if num_shares > 1:
+                num_items_in_batch = num_items_in_batch / num_shares
         loss, outputs = super().compute_loss(model, inputs, True, num_items_in_batch)
+        loss = loss * scale
         if model.training:
             self._micro_batches.observe(*domain_sums(outputs["logits"], labels_BT, domain_B, self._num_domains))
         return (loss, outputs) if return_outputs else loss
+
+    def _num_shares(self, model: torch.nn.Module) -> int:
+        """How often a step adds up the model's auxiliary losses: once for each part, times Trainer's factor of ranks.
+
+        With so small a share of the count of targets, and the loss divided by as much, targets weigh as they should and
+        auxiliary losses are averaged.
+        """
+        if not model.training or self.compute_loss_func is not None:
+            return 1
+        num_ranks = self.args.world_size if self.args.average_tokens_across_devices else 1
+        return self.args.gradient_accumulation_steps * num_ranks
+
+    def _set_signature_columns_if_needed(self) -> None:
+        super()._set_signature_columns_if_needed()  # type: ignore[no-untyped-call]
+        columns: list[str] = self._signature_columns or []
+        if "domain" not in columns:
+            columns.append("domain")  # or evaluation would lose the column, and with it its loss
 
     def prediction_step(self, model: Any, inputs: dict[str, torch.Tensor], *arguments: Any, **options: Any) -> Any:
         """Trainer's, which computes a loss only with labels; samples with a domain are their own labels."""

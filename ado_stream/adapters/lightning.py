@@ -10,12 +10,10 @@ from typing import Any
 
 import lightning
 import torch
-from lightning.pytorch.callbacks import GradientAccumulationScheduler
 
-from ado_stream.adapters.micro_batches import MicroBatches
-from ado_stream.errors import ConfigError
+from ado_stream.adapters.micro_batches import MicroBatch, MicroBatches
+from ado_stream.errors import ConfigError, ResumeError
 from ado_stream.loader import AdaptiveLoader
-from ado_stream.stream.device_copies import TokenBatch
 
 STATE_KEY = "adaptive_loader"
 
@@ -29,7 +27,7 @@ class _Batches:
     def __len__(self) -> int:
         return self._length
 
-    def __iter__(self) -> Iterator[TokenBatch]:
+    def __iter__(self) -> Iterator[MicroBatch]:
         return iter(self._micro_batches)
 
 
@@ -53,20 +51,41 @@ class AdaptiveModule(lightning.LightningModule):
         Raises ConfigError for Trainer settings with which a step would not be one batch.
         """
         trainer = self.trainer
-        num_parts = trainer.accumulate_grad_batches
-        if trainer.max_steps < 1:
-            raise ConfigError("AdaptiveModule needs max_steps of at least 1.")
-        callbacks = trainer.callbacks  # type: ignore[attr-defined]  # set by a connector
-        if any(isinstance(each, GradientAccumulationScheduler) for each in callbacks):
-            raise ConfigError("AdaptiveModule needs one accumulate_grad_batches; remove GradientAccumulationScheduler.")
+        num_parts, limit = trainer.accumulate_grad_batches, trainer.limit_train_batches
+        length = trainer.max_steps * num_parts
+        refusals = {
+            "needs max_steps of at least 1": trainer.max_steps < 1,
+            "cannot repeat batches; unset overfit_batches": (
+                trainer.overfit_batches > 0  # type: ignore[attr-defined]  # set by a connector
+            ),
+            f"needs a multiple of accumulate_grad_batches={num_parts} as limit_train_batches, not {limit}": (
+                (limit if isinstance(limit, int) else int(limit * length)) % num_parts != 0
+            ),
+        }
+        for text, refused in refusals.items():
+            if refused:
+                raise ConfigError(f"AdaptiveModule {text}.")
+        progress = trainer.fit_loop.epoch_loop
+        num_steps = progress.automatic_optimization.optim_progress.optimizer.step.current.completed
+        if progress.batch_progress.current.ready != num_steps * num_parts:
+            raise ResumeError(
+                "the state was saved in the middle of a step, or with another accumulate_grad_batches than "
+                f"{num_parts}.\n  Resume with the same, from a checkpoint that was saved after a step."
+            )
         self._micro_batches = MicroBatches(self._loader, num_parts, "accumulate_grad_batches")
-        return _Batches(self._micro_batches, trainer.max_steps * num_parts)
+        self._num_parts = num_parts
+        return _Batches(self._micro_batches, length)
 
-    def training_step(self, batch: TokenBatch, batch_index: int) -> torch.Tensor:
-        """Mean loss of these rows, which Lightning divides by the number of parts; the loader gets per-domain sums."""
+    def training_step(self, batch: MicroBatch, batch_index: int) -> torch.Tensor:
+        """The part's share of the batch's mean loss; the loader gets per-domain sums."""
+        if self.trainer.accumulate_grad_batches != self._num_parts:
+            raise ConfigError(
+                f"AdaptiveModule needs one accumulate_grad_batches, but {self._num_parts} became "
+                f"{self.trainer.accumulate_grad_batches}; remove GradientAccumulationScheduler, or what else set it."
+            )
         loss, sums_K, counts_K = self._losses(batch, batch["domain"], self._num_domains)
         self._micro_batches.observe(sums_K, counts_K)
-        return loss
+        return loss * batch["weight"]  # Lightning divides it by the number of parts
 
     def validation_step(self, batch: dict[str, torch.Tensor], batch_index: int) -> None:
         """Logs the mean loss of batches with "tokens" (b, T + 1) as "val_loss"; the policy does not see it."""

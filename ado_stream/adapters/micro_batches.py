@@ -1,6 +1,6 @@
 """Gradient accumulation in other frameworks: each of the loader's batches in equal parts, observed as one.
 
-Equal parts make the mean over parts of a part's mean loss the mean over the batch, however a framework accumulates.
+A part's mean loss times its `weight`, averaged over the parts, is the batch's mean, however a framework accumulates.
 """
 
 from collections.abc import Iterator
@@ -10,6 +10,13 @@ import torch
 from ado_stream.errors import ConfigError
 from ado_stream.loader import AdaptiveLoader
 from ado_stream.stream.device_copies import TokenBatch
+from ado_stream.stream.document_positions import IGNORED_TARGET
+
+
+class MicroBatch(TokenBatch):
+    """A part of a batch; `targets` are given always."""
+
+    weight: torch.Tensor | float  # the part's targets, by their mean over parts: 1 without padding
 
 
 def num_parts_of(loader: AdaptiveLoader, num_rows: int, option: str) -> int:
@@ -30,14 +37,18 @@ class MicroBatches:
         self._counts_K: torch.Tensor | float = 0.0
         self._num_observed = 0  # parts of the current batch
 
-    def __iter__(self) -> Iterator[TokenBatch]:
+    def __iter__(self) -> Iterator[MicroBatch]:
         """Parts from the loader's current step on, without end."""
         self._forget()  # of a step that an exception interrupted
+        self._loader.skip_unobserved()
         for batch in self._loader:
+            if "positions" in batch:
+                raise ConfigError("the data set has positions=True, which this adapter does not pass on; leave it out.")
             targets_BT = batch.get("targets", batch["tokens"][:, 1:])
             columns = (each.chunk(self._num_parts) for each in (batch["tokens"], batch["domain"], targets_BT))
             for tokens, domain, targets in zip(*columns, strict=True):
-                yield {"tokens": tokens, "domain": domain, "step": batch["step"], "targets": targets}
+                weight = _weight(targets, targets_BT, self._num_parts) if "targets" in batch else 1.0
+                yield {"tokens": tokens, "domain": domain, "step": batch["step"], "targets": targets, "weight": weight}
 
     def observe(self, sums_K: torch.Tensor, counts_K: torch.Tensor) -> None:
         """Adds a part's per-domain loss sums and token counts; with the last part the loader observes the batch."""
@@ -51,6 +62,12 @@ class MicroBatches:
     def _forget(self) -> None:
         self._sums_K = self._counts_K = 0.0
         self._num_observed = 0
+
+
+def _weight(targets: torch.Tensor, targets_BT: torch.Tensor, num_parts: int) -> torch.Tensor:
+    """`weight` of the part with `targets`; does not wait for a GPU."""
+    num_kept, num_of_all = ((each != IGNORED_TARGET).sum() for each in (targets, targets_BT))
+    return num_parts * num_kept / num_of_all.clamp(min=1)
 
 
 def _check_divides(loader: AdaptiveLoader, number: int, option: str) -> int:

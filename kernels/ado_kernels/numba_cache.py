@@ -73,6 +73,8 @@ def use_writable_cache(package: Path) -> None:
         os.environ[variable] = str(folder / name)  # inherited: processes started from here log nothing
     if numba := sys.modules.get("numba"):  # has read its settings already
         numba.config.reload_config()
+    if os.environ.get("LOCAL_RANK", "0") != "0":
+        return  # torchrun starts each rank anew: the first of a machine has logged it
     logging.getLogger(__name__).warning(
         "no writable folder for compiled kernels; using %s (set %s to choose another)", folder, ", ".join(redirected)
     )

@@ -4,6 +4,7 @@ import os
 import shutil
 import subprocess
 import sys
+import types
 from pathlib import Path
 
 import pytest
@@ -127,6 +128,17 @@ def test_without_any_writable_folder_a_private_temporary_one_is_used(tmp_path):
     assert run.stdout.split() == [str(folder / "numba"), str(folder / "triton")]
     assert folder.stat().st_mode & 0o777 == 0o700
     assert list(folder.rglob("*.nbi"))
+
+
+@pytest.mark.parametrize(("local_rank", "num_lines"), [(None, 1), ("0", 1), ("1", 0)])
+def test_one_rank_of_a_machine_logs_the_temporary_folder(tmp_path, monkeypatch, caplog, local_rank, num_lines):
+    monkeypatch.setattr(numba_cache, "_can_write", lambda folder: False)
+    monkeypatch.setattr(numba_cache.tempfile, "gettempdir", lambda: str(tmp_path))
+    monkeypatch.setattr(numba_cache, "sys", types.SimpleNamespace(modules={}))  # Numba's settings stay
+    monkeypatch.setattr(os, "environ", {} if local_rank is None else {"LOCAL_RANK": local_rank})
+    numba_cache.use_writable_cache(tmp_path)
+    assert caplog.text.count("no writable folder") == num_lines
+    assert os.environ["NUMBA_CACHE_DIR"] == str(numba_cache._private_temporary_folder(tmp_path) / "numba")
 
 
 def test_a_temporary_folder_that_others_may_write_is_not_used(tmp_path, monkeypatch):

@@ -1,13 +1,16 @@
 """Training loops of other frameworks: losses fall, every step is observed, a resumed run has the same losses."""
 
+import itertools
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+import numpy as np
 import pytest
 import torch
 from torch.utils.data import DataLoader
 
 from ado_model import ModelConfig, Transformer
+from ado_stream.adapters.micro_batches import MicroBatches
 from ado_stream.corpus import open_corpus
 from ado_stream.errors import ConfigError, ResumeError
 from ado_stream.loader import AdaptiveLoader
@@ -83,7 +86,7 @@ def hugging_face_trainer(loader, folder, model=None, max_steps=NUM_STEPS, traine
 
     from ado_stream.adapters.hugging_face import AdaptiveTrainer
 
-    usual = {"use_cpu": True, "report_to": [], "remove_unused_columns": False, "disable_tqdm": True, "logging_steps": 1}
+    usual = {"use_cpu": True, "report_to": [], "disable_tqdm": True, "logging_steps": 1}
     args = TrainingArguments(output_dir=str(folder), max_steps=max_steps, **usual, **arguments)
     return AdaptiveTrainer(model or qwen(), args, loader=loader, **(trainer_options or {}))
 
@@ -115,10 +118,56 @@ def test_hugging_face_trainer_trains_and_resumes(tiny_corpus, tmp_path, num_part
     assert hugging_face_losses(tiny_corpus, tmp_path, resume=half, gradient_accumulation_steps=num_parts) == whole
 
 
+def pairs_of(batch, token: int) -> int:
+    """How often `token` follows itself."""
+    tokens = batch["tokens"]
+    return int(((tokens[:, 1:] == token) & (tokens[:, :-1] == token)).sum())
+
+
+@contextmanager
+def padded_loader(corpus) -> Iterator[tuple[AdaptiveLoader, int]]:
+    """A loader whose first batch has padding, as of best-fit packing, and that batch's number of targets.
+
+    A token after the same one is padding; here one of text that does so most often.
+    """
+    with adaptive_loader(corpus) as loader:
+        batch = next(iter(loader))
+        padding = max(range(256), key=lambda token: pairs_of(batch, token))
+    num_padding = pairs_of(batch, padding)
+    assert num_padding > 0
+    with adaptive_loader(corpus) as loader:
+        loader.dataset.padding_token = padding
+        yield loader, 8 * 32 - num_padding
+
+
+def hugging_face_update(loader, folder, num_parts, accepts_count=True, model=None, **options) -> torch.Tensor:
+    """What one step of SGD with learning rate 1 changes: minus the gradient."""
+    trainer = hugging_face_trainer(
+        loader, folder, model, max_steps=1, optim="sgd", learning_rate=1.0, max_grad_norm=0.0, save_strategy="no",
+        lr_scheduler_type="constant", gradient_accumulation_steps=num_parts, **options,
+    )  # fmt: skip
+    before = torch.cat([each.detach().flatten().clone() for each in trainer.model.parameters()])
+    trainer.model_accepts_loss_kwargs = accepts_count
+    trainer.train()
+    return torch.cat([each.detach().flatten() for each in trainer.model.parameters()]) - before
+
+
+@pytest.mark.parametrize("accepts_count", [True, False])
+def test_hugging_face_router_losses_are_averaged_over_parts(loader, tiny_corpus, tmp_path, accepts_count):
+    """Oracle: the mean over parts of the model's own loss. Trainer alone would add up the router's."""
+    tokens = next(iter(loader))["tokens"]
+    model = mixture_of_experts().train()
+    sum(model(input_ids=part, labels=part).loss / 4 for part in tokens.chunk(4)).backward()
+    gradient = torch.cat([each.grad.flatten() for each in model.parameters()])
+    with adaptive_loader(tiny_corpus) as other:
+        update = hugging_face_update(other, tmp_path, 4, accepts_count, mixture_of_experts())
+    assert (update + gradient).abs().max() < 1e-6 * gradient.abs().max()
+
+
 @pytest.mark.parametrize("own_loss", [False, True])
 @pytest.mark.parametrize("accepts_count", [True, False])
 def test_hugging_face_accumulation_equals_one_large_batch(tiny_corpus, tmp_path, own_loss, accepts_count):
-    """One step of SGD with learning rate 1, which moves weights by the gradient; and what the policy observes.
+    """The gradient, and what the policy observes, of a batch with padding.
 
     accepts_count: whether the model divides by Trainer's count of targets, or Trainer by the number of parts.
     """
@@ -129,21 +178,13 @@ def test_hugging_face_accumulation_equals_one_large_batch(tiny_corpus, tmp_path,
 
     found = {}
     for num_parts in (1, 2, 8):
-        with adaptive_loader(tiny_corpus) as loader:
+        with padded_loader(tiny_corpus) as (loader, num_targets):
             observed = record_observed(loader)
-            trainer = hugging_face_trainer(
-                loader, tmp_path, max_steps=1, optim="sgd", learning_rate=1.0, max_grad_norm=0.0, save_strategy="no",
-                lr_scheduler_type="constant", gradient_accumulation_steps=num_parts,
-                trainer_options={"compute_loss_func": summed} if own_loss else {},
-            )  # fmt: skip
-            before = torch.cat([each.detach().flatten().clone() for each in trainer.model.parameters()])
-            trainer.model_accepts_loss_kwargs = accepts_count
-            trainer.train()
-            after = torch.cat([each.detach().flatten() for each in trainer.model.parameters()])
-            (sums_K, counts_K) = observed.pop()
-            assert not observed
-            assert counts_K.sum() == 8 * 32
-            found[num_parts] = (after - before, sums_K)
+            options = {"compute_loss_func": summed} if own_loss else {}
+            update = hugging_face_update(loader, tmp_path, num_parts, accepts_count, trainer_options=options)
+            ((sums_K, counts_K),) = observed
+            assert counts_K.sum() == num_targets
+            found[num_parts] = (update, sums_K)
     gradient, sums_K = found.pop(1)
     for other_gradient, other_sums_K in found.values():
         assert (other_gradient - gradient).abs().max() < 1e-6 * gradient.abs().max()
@@ -215,14 +256,20 @@ def test_hugging_face_observes_each_domains_losses(loader, tmp_path):
     [
         ({"gradient_accumulation_steps": 3}, "gradient_accumulation_steps is 3; it must divide the 8 rows"),
         ({"gradient_accumulation_steps": 2, "label_smoothing_factor": 0.1}, "unset label_smoothing_factor"),
+        (
+            {"label_smoothing_factor": 0.1, "model": mixture_of_experts},
+            "cannot smooth labels of a model with a router's loss",
+        ),
+        ({"include_tokens_per_second": True}, "unset include_tokens_per_second"),
         ({"auto_find_batch_size": True}, "unset auto_find_batch_size"),
         ({"max_steps": -1, "num_train_epochs": 1}, "needs max_steps"),
         ({"trainer_options": {"train_dataset": [{}]}}, "leave train_dataset out"),
     ],
 )
 def test_hugging_face_settings_that_cannot_be_honoured_are_refused(loader, tmp_path, arguments, message):
+    model = arguments.get("model", qwen)()
     with pytest.raises(ConfigError, match=message):
-        hugging_face_trainer(loader, tmp_path, **arguments)
+        hugging_face_trainer(loader, tmp_path, **{**arguments, "model": model})
 
 
 def test_hugging_face_models_with_too_few_positions_are_refused(loader, tmp_path):
@@ -264,6 +311,7 @@ def test_hugging_face_resumes_from_the_newest_complete_checkpoint(tiny_corpus, t
     with pytest.raises(ResumeError, match="checkpoint-4: trainer_state.json is missing: .* the save did not finish"):
         trained(tmp_path / "torn", resume_from_checkpoint=str(torn))
     assert trained(tmp_path / "torn", resume_from_checkpoint=True) == whole
+    assert trained(tmp_path / "torn", resume_from_checkpoint=True) == whole  # nothing is left to do
     assert (torn / "trainer_state.json").exists()  # written again
 
 
@@ -385,20 +433,20 @@ def lightning_trainer(folder, **options):
 
 @pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::UserWarning")  # Lightning's own
 def test_lightning_accumulation_equals_one_large_batch(tiny_corpus, tmp_path):
-    """As for Trainer: one step of SGD with learning rate 1, and what the policy observes."""
+    """As for Trainer."""
     from ado_stream.adapters.lightning import AdaptiveModule
 
     found = {}
     for num_parts in (1, 2, 8):
         torch.manual_seed(0)
-        with adaptive_loader(tiny_corpus) as loader:
+        with padded_loader(tiny_corpus) as (loader, num_targets):
             observed = record_observed(loader)
             model = Transformer(SIZES)
             before = torch.cat([each.detach().flatten().clone() for each in model.parameters()])
             module = AdaptiveModule(model, loader, lambda parameters: torch.optim.SGD(parameters, lr=1.0))
             lightning_trainer(tmp_path, max_steps=1, accumulate_grad_batches=num_parts).fit(module)
             ((sums_K, counts_K),) = observed
-            assert counts_K.sum() == 8 * 32
+            assert counts_K.sum() == num_targets
             found[num_parts] = torch.cat([each.detach().flatten() for each in model.parameters()]) - before, sums_K
     gradient, sums_K = found.pop(1)
     for other_gradient, other_sums_K in found.values():
@@ -416,6 +464,9 @@ def test_lightning_settings_that_cannot_be_honoured_are_refused(loader, tmp_path
     for options, message in (
         ({"max_epochs": 1}, "needs max_steps"),
         ({"max_steps": 1, "accumulate_grad_batches": 3}, "accumulate_grad_batches is 3; it must divide the 8 rows"),
+        ({"max_steps": 2, "accumulate_grad_batches": 4, "limit_train_batches": 6}, "=4 as limit_train_batches, not 6"),
+        ({"max_steps": 2, "accumulate_grad_batches": 4, "limit_train_batches": 0.7}, "limit_train_batches, not 0.7"),
+        ({"max_steps": 2, "overfit_batches": 1}, "unset overfit_batches"),
         (
             {"max_steps": 1, "callbacks": [GradientAccumulationScheduler({0: 2})]},
             "remove GradientAccumulationScheduler",
@@ -423,6 +474,57 @@ def test_lightning_settings_that_cannot_be_honoured_are_refused(loader, tmp_path
     ):
         with pytest.raises(ConfigError, match=message):
             lightning_trainer(tmp_path, **options).fit(module)
+
+
+@pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::UserWarning")  # Lightning's own
+@pytest.mark.parametrize(("saved_after", "num_parts"), [(3, 2), (4, 4)])
+def test_lightning_refuses_a_state_from_within_a_step(tiny_corpus, tmp_path, saved_after, num_parts):
+    """Its batches would not begin where Lightning begins to accumulate."""
+    import lightning
+
+    from ado_stream.adapters.lightning import AdaptiveModule
+
+    class Save(lightning.Callback):
+        def on_train_batch_end(self, trainer, module, outputs, batch, batch_index):
+            if batch_index + 1 == saved_after:
+                trainer.save_checkpoint(tmp_path / "saved.ckpt")
+
+    def fit(num_parts, callbacks=(), ckpt_path=None):
+        with adaptive_loader(tiny_corpus) as loader:
+            module = AdaptiveModule(Transformer(SIZES), loader, lambda parameters: torch.optim.SGD(parameters, lr=1.0))
+            trainer = lightning_trainer(
+                tmp_path, max_steps=3, accumulate_grad_batches=num_parts, callbacks=[*callbacks]
+            )
+            trainer.fit(module, ckpt_path=ckpt_path)
+
+    fit(2, callbacks=[Save()])
+    with pytest.raises(ResumeError, match=f"in the middle of a step, or with another .* than {num_parts}"):
+        fit(num_parts, ckpt_path=tmp_path / "saved.ckpt")
+
+
+def test_losses_of_a_step_that_was_interrupted_are_no_other_steps(loader):
+    """The policy gets each step's losses with that step's counts, and none of the one left after its first part."""
+    updates = []
+    update = loader.policy.update
+    loader.policy.update = lambda mean_K, count_K: updates.append((mean_K, count_K)) or update(mean_K, count_K)
+    parts = MicroBatches(loader, 2, "parts")
+    zeros = torch.zeros(3)
+    next(iter(parts))
+    parts.observe(zeros, zeros)
+    assert [part["step"] for part in itertools.islice(parts, 2)] == [1, 1]
+    for _ in range(2):
+        parts.observe(zeros + 1.0, zeros + 2.0)
+    loader.flush()
+    (lost_K, _), (mean_K, count_K) = updates
+    assert np.isnan(lost_K).all()
+    assert mean_K.tolist() == [0.5] * 3
+    assert count_K.tolist() == loader.dataset.sample_counts(1).tolist()
+
+
+def test_positions_that_an_adapter_would_drop_are_refused(tiny_corpus):
+    dataset = AdaptiveStreamingDataset(open_corpus(tiny_corpus), global_batch_size=8, positions=True)
+    with AdaptiveLoader(dataset, "ado") as loader, pytest.raises(ConfigError, match="positions=True"):
+        next(iter(MicroBatches(loader, 1, "parts")))
 
 
 @pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::UserWarning")  # Lightning's own
@@ -444,36 +546,3 @@ def test_lightning_validates(loader, tmp_path):
         expected, _, _ = module.model.loss(tokens[:, :-1], tokens[:, 1:], torch.zeros(6, dtype=torch.int64), 1)
     assert found["val_loss"] == pytest.approx(expected.item(), rel=rounding(320))  # of the vocabulary
     assert loader.policy.step == 0
-
-
-def pairs_of(batch, token: int) -> int:
-    """How often `token` follows itself."""
-    tokens = batch["tokens"]
-    return int(((tokens[:, 1:] == token) & (tokens[:, :-1] == token)).sum())
-
-
-@pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::UserWarning")  # Lightning's own
-def test_padding_is_not_counted(tiny_corpus, tmp_path):
-    """A token after the same one is padding, of best-fit packing; here one that does so in the first batch."""
-    from ado_stream.adapters.lightning import AdaptiveModule
-
-    with adaptive_loader(tiny_corpus) as loader:
-        batch = next(iter(loader))
-        padding = max(range(256), key=lambda token: pairs_of(batch, token))
-        expected = 8 * 32 - pairs_of(batch, padding)
-    assert expected < 8 * 32
-
-    def train_hugging_face(loader):
-        hugging_face_trainer(loader, tmp_path, max_steps=1, save_strategy="no", gradient_accumulation_steps=2).train()
-
-    def train_lightning(loader):
-        module = AdaptiveModule(Transformer(SIZES), loader, lambda parameters: torch.optim.SGD(parameters, lr=1.0))
-        lightning_trainer(tmp_path, max_steps=1, accumulate_grad_batches=2).fit(module)
-
-    for train in (train_hugging_face, train_lightning):
-        with adaptive_loader(tiny_corpus) as loader:
-            loader.dataset.padding_token = padding
-            observed = record_observed(loader)
-            train(loader)
-            ((_, counts_K),) = observed
-            assert counts_K.sum() == expected
