@@ -22,6 +22,9 @@ from tests.train.child_processes import ChildProcesses
 
 ROOT = Path(__file__).resolve().parents[1]
 
+# Of models this small a second thread makes no step shorter. It waits for its next loop by spinning, and where another
+# process has its core the first waits for it: a step then takes ten times the time, most of it spinning.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ.setdefault("TRITON_DEFAULT_FP_FUSION", "1")  # the default; Triton 3.9 warns when it is unset
 
