@@ -6,7 +6,7 @@ import pyarrow as pa
 import pyarrow.parquet as parquet
 import pytest
 import zstandard
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ado_stream.errors import ConfigError, DataError
@@ -288,7 +288,7 @@ def test_an_arrow_stream_ends_with_its_end_mark_alone(tmp_path):
 
 
 @KINDS
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=60)
 @given(flips=st.lists(st.tuples(st.floats(0, 1), st.integers(0, 7)), min_size=1, max_size=4), cut=st.floats(0, 1))
 def test_any_damage_of_a_table_is_ours_to_report(tmp_path, kind, flips, cut):
     path = tmp_path / f"t.{kind.split()[0]}"
