@@ -209,6 +209,16 @@ def test_a_column_that_is_not_needed_may_hold_anything(tmp_path, kind):
 
 
 @KINDS
+def test_two_columns_of_the_keys_name_are_refused(tmp_path, kind):
+    path, both = tmp_path / f"t.{kind.split()[0]}", [pa.array(["a"]), pa.array(["b"])]
+    _table_of(kind, path, pa.Table.from_arrays([*both, *both], ["text", "text", "one", "two"]))
+    with pytest.raises(ConfigError, match="2 columns for key 'text'; columns: text, text, one, two"):
+        _read(path, _keys(), skip=True)
+    documents, _, _ = _read(path, _keys("two"))
+    assert [document.text for document in documents] == ["b"]
+
+
+@KINDS
 def test_damage_in_a_column_that_is_not_needed_costs_nothing(tmp_path, kind):
     path = tmp_path / f"t.{kind.split()[0]}"
     texts, others = [f"text {n}" for n in range(100)], [f"needless {n}" for n in range(100)]
