@@ -1,10 +1,10 @@
 """The command itself: fast help, exit codes, one message instead of a traceback."""
 
 import logging
+import os
 import shlex
 import subprocess
 import sys
-import time
 import types
 
 import pytest
@@ -34,11 +34,13 @@ def verb(monkeypatch):
 
 @pytest.mark.deadline
 def test_help_answers_in_half_a_second():
+    """Of processor time, the best of five: the machine may be busy with other work."""
     seconds = []
-    for _ in range(5):  # the best of five: the machine may be busy with other work
-        began = time.perf_counter()
+    for _ in range(5):
+        before = os.times()
         done = subprocess.run([*PYTHON, "--help"], capture_output=True, text=True, timeout=60, check=True)
-        seconds.append(time.perf_counter() - began)
+        after = os.times()
+        seconds.append(sum(after[2:4]) - sum(before[2:4]))  # of children
     assert "ado-stream VERB" in done.stdout
     assert min(seconds) < 0.5
 
