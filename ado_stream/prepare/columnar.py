@@ -226,11 +226,14 @@ def _column_path(path: str, schema: Any, key: str) -> list[str]:
     names = [key] if key in schema.names else key.split(".")
     fields: list[Any] = list(schema)
     for name in names:
-        field = next((field for field in fields if field.name == name), None)
-        if field is None:
-            there = ", ".join(_leaves(schema))
+        named = [field.type for field in fields if field.name == name]
+        there = ", ".join(_leaves(schema))
+        if not named:
             raise ConfigError(f"{path}: no column for key {key!r}; columns: {there}.")
-        fields = [field.type.field(n) for n in range(field.type.num_fields)] if pa.types.is_struct(field.type) else []
+        if len(named) > 1:
+            raise ConfigError(f"{path}: {len(named)} columns for key {key!r}; columns: {there}.\n  Rename one of them.")
+        (kind,) = named
+        fields = [kind.field(n) for n in range(kind.num_fields)] if pa.types.is_struct(kind) else []
     return names
 
 

@@ -20,10 +20,8 @@ def run(example, log, *arguments, num_ranks=1, kill_at_step=-1) -> int:
     """The exit code of an example under torchrun; `log`.RANK is what its loaders did (recorded.py)."""
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(num_ranks)]
     command += [ROOT / "tests/adapters/recorded.py", log, ROOT / "examples" / example, *arguments]
-    environment = {"KILL_AT_STEP": str(kill_at_step), "OMP_NUM_THREADS": "1"}
-    return subprocess.run(
-        list(map(str, command)), env={**os.environ, **environment}, timeout=500, check=False
-    ).returncode
+    environment = {**os.environ, "KILL_AT_STEP": str(kill_at_step)}
+    return subprocess.run(list(map(str, command)), env=environment, timeout=500, check=False).returncode
 
 
 def lines(log, rank):

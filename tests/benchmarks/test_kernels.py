@@ -19,7 +19,7 @@ from benchmarks.kernels.harness import Bench, time_limit
 
 @pytest.fixture
 def bench():
-    return Bench(torch.device("cpu"), smoke=True, deadline=time.monotonic() + 60, backend="eager")
+    return Bench(torch.device("cpu"), smoke=True, deadline=float("inf"), backend="eager")
 
 
 def run_main(monkeypatch, tmp_path, capsys, *arguments):

@@ -1,10 +1,10 @@
 """The command itself: fast help, exit codes, one message instead of a traceback."""
 
 import logging
+import os
 import shlex
 import subprocess
 import sys
-import time
 import types
 
 import pytest
@@ -34,11 +34,13 @@ def verb(monkeypatch):
 
 @pytest.mark.deadline
 def test_help_answers_in_half_a_second():
+    """Of processor time, the best of five: the machine may be busy with other work."""
     seconds = []
-    for _ in range(5):  # the best of five: the machine may be busy with other work
-        began = time.perf_counter()
+    for _ in range(5):
+        before = os.times()
         done = subprocess.run([*PYTHON, "--help"], capture_output=True, text=True, timeout=60, check=True)
-        seconds.append(time.perf_counter() - began)
+        after = os.times()
+        seconds.append(sum(after[2:4]) - sum(before[2:4]))  # of children
     assert "ado-stream VERB" in done.stdout
     assert min(seconds) < 0.5
 
@@ -192,8 +194,8 @@ def test_a_reader_that_has_seen_enough_is_no_error(into):
 @pytest.mark.parametrize("stream", ["stdout", "stderr"])
 def test_a_reader_that_is_gone_ends_no_work(stream):
     code = (
-        "import sys\nfrom ado_stream.visible import show\n"
-        f"for _ in range(20_000): show('a line', error={stream == 'stderr'})\n"
+        f"import sys\nfrom ado_stream.visible import show\nshow('a line', error={stream == 'stderr'})\n"
+        f"for _ in range(200): show('x' * 1000, error={stream == 'stderr'})\n"  # more than a pipe holds
         f"print('done', file=sys.{'stdout' if stream == 'stderr' else 'stderr'})"
     )
     pipe = "2>&1 >&3 | head -1 >&2" if stream == "stderr" else "| head -1"
@@ -216,7 +218,7 @@ def test_closed_output_is_no_traceback(arguments, repository):
         assert "Traceback" not in done.stderr
 
 
-@pytest.mark.parametrize("arguments", ["doctor --json", ""])
+@pytest.mark.parametrize("arguments", ["completion bash", ""])
 def test_a_full_disk_behind_standard_output_is_one_line(arguments, repository):
     command = f"{sys.executable} -m ado_stream.cli {arguments} > /dev/full"
     done = subprocess.run(["bash", "-c", command], capture_output=True, text=True, timeout=300)

@@ -7,8 +7,7 @@ import pytest
 from ado_stream.cli.main import main
 from ado_stream.corpus import open_corpus
 from ado_stream.loader import AdaptiveLoader
-from ado_stream.train.config import load_config
-from ado_stream.train.trainer import run_training
+from tests.train.tiny_model import train_tiny
 
 
 @pytest.fixture(scope="module")
@@ -109,13 +108,13 @@ def run(corpus, tmp_path, monkeypatch):
         return batch
 
     config = {
-        "corpus": corpus, "run_dir": str(tmp_path / "run"), "seed": 3, "model": {"preset": "nano"},
+        "corpus": corpus, "run_dir": str(tmp_path / "run"), "seed": 3, "model": {"preset": "tiny"},
         "data": {"global_batch_size": 6, "canonical_nodes": 2, "prefetch": 0, "mixture_lag": 1},
         "policy": {"name": "odm", "prior": {"count": 1.0, "other": 2.0}}, "train": {"steps": 9, "device": "cpu"},
     }  # fmt: skip
     with monkeypatch.context() as patch:
         patch.setattr(AdaptiveLoader, "_next", recorded)
-        run_training(load_config(config))
+        train_tiny(config)
     return tmp_path / "run", texts
 
 

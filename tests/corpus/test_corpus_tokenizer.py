@@ -71,7 +71,7 @@ def test_our_bpe_encoder_equals_the_library(bpe, library, text):
     assert bpe.encode(text).tolist() == _by_library(library, text)
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(
     st.text(
         st.one_of(st.characters(exclude_categories=["Cs"]), st.sampled_from(" \t\n\r\f\v\u00a0\u200003aZ'é-")),

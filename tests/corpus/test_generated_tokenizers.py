@@ -103,7 +103,7 @@ def _ours(spec):
     return HuggingFaceTokenizer(Library.from_str(spec), END, "variant")
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(
     variant=variants(),
     words=st.lists(st.sampled_from(WORDS) | st.text(st.characters(exclude_categories=["Cs"]), max_size=5), max_size=15),

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import xxhash
 import zstandard
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import ado_stream as ado
@@ -72,7 +72,7 @@ def _changed(draw, value):
 
 
 @pytest.mark.parametrize("name", ["corpus.json", "Books/train/index.json", "tokenizer_config.json", "tokenizer.json"])
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=60)
 @given(data=st.data())
 def test_whatever_a_file_of_a_corpus_holds_no_other_error_is_raised(made, corpus, capsys, name, data):
     (corpus / name).write_text(json.dumps(_changed(data.draw, json.loads((made / name).read_bytes()))))

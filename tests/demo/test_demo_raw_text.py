@@ -19,6 +19,11 @@ def written(tmp_path_factory):
     return out, raw_text.write_text(out, size_frac=0.05, held_out_frac=0.2)
 
 
+@pytest.fixture(scope="module")
+def found():
+    return find_environment_files()
+
+
 def documents(domain):
     """Those to train on, and those held out."""
     paths = [path for path in (domain.path, raw_text.val_path(domain.path)) if path.exists()]
@@ -105,8 +110,8 @@ def test_no_package_fills_a_domain_while_others_have_text(tmp_path, monkeypatch)
     assert sum(len(body) for _, body in taken) >= limit
 
 
-def test_too_few_domains_are_an_error(tmp_path, monkeypatch):
-    only = [source for source in find_environment_files() if source.domain in ("stdlib", "python")]
+def test_too_few_domains_are_an_error(found, tmp_path, monkeypatch):
+    only = [source for source in found if source.domain in ("stdlib", "python")]
     monkeypatch.setattr(raw_text, "find_environment_files", lambda: only)
     with pytest.raises(DataError, match="6 are needed"):
         raw_text.write_text(tmp_path, size_frac=0.05, held_out_frac=0.2)
@@ -169,6 +174,6 @@ def test_pieces_are_the_text(tmp_path):
     assert min(sizes[:-1]) >= raw_text.DOCUMENT_BYTES
 
 
-def test_stdlib_source_is_there_in_this_python():
-    assert any(source.domain == "stdlib" and source.name == "argparse.py" for source in find_environment_files())
+def test_stdlib_source_is_there_in_this_python(found):
+    assert any(source.domain == "stdlib" and source.name == "argparse.py" for source in found)
     assert Path(sys.prefix).exists()

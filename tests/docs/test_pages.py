@@ -24,7 +24,12 @@ RUN_ELSEWHERE = (
     "prepare_cluster",
 )  # need packages that the tests lack, files or a cluster: beside the adapters, tests/corpus, prepare/test_ray.py
 PAGES = [page for page in DOCS if any(block.language in CODE for block in blocks(page))]
-QUICK = [page for page in PAGES if page.name != AS_THEMSELVES and page.stem not in RUN_ELSEWHERE]
+TRAIN_TOO = ("documents", "gpu_box", "stages")  # as fim does, which runs by default
+RUN_HERE = [
+    pytest.param(page, marks=[pytest.mark.slow] * (page.stem in TRAIN_TOO), id=page.name)
+    for page in PAGES
+    if page.name != AS_THEMSELVES and page.stem not in RUN_ELSEWHERE
+]
 
 
 @pytest.fixture
@@ -37,7 +42,7 @@ def folder(tmp_path, real_corpus):
     return place
 
 
-@pytest.mark.parametrize("page", QUICK, ids=lambda page: page.name)
+@pytest.mark.parametrize("page", RUN_HERE)
 def test_the_code_of_a_page_runs(page, folder, tmp_path, children, s3_client):
     with commands(children, tmp_path / "stand-ins") as environment:
         run_page(page, folder, environment, {})

@@ -46,7 +46,6 @@ def holds_what_was_saved(directory: Path) -> bool:
 
 def save_for_ever(folder: Path, first: int, asynchronous: bool) -> None:
     """What a killed process was doing."""
-    torch.set_num_threads(1)
     saver = Checkpointer(folder, ONE_CPU, keep=2, asynchronous=asynchronous)
     for step in range(first, first + 10_000):
         saver.save(state_of(step), {"finished_steps": step})

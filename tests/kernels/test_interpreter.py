@@ -1,12 +1,13 @@
 """The Triton kernels give the right numbers under Triton's interpreter, which needs no GPU.
 
-The interpreter is chosen when triton is imported, hence a process of its own; it runs the files interpreted_*.py.
+The interpreter is chosen when triton is imported, hence processes of their own for the files interpreted_*.py.
 What it cannot show (races, layouts, registers, rounding to bf16) is left to test_ahead_of_time.py and to a GPU.
 """
 
 import os
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -27,11 +28,11 @@ def test_there_is_one_file_per_operation():
 
 @pytest.mark.slow
 def test_kernels_under_the_interpreter():
-    run = subprocess.run(
-        [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", *map(str, FILES)],
-        env=os.environ | {"TRITON_INTERPRET": "1", "TRITON_DEFAULT_FP_FUSION": "1"},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert run.returncode == 0, run.stdout[-6000:] + run.stderr[-2000:]
+    def run(file: Path) -> subprocess.CompletedProcess:
+        command = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", str(file)]
+        environment = os.environ | {"TRITON_INTERPRET": "1", "TRITON_DEFAULT_FP_FUSION": "1"}
+        return subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+
+    with ThreadPoolExecutor(2) as threads:  # as many as CI has cores
+        for done in threads.map(run, FILES):
+            assert done.returncode == 0, done.stdout[-6000:] + done.stderr[-2000:]

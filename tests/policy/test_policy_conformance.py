@@ -54,16 +54,16 @@ def _bare(make_ado):
         "ado hold": lambda prior: make_ado(prior, hold_steps=10),
         "target": lambda prior: _early_target(prior),
         "target uniform": lambda prior: _early_target(prior, weights="uniform", sizes=_sizes(prior), total_samples=9e4),
-        "episelect": lambda prior: ado.make_policy("episelect", prior, start_step=5, interval=7, ignore_steps=0),
+        "episelect": lambda prior: ado.make_policy("episelect", prior, start_step=5, interval=15, ignore_steps=0),
         "episelect full": lambda prior: ado.make_policy(
             "episelect", prior, transfer="full", start_step=5, interval=60, ignore_steps=0
         ),
         "velocitune": lambda prior: ado.make_policy(
-            "velocitune", prior, target_losses=reference, start_step=5, interval=7, ignore_steps=0
+            "velocitune", prior, target_losses=reference, start_step=5, interval=15, ignore_steps=0
         ),
         "aioli": lambda prior: ado.make_policy("aioli", prior, start_step=3, round_steps=30, mixture_lag=2),
         "gap": lambda prior: ado.make_policy(
-            "gap", prior, target_losses=reference, start_step=5, interval=7, ignore_steps=0
+            "gap", prior, target_losses=reference, start_step=5, interval=15, ignore_steps=0
         ),
         "odm": lambda prior: ado.make_policy("odm", prior),
         "odm late": lambda prior: ado.make_policy("odm", prior, mixture_lag=5),

@@ -72,7 +72,7 @@ def test_no_block_at_all_says_that_nothing_is_known():
     np.testing.assert_array_equal(found.sd_K, np.inf)
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(st.integers(1, 30), st.integers(0, 2**32 - 1), st.sampled_from([1e-6, 1.0, 1e6]))
 def test_every_history_gives_finite_numbers(num_blocks, seed, scale):
     generator = np.random.default_rng(seed)

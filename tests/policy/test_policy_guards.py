@@ -104,7 +104,7 @@ def test_a_repetition_guard_checks_its_state_before_it_changes_anything():
 
 
 @pytest.mark.parametrize("lag", [0, 8])
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(
     sizes=st.lists(st.integers(1, 4000), min_size=2, max_size=6), epochs=st.floats(0.5, 4.0), seed=st.integers(0, 99)
 )

@@ -51,7 +51,7 @@ def best_fit_by_hand(lengths, capacity):
     return sorted(rooms)
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(st.lists(st.integers(2, 40), min_size=1, max_size=60), st.integers(2, 16), st.integers(0, 40))
 def test_samples_hold_every_document_as_whole_as_it_fits(lengths, sample_tokens, begin):
     tokens = joined(lengths)
@@ -94,7 +94,6 @@ def test_samples_hold_every_document_as_whole_as_it_fits(lengths, sample_tokens,
     )
 
 
-@settings(max_examples=100, deadline=None)
 @given(st.lists(st.lists(st.integers(1, 30), min_size=1, max_size=8), min_size=1, max_size=12), st.integers(0, 11))
 def test_spools_hold_whole_documents_wherever_they_are_taken_up_again(tmp_path_factory, blocks, stop):
     """A document of one token is an end token alone, and left out."""

@@ -6,7 +6,7 @@ import pyarrow as pa
 import pyarrow.parquet as parquet
 import pytest
 import zstandard
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ado_stream.errors import ConfigError, DataError
@@ -209,6 +209,16 @@ def test_a_column_that_is_not_needed_may_hold_anything(tmp_path, kind):
 
 
 @KINDS
+def test_two_columns_of_the_keys_name_are_refused(tmp_path, kind):
+    path, both = tmp_path / f"t.{kind.split()[0]}", [pa.array(["a"]), pa.array(["b"])]
+    _table_of(kind, path, pa.Table.from_arrays([*both, *both], ["text", "text", "one", "two"]))
+    with pytest.raises(ConfigError, match="2 columns for key 'text'; columns: text, text, one, two"):
+        _read(path, _keys(), skip=True)
+    documents, _, _ = _read(path, _keys("two"))
+    assert [document.text for document in documents] == ["b"]
+
+
+@KINDS
 def test_damage_in_a_column_that_is_not_needed_costs_nothing(tmp_path, kind):
     path = tmp_path / f"t.{kind.split()[0]}"
     texts, others = [f"text {n}" for n in range(100)], [f"needless {n}" for n in range(100)]
@@ -288,7 +298,7 @@ def test_an_arrow_stream_ends_with_its_end_mark_alone(tmp_path):
 
 
 @KINDS
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=60)
 @given(flips=st.lists(st.tuples(st.floats(0, 1), st.integers(0, 7)), min_size=1, max_size=4), cut=st.floats(0, 1))
 def test_any_damage_of_a_table_is_ours_to_report(tmp_path, kind, flips, cut):
     path = tmp_path / f"t.{kind.split()[0]}"

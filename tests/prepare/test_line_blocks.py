@@ -8,7 +8,7 @@ from contextlib import suppress
 import pytest
 import xxhash
 import zstandard
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ado_stream.errors import DataError
@@ -47,7 +47,7 @@ def test_blocks_are_the_file_in_whole_lines(tmp_path, monkeypatch, name, ending)
     assert sum(block.source_bytes for block in blocks) == path.stat().st_size
 
 
-@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=40)
 @given(data=st.binary(max_size=300), block=st.integers(1, 50), read=st.integers(1, 20))
 def test_any_bytes_any_block_any_read_size(tmp_path, monkeypatch, data, block, read):
     monkeypatch.setattr(module, "_READ_BYTES", read)
@@ -195,7 +195,7 @@ def test_a_line_too_long_is_left_out_alone(tmp_path, monkeypatch, name, where):
         list(line_blocks(str(path), 1000, STOP))
 
 
-@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=150)
 @given(name=st.sampled_from(["a.jsonl", *PACKED]), cut=st.integers(0, 3000), flips=st.lists(st.integers(0, 3000)))
 def test_any_damage_is_ours_to_report(tmp_path, name, cut, flips):
     packed = bytearray(_pack(name, TEXT[:6000]))

@@ -276,7 +276,7 @@ def test_no_deadline_follows_the_clock(tmp_path, monkeypatch):
         raise AttemptError(StorageError, "reset", transient=True)
 
     policy = RetryPolicy(attempts=5, base_delay_s=0.001)
-    with pytest.raises(StorageError, match="5 attempts in 0"):
+    with pytest.raises(StorageError, match=r"5 attempts in \d{1,3}\.\d s"):
         with_retries(failing, DownloadMonitor(policy, "s3://b/k"))
     assert len(calls) == 5
     with (
@@ -289,5 +289,5 @@ def test_no_deadline_follows_the_clock(tmp_path, monkeypatch):
     timer = StepTimer(torch.device("cpu"))
     with timer.host("policy"):
         pass
-    assert all(0 <= seconds < 10 for seconds in timer.seconds(time.perf_counter()).values())
-    assert time.monotonic() - started < 10
+    assert all(0 <= seconds < 1000 for seconds in timer.seconds(time.perf_counter()).values())
+    assert time.monotonic() - started < 1000

@@ -127,7 +127,7 @@ def _assert_proportional(stages, counts):
 
 
 @given(cuts=st.sets(st.integers(1, 17), max_size=4))
-@settings(max_examples=8, deadline=None)
+@settings(max_examples=8)
 def test_a_stop_after_any_step_changes_nothing(domains, cuts):
     expected_counts, expected = read(domains, STAGES[2], 2, 2)
     counts, found = read(domains, STAGES[2], 2, 2, cuts)

@@ -21,7 +21,7 @@ def normalised(weight):
 
 
 @given(weight=weights, slots=st.integers(1, 300), seed=st.integers(0, 2**31), step=st.integers(0, 10**9))
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 def test_counts_are_within_one_of_the_mixture(weight, slots, seed, step):
     mixture = normalised(weight)
     domain = draw_domains(mixture, slots, seed, step, "systematic")
@@ -33,7 +33,6 @@ def test_counts_are_within_one_of_the_mixture(weight, slots, seed, step):
 
 
 @given(weight=weights, slots=st.integers(1, 64), step=st.integers(0, 1000))
-@settings(max_examples=100, deadline=None)
 def test_counts_are_those_of_points_in_intervals(weight, slots, step):
     mixture = normalised(weight)
     u = uniform(hash_key("draw", 5, step), np.uint64(0))
@@ -83,7 +82,6 @@ def test_draw_depends_on_seed_and_step_only():
     lanes=st.sampled_from([1, 2, 3, 4, 6, 12]),
     before=st.integers(0, 100),
 )
-@settings(max_examples=100, deadline=None)
 def test_cursors_move_by_what_was_drawn(domains, lanes, before):
     cursors = np.full((5, lanes), before, np.int64)
     position = advance(np.array(domains, np.int32), cursors)

@@ -140,7 +140,7 @@ JSON = st.recursive(
 
 
 @given(data=st.data())
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 def test_any_value_anywhere_in_a_state_is_typed_or_harmless(data):
     dataset, state = _shared_dataset()
     state = json.loads(json.dumps(state))

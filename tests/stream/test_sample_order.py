@@ -21,7 +21,7 @@ sizes = st.lists(st.integers(0, 40), min_size=1, max_size=12).filter(lambda size
 
 
 @given(sizes=sizes, lanes=st.integers(1, 9), seed=st.integers(0, 2**31), block=st.integers(1, 100))
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 def test_each_epoch_of_each_lane_holds_its_share_once(sizes, lanes, seed, block):
     order = DomainOrder("web", np.array(sizes), seed, lanes, block)
     total = sum(sizes)
@@ -38,7 +38,6 @@ def test_each_epoch_of_each_lane_holds_its_share_once(sizes, lanes, seed, block)
 
 
 @given(sizes=sizes, lanes=st.integers(1, 4), start=st.integers(0, 500), cuts=st.lists(st.integers(0, 60), max_size=6))
-@settings(max_examples=100, deadline=None)
 def test_an_order_read_in_pieces_is_the_order_read_at_once(sizes, lanes, start, cuts):
     pieces = DomainOrder("web", np.array(sizes), 1, lanes)
     whole = DomainOrder("web", np.array(sizes), 1, lanes).ids(0, start, sum(cuts))
@@ -117,7 +116,7 @@ def test_a_steps_ids_take_few_calls_of_python(monkeypatch):
     lanes=st.integers(1, 5),
     start=st.integers(0, 10_000),
 )
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_ids_of_all_lanes_at_once_are_those_of_each_lane(sizes, lanes, start):
     """Several domains and epochs in one call, against runs of one lane of one domain."""
     orders = [DomainOrder(name, np.array(sizes), 3, lanes, block_samples=16) for name in ("a", "b")]
@@ -146,7 +145,7 @@ def test_small_permutations_are_equally_likely(size):
 
 
 @given(size=st.integers(1, 3000), key=st.integers(0, 2**64 - 1))
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_permute_is_a_bijection(size, key):
     assert sorted(int(permute(i, size, np.uint64(key))) for i in range(size)) == list(range(size))
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from hypothesis import HealthCheck, example, given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 import ado_stream as ado
@@ -22,7 +22,7 @@ from tests.stream.helpers import SAMPLES, SEQ_LEN
 from tests.stream.test_loader import losses
 
 K = len(SAMPLES)
-FEW = settings(max_examples=20, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+FEW = settings(max_examples=20)
 SCALARS = st.one_of(
     st.none(),
     st.booleans(),
@@ -241,7 +241,7 @@ OPEN = arguments(url="nowhere", split="train", cache_dir=None)
 GUARD = st.tuples(st.sampled_from(sorted(GUARDS)), JUNK, JUNK)
 
 
-@settings(max_examples=250, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=250)
 @given(kind=st.sampled_from(["dataset", "loader", "policy", "domain", "corpus", "guard"]), data=st.data())
 def test_constructors_take_an_argument_or_name_it_in_one_line(corpus, kind, data):
     try:

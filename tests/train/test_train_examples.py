@@ -58,7 +58,6 @@ def environment(tmp_path: Path) -> dict[str, str]:
         **os.environ,
         "PATH": f"{stand_ins}{os.pathsep}{python}{os.pathsep}{os.environ['PATH']}",
         "PYTHONPATH": paths,
-        "OMP_NUM_THREADS": "1",
         "GLOO_SOCKET_IFNAME": "eth0",
         "RANKS_PER_NODE": "1",
         "SLURM_JOB_NODELIST": "ado-node[0-1]",

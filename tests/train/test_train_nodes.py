@@ -30,7 +30,7 @@ def launch(settings: dict, tmp_path: Path, nodes) -> Iterator[Callable[..., list
         changed = {**settings, "checkpoint": {"every_steps": 0}, "evaluate": {"every_steps": 0}}
         changed["train"] = {**settings["train"], "steps": NUM_STEPS, "collective_timeout_s": TIMEOUT_S}
         (tmp_path / "settings.json").write_text(json.dumps(changed))
-        environment = {**os.environ, "OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "eth0"}
+        environment = {**os.environ, "GLOO_SOCKET_IFNAME": "eth0"}
         environment["PYTHONPATH"] = os.pathsep.join(str(ROOT / part) for part in (".", "kernels", "model"))
         for number, node in enumerate(NODES):
             launcher = [sys.executable, "-m", "torch.distributed.run", "--nnodes=2", "--nproc-per-node=1"]

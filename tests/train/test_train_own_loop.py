@@ -38,7 +38,8 @@ def perturbed(run) -> list[dict[str, torch.Tensor]]:
     [
         ("ddp", "model", 2),
         ("fsdp", "model", 2),
-        ("fsdp", "model.loss", 2),  # a method that calls the module, so that FSDP's hooks run
+        # a method that calls the module, so that FSDP's hooks run
+        pytest.param("fsdp", "model.loss", 2, marks=pytest.mark.slow),
         ("compile without inductor", "model", 1),
         pytest.param("compile", "model", 1, marks=pytest.mark.slow),
     ],

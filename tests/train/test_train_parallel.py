@@ -1,5 +1,7 @@
 """What options of a training step do inside it, counted there because none may change the results."""
 
+import functools
+
 import pytest
 import torch
 
@@ -11,31 +13,40 @@ from tests.train import parallel_on_ranks
 from tests.train.parallel_on_ranks import CONFIG, NUM_MICRO
 
 
+@pytest.fixture(scope="module")
+def counted(ranks):
+    """What parallel_on_ranks counts under options of TrainSection; the tests share a run of the same ones."""
+
+    @functools.cache
+    def run(num_ranks: int, strategy: str, **options):
+        return ranks(num_ranks, parallel_on_ranks.main, {"strategy": strategy, **options})
+
+    return run
+
+
 @pytest.mark.parametrize("num_ranks", [1, 2])
-def test_matrices_are_multiplied_in_the_configured_dtype(ranks, num_ranks: int):
+def test_matrices_are_multiplied_in_the_configured_dtype(counted, num_ranks: int):
     for strategy in ("ddp", "fsdp"):
-        plain = ranks(num_ranks, parallel_on_ranks.main, {"strategy": strategy})
-        narrow = ranks(num_ranks, parallel_on_ranks.main, {"strategy": strategy, "dtype": "bfloat16"})
+        plain, narrow = counted(num_ranks, strategy), counted(num_ranks, strategy, dtype="bfloat16")
         assert plain["computed torch.float32"] == narrow["computed torch.bfloat16"] == NUM_MICRO
         gathered = "torch.bfloat16" if (strategy, num_ranks) == ("fsdp", 2) else "torch.float32"  # FSDP sends it so
         assert narrow[f"weight {gathered}"] == NUM_MICRO
 
 
-def test_activation_checkpointing_computes_blocks_twice(ranks):
+def test_activation_checkpointing_computes_blocks_twice(counted):
     for num_ranks, strategy in ((1, "ddp"), (2, "ddp"), (2, "fsdp")):
-        once = ranks(num_ranks, parallel_on_ranks.main, {"strategy": strategy})
-        twice = ranks(num_ranks, parallel_on_ranks.main, {"strategy": strategy, "activation_checkpointing": True})
+        once, twice = counted(num_ranks, strategy), counted(num_ranks, strategy, activation_checkpointing=True)
         assert (once["blocks"], twice["blocks"]) == (NUM_MICRO, 2 * NUM_MICRO)
 
 
-def test_ddp_reduces_gradients_once_a_step(ranks):
-    found = ranks(2, parallel_on_ranks.main, {})
+def test_ddp_reduces_gradients_once_a_step(counted):
+    found = counted(2, "ddp")
     assert (found["blocks"], found["exchanges"], found["units"]) == (NUM_MICRO, 1, 0)
 
 
-def test_fsdp_has_one_unit_per_block_and_reduces_in_every_micro_batch(ranks):
+def test_fsdp_has_one_unit_per_block_and_reduces_in_every_micro_batch(counted):
     """Each unit's gradient is reduce-scattered in every micro-batch: between them a rank holds its shard only."""
-    found = ranks(2, parallel_on_ranks.main, {"strategy": "fsdp"})
+    found = counted(2, "fsdp")
     assert found["units"] == CONFIG.num_layers + 1
     assert found["reduce scatters"] == NUM_MICRO * found["units"]
 

@@ -18,17 +18,22 @@ EASY = {"min_points": 1, "start_step": 2, "ignore_steps": 0, "interval": 2}
 READY = {"ignore_steps": 0, "start_step": 2, "dead_zone": 1.0, "confidence": 0.0}  # moves at every difference
 
 
+def also(name, option, **options):
+    """A case of `make test-all`."""
+    return pytest.param({"name": name, "options": options}, [option], marks=pytest.mark.slow)
+
+
 @pytest.mark.parametrize(
     ("policy", "mean_options"),
     [
-        ({"name": "temperature", "options": {"tau": 3.0}}, ["tau=1.0"]),
         ({"name": "unimax", "options": {"max_epochs": 0.1}}, ["max_epochs=0.2"]),
-        ({"name": "target", "options": READY}, ["dead_zone=50"]),
         ({"name": "target", "options": {**READY, "laws": "validation"}}, ["dead_zone=50"]),
-        ({"name": "target", "options": {"weights": "val"}}, ["weights=uniform"]),
-        ({"name": "ado", "options": {**EASY, "units": "vocabulary"}}, ["units=reference"]),
-        ({"name": "odm", "options": {}}, ["mixture_lag=0"]),
-        ({"name": "schedule", "options": {"knots": [[0, [1, 1, 1]], [12, [1, 2, 9]]]}}, ["mixture_lag=0"]),
+        also("target", "dead_zone=50", **READY),
+        also("target", "weights=uniform", weights="val"),
+        also("ado", "units=reference", **EASY, units="vocabulary"),
+        also("temperature", "tau=1.0", tau=3.0),
+        also("odm", "mixture_lag=0"),
+        also("schedule", "mixture_lag=0", knots=[[0, [1, 1, 1]], [12, [1, 2, 9]]]),
         (
             {
                 "name": "ado",

@@ -1,9 +1,11 @@
 """Real text from end to end: six domains in The Pile's format through prepare and 300 steps of the nano model."""
 
 import json
+import os
 
 import numpy as np
 import pytest
+import torch
 
 from ado_stream.cli.main import main
 from ado_stream.corpus import open_corpus
@@ -32,8 +34,18 @@ def unigram_entropy(corpus):
     return float(-(share * np.log(share)).sum())
 
 
+@pytest.fixture
+def every_core():
+    """A thread a core, as users have it and the other tests do not."""
+    num_threads = torch.get_num_threads()
+    torch.set_num_threads(len(os.sched_getaffinity(0)))
+    yield
+    torch.set_num_threads(num_threads)
+
+
 @pytest.mark.slow
 @pytest.mark.timeout(1500)
+@pytest.mark.usefixtures("every_core")
 def test_300_steps_on_real_text_learn_more_than_word_frequencies(real_corpus, tmp_path):
     inputs = [str(path) for path in sorted(real_corpus.glob("train-*.jsonl.zst"))]
     folder = tmp_path / "corpus"

@@ -57,8 +57,8 @@ def launch() -> Iterator[Callable[..., subprocess.Popen]]:
     launched: list[subprocess.Popen] = []
 
     def start(*command: str) -> subprocess.Popen:
-        environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-        environment["PYTHONPATH"] = os.pathsep.join(str(ROOT / part) for part in (".", "kernels", "model"))
+        paths = os.pathsep.join(str(ROOT / part) for part in (".", "kernels", "model"))
+        environment = {**os.environ, "PYTHONPATH": paths}
         launched.append(subprocess.Popen(command, env=environment, cwd=ROOT, start_new_session=True))
         return launched[-1]
 
