@@ -80,10 +80,10 @@ class TargetPolicy(Policy):
     weights: "size" (the prior), "uniform", "val" (that of the validation split), or (K,) or {name: weight}.
     dead_zone: d, how many times slower or faster than the middle a domain must learn to be touched. confidence: z,
     standard deviations. strength: s. damping: a. floor: least share of a domain whose target share is above it; None:
-    a two-hundredth of its target share. ignore_steps: first steps that laws leave out; None: 1000, at most a tenth of the
-    run. start_step: first step that may move the mixture; None: 2000, at most an eighth of the run. Both count from
-    where the target's mixture was first drawn. laws: of "train" losses, or "validation", `observe_validation`'s, from
-    eight of them on. max_epochs: bound on the passes over a domain in the run; if the run needs more, what suffices.
+    a two-hundredth of that. ignore_steps: first steps that laws leave out; None: 1000, at most a tenth of the run.
+    start_step: first step that may move the mixture; None: 2000, at most an eighth of the run. Both count from where
+    the target's mixture was first drawn. laws: of "train" losses, or "validation", `observe_validation`'s, from eight
+    of them on. max_epochs: bound on the passes over a domain in the run; if the run needs more, what suffices.
     Facts of the run, None where unknown: sizes, samples of one epoch, (K,) or {name: samples}; total_samples and
     total_steps of the run; val_sizes, samples of the validation split; evaluate_every_steps between
     validations, 0: never.
