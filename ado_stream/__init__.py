@@ -28,7 +28,7 @@ if TYPE_CHECKING:  # the names of _HOME, for type checkers
         StorageError,
         Throttled,
     )
-    from ado_stream.evaluate.export import export_hugging_face
+    from ado_stream.evaluate.model_export import export_hugging_face
     from ado_stream.loader import AdaptiveLoader
     from ado_stream.policy.ado_config import AdoConfig
     from ado_stream.policy.ado_policy import AdoPolicy
@@ -45,7 +45,7 @@ _NAMES_BY_MODULE = {
     "corpus": "Corpus open_corpus",
     "errors": "AccessDenied AdoStreamError CacheFull CheckpointError ConfigError DataError IndexInvalid NotFound "
     "PolicyError ResumeError ShardCorrupt StorageError Throttled",
-    "evaluate.export": "export_hugging_face",
+    "evaluate.model_export": "export_hugging_face",
     "loader": "AdaptiveLoader",
     "policy.ado_config": "AdoConfig",
     "policy.ado_policy": "AdoPolicy",

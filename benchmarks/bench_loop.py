@@ -29,10 +29,10 @@ def measure(pairs: int, steps: int, preset: str = "nano") -> dict[str, Any]:
 
     from ado_model import Transformer
     from ado_stream.record import read_run
-    from ado_stream.train.config import load_config
     from ado_stream.train.cpu_tuning import keep_freed_memory
     from ado_stream.train.distributed import DistributedContext
     from ado_stream.train.resume import ResumePoint
+    from ado_stream.train.run_config import load_config
     from ado_stream.train.stages import stage_of
     from ado_stream.train.trainer import Trainer
 

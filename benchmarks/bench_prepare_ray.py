@@ -121,8 +121,8 @@ def _submit_seconds() -> float:
 def _task_seconds(folder: Path) -> dict[str, float]:
     """Of a run with one worker in this process: seconds a MB of input of tasks, and of the coordinator beside them."""
     from ado_stream.prepare import ray_executor, worker_pool
-    from ado_stream.prepare.config import PrepareConfig
     from ado_stream.prepare.coordinator import prepare
+    from ado_stream.prepare.prepare_config import PrepareConfig
 
     spent: dict[str, list[float]] = {}
 

@@ -116,9 +116,9 @@ def make_step(case: Case) -> tuple[Any, int]:
     import torch
 
     from ado_model import PRESETS, Transformer
-    from ado_stream.train.config import TrainSection
     from ado_stream.train.distributed import DistributedContext
     from ado_stream.train.parallel import ParallelModel
+    from ado_stream.train.run_config import TrainSection
     from ado_stream.train.train_step import TrainStep, make_optimizer
 
     torch.manual_seed(0)
@@ -218,8 +218,8 @@ def sums_seconds(case: Case) -> float:
 def write_corpus(folder: Path, num_domains: int, num_tokens: int) -> Any:
     """An opened corpus of words drawn at random, as bytes; a few dozen samples a domain."""
     from ado_stream.corpus import open_corpus
-    from ado_stream.prepare.config import PrepareConfig
     from ado_stream.prepare.coordinator import prepare
+    from ado_stream.prepare.prepare_config import PrepareConfig
 
     generator = np.random.default_rng(0)
     for k in range(num_domains):

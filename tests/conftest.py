@@ -196,8 +196,8 @@ def write_jsonl():
 @pytest.fixture(scope="session")
 def tiny_corpus(tmp_path_factory) -> Path:
     """Three domains of different size and difficulty, tokenised as bytes, sequences of 32; each has validation text."""
-    from ado_stream.prepare.config import PrepareConfig
     from ado_stream.prepare.coordinator import prepare
+    from ado_stream.prepare.prepare_config import PrepareConfig
 
     folder = tmp_path_factory.mktemp("tiny")
     for domain, num_documents, vocabulary in (("easy", 60, 4), ("medium", 120, 40), ("hard", 30, 400)):

@@ -58,9 +58,9 @@ def _check(args: argparse.Namespace) -> None:
 
 
 def _validate(trained: "TrainedRun", args: argparse.Namespace) -> JsonObject:
-    from ado_stream.train.config import DataSection
     from ado_stream.train.cpu_tuning import keep_freed_memory
     from ado_stream.train.distributed import join_process_group
+    from ado_stream.train.run_config import DataSection
     from ado_stream.train.validation import Validator
 
     corpus = trained.open_corpus("val", args.corpus)
@@ -92,7 +92,7 @@ def _validate(trained: "TrainedRun", args: argparse.Namespace) -> JsonObject:
 
 
 def _tasks(trained: "TrainedRun", args: argparse.Namespace) -> JsonObject:
-    from ado_stream.evaluate.export import export_hugging_face
+    from ado_stream.evaluate.model_export import export_hugging_face
     from ado_stream.evaluate.tasks import evaluate_tasks
     from ado_stream.train.distributed import pick_device
 

@@ -19,7 +19,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> None:
     """Runs the verb."""
     announce(f"exporting {args.run}")
-    from ado_stream.evaluate.export import export_hugging_face
+    from ado_stream.evaluate.model_export import export_hugging_face
     from ado_stream.evaluate.trained_run import open_run
 
     trained = open_run(args.run)

@@ -10,8 +10,8 @@ from ado_stream.cli.info import print_corpus
 from ado_stream.corpus import load_manifest
 from ado_stream.corpus.manifest import JOIN, PACKINGS
 from ado_stream.option_checks import number
-from ado_stream.prepare.config import LOCAL, PrepareConfig
 from ado_stream.prepare.coordinator import prepare
+from ado_stream.prepare.prepare_config import LOCAL, PrepareConfig
 from ado_stream.visible import show
 
 

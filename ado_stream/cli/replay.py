@@ -14,7 +14,7 @@ from ado_stream.cli.shared import picture_path, table_text
 from ado_stream.errors import ConfigError
 from ado_stream.policy.base_policy import PlannedStage, Policy, RunContext
 from ado_stream.policy.policy_registry import make_run_policy
-from ado_stream.simulate.replay import check_complete, replay
+from ado_stream.simulate.recorded_run import check_complete, replay
 from ado_stream.value_types import JsonObject
 from ado_stream.visible import show, show_json
 from ado_stream.yaml_files import parse_assignments

@@ -10,7 +10,9 @@ from ado_stream.visible import show
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The verb's options."""
     parser.add_argument(
-        "config", metavar="CONFIG.yaml", help="keys: see ado_stream/train/config.py; corpus and run_dir are required"
+        "config",
+        metavar="CONFIG.yaml",
+        help="keys: see ado_stream/train/run_config.py; corpus and run_dir are required",
     )
     parser.add_argument("overrides", nargs="*", metavar="a.b=c", help="override settings of the file: train.steps=300")
     parser.add_argument(
@@ -24,8 +26,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> None:
     """Runs the verb."""
-    from ado_stream.train.config import load_config
     from ado_stream.train.cpu_tuning import let_idle_threads_sleep
+    from ado_stream.train.run_config import load_config
 
     let_idle_threads_sleep()
     config = load_config(Path(args.config), args.overrides)

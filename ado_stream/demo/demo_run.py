@@ -14,11 +14,11 @@ import torch
 from ado_stream.corpus.corpus import load_manifest
 from ado_stream.demo.demo_plan import CLEAN, POLICIES, DemoPlan
 from ado_stream.demo.raw_text import DomainText, read_summary, val_path, write_text
-from ado_stream.prepare.config import PrepareConfig
 from ado_stream.prepare.coordinator import prepare
+from ado_stream.prepare.prepare_config import PrepareConfig
 from ado_stream.record import FILE_NAME
 from ado_stream.report.report_page import write_report
-from ado_stream.train.config import load_config
+from ado_stream.train.run_config import load_config
 from ado_stream.train.trainer import run_training
 from ado_stream.value_types import JsonObject
 

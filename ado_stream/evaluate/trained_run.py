@@ -11,8 +11,8 @@ from ado_stream.errors import CheckpointError, ConfigError, NotFound
 from ado_stream.train.checkpoint import ModelSizes, load_model, read_metadata
 from ado_stream.train.checkpoint_commit import newest_valid
 from ado_stream.train.components import open_split
-from ado_stream.train.config import TrainConfig, load_config
 from ado_stream.train.resume import CHECKPOINTS
+from ado_stream.train.run_config import TrainConfig, load_config
 from ado_stream.train.trainer import CONFIG_FILE
 
 

@@ -42,13 +42,13 @@ from ado_stream.corpus.tokenizer import (
 )
 from ado_stream.durable import disk_errors, write_durably
 from ado_stream.errors import ConfigError
-from ado_stream.prepare.config import PrepareConfig
 from ado_stream.prepare.corpus_output import CorpusOutput
 from ado_stream.prepare.document_sample import DocumentSample
 from ado_stream.prepare.documents import Piece, cut_pieces
 from ado_stream.prepare.input_files import InputFile, find_input_files
 from ado_stream.prepare.packing import Key, PackedCorpus, PackedSplit, Packer
 from ado_stream.prepare.parts import PartPacker
+from ado_stream.prepare.prepare_config import PrepareConfig
 from ado_stream.prepare.prepare_worker import TOKENIZER_FOLDER, VAL_HASHES_NAME, PieceResult, Worker
 from ado_stream.prepare.progress_bar import ProgressBar
 from ado_stream.prepare.record_errors import RecordErrors

@@ -16,10 +16,10 @@ from itertools import groupby, islice
 import xxhash
 
 from ado_stream.prepare.columnar import NotUtf8, RowRange, cut_rows, read_rows
-from ado_stream.prepare.config import PrepareConfig
 from ado_stream.prepare.hub_datasets import RecordBlock, record_blocks
 from ado_stream.prepare.input_files import InputFile
 from ado_stream.prepare.line_blocks import MAX_LINE_BYTES, LineBlock, line_blocks
+from ado_stream.prepare.prepare_config import PrepareConfig
 from ado_stream.prepare.record_errors import RecordErrors
 from ado_stream.value_types import JsonObject
 

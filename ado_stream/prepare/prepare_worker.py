@@ -15,9 +15,9 @@ from ado_stream.corpus.mds import ShardFormat, compress_shard, encode_shard, sha
 from ado_stream.corpus.tokenizer import BYTES, Tokenizer, load_tokenizer
 from ado_stream.durable import damage_errors
 from ado_stream.prepare.best_fit import pack_best_fit
-from ado_stream.prepare.config import PrepareConfig
 from ado_stream.prepare.document_sample import DocumentSample, priority
 from ado_stream.prepare.documents import Document, Piece, read_documents
+from ado_stream.prepare.prepare_config import PrepareConfig
 from ado_stream.prepare.record_errors import RecordErrors
 from ado_stream.value_types import JsonObject, Words
 

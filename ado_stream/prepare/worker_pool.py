@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any, Concatenate, ParamSpec, TypeVar
 
 from ado_stream.errors import AdoStreamError
-from ado_stream.prepare.config import PrepareConfig
+from ado_stream.prepare.prepare_config import PrepareConfig
 from ado_stream.prepare.prepare_worker import Worker
 
 _P = ParamSpec("_P")

@@ -18,10 +18,10 @@ from ado_stream.corpus.places import user_cache
 from ado_stream.corpus.tokenizer import Tokenizer
 from ado_stream.durable import write_durably
 from ado_stream.errors import ConfigError
-from ado_stream.prepare.config import PrepareConfig
 from ado_stream.prepare.corpus_output import CorpusOutput, LocalOutput, RemoteOutput
 from ado_stream.prepare.input_files import InputFile
 from ado_stream.prepare.packing import JOURNAL_NAME
+from ado_stream.prepare.prepare_config import PrepareConfig
 from ado_stream.storage.object_locks import lock_if_free
 from ado_stream.value_types import JsonObject
 

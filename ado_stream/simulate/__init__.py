@@ -7,5 +7,5 @@ closed_loop             a policy and synthetic domains in a closed loop, from a 
 oracle                  the best that any mixture can do on synthetic domains
 controlled_experiments  domains equal but for one property: a domain's share under ADO, and by ADO's formulas
 controlled_plot         the figure of these experiments
-replay                  the mixtures of another policy on a recorded run
+recorded_run            the mixtures of another policy on a recorded run
 """

@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import cast
 
 from ado_stream.train.checkpoint import Schedule, Settings
-from ado_stream.train.config import TrainConfig
+from ado_stream.train.run_config import TrainConfig
 from ado_stream.train.train_step import LearningRateSchedule
 from ado_stream.value_types import JsonMapping
 

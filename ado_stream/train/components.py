@@ -18,9 +18,9 @@ from ado_stream.policy.base_policy import Policy
 from ado_stream.storage.retry import RetryPolicy
 from ado_stream.stream.dataset import AdaptiveStreamingDataset
 from ado_stream.suggest import did_you_mean
-from ado_stream.train.config import TrainConfig
 from ado_stream.train.distributed import DistributedContext
 from ado_stream.train.metric_sinks import require_packages
+from ado_stream.train.run_config import TrainConfig
 from ado_stream.train.stages import planned_stages, run_stages
 from ado_stream.train.train_step import LearningRateSchedule
 from ado_stream.train.validation import Validator

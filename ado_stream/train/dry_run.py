@@ -19,9 +19,9 @@ from ado_model import ModelConfig, Transformer
 from ado_stream.corpus.manifest import missing_validation
 from ado_stream.policy.planned_draws import planned_samples
 from ado_stream.train.components import RunComponents, build_components
-from ado_stream.train.config import TrainConfig, TrainSection
 from ado_stream.train.distributed import DistributedContext
 from ado_stream.train.parallel import ParallelModel, compute_dtype
+from ado_stream.train.run_config import TrainConfig, TrainSection
 from ado_stream.train.stages import run_stages
 from ado_stream.train.train_step import TrainStep, make_optimizer
 

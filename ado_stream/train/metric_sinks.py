@@ -6,7 +6,7 @@ from pathlib import Path
 
 from ado_stream.errors import ConfigError
 from ado_stream.record import plain
-from ado_stream.train.config import LogSection
+from ado_stream.train.run_config import LogSection
 from ado_stream.train.step_log import MetricSink
 from ado_stream.value_types import JsonObject
 

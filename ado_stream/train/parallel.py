@@ -17,8 +17,8 @@ from torch.nn.parallel import DistributedDataParallel
 
 from ado_model import Transformer
 from ado_model.transformer import Losses
-from ado_stream.train.config import TrainSection
 from ado_stream.train.distributed import DistributedContext
+from ado_stream.train.run_config import TrainSection
 
 
 class ParallelModel:

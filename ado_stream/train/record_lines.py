@@ -10,8 +10,8 @@ from ado_stream.corpus import Corpus
 from ado_stream.corpus.manifest import DomainEntry, num_samples
 from ado_stream.loader import AdaptiveLoader
 from ado_stream.policy.base_policy import Policy
-from ado_stream.train.config import TrainConfig
 from ado_stream.train.distributed import DistributedContext
+from ado_stream.train.run_config import TrainConfig
 from ado_stream.train.stages import planned_stages
 from ado_stream.value_types import Ints, JsonObject
 

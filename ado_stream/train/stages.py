@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from ado_stream.policy.base_policy import PlannedStage
 from ado_stream.stream.batch_draw import DrawSettings
 from ado_stream.stream.batch_rows import with_rows_of
-from ado_stream.train.config import StageSection, TrainConfig
+from ado_stream.train.run_config import StageSection, TrainConfig
 
 
 @dataclass(frozen=True)

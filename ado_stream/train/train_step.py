@@ -15,9 +15,9 @@ from torch.distributed.tensor import DTensor
 
 from ado_kernels import domain_loss
 from ado_stream.stream.document_positions import IGNORED_TARGET
-from ado_stream.train.config import TrainSection
 from ado_stream.train.distributed import sum_over_ranks
 from ado_stream.train.parallel import ParallelModel
+from ado_stream.train.run_config import TrainSection
 
 
 @dataclass(frozen=True)

@@ -38,13 +38,13 @@ from ado_stream.train.checkpoint import (
 )
 from ado_stream.train.checkpoint_commit import checkpoint_dir
 from ado_stream.train.components import build_components, make_validator
-from ado_stream.train.config import TrainConfig, save_config
 from ado_stream.train.cpu_tuning import keep_freed_memory
 from ado_stream.train.distributed import DistributedContext, call_on_main, join_process_group, log_rank_errors
 from ado_stream.train.metric_sinks import make_sinks
 from ado_stream.train.parallel import ParallelModel
 from ado_stream.train.record_lines import fit_line, run_line
 from ado_stream.train.resume import CHECKPOINTS, ResumePoint, find_resume_point, is_finished, prepare_run_dir
+from ado_stream.train.run_config import TrainConfig, save_config
 from ado_stream.train.run_control import RunControl
 from ado_stream.train.stages import Stage, run_stages, stage_of
 from ado_stream.train.step_log import LaunchedStep, LogOptions, MetricSink, StepLog

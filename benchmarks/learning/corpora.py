@@ -15,8 +15,8 @@ import zstandard
 
 from ado_stream.demo.environment_files import UNLEARNABLE as HASHES
 from ado_stream.demo.raw_text import write_text
-from ado_stream.prepare.config import PrepareConfig
 from ado_stream.prepare.coordinator import prepare
+from ado_stream.prepare.prepare_config import PrepareConfig
 from benchmarks.learning.scenarios import DUPLICATES, EXHAUSTED, UNLEARNABLE, Sizes
 
 DOMAIN_KEY = "meta.pile_set_name"

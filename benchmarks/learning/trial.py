@@ -26,9 +26,9 @@ from ado_model import ModelConfig, Transformer
 from ado_stream.corpus import open_corpus
 from ado_stream.policy.base_policy import Policy, RunContext
 from ado_stream.policy.policy_registry import make_run_policy
-from ado_stream.train.config import TrainSection
 from ado_stream.train.distributed import detect_context
 from ado_stream.train.parallel import ParallelModel
+from ado_stream.train.run_config import TrainSection
 from ado_stream.train.train_step import LearningRateSchedule, TrainStep, make_optimizer
 from ado_stream.train.validation import Validator
 from benchmarks.learning.scenarios import BASELINE, CONTROL, DUPLICATES, EXHAUSTED, UNLEARNABLE, Scenario, Sizes

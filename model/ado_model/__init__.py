@@ -4,7 +4,7 @@ It works on tensors and its own sizes alone: no data, policies or files. Dimensi
 D width, H heads, Q width of a head, V vocabulary, L layers, K domains.
 """
 
-from ado_model.config import PRESETS, ModelConfig
+from ado_model.model_config import PRESETS, ModelConfig
 from ado_model.transformer import Transformer
 
 __all__ = ["PRESETS", "ModelConfig", "Transformer"]

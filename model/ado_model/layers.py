@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from ado_kernels import rms_norm, rms_norm_rope, swiglu
 from ado_model.attention import AttentionMask, attention
-from ado_model.config import ModelConfig
+from ado_model.model_config import ModelConfig
 
 
 class RMSNorm(nn.Module):

@@ -16,8 +16,8 @@ from torch.utils.checkpoint import checkpoint
 from ado_kernels import linear_cross_entropy
 from ado_kernels.ops.operands import check_operands
 from ado_model.attention import document_mask
-from ado_model.config import ModelConfig
 from ado_model.layers import Block, RMSNorm, rotary_tables
+from ado_model.model_config import ModelConfig
 
 
 def _restore_after_load(model: nn.Module, _: object) -> None:

@@ -107,8 +107,8 @@ def test_a_file_says_its_purpose_and_is_of_one_piece(path):
             assert name != "NotImplementedError", f"unfinished in line {node.lineno}"
 
 
-# File names that stand in several rooms: the same part in each, or verbs of the command line beside what they run.
-SAME_PART = {"config.py", "cpu.py", "gpu.py", "export.py", "replay.py"}
+# File names that stand in several rooms: the same part in each.
+SAME_PART = {"cpu.py", "gpu.py"}
 
 
 def test_a_file_name_in_a_traceback_names_its_room():

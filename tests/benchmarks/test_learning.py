@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 
 import ado_stream as ado
-from ado_stream.prepare.config import PrepareConfig
 from ado_stream.prepare.coordinator import prepare
+from ado_stream.prepare.prepare_config import PrepareConfig
 from benchmarks import bench_learning
 from benchmarks.learning import mechanism, outcome
 from benchmarks.learning import trial as trial_module

@@ -5,8 +5,8 @@ import shutil
 
 import pytest
 
-from ado_stream.prepare.config import PrepareConfig
 from ado_stream.prepare.coordinator import prepare
+from ado_stream.prepare.prepare_config import PrepareConfig
 from tests.json_files import edit_json
 
 

@@ -13,8 +13,8 @@ import ado_stream as ado
 from ado_stream.corpus.checker import CorpusChecker
 from ado_stream.corpus.manifest import decode_manifest
 from ado_stream.errors import ConfigError, DataError, IndexInvalid, NotFound, ShardCorrupt, StorageError
-from ado_stream.prepare.config import PrepareConfig
 from ado_stream.prepare.coordinator import prepare
+from ado_stream.prepare.prepare_config import PrepareConfig
 
 
 def test_a_local_corpus_opens(made):

@@ -11,8 +11,8 @@ from ado_stream.corpus import open_corpus
 from ado_stream.corpus.document_origin import documents_of
 from ado_stream.corpus.manifest import num_samples
 from ado_stream.errors import IndexInvalid
-from ado_stream.prepare.config import PrepareConfig
 from ado_stream.prepare.coordinator import prepare
+from ado_stream.prepare.prepare_config import PrepareConfig
 from ado_stream.stream import flat_index
 from tests.json_files import edit_json
 from tests.stream.flat_data import make_documents, write_megatron, write_raw

@@ -17,7 +17,7 @@ from ado_stream.corpus.checker import CorpusChecker
 from ado_stream.corpus.manifest import decode_manifest
 from ado_stream.corpus.mds import ShardFormat
 from ado_stream.errors import ConfigError, IndexInvalid, NotFound, ShardCorrupt, StorageError
-from ado_stream.prepare.config import PrepareConfig
+from ado_stream.prepare.prepare_config import PrepareConfig
 from ado_stream.storage.download import local_path
 from tests.json_files import edit_json
 

@@ -7,7 +7,7 @@ from ado_stream.demo.environment_files import UNLEARNABLE
 from ado_stream.errors import ConfigError
 from ado_stream.policy.base_policy import RunContext
 from ado_stream.policy.policy_registry import make_run_policy
-from ado_stream.train.config import load_config
+from ado_stream.train.run_config import load_config
 
 
 def test_the_same_plan_resumes_and_another_is_refused(tmp_path):

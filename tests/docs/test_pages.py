@@ -13,7 +13,7 @@ import pytest
 
 import ado_stream
 from ado_stream.record import read_run
-from ado_stream.train.config import load_config
+from ado_stream.train.run_config import load_config
 from tests.docs.pages import CODE, ROOT, blocks, commands, run_page, shown_commands
 
 DOCS = sorted((ROOT / "docs").glob("*.md"))

@@ -24,7 +24,7 @@ def test_every_message_is_one_of_the_code():
 
 
 def test_every_setting_that_is_advised_exists():
-    from ado_stream.train.config import TrainConfig
+    from ado_stream.train.run_config import TrainConfig
 
     page = "".join((ROOT / "docs" / name).read_text() for name in ("troubleshooting.md", "storage.md", "nodes.md"))
     named = set(re.findall(r"`((?:data|train|checkpoint|evaluate|log|model)\.\w+)", page))

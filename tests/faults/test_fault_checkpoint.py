@@ -11,7 +11,7 @@ from ado_model import ModelConfig, Transformer
 from ado_stream.errors import CheckpointError
 from ado_stream.train import checkpoint_commit
 from ado_stream.train.checkpoint import Checkpointer, TrainingState, load_training_state
-from ado_stream.train.config import TrainSection
+from ado_stream.train.run_config import TrainSection
 from ado_stream.train.train_step import make_optimizer
 from tests.train.child_processes import ChildProcesses
 from tests.train.hot_loop import ONE_CPU

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from ado_model import ModelConfig, Transformer
-from ado_stream.evaluate.export import export_hugging_face
+from ado_stream.evaluate.model_export import export_hugging_face
 from tests.train.child_processes import ChildProcesses
 from tests.waiting import wait_until
 

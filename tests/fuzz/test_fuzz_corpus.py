@@ -15,8 +15,8 @@ from ado_stream.cli.main import main
 from ado_stream.corpus.checker import CorpusChecker
 from ado_stream.corpus.tokenizer import load_tokenizer
 from ado_stream.errors import AdoStreamError
-from ado_stream.prepare.config import PrepareConfig
 from ado_stream.prepare.coordinator import prepare
+from ado_stream.prepare.prepare_config import PrepareConfig
 from ado_stream.stream.sample_reader import SampleReader
 from tests.fuzz.mutations import changed_file, damaged, fuzz
 

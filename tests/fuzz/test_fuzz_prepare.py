@@ -11,9 +11,9 @@ import zstandard
 from hypothesis import strategies as st
 
 from ado_stream.errors import AdoStreamError
-from ado_stream.prepare.config import PrepareConfig
 from ado_stream.prepare.documents import cut_pieces
 from ado_stream.prepare.input_files import find_input_files
+from ado_stream.prepare.prepare_config import PrepareConfig
 from ado_stream.prepare.prepare_worker import Worker
 from ado_stream.prepare.record_errors import RecordErrors
 from tests.fuzz.mutations import changed, damaged, fuzz

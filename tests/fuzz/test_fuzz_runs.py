@@ -17,8 +17,8 @@ from ado_stream.policy.policy_registry import make_policy
 from ado_stream.report.run_data import load_runs
 from ado_stream.simulate.closed_loop import read_spec
 from ado_stream.train import checkpoint_commit
-from ado_stream.train.config import load_config
 from ado_stream.train.dry_run import plan_run
+from ado_stream.train.run_config import load_config
 from ado_stream.train.trainer import run_training
 from ado_stream.yaml_files import read_yaml
 from tests.fuzz.mutations import changed, changed_file, changed_yaml, damaged, fuzz

@@ -16,8 +16,8 @@ from pathlib import Path
 
 from ado_stream.corpus import bpe
 from ado_stream.prepare import documents, line_blocks, packing
-from ado_stream.prepare.config import PrepareConfig
 from ado_stream.prepare.coordinator import prepare
+from ado_stream.prepare.prepare_config import PrepareConfig
 from ado_stream.prepare.spool import Spool
 
 

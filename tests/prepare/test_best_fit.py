@@ -15,14 +15,14 @@ from ado_model import ModelConfig, Transformer
 from ado_stream.cli.main import main
 from ado_stream.corpus.mds import ShardFormat
 from ado_stream.prepare.best_fit import PackingCounts, pack_best_fit
-from ado_stream.prepare.config import PrepareConfig
 from ado_stream.prepare.coordinator import prepare
+from ado_stream.prepare.prepare_config import PrepareConfig
 from ado_stream.prepare.spool import Spool
 from ado_stream.stream.document_positions import targets_without_padding
 from ado_stream.stream.sample_reader import SampleReader
-from ado_stream.train.config import TrainSection
 from ado_stream.train.distributed import DistributedContext
 from ado_stream.train.parallel import ParallelModel
+from ado_stream.train.run_config import TrainSection
 from ado_stream.train.train_step import TrainStep
 from ado_stream.train.validation import Validator
 

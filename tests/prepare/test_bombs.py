@@ -8,10 +8,10 @@ import pyarrow.parquet as parquet
 import pytest
 
 from ado_stream.errors import DataError
-from ado_stream.prepare.config import PrepareConfig
 from ado_stream.prepare.documents import cut_pieces, read_documents
 from ado_stream.prepare.input_files import find_input_files
 from ado_stream.prepare.line_blocks import MAX_LINE_BYTES
+from ado_stream.prepare.prepare_config import PrepareConfig
 from ado_stream.prepare.record_errors import RecordErrors
 
 

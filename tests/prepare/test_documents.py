@@ -12,9 +12,9 @@ from hypothesis import strategies as st
 from ado_stream.errors import ConfigError, DataError
 from ado_stream.prepare import columnar
 from ado_stream.prepare import documents as module
-from ado_stream.prepare.config import PrepareConfig
 from ado_stream.prepare.documents import cut_pieces, read_documents
 from ado_stream.prepare.input_files import find_input_files
+from ado_stream.prepare.prepare_config import PrepareConfig
 from ado_stream.prepare.record_errors import RecordErrors
 
 

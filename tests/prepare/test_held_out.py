@@ -9,8 +9,8 @@ import pytest
 from ado_stream.cli.main import main
 from ado_stream.corpus.checker import CorpusChecker
 from ado_stream.errors import ConfigError
-from ado_stream.prepare.config import PrepareConfig
 from ado_stream.prepare.coordinator import prepare
+from ado_stream.prepare.prepare_config import PrepareConfig
 
 
 def _write(path, texts):

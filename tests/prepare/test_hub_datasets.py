@@ -12,10 +12,10 @@ import pytest
 
 from ado_stream.errors import ConfigError, DataError, StorageError
 from ado_stream.prepare import hub_datasets
-from ado_stream.prepare.config import PrepareConfig
 from ado_stream.prepare.coordinator import prepare
 from ado_stream.prepare.hub_datasets import DataSet, find_shards
 from ado_stream.prepare.packing import Packer
+from ado_stream.prepare.prepare_config import PrepareConfig
 from ado_stream.prepare.record_errors import RecordErrors
 
 CARD = """---

@@ -11,11 +11,11 @@ from hypothesis import strategies as st
 
 from ado_stream.errors import DataError
 from ado_stream.prepare import line_blocks as line_blocks_module
-from ado_stream.prepare.config import PrepareConfig
 from ado_stream.prepare.coordinator import prepare
 from ado_stream.prepare.documents import cut_pieces, read_documents
 from ado_stream.prepare.input_files import find_input_files
 from ado_stream.prepare.json_arrays import DamagedFile, array_lines
+from ado_stream.prepare.prepare_config import PrepareConfig
 from ado_stream.prepare.record_errors import RecordErrors
 
 VALUES = st.recursive(

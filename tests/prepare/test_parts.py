@@ -15,9 +15,9 @@ import pytest
 from ado_stream.corpus.mds import ShardFormat
 from ado_stream.errors import AdoStreamError, ConfigError, DataError, StorageError
 from ado_stream.prepare import parts
-from ado_stream.prepare.config import PrepareConfig
 from ado_stream.prepare.coordinator import prepare
 from ado_stream.prepare.parts import TokenStream
+from ado_stream.prepare.prepare_config import PrepareConfig
 from ado_stream.prepare.prepare_worker import read_range
 from ado_stream.prepare.spool import Spool
 from tests.prepare.conftest import Threads

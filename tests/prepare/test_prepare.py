@@ -24,8 +24,8 @@ from ado_stream.corpus.checker import CorpusChecker
 from ado_stream.corpus.manifest import domain_folder
 from ado_stream.durable import DiskError, write_durably
 from ado_stream.errors import ConfigError, DataError, NotFound, StorageError
-from ado_stream.prepare.config import PrepareConfig
 from ado_stream.prepare.coordinator import prepare
+from ado_stream.prepare.prepare_config import PrepareConfig
 
 SEQ_LEN = 64
 
@@ -462,7 +462,7 @@ def test_too_many_domains_point_to_the_key(tmp_path, monkeypatch):
 def test_a_long_document_takes_at_most_seven_bytes_of_memory_a_byte_in_any_process(tmp_path, workers):
     """The line, and tokens of two bytes twice, before and after the end token is added: five; six with an answer."""
     code = (
-        "import sys\nfrom ado_stream.prepare.config import PrepareConfig\n"
+        "import sys\nfrom ado_stream.prepare.prepare_config import PrepareConfig\n"
         "from ado_stream.prepare.coordinator import prepare\nfrom resource import RUSAGE_CHILDREN, getrusage\n"
         "if __name__ == '__main__':\n"
         f"    prepare(PrepareConfig((sys.argv[1],), sys.argv[2], seq_len=64, workers={workers}))\n"

@@ -9,8 +9,8 @@ import pytest
 import zstandard
 
 from ado_stream.corpus.checker import CorpusChecker
-from ado_stream.prepare.config import PrepareConfig
 from ado_stream.prepare.coordinator import prepare
+from ado_stream.prepare.prepare_config import PrepareConfig
 
 
 def test_a_real_corpus_has_the_documents_that_its_manifest_counts(real_corpus, tmp_path):

@@ -15,9 +15,9 @@ from pathlib import Path
 import pytest
 
 from ado_stream.errors import AdoStreamError
-from ado_stream.prepare.config import PrepareConfig
 from ado_stream.prepare.coordinator import prepare
 from ado_stream.prepare.packing import Packer
+from ado_stream.prepare.prepare_config import PrepareConfig
 
 COMMAND = [sys.executable, "-m", "ado_stream.cli", "prepare", "--domain-key", "meta.pile_set_name", "--seq-len", "64"]
 

@@ -11,7 +11,7 @@ import ado_stream as ado
 from ado_stream.policy.static_policies import Fixed
 from ado_stream.simulate.closed_loop import read_spec, simulate, systematic_counts
 from ado_stream.simulate.default_spec import default_spec
-from ado_stream.simulate.replay import check_complete, replay
+from ado_stream.simulate.recorded_run import check_complete, replay
 from ado_stream.simulate.synthetic_domains import parse_domains
 
 DOMAINS = {

@@ -10,13 +10,13 @@ import ado_stream as ado
 from ado_stream.corpus.bpe import train_bpe
 from ado_stream.corpus.tokenizer import HuggingFaceTokenizer
 from ado_stream.errors import ConfigError, ResumeError
-from ado_stream.prepare.config import PrepareConfig
 from ado_stream.prepare.coordinator import prepare
+from ado_stream.prepare.prepare_config import PrepareConfig
 from ado_stream.stream.fill_in_middle import FillInMiddle
 from ado_stream.stream.fill_in_middle_rows import make_fill_in_middle
 from ado_stream.train.components import build_components
-from ado_stream.train.config import load_config
 from ado_stream.train.distributed import DistributedContext
+from ado_stream.train.run_config import load_config
 
 PREFIX, SUFFIX, MIDDLE, END = MARKS = (900, 901, 902, 0)
 NAMES = ["web", "code"]

@@ -7,8 +7,8 @@ import torch
 
 from ado_model import ModelConfig
 from ado_stream.train.checkpoint import Checkpointer, TrainingState, load_training_state
-from ado_stream.train.config import TrainSection
 from ado_stream.train.distributed import join_process_group
+from ado_stream.train.run_config import TrainSection
 from tests.train.hot_loop import build_step
 
 # Sizes that four ranks cannot divide evenly.

@@ -44,7 +44,7 @@ def settings(tiny_corpus: Path, tmp_path: Path, monkeypatch) -> dict:
 def finished_once(tiny_corpus: Path, tmp_path_factory) -> Path:
     """The directory of a finished run of `settings`; not to be changed."""
     from ado_model import PRESETS
-    from ado_stream.train.config import load_config
+    from ado_stream.train.run_config import load_config
     from ado_stream.train.trainer import run_training
 
     run_dir = tmp_path_factory.mktemp("finished") / "run"

@@ -12,9 +12,9 @@ from ado_stream.corpus import open_corpus
 from ado_stream.loader import AdaptiveLoader
 from ado_stream.policy.policy_registry import make_policy
 from ado_stream.stream.dataset import AdaptiveStreamingDataset
-from ado_stream.train.config import TrainSection
 from ado_stream.train.distributed import DistributedContext
 from ado_stream.train.parallel import ParallelModel
+from ado_stream.train.run_config import TrainSection
 from ado_stream.train.train_step import StepOutcome, TrainStep, make_optimizer
 from tests.rounding import perturb
 

@@ -11,8 +11,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from ado_model import ModelConfig
 from ado_stream.train.checkpoint import TrainingState
-from ado_stream.train.config import TrainSection
 from ado_stream.train.distributed import join_process_group
+from ado_stream.train.run_config import TrainSection
 from tests.train.hot_loop import build_step
 
 CONFIG = ModelConfig(num_layers=2, width=32, num_heads=2, vocab_size=97, context_length=16)

@@ -6,7 +6,7 @@ import pytest
 from safetensors.torch import load_file
 
 from ado_stream.record import read_run
-from ado_stream.train.config import load_config
+from ado_stream.train.run_config import load_config
 from ado_stream.train.train_step import TrainStep
 from ado_stream.train.trainer import run_training
 

@@ -12,9 +12,9 @@ from ado_model import ModelConfig, Transformer
 from ado_stream.errors import CheckpointError
 from ado_stream.train import checkpoint_commit
 from ado_stream.train.checkpoint import Checkpointer, TrainingState
-from ado_stream.train.config import TrainSection
 from ado_stream.train.distributed import join_process_group
 from ado_stream.train.parallel import ParallelModel
+from ado_stream.train.run_config import TrainSection
 from ado_stream.train.train_step import TrainStep, make_optimizer
 from tests.train.tiny_model import train_tiny
 

@@ -7,7 +7,7 @@ import pytest
 from ado_stream.record import read_run
 from ado_stream.train.changed_settings import changed_settings, changes_table
 from ado_stream.train.checkpoint_commit import commit
-from ado_stream.train.config import load_config
+from ado_stream.train.run_config import load_config
 from ado_stream.train.trainer import run_training
 from tests.train.run_helpers import changed, interrupt
 

@@ -20,8 +20,8 @@ from ado_stream.train.checkpoint_commit import (
     list_checkpoints,
     newest_valid,
 )
-from ado_stream.train.config import TrainSection
 from ado_stream.train.distributed import DistributedContext
+from ado_stream.train.run_config import TrainSection
 from ado_stream.train.train_step import make_optimizer
 from tests.train.hot_loop import ONE_CPU
 

@@ -7,8 +7,8 @@ from ado_stream.errors import ConfigError
 from ado_stream.storage.retry import RetryPolicy
 from ado_stream.train import components
 from ado_stream.train.components import build_components, make_learning_rate_schedule, parse_bytes
-from ado_stream.train.config import load_config
 from ado_stream.train.distributed import DistributedContext
+from ado_stream.train.run_config import load_config
 from ado_stream.train.trainer import run_training
 from tests.train.hot_loop import ONE_CPU
 from tests.train.run_helpers import changed

@@ -10,7 +10,7 @@ from ado_stream.errors import ConfigError, NotFound
 from ado_stream.loader import AdaptiveLoader
 from ado_stream.storage.retry import RetryPolicy
 from ado_stream.stream.dataset import AdaptiveStreamingDataset
-from ado_stream.train.config import DataSection, RetrySection, TrainConfig, load_config, save_config
+from ado_stream.train.run_config import DataSection, RetrySection, TrainConfig, load_config, save_config
 
 LEAST = {"corpus": "c", "run_dir": "r"}
 

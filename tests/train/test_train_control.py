@@ -11,7 +11,7 @@ import pytest
 
 from ado_stream.cli.main import main
 from ado_stream.record import read_run
-from ado_stream.train.config import load_config
+from ado_stream.train.run_config import load_config
 from ado_stream.train.run_control import FOLDER, list_orders, read_answer, submit
 from ado_stream.train.train_step import TrainStep
 from ado_stream.train.trainer import run_training

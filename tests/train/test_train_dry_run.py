@@ -12,9 +12,9 @@ from ado_model import PRESETS, ModelConfig, Transformer
 from ado_stream.corpus import open_corpus
 from ado_stream.errors import ConfigError
 from ado_stream.train import dry_run as dry_run_module
-from ado_stream.train.config import TrainSection, load_config
 from ado_stream.train.distributed import DistributedContext, detect_context
 from ado_stream.train.dry_run import estimate_memory, plan_run
+from ado_stream.train.run_config import TrainSection, load_config
 from ado_stream.train.trainer import run_training
 
 CPU, GPU = torch.device("cpu"), torch.device("cuda")

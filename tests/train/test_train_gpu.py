@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from ado_stream.record import read_run
-from ado_stream.train.config import TrainSection, load_config
+from ado_stream.train.run_config import TrainSection, load_config
 from ado_stream.train.trainer import run_training
 from tests.kernels.devices import DEVICE, ON_GPU
 from tests.rounding import UNIT, rounding

@@ -8,7 +8,7 @@ import pytest
 
 from ado_stream.errors import ConfigError
 from ado_stream.record import read_run
-from ado_stream.train.config import load_config
+from ado_stream.train.run_config import load_config
 from ado_stream.train.trainer import run_training
 from tests.train.run_helpers import SimulatedCrash, changed, crash_at
 

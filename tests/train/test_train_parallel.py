@@ -6,9 +6,9 @@ import pytest
 import torch
 
 from ado_model import Transformer
-from ado_stream.train.config import TrainSection
 from ado_stream.train.distributed import DistributedContext
 from ado_stream.train.parallel import ParallelModel
+from ado_stream.train.run_config import TrainSection
 from tests.train import parallel_on_ranks
 from tests.train.parallel_on_ranks import CONFIG, NUM_MICRO
 

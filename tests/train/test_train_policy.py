@@ -10,7 +10,7 @@ from ado_stream.errors import ConfigError
 from ado_stream.policy import scaling_laws
 from ado_stream.record import read_run
 from ado_stream.report.report_page import write_report
-from ado_stream.train.config import load_config
+from ado_stream.train.run_config import load_config
 from ado_stream.train.trainer import run_training
 from tests.train import losses_on_ranks
 

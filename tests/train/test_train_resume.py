@@ -12,8 +12,8 @@ from ado_stream.cli.main import main
 from ado_stream.errors import CheckpointError, ResumeError
 from ado_stream.evaluate.trained_run import open_run
 from ado_stream.record import read_run
-from ado_stream.train.config import load_config
 from ado_stream.train.resume import find_resume_point
+from ado_stream.train.run_config import load_config
 from ado_stream.train.trainer import run_training
 from tests.train.others_files import run_verbs
 from tests.train.run_helpers import changed, checkpoint_tensors, interrupt, untimed_lines

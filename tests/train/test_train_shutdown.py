@@ -8,7 +8,7 @@ from safetensors.torch import load_file
 from ado_stream.errors import CheckpointError
 from ado_stream.record import read_run
 from ado_stream.train import checkpoint_commit
-from ado_stream.train.config import load_config
+from ado_stream.train.run_config import load_config
 from ado_stream.train.trainer import run_training
 from tests.train import shutdown_on_ranks
 from tests.train.child_processes import ChildProcesses

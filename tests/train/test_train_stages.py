@@ -18,10 +18,10 @@ from ado_stream.report.report_tables import fact_table
 from ado_stream.report.run_data import load_runs
 from ado_stream.train import trainer as trainer_module
 from ado_stream.train.components import build_components
-from ado_stream.train.config import load_config, save_config
 from ado_stream.train.distributed import DistributedContext
 from ado_stream.train.dry_run import plan_run
 from ado_stream.train.resume import find_resume_point
+from ado_stream.train.run_config import load_config, save_config
 from ado_stream.train.stages import run_stages, stage_of
 from ado_stream.train.train_step import LearningRateSchedule, TrainStep
 from ado_stream.train.trainer import run_training

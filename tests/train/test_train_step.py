@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from ado_model import ModelConfig, Transformer
-from ado_stream.train.config import TrainSection
+from ado_stream.train.run_config import TrainSection
 from ado_stream.train.train_step import LearningRateSchedule
 from tests.rounding import UNIT, perturb, rounding
 from tests.train import train_step_on_ranks

@@ -11,7 +11,7 @@ import torch
 from ado_stream.loader import AdaptiveLoader
 from ado_stream.record import RunRecord, read_run
 from ado_stream.train import trainer as trainer_module
-from ado_stream.train.config import load_config
+from ado_stream.train.run_config import load_config
 from ado_stream.train.step_log import LaunchedStep, LogOptions, StepLog, largest_changes
 from ado_stream.train.step_timer import StepTimer
 from ado_stream.train.train_step import StepOutcome, TrainStep

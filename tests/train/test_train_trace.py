@@ -14,10 +14,10 @@ import yaml
 from ado_stream.cli.main import main
 from ado_stream.errors import ConfigError, ResumeError
 from ado_stream.evaluate.recorded_step import Wanted, open_step
-from ado_stream.prepare.config import PrepareConfig
 from ado_stream.prepare.coordinator import prepare
+from ado_stream.prepare.prepare_config import PrepareConfig
 from ado_stream.record import read_run
-from ado_stream.train.config import load_config
+from ado_stream.train.run_config import load_config
 from ado_stream.train.stages import stage_of
 from ado_stream.train.trainer import Trainer, run_training
 from tests.train import ledger_run

@@ -13,8 +13,8 @@ from ado_stream.errors import AdoStreamError, CheckpointError, ResumeError, Stor
 from ado_stream.record import read_run
 from ado_stream.train import checkpoint_commit
 from ado_stream.train import trainer as trainer_module
-from ado_stream.train.config import load_config
 from ado_stream.train.parallel import ParallelModel
+from ado_stream.train.run_config import load_config
 from ado_stream.train.train_step import TrainStep
 from ado_stream.train.trainer import run_training
 from tests.train.run_helpers import SimulatedCrash, changed, checkpoint_tensors, crash_at, untimed_lines

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 import pytest
 
 from ado_model import PRESETS, ModelConfig, Transformer
-from ado_stream.train.config import load_config
+from ado_stream.train.run_config import load_config
 from ado_stream.train.trainer import RunResult, run_training
 from tests.rounding import perturb
 
