@@ -7,6 +7,7 @@ above it, that hold the line SUMMARY_BEGIN get a short table up to SUMMARY_END. 
 and every sentence with a figure is computed from them.
 """
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -135,6 +136,8 @@ def _sensitivity(name: str, corpus: Corpus) -> list[str]:
         rows = [row for row in outcome.table(cells, facts, baseline="target") if row["policy"] in SENSITIVITY]
         if rows:
             parts += [f"**{scenario}**, less `target` with its defaults:\n", outcome.text(rows, "target"), ""]
+            moved = [f"`{row['policy']}`" for row in rows if abs(row["by size"][0]) > (row["by size"][1] or math.inf)]
+            parts += [f"Further from the defaults by size than seeds differ: {', '.join(moved) or 'none of these'}.\n"]
         same = unchanged.get(scenario)
         if same and same["settings"]:
             settings = ", ".join(f"`{spec.partition(':')[2]}`" for spec in same["settings"])
