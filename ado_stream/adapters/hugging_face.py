@@ -19,7 +19,7 @@ import torch.nn.functional as F
 from transformers import Trainer
 
 from ado_kernels import domain_loss
-from ado_stream.adapters.micro_batches import MicroBatches
+from ado_stream.adapters.micro_batches import MicroBatches, SizedBatches, refuse
 from ado_stream.durable import write_durably
 from ado_stream.errors import ConfigError, ResumeError
 from ado_stream.loader import AdaptiveLoader
@@ -30,17 +30,8 @@ _IGNORED, _NO_DOMAIN = -100, -1
 _log = logging.getLogger(__name__)
 
 
-class _Inputs:
-    """Micro-batches as Trainer's inputs: "input_ids" and "labels" (b, T + 1), "domain" (b,), "weight".
-
-    Without a length Trainer would go on by a step when a finished run is resumed.
-    """
-
-    def __init__(self, micro_batches: MicroBatches, length: int):
-        self._micro_batches, self._length = micro_batches, length
-
-    def __len__(self) -> int:
-        return self._length
+class _Inputs(SizedBatches):
+    """Micro-batches as Trainer's inputs: "input_ids" and "labels" (b, T + 1), "domain" (b,), "weight"."""
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
         for batch in self._micro_batches:
@@ -73,9 +64,7 @@ class AdaptiveTrainer(Trainer):
                 args.label_smoothing_factor != 0 and getattr(config, "output_router_logits", False)
             ),
         }
-        for text, refused in refusals.items():
-            if refused:
-                raise ConfigError(f"AdaptiveTrainer {text}.")
+        refuse("AdaptiveTrainer", refusals)
         check_positions(config, loader.dataset.batch_seq_len + 1)
         args.ignore_data_skip = True  # the loader's state includes its position; Trainer must not skip batches too
         self._loader, self._num_domains = loader, len(loader.dataset.names)

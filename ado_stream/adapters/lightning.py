@@ -11,24 +11,11 @@ from typing import Any
 import lightning
 import torch
 
-from ado_stream.adapters.micro_batches import MicroBatch, MicroBatches
+from ado_stream.adapters.micro_batches import MicroBatch, MicroBatches, SizedBatches, refuse
 from ado_stream.errors import ConfigError, ResumeError
 from ado_stream.loader import AdaptiveLoader
 
 STATE_KEY = "adaptive_loader"
-
-
-class _Batches:
-    """Micro-batches with a length; without one Lightning fetches each a step early, before `observe`."""
-
-    def __init__(self, micro_batches: MicroBatches, length: int):
-        self._micro_batches, self._length = micro_batches, length
-
-    def __len__(self) -> int:
-        return self._length
-
-    def __iter__(self) -> Iterator[MicroBatch]:
-        return iter(self._micro_batches)
 
 
 class AdaptiveModule(lightning.LightningModule):
@@ -45,7 +32,7 @@ class AdaptiveModule(lightning.LightningModule):
         self._loader, self._make_optimizer = loader, make_optimizer
         self._num_domains = len(loader.dataset.names)
 
-    def train_dataloader(self) -> _Batches:
+    def train_dataloader(self) -> SizedBatches:
         """The loader, which yields this rank's part of each batch in `accumulate_grad_batches` parts.
 
         Raises ConfigError for Trainer settings with which a step would not be one batch.
@@ -62,9 +49,7 @@ class AdaptiveModule(lightning.LightningModule):
                 (limit if isinstance(limit, int) else int(limit * length)) % num_parts != 0
             ),
         }
-        for text, refused in refusals.items():
-            if refused:
-                raise ConfigError(f"AdaptiveModule {text}.")
+        refuse("AdaptiveModule", refusals)
         progress = trainer.fit_loop.epoch_loop
         num_steps = progress.automatic_optimization.optim_progress.optimizer.step.current.completed
         if progress.batch_progress.current.ready != num_steps * num_parts:
@@ -74,7 +59,7 @@ class AdaptiveModule(lightning.LightningModule):
             )
         self._micro_batches = MicroBatches(self._loader, num_parts, "accumulate_grad_batches")
         self._num_parts = num_parts
-        return _Batches(self._micro_batches, length)
+        return SizedBatches(self._micro_batches, length)
 
     def training_step(self, batch: MicroBatch, batch_index: int) -> torch.Tensor:
         """The part's share of the batch's mean loss; the loader gets per-domain sums."""

@@ -3,7 +3,8 @@
 A part's mean loss times its `weight`, averaged over the parts, is the batch's mean, however a framework accumulates.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from typing import Any
 
 import torch
 
@@ -62,6 +63,28 @@ class MicroBatches:
     def _forget(self) -> None:
         self._sums_K = self._counts_K = 0.0
         self._num_observed = 0
+
+
+class SizedBatches:
+    """Micro-batches with a length. Without one Lightning fetches each a step early, before `observe`, and Trainer goes
+    on by a step when a finished run is resumed.
+    """
+
+    def __init__(self, micro_batches: MicroBatches, length: int):
+        self._micro_batches, self._length = micro_batches, length
+
+    def __len__(self) -> int:
+        return self._length
+
+    def __iter__(self) -> Iterator[Any]:
+        return iter(self._micro_batches)
+
+
+def refuse(adapter: str, refusals: Mapping[str, bool]) -> None:
+    """Raises ConfigError with the first text whose settings are refused."""
+    for text, refused in refusals.items():
+        if refused:
+            raise ConfigError(f"{adapter} {text}.")
 
 
 def _weight(targets: torch.Tensor, targets_BT: torch.Tensor, num_parts: int) -> torch.Tensor:

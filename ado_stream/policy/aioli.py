@@ -27,7 +27,7 @@ import numpy as np
 from ado_stream.errors import ConfigError
 from ado_stream.option_checks import number, positive, whole
 from ado_stream.policy import state_codec
-from ado_stream.policy.base_policy import Policy
+from ado_stream.policy.base_policy import Policy, are_the_saved_ones
 from ado_stream.policy.domain_weights import Weights
 from ado_stream.value_types import Array, Bools, Floats, Ints, JsonMapping, JsonObject
 
@@ -136,7 +136,7 @@ class Aioli(Policy):
 
     def _load_extra(self, saved: JsonMapping, source_K: Ints, names: Sequence[str] | None) -> None:
         num, rows = saved["num_domains"], len(self._rows_NK[0])
-        same = np.array_equal(np.sort(source_K), np.arange(num))  # probes of other domains are not those of this round
+        same = are_the_saved_ones(source_K, num)  # probes of other domains are not those of this round
         what = "rows (saved with other probe_steps?)"
         rows_NK = state_codec.unpack(saved.get("rows"), what, np.nan, (2, rows if same else None, num))
         self._rows_NK = rows_NK[:, :, source_K] if same else np.full_like(self._rows_NK, np.nan)

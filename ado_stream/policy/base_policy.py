@@ -298,6 +298,11 @@ class Policy(ABC):
         return dict(zip(self.labels, value_K.tolist(), strict=True))
 
 
+def are_the_saved_ones(source_K: Ints, num_saved: int) -> bool:
+    """Whether the domains are those of the state, in any order; source_K: index of each in it, -1 for a new one."""
+    return np.array_equal(np.sort(source_K), np.arange(num_saved))
+
+
 def _carry_over(
     packed: object, name: str, saved: JsonMapping, initial_K: Array, source_K: Ints, is_share: bool
 ) -> Array:
@@ -308,7 +313,7 @@ def _carry_over(
         return value_K
     state_codec.check_shares(old_K, name)
     # the same domains again: the sum is 1 up to rounding, and dividing by it would change the last bit
-    if np.array_equal(np.sort(source_K), np.arange(len(old_K))):
+    if are_the_saved_ones(source_K, len(old_K)):
         return value_K
     total = value_K.sum()
     return value_K / total if total > 0.0 else initial_K  # those that remain had no share
