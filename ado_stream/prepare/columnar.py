@@ -228,8 +228,10 @@ def _column_path(path: str, schema: Any, key: str) -> list[str]:
     for name in names:
         named = [field.type for field in fields if field.name == name]
         if len(named) != 1:
-            found, advice = (f"{len(named)} columns", "\n  Rename one of them.") if named else ("no column", "")
-            raise ConfigError(f"{path}: {found} for key {key!r}; columns: {', '.join(_leaves(schema))}.{advice}")
+            columns = ", ".join(_leaves(schema))
+            if not named:
+                raise ConfigError(f"{path}: no column for key {key!r}; columns: {columns}.")
+            raise ConfigError(f"{path}: {len(named)} columns for key {key!r}; columns: {columns}.\n  Rename one.")
         (kind,) = named
         fields = [kind.field(n) for n in range(kind.num_fields)] if pa.types.is_struct(kind) else []
     return names
