@@ -93,6 +93,14 @@ def path_text(name: str, value: object) -> str:
     return os.path.expanduser(found)
 
 
+def path_texts(name: str, value: object) -> tuple[str, ...]:
+    """`value`, one path or many, as `path_text` returns each."""
+    paths = (value,) if isinstance(value, str | os.PathLike) else value
+    if not isinstance(paths, Iterable):
+        raise ConfigError(f"{name} is {value!r:.80}; expected paths.")
+    return tuple(path_text(name, path) for path in paths)
+
+
 def floats(value: ArrayLike) -> Floats | None:
     """`value` as a float64 array, a copy; None where it is none of real numbers on the host, without a gradient."""
     try:

@@ -10,7 +10,7 @@ from ado_stream.corpus.manifest import JOIN, PACKINGS
 from ado_stream.corpus.places import local_folder
 from ado_stream.corpus.tokenizer import BYTES, bpe_vocabulary
 from ado_stream.errors import ConfigError
-from ado_stream.option_checks import flag, number, one_of, optional, path_text, text, whole
+from ado_stream.option_checks import flag, number, one_of, optional, path_text, path_texts, text, whole
 from ado_stream.prepare.hub_datasets import PREFIX, DataSet
 
 _MIN_SHARD_BYTES = 1 << 12
@@ -22,7 +22,10 @@ _RAY = re.compile(r"ray(://[^\s/]+:[0-9]+)?")
 
 @dataclass(frozen=True)
 class PrepareConfig:
-    """The settings of one `prepare`. `workers`, `executor` and `progress` change no byte of what it writes."""
+    """The settings of one `prepare`: paths as strings or path objects, for `inputs` and `val` one or many.
+
+    `workers`, `executor` and `progress` change no byte of what it writes.
+    """
 
     inputs: tuple[str, ...]  # files, folders, hf:NAME
     out: str  # local folder, or URL of one
@@ -43,25 +46,28 @@ class PrepareConfig:
 
     def __post_init__(self) -> None:
         """Raises ConfigError for settings that cannot work."""
+        checked = {
+            "inputs": path_texts("inputs", self.inputs),
+            "val": path_texts("val", self.val),
+            "out": path_text("out", self.out),
+            "domain_key": optional(text, "domain_key", self.domain_key),
+            "val_frac": number("validation fraction", self.val_frac, 0, 1),
+            "seq_len": whole("seq_len", self.seq_len, 1),
+            "seed": whole("seed", self.seed, -math.inf, math.inf),
+            "workers": whole("workers", self.workers, 1, _MAX_WORKERS),
+            "shard_bytes": whole("shard_bytes", self.shard_bytes, _MIN_SHARD_BYTES, _MAX_SHARD_BYTES),
+            "packing": one_of("packing", self.packing, PACKINGS),
+            **{name: text(name, getattr(self, name)) for name in ("tokenizer", "text_key", "executor")},
+            **{name: flag(name, getattr(self, name)) for name in ("drop_duplicates_of_val", "skip_errors", "progress")},
+        }
+        for name, value in checked.items():
+            object.__setattr__(self, name, value)
         if not self.inputs:
             raise ConfigError("no input: give at least one file or folder of text.")
-        for given in (*self.inputs, *self.val):
-            path_text("input", given)
-        path_text("out", self.out)
-        for name in ("tokenizer", "text_key"):
-            text(name, getattr(self, name))
-        optional(text, "domain_key", self.domain_key)
-        for name in ("drop_duplicates_of_val", "skip_errors", "progress"):
-            flag(name, getattr(self, name))
-        whole("seq_len", self.seq_len, 1)
-        whole("seed", self.seed, -math.inf, math.inf)
-        whole("workers", self.workers, 1, _MAX_WORKERS)
-        whole("shard_bytes", self.shard_bytes, _MIN_SHARD_BYTES, _MAX_SHARD_BYTES)
-        if number("validation fraction", self.val_frac, 0, 1) == 1:
+        if self.val_frac == 1:
             raise ConfigError("validation fraction is 1, which leaves nothing to train on; expected less.")
         if self.val and self.val_frac:
             raise ConfigError("both validation files and a validation fraction are given; choose one of them.")
-        one_of("packing", self.packing, PACKINGS)
         if self.executor != LOCAL and not _RAY.fullmatch(self.executor):
             raise ConfigError(f"executor is {self.executor!r}; expected local, ray, or ray://HOST:PORT.")
         if self.drop_duplicates_of_val and not self.val:
@@ -82,7 +88,7 @@ class PrepareConfig:
         for given in (*self.inputs, *self.val):
             if given.startswith(PREFIX):
                 given = DataSet.parse(given).name
-            if self.local_out.resolve().is_relative_to(Path(os.path.expanduser(given)).resolve()):
+            if self.local_out.resolve().is_relative_to(Path(given).resolve()):
                 raise ConfigError(
                     f"out {self.out} is inside the input {given}: the corpus would become input of the next run.\n"
                     "  Choose a folder outside of it."
