@@ -162,7 +162,7 @@ def _task_seconds(folder: Path) -> dict[str, float]:
 
 def _use(tasks: dict[str, float], nodes: int, submit_s: float) -> float:
     """The share of the cores' time that tasks take, of a terabyte in files of log-normal sizes."""
-    from ado_stream.prepare.parts import shards_at_once
+    from ado_stream.prepare.packing import shards_at_once
 
     sizes = np.random.default_rng(0).lognormal(0, 0.5, SIMULATED_FILES)
     sizes = np.sort(sizes * SIMULATED_MB / sizes.sum())[::-1]

@@ -52,7 +52,7 @@ class ShardFormat:
     dtype: str  # "uint16" or "uint32"
     size_limit: int
 
-    @property
+    @cached_property
     def sample_bytes(self) -> int:
         """Bytes of one sample."""
         return self.sample_tokens * np.dtype(self.dtype).itemsize
@@ -91,7 +91,7 @@ class ShardFormat:
         """Bytes of a raw shard of `num_samples`."""
         return 4 + 4 * (num_samples + 1) + len(self.header) + num_samples * self.sample_bytes
 
-    @property
+    @cached_property
     def spool_bytes(self) -> int:
         """Bytes of the samples alone in a full shard."""
         return self.samples_per_shard * self.sample_bytes

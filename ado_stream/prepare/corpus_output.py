@@ -24,6 +24,7 @@ class CorpusOutput(ABC):
     """A corpus' destination; files are named by their path inside the corpus, and written in `staging` first."""
 
     publishes_at_once: int
+    indexes_at_once: int  # small files, which wait for answers alone
 
     def __init__(self, staging: Path):
         self._staging = staging
@@ -55,6 +56,7 @@ class LocalOutput(CorpusOutput):
     """A folder of this machine; `staging` is on the same file system."""
 
     publishes_at_once = 1  # there is nothing to do
+    indexes_at_once = 1
 
     def __init__(self, folder: Path, staging: Path):
         super().__init__(staging)
@@ -87,6 +89,7 @@ class RemoteOutput(CorpusOutput):
     """A folder of an object store; `staging` holds what is not uploaded yet."""
 
     publishes_at_once = 4
+    indexes_at_once = 32
 
     def __init__(self, url: str, staging: Path):
         super().__init__(staging)

@@ -13,7 +13,7 @@ from collections import Counter, defaultdict, deque
 from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from itertools import accumulate
+from itertools import accumulate, islice
 from pathlib import Path
 from typing import cast
 
@@ -36,7 +36,8 @@ _SPOOL_FOLDER = "spool"
 _PUBLISHED_NAME = "published.jsonl"  # [domain, split, shard, index entry] a line
 MAX_DOMAINS = 4096  # more are document ids in the domain key, and each costs a file
 _COMMIT_EVERY_S = 2.0
-_INDEXES_AT_ONCE = 32  # uploads of small files, which wait for answers alone
+_WAITING_BYTES = 1 << 26  # of tokens in memory, of all domains
+_SHARDS_AT_ONCE = 16
 Key = tuple[str, str]  # domain, split
 _BEGINNING: JsonObject = {
     "num_pieces": 0,
@@ -95,6 +96,7 @@ class Packer:
         self._entries: defaultdict[Key, dict[int, JsonObject]] = defaultdict(dict)  # by shard, of all before
         self._last_commit_s = time.monotonic()
         self._commit_cost_s = 0.0
+        self._waiting_bytes = 0
         self.num_pieces = 0
         self.refused: Counter[str] = Counter()
         self.refused_bytes: Counter[str] = Counter()
@@ -106,16 +108,20 @@ class Packer:
         for block in result.blocks:
             spool = self._spool(block.domain, block.split)
             for shard in spool.append(block.documents, block.text_bytes, block.tokens):
-                self._finish_shard((block.domain, block.split), shard)
+                self._finish_shards([((block.domain, block.split), shard)])
+            self._waiting_bytes += len(block.tokens)
         self.refused.update(result.refused)
         self.refused_bytes.update(result.refused_bytes)
         self.repeated |= result.repeated
         self.num_pieces += 1
+        if self._waiting_bytes >= _WAITING_BYTES:
+            self._flush()
         self._commit_if_due()
 
     def commit(self) -> None:
         """Writes the journal, then removes the spool files of published shards."""
         begun_s = time.monotonic()
+        self._flush()
         published = [self._published.popleft() for _ in range(len(self._published))]
         with open(self._work / _PUBLISHED_NAME, "ab") as file:
             file.writelines(json.dumps(line).encode() + b"\n" for line in published)
@@ -140,15 +146,14 @@ class Packer:
 
         All is on the disk, or uploaded, at the end.
         """
-        self.commit()
-        for key, spool in self._spools.items():
-            if spool.whole_bytes(spool.state.shard):
-                self._finish_shard(key, spool.state.shard)
+        self._flush()
+        last = ((key, spool, spool.state.shard) for key, spool in self._spools.items())
+        self._finish_shards([(key, shard) for key, spool, shard in last if spool.whole_bytes(shard)])
         while self._jobs:
             self._jobs.popleft().result()
             self._commit_if_due()
         self.commit()
-        with ThreadPoolExecutor(_INDEXES_AT_ONCE) as pool:
+        with ThreadPoolExecutor(self._output.indexes_at_once) as pool:
             splits = dict(zip(self._spools, pool.map(self._write_index, self._spools), strict=True))
         sync_file_system(self._work)
         return splits
@@ -161,6 +166,11 @@ class Packer:
         """Commits every other second, or so rarely that it takes a tenth of the time."""
         if time.monotonic() - self._last_commit_s > _COMMIT_EVERY_S * max(1.0, 5 * self._commit_cost_s):
             self.commit()
+
+    def _flush(self) -> None:
+        for spool in self._spools.values():
+            spool.flush()
+        self._waiting_bytes = 0
 
     def _take_published(self, domain: str, split: str, shard: int, entry: JsonObject) -> None:
         """Removes the spool file of a shard that the journal counts as published, unless it may grow."""
@@ -198,35 +208,37 @@ class Packer:
             with damage_errors(published):
                 for line in published.read_bytes().splitlines():
                     self._take_published(*json.loads(line))
-        for key, spool in self._spools.items():
-            for shard in range(spool.state.shard):
-                self._finish_shard(key, shard)
+        self._finish_shards([(key, n) for key, spool in self._spools.items() for n in range(spool.state.shard)])
 
-    def _finish_shard(self, key: Key, shard: int) -> None:
-        """Has a worker finish the shard and a thread publish it; waits while `max_jobs` are running.
+    def _finish_shards(self, shards: Sequence[tuple[Key, int]]) -> None:
+        """Has workers finish the shards and threads publish them; waits while `max_jobs` are running.
 
         A shard that an earlier run published is kept: its bytes would be the same.
         """
-        if shard in self._entries[key]:
-            return
-        while len(self._jobs) >= self._max_jobs or (self._jobs and self._jobs[0].done()):
-            self._jobs.popleft().result()
-        name = shard_file(key, shard)
-        job = ShardJob(
-            sources=((self._spools[key].path(shard), 0, self._spools[key].whole_bytes(shard)),),
+        missing = iter([(key, shard) for key, shard in shards if shard not in self._entries[key]])
+        at_once = shards_at_once(len(shards), self._pool.num_workers)
+        while some := list(islice(missing, at_once)):
+            while len(self._jobs) >= self._max_jobs or (self._jobs and self._jobs[0].done()):
+                self._jobs.popleft().result()
+            entries = self._pool.submit(Worker.finish_shards, [self._shard_job(*each) for each in some])
+            self._jobs.append(self._publishers.submit(self._publish, some, entries))
+
+    def _shard_job(self, key: Key, shard: int) -> ShardJob:
+        spool = self._spools[key]
+        return ShardJob(
+            sources=((spool.path(shard), 0, spool.whole_bytes(shard)),),
             shard=shard,
             shard_format=self._shard_format,
-            out_path=self._output.local_path(name),
+            out_path=self._output.local_path(shard_file(key, shard)),
             end_id=self._end_id,
-            begin_token=self._spools[key].begin_bytes(shard) // np.dtype(self._shard_format.dtype).itemsize,
+            begin_token=spool.begin_bytes(shard) // np.dtype(self._shard_format.dtype).itemsize,
         )
-        entry = self._pool.submit(Worker.finish_shard, job)
-        self._jobs.append(self._publishers.submit(self._publish, key, shard, name, entry))
 
-    def _publish(self, key: Key, shard: int, name: str, entry: "Future[JsonObject]") -> None:
-        done = worker_result(entry)
-        self._output.publish(name)
-        self._published.append((*key, shard, done))
+    def _publish(self, shards: Sequence[tuple[Key, int]], entries: "Future[list[JsonObject]]") -> None:
+        done = worker_result(entries)
+        for (key, shard), entry in zip(shards, done, strict=True):
+            self._output.publish(shard_file(key, shard))
+            self._published.append((*key, shard, entry))
 
     def _write_index(self, key: Key) -> PackedSplit:
         spool, state = self._spools[key], self._spools[key].state
@@ -247,6 +259,11 @@ def check_num_domains(num_splits: int, domain: str) -> None:
             f"more than {MAX_DOMAINS} domains, the latest {domain!r}.\n"
             "  The domain key does not seem to hold a domain; correct --domain-key."
         )
+
+
+def shards_at_once(num_shards: int, num_workers: int) -> int:
+    """Shards of a task: some, as handing out a task takes a millisecond, where each worker has several tasks then."""
+    return max(1, min(_SHARDS_AT_ONCE, num_shards // (8 * num_workers)))
 
 
 def shard_file(key: Key, shard: int) -> str:

@@ -31,7 +31,15 @@ from ado_stream.prepare.best_fit import without_empty_documents
 from ado_stream.prepare.corpus_output import CorpusOutput
 from ado_stream.prepare.documents import cut_pieces
 from ado_stream.prepare.input_files import InputFile
-from ado_stream.prepare.packing import Key, PackedCorpus, PackedSplit, check_num_domains, shard_file, write_index
+from ado_stream.prepare.packing import (
+    Key,
+    PackedCorpus,
+    PackedSplit,
+    check_num_domains,
+    shard_file,
+    shards_at_once,
+    write_index,
+)
 from ado_stream.prepare.prepare_worker import PieceResult, ShardJob, Worker, read_range
 from ado_stream.prepare.record_errors import RecordErrors
 from ado_stream.prepare.worker_pool import WorkerPool
@@ -43,7 +51,6 @@ _LEAST_PARTS = 256  # where there are as many files
 _GROUP_BYTES = 64 << 20  # of tokens that are grouped by domain before they are written
 _SEARCH_BYTES = 1 << 16
 _SHARDS_NAME = "shards.jsonl"  # [domain, split, shard, index entry] a line
-_SHARDS_AT_ONCE = 16
 _Source = tuple[Path, int, int]  # file, first byte, the one after the last
 _Written = tuple[str, str, int, JsonObject]  # domain, split, shard, index entry
 
@@ -303,11 +310,6 @@ def write_shards(worker: Worker, jobs: Sequence[tuple[Key, ShardJob]]) -> list[_
         _output(worker).publish(shard_file(key, job.shard))
         written.append((*key, job.shard, entry))
     return written
-
-
-def shards_at_once(num_shards: int, num_workers: int) -> int:
-    """Shards of a task: some, as handing out a task takes a millisecond, where each worker has several tasks then."""
-    return max(1, min(_SHARDS_AT_ONCE, num_shards // (8 * num_workers)))
 
 
 class _PartWriter:

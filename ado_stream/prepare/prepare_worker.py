@@ -132,6 +132,10 @@ class Worker:
         job.out_path.write_bytes(compressed)
         return {**shard_entry(job.shard, raw, compressed, job.shard_format), **about}
 
+    def finish_shards(self, jobs: Sequence[ShardJob]) -> list[JsonObject]:
+        """What `finish_shard` returns for each of `jobs`."""
+        return [self.finish_shard(job) for job in jobs]
+
     def _repeats_of_val(self, documents: Sequence[Document]) -> dict[int, int]:
         """{number of a training document: hash of its text} of those whose text a validation document has, too."""
         val = self._val_hashes

@@ -1,10 +1,12 @@
 """The tokens of one domain and split in input order, cut into shards.
 
 A spool is a file per shard, each the bytes of that shard's samples and nothing else; so any process can finish a shard
-at any time with the same result. The spools of all domains are in one folder: two folders more for each would be most
-of what a thousand small domains cost. The documents are joined (each ends with the end token) and cut
-into samples of seq_len + 1 tokens that do not overlap: a model reads a sample's tokens[:-1] and predicts its
-tokens[1:], and every token is stored once. Tokens that do not fill a last sample are dropped and counted.
+at any time with the same result. Files, folders and opening them are most of what a thousand small domains cost: the
+spools of all domains are in one folder, and what does not fill a shard is kept in memory until `flush`.
+
+The documents are joined (each ends with the end token) and cut into samples of seq_len + 1 tokens that do not overlap:
+a model reads a sample's tokens[:-1] and predicts its tokens[1:], and every token is stored once. Tokens that do not
+fill a last sample are dropped and counted.
 
 For best-fit packing a file holds whole documents instead, at least as many as fill a shard, which whoever finishes the
 shard packs into samples (best_fit.py). Documents without tokens of their own are left out.
@@ -46,10 +48,11 @@ class Spool:
         self.shard_format = shard_format
         self.state = state or SpoolState()
         self._end_id = end_id
+        self._waiting: list[memoryview | bytes] = []  # of the shard being filled, not in its file yet
         cut(self.path(self.state.shard), self.state.shard_fill_bytes)
 
     def append(self, documents: int, text_bytes: int, tokens: bytes) -> list[int]:
-        """Adds the next documents; returns the shards that became full."""
+        """Adds the next documents; returns the shards that became full, whose files are whole."""
         state = self.state
         state.documents += documents
         state.text_bytes += text_bytes
@@ -59,17 +62,24 @@ class Spool:
         rest = memoryview(tokens)
         while rest:
             part = rest[: self._room_bytes(rest)]
-            with open(self.path(state.shard), "ab") as file:
-                file.write(part)
+            self._waiting.append(part)
             state.shard_fill_bytes += len(part)
             rest = rest[len(part) :]
             if state.shard_fill_bytes >= self.shard_format.spool_bytes:
+                self.flush()
                 full.append(state.shard)
                 if self._end_id is not None:
                     state.full_bytes.append(state.shard_fill_bytes)
                 state.shard += 1
                 state.shard_fill_bytes = 0
         return full
+
+    def flush(self) -> None:
+        """Writes what waits to the file of the shard being filled."""
+        if self._waiting:
+            with open(self.path(self.state.shard), "ab") as file:
+                file.writelines(self._waiting)
+            self._waiting.clear()
 
     def whole_bytes(self, shard: int) -> int:
         """Bytes of the whole samples, or documents, that `shard` has so far."""

@@ -58,6 +58,7 @@ def _attempt(source: str, out: Path, how: str, num_events: int | None) -> bool:
                 (os, "truncate"),
                 (Path, "unlink"),
                 (Spool, "append"),
+                (Spool, "flush"),
                 (shutil, "rmtree"),
             ):
                 setattr(owner, name, _dying(getattr(owner, name), countdown))

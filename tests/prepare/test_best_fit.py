@@ -106,11 +106,13 @@ def test_spools_hold_whole_documents_wherever_they_are_taken_up_again(tmp_path_f
         spool = Spool(folder / "spool", shard_format, end_id=END)
         for number, block in enumerate(blocks):
             if number == resumed_at:
+                spool.flush()
                 state = spool.state
                 with open(spool.path(state.shard), "ab") as file:
                     file.write(b"lost!!")
                 spool = Spool(folder / "spool", shard_format, state, END)
             spool.append(len(block), 0, joined(block).astype(np.uint16).tobytes())
+        spool.flush()
         files = [path.read_bytes() for path in sorted(folder.iterdir()) if path.stat().st_size]
         assert b"".join(files) == wanted
         for shard, data in enumerate(files):

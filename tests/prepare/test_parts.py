@@ -14,7 +14,7 @@ import pytest
 
 from ado_stream.corpus.mds import ShardFormat
 from ado_stream.errors import AdoStreamError, ConfigError, DataError, StorageError
-from ado_stream.prepare import parts
+from ado_stream.prepare import packing, parts
 from ado_stream.prepare.coordinator import prepare
 from ado_stream.prepare.parts import TokenStream
 from ado_stream.prepare.prepare_config import PrepareConfig
@@ -153,7 +153,7 @@ def test_what_is_done_is_not_done_again(files, tmp_path, tree_hashes, monkeypatc
 
     monkeypatch.setattr(parts, "tokenise_part", count_part)
     monkeypatch.setattr(parts, "write_shards", count_shards)
-    monkeypatch.setattr(parts, "_SHARDS_AT_ONCE", 3)
+    monkeypatch.setattr(packing, "_SHARDS_AT_ONCE", 3)
     config, fail = _config(files, tmp_path / "out", executor="ray"), True
     with pytest.raises(StorageError, match=r"No space left on device.\n  Finished work is kept"):
         prepare(config)
@@ -265,6 +265,7 @@ def test_a_stream_is_cut_where_a_spool_is(tmp_path, end_id):
         for number, document in enumerate(documents):
             data = document.astype("uint16").tobytes()
             spool.append(1, 1, data)
+            spool.flush()
             if number % 7 == 0:
                 path = tmp_path / f"{trial}-{number}.tokens"
                 path.write_bytes(b"xy")

@@ -26,6 +26,7 @@ from ado_stream.durable import DiskError, write_durably
 from ado_stream.errors import ConfigError, DataError, NotFound, StorageError
 from ado_stream.prepare.coordinator import prepare
 from ado_stream.prepare.prepare_config import PrepareConfig
+from ado_stream.prepare.spool import Spool
 
 SEQ_LEN = 64
 
@@ -385,24 +386,47 @@ def test_a_disk_that_fails_to_sync_is_one_clear_error(pile, tmp_path, monkeypatc
         prepare(_config(pile[0], tmp_path / "out"))
 
 
-def test_a_full_disk_is_one_clear_error_and_the_next_run_goes_on(pile, tmp_path, tree_hashes, monkeypatch):
-    from ado_stream.prepare.spool import Spool
-
-    append = Spool.append
+@pytest.mark.parametrize(("method", "call"), [("append", 30), ("flush", 3)])
+def test_a_full_disk_is_one_clear_error_and_the_next_run_goes_on(
+    pile, tmp_path, tree_hashes, monkeypatch, method, call
+):
+    works = getattr(Spool, method)
     calls = []
 
     def full(self, *arguments):
         calls.append(1)
-        if len(calls) == 30:
+        if len(calls) == call:
             raise OSError(28, "No space left on device", str(self.stem))
-        return append(self, *arguments)
+        return works(self, *arguments)
 
-    monkeypatch.setattr(Spool, "append", full)
+    monkeypatch.setattr(Spool, method, full)
     with pytest.raises(StorageError, match=r"No space left on device.\n  Finished work is kept"):
         prepare(_config(pile[0], tmp_path / "out"))
     prepare(_config(pile[0], tmp_path / "out"))
     prepare(_config(pile[0], tmp_path / "clean"))
     assert tree_hashes(tmp_path / "out") == tree_hashes(tmp_path / "clean")
+
+
+def test_a_spool_is_opened_when_its_shard_is_full_or_memory_is(pile, tmp_path, tree_hashes, monkeypatch):
+    """Opening it for each block of each domain was most of what a thousand domains cost."""
+    monkeypatch.setattr("ado_stream.prepare.packing._COMMIT_EVERY_S", 1e9)
+    opened = []
+
+    def counted(*arguments):
+        opened.append(arguments)
+        return open(*arguments)
+
+    monkeypatch.setattr("ado_stream.prepare.spool.open", counted, raising=False)
+    num_opened = []
+    for limit in (1 << 26, 1):
+        monkeypatch.setattr("ado_stream.prepare.packing._WAITING_BYTES", limit)
+        prepare(_config(pile[0], tmp_path / str(limit)))
+        num_opened.append(len(opened))
+        opened.clear()
+    manifest = json.loads((tmp_path / "1" / "corpus.json").read_bytes())
+    files = list((tmp_path / "1").rglob("*.mds.zstd"))
+    assert num_opened[0] <= len(files) + len(manifest["domains"]) < num_opened[1]
+    assert tree_hashes(tmp_path / "1") == tree_hashes(tmp_path / str(1 << 26))
 
 
 @pytest.mark.parametrize(
@@ -427,12 +451,25 @@ def test_a_full_disk_is_one_clear_error_and_the_next_run_goes_on(pile, tmp_path,
         ({"out": ""}, "out is ''; expected a path"),
         ({"out": "a\0b"}, "no path holds a NUL"),
         ({"inputs": ()}, "no input"),
-        ({"inputs": ("",)}, "input is ''; expected a path"),
+        ({"inputs": ("",)}, "inputs is ''; expected a path"),
+        ({"inputs": None}, "inputs is None; expected paths"),
+        ({"val": (3,)}, "val is 3; expected a path"),
     ],
 )
 def test_settings_that_cannot_be(wrong, says):
     with pytest.raises(ConfigError, match=says):
         PrepareConfig(**({"inputs": ("in",), "out": "out"} | wrong))
+
+
+def test_settings_from_python_are_those_of_the_command(pile, tmp_path, tree_hashes):
+    """Path objects, a list or one path for many, and NumPy's numbers, in the hash of the settings too."""
+    given = {"seq_len": SEQ_LEN, "text_key": "text", "workers": 2, "shard_bytes": 1 << 15}
+    path = Path(pile[0][0])
+    prepare(PrepareConfig((str(path),), str(tmp_path / "wanted"), **given))
+    given = {name: np.int64(value) if isinstance(value, int) else value for name, value in given.items()}
+    for number, inputs in enumerate((path, [path], (str(each) for each in [path]))):
+        prepare(PrepareConfig(inputs, tmp_path / str(number), **given))
+        assert tree_hashes(tmp_path / str(number)) == tree_hashes(tmp_path / "wanted")
 
 
 def test_an_input_that_is_not_there_is_named_as_it_was_given(tmp_path):
