@@ -27,7 +27,8 @@ def main(runs: list[str]) -> None:
         subprocess.run([sys.executable, "-m", "ado_stream.cli", "report", *runs, "--out", folder], check=True)
         page = Path(folder) / "report.html"
         sections = re.compile(r"<section.*?</section>", re.DOTALL)
-        page.write_text(sections.sub(lambda each: each[0] if SHOWN in each[0] else "", page.read_text()))
+        kept = sections.sub(lambda each: each[0] if SHOWN in each[0] else "", page.read_text())
+        page.write_text(re.sub(r'<nav>.*?</nav>|<div class="domains">.*?</div>', "", kept, flags=re.DOTALL))
         for scheme in SCHEMES:
             photograph(page, scheme, HERE / f"report_{scheme}.png")
 
