@@ -7,8 +7,9 @@ check:
 	lint-imports
 test:
 	pytest
-test-all:
-	pytest -q -m "" --durations=15
+test-all:  # what follows the clock or injects faults runs alone, the rest on two cores
+	pytest -q -m "not fault and not deadline" -n 2 --dist loadfile --durations=15
+	pytest -q -m "fault or deadline" --durations=15
 faults:
 	pytest -m fault
 fuzz:

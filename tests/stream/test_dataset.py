@@ -332,7 +332,8 @@ def test_nothing_is_left_behind(corpus):
     next(iter(abandoned))
     del abandoned
     wait_until(lambda: set(threading.enumerate()) <= before)
-    assert set(os.listdir("/dev/shm")) == memory
+    # Other processes have theirs: a semaphore's name is removed once it is open, what is left behind stays.
+    wait_until(lambda: set(os.listdir("/dev/shm")) <= memory)
 
 
 @pytest.mark.deadline
