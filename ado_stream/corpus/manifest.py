@@ -24,6 +24,7 @@ import xxhash
 
 from ado_stream.errors import IndexInvalid
 from ado_stream.json_files import check_type, decode_json
+from ado_stream.suggest import first_names
 
 MANIFEST_NAME = "corpus.json"
 MANIFEST_VERSION = 1
@@ -102,8 +103,8 @@ def missing_validation(domains: Mapping[str, DomainEntry]) -> str:
         return ""
     if len(missing) == len(domains):
         return "no validation text: no validation loss is measured; prepare with --val, or more of --val-fraction"
-    shown = ", ".join(missing[:6]) + (f" and {len(missing) - 6} more" if len(missing) > 6 else "")
-    return f"no validation text of {shown}: no validation loss includes what is learnt there; prepare with more --val"
+    text = f"no validation text of {first_names(missing)}"
+    return f"{text}: no validation loss includes what is learnt there; prepare with more --val"
 
 
 def encode_manifest(manifest: Manifest) -> bytes:

@@ -20,7 +20,8 @@ import numpy as np
 
 from ado_stream.errors import ConfigError
 from ado_stream.option_checks import number, positive, whole
-from ado_stream.policy.domain_weights import parse_shares, quoted_list, with_text_keys
+from ado_stream.policy.domain_weights import parse_shares, with_text_keys
+from ado_stream.suggest import quoted_list
 from ado_stream.value_types import Floats, JsonMapping
 
 _DOMAIN_KEYS = {"prior", "eps", "beta", "alpha", "noise", "break_samples", "break_alpha", "samples"}
