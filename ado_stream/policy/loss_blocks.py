@@ -5,14 +5,13 @@ blocks become twice as long; so a run of any length, known or not, is held as 32
 step costs the same at any time. Sums stay exact sums: merging loses resolution, no loss.
 """
 
-from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 import numpy as np
 
 from ado_stream.errors import ResumeError
 from ado_stream.policy import state_codec
-from ado_stream.value_types import Bools, Floats, Ints, JsonObject
+from ado_stream.value_types import Bools, Floats, Ints, JsonMapping, JsonObject
 
 MAX_BLOCKS = 64
 _FAR = 0.1  # share of a block's samples that a mixture gives to other domains, from which on it is another mixture's
@@ -128,13 +127,11 @@ class BlockHistory:
             "total": state_codec.pack(self._total_M1[used, 0]),
         }
 
-    def load_state_dict(self, state: object, source_K: Ints, num_saved: int) -> None:
+    def load_state_dict(self, state: JsonMapping, source_K: Ints, num_saved: int) -> None:
         """Restores the blocks of `num_saved` domains; source_K: index of each domain in them, -1: new (no samples).
 
         Raises ResumeError for anything but blocks of such a shape.
         """
-        if not isinstance(state, Mapping):
-            raise ResumeError("policy state: the blocks of losses cannot be read.")
         length, num_steps = state_codec.whole_number(state, "length", 1), state_codec.whole_number(state, "num_steps")
         used = -(-num_steps // length)
         if used > MAX_BLOCKS:

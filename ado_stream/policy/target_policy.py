@@ -44,21 +44,21 @@ after every twentieth of the steps so far, and at most every 1000.
 """
 
 from collections.abc import Mapping, Sequence
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import ArrayLike
 
 from ado_stream.errors import ConfigError
 from ado_stream.option_checks import number, one_of, optional, positive, whole
 from ado_stream.policy import state_codec
-from ado_stream.policy.base_policy import Policy
+from ado_stream.policy.base_policy import Policy, run_default
 from ado_stream.policy.domain_weights import Weights, parse_values, target_shares
 from ado_stream.policy.elasticity import LAW, Speeds, fit_blocks, middle_elasticity
 from ado_stream.policy.loss_blocks import BlockHistory, BlockPoints
 from ado_stream.policy.mixture_bounds import check_floor, lower_to_ceiling, raise_to_floors
 from ado_stream.policy.scaling_laws import ScalingLawFit
-from ado_stream.value_types import Bools, Floats, Ints
+from ado_stream.value_types import Array, Bools, Floats, Ints, JsonMapping, JsonObject
 
 _REPEAT_DECAY_EPOCHS = 15.0  # arXiv 2305.16264, section 5: the half-life constant R* of repeated tokens
 _LEAST_BLOCKS = 4  # with fewer the three numbers of a law are not known at all
@@ -144,8 +144,8 @@ class TargetPolicy(Policy):
                 "target: laws of validation losses, but this run has none before its end.\n"
                 "  Set evaluate.every_steps for a corpus with a val split, or take laws: train."
             )
-        self._ignore_steps = whole("target: ignore_steps", _capped(ignore_steps, 1000, total_steps, 10))
-        self._start_step = whole("target: start_step", _capped(start_step, 2000, total_steps, 8))
+        self._ignore_steps = whole("target: ignore_steps", run_default(ignore_steps, 1000, total_steps, 10))
+        self._start_step = whole("target: start_step", run_default(start_step, 2000, total_steps, 8))
         self._size_K = None if sizes is None else parse_values(sizes, self.names, num, "target: sizes")
         self._total_samples = optional(positive, "target: total_samples", total_samples)
         self._max_epochs = positive("target: max_epochs", max_epochs)
@@ -173,7 +173,7 @@ class TargetPolicy(Policy):
             self.memory["val_loss"] = np.where(valid_K, loss_K, np.nan)
             self.memory["val_samples"] = np.where(valid_K, count_K, 0.0)
 
-    def health(self) -> dict[str, Any]:
+    def health(self) -> JsonObject:
         """Adds to the base's: refits; and of each domain that is cut or raised, its share over its target share, since
         which step, its elasticity with the deviation, its samples, and the same as a sentence ("why")."""
         memory, middle = self.memory, self._middle
@@ -185,8 +185,8 @@ class TargetPolicy(Policy):
                 self.labels[index]: {
                     "share_over_target": float(self._mixture_K[index] / self.target_K[index]),
                     "since_step": int(memory["moved_since"][index]),
-                    "elasticity": _or_none(memory["elasticity"][index]),
-                    "elasticity_sd": _or_none(memory["elasticity_sd"][index]),
+                    "elasticity": state_codec.finite_or_none(memory["elasticity"][index]),
+                    "elasticity_sd": state_codec.finite_or_none(memory["elasticity_sd"][index]),
                     "samples": float(memory["samples"][index]),
                     "why": self._why(index),
                 }
@@ -208,7 +208,7 @@ class TargetPolicy(Policy):
             f"that of the middle domain by {doubled * memory['middle'][index]:.3f}.{repeats}"
         )
 
-    def _initial(self) -> dict[str, NDArray[Any]]:
+    def _initial(self) -> dict[str, Array]:
         unknown_K = np.full(self.num_domains, np.nan)
         return {
             **super()._initial(),
@@ -259,7 +259,7 @@ class TargetPolicy(Policy):
             memory[name] = np.where(lawful_K, value_K, memory[name])
         found_K = memory["elasticity"], memory["elasticity_sd"], self.target_K
         middle = middle_elasticity(*(each_K[lawful_K] for each_K in found_K))
-        self._middle = _or_none(middle)
+        self._middle = state_codec.finite_or_none(middle)
         memory["middle"] = np.where(lawful_K, middle, memory["middle"])  # as it was when the domain was last judged
         pull_K, slow_K = self._pull()
         memory["pull"] = np.where(lawful_K, pull_K, memory["pull"])
@@ -375,13 +375,13 @@ class TargetPolicy(Policy):
 
     # State -----------------------------------------------------------------------------------------------------
 
-    def _extra_state(self) -> dict[str, Any]:
+    def _extra_state(self) -> JsonObject:
         return {name: blocks.state_dict() for name, blocks in self._histories.items()}
 
-    def _load_extra(self, saved: Mapping[str, Any], source_K: Ints, names: Sequence[str] | None) -> None:
+    def _load_extra(self, saved: JsonMapping, source_K: Ints, names: Sequence[str] | None) -> None:
         loaded = {name: BlockHistory(self.num_domains) for name in self._histories}
         for name, blocks in loaded.items():
-            blocks.load_state_dict(saved.get(name), source_K, saved["num_domains"])
+            blocks.load_state_dict(state_codec.section(saved, name), source_K, saved["num_domains"])
         self._histories = loaded
 
     def _after_load(self, same_domains: bool) -> None:
@@ -389,12 +389,3 @@ class TargetPolicy(Policy):
         if self.fit_step is not None:
             self._use_laws()
         self._mixture_K = self._mix()
-
-
-def _or_none(value: float) -> float | None:
-    return float(value) if np.isfinite(value) else None
-
-
-def _capped(value: int | None, default: int, total_steps: int | None, divisor: int) -> Any:
-    most = default if total_steps is None else min(default, total_steps // divisor)
-    return most if value is None else value
