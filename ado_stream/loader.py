@@ -226,12 +226,12 @@ class AdaptiveLoader:
         if fault is not None:
             raise ResumeError(f"not the state of an AdaptiveLoader: {fault}. Resume from another checkpoint.")
 
-    def _lost_steps(self, observed: int, step: int, counts: Any) -> dict[int, Ints]:
+    def _lost_steps(self, observed: int, step: int, counts: JsonMapping | None) -> dict[int, Ints]:
         """{step: samples (K,)} of the steps from `observed` to `step`, by `counts` as saved. Raises ResumeError."""
         try:
-            check_type(counts or {}, dict[str, dict[str, int]], "'unobserved'", ResumeError)
+            check_type(counts := counts or {}, dict[str, dict[str, int]], "'unobserved'", ResumeError)
             lost = {each: counts[str(each)] for each in range(observed, step)}
-        except (KeyError, TypeError):
+        except KeyError:
             raise ResumeError(
                 f"the state was saved before loader.observe() for step {observed}, without that batch's counts.\n"
                 "  Continue from a state that was saved after observe."
@@ -311,7 +311,7 @@ def make_policy_for(
     return make_run_policy(name, prior, options, given.get("guards") or [], run)
 
 
-def _check_policy(policy: Any, dataset: AdaptiveStreamingDataset) -> None:
+def _check_policy(policy: MixturePolicy, dataset: AdaptiveStreamingDataset) -> None:
     """Raises ConfigError unless `policy` is a MixturePolicy over the data set's domains that its lag allows."""
     missing = [each for each in ("mixture", "update", "state_dict", "load_state_dict") if not hasattr(policy, each)]
     if missing or isinstance(policy, type):

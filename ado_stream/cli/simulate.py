@@ -188,7 +188,7 @@ def _given(args: argparse.Namespace) -> JsonObject:
     return {**given, **{key: value for key, value in overrides.items() if value is not None}}
 
 
-def _print(spec: Spec, summary: dict[str, Any]) -> None:
+def _print(spec: Spec, summary: JsonObject) -> None:
     policies, oracle = summary["policies"], summary["oracle"]
     show(f"{spec.steps:,} steps of {spec.global_batch_size} samples, {summary['domains']} domains; nats per token\n")
     rows = [

@@ -15,7 +15,7 @@ paths start at the file's folder. Sizes, fingerprints and documents are read fro
 
 import os
 from dataclasses import dataclass
-from typing import Any, NotRequired, TypedDict
+from typing import NotRequired, TypedDict, cast
 
 from ado_stream.corpus.manifest import (
     JOIN,
@@ -123,7 +123,7 @@ def open_listed(url: str, cache_dir: str | None = None) -> ListedCorpus:
 
 def read_list(data: bytes, where: str) -> CorpusList:
     """The checked content of a corpus.yaml; `where` names it in errors. Raises ConfigError."""
-    given: Any = parse_yaml(data, where, "corpus")
+    given = parse_yaml(data, where, "corpus")
     if isinstance(given.get("domains"), dict):
         given["domains"] = {str(name): entry for name, entry in given["domains"].items()}  # 2023 is a number to YAML
     check_type(given, CorpusList, where, ConfigError)
@@ -134,8 +134,7 @@ def read_list(data: bytes, where: str) -> CorpusList:
     one_of(f"{where}: packing", given.get("packing", JOIN), PACKINGS)
     if not given["domains"]:
         raise ConfigError(f"{where}: no domains.")
-    checked: CorpusList = given
-    return checked
+    return cast(CorpusList, given)
 
 
 def _resolved(folder: str, path: str) -> str:
@@ -193,20 +192,9 @@ def _add(entries: dict[str, DomainEntry], index: SampleIndex, split: str, given:
         dropped = sum(file.num_tokens for file in index.content.files) - tokens
     entry = entries.setdefault(
         index.name,
-        {
-            "path": given["domains"][index.name]["path"],
-            "documents": 0,
-            "bytes": 0,
-            "fingerprint": "",
-            "splits": {},
-        },
+        {"path": given["domains"][index.name]["path"], "documents": 0, "bytes": 0, "fingerprint": "", "splits": {}},
     )
     entry["documents"] += documents
     entry["fingerprint"] = domain_fingerprint({"before": [entry["fingerprint"]], split: [index.fingerprint]})
-    sizes: SplitEntry = {
-        "documents": documents,
-        "tokens": tokens,
-        "samples": index.num_samples,
-        "dropped_tokens": dropped,
-    }
-    entry["splits"][split] = sizes
+    sizes = {"documents": documents, "tokens": tokens, "samples": index.num_samples, "dropped_tokens": dropped}
+    entry["splits"][split] = cast(SplitEntry, sizes)

@@ -10,6 +10,7 @@ import io
 import json
 import re
 from collections.abc import Iterable, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,6 +18,7 @@ import numpy as np
 from matplotlib import rc_context
 from matplotlib.artist import Artist
 from matplotlib.axes import Axes
+from matplotlib.axis import Axis
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.colors import to_hex, to_rgb
 from matplotlib.figure import Figure
@@ -77,7 +79,7 @@ class Plot:
     figure: Figure
 
 
-def styled() -> Any:
+def styled() -> AbstractContextManager[None]:
     """The context in which figures are made and saved; matplotlib's global settings do not change."""
     return rc_context(RC)
 
@@ -241,7 +243,7 @@ def signed(value: float, form: str) -> str:
     return f"{value:+z{form}}".replace("-", "−") if np.isfinite(value) else "–"
 
 
-def thousands(axis: Any) -> None:
+def thousands(axis: Axis) -> None:
     """Labels a linear axis as 10k, 2.5M."""
     axis.set_major_locator(MaxNLocator(5, steps=[1, 2, 2.5, 5, 10]))
     axis.set_major_formatter(FuncFormatter(lambda value, _: compact(value)))

@@ -41,5 +41,5 @@ def draw_progress(runs: list[Run]) -> Plot | None:
 def _validations(axes: Axes, evaluations: tuple[Evaluation, ...], label: str, number: int) -> None:
     steps = [evaluation.step for evaluation in evaluations]
     losses = [evaluation.loss for evaluation in evaluations]
-    style = {"label": label, "gid": f"d|{label}: ", "ms": 5, **run_style(number)}
-    axes.plot(steps, losses, marker=RUN_MARKERS[number % len(RUN_MARKERS)], **style)
+    marker = RUN_MARKERS[number % len(RUN_MARKERS)]
+    axes.plot(steps, losses, marker=marker, ms=5, label=label, gid=f"d|{label}: ", **run_style(number))

@@ -3,7 +3,6 @@
 import math
 from collections import Counter
 from collections.abc import Callable
-from typing import Any
 
 import numpy as np
 
@@ -22,7 +21,7 @@ from ado_stream.report.plot_style import compact, signed
 from ado_stream.report.report_html import Cell
 from ado_stream.report.run_data import Run
 from ado_stream.report.throughput_plot import median_tokens_per_s
-from ado_stream.value_types import Floats
+from ado_stream.value_types import Floats, JsonObject
 
 Row = list[str | Cell]
 DASH = "–"
@@ -90,7 +89,7 @@ def law_table(run: Run, colors: dict[str, str]) -> tuple[list[str], list[Row]]:
     return header, rows
 
 
-def health_table(health: dict[str, Any], colors: dict[str, str]) -> tuple[list[str], list[Row]]:
+def health_table(health: JsonObject, colors: dict[str, str]) -> tuple[list[str], list[Row]]:
     """(header, rows): the policy's counters for every domain, and its forecast errors over the last interval."""
     header = ["domain", "losses ignored", "laws held", "at a bound", "forecast error", "its size"]
     rows: list[Row] = []
@@ -109,7 +108,7 @@ def health_table(health: dict[str, Any], colors: dict[str, str]) -> tuple[list[s
     return header, rows
 
 
-def moved_table(health: dict[str, Any], colors: dict[str, str]) -> tuple[list[str], list[Row]]:
+def moved_table(health: JsonObject, colors: dict[str, str]) -> tuple[list[str], list[Row]]:
     """(header, rows): the domains that the target policy moved from the share wanted, and the evidence."""
     header = ["domain", "of the share wanted", "since step", "evidence"]
     rows: list[Row] = [
@@ -187,7 +186,7 @@ def _policy(run: Run) -> str:
     return _given(run, "policy") + (f" ({listed})" if listed else "")
 
 
-def _options(options: dict[str, Any], prefix: str = "") -> list[str]:
+def _options(options: JsonObject, prefix: str = "") -> list[str]:
     """ "key value" of every option, nested ones as outer.inner."""
     found = []
     for key, value in options.items():

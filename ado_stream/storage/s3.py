@@ -10,7 +10,7 @@ unsigned access when there are none.
 import os
 import threading
 import urllib.parse
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any, TypeVar
 
 from ado_stream.errors import AccessDenied, ConfigError, DataError, NotFound, StorageError, Throttled
@@ -45,7 +45,6 @@ THROTTLED = {
 }
 TRANSIENT = {"400", "RequestTimeout", "InternalError"}
 
-_Response = Mapping[str, Any]  # of botocore
 _clients: dict[tuple[object, ...], Any] = {}
 _clients_lock = threading.Lock()
 
@@ -71,7 +70,7 @@ def get_object(
     """
     options = {"IfNoneMatch": unless, "IfMatch": version, "Range": part and f"bytes={part.start}-{part.stop - 1}"}
 
-    def read(response: _Response) -> str:
+    def read(response: JsonMapping) -> str:
         _read_body(response, write, monitor)
         return str(response.get("ETag", ""))
 
@@ -90,7 +89,7 @@ def list_objects(folder_url: str, monitor: DownloadMonitor) -> dict[str, ObjectS
     found: dict[str, ObjectStatus] = {}
     more: str | None = ""
 
-    def read(response: _Response) -> str | None:
+    def read(response: JsonMapping) -> str | None:
         monitor.begin_attempt()  # a page is no stall
         monitor.check()
         found.update({entry["Key"]: _status(entry) for entry in response.get("Contents", [])})
@@ -116,7 +115,7 @@ def _key(url: str) -> str:
 
 
 def _request(
-    operation: str, url: str, monitor: DownloadMonitor, read: Callable[[_Response], T], options: dict[str, str]
+    operation: str, url: str, monitor: DownloadMonitor, read: Callable[[JsonMapping], T], options: dict[str, str]
 ) -> T | None:
     """What `read` makes of the response, which may still have to be received; None: not modified."""
     import urllib3.exceptions
@@ -142,7 +141,7 @@ def _request(
         raise AttemptError(StorageError, f"{type(error).__name__}: {error}", transient=transient) from error
 
 
-def _read_body(response: _Response, write: Callable[[bytes], object], monitor: DownloadMonitor) -> None:
+def _read_body(response: JsonMapping, write: Callable[[bytes], object], monitor: DownloadMonitor) -> None:
     expected, received = response["ContentLength"], 0
     body = response["Body"]
     try:

@@ -50,21 +50,17 @@ class IndexContent:
     digest: str  # of the index's bytes
 
     def encode(self) -> bytes:
-        """The bytes that `decode` takes, which begin with a hash of them."""
+        """The bytes that `decode` takes."""
         buffer = io.BytesIO()
         for array_S in (self.samples_S, self.raw_S, self.stored_S):
             np.save(buffer, array_S, allow_pickle=False)
         buffer.write(json.dumps([self.compression, self.layout, self.fingerprint, self.digest]).encode())
-        body = buffer.getvalue()
-        return xxhash.xxh3_128_digest(body) + body
+        return buffer.getvalue()
 
     @staticmethod
-    def decode(data: bytes) -> "IndexContent | None":
-        """The content; None for bytes that `encode` has not made."""
-        body = data[16:]
-        if xxhash.xxh3_128_digest(body) != data[:16]:
-            return None
-        buffer = io.BytesIO(body)
+    def decode(data: bytes) -> "IndexContent":
+        """The content of what `encode` returned."""
+        buffer = io.BytesIO(data)
         samples_S, raw_S, stored_S = (np.load(buffer, allow_pickle=False) for _ in range(3))
         compression, layout, fingerprint, digest = json.loads(buffer.read())
         return IndexContent(samples_S, raw_S, stored_S, compression, tuple(map(tuple, layout)), fingerprint, digest)

@@ -12,12 +12,13 @@ import time
 import uuid
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NotRequired, TypedDict
+from typing import TYPE_CHECKING, NotRequired, TypedDict, TypeVar, cast
 
 from ado_stream.durable import disk_errors, write_durably
 from ado_stream.errors import AdoStreamError, ConfigError, DataError
 from ado_stream.json_files import check_type, decode_json
 from ado_stream.policy.operator_control import in_control, parse_order
+from ado_stream.value_types import JsonObject
 
 if TYPE_CHECKING:
     from ado_stream.loader import AdaptiveLoader
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
 FOLDER = "control"
 _ORDER, _ANSWER = ".order.json", ".answer.json"
 _POLL_S = 0.05
+T = TypeVar("T")
 
 
 class _OrderFile(TypedDict):
@@ -61,7 +63,7 @@ def list_orders(run_dir: Path) -> list[Path]:
 
 def read_words(path: Path) -> list[str]:
     """The words of an order. Raises DataError."""
-    words: list[str] = _read(path, _OrderFile)["words"]
+    words = _read(path, _OrderFile)["words"]
     if not words:
         raise DataError(f"{path}: no words.")
     return words
@@ -81,13 +83,13 @@ def wait_for_answer(path: Path, timeout_s: float) -> Answer | None:
     return answer
 
 
-def _read(path: Path, kind: Any) -> Any:
+def _read(path: Path, kind: type[T]) -> T:
     try:
         value = decode_json(path.read_bytes(), str(path), DataError)
     except OSError as error:
         raise DataError(f"{path}: cannot be read: {error.strerror}.") from None
     check_type(value, kind, str(path), DataError)
-    return value
+    return cast(T, value)
 
 
 def _answer_path(path: Path) -> Path:
@@ -100,7 +102,7 @@ class RunControl:
     on_order(step, detail): called once for each order that is in force from the update `step` on.
     """
 
-    def __init__(self, run_dir: Path, loader: "AdaptiveLoader", on_order: Callable[[int, dict[str, Any]], None]):
+    def __init__(self, run_dir: Path, loader: "AdaptiveLoader", on_order: Callable[[int, JsonObject], None]):
         self._run_dir, self._loader, self._on_order = run_dir, loader, on_order
         self._answered: set[Path] = set()
 
