@@ -60,10 +60,7 @@ def run(args: argparse.Namespace) -> None:
     plot = picture_path(args.plot) if args.plot else None
     names, samples_T, losses_KT = read_losses(args.losses, args.batch_size)
     config = FitConfig(
-        smooth_window=args.smooth_window,
-        ignore_steps=args.ignore_steps,
-        every=args.every,
-        start_loss=args.start_loss,
+        smooth_window=args.smooth_window, ignore_steps=args.ignore_steps, every=args.every, start_loss=args.start_loss
     )
     if args.ignore_steps >= len(samples_T):
         raise ConfigError(

@@ -27,7 +27,7 @@ VERBS = {
     "lint": "check every shard of a corpus against its index",
     "preview": "decoded samples, or the first batches under a mixture",
     "train": "train a model on a corpus from a config file",
-    "control": "pin, bound, freeze or release the mixture of a run while it goes",
+    "control": "pin, bound, freeze or release the mixture of a running job",
     "eval": "validation loss per domain; tasks by lm-evaluation-harness",
     "export": "write a run's model as a Hugging Face checkpoint",
     "fit": "fit scaling laws to recorded losses",

@@ -35,9 +35,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--world", metavar="NAME", choices=[*WORLDS, "all"], help=f"a built-in world, or all: {'; '.join(WORLDS)}"
     )
     parser.add_argument(
-        "--controlled",
-        action="store_true",
-        help="domains that differ in one property: ADO against its formulas",
+        "--controlled", action="store_true", help="domains that differ in one property: ADO against its formulas"
     )
     parser.add_argument("--plot", metavar="FILE.png", help="draw there (default simulate.png; with --json: none)")
     parser.add_argument("--json", action="store_true", help="print the outcome as JSON")

@@ -100,11 +100,7 @@ class AdoConfig:
         return f"shares settle at (prior x alpha x gap)^q, q = {q:.3g} (1 minimises the prior-weighted loss){time}"
 
     def plan(
-        self,
-        num_domains: int,
-        total_steps: int | None = None,
-        mixture_lag: int = 0,
-        vocab_size: int | None = None,
+        self, num_domains: int, total_steps: int | None = None, mixture_lag: int = 0, vocab_size: int | None = None
     ) -> "AdoPlan":
         """The values in force for `num_domains` and `total_steps` (None: unknown), after checking all settings.
 

@@ -14,7 +14,7 @@ from ado_stream.policy import state_codec
 from ado_stream.value_types import Bools, Floats, Ints, JsonMapping, JsonObject
 
 MAX_BLOCKS = 64
-_FAR = 0.1  # share of a block's samples that a mixture gives to other domains, from which on it is another mixture's
+_FAR = 0.1  # a block whose shares exceed a mixture's by this much in sum, beyond chance, was drawn under another one
 _SUMS = ("loss", "samples", "place")
 
 
@@ -104,6 +104,7 @@ class BlockHistory:
         points = self.points(0)
         total_M = np.maximum(points.total_M, 1.0)
         excess_M = np.maximum(points.samples_KM / total_M - mixture_K[:, None], 0.0).sum(axis=0)
+        # Random sampling alone exceeds shares by about 0.4 sum sqrt(p (1 - p) / N) in all; 0.5 leaves room.
         by_chance = 0.5 * np.sqrt(mixture_K * (1.0 - mixture_K)).sum()
         far_M = np.flatnonzero(excess_M > _FAR + by_chance / np.sqrt(total_M))
         return int(points.step_M[far_M[-1]]) + self.length if len(far_M) else 0

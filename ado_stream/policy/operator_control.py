@@ -1,4 +1,4 @@
-"""What an operator orders while a run goes: bounds on shares, a frozen mixture, a mixture that needs no losses.
+"""Operator's orders to a running job: bounds on shares, a frozen mixture, a mixture that needs no losses.
 
 Invariant: the mixture of every update follows from the policy's and from the orders given at that update or before, so
 a run that is resumed and given the same orders at the same steps draws the same batches. The policy inside is updated

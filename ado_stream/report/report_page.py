@@ -166,11 +166,11 @@ def _health(run: Run, colors: dict[str, str]) -> dict[str, str]:
 def _moved(run: Run, health: JsonObject, colors: dict[str, str]) -> str:
     """What the target policy moved."""
     note = (
-        f"Refits: {health['refits']}. A domain is moved only where it surely learns much slower or faster than the "
-        "middle one: ranges are what the losses allow for."
+        f"Refits: {health['refits']}. A domain is moved only where it learns much slower or faster than the middle "
+        "one beyond chance; ranges show the uncertainty of the estimates."
     )
     if not health["moved"]:
-        note += " None was moved: the mixture is the one wanted, to the bit."
+        note += " None was moved: the mixture is exactly the target."
         return html.table_section(f"Moved by the policy: {run.label}", note, "")
     return html.table_section(f"Moved by the policy: {run.label}", note, html.table(*moved_table(health, colors)))
 

@@ -7,14 +7,7 @@ from collections.abc import Callable
 import numpy as np
 
 from ado_stream.record import with_nan
-from ado_stream.report.comparison import (
-    OVERALL,
-    Unit,
-    common_unit,
-    final_losses,
-    pick_baseline,
-    why_not_comparable,
-)
+from ado_stream.report.comparison import OVERALL, Unit, common_unit, final_losses, pick_baseline, why_not_comparable
 from ado_stream.report.forecast_plot import forecast_error, halfway_law, next_interval_error
 from ado_stream.report.mixture_plot import mixture_varies
 from ado_stream.report.plot_style import compact, signed
@@ -109,8 +102,8 @@ def health_table(health: JsonObject, colors: dict[str, str]) -> tuple[list[str],
 
 
 def moved_table(health: JsonObject, colors: dict[str, str]) -> tuple[list[str], list[Row]]:
-    """(header, rows): the domains that the target policy moved from the share wanted, and the evidence."""
-    header = ["domain", "of the share wanted", "since step", "evidence"]
+    """(header, rows): the domains that the target policy moved from their target shares, and the evidence."""
+    header = ["domain", "of its target share", "since step", "evidence"]
     rows: list[Row] = [
         [
             domain_cell(name, colors),
