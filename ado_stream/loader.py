@@ -154,7 +154,7 @@ class AdaptiveLoader:
         while self._lost:
             step = min(self._lost)
             self._update(ReducedLosses(step, np.zeros(len(self.dataset.names)), np.zeros(len(self.dataset.names))))
-            del self._lost[step]
+            del self._lost[step]  # only now: after an error the same step is tried again
         for losses in self._reduction.ready(all_steps=True):
             self._update(losses)
 
@@ -239,7 +239,7 @@ class AdaptiveLoader:
         return {each: np.array([of.get(name, 0) for name in self.dataset.names]) for each, of in lost.items()}
 
     def _next(self) -> TokenBatch:
-        if self._lost:
+        if self._lost:  # before any draw: the mixtures of the next steps follow from them
             self.flush()
         if self.policy is not None:
             self._check_observed()

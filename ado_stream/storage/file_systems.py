@@ -41,7 +41,7 @@ def read(url: str, begin: int, end: int) -> bytes:
 
 
 def _opened(url: str) -> tuple[Any, str]:
-    """The file system, which keeps nothing that it has seen, and the path within it."""
+    """The file system, without cached listings, and the path within it."""
     import fsspec
 
     try:

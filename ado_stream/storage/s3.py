@@ -117,7 +117,7 @@ def _key(url: str) -> str:
 def _request(
     operation: str, url: str, monitor: DownloadMonitor, read: Callable[[JsonMapping], T], options: dict[str, str]
 ) -> T | None:
-    """What `read` makes of the response, which may still have to be received; None: not modified."""
+    """`read(response)`, which may still receive a body; None: not modified."""
     import urllib3.exceptions
     from botocore.exceptions import BotoCoreError, ClientError, NoCredentialsError, ParamValidationError
 

@@ -22,13 +22,7 @@ import xxhash
 
 from ado_stream.durable import disk_errors, private_folder
 from ado_stream.errors import ConfigError, IndexInvalid, NotFound
-from ado_stream.storage.download import (
-    download,
-    download_part,
-    list_objects,
-    local_path,
-    object_status,
-)
+from ado_stream.storage.download import download, download_part, list_objects, local_path, object_status
 from ado_stream.storage.object_spec import ObjectStatus, Part
 from ado_stream.storage.parallel_reads import read_in_parallel
 from ado_stream.storage.retry import RetryPolicy

@@ -15,8 +15,8 @@ import numpy as np
 import xxhash
 
 from ado_stream.storage.object_spec import ObjectSpec, Part
-from ado_stream.stream.sample_index import SampleIndex
-from ado_stream.value_types import Ints, TokenDtype, Words
+from ado_stream.stream.sample_index import SampleIndex, ShardRows
+from ado_stream.value_types import Ints, TokenDtype
 
 SHARD_BYTES = 1 << 26  # of an MDS shard by default
 
@@ -146,15 +146,10 @@ class FlatIndex(SampleIndex):
         return file_S, first_sample_S, np.minimum(most, num_samples_F[file_S] - first_sample_S)
 
 
-class FlatRows:
-    """Rows that overlap by one token, in a mapped range of a file (a ShardRows)."""
+class FlatRows(ShardRows):
+    """Rows that overlap by one token, in a mapped range of a file."""
 
     def __init__(self, mapped: memoryview, stride_bytes: int, row_tokens: int):
         self._bytes = np.frombuffer(mapped, np.uint8)  # keeps the map alive
         self.row_tokens = row_tokens
         self.regular = (self._bytes.ctypes.data, stride_bytes)
-
-    def address(self, row_N: Ints) -> Words:
-        """(N,) uint64: the memory addresses of the rows' tokens; valid while this object is alive."""
-        base, stride = self.regular
-        return (base + row_N * stride).astype(np.uint64)

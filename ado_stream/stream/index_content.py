@@ -31,7 +31,7 @@ _PART = r"(?!\.{1,2}(?:/|\Z))[^/\\\0\ud800-\udfff]+"  # JSON may hold half of a 
 _BASENAME = re.compile(f"{_PART}(/{_PART})*")  # in a folder where Streaming's merge_index wrote the index
 _WORD = re.compile(r"[\w-]{1,128}", re.ASCII)  # the name of an algorithm, or a digest
 
-_parsing = threading.Lock()  # of whoever has paused the collector of garbage
+_parsing = threading.Lock()  # held while the garbage collector is paused
 
 Layout = tuple[tuple[str, str, int | None], ...]  # (name, encoding, size in bytes) of each column
 File = tuple[str, int, dict[str, str]]  # basename, bytes, digests by algorithm
@@ -80,7 +80,7 @@ def parse_index(text: bytes, name: str, where: str) -> IndexContent:
 
     Raises IndexInvalid with the place, ConfigError when it lists no shards.
     """
-    # A million small objects, none of them garbage: going through them again and again would be half of the time.
+    # A million small objects, none of them garbage: the collector's passes over them would be half of the time.
     with _parsing:
         collects = gc.isenabled()
         gc.disable()

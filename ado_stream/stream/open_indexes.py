@@ -199,7 +199,7 @@ def _content(source: _Source[Data, Content_co], url: str, local: Path | None, re
     if kept and not found:
         return kept[1]
     deadline = Deadline(retry.total_deadline_s + retry.read_timeout_s, url, retry.stop)
-    # Whoever waits reads what the holder wrote without the lock: one after the other, eight ranks would wait in turn.
+    # Waiting processes read what the holder wrote without the lock: to take it in turn, eight ranks would wait in line.
     with object_lock(path, deadline, made=lambda: _status(path) != before):
         made = _read_shared(path, source)
         if made and (kept is None or made[0] != kept[0]):  # by another process since this one began

@@ -81,6 +81,7 @@ def locate(
 
 @njit(cache=True, nogil=True)
 def _gather(address_N: Words, slot_N: Ints, scratch: Array, vocab_size: int, out_BT: Ints) -> int:
+    # A row's least and greatest token come from the vectorised loop that casts it; single tokens are never compared.
     bad = -1
     row_bytes = scratch.size * scratch.itemsize
     for n in range(address_N.size):

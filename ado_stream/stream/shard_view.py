@@ -10,6 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from ado_stream.errors import DataError, ShardCorrupt
+from ado_stream.stream.sample_index import ShardRows
 from ado_stream.value_types import Ints, TokenDtype, Words
 
 
@@ -30,8 +31,8 @@ class TokenColumn:
     shaped: bool
 
 
-class ShardView:
-    """The rows of one MDS shard (a ShardRows).
+class ShardView(ShardRows):
+    """The rows of one MDS shard.
 
     Raises ShardCorrupt when the header does not describe this file, DataError when rows differ in length.
     """
@@ -56,11 +57,9 @@ class ShardView:
         self.regular = (self._base + int(begin_N[0]), stride) if is_regular else (0, 0)
 
     def address(self, row_N: Ints) -> Words:
-        """(N,) uint64: the memory addresses of the rows' tokens; valid while this view is alive."""
-        if self._begin_N is not None:
-            return (self._base + self._begin_N[row_N]).astype(np.uint64)
-        address, stride = self.regular
-        return (address + row_N * stride).astype(np.uint64)
+        if self._begin_N is None:
+            return super().address(row_N)
+        return (self._base + self._begin_N[row_N]).astype(np.uint64)
 
     def _offsets(self, num_rows: int, label: str) -> Ints:
         size = self._bytes.size
