@@ -1,4 +1,4 @@
-"""corpus.yaml: a corpus listed by hand, whose domains are tokens that lie somewhere already, in any format.
+"""corpus.yaml: a corpus listed by hand, whose domains are existing files of tokens, in any format.
 
     seq_len: 2048                  # T; samples hold T + 1 tokens
     tokenizer: tokenizer.json      # as `ado-stream prepare --tokenizer`, or a path from this file
@@ -82,7 +82,7 @@ def is_listed(url: str | os.PathLike[str]) -> bool:
 
 
 def open_listed(url: str, cache_dir: str | None = None) -> ListedCorpus:
-    """The corpus of the YAML file at `url`, a path or URL, with the indexes of all its domains looked at.
+    """The corpus of the YAML file at `url`, a path or URL, with the indexes of all its domains opened.
 
     cache_dir: of what is remote. Raises NotFound, ConfigError (the file), IndexInvalid (an index), StorageError.
     """

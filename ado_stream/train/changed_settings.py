@@ -25,11 +25,7 @@ def saved_settings(config: TrainConfig, schedule: LearningRateSchedule) -> Setti
 
 
 def changed_settings(
-    saved: Settings | None,
-    saved_domains: Sequence[str],
-    now: Settings,
-    domains: Sequence[str],
-    next_step: int,
+    saved: Settings | None, saved_domains: Sequence[str], now: Settings, domains: Sequence[str], next_step: int
 ) -> Changes:
     """Dotted keys of the config that differ, domains retired and added, the learning rate of `next_step`.
 

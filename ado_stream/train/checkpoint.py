@@ -141,10 +141,7 @@ class Checkpointer:
         self._group = new_host_group(context.timeout_s) if asynchronous and context.size > 1 else None
 
     def save(
-        self,
-        state: TrainingState,
-        metadata: CheckpointMetadata,
-        on_commit: Callable[[], None] = lambda: None,
+        self, state: TrainingState, metadata: CheckpointMetadata, on_commit: Callable[[], None] = lambda: None
     ) -> Path:
         """Saves a checkpoint and returns its directory. Raises CheckpointError; older checkpoints are then unchanged.
 

@@ -1,4 +1,4 @@
-"""An operator's orders to a run that goes: files in RUN/control/, read by rank 0 before every update of the policy.
+"""Operator's orders to a running job: files in RUN/control/, read by rank 0 before every update of the policy.
 
 An order is a file, its answer another one beside it, each written whole or not at all. The answer holds n, the update
 that the order came into force with: the mixture after it is drawn by all ranks at step n + 1 + mixture_lag, as any
@@ -107,7 +107,7 @@ class RunControl:
         self._answered: set[Path] = set()
 
     def repeat(self) -> None:
-        """Has the policy take the orders again that an earlier attempt took at its present step or later."""
+        """Applies again the orders that an earlier attempt applied at the policy's present step or later."""
         for path in list_orders(self._run_dir):
             answer = read_answer(path)
             if answer is None:
@@ -125,6 +125,7 @@ class RunControl:
             except AdoStreamError as error:
                 self._answer(path, {"refused": str(error)})
             else:
+                # The answer first: after a kill in between, `repeat` finds the step at which to apply the order.
                 self._answer(path, {"step": step, "drawn_from": self._drawn_from(step)})
                 self._take(path, step)
 
