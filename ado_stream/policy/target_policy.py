@@ -209,7 +209,9 @@ class TargetPolicy(Policy):
 
     def _next_mixture(self, loss_K: Floats, count_K: Floats, seen_K: Bools) -> Floats:
         memory = self.memory
-        evidence_K = seen_K if self._validates else seen_K & self._is_first_epoch()
+        evidence_K = seen_K
+        if self._size_K is not None and not self._validates:  # training losses of the first epoch only
+            evidence_K = seen_K & (memory["samples"] < self._size_K)
         self._histories["blocks"].record(memory["samples"] + 0.5 * count_K, loss_K, count_K, evidence_K)
         if self._validates:
             val_K = memory["val_samples"]
@@ -221,9 +223,6 @@ class TargetPolicy(Policy):
             self._next_refit = self.step + max(1, min(self.step // _REFIT_FRAC, _REFIT_STEPS))
         is_bounded = self._size_K is not None and self._total_samples is not None  # by epochs
         return self._mix() if is_bounded or self.fit_step == self.step else self._mixture_K
-
-    def _is_first_epoch(self) -> Bools | bool:
-        return True if self._size_K is None else self.memory["samples"] < self._size_K
 
     def _refit(self) -> None:
         memory = self.memory

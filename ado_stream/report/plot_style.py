@@ -37,7 +37,7 @@ INK, SOFT, FAINT = "#1c1f24", "#6b7280", "#d9dde3"
 RUN_STYLES = tuple((color, dash) for dash in ("-", "--", ":") for color in (INK, "#8b94a3"))
 RUN_MARKERS = ("o", "D", "s", "^", "v", "P")
 WIDTH_IN = 10.5
-MAX_POINTS = 400
+MAX_POINTS, LINE_POINTS = 400, 120
 
 RC: Any = {
     "font.size": 9.5,
@@ -178,9 +178,9 @@ def bin_means(values_S: Floats, edges: Ints) -> Floats:
     return means
 
 
-def plot_binned(axes: Axes, step_S: Ints, values_S: Floats, num: int, **line: Any) -> Floats:
-    """Draws means over `num` groups of consecutive steps; returns them."""
-    edges = bins(step_S, num)
+def plot_binned(axes: Axes, step_S: Ints, values_S: Floats, **line: Any) -> Floats:
+    """Draws means over LINE_POINTS groups of consecutive steps; returns them."""
+    edges = bins(step_S, LINE_POINTS)
     means_S = bin_means(values_S, edges)
     axes.plot(bin_means(step_S.astype(np.float64), edges), means_S, **line)
     return means_S

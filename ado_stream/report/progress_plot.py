@@ -20,7 +20,7 @@ def draw_progress(runs: list[Run]) -> Plot | None:
     for number, run in enumerate(shown):
         label = f"{shorten(run.label)}: training"
         style = {"label": label, "alpha": 0.75, "gid": f"d|{run.label}: ", **run_style(number)}
-        loss_S = plot_binned(axes, run.step_S, run.loss_S, 120, **style)
+        loss_S = plot_binned(axes, run.step_S, run.loss_S, **style)
         # the axis ends above the 99th percentile after the steep first twentieth
         tops.append(np.nanpercentile(loss_S[len(loss_S) // 20 :], 99) if np.isfinite(loss_S).any() else math.nan)
         if len(run.evaluations) > 1:

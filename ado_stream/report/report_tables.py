@@ -31,8 +31,8 @@ def domain_cell(name: str, colors: dict[str, str]) -> Cell:
     return Cell(name, swatch=colors.get(name, ""), domain=domain)
 
 
-def domain_table(runs: list[Run], colors: dict[str, str], sizes: bool = True) -> tuple[list[str], list[Row]]:
-    """(header, rows): validation loss, shares and, if `sizes`, tokens of each domain, then the two overall measures."""
+def domain_table(runs: list[Run], colors: dict[str, str]) -> tuple[list[str], list[Row]]:
+    """(header, rows): validation loss, shares and tokens of each domain, then the two overall measures."""
     measured = [run for run in runs if run.final is not None]
     baseline = pick_baseline(measured) if measured else None
     unit = common_unit(measured)
@@ -41,15 +41,14 @@ def domain_table(runs: list[Run], colors: dict[str, str], sizes: bool = True) ->
     header = ["domain"] + [f"{run.label}: loss" for run in measured]
     header += [f"{run.label} − {baseline.label}" for run in others if baseline]
     header += ["prior"] + [f"{run.label}: mean share" for run in moving]
-    header += ["train tokens"] * sizes + ["validation tokens"] * (sizes and bool(measured))
+    header += ["train tokens"] + ["validation tokens"] * bool(measured)
     rows: list[Row] = []
     for name in [*colors, *(OVERALL if measured else ())]:
         row: Row = [domain_cell(name, colors)]
         row += [number(final_losses(run, unit).get(name), ".3f") for run in measured]
         row += [_difference(run, baseline, name, unit) for run in others if baseline]
-        row += [_prior(runs[0], name)] + [_mean_share(run, name) for run in moving]
-        row += [_train_tokens(runs[0], name)] * sizes
-        row += [_validation_tokens(measured[0], name)] if sizes and measured else []
+        row += [_prior(runs[0], name)] + [_mean_share(run, name) for run in moving] + [_train_tokens(runs[0], name)]
+        row += [_validation_tokens(measured[0], name)] if measured else []
         rows.append(row)
     return header, rows
 

@@ -119,26 +119,26 @@ class AdaptiveStreamingDataset(IterableDataset[TokenBatch]):
         retry = optional(instance, "retry", retry, RetryPolicy)
         self.rank_slots = make_rank_slots(rank, world_size, replication)
         self.settings = DrawSettings(global_batch_size, canonical_nodes, seed, sampling)
-        slots = self.rank_slots.slots(self.settings)
+        self.rank_slots.slots(self.settings)  # refuses a batch that ranks cannot share, before anything is opened
         batch_seq_len = optional(whole, "batch_seq_len", batch_seq_len, 1)
         self.mixture_lag, self.timeout_s = mixture_lag, positive("timeout_s", timeout_s)
+        self._indexes = indexes = open_indexes(self.domains, token_column, token_dtype, retry, seq_len)
+        orders = [make_order(index.name, index.samples_S, seed, canonical_nodes, shuffle) for index in indexes]
+        self._cache = NodeCache(cache_limit, retry)
+        self._cache.check_fits(index.spec(int(index.raw_bytes_S.argmax())) for index in indexes)
+        own_rows = None if batch_seq_len is None or batch_seq_len == self.seq_len else batch_seq_len
+        if own_rows is not None:
+            self.settings = with_rows_of(own_rows, self.seq_len, self.settings)
+        slots = self.rank_slots.slots(self.settings)
         self._identity = {
             "seed": seed,
             "global_batch_size": global_batch_size,
-            "batch_seq_len": None,
+            "batch_seq_len": own_rows,
             "canonical_nodes": canonical_nodes,
             "mixture_lag": mixture_lag,
             "sampling": sampling,
             "shuffle": shuffle,
         }
-        self._indexes = indexes = open_indexes(self.domains, token_column, token_dtype, retry, seq_len)
-        orders = [make_order(index.name, index.samples_S, seed, canonical_nodes, shuffle) for index in indexes]
-        self._cache = NodeCache(cache_limit, retry)
-        self._cache.check_fits(index.spec(int(index.raw_bytes_S.argmax())) for index in indexes)
-        if batch_seq_len is not None and batch_seq_len != self.seq_len:
-            self.settings = with_rows_of(batch_seq_len, self.seq_len, self.settings)
-            slots = self.rank_slots.slots(self.settings)
-            self._identity["batch_seq_len"] = batch_seq_len
         self._cache_limit, self._vocab_size = cache_limit, optional(whole, "vocab_size", vocab_size, 1)
         self._predownload = predownload or _LOOKAHEAD_STEPS * self.settings.num_samples
         self._board = MixtureBoard(prior_shares(self.domains, self.num_samples), mixture_lag)
