@@ -221,7 +221,7 @@ class AdaptiveLoader:
         fault = f"'observed' is {observed} at step {step}" if observed > step else None
         lag = self.dataset.mixture_lag
         if fault is None and self.policy is not None and lag is not None:
-            due = range(max(step, lag + 1), observed + lag + 1)
+            due = range(max(step, lag + 1), observed + lag + 1)  # the prior serves up to step lag
             fault = next((f"the mixture of step {s} is missing" for s in due if str(s) not in stream["mixtures"]), None)
         if fault is not None:
             raise ResumeError(f"not the state of an AdaptiveLoader: {fault}. Resume from another checkpoint.")

@@ -122,6 +122,7 @@ def _run(argv: list[str]) -> int:
     module = importlib.import_module(f"ado_stream.cli.{verb}")
     parser = argparse.ArgumentParser(prog=f"ado-stream {verb}", **parser_options(verb, module))
     module.add_arguments(parser)
+    # intermixed: `train CONFIG --resume none a.b=c` has positional arguments on both sides of an option
     args = parser.parse_intermixed_args([_with_home(argument) for argument in rest])  # exits 2 on wrong usage
     return module.run(args) or 0
 

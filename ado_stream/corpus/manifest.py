@@ -34,7 +34,7 @@ TOKEN_DTYPES = ("uint16", "uint32")
 _MAX_NAME_BYTES, _MAX_PATH = 256, 1024  # of what a file system takes
 _PLAIN = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,79}")
 _OTHER = re.compile(r"[^A-Za-z0-9._-]+")
-_RESERVED = re.compile(r"(corpus|tokenizer|tokenizer_config)\.json", re.IGNORECASE)
+_RESERVED = re.compile(r"(corpus|tokenizer|tokenizer_config)\.json", re.IGNORECASE)  # the corpus' own files
 
 
 class SplitEntry(TypedDict):

@@ -116,6 +116,7 @@ class AdoConfig:
             interval=whole("ado: interval", run_default(self.interval, 1000, total_steps, 50, least=1), 1),
             ignore_steps=whole("ado: ignore_steps", run_default(self.ignore_steps, 1000, total_steps, 10)),
             min_points=whole("ado: min_points", self._min_points(total_steps), 1),
+            # at most half of an even share: floors of many domains must leave something to distribute
             floor=check_floor(min(0.01, 0.5 / num_domains) if self.floor is None else self.floor, num_domains),
             fit=self._fit_config(total_steps, vocab_size),
             total_steps=total_steps,

@@ -198,7 +198,7 @@ class AdoPolicy(Policy):
         if self._no_law:
             return self._initial_mixture_K
         mixture_K = self._mix(self._preference(gap_K, predicted_K, samples))
-        return mixture_K if self.step % config.hold_steps == 0 else self._mixture_K
+        return mixture_K if self.step % config.hold_steps == 0 else self._mixture_K  # pibar was updated in any case
 
     def _forecast(self, samples: float | Floats) -> tuple[Floats, Floats]:
         """L(n) - eps and L(n) of the laws in force; NaN where there is none."""

@@ -99,7 +99,7 @@ class Aioli(Policy):
             self._rows_NK[:, place] = np.where(seen_K, loss_K, np.nan), count_K
             if place == self._phase:
                 self._finish_probes()
-        drawn_at = self.step + 1 + self._lag - self._start_step
+        drawn_at = self.step + 1 + self._lag - self._start_step  # the mixture returned now is for that step
         number, place = divmod(drawn_at, self._round_steps)
         if drawn_at < 0 or place >= self._phase:
             return self._share()
@@ -118,7 +118,7 @@ class Aioli(Policy):
         if np.isnan(count_NK).any():
             return
         effect_KK = probe_effects(loss_NK, count_NK, self._probe_steps)
-        effect_KK -= min(float(effect_KK.min()), 0.0)
+        effect_KK -= min(float(effect_KK.min()), 0.0)  # the paper's: no effect below 0
         total = float(effect_KK.sum())
         gain_K = effect_KK.sum(axis=0) / total if total > 0.0 else np.full(self.num_domains, 1.0 / self.num_domains)
         old_K = self.memory["score"]
@@ -149,7 +149,7 @@ def probe_effects(loss_NK: Floats, count_NK: Floats, probe_steps: int) -> Floats
     fit. Rows without two losses are 0.
     """
     share_NK = count_NK / count_NK.sum(axis=1, keepdims=True)
-    dose_NK = (share_NK.cumsum(axis=0) - share_NK) / probe_steps
+    dose_NK = (share_NK.cumsum(axis=0) - share_NK) / probe_steps  # a step's loss shows the steps before it only
     design = np.column_stack([np.ones(len(loss_NK)), -dose_NK])
     effect_KK = np.zeros((loss_NK.shape[1],) * 2)
     for domain, (loss_N, count_N) in enumerate(zip(loss_NK.T, count_NK.T, strict=True)):

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class PlannedStage:
-    """One of the parts of a run, of `steps` steps. mixture: {domain: weight}, a policy's name, or None: the run's."""
+    """A stage of a run, of `steps` steps. mixture: {domain: weight}, a policy's name, or None: the run's."""
 
     steps: int
     step_samples: int  # of one step

@@ -102,7 +102,7 @@ def domain_color(index: int) -> str:
 def text_color(color: str) -> str:
     """`color` darkened until it can be read on white: WCAG contrast of 4 or more."""
     rgb = np.array(to_rgb(color))
-    while 1.05 / (_luminance(rgb) + 0.05) < 4:
+    while 1.05 / (_luminance(rgb) + 0.05) < 4:  # white's luminance is 1
         rgb = rgb * 0.95
     return to_hex(tuple(rgb.tolist()))
 

@@ -133,7 +133,7 @@ def _request(
             response = getattr(_client(monitor.policy.read_timeout_s, unsigned=True), operation)(**request)
         return read(response)
     except ClientError as error:
-        if error.response.get("ResponseMetadata", {}).get("HTTPStatusCode") == 304:
+        if error.response.get("ResponseMetadata", {}).get("HTTPStatusCode") == 304:  # IfNoneMatch: the same ETag
             return None
         raise _classified(error) from error
     except (BotoCoreError, urllib3.exceptions.HTTPError, OSError) as error:
@@ -166,14 +166,14 @@ def _client(read_timeout_s: float, unsigned: bool = False) -> Any:
         raise ConfigError("s3:// needs boto3.\n  pip install boto3") from error
 
     endpoint = os.environ.get("S3_ENDPOINT_URL")
-    key = (os.getpid(), endpoint, read_timeout_s, unsigned)
+    key = (os.getpid(), endpoint, read_timeout_s, unsigned)  # a fork must not share its parent's sockets
     with _clients_lock:
         if key not in _clients:
             config = Config(
                 connect_timeout=min(CONNECT_TIMEOUT_S, read_timeout_s),
                 read_timeout=read_timeout_s,
                 max_pool_connections=POOL_CONNECTIONS,
-                retries={"total_max_attempts": 1, "mode": "standard"},
+                retries={"total_max_attempts": 1, "mode": "standard"},  # retry.py's can be bounded and stopped
                 signature_version=UNSIGNED if unsigned else None,
             )
             try:
@@ -190,7 +190,7 @@ def _requester_pays() -> set[str]:
 def _classified(error: Any) -> AttemptError:
     code = str(error.response.get("Error", {}).get("Code", ""))
     status = str(error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", ""))
-    if status == "412":
+    if status == "412":  # IfMatch: another ETag
         return replaced()
     reason = f"HTTP {status} {code}".strip()
     if code in NOT_FOUND or status == "404":

@@ -35,7 +35,7 @@ class MetricSink(Protocol):
 
 @dataclass(frozen=True)
 class LaunchedStep:
-    """A step launched on the device: what the host knows before its results arrive."""
+    """A step launched on the device: what the host has before its results arrive."""
 
     step: int
     mixture_K: Floats
