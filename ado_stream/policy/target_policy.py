@@ -19,8 +19,8 @@ are off by some ten percent in any finite run, and following them all would cost
 A first cut goes to two fifths of a share, where the domain's losses still show how fast it learns, and further when
 newer blocks of losses confirm it: at the floor, a two-hundredth of the target share, a mistake could not be noticed.
 
-Why s = 4 and not the stationary point p ~ w e (s = 1, no zone): w counts useless text as wanted, which nobody means who
-does not know of it. At 2^-4/3 of m both rules agree; below, this one takes more away, down to the floor.
+Why s = 4 and not the stationary point p ~ w e (s = 1, no zone): w counts useless text as wanted only because nobody
+knew of it. At 2^-4/3 of m both rules agree; below, this one takes more away, down to the floor.
 
 Why the rest is as it is (the middle, the samples from which laws count, repeated text): docs/math.md, 4b.
 
