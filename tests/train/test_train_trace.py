@@ -194,7 +194,7 @@ def test_a_run_that_began_from_another_runs_checkpoint(finished, settings, tmp_p
         open_step(tmp_path / "branch", Wanted(9))
 
 
-def test_a_damaged_checkpoint_is_passed_over(finished):
+def test_a_damaged_checkpoint_is_skipped(finished):
     finished = Path(finished)
     expected = traced(finished, 10)
     (finished / "checkpoints" / "step_00000008" / "state.json").write_text("{")
