@@ -89,18 +89,18 @@ def private_folder(path: Path) -> None:
         status = os.lstat(path)
     except FileNotFoundError:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with suppress(FileExistsError):
+        with suppress(FileExistsError):  # made by a peer meanwhile: checked like any other
             path.mkdir(mode=0o700)
         status = os.lstat(path)
     if not stat.S_ISDIR(status.st_mode):
         raise NotADirectoryError(errno.ENOTDIR, "is a link or a file, not a folder", str(path))
-    if status.st_uid not in (0, os.geteuid()):
+    if status.st_uid not in (0, os.geteuid()):  # root's is as safe as one's own
         raise PermissionError(errno.EPERM, f"belongs to another user (number {status.st_uid})", str(path))
 
 
 def rename_durably(file: IO[bytes], temporary: Path, path: Path) -> None:
     """Gives the open `file` its name: fsync, rename from `temporary` to `path`, fsync of the folder."""
-    file.flush()
+    file.flush()  # fsync writes what the kernel has, not what Python still buffers
     os.fsync(file.fileno())
     os.replace(temporary, path)
     sync(path.parent)

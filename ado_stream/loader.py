@@ -154,7 +154,7 @@ class AdaptiveLoader:
         while self._lost:
             step = min(self._lost)
             self._update(ReducedLosses(step, np.zeros(len(self.dataset.names)), np.zeros(len(self.dataset.names))))
-            del self._lost[step]
+            del self._lost[step]  # only now: after an error the same step is tried again
         for losses in self._reduction.ready(all_steps=True):
             self._update(losses)
 
@@ -221,17 +221,17 @@ class AdaptiveLoader:
         fault = f"'observed' is {observed} at step {step}" if observed > step else None
         lag = self.dataset.mixture_lag
         if fault is None and self.policy is not None and lag is not None:
-            due = range(max(step, lag + 1), observed + lag + 1)
+            due = range(max(step, lag + 1), observed + lag + 1)  # the prior serves up to step lag
             fault = next((f"the mixture of step {s} is missing" for s in due if str(s) not in stream["mixtures"]), None)
         if fault is not None:
             raise ResumeError(f"not the state of an AdaptiveLoader: {fault}. Resume from another checkpoint.")
 
-    def _lost_steps(self, observed: int, step: int, counts: Any) -> dict[int, Ints]:
+    def _lost_steps(self, observed: int, step: int, counts: JsonMapping | None) -> dict[int, Ints]:
         """{step: samples (K,)} of the steps from `observed` to `step`, by `counts` as saved. Raises ResumeError."""
         try:
-            check_type(counts or {}, dict[str, dict[str, int]], "'unobserved'", ResumeError)
+            check_type(counts := counts or {}, dict[str, dict[str, int]], "'unobserved'", ResumeError)
             lost = {each: counts[str(each)] for each in range(observed, step)}
-        except (KeyError, TypeError):
+        except KeyError:
             raise ResumeError(
                 f"the state was saved before loader.observe() for step {observed}, without that batch's counts.\n"
                 "  Continue from a state that was saved after observe."
@@ -239,7 +239,7 @@ class AdaptiveLoader:
         return {each: np.array([of.get(name, 0) for name in self.dataset.names]) for each, of in lost.items()}
 
     def _next(self) -> TokenBatch:
-        if self._lost:
+        if self._lost:  # before any draw: the mixtures of the next steps follow from them
             self.flush()
         if self.policy is not None:
             self._check_observed()
@@ -311,7 +311,7 @@ def make_policy_for(
     return make_run_policy(name, prior, options, given.get("guards") or [], run)
 
 
-def _check_policy(policy: Any, dataset: AdaptiveStreamingDataset) -> None:
+def _check_policy(policy: MixturePolicy, dataset: AdaptiveStreamingDataset) -> None:
     """Raises ConfigError unless `policy` is a MixturePolicy over the data set's domains that its lag allows."""
     missing = [each for each in ("mixture", "update", "state_dict", "load_state_dict") if not hasattr(policy, each)]
     if missing or isinstance(policy, type):

@@ -1,4 +1,4 @@
-"""The door of YAML that anybody may have written, in files and in KEY=VALUE words: to plain values that can be shown.
+"""Reads YAML from untrusted files and from KEY=VALUE words, to plain values that can be printed.
 
 Whatever the libraries raise becomes a ConfigError: of a value that does not fit its tag, or a number of thousands of
 digits, they raise ValueError, KeyError or AttributeError.
@@ -9,12 +9,12 @@ import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 from ado_stream.errors import ConfigError, NotFound
+from ado_stream.value_types import JsonObject
 
 
-def read_yaml(path: str | os.PathLike[str], kind: str, resolve: bool) -> dict[str, Any]:
+def read_yaml(path: str | os.PathLike[str], kind: str, resolve: bool) -> JsonObject:
     """The mapping in a YAML file; `resolve`: with ${interpolations} replaced.
 
     kind: what the file is, for errors. Raises NotFound, ConfigError.
@@ -29,7 +29,7 @@ def read_yaml(path: str | os.PathLike[str], kind: str, resolve: bool) -> dict[st
     return parse_yaml(data, os.fspath(path), kind, resolve)
 
 
-def parse_yaml(data: bytes, where: str, kind: str, resolve: bool = False) -> dict[str, Any]:
+def parse_yaml(data: bytes, where: str, kind: str, resolve: bool = False) -> JsonObject:
     """As `read_yaml`, of the bytes of a file; `where` names it in errors. A key that is given twice is an error."""
     from omegaconf import OmegaConf
 
@@ -44,7 +44,7 @@ def parse_yaml(data: bytes, where: str, kind: str, resolve: bool = False) -> dic
     return {str(key): value for key, value in values.items()}
 
 
-def parse_assignments(words: Sequence[str], kind: str, example: str) -> dict[str, Any]:
+def parse_assignments(words: Sequence[str], kind: str, example: str) -> JsonObject:
     """The mapping of words such as "train.steps=300": dotted keys, values as YAML. Raises ConfigError.
 
     kind, example: what a word is called, and one, for errors.

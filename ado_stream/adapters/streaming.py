@@ -1,4 +1,4 @@
-"""What a MosaicML StreamingDataset was made of, as an AdaptiveStreamingDataset: `from_streaming(...)`.
+"""An AdaptiveStreamingDataset from the arguments of a MosaicML StreamingDataset: `from_streaming(...)`.
 
 It takes the arguments of StreamingDataset by their names. docs/trainers.md has the table of what differs; what has no
 counterpart and changes what is read is refused, what only changes how is logged once.

@@ -1,4 +1,4 @@
-"""Give orders to a run while it goes, or list those given; it takes them before its next step."""
+"""Give orders to a running job, or list those given; they take effect before its next step."""
 
 import argparse
 from pathlib import Path

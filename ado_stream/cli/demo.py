@@ -86,7 +86,7 @@ def _show_result(result: "DemoResult") -> None:
         + ([f"{clean[policy]:.3f}", f"{clean[policy] - clean['natural']:+.3f}"] if policy in clean else ["", ""])
         for policy in POLICIES
     ]
-    show("\nvalidation loss on the text that one wants, nats per token by corpus size")
+    show("\nvalidation loss on the wanted text, nats per token by corpus size")
     header = ("policy", "with hashes", "to natural", "without", "to natural")
     show(table_text(header, rows))
     show("\n" + conclusion(runs, loss, clean))

@@ -22,6 +22,7 @@ from ado_stream.policy.scaling_laws import (
     fit_scaling_laws,
     prepare_history,
 )
+from ado_stream.policy.state_codec import finite_or_none
 from ado_stream.value_types import Floats, JsonObject
 from ado_stream.visible import show, show_json
 
@@ -59,10 +60,7 @@ def run(args: argparse.Namespace) -> None:
     plot = picture_path(args.plot) if args.plot else None
     names, samples_T, losses_KT = read_losses(args.losses, args.batch_size)
     config = FitConfig(
-        smooth_window=args.smooth_window,
-        ignore_steps=args.ignore_steps,
-        every=args.every,
-        start_loss=args.start_loss,
+        smooth_window=args.smooth_window, ignore_steps=args.ignore_steps, every=args.every, start_loss=args.start_loss
     )
     if args.ignore_steps >= len(samples_T):
         raise ConfigError(
@@ -130,20 +128,17 @@ def law_rows(names: list[str], fit: ScalingLawFit, samples: float) -> list[JsonO
     """One JSON-able dict per domain; None where the domain's fit is not valid. eps, beta, loss in nats per token."""
     predicted_K = fit.predict(samples)
 
-    def known(value: float) -> float | None:
-        return float(value) if math.isfinite(value) else None
-
     return [
         {
             "domain": name,
-            "eps": known(np.exp(fit.log_eps[k])),
-            "beta": known(np.exp(fit.log_beta[k])),
-            "alpha": known(fit.alpha[k]),
-            "objective": known(fit.objective[k]),
-            "residual_scale": known(fit.residual_scale[k]),
+            "eps": finite_or_none(np.exp(fit.log_eps[k])),
+            "beta": finite_or_none(np.exp(fit.log_beta[k])),
+            "alpha": finite_or_none(fit.alpha[k]),
+            "objective": finite_or_none(fit.objective[k]),
+            "residual_scale": finite_or_none(fit.residual_scale[k]),
             "at_bound": [bound for bound, at in zip(PARAMETERS, fit.at_bound[k], strict=True) if at],
             "points": int(fit.num_points[k]),
-            "predicted_loss": known(predicted_K[k]),
+            "predicted_loss": finite_or_none(predicted_K[k]),
         }
         for k, name in enumerate(names)
     ]

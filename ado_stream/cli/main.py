@@ -27,7 +27,7 @@ VERBS = {
     "lint": "check every shard of a corpus against its index",
     "preview": "decoded samples, or the first batches under a mixture",
     "train": "train a model on a corpus from a config file",
-    "control": "pin, bound, freeze or release the mixture of a run while it goes",
+    "control": "pin, bound, freeze or release the mixture of a running job",
     "eval": "validation loss per domain; tasks by lm-evaluation-harness",
     "export": "write a run's model as a Hugging Face checkpoint",
     "fit": "fit scaling laws to recorded losses",
@@ -122,6 +122,7 @@ def _run(argv: list[str]) -> int:
     module = importlib.import_module(f"ado_stream.cli.{verb}")
     parser = argparse.ArgumentParser(prog=f"ado-stream {verb}", **parser_options(verb, module))
     module.add_arguments(parser)
+    # intermixed: `train CONFIG --resume none a.b=c` has positional arguments on both sides of an option
     args = parser.parse_intermixed_args([_with_home(argument) for argument in rest])  # exits 2 on wrong usage
     return module.run(args) or 0
 

@@ -58,10 +58,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="local (default), ray (the cluster of this machine or of RAY_ADDRESS), ray://HOST:PORT",
     )
     parser.add_argument(
-        "--on-error",
-        choices=["stop", "skip"],
-        default="stop",
-        help="unreadable records: stop (default) or skip",
+        "--on-error", choices=["stop", "skip"], default="stop", help="unreadable records: stop (default) or skip"
     )
     parser.add_argument("--seed", type=int, default=17, help="of the sample that a BPE is trained on (17)")
     parser.add_argument("--shard-mb", type=float, default=16.0, metavar="MB", help="size of a raw shard in MiB (16)")

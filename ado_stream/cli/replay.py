@@ -10,8 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ado_stream.cli.shared import picture_path, table_text
-from ado_stream.errors import ConfigError
+from ado_stream.cli.shared import load_one_run, picture_path, table_text
 from ado_stream.policy.base_policy import PlannedStage, Policy, RunContext
 from ado_stream.policy.policy_registry import make_run_policy
 from ado_stream.simulate.recorded_run import check_complete, replay
@@ -34,12 +33,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> None:
     """Runs the policy on the recorded losses; prints a table or JSON, draws with --plot."""
-    from ado_stream.report.run_data import load_runs
-
     plot = picture_path(args.plot) if args.plot else None
-    recorded, *others = load_runs([args.run])
-    if others:
-        raise ConfigError(f"{args.run} holds {1 + len(others)} runs; name one of them, such as {recorded.path}.")
+    recorded = load_one_run(args.run)
     check_complete(recorded.step_S, str(recorded.path))
     options = (
         dict(recorded.metadata.get("policy_options") or {}) if args.policy == recorded.metadata.get("policy") else {}

@@ -4,9 +4,13 @@ import argparse
 import os
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from ado_stream.errors import ConfigError
 from ado_stream.visible import show, visible
+
+if TYPE_CHECKING:
+    from ado_stream.report.run_data import Run
 
 
 def add_corpus_argument(parser: argparse.ArgumentParser) -> None:
@@ -29,6 +33,16 @@ def picture_path(path: str | Path) -> Path:
     if path.is_dir() or path.suffix not in (".png", ".pdf", ".svg"):
         raise ConfigError(f"--plot {path}: expected a file that ends in .png, .pdf or .svg.")
     return path
+
+
+def load_one_run(path: str) -> "Run":
+    """The recorded run in a directory. Raises ConfigError when it holds several, and as `load_runs`."""
+    from ado_stream.report.run_data import load_runs
+
+    run, *others = load_runs([path])
+    if others:
+        raise ConfigError(f"{path} holds {1 + len(others)} runs; name one of them, such as {run.path}.")
+    return run
 
 
 def is_main_rank() -> bool:

@@ -35,9 +35,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--world", metavar="NAME", choices=[*WORLDS, "all"], help=f"a built-in world, or all: {'; '.join(WORLDS)}"
     )
     parser.add_argument(
-        "--controlled",
-        action="store_true",
-        help="domains that differ in one property: ADO against its formulas",
+        "--controlled", action="store_true", help="domains that differ in one property: ADO against its formulas"
     )
     parser.add_argument("--plot", metavar="FILE.png", help="draw there (default simulate.png; with --json: none)")
     parser.add_argument("--json", action="store_true", help="print the outcome as JSON")
@@ -188,7 +186,7 @@ def _given(args: argparse.Namespace) -> JsonObject:
     return {**given, **{key: value for key, value in overrides.items() if value is not None}}
 
 
-def _print(spec: Spec, summary: dict[str, Any]) -> None:
+def _print(spec: Spec, summary: JsonObject) -> None:
     policies, oracle = summary["policies"], summary["oracle"]
     show(f"{spec.steps:,} steps of {spec.global_batch_size} samples, {summary['domains']} domains; nats per token\n")
     rows = [

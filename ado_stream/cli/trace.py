@@ -9,8 +9,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ado_stream.cli.shared import announce, show_sample, table_text
-from ado_stream.errors import ConfigError
+from ado_stream.cli.shared import announce, load_one_run, show_sample, table_text
 from ado_stream.option_checks import optional, positive, whole
 from ado_stream.record import plain
 from ado_stream.value_types import JsonObject
@@ -92,11 +91,8 @@ def _title(step: int, sample: "RecordedSample") -> str:
 
 def _show_spikes(args: argparse.Namespace) -> None:
     from ado_stream.report.loss_spikes import find_spikes
-    from ado_stream.report.run_data import load_runs
 
-    recorded, *others = load_runs([args.run])
-    if others:
-        raise ConfigError(f"{args.run} holds {1 + len(others)} runs; name one of them, such as {recorded.path}.")
+    recorded = load_one_run(args.run)
     spikes = find_spikes(recorded, args.window, args.threshold)
     if args.json:
         for spike in spikes:

@@ -11,12 +11,11 @@ import json
 import re
 from collections.abc import Iterable, Iterator
 from itertools import islice
-from typing import Any
 
 import numpy as np
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
 
-from ado_stream.value_types import Array, JsonObject
+from ado_stream.value_types import Array, JsonObject, TokenDtype
 
 END_TOKEN = "<|endoftext|>"
 _MEMO_WORDS = 1 << 19  # bounds the memory: a full memo is emptied
@@ -92,7 +91,7 @@ class BpeEncoder:
 class _Memo(dict[str, bytes]):
     """word -> its ids as bytes; the library's model merges a word on its first use."""
 
-    def __init__(self, tokenizer: Tokenizer, dtype: np.dtype[Any]):
+    def __init__(self, tokenizer: Tokenizer, dtype: TokenDtype):
         super().__init__()
         self._model = tokenizer.model
         self._dtype = dtype

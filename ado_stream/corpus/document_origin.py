@@ -1,4 +1,4 @@
-"""The documents that samples were cut from, by number, as far as a corpus says.
+"""The documents that samples were cut from, by number, as far as a corpus records them.
 
 A prepared corpus whose documents are joined has in each split's index.json "first_documents", the number of the
 document that each shard begins in; end tokens count on from there. Numbers begin at 0 and follow the order in which

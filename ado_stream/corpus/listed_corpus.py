@@ -1,4 +1,4 @@
-"""corpus.yaml: a corpus listed by hand, whose domains are tokens that lie somewhere already, in any format.
+"""corpus.yaml: a corpus listed by hand, whose domains are existing files of tokens, in any format.
 
     seq_len: 2048                  # T; samples hold T + 1 tokens
     tokenizer: tokenizer.json      # as `ado-stream prepare --tokenizer`, or a path from this file
@@ -15,7 +15,7 @@ paths start at the file's folder. Sizes, fingerprints and documents are read fro
 
 import os
 from dataclasses import dataclass
-from typing import Any, NotRequired, TypedDict
+from typing import NotRequired, TypedDict, cast
 
 from ado_stream.corpus.manifest import (
     JOIN,
@@ -82,7 +82,7 @@ def is_listed(url: str | os.PathLike[str]) -> bool:
 
 
 def open_listed(url: str, cache_dir: str | None = None) -> ListedCorpus:
-    """The corpus of the YAML file at `url`, a path or URL, with the indexes of all its domains looked at.
+    """The corpus of the YAML file at `url`, a path or URL, with the indexes of all its domains opened.
 
     cache_dir: of what is remote. Raises NotFound, ConfigError (the file), IndexInvalid (an index), StorageError.
     """
@@ -123,7 +123,7 @@ def open_listed(url: str, cache_dir: str | None = None) -> ListedCorpus:
 
 def read_list(data: bytes, where: str) -> CorpusList:
     """The checked content of a corpus.yaml; `where` names it in errors. Raises ConfigError."""
-    given: Any = parse_yaml(data, where, "corpus")
+    given = parse_yaml(data, where, "corpus")
     if isinstance(given.get("domains"), dict):
         given["domains"] = {str(name): entry for name, entry in given["domains"].items()}  # 2023 is a number to YAML
     check_type(given, CorpusList, where, ConfigError)
@@ -134,8 +134,7 @@ def read_list(data: bytes, where: str) -> CorpusList:
     one_of(f"{where}: packing", given.get("packing", JOIN), PACKINGS)
     if not given["domains"]:
         raise ConfigError(f"{where}: no domains.")
-    checked: CorpusList = given
-    return checked
+    return cast(CorpusList, given)
 
 
 def _resolved(folder: str, path: str) -> str:
@@ -193,20 +192,9 @@ def _add(entries: dict[str, DomainEntry], index: SampleIndex, split: str, given:
         dropped = sum(file.num_tokens for file in index.content.files) - tokens
     entry = entries.setdefault(
         index.name,
-        {
-            "path": given["domains"][index.name]["path"],
-            "documents": 0,
-            "bytes": 0,
-            "fingerprint": "",
-            "splits": {},
-        },
+        {"path": given["domains"][index.name]["path"], "documents": 0, "bytes": 0, "fingerprint": "", "splits": {}},
     )
     entry["documents"] += documents
     entry["fingerprint"] = domain_fingerprint({"before": [entry["fingerprint"]], split: [index.fingerprint]})
-    sizes: SplitEntry = {
-        "documents": documents,
-        "tokens": tokens,
-        "samples": index.num_samples,
-        "dropped_tokens": dropped,
-    }
-    entry["splits"][split] = sizes
+    sizes = {"documents": documents, "tokens": tokens, "samples": index.num_samples, "dropped_tokens": dropped}
+    entry["splits"][split] = cast(SplitEntry, sizes)

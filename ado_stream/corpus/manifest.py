@@ -24,6 +24,7 @@ import xxhash
 
 from ado_stream.errors import IndexInvalid
 from ado_stream.json_files import check_type, decode_json
+from ado_stream.suggest import first_names
 
 MANIFEST_NAME = "corpus.json"
 MANIFEST_VERSION = 1
@@ -33,7 +34,7 @@ TOKEN_DTYPES = ("uint16", "uint32")
 _MAX_NAME_BYTES, _MAX_PATH = 256, 1024  # of what a file system takes
 _PLAIN = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,79}")
 _OTHER = re.compile(r"[^A-Za-z0-9._-]+")
-_RESERVED = re.compile(r"(corpus|tokenizer|tokenizer_config)\.json", re.IGNORECASE)
+_RESERVED = re.compile(r"(corpus|tokenizer|tokenizer_config)\.json", re.IGNORECASE)  # the corpus' own files
 
 
 class SplitEntry(TypedDict):
@@ -102,8 +103,8 @@ def missing_validation(domains: Mapping[str, DomainEntry]) -> str:
         return ""
     if len(missing) == len(domains):
         return "no validation text: no validation loss is measured; prepare with --val, or more of --val-fraction"
-    shown = ", ".join(missing[:6]) + (f" and {len(missing) - 6} more" if len(missing) > 6 else "")
-    return f"no validation text of {shown}: no validation loss includes what is learnt there; prepare with more --val"
+    text = f"no validation text of {first_names(missing)}"
+    return f"{text}: no validation loss includes what is learnt there; prepare with more --val"
 
 
 def encode_manifest(manifest: Manifest) -> bytes:

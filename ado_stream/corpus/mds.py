@@ -151,7 +151,7 @@ def encode_index(entries: Sequence[ShardEntry], first_documents: Sequence[int] =
     """The bytes of index.json. first_documents: the number of the document that each shard begins in, if known."""
     index = {"version": MDS_VERSION, "shards": list(entries)}
     if first_documents:
-        # beside the entries and not in them: Streaming refuses keys of an entry that it does not know
+        # beside the entries and not in them: Streaming refuses unknown keys of an entry
         index[FIRST_DOCUMENTS] = list(first_documents)
     return json.dumps(index, sort_keys=True).encode()
 

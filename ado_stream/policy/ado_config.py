@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 from ado_kernels.fit.fit_dispatch import BACKENDS
 from ado_stream.errors import ConfigError
 from ado_stream.option_checks import flag, number, one_of, whole
+from ado_stream.policy.base_policy import run_default
 from ado_stream.policy.mixture_bounds import check_floor
 from ado_stream.policy.scaling_laws import FitConfig
 
@@ -99,11 +100,7 @@ class AdoConfig:
         return f"shares settle at (prior x alpha x gap)^q, q = {q:.3g} (1 minimises the prior-weighted loss){time}"
 
     def plan(
-        self,
-        num_domains: int,
-        total_steps: int | None = None,
-        mixture_lag: int = 0,
-        vocab_size: int | None = None,
+        self, num_domains: int, total_steps: int | None = None, mixture_lag: int = 0, vocab_size: int | None = None
     ) -> "AdoPlan":
         """The values in force for `num_domains` and `total_steps` (None: unknown), after checking all settings.
 
@@ -115,10 +112,11 @@ class AdoConfig:
             whole("ado: total_steps", total_steps, 1)
         self._check()
         plan = AdoPlan(
-            start_step=whole("ado: start_step", _default(self.start_step, 5000, total_steps, 10)),
-            interval=whole("ado: interval", _default(self.interval, 1000, total_steps, 50, least=1), 1),
-            ignore_steps=whole("ado: ignore_steps", _default(self.ignore_steps, 1000, total_steps, 10)),
+            start_step=whole("ado: start_step", run_default(self.start_step, 5000, total_steps, 10)),
+            interval=whole("ado: interval", run_default(self.interval, 1000, total_steps, 50, least=1), 1),
+            ignore_steps=whole("ado: ignore_steps", run_default(self.ignore_steps, 1000, total_steps, 10)),
             min_points=whole("ado: min_points", self._min_points(total_steps), 1),
+            # at most half of an even share: floors of many domains must leave something to distribute
             floor=check_floor(min(0.01, 0.5 / num_domains) if self.floor is None else self.floor, num_domains),
             fit=self._fit_config(total_steps, vocab_size),
             total_steps=total_steps,
@@ -152,7 +150,7 @@ class AdoConfig:
     def _min_points(self, total_steps: int | None) -> int:
         if self.min_points is None and total_steps is None:
             return 1
-        return _default(self.min_points, 8, total_steps, 4, least=1)
+        return run_default(self.min_points, 8, total_steps, 4, least=1)
 
     def _check_refit_in_time(self, plan: "AdoPlan", total_steps: int, mixture_lag: int) -> None:
         enough = plan.ignore_steps + (plan.min_points - 1) * plan.fit.every
@@ -188,9 +186,3 @@ class AdoPlan:
 def _next_multiple(step: int, of: int) -> int:
     """The first multiple of `of` at or after `step`."""
     return -(-step // of) * of
-
-
-def _default(value: int | None, default: int, total_steps: int | None, divisor: int, least: int = 0) -> int:
-    if value is not None:
-        return value
-    return default if total_steps is None else min(default, max(total_steps // divisor, least))

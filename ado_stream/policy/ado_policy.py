@@ -139,7 +139,6 @@ class AdoPolicy(Policy):
         mean magnitude of observed / predicted loss - 1, None without a step to compare."""
         memory = self.memory
         at_bound_KP = self.fit.at_bound if self.fit is not None else np.zeros((self.num_domains, 3), dtype=bool)
-        bounds = bounds_in_words(self.fit, self.labels) if self.fit is not None else {}
         return {
             **super().health(),
             "refits": self._num_refits,
@@ -150,10 +149,10 @@ class AdoPolicy(Policy):
                 for label, hit_P in zip(self.labels, at_bound_KP, strict=True)
                 if hit_P.any()
             },
-            "bounds": list(bounds.values()),
+            "bounds": list(self._bounds().values()),
             "settles": self.config.settles,
             "forecast_error": {
-                label: {"mean": _finite_or_none(mean), "mean_abs": _finite_or_none(mean_abs)}
+                label: {"mean": state_codec.finite_or_none(mean), "mean_abs": state_codec.finite_or_none(mean_abs)}
                 for label, mean, mean_abs in zip(
                     self.labels, memory["last_error"], memory["last_abs_error"], strict=True
                 )
@@ -199,7 +198,7 @@ class AdoPolicy(Policy):
         if self._no_law:
             return self._initial_mixture_K
         mixture_K = self._mix(self._preference(gap_K, predicted_K, samples))
-        return mixture_K if self.step % config.hold_steps == 0 else self._mixture_K
+        return mixture_K if self.step % config.hold_steps == 0 else self._mixture_K  # pibar was updated in any case
 
     def _forecast(self, samples: float | Floats) -> tuple[Floats, Floats]:
         """L(n) - eps and L(n) of the laws in force; NaN where there is none."""
@@ -279,11 +278,14 @@ class AdoPolicy(Policy):
             _log.warning("step %d: no good fit for %s; the last law is kept", self.step, ", ".join(bad))
         self.fit_step = self.step
         self._num_refits += 1
-        known = bounds_in_words(self.fit, self.labels) if self.fit is not None else {}
+        known = self._bounds()
         self._apply_laws()
-        bounds = bounds_in_words(self.fit, self.labels) if self.fit is not None else {}
-        self._notices += [f"{self.kind}: {text}" for bound, text in bounds.items() if bound not in known]
+        self._notices += [f"{self.kind}: {text}" for bound, text in self._bounds().items() if bound not in known]
         return True
+
+    def _bounds(self) -> dict[str, str]:
+        """As bounds_in_words; empty before the first fit."""
+        return {} if self.fit is None else bounds_in_words(self.fit, self.labels)
 
     def _apply_laws(self) -> None:
         """Caches what is derived from the laws in `memory`, once per refit or load."""
@@ -323,13 +325,9 @@ class AdoPolicy(Policy):
         return {"history": self._history.state_dict()}
 
     def _load_extra(self, saved: JsonMapping, source_K: Ints, names: Sequence[str] | None) -> None:
-        self._history.load_state_dict(saved.get("history"), source_K, saved["num_domains"])
+        self._history.load_state_dict(state_codec.section(saved, "history"), source_K, saved["num_domains"])
 
     def _after_load(self, same_domains: bool) -> None:
         self._apply_laws()
         if not same_domains:
             self._mixture_K = self._floored(self._mixture_K)
-
-
-def _finite_or_none(value: float) -> float | None:
-    return float(value) if np.isfinite(value) else None

@@ -27,7 +27,7 @@ import numpy as np
 from ado_stream.errors import ConfigError
 from ado_stream.option_checks import number, positive, whole
 from ado_stream.policy import state_codec
-from ado_stream.policy.base_policy import Policy, are_the_saved_ones
+from ado_stream.policy.base_policy import Policy, are_the_saved_ones, run_default
 from ado_stream.policy.domain_weights import Weights
 from ado_stream.value_types import Array, Bools, Floats, Ints, JsonMapping, JsonObject
 
@@ -68,14 +68,13 @@ class Aioli(Policy):
         self._decay = None if decay is None else number("aioli: decay", decay, 0.0, 1.0)
         self._lag = whole("aioli: mixture_lag", mixture_lag)
         steps = None if total_steps is None else whole("aioli: total_steps", total_steps, 1)
-        self._start_step = _given("aioli: start_step", start_step, 1000 if steps is None else min(1000, steps // 10), 0)
+        self._start_step = whole("aioli: start_step", run_default(start_step, 1000, steps, 10))
         usual = _ROUND_STEPS if steps is None else steps // _ROUNDS
-        self._probe_steps = _given(
-            "aioli: probe_steps", probe_steps, max(1, int(_PROBE_FRAC * (round_steps or usual)) // num), 1
-        )
+        probe_default = max(1, int(_PROBE_FRAC * (round_steps or usual)) // num)
+        self._probe_steps = whole("aioli: probe_steps", probe_default if probe_steps is None else probe_steps, 1)
         self._phase = num * self._probe_steps  # steps of a round's probes
         least = self._phase + self._lag + 2  # the fit sees the step after the last probe; one step is drawn by it
-        self._round_steps = _given("aioli: round_steps", round_steps, max(usual, least), 1)
+        self._round_steps = whole("aioli: round_steps", max(usual, least) if round_steps is None else round_steps, 1)
         if self._round_steps < least:
             raise ConfigError(
                 f"aioli: round_steps is {self._round_steps}, but probes of {num} domains for {self._probe_steps} steps "
@@ -100,7 +99,7 @@ class Aioli(Policy):
             self._rows_NK[:, place] = np.where(seen_K, loss_K, np.nan), count_K
             if place == self._phase:
                 self._finish_probes()
-        drawn_at = self.step + 1 + self._lag - self._start_step
+        drawn_at = self.step + 1 + self._lag - self._start_step  # the mixture returned now is for that step
         number, place = divmod(drawn_at, self._round_steps)
         if drawn_at < 0 or place >= self._phase:
             return self._share()
@@ -119,7 +118,7 @@ class Aioli(Policy):
         if np.isnan(count_NK).any():
             return
         effect_KK = probe_effects(loss_NK, count_NK, self._probe_steps)
-        effect_KK -= min(float(effect_KK.min()), 0.0)
+        effect_KK -= min(float(effect_KK.min()), 0.0)  # the paper's: no effect below 0
         total = float(effect_KK.sum())
         gain_K = effect_KK.sum(axis=0) / total if total > 0.0 else np.full(self.num_domains, 1.0 / self.num_domains)
         old_K = self.memory["score"]
@@ -150,7 +149,7 @@ def probe_effects(loss_NK: Floats, count_NK: Floats, probe_steps: int) -> Floats
     fit. Rows without two losses are 0.
     """
     share_NK = count_NK / count_NK.sum(axis=1, keepdims=True)
-    dose_NK = (share_NK.cumsum(axis=0) - share_NK) / probe_steps
+    dose_NK = (share_NK.cumsum(axis=0) - share_NK) / probe_steps  # a step's loss shows the steps before it only
     design = np.column_stack([np.ones(len(loss_NK)), -dose_NK])
     effect_KK = np.zeros((loss_NK.shape[1],) * 2)
     for domain, (loss_N, count_N) in enumerate(zip(loss_NK.T, count_NK.T, strict=True)):
@@ -161,7 +160,3 @@ def probe_effects(loss_NK: Floats, count_NK: Floats, probe_steps: int) -> Floats
         found = np.linalg.lstsq(root_N[:, None] * design[seen_N], root_N * loss_N[seen_N], rcond=None)[0]
         effect_KK[domain] = found[1:]
     return effect_KK
-
-
-def _given(name: str, value: int | None, default: int, least: int) -> int:
-    return whole(name, default if value is None else value, least)

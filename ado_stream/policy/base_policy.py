@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class PlannedStage:
-    """One of the parts of a run, of `steps` steps. mixture: {domain: weight}, a policy's name, or None: the run's."""
+    """A stage of a run, of `steps` steps. mixture: {domain: weight}, a policy's name, or None: the run's."""
 
     steps: int
     step_samples: int  # of one step
@@ -69,6 +69,13 @@ class RunContext:
         return {option: value for option, value in found.items() if value is not None}
 
 
+def run_default(value: int | None, default: int, total_steps: int | None, divisor: int, least: int = 0) -> int:
+    """`value`; where it is None `default`, at most a `divisor`-th of a run whose length is known, at least `least`."""
+    if value is not None:
+        return value
+    return default if total_steps is None else min(default, max(total_steps // divisor, least))
+
+
 class Policy(ABC):
     """Base of all policies.
 
@@ -78,6 +85,7 @@ class Policy(ABC):
     kind: ClassVar[str]  # name in states, records and messages; default "module:Class"
     run_options: ClassVar[Mapping[str, str]] = {}  # {option: the field of RunContext that fills it in}
     share_arrays: tuple[str, ...] = ()  # arrays of `memory` that sum to 1
+    least_share: ClassVar[float] = 0.0  # that a saved one of them may hold
     saved_numbers: ClassVar[Mapping[str, Callable[[JsonMapping, str], object]]] = {}  # {attribute: its reader}
     fit: "ScalingLawFit | None" = None  # the last one, of policies that fit laws
     fit_step: int | None = None  # step of the last refit
@@ -224,7 +232,7 @@ class Policy(ABC):
             )
         source_K = self._source_indices(saved, names)
         memory = self._remap_memory(saved, source_K)
-        mixture_K = _carry_over(saved.get("mixture"), "mixture", saved, self._prior_K, source_K, is_share=True)
+        mixture_K = _carry_over(saved.get("mixture"), "mixture", saved, self._prior_K, source_K, least_share=0.0)
         numbers: JsonObject = {"step": state_codec.whole_number(saved, "step")}
         numbers |= {name: read(saved, name.removeprefix("_")) for name, read in self.saved_numbers.items()}
         self._load_extra(saved, source_K, names)  # the last that can raise; nothing was changed before it
@@ -285,12 +293,12 @@ class Policy(ABC):
         return np.array([where.get(name, -1) for name in names], dtype=np.int64)
 
     def _remap_memory(self, saved: JsonMapping, source_K: Ints) -> dict[str, Array]:
-        initial = self._initial()
-        packed = saved.get("memory")
-        if not isinstance(packed, Mapping) or packed.keys() != initial.keys():
-            raise ResumeError(f"policy state: its memory should hold {sorted(initial)}, not {packed!r:.80}.")
+        initial, packed = self._initial(), state_codec.section(saved, "memory")
+        if packed.keys() != initial.keys():
+            raise ResumeError(f"policy state: its memory should hold {sorted(initial)}, not {sorted(packed)!r:.80}.")
+        least_shares = dict.fromkeys(self.share_arrays, self.least_share)
         return {
-            name: _carry_over(packed[name], name, saved, initial_K, source_K, name in self.share_arrays)
+            name: _carry_over(packed[name], name, saved, initial_K, source_K, least_shares.get(name))
             for name, initial_K in initial.items()
         }
 
@@ -304,14 +312,17 @@ def are_the_saved_ones(source_K: Ints, num_saved: int) -> bool:
 
 
 def _carry_over(
-    packed: object, name: str, saved: JsonMapping, initial_K: Array, source_K: Ints, is_share: bool
+    packed: object, name: str, saved: JsonMapping, initial_K: Array, source_K: Ints, least_share: float | None
 ) -> Array:
-    """The saved array in this policy's order, `initial_K` where the domain is new; shares divided by their sum."""
+    """The saved array in this policy's order, `initial_K` where the domain is new; shares divided by their sum.
+
+    least_share: None for what is no share.
+    """
     old_K = state_codec.unpack(packed, name, initial_K, (saved["num_domains"],))
     value_K = np.where(source_K >= 0, old_K[source_K], initial_K).astype(initial_K.dtype)
-    if not is_share:
+    if least_share is None:
         return value_K
-    state_codec.check_shares(old_K, name)
+    state_codec.check_shares(old_K, name, least_share)
     # the same domains again: the sum is 1 up to rounding, and dividing by it would change the last bit
     if are_the_saved_ones(source_K, len(old_K)):
         return value_K

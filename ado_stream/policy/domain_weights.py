@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from ado_stream.errors import ConfigError
 from ado_stream.option_checks import floats
+from ado_stream.suggest import quoted_list
 from ado_stream.value_types import Array, Floats
 
 Value = TypeVar("Value")
@@ -48,12 +49,6 @@ def with_text_keys(given: Mapping[Any, Value], what: str) -> dict[str, Value]:
 def domain_labels(names: Sequence[str] | None, num_domains: int) -> list[str]:
     """The domains' names in messages and counters; their indices where they have none."""
     return list(names) if names is not None else [str(index) for index in range(num_domains)]
-
-
-def quoted_list(names: Sequence[str], most: int = 6) -> str:
-    """The names in quotes, for a message: the first few, and how many more."""
-    more = [f"and {len(names) - most} more"] if len(names) > most else []
-    return ", ".join([*map(repr, names[:most]), *more])
 
 
 def parse_values(weights: Weights, names: Sequence[str] | None, num_domains: int, what: str) -> NDArray[np.float64]:

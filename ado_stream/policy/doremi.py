@@ -12,7 +12,7 @@ import numpy as np
 from ado_stream.option_checks import number, positive
 from ado_stream.policy.base_policy import Policy
 from ado_stream.policy.domain_weights import Weights, parse_values
-from ado_stream.value_types import Bools, Floats, JsonObject
+from ado_stream.value_types import Array, Bools, Floats
 
 
 class DoReMi(Policy):
@@ -29,7 +29,7 @@ class DoReMi(Policy):
         self._reference_K = parse_values(reference_losses, self.names, self.num_domains, "doremi reference_losses")
         self._mixture_K = np.full(self.num_domains, 1.0 / self.num_domains)
 
-    def _initial(self) -> JsonObject:
+    def _initial(self) -> dict[str, Array]:
         return {**super()._initial(), "log_weight": np.full(self.num_domains, -np.log(self.num_domains))}
 
     def _next_mixture(self, loss_K: Floats, count_K: Floats, seen_K: Bools) -> Floats:

@@ -1,18 +1,18 @@
-"""How much a domain's loss falls per unit of log samples, and how surely that is known.
+"""How much a domain's loss falls per unit of log samples, with the uncertainty of the estimate.
 
 A power law over the domain's own samples n, written around what was drawn so far, n0:
 
     L(n) = eps + beta (n / n0)^-alpha,      eps, beta >= 0
     e    = -dL / d ln n at n0 = alpha beta  the elasticity, nats per unit of ln n
 
-e answers what a mixture needs to know: a little more of a domain, in proportion to what it has, lowers its loss by e
-times that proportion, and the mixture that minimises sum_k w_k L_k is p proportional to w e (docs/math.md, 4a).
+One percent more samples of a domain lower its loss by e / 100, and the mixture that minimises sum_k w_k L_k is p
+proportional to w e (docs/math.md, 4a).
 Given alpha, eps and beta are a weighted least-squares problem of two unknowns, solved in closed form; over a grid of
 alphas that gives a likelihood, with a log-normal prior on alpha a posterior, and from it the mean and the standard
 deviation of e. Nothing iterates, so the cost is the same for every history.
 
-Invariants: e and its deviation are finite and not negative; both are infinite-free for one block, for constant and for
-rising losses (beta = 0, so e is near 0); they depend on each domain's own blocks alone.
+Invariants: e and its deviation are finite and not negative, for one block, constant and rising losses too (beta = 0, so
+e is near 0); they depend on each domain's own blocks alone.
 """
 
 from dataclasses import dataclass
@@ -24,10 +24,10 @@ from ado_stream.value_types import Bools, Floats
 
 ALPHA_A = np.geomspace(0.08, 1.5, 25)  # the grid of exponents
 _PRIOR_ALPHA, _PRIOR_LOG_SD = 0.4, 0.5  # of the log-normal prior on alpha
-_PRIOR_BLOCKS = 4.0  # the noise is taken for as large as its prior says with the weight of this many blocks
-SAMPLE_SD, _BLOCK_SD = 0.5, 0.02  # nats: of one sample's loss about its domain's mean; of what all samples share
-_SPREAD = 0.5  # deviation of the domains' elasticities, of the middle one, before anything is known of them
-_ROUNDS = 4  # of finding the middle again, with what is known from the last one
+_PRIOR_BLOCKS = 4.0  # weight of the prior on the noise, in blocks
+SAMPLE_SD, _BLOCK_SD = 0.5, 0.02  # nats: of a sample's loss about its domain's mean; of what a block's samples share
+_SPREAD = 0.5  # prior standard deviation of elasticities, relative to the middle one
+_ROUNDS = 4  # of improving the middle by the estimates shrunk towards it
 LAW = ("alpha", "log_beta", "log_eps")
 _TINY = 1e-12
 
@@ -75,7 +75,7 @@ class Speeds:
 
     @property
     def known_K(self) -> Floats:
-        """How much each estimate weighs against the middle, from 0 to 1."""
+        """Weight of each estimate against the middle, from 0 to 1: prior variance over prior plus error variance."""
         return np.asarray(1.0 / (1.0 + (self.sd_K / (_SPREAD * self.middle)) ** 2))
 
     @property
@@ -93,9 +93,9 @@ class Speeds:
 def middle_elasticity(elasticity_K: Floats, sd_K: Floats, target_K: Floats) -> float:
     """The elasticity of the domain at which half of sum w e is reached, domains sorted by e; NaN where all are 0.
 
-    A median over what is gained: domains without gain have no weight in it, whatever their number or size. Chance that
-    raises an estimate lets it stand higher and weigh more, too, so the middle of estimates alone is too fast, by a half
-    where laws begin. Estimates weigh as far as they are known, and are shrunk towards the middle found so far.
+    A median weighted by gain: domains without gain do not count, whatever their number or size. An estimate that is too
+    high by chance ranks higher and weighs more as well, so the middle of bare estimates is too high, by a half for the
+    first laws. Estimates are therefore weighted by `known_K` and shrunk towards the middle of the last round.
     """
     middle = _half_gained(elasticity_K, target_K * elasticity_K)
     for _ in range(_ROUNDS):
@@ -122,6 +122,8 @@ def fit_elasticities(log_ratio_KM: Floats, loss_KM: Floats, weight_KM: Floats) -
     weight_K1 = weight_KM.sum(axis=1, keepdims=True)
     loss_K1 = (weight_KM * loss_KM).sum(axis=1, keepdims=True) / np.maximum(weight_K1, _TINY)
     centred_KM = loss_KM - loss_K1  # differences of sums of squares would lose what sets laws apart
+    # For a given alpha L = eps + beta x with x = (n / n0)^-alpha: a regression on x, whose slope is beta. Sums of
+    # squares about the means: xx - weight x^2 below, xy of centred losses, yy.
     x_KAM = np.exp(-ALPHA_A[:, None] * log_ratio_KM[:, None, :])
     x_KA = np.einsum("kam,km->ka", x_KAM, weight_KM) / np.maximum(weight_K1, _TINY)
     xy_KA = np.einsum("kam,km->ka", x_KAM, weight_KM * centred_KM)
@@ -135,13 +137,16 @@ def fit_elasticities(log_ratio_KM: Floats, loss_KM: Floats, weight_KM: Floats) -
     beta_KA = np.maximum(np.where(at_zero_KA, through_zero_KA, free_beta_KA), 0.0)
     eps_KA = np.where(at_zero_KA & (beta_KA > 0.0), 0.0, loss_K1 - beta_KA * x_KA)
     shift_KA = eps_KA - loss_K1 + beta_KA * x_KA  # the residuals' weighted mean, 0 off the edge
+    # sum w (L - eps - beta x)^2, by the sums about the means
     misfit_KA = yy_K1 - 2.0 * beta_KA * xy_KA + beta_KA**2 * about_mean_KA + weight_K1 * shift_KA**2
     misfit_KA = np.maximum(misfit_KA, 0.0)
     num_K1 = np.count_nonzero(weight_KM, axis=1)[:, None]
+    # Noise from the best alpha's misfit, three parameters less; 1 is what the weights assume.
     noise_K1 = (_PRIOR_BLOCKS + misfit_KA.min(axis=1, keepdims=True)) / (_PRIOR_BLOCKS + np.maximum(num_K1 - 3, 0))
     posterior_KA = -0.5 * misfit_KA / noise_K1 - 0.5 * (np.log(ALPHA_A / _PRIOR_ALPHA) / _PRIOR_LOG_SD) ** 2
     posterior_KA = np.exp(posterior_KA - posterior_KA.max(axis=1, keepdims=True))
     posterior_KA /= posterior_KA.sum(axis=1, keepdims=True)
+    # Law of total variance: the variance of the means over alpha, plus that of beta at each alpha.
     e_KA = ALPHA_A * beta_KA
     variance_KA = ALPHA_A**2 * noise_K1 / np.where(at_zero_KA, np.maximum(xx_KA, _TINY), about_mean_KA)
     mean_K = (posterior_KA * e_KA).sum(axis=1)

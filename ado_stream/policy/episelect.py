@@ -85,6 +85,7 @@ class EpiSelect(AdoPolicy):
             worth_K = np.where(self._has_law_K, worth_K, worth_K[self._has_law_K].mean())
         score_K = worth_K
         if self._gamma_KK is not None:
+            # equation 4: the sum over learning domains m, hence from the left
             score_K = (samples * worth_K / (self._gamma_KK @ samples)) @ self._gamma_KK
         weight_K: Floats = np.exp((score_K - score_K.max()) / self.config.temperature)
         return weight_K / float(weight_K.sum())

@@ -70,6 +70,7 @@ class GapPolicy(AdoPolicy):
         if fitted:
             memory, smoothing = self.memory, self.config.smoothing
             gap_K = np.nan_to_num(self._gap(), posinf=0.0, neginf=0.0)
+            # 1e-300: without smoothing a share may underflow to 0
             exponent_K = np.log(np.maximum(memory["share"], 1e-300)) + self.config.eta * gap_K
             weight_K = np.exp(exponent_K - exponent_K.max())
             memory["share"] = (1.0 - smoothing) * weight_K / weight_K.sum() + smoothing / self.num_domains

@@ -19,7 +19,7 @@ from ado_stream.policy import state_codec
 from ado_stream.policy.base_policy import Policy
 from ado_stream.policy.domain_weights import Weights, parse_values
 from ado_stream.policy.mixture_bounds import check_floor, lower_to_ceiling, raise_to_floor
-from ado_stream.value_types import Bools, Floats, Ints, JsonMapping, JsonObject
+from ado_stream.value_types import Array, Bools, Floats, Ints, JsonMapping, JsonObject
 
 
 class Guard(Policy):
@@ -75,7 +75,7 @@ class Guard(Policy):
         return {"inner": self.policy.state_dict()}
 
     def _load_extra(self, saved: JsonMapping, source_K: Ints, names: Sequence[str] | None) -> None:
-        self.policy.load_state_dict(saved.get("inner", {}), names)
+        self.policy.load_state_dict(state_codec.section(saved, "inner"), names)
 
     def _after_load(self, same_domains: bool) -> None:
         self._copy_fit()
@@ -245,7 +245,7 @@ class RepetitionGuard(Guard):
         self._drawn = 0.0
         super().__init__(policy)
 
-    def _initial(self) -> JsonObject:
+    def _initial(self) -> dict[str, Array]:
         return {**super()._initial(), "consumed": np.zeros(self.num_domains)}
 
     def _next_mixture(self, loss_K: Floats, count_K: Floats, seen_K: Bools) -> Floats:

@@ -5,17 +5,16 @@ blocks become twice as long; so a run of any length, known or not, is held as 32
 step costs the same at any time. Sums stay exact sums: merging loses resolution, no loss.
 """
 
-from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 import numpy as np
 
 from ado_stream.errors import ResumeError
 from ado_stream.policy import state_codec
-from ado_stream.value_types import Bools, Floats, Ints, JsonObject
+from ado_stream.value_types import Bools, Floats, Ints, JsonMapping, JsonObject
 
 MAX_BLOCKS = 64
-_FAR = 0.1  # share of a block's samples that a mixture gives to other domains, from which on it is another mixture's
+_FAR = 0.1  # a block whose shares exceed a mixture's by this much in sum, beyond chance, was drawn under another one
 _SUMS = ("loss", "samples", "place")
 
 
@@ -105,6 +104,7 @@ class BlockHistory:
         points = self.points(0)
         total_M = np.maximum(points.total_M, 1.0)
         excess_M = np.maximum(points.samples_KM / total_M - mixture_K[:, None], 0.0).sum(axis=0)
+        # Random sampling alone exceeds shares by about 0.4 sum sqrt(p (1 - p) / N) in all; 0.5 leaves room.
         by_chance = 0.5 * np.sqrt(mixture_K * (1.0 - mixture_K)).sum()
         far_M = np.flatnonzero(excess_M > _FAR + by_chance / np.sqrt(total_M))
         return int(points.step_M[far_M[-1]]) + self.length if len(far_M) else 0
@@ -128,13 +128,11 @@ class BlockHistory:
             "total": state_codec.pack(self._total_M1[used, 0]),
         }
 
-    def load_state_dict(self, state: object, source_K: Ints, num_saved: int) -> None:
+    def load_state_dict(self, state: JsonMapping, source_K: Ints, num_saved: int) -> None:
         """Restores the blocks of `num_saved` domains; source_K: index of each domain in them, -1: new (no samples).
 
         Raises ResumeError for anything but blocks of such a shape.
         """
-        if not isinstance(state, Mapping):
-            raise ResumeError("policy state: the blocks of losses cannot be read.")
         length, num_steps = state_codec.whole_number(state, "length", 1), state_codec.whole_number(state, "num_steps")
         used = -(-num_steps // length)
         if used > MAX_BLOCKS:

@@ -11,13 +11,10 @@ under 1,024 rows: memory, the state saved and the time of a fit are bounded by t
 is allocated whole at the start; the operating system maps its pages as rows are written.
 """
 
-from collections.abc import Mapping
-
 import numpy as np
 
-from ado_stream.errors import ResumeError
 from ado_stream.policy import state_codec
-from ado_stream.value_types import Bools, Floats, Ints, JsonObject
+from ado_stream.value_types import Bools, Floats, Ints, JsonMapping, JsonObject
 
 MAX_ROWS = 65_536
 MAX_LOSSES = 64 * MAX_ROWS  # 32 MiB; as many sample counts again where each domain has its own
@@ -78,13 +75,11 @@ class LossHistory:
             "losses": state_codec.pack(self._loss_MK[: self.rows]),
         }
 
-    def load_state_dict(self, state: object, source_K: Ints, num_saved: int) -> None:
+    def load_state_dict(self, state: JsonMapping, source_K: Ints, num_saved: int) -> None:
         """Restores the saved rows of `num_saved` domains; source_K: index of each domain in them, -1: a new one (NaN).
 
         With more domains than before, the capacity may be below the rows saved; they are thinned to it.
         """
-        if not isinstance(state, Mapping):
-            raise ResumeError("policy state: the loss history cannot be read.")
         stride, num_seen = state_codec.whole_number(state, "stride", 1), state_codec.whole_number(state, "num_seen")
         loss_MK = state_codec.unpack(state.get("losses"), "history losses", np.nan, (None, num_saved))
         shape = loss_MK.shape if self._count_M.ndim == 2 else loss_MK.shape[:1]

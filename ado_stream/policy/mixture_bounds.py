@@ -104,5 +104,6 @@ def bring_within(share_K: Floats, low_K: Floats, high_K: Floats) -> Floats:
     # The sum is piecewise linear in s, with breaks where a share meets a bound.
     breaks = np.unique(np.concatenate([bound_K[drawn_K] / share_K[drawn_K] for bound_K in (low_K, high_K)]))
     sums = np.clip(breaks[:, None] * share_K, low_K, high_K).sum(axis=1)
+    # The sum rises from that of low_K, under 1, to that of most_K, over 1: it crosses 1 between two breaks.
     within_K: Floats = np.clip(np.interp(1.0, sums, breaks) * share_K, low_K, high_K)
     return within_K

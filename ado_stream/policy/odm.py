@@ -19,10 +19,9 @@ import numpy as np
 from ado_stream.option_checks import whole
 from ado_stream.policy.base_policy import Policy
 from ado_stream.policy.domain_weights import Weights
-from ado_stream.value_types import Bools, Floats, JsonObject
+from ado_stream.value_types import Array, Bools, Floats
 
 _DECAY = 0.9  # of the rewards
-_LEAST_SHARE = 1e-300  # none is below e_t, unless a state says so
 
 
 class _Bandit(Policy):
@@ -47,13 +46,14 @@ class Odm(_Bandit):
     """
 
     kind = "odm"
+    least_share = 1e-12  # far below e_t for any number of domains and steps: rewards are divided by shares
     run_options: ClassVar[Mapping[str, str]] = {"mixture_lag": "mixture_lag"}
 
     def __init__(self, prior: Weights, mixture_lag: int = 0):
         self.share_arrays = tuple(f"given{age}" for age in range(whole("odm: mixture_lag", mixture_lag), -1, -1))
         super().__init__(prior)
 
-    def _initial(self) -> JsonObject:
+    def _initial(self) -> dict[str, Array]:
         uniform_K = np.full(self.num_domains, 1.0 / self.num_domains)
         return {
             **super()._initial(),
@@ -63,8 +63,7 @@ class Odm(_Bandit):
 
     def _next_mixture(self, loss_K: Floats, count_K: Floats, seen_K: Bools) -> Floats:
         memory = self.memory
-        given_K = np.maximum(memory[self.share_arrays[0]], _LEAST_SHARE)
-        newest_K = _DECAY * memory["reward"] + (1.0 - _DECAY) * loss_K / given_K
+        newest_K = _DECAY * memory["reward"] + (1.0 - _DECAY) * loss_K / memory[self.share_arrays[0]]
         np.copyto(memory["reward"], newest_K, where=seen_K)
         exponent_K = self._explore(self.step + 1) * memory["reward"]
         exploited_K = np.exp(exponent_K - exponent_K.max())  # the shift cancels in the softmax
@@ -79,7 +78,7 @@ class OdmCode(_Bandit):
 
     kind = "odm-code"
 
-    def _initial(self) -> JsonObject:
+    def _initial(self) -> dict[str, Array]:
         return {**super()._initial(), "log_reward": np.full(self.num_domains, -np.inf)}
 
     def _next_mixture(self, loss_K: Floats, count_K: Floats, seen_K: Bools) -> Floats:

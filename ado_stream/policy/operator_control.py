@@ -1,4 +1,4 @@
-"""What an operator orders while a run goes: bounds on shares, a frozen mixture, a mixture that needs no losses.
+"""Operator's orders to a running job: bounds on shares, a frozen mixture, a mixture that needs no losses.
 
 Invariant: the mixture of every update follows from the policy's and from the orders given at that update or before, so
 a run that is resumed and given the same orders at the same steps draws the same batches. The policy inside is updated
@@ -6,7 +6,7 @@ as without orders: `release` goes back to it as if it had never been overruled.
 """
 
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
@@ -17,7 +17,7 @@ from ado_stream.policy.mixture_bounds import bring_within
 from ado_stream.policy.state_codec import check_shares
 from ado_stream.policy.static_policies import Natural, Uniform
 from ado_stream.suggest import did_you_mean
-from ado_stream.value_types import Bools, Floats, Ints, JsonMapping
+from ado_stream.value_types import Array, Bools, Floats, Ints, JsonMapping
 
 FORMS = {
     "pin": "pin DOMAIN=SHARE ...",
@@ -101,7 +101,7 @@ class Control(Guard):
         else:
             self.memory |= self._after(order)
 
-    def _initial(self) -> dict[str, Any]:
+    def _initial(self) -> dict[str, Array]:
         num = self.num_domains
         return {**super()._initial(), "low": np.zeros(num), "high": np.ones(num), "base": np.full(num, np.nan)}
 
@@ -152,7 +152,7 @@ class Control(Guard):
         base_K = self.memory["base"]
         return bring_within(mixture_K if np.isnan(base_K).any() else base_K, self.memory["low"], self.memory["high"])
 
-    def _remap_memory(self, saved: JsonMapping, source_K: Ints) -> dict[str, Any]:
+    def _remap_memory(self, saved: JsonMapping, source_K: Ints) -> dict[str, Array]:
         memory = super()._remap_memory(saved, source_K)
         low_K, high_K, base_K = (memory[name] for name in ("low", "high", "base"))
         if not ((low_K >= 0.0) & (low_K <= high_K) & (high_K <= 1.0)).all():

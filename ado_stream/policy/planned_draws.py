@@ -10,11 +10,10 @@ from ado_stream.value_types import Floats, Ints
 
 
 def planned_samples(policy: Policy, steps: int, global_batch_size: int | Ints, mixture_lag: int = 0) -> Floats:
-    """(K,) float64: expected samples of each domain in `steps` steps; exact for policies that do not look at losses.
+    """(K,) float64: expected samples of each domain in `steps` steps; exact for policies that do not depend on losses.
 
-    global_batch_size: samples of every step, or (steps,) of each.
-
-    For others it is what they draw while no loss moves them. `policy` is updated: do not use it afterwards.
+    For others it is what they draw if no loss moves them. global_batch_size: of every step, or (steps,) of each.
+    `policy` is updated: do not use it afterwards.
     """
     prior_K, size_S = policy.prior, np.broadcast_to(global_batch_size, steps)
     before = min(steps, mixture_lag + 1)  # steps before the first mixture is drawn

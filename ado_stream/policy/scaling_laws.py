@@ -18,7 +18,7 @@ from ado_kernels.fit.fit_dispatch import BACKENDS
 from ado_kernels.fit.objective import Bools, FitOptions, Floats, Ints, at_kink
 from ado_stream.errors import ConfigError, PolicyError
 from ado_stream.option_checks import number, one_of, positive, whole
-from ado_stream.policy.domain_weights import quoted_list
+from ado_stream.suggest import quoted_list
 from ado_stream.value_types import Array
 
 PARAMETERS = ("beta", "eps", "alpha")  # in the order of at_bound

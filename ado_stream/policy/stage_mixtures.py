@@ -1,4 +1,4 @@
-"""Mixtures of a run's stages in the place of its policy's, which learns on from the losses underneath.
+"""Mixtures of a run's stages in place of the policy's; the policy inside keeps learning from the losses.
 
 Invariant: the mixture of an update follows from the policy and the number of updates alone. The saved state is the
 policy's, so stages may be given to a run that began without any, or taken from it.

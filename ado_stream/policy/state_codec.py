@@ -8,6 +8,7 @@ Invariant: unpack(pack(x)) equals x bit for bit, through json.dumps and json.loa
 import base64
 import binascii
 import json
+import math
 import sys
 import zlib
 from collections.abc import Mapping
@@ -60,11 +61,19 @@ def unpack(packed: Any, what: str, first: ArrayLike, shape: tuple[int | None, ..
     return array
 
 
-def check_shares(share_K: Array, what: str) -> Array:
-    """`share_K`, whose last axis sums to 1. Raises ResumeError naming `what`."""
-    if (share_K >= 0.0).all() and (np.abs(share_K.sum(axis=-1) - 1.0) < 1e-6).all():
+def check_shares(share_K: Array, what: str, least: float = 0.0) -> Array:
+    """`share_K`, all `least` or more, whose last axis sums to 1. Raises ResumeError naming `what`."""
+    if (share_K >= least).all() and (np.abs(share_K.sum(axis=-1) - 1.0) < 1e-6).all():
         return share_K
-    raise ResumeError(f"policy state: {what} holds shares below 0, or that do not sum to 1.")
+    raise ResumeError(f"policy state: {what} holds shares below {least:g}, or that do not sum to 1.")
+
+
+def section(state: JsonMapping, name: str) -> JsonMapping:
+    """state[name], a mapping. Raises ResumeError for anything else."""
+    value = state.get(name)
+    if not isinstance(value, Mapping):
+        raise ResumeError(f"policy state: {name!r} is {value!r:.80}; expected a mapping.")
+    return value
 
 
 def whole_number(state: JsonMapping, name: str, least: int = 0) -> int:
@@ -83,6 +92,11 @@ def step_or_none(state: JsonMapping, name: str) -> int | None:
 def number_or_none(state: JsonMapping, name: str) -> float | None:
     """state[name], a finite number, or None. Raises ResumeError for anything else."""
     return None if name in state and state[name] is None else finite_number(state, name)
+
+
+def finite_or_none(value: float) -> float | None:
+    """`value` as a JSON value; None where it is NaN or infinite."""
+    return float(value) if math.isfinite(value) else None
 
 
 def finite_number(state: JsonMapping, name: str) -> float:

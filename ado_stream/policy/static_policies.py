@@ -127,7 +127,7 @@ def unimax(size_K: Floats, budget: float, max_epochs: float) -> Floats:
     """
     share_K = np.zeros(len(size_K))
     left = budget
-    for place, domain in enumerate(np.argsort(size_K, kind="stable")):
+    for place, domain in enumerate(np.argsort(size_K, kind="stable")):  # what small ones cannot take is left for larger
         share_K[domain] = min(left / (len(size_K) - place), max_epochs * size_K[domain])
         left -= share_K[domain]
     return share_K / float(share_K.sum())

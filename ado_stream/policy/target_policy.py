@@ -1,68 +1,53 @@
-"""Target: the mixture that the user wants, less of what cannot be learnt.
+"""Target: a mixture that starts at given weights and takes share from domains of which little can be learnt.
 
-The user says what the model is for, as weights w over the domains: by size, uniform, or any other. The mixture starts
-at w and stays there, to the bit, as long as the domains learn about as fast as each other. With e the elasticity of
-each domain and sd its standard deviation (elasticity.py: nats that its loss falls per unit of log of its own samples),
-m the middle elasticity, and domains taken to lie about m with a deviation of m / 2 before anything is known of them,
+The weights w say what the model is for: by size, uniform, or any other. The mixture equals w, to the bit, as long as
+the domains learn about as fast as each other. With e the elasticity of each domain and sd its standard deviation
+(elasticity.py: nats that its loss falls per unit of log of its own samples) and m the middle elasticity,
 
-    k = 1 / (1 + (2 sd / m)^2)           how much the estimate weighs against the middle
-    r(x) = log((m + k (e - m) + x sqrt(k) sd) / m)     the domain's speed, x deviations from its mean
-    f = s (r(0) + log d)                 where it surely is slow, r(z) < -log d
-        s (r(-z) - log d)                where it surely is fast, r(-z) > log d
-        as it was                        where it was cut and still looks slow, r(0) < -log d
-        0                                else
-    g <- a f + (1 - a) g;   p = w exp(g) / sum(w exp(g))
+    k = 1 / (1 + (2 sd / m)^2)                          weight of the estimate against the middle (Speeds.known_K)
+    r(x) = log((m + k (e - m) + x sqrt(k) sd) / m)      log speed, x deviations from its mean (Speeds.at)
+    f = s (r(0) + log d)                                significantly slow, r(z) < -log d
+        s (r(-z) - log d)                               significantly fast, r(-z) > log d
+        as before                                       cut before and still slow in the mean, r(0) < -log d
+        0                                               else
+    g <- a f + (1 - a) g;   p = w exp(g) / sum(w exp(g))        f is `pull`, g `log_factor` in `memory`
 
-d = 2, z = 1, s = 4, a = 1/2. A domain that surely learns less than 1 / d as fast as the middle, because its text
-cannot be learnt (hashes, base64, noise) or is learnt already, gives way; one that surely learns more than d times as
-fast gains. Everything else keeps exactly its share: estimates of elasticity are off by some ten percent for any finite
-run, and a policy that followed them all would pay for that noise on clean text (docs/policies.md has the figures).
-Some of many domains always look slow by chance, small ones most of all: k holds those near the middle.
+d = 2, z = 1, s = 4, a = 1/2. So text that cannot be learnt (hashes, base64, noise) or is learnt already loses share;
+what learns more than d times as fast as the middle gains. All other domains keep exactly their shares: estimates of e
+are off by some ten percent in any finite run, and following them all would cost loss on clean text (docs/policies.md).
 
-A cut goes to two fifths of a share at first, where the domain's losses still say how fast it learns, and further when
-blocks of losses since then say the same: the floor is no place to be by mistake, nothing is learnt of a domain there.
-It is a two-hundredth of the target share, whatever the number of domains.
+A first cut goes to two fifths of a share, where the domain's losses still show how fast it learns, and further when
+newer blocks of losses confirm it: at the floor, a two-hundredth of the target share, a mistake could not be noticed.
 
-Laws begin where the mixture w was first drawn: under another one a domain learnt from what the others taught, or was
-taught nothing. They count on from the samples that w would have drawn by then, since to a domain that had many the same
-samples are fewer in proportion, and it would seem to learn from them faster.
+Why s = 4 and not the stationary point p ~ w e (s = 1, no zone): w counts useless text as wanted only because nobody
+knew of it. At 2^-4/3 of m both rules agree; below, this one takes more away, down to the floor.
 
-m is the elasticity at the middle of what is gained: domains sorted by e, the one at which half of sum w e is reached.
-Text that cannot be learnt has no weight in it, so half of all domains may be such text and m is still that of the rest.
-Estimates weigh in it by k, too, and are shrunk by it: chance alone would make the middle fast, and others look slow.
-
-Why s = 4 and not the stationary point p ~ w e (s = 1, no zone): w counts the useless text as wanted, which nobody means
-who does not know of it. At 2^-4/3 of m both rules agree; below, this one takes more away, down to the floor.
-
-Training loss on text seen before says nothing about what there is to learn. Where the domains' sizes are known, laws
-are fitted to first-epoch losses only, and e is discounted by exp(-(epochs - 1) / 15), the decay of a repeated sample's
-value (arXiv 2305.16264); shares are bounded so that no domain is read more than `max_epochs` times in the run. Laws of
-validation losses need neither: what repeating is still worth shows on held-out text.
+Why the rest is as it is (the middle, the samples from which laws count, repeated text): docs/math.md, 4b.
 
 Invariants: a function of the updates alone; the cost of a step does not depend on t apart from the refits, which come
 after every twentieth of the steps so far, and at most every 1000.
 """
 
 from collections.abc import Mapping, Sequence
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import ArrayLike
 
 from ado_stream.errors import ConfigError
 from ado_stream.option_checks import number, one_of, optional, positive, whole
 from ado_stream.policy import state_codec
-from ado_stream.policy.base_policy import Policy
+from ado_stream.policy.base_policy import Policy, run_default
 from ado_stream.policy.domain_weights import Weights, parse_values, target_shares
 from ado_stream.policy.elasticity import LAW, Speeds, fit_blocks, middle_elasticity
 from ado_stream.policy.loss_blocks import BlockHistory, BlockPoints
 from ado_stream.policy.mixture_bounds import check_floor, lower_to_ceiling, raise_to_floors
 from ado_stream.policy.scaling_laws import ScalingLawFit
-from ado_stream.value_types import Bools, Floats, Ints
+from ado_stream.value_types import Array, Bools, Floats, Ints, JsonMapping, JsonObject
 
 _REPEAT_DECAY_EPOCHS = 15.0  # arXiv 2305.16264, section 5: the half-life constant R* of repeated tokens
-_LEAST_BLOCKS = 4  # with fewer the three numbers of a law are not known at all
-_LEAST_VALIDATIONS = 8  # all are of the same text, so what they err by does not average out: a law needs a longer way
+_LEAST_BLOCKS = 4  # fewer cannot determine the three parameters of a law
+_LEAST_VALIDATIONS = 8  # all are of the same text, so their errors do not average out: a law needs more of them
 _FORGET = 4  # laws are fitted to the last three quarters of the steps so far
 _LEAST_DRAWN = 0.2  # of its target share, for a block to count for a domain
 _FIRST_CUT = 2.0 * _LEAST_DRAWN  # of its target share: the least that it is cut to before new blocks say the same
@@ -136,7 +121,7 @@ class TargetPolicy(Policy):
         least_K = _LEAST * self.target_K if floor is None else check_floor(floor, num, "target: floor")
         self._floor_K = np.minimum(least_K, self.target_K)
         with np.errstate(divide="ignore", invalid="ignore"):
-            # a factor of e below the floor: far enough to reach it, and near enough for a short way back
+            # a factor of e below the floor: low enough to reach it, close enough to leave it in a few refits
             self._least_log_factor_K = np.nan_to_num(np.log(self._floor_K / self.target_K) - 1.0)
         optional(whole, "target: total_steps", total_steps, 1)
         if self._validates and evaluate_every_steps == 0:
@@ -144,8 +129,8 @@ class TargetPolicy(Policy):
                 "target: laws of validation losses, but this run has none before its end.\n"
                 "  Set evaluate.every_steps for a corpus with a val split, or take laws: train."
             )
-        self._ignore_steps = whole("target: ignore_steps", _capped(ignore_steps, 1000, total_steps, 10))
-        self._start_step = whole("target: start_step", _capped(start_step, 2000, total_steps, 8))
+        self._ignore_steps = whole("target: ignore_steps", run_default(ignore_steps, 1000, total_steps, 10))
+        self._start_step = whole("target: start_step", run_default(start_step, 2000, total_steps, 8))
         self._size_K = None if sizes is None else parse_values(sizes, self.names, num, "target: sizes")
         self._total_samples = optional(positive, "target: total_samples", total_samples)
         self._max_epochs = positive("target: max_epochs", max_epochs)
@@ -173,7 +158,7 @@ class TargetPolicy(Policy):
             self.memory["val_loss"] = np.where(valid_K, loss_K, np.nan)
             self.memory["val_samples"] = np.where(valid_K, count_K, 0.0)
 
-    def health(self) -> dict[str, Any]:
+    def health(self) -> JsonObject:
         """Adds to the base's: refits; and of each domain that is cut or raised, its share over its target share, since
         which step, its elasticity with the deviation, its samples, and the same as a sentence ("why")."""
         memory, middle = self.memory, self._middle
@@ -185,8 +170,8 @@ class TargetPolicy(Policy):
                 self.labels[index]: {
                     "share_over_target": float(self._mixture_K[index] / self.target_K[index]),
                     "since_step": int(memory["moved_since"][index]),
-                    "elasticity": _or_none(memory["elasticity"][index]),
-                    "elasticity_sd": _or_none(memory["elasticity_sd"][index]),
+                    "elasticity": state_codec.finite_or_none(memory["elasticity"][index]),
+                    "elasticity_sd": state_codec.finite_or_none(memory["elasticity_sd"][index]),
                     "samples": float(memory["samples"][index]),
                     "why": self._why(index),
                 }
@@ -195,11 +180,11 @@ class TargetPolicy(Policy):
         }
 
     def _why(self, index: int) -> str:
-        """What is known of a moved domain's learning, for users: loss per doubling of its samples, with its interval"""
+        """For users: how much a moved domain's loss falls per doubling of its samples, with the interval."""
         memory, doubled = self.memory, np.log(2.0)
         e, margin = memory["elasticity"][index], self._confidence * memory["elasticity_sd"][index]
         if not np.isfinite(e):
-            return "it goes back to its share: its loss fell with what the others taught"
+            return "it returns to its share: its loss fell with training on the others"
         epochs = self._epochs()[index]
         repeats = f" It was read {epochs:.1f} times." if epochs > 1.0 and not self._validates else ""
         return (
@@ -208,7 +193,7 @@ class TargetPolicy(Policy):
             f"that of the middle domain by {doubled * memory['middle'][index]:.3f}.{repeats}"
         )
 
-    def _initial(self) -> dict[str, NDArray[Any]]:
+    def _initial(self) -> dict[str, Array]:
         unknown_K = np.full(self.num_domains, np.nan)
         return {
             **super()._initial(),
@@ -224,7 +209,9 @@ class TargetPolicy(Policy):
 
     def _next_mixture(self, loss_K: Floats, count_K: Floats, seen_K: Bools) -> Floats:
         memory = self.memory
-        evidence_K = seen_K if self._validates else seen_K & self._is_first_epoch()
+        evidence_K = seen_K
+        if self._size_K is not None and not self._validates:  # training losses of the first epoch only
+            evidence_K = seen_K & (memory["samples"] < self._size_K)
         self._histories["blocks"].record(memory["samples"] + 0.5 * count_K, loss_K, count_K, evidence_K)
         if self._validates:
             val_K = memory["val_samples"]
@@ -236,9 +223,6 @@ class TargetPolicy(Policy):
             self._next_refit = self.step + max(1, min(self.step // _REFIT_FRAC, _REFIT_STEPS))
         is_bounded = self._size_K is not None and self._total_samples is not None  # by epochs
         return self._mix() if is_bounded or self.fit_step == self.step else self._mixture_K
-
-    def _is_first_epoch(self) -> Bools | bool:
-        return True if self._size_K is None else self.memory["samples"] < self._size_K
 
     def _refit(self) -> None:
         memory = self.memory
@@ -259,15 +243,15 @@ class TargetPolicy(Policy):
             memory[name] = np.where(lawful_K, value_K, memory[name])
         found_K = memory["elasticity"], memory["elasticity_sd"], self.target_K
         middle = middle_elasticity(*(each_K[lawful_K] for each_K in found_K))
-        self._middle = _or_none(middle)
-        memory["middle"] = np.where(lawful_K, middle, memory["middle"])  # as it was when the domain was last judged
+        self._middle = state_codec.finite_or_none(middle)
+        memory["middle"] = np.where(lawful_K, middle, memory["middle"])  # of each domain's last fit
         pull_K, slow_K = self._pull()
         memory["pull"] = np.where(lawful_K, pull_K, memory["pull"])
         self._restore(points, self._use_laws())
         old_K = memory["log_factor"]
-        # Below this share nothing more is learnt of a domain: what was known when it came there draws it further down.
-        sinks_K = ~lawful_K & (old_K < np.log(_LEAST_DRAWN)) & (memory["pull"] < 0.0)
-        kept_K = np.where(sinks_K, 1.0, 1.0 - self._damping) * old_K
+        # Below this share there are no new blocks for a law: the last estimate keeps lowering the share.
+        unmeasured_K = ~lawful_K & (old_K < np.log(_LEAST_DRAWN)) & (memory["pull"] < 0.0)
+        kept_K = np.where(unmeasured_K, 1.0, 1.0 - self._damping) * old_K
         twice_K = lawful_K & slow_K & (old_K < 0.0) & self._is_settled(points) | (old_K < np.log(_FIRST_CUT))
         least_K = np.maximum(self._least_log_factor_K, np.where(twice_K, -np.inf, np.log(_FIRST_CUT)))
         new_K = np.maximum(self._damping * memory["pull"] + kept_K, least_K)
@@ -293,9 +277,8 @@ class TargetPolicy(Policy):
     def _fit(self, points: BlockPoints, drawn: BlockPoints) -> tuple[dict[str, Floats], Bools]:
         """What `memory` holds of each domain's law, and where there are blocks enough for one, and new ones.
 
-        A block counts for a domain that was drawn at a fifth of its target share or more. What a model shows of a
-        domain that it is hardly given any more is forgetting, and then the quick way back: neither says what there is
-        to learn. drawn: the same blocks of training.
+        A block counts for a domain that was drawn at a fifth of its target share or more: losses of a domain that is
+        hardly drawn show forgetting and quick relearning. drawn: the same blocks of training.
         """
         drawn_KM = drawn.samples_KM >= _LEAST_DRAWN * self.target_K[:, None] * drawn.total_M
         counts_KM = drawn_KM & (points.samples_KM > 0.0) & (points.step_M >= self.memory["laws_from"][:, None])
@@ -303,7 +286,7 @@ class TargetPolicy(Policy):
         laws = fit_blocks(
             points, counts_KM, self.law_counts(self.memory["samples"]), np.exp(-repeats_K / _REPEAT_DECAY_EPOCHS)
         )
-        is_new_K = counts_KM[:, -2:].any(axis=1)  # the middle moves on: what is old must not be held against it
+        is_new_K = counts_KM[:, -2:].any(axis=1)  # the middle changes: old estimates are not compared with it
         least = _LEAST_VALIDATIONS if self._validates else _LEAST_BLOCKS
         return laws, is_new_K & (np.count_nonzero(counts_KM, axis=1) >= least)
 
@@ -312,7 +295,7 @@ class TargetPolicy(Policy):
         return self.step - self.memory["moved_since"] > _LEAST_BLOCKS * points.spacing
 
     def _pull(self) -> tuple[Floats, Bools]:
-        """f: how far the log of each share is drawn from its target; and where a domain surely is slow."""
+        """f: where the log of each share moves to, relative to its target; and which domains are significantly slow."""
         memory, zone = self.memory, self._log_zone
         if self._middle is None:
             return np.zeros(self.num_domains), np.zeros(self.num_domains, bool)
@@ -324,9 +307,9 @@ class TargetPolicy(Policy):
         return cut_K + self._strength * np.maximum(speeds.at(-self._confidence) - zone, 0.0), slow_K
 
     def _restore(self, points: BlockPoints, laws: ScalingLawFit) -> None:
-        """Gives back its share to a domain that was cut and learns all the same, from what the others teach.
+        """Restores the share of a domain that was cut and still learns, from the other domains' text.
 
-        That is: whose loss fell, from before the cut, by 1 / d of what the others' fell, or more. Its law starts anew.
+        That is: whose loss fell, since the cut, by at least 1 / d of what the others' fell. Its law starts anew.
         """
         memory = self.memory
         recent_K, samples_K = points.recent(_LEAST_BLOCKS)
@@ -336,7 +319,8 @@ class TargetPolicy(Policy):
             return
         others = float(np.average(np.nan_to_num(recent_K), weights=weight_K))
         new_K = pulled_K & (memory["log_factor"] == 0.0)
-        # As its law has it: a domain is cut when it happens to look slow, so when its latest losses happen to be high.
+        # The law's loss and not the latest: a domain is cut when it looks slow, which is when its latest losses happen
+        # to be high; any return to the law would then count as a fall.
         law_K = laws.predict(np.maximum(self.law_counts(memory["samples"]), 1.0)[:, None])[:, 0]
         memory["loss_before"] = np.where(new_K, law_K, memory["loss_before"])
         memory["others_before"] = np.where(new_K, others, memory["others_before"])
@@ -375,13 +359,13 @@ class TargetPolicy(Policy):
 
     # State -----------------------------------------------------------------------------------------------------
 
-    def _extra_state(self) -> dict[str, Any]:
+    def _extra_state(self) -> JsonObject:
         return {name: blocks.state_dict() for name, blocks in self._histories.items()}
 
-    def _load_extra(self, saved: Mapping[str, Any], source_K: Ints, names: Sequence[str] | None) -> None:
+    def _load_extra(self, saved: JsonMapping, source_K: Ints, names: Sequence[str] | None) -> None:
         loaded = {name: BlockHistory(self.num_domains) for name in self._histories}
         for name, blocks in loaded.items():
-            blocks.load_state_dict(saved.get(name), source_K, saved["num_domains"])
+            blocks.load_state_dict(state_codec.section(saved, name), source_K, saved["num_domains"])
         self._histories = loaded
 
     def _after_load(self, same_domains: bool) -> None:
@@ -389,12 +373,3 @@ class TargetPolicy(Policy):
         if self.fit_step is not None:
             self._use_laws()
         self._mixture_K = self._mix()
-
-
-def _or_none(value: float) -> float | None:
-    return float(value) if np.isfinite(value) else None
-
-
-def _capped(value: int | None, default: int, total_steps: int | None, divisor: int) -> Any:
-    most = default if total_steps is None else min(default, total_steps // divisor)
-    return most if value is None else value

@@ -62,9 +62,9 @@ def improve_transfer(gamma_KK: Floats, laws: ScalingLawFit, count_KM: Floats, lo
     usable_KM = np.isfinite(loss_KM) & (loss_KM > 0.0) & laws.valid[:, None]
     log_loss_KM = np.log(np.where(usable_KM, loss_KM, 1.0))
     best_K, slope_KK = _objective(gamma_KK, laws, count_KM, log_loss_KM, usable_KM, delta)
-    step_K = _FIRST_MOVE / np.maximum(np.abs(slope_KK).max(axis=1), 1e-300)
+    step_K = _FIRST_MOVE / np.maximum(np.abs(slope_KK).max(axis=1), 1e-300)  # a slope of 0 moves nothing
     for _ in range(_MOVES):
-        exponent_KK = np.clip(-step_K[:, None] * slope_KK, -1.0, 1.0)
+        exponent_KK = np.clip(-step_K[:, None] * slope_KK, -1.0, 1.0)  # a weight changes e-fold at most in a move
         tried_KK = gamma_KK * np.exp(exponent_KK)
         tried_KK /= tried_KK.sum(axis=1, keepdims=True)
         found_K, tried_slope_KK = _objective(tried_KK, laws, count_KM, log_loss_KM, usable_KM, delta)

@@ -8,11 +8,11 @@ from ado_stream.report.comparison import pick_baseline
 from ado_stream.report.forecast_plot import forecast_error, halfway_law
 from ado_stream.report.run_data import Run
 from ado_stream.report.verdict import compare
+from ado_stream.suggest import first_names
 
 FORECAST_FRAC = 0.05
 MOST_EPOCHS = 4  # up to here repeated text teaches about as much as new text (arXiv 2305.16264)
 _LEARNS_LAWS = ("ado", "target")
-_SHOWN = 4
 
 
 def advice(runs: list[Run]) -> list[str]:
@@ -31,10 +31,6 @@ def advice(runs: list[Run]) -> list[str]:
 def _of_run(run: Run) -> list[str]:
     candidates = [_unfinished(run), _no_laws(run), _at_bound(run), _forecasts(run), _repeated(run), _skipped(run)]
     return [f"{run.label}: {sentence}" for sentence in candidates if sentence]
-
-
-def _listed(names: list[str]) -> str:
-    return ", ".join(names[:_SHOWN]) + (f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else "")
 
 
 def _unfinished(run: Run) -> str:
@@ -59,8 +55,8 @@ def _at_bound(run: Run) -> str:
     if not held:
         return ""
     return (
-        f"laws at a bound of the fit, so that their forecasts are the bound's: {_listed(held)}. Train longer before "
-        "the first fit, or set policy.options.units=vocabulary."
+        f"laws at a bound of the fit, so that their forecasts are the bound's: {first_names(held, 4)}. Train longer "
+        "before the first fit, or set policy.options.units=vocabulary."
     )
 
 
@@ -73,8 +69,8 @@ def _forecasts(run: Run) -> str:
     worst = sorted(missed, key=lambda name: -abs(missed[name]))
     named = [f"{name} {100 * missed[name]:+.1f} %" for name in worst]
     return (
-        f"half-way forecasts off by more than {100 * FORECAST_FRAC:.0f} %: {_listed(named)}. Do not plan by these "
-        "laws; fits that leave out more of the beginning may do better: policy.options.ignore_steps."
+        f"half-way forecasts off by more than {100 * FORECAST_FRAC:.0f} %: {first_names(named, 4)}. Do not plan by "
+        "these laws; fits that leave out more of the beginning may do better: policy.options.ignore_steps."
     )
 
 
@@ -88,8 +84,8 @@ def _repeated(run: Run) -> str:
         return ""
     named = [f"{name} {epochs[name]:.1f} times" for name in sorted(over, key=lambda name: -epochs[name])]
     return (
-        f"read more than {MOST_EPOCHS} times: {_listed(named)}. Past that repeated text teaches little: add text, or "
-        "bound it with policy.guards=[{name: repetition}]."
+        f"read more than {MOST_EPOCHS} times: {first_names(named, 4)}. Past that repeated text teaches little: add "
+        "text, or bound it with policy.guards=[{name: repetition}]."
     )
 
 

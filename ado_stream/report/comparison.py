@@ -15,6 +15,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from ado_stream.report.run_data import Evaluation, Run
+from ado_stream.suggest import first_names
 from ado_stream.value_types import Floats
 
 OVERALL = ("by corpus size", "mean of domains")
@@ -90,10 +91,7 @@ def why_not_comparable(run: Run, baseline: Run) -> str:
     if _tokenizer(run) != _tokenizer(baseline) and common_unit([run, baseline]) is NATS:
         return f"{pair} have different tokenizers and no record of the bytes of their validation text."
     other = [name for name in names if not _same_text(run, baseline, name)]
-    if not other:
-        return ""
-    listed = ", ".join(other[:4]) + (f" and {len(other) - 4} more" if len(other) > 4 else "")
-    return f"{pair} were validated on different text of {listed}."
+    return f"{pair} were validated on different text of {first_names(other, 4)}." if other else ""
 
 
 def _by_corpus_size(run: Run, final: Evaluation, loss_K: Floats, unit: Unit) -> float:

@@ -1,8 +1,8 @@
-"""Serves the report of runs that go on: the page on 127.0.0.1, and a message to it after each change of a record.
+"""Serves the report of running jobs: the page on 127.0.0.1, and a message to it after each change of a record.
 
 Invariant: only this machine is served. A page of another site that has its name resolve to 127.0.0.1 sends its own
-name in Host, and is refused. A page is drawn once a change however many look on, and drawing takes at most a tenth
-of the time, since it may share processors with training.
+name in Host, and is refused. The page is drawn once per change for any number of viewers, and drawing takes at most a
+tenth of the time, since it may share processors with training.
 """
 
 import threading

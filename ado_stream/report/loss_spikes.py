@@ -4,7 +4,7 @@ A loss is compared with the same domain's last `window` losses before it: it sta
 deviations above their median m. A robust deviation is 1.4826 times the median distance from m (of normal noise, its
 standard deviation), and at least a thousandth of m, for losses that hardly vary. Medians: spikes in the window change
 neither, as long as they are fewer than half. The first MIN_LOSSES of a domain are not judged. A loss that is not finite
-stands out always. After a lasting rise every step is listed until half the window lies behind it.
+always stands out. After a lasting rise every step is listed until half the window lies behind it.
 """
 
 from dataclasses import dataclass

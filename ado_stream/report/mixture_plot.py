@@ -26,7 +26,7 @@ from ado_stream.value_types import Floats
 MAX_RUNS = 4
 MAX_LABELS = 24
 HEIGHT_IN = 4.4
-CONSTANT = 1e-9
+CONSTANT = 1e-9  # of a share: smaller changes are rounding
 
 
 def mixture_varies(run: Run) -> bool:
@@ -136,4 +136,4 @@ def _multiples(low: float, high: float) -> list[float]:
 
 def _label_height(units: float) -> float:
     """A label's height in the units of an axis that spans `units`."""
-    return units * 0.155 / (HEIGHT_IN - 0.9)
+    return units * 0.155 / (HEIGHT_IN - 0.9)  # inches: of a line of text; of title and axis labels

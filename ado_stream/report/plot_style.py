@@ -10,6 +10,7 @@ import io
 import json
 import re
 from collections.abc import Iterable, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,6 +18,7 @@ import numpy as np
 from matplotlib import rc_context
 from matplotlib.artist import Artist
 from matplotlib.axes import Axes
+from matplotlib.axis import Axis
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.colors import to_hex, to_rgb
 from matplotlib.figure import Figure
@@ -35,7 +37,7 @@ INK, SOFT, FAINT = "#1c1f24", "#6b7280", "#d9dde3"
 RUN_STYLES = tuple((color, dash) for dash in ("-", "--", ":") for color in (INK, "#8b94a3"))
 RUN_MARKERS = ("o", "D", "s", "^", "v", "P")
 WIDTH_IN = 10.5
-MAX_POINTS = 400
+MAX_POINTS, LINE_POINTS = 400, 120
 
 RC: Any = {
     "font.size": 9.5,
@@ -77,7 +79,7 @@ class Plot:
     figure: Figure
 
 
-def styled() -> Any:
+def styled() -> AbstractContextManager[None]:
     """The context in which figures are made and saved; matplotlib's global settings do not change."""
     return rc_context(RC)
 
@@ -100,7 +102,7 @@ def domain_color(index: int) -> str:
 def text_color(color: str) -> str:
     """`color` darkened until it can be read on white: WCAG contrast of 4 or more."""
     rgb = np.array(to_rgb(color))
-    while 1.05 / (_luminance(rgb) + 0.05) < 4:
+    while 1.05 / (_luminance(rgb) + 0.05) < 4:  # white's luminance is 1
         rgb = rgb * 0.95
     return to_hex(tuple(rgb.tolist()))
 
@@ -176,9 +178,9 @@ def bin_means(values_S: Floats, edges: Ints) -> Floats:
     return means
 
 
-def plot_binned(axes: Axes, step_S: Ints, values_S: Floats, num: int, **line: Any) -> Floats:
-    """Draws means over `num` groups of consecutive steps; returns them."""
-    edges = bins(step_S, num)
+def plot_binned(axes: Axes, step_S: Ints, values_S: Floats, **line: Any) -> Floats:
+    """Draws means over LINE_POINTS groups of consecutive steps; returns them."""
+    edges = bins(step_S, LINE_POINTS)
     means_S = bin_means(values_S, edges)
     axes.plot(bin_means(step_S.astype(np.float64), edges), means_S, **line)
     return means_S
@@ -241,7 +243,7 @@ def signed(value: float, form: str) -> str:
     return f"{value:+z{form}}".replace("-", "−") if np.isfinite(value) else "–"
 
 
-def thousands(axis: Any) -> None:
+def thousands(axis: Axis) -> None:
     """Labels a linear axis as 10k, 2.5M."""
     axis.set_major_locator(MaxNLocator(5, steps=[1, 2, 2.5, 5, 10]))
     axis.set_major_formatter(FuncFormatter(lambda value, _: compact(value)))

@@ -20,7 +20,7 @@ def draw_progress(runs: list[Run]) -> Plot | None:
     for number, run in enumerate(shown):
         label = f"{shorten(run.label)}: training"
         style = {"label": label, "alpha": 0.75, "gid": f"d|{run.label}: ", **run_style(number)}
-        loss_S = plot_binned(axes, run.step_S, run.loss_S, 120, **style)
+        loss_S = plot_binned(axes, run.step_S, run.loss_S, **style)
         # the axis ends above the 99th percentile after the steep first twentieth
         tops.append(np.nanpercentile(loss_S[len(loss_S) // 20 :], 99) if np.isfinite(loss_S).any() else math.nan)
         if len(run.evaluations) > 1:
@@ -41,5 +41,5 @@ def draw_progress(runs: list[Run]) -> Plot | None:
 def _validations(axes: Axes, evaluations: tuple[Evaluation, ...], label: str, number: int) -> None:
     steps = [evaluation.step for evaluation in evaluations]
     losses = [evaluation.loss for evaluation in evaluations]
-    style = {"label": label, "gid": f"d|{label}: ", "ms": 5, **run_style(number)}
-    axes.plot(steps, losses, marker=RUN_MARKERS[number % len(RUN_MARKERS)], **style)
+    marker = RUN_MARKERS[number % len(RUN_MARKERS)]
+    axes.plot(steps, losses, marker=marker, ms=5, label=label, gid=f"d|{label}: ", **run_style(number))

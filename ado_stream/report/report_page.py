@@ -7,7 +7,6 @@ import os
 import shlex
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from ado_stream.durable import write_durably
 from ado_stream.errors import StorageError
@@ -24,6 +23,7 @@ from ado_stream.report.selection_plot import draw_selection
 from ado_stream.report.throughput_plot import draw_throughput
 from ado_stream.report.validation_plot import draw_validation
 from ado_stream.report.verdict import caveats, compare
+from ado_stream.value_types import JsonObject
 
 FILE_NAME = "report.html"
 
@@ -163,14 +163,14 @@ def _health(run: Run, colors: dict[str, str]) -> dict[str, str]:
     return {title: html.table_section(title, note, html.table(*health_table(health, colors)))}
 
 
-def _moved(run: Run, health: dict[str, Any], colors: dict[str, str]) -> str:
+def _moved(run: Run, health: JsonObject, colors: dict[str, str]) -> str:
     """What the target policy moved."""
     note = (
-        f"Refits: {health['refits']}. A domain is moved only where it surely learns much slower or faster than the "
-        "middle one: ranges are what the losses allow for."
+        f"Refits: {health['refits']}. A domain is moved only where it learns much slower or faster than the middle "
+        "one beyond chance; ranges show the uncertainty of the estimates."
     )
     if not health["moved"]:
-        note += " None was moved: the mixture is the one wanted, to the bit."
+        note += " None was moved: the mixture is exactly the target."
         return html.table_section(f"Moved by the policy: {run.label}", note, "")
     return html.table_section(f"Moved by the policy: {run.label}", note, html.table(*moved_table(health, colors)))
 

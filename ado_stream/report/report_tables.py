@@ -3,26 +3,18 @@
 import math
 from collections import Counter
 from collections.abc import Callable
-from typing import Any
 
 import numpy as np
 
 from ado_stream.record import with_nan
-from ado_stream.report.comparison import (
-    OVERALL,
-    Unit,
-    common_unit,
-    final_losses,
-    pick_baseline,
-    why_not_comparable,
-)
+from ado_stream.report.comparison import OVERALL, Unit, common_unit, final_losses, pick_baseline, why_not_comparable
 from ado_stream.report.forecast_plot import forecast_error, halfway_law, next_interval_error
 from ado_stream.report.mixture_plot import mixture_varies
 from ado_stream.report.plot_style import compact, signed
 from ado_stream.report.report_html import Cell
 from ado_stream.report.run_data import Run
 from ado_stream.report.throughput_plot import median_tokens_per_s
-from ado_stream.value_types import Floats
+from ado_stream.value_types import Floats, JsonObject
 
 Row = list[str | Cell]
 DASH = "–"
@@ -39,8 +31,8 @@ def domain_cell(name: str, colors: dict[str, str]) -> Cell:
     return Cell(name, swatch=colors.get(name, ""), domain=domain)
 
 
-def domain_table(runs: list[Run], colors: dict[str, str], sizes: bool = True) -> tuple[list[str], list[Row]]:
-    """(header, rows): validation loss, shares and, if `sizes`, tokens of each domain, then the two overall measures."""
+def domain_table(runs: list[Run], colors: dict[str, str]) -> tuple[list[str], list[Row]]:
+    """(header, rows): validation loss, shares and tokens of each domain, then the two overall measures."""
     measured = [run for run in runs if run.final is not None]
     baseline = pick_baseline(measured) if measured else None
     unit = common_unit(measured)
@@ -49,15 +41,14 @@ def domain_table(runs: list[Run], colors: dict[str, str], sizes: bool = True) ->
     header = ["domain"] + [f"{run.label}: loss" for run in measured]
     header += [f"{run.label} − {baseline.label}" for run in others if baseline]
     header += ["prior"] + [f"{run.label}: mean share" for run in moving]
-    header += ["train tokens"] * sizes + ["validation tokens"] * (sizes and bool(measured))
+    header += ["train tokens"] + ["validation tokens"] * bool(measured)
     rows: list[Row] = []
     for name in [*colors, *(OVERALL if measured else ())]:
         row: Row = [domain_cell(name, colors)]
         row += [number(final_losses(run, unit).get(name), ".3f") for run in measured]
         row += [_difference(run, baseline, name, unit) for run in others if baseline]
-        row += [_prior(runs[0], name)] + [_mean_share(run, name) for run in moving]
-        row += [_train_tokens(runs[0], name)] * sizes
-        row += [_validation_tokens(measured[0], name)] if sizes and measured else []
+        row += [_prior(runs[0], name)] + [_mean_share(run, name) for run in moving] + [_train_tokens(runs[0], name)]
+        row += [_validation_tokens(measured[0], name)] if measured else []
         rows.append(row)
     return header, rows
 
@@ -90,7 +81,7 @@ def law_table(run: Run, colors: dict[str, str]) -> tuple[list[str], list[Row]]:
     return header, rows
 
 
-def health_table(health: dict[str, Any], colors: dict[str, str]) -> tuple[list[str], list[Row]]:
+def health_table(health: JsonObject, colors: dict[str, str]) -> tuple[list[str], list[Row]]:
     """(header, rows): the policy's counters for every domain, and its forecast errors over the last interval."""
     header = ["domain", "losses ignored", "laws held", "at a bound", "forecast error", "its size"]
     rows: list[Row] = []
@@ -109,9 +100,9 @@ def health_table(health: dict[str, Any], colors: dict[str, str]) -> tuple[list[s
     return header, rows
 
 
-def moved_table(health: dict[str, Any], colors: dict[str, str]) -> tuple[list[str], list[Row]]:
-    """(header, rows): the domains that the target policy moved from the share wanted, and the evidence."""
-    header = ["domain", "of the share wanted", "since step", "evidence"]
+def moved_table(health: JsonObject, colors: dict[str, str]) -> tuple[list[str], list[Row]]:
+    """(header, rows): the domains that the target policy moved from their target shares, and the evidence."""
+    header = ["domain", "of its target share", "since step", "evidence"]
     rows: list[Row] = [
         [
             domain_cell(name, colors),
@@ -187,7 +178,7 @@ def _policy(run: Run) -> str:
     return _given(run, "policy") + (f" ({listed})" if listed else "")
 
 
-def _options(options: dict[str, Any], prefix: str = "") -> list[str]:
+def _options(options: JsonObject, prefix: str = "") -> list[str]:
     """ "key value" of every option, nested ones as outer.inner."""
     found = []
     for key, value in options.items():

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, TypedDict
+from typing import TypedDict
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from ado_stream.errors import ConfigError, DataError, NotFound
 from ado_stream.json_files import check_type
 from ado_stream.record import FILE_NAME, read_run, with_nan
-from ado_stream.value_types import Floats, Ints
+from ado_stream.value_types import Floats, Ints, JsonObject
 
 PARTS = ("data", "forward_backward", "optimizer", "policy", "checkpoint")
 
@@ -81,7 +81,7 @@ class Run:
 
     path: Path
     label: str
-    metadata: dict[str, Any]
+    metadata: JsonObject
     domains: tuple[str, ...]
     step_S: Ints
     loss_S: Floats
@@ -91,9 +91,9 @@ class Run:
     tokens_per_s_S: Floats
     time_s: dict[str, Floats]
     laws: tuple[RefitLaws, ...]
-    health: dict[str, Any] | None  # of the policy after its last refit
+    health: JsonObject | None  # of the policy after its last refit
     evaluations: tuple[Evaluation, ...]
-    events: tuple[dict[str, Any], ...]
+    events: tuple[JsonObject, ...]
 
     @cached_property
     def prior_K(self) -> Floats:
@@ -238,7 +238,7 @@ _ALWAYS: dict[str, tuple[str, ...]] = {  # keys that come together
 }
 
 
-def _health(line: dict[str, Any], domains: tuple[str, ...], where: str) -> dict[str, Any]:
+def _health(line: JsonObject, domains: tuple[str, ...], where: str) -> JsonObject:
     """The health of a line, checked: whole, and of these domains."""
     health = line.get("health")
     check_type(health, Health, where, DataError)
@@ -253,23 +253,23 @@ def _health(line: dict[str, Any], domains: tuple[str, ...], where: str) -> dict[
     return health
 
 
-def _row(value: Any, num_domains: int) -> Floats:
+def _row(value: object, num_domains: int) -> Floats:
     """`value` as (K,) float64; a scalar or null is repeated for all domains."""
     return np.broadcast_to(np.array(with_nan(value), dtype=np.float64), (num_domains,)).copy()
 
 
-def _matrix(lines: list[dict[str, Any]], key: str, num_domains: int) -> Floats:
+def _matrix(lines: list[JsonObject], key: str, num_domains: int) -> Floats:
     return np.array([_row(line.get(key), num_domains) for line in lines]).reshape(len(lines), num_domains)
 
 
-def _law(line: dict[str, Any], num_domains: int) -> RefitLaws:
+def _law(line: JsonObject, num_domains: int) -> RefitLaws:
     keys = ("n", "log_beta", "log_eps", "alpha", "objective", "residual_scale")
     rows = {f"{key}_K": _row(line.get(key), num_domains) for key in keys}
     valid_K = np.array(line.get("valid") or [True] * num_domains, dtype=bool)
     return RefitLaws(line["step"], valid_K=valid_K, **rows)
 
 
-def _evaluation(line: dict[str, Any], num_domains: int) -> Evaluation:
+def _evaluation(line: JsonObject, num_domains: int) -> Evaluation:
     return Evaluation(
         step=line["step"],
         split=line.get("split", "val"),

@@ -74,7 +74,7 @@ def _speed(axes: Axes, runs: list[Run]) -> None:
             continue
         label = f"{shorten(run.label)}: median {compact(median_tokens_per_s(run))}"
         style = {"label": label, "gid": f"d|{run.label}: ", **run_style(number)}
-        plot_binned(axes, run.step_S, run.tokens_per_s_S, 120, **style)
+        plot_binned(axes, run.step_S, run.tokens_per_s_S, **style)
     axes.set(xlabel="step", ylabel="tokens per second", ylim=(0, None))
     axes.margins(y=0.25)
     axes.set_ylim(0, axes.get_ylim()[1])

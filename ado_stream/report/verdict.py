@@ -104,7 +104,8 @@ def compare(runs: list[Run]) -> list[Comparison]:
 
 def caveats(runs: list[Run]) -> list[str]:
     """Reasons to doubt the comparison, one sentence each."""
-    found = [_cut_short(run) for run in runs if run.planned_steps and run.num_steps < run.planned_steps]
+    cut = [run for run in runs if run.planned_steps and run.num_steps < run.planned_steps]
+    found = [f"{run.label} stopped at step {run.num_steps:,} of {run.planned_steps:,}." for run in cut]
     found += [f"{run.label} recorded no validation." for run in runs if run.final is None]
     found += [note for run in runs if (note := _unmeasured(run))]
     if common_unit(runs) is BITS:
@@ -156,10 +157,6 @@ def _unmeasured(run: Run) -> str:
         [] if final is None else [n for n, loss in zip(run.domains, final.domain_loss_K, strict=True) if np.isnan(loss)]
     )
     return f"{run.label}: no validation text of {', '.join(missing)}, which no measure includes." if missing else ""
-
-
-def _cut_short(run: Run) -> str:
-    return f"{run.label} stopped at step {run.num_steps:,} of {run.planned_steps:,}."
 
 
 def _differences(first: Run, other: Run) -> list[str]:

@@ -1,4 +1,4 @@
-"""Closed loop on synthetic domains: the mixture decides what is drawn, that the losses, and they the next mixture.
+"""Closed loop on synthetic domains: mixtures decide the samples, samples the losses, losses the next mixture.
 
 A spec (YAML, all keys but `domains` optional):
     steps: 60000            global_batch_size: 256      seed: 17        mixture_lag: 8 (as the loader's)

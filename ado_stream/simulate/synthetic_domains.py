@@ -20,7 +20,8 @@ import numpy as np
 
 from ado_stream.errors import ConfigError
 from ado_stream.option_checks import number, positive, whole
-from ado_stream.policy.domain_weights import parse_shares, quoted_list, with_text_keys
+from ado_stream.policy.domain_weights import parse_shares, with_text_keys
+from ado_stream.suggest import quoted_list
 from ado_stream.value_types import Floats, JsonMapping
 
 _DOMAIN_KEYS = {"prior", "eps", "beta", "alpha", "noise", "break_samples", "break_alpha", "samples"}
@@ -63,6 +64,7 @@ class SyntheticDomains:
         """(K,) true losses after `own_K` samples of each domain were drawn."""
         if self._repeats:
             epochs_K = own_K / self.size_K
+            # 1 + R* (1 - exp(-(epochs - 1) / R*)), by expm1: exact for little more than one epoch
             worth_K = 1.0 - _REPEAT_EPOCHS * np.expm1(-np.maximum(epochs_K - 1.0, 0.0) / _REPEAT_EPOCHS)
             own_K = np.where(epochs_K > 1.0, np.where(np.isfinite(self.size_K), self.size_K, 0.0) * worth_K, own_K)
         return self.training_loss(own_K)

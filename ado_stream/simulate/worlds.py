@@ -8,7 +8,6 @@ domains, by size; a domain that repeats is wanted itself, at its share.
 """
 
 from collections.abc import Callable, Mapping
-from typing import Any
 
 from ado_stream.value_types import JsonMapping, JsonObject
 
@@ -45,7 +44,7 @@ def world(name: str, steps: int = STEPS) -> JsonObject:
     return _WORLDS[name](steps)
 
 
-def _spec(steps: int, added: JsonMapping | None = None, share: float = 0.0, **more: Any) -> JsonObject:
+def _spec(steps: int, added: JsonMapping | None = None, share: float = 0.0, **more: object) -> JsonObject:
     domains: dict[str, dict[str, float]] = {}
     unlike = more.pop("unlike", False)
     for name, (size, eps, alpha, speed) in _WANTED.items():

@@ -104,6 +104,7 @@ def _snappy(stored: bytes, max_bytes: int) -> bytes:
     """The raw bytes. The library allocates what the header claims; a byte of snappy expands to 22 at most."""
     import snappy
 
+    # The size is a varint of at most five bytes: seven bits each, low ones first, the high bit set in all but the last.
     varint = itertools.takewhile(lambda place: place == 0 or stored[place - 1] & 0x80, range(min(5, len(stored))))
     size = sum((stored[place] & 0x7F) << (7 * place) for place in varint)
     if size > min(max_bytes, _SNAPPY_RATIO * len(stored)):

@@ -79,6 +79,8 @@ class Evictor:
     def touch(self, path: Path, status: os.stat_result) -> None:
         """Marks `path` as just used; its modification time stays. A missing file or another user's is skipped."""
         with suppress(FileNotFoundError, PermissionError):
+            # Set here: reading a map does not, nor mounts with noatime. The modification time is part of the identity
+            # of a checked file (node_cache.py).
             os.utime(path, ns=(self._now_ns(), status.st_mtime_ns))
 
     @contextmanager
@@ -101,6 +103,7 @@ class Evictor:
         finally:
             with self._lock:
                 made_bytes = os.path.getsize(spec.raw) if spec.raw.exists() else 0
+                # What was reserved and not used: all of it after a failure, the stored file's bytes after unpacking.
                 self._record(spec.raw.parent, made_bytes - spec.peak_bytes)
                 if made_bytes:
                     self._size_bytes[str(spec.raw)] = made_bytes
@@ -177,6 +180,7 @@ class Evictor:
                 elif raw in self._pins or raw == spec.raw:
                     kept.append(path)
                 else:
+                    # Only tried: this thread holds the lock of `spec`, and a maker of this file may wait for that one.
                     with lock_if_free(lock_path(raw)) as held:  # else a peer makes it
                         if held:
                             os.unlink(path)
@@ -205,7 +209,7 @@ class Evictor:
         heapq.heapify(self._queue)
         self._latest_ns = max([self._latest_ns, *(used_ns for used_ns, _ in self._queue)])
         self._total_bytes = sum(self._size_bytes.values())
-        self._until_scan = max(len(self._queue), 1000)
+        self._until_scan = max(len(self._queue), 1000)  # at least 1000: a scan's cost is shared by as many deletions
 
     def _read_accounts(self) -> None:
         for folder, read_bytes in self._read_bytes.items():
@@ -246,7 +250,7 @@ def _account(folder: Path) -> Path:
 
 def _account_bytes(folder: Path) -> int:
     try:
-        return os.stat(_account(folder)).st_size // 8 * 8
+        return os.stat(_account(folder)).st_size // 8 * 8  # a peer's last entry may be partly written
     except FileNotFoundError:
         return 0
 

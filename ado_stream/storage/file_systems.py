@@ -4,12 +4,12 @@ Each scheme has a package of its own (gs: gcsfs, az and abfs: adlfs, hf: hugging
 credentials. Calls block, and raise what those packages raise; storage/download.py bounds and classifies them.
 """
 
-from collections.abc import Mapping
 from datetime import datetime
 from typing import Any
 
 from ado_stream.errors import ConfigError
 from ado_stream.storage.object_spec import ObjectStatus
+from ado_stream.value_types import JsonMapping
 
 # What changes when an object is replaced, by the names of the packages; the first that a store gives.
 _VERSIONS = ("generation", "etag", "ETag", "blob_id", "oid", "Content-MD5", "Last-Modified", "mtime", "created")
@@ -41,7 +41,7 @@ def read(url: str, begin: int, end: int) -> bytes:
 
 
 def _opened(url: str) -> tuple[Any, str]:
-    """The file system, which keeps nothing that it has seen, and the path within it."""
+    """The file system, without cached listings, and the path within it."""
     import fsspec
 
     try:
@@ -55,7 +55,7 @@ def _opened(url: str) -> tuple[Any, str]:
     return system, str(path).rstrip("/")
 
 
-def _status(info: Mapping[str, Any]) -> ObjectStatus:
+def _status(info: JsonMapping) -> ObjectStatus:
     version = next((info[name] for name in _VERSIONS if info.get(name)), "")
     if isinstance(version, datetime):  # a listing of the same file system may have seconds, or an ETag without quotes
         version = version.timestamp()

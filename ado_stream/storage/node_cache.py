@@ -64,6 +64,8 @@ class NodeCache:
             StoppedError: `stop` was set.
         """
         started = time.monotonic()
+        # The fast paths take no lock: files appear complete. Under the lock both are tried again, since a peer may have
+        # made the file while this process waited.
         downloaded_bytes = 0
         spec = _without_own_remote(spec)
         if not self._is_verified(spec):
@@ -213,7 +215,7 @@ class NodeCache:
                     self._accept(spec, got.status)
                 return got.num_bytes
             except ContentError as error:
-                if spec.stored.exists():  # good as stored, bad as unpacked
+                if spec.stored.exists():  # good as stored, bad as unpacked: a bad download never gets its name
                     self._set_aside(spec, spec.stored)
                 else:
                     self._count(refetches=1)

@@ -30,6 +30,7 @@ def object_lock(destination: Path, deadline: Deadline, made: Callable[[], bool] 
     """
     path = lock_path(destination)
     with _open_lock(path) as descriptor:
+        # Polled and not blocked in flock: a blocking call has no deadline, and no other thread could end it.
         while not made() and not _try_flock(descriptor, path):
             if not deadline.wait():
                 raise StorageError(

@@ -1,7 +1,7 @@
 """Several reads of a store side by side: all results, or the first failure at once.
 
 The failure ends the retries and waits of the other reads. A read that hangs in a client cannot be ended: the threads
-are daemons, for which not even the end of the process waits.
+are daemons, so that the process can still end.
 """
 
 import queue

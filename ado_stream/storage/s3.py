@@ -10,7 +10,7 @@ unsigned access when there are none.
 import os
 import threading
 import urllib.parse
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any, TypeVar
 
 from ado_stream.errors import AccessDenied, ConfigError, DataError, NotFound, StorageError, Throttled
@@ -45,7 +45,6 @@ THROTTLED = {
 }
 TRANSIENT = {"400", "RequestTimeout", "InternalError"}
 
-_Response = Mapping[str, Any]  # of botocore
 _clients: dict[tuple[object, ...], Any] = {}
 _clients_lock = threading.Lock()
 
@@ -71,7 +70,7 @@ def get_object(
     """
     options = {"IfNoneMatch": unless, "IfMatch": version, "Range": part and f"bytes={part.start}-{part.stop - 1}"}
 
-    def read(response: _Response) -> str:
+    def read(response: JsonMapping) -> str:
         _read_body(response, write, monitor)
         return str(response.get("ETag", ""))
 
@@ -90,7 +89,7 @@ def list_objects(folder_url: str, monitor: DownloadMonitor) -> dict[str, ObjectS
     found: dict[str, ObjectStatus] = {}
     more: str | None = ""
 
-    def read(response: _Response) -> str | None:
+    def read(response: JsonMapping) -> str | None:
         monitor.begin_attempt()  # a page is no stall
         monitor.check()
         found.update({entry["Key"]: _status(entry) for entry in response.get("Contents", [])})
@@ -116,9 +115,9 @@ def _key(url: str) -> str:
 
 
 def _request(
-    operation: str, url: str, monitor: DownloadMonitor, read: Callable[[_Response], T], options: dict[str, str]
+    operation: str, url: str, monitor: DownloadMonitor, read: Callable[[JsonMapping], T], options: dict[str, str]
 ) -> T | None:
-    """What `read` makes of the response, which may still have to be received; None: not modified."""
+    """`read(response)`, which may still receive a body; None: not modified."""
     import urllib3.exceptions
     from botocore.exceptions import BotoCoreError, ClientError, NoCredentialsError, ParamValidationError
 
@@ -134,7 +133,7 @@ def _request(
             response = getattr(_client(monitor.policy.read_timeout_s, unsigned=True), operation)(**request)
         return read(response)
     except ClientError as error:
-        if error.response.get("ResponseMetadata", {}).get("HTTPStatusCode") == 304:
+        if error.response.get("ResponseMetadata", {}).get("HTTPStatusCode") == 304:  # IfNoneMatch: the same ETag
             return None
         raise _classified(error) from error
     except (BotoCoreError, urllib3.exceptions.HTTPError, OSError) as error:
@@ -142,7 +141,7 @@ def _request(
         raise AttemptError(StorageError, f"{type(error).__name__}: {error}", transient=transient) from error
 
 
-def _read_body(response: _Response, write: Callable[[bytes], object], monitor: DownloadMonitor) -> None:
+def _read_body(response: JsonMapping, write: Callable[[bytes], object], monitor: DownloadMonitor) -> None:
     expected, received = response["ContentLength"], 0
     body = response["Body"]
     try:
@@ -167,14 +166,14 @@ def _client(read_timeout_s: float, unsigned: bool = False) -> Any:
         raise ConfigError("s3:// needs boto3.\n  pip install boto3") from error
 
     endpoint = os.environ.get("S3_ENDPOINT_URL")
-    key = (os.getpid(), endpoint, read_timeout_s, unsigned)
+    key = (os.getpid(), endpoint, read_timeout_s, unsigned)  # a fork must not share its parent's sockets
     with _clients_lock:
         if key not in _clients:
             config = Config(
                 connect_timeout=min(CONNECT_TIMEOUT_S, read_timeout_s),
                 read_timeout=read_timeout_s,
                 max_pool_connections=POOL_CONNECTIONS,
-                retries={"total_max_attempts": 1, "mode": "standard"},
+                retries={"total_max_attempts": 1, "mode": "standard"},  # retry.py's can be bounded and stopped
                 signature_version=UNSIGNED if unsigned else None,
             )
             try:
@@ -191,7 +190,7 @@ def _requester_pays() -> set[str]:
 def _classified(error: Any) -> AttemptError:
     code = str(error.response.get("Error", {}).get("Code", ""))
     status = str(error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", ""))
-    if status == "412":
+    if status == "412":  # IfMatch: another ETag
         return replaced()
     reason = f"HTTP {status} {code}".strip()
     if code in NOT_FOUND or status == "404":

@@ -112,6 +112,6 @@ def check_sealed(path: Path, expected_bytes: int) -> Mismatch | None:
 def _new_hash(name: str) -> Any:
     if name in xxhash.algorithms_available:
         return getattr(xxhash, name)()
-    if name in hashlib.algorithms_available and not name.startswith("shake_"):
+    if name in hashlib.algorithms_available and not name.startswith("shake_"):  # whose digests have no fixed length
         return hashlib.new(name)
     raise IndexInvalid(f"the index uses hash {name!r}, which this Python does not support.\n  Rewrite it with xxh64.")

@@ -154,11 +154,7 @@ class _BatchMaker:
         self.statistics = StreamStatistics([index.name for index in indexes])
         self.lookahead = Lookahead(indexes, cache, source.orders, lanes, options.lookahead, self.statistics)
         self.shards = ShardTable(
-            indexes,
-            cache,
-            self.lookahead,
-            vocab_size=options.vocab_size,
-            open_limit_bytes=options.open_limit_bytes,
+            indexes, cache, self.lookahead, vocab_size=options.vocab_size, open_limit_bytes=options.open_limit_bytes
         )
         num_rows = self.lane_N.size
         self.domain_buffers = _Buffers((num_rows,), options.pin_memory)
@@ -228,6 +224,7 @@ class _BatchMaker:
 
     def close(self) -> None:
         """Stops and joins the threads, and waits for another that is in `next`; then nobody reads the open shards."""
+        # The thread may wait for a mixture (`wake`) or a shard (lookahead.close); both must end before it is joined.
         self.request_stop()
         self.source.board.wake()
         self.lookahead.close()

@@ -119,26 +119,16 @@ class AdaptiveStreamingDataset(IterableDataset[TokenBatch]):
         retry = optional(instance, "retry", retry, RetryPolicy)
         self.rank_slots = make_rank_slots(rank, world_size, replication)
         self.settings = DrawSettings(global_batch_size, canonical_nodes, seed, sampling)
-        slots = self.rank_slots.slots(self.settings)
+        self.rank_slots.slots(self.settings)  # refuses a batch that ranks cannot share, before anything is opened
         batch_seq_len = optional(whole, "batch_seq_len", batch_seq_len, 1)
-        self.mixture_lag, self.timeout_s = mixture_lag, positive("timeout_s", timeout_s)
-        self._identity = {
-            "seed": seed,
-            "global_batch_size": global_batch_size,
-            "batch_seq_len": None,
-            "canonical_nodes": canonical_nodes,
-            "mixture_lag": mixture_lag,
-            "sampling": sampling,
-            "shuffle": shuffle,
-        }
+        self.mixture_lag, self._shuffle, self.timeout_s = mixture_lag, shuffle, positive("timeout_s", timeout_s)
         self._indexes = indexes = open_indexes(self.domains, token_column, token_dtype, retry, seq_len)
         orders = [make_order(index.name, index.samples_S, seed, canonical_nodes, shuffle) for index in indexes]
         self._cache = NodeCache(cache_limit, retry)
         self._cache.check_fits(index.spec(int(index.raw_bytes_S.argmax())) for index in indexes)
-        if batch_seq_len is not None and batch_seq_len != self.seq_len:
+        if batch_seq_len is not None:
             self.settings = with_rows_of(batch_seq_len, self.seq_len, self.settings)
-            slots = self.rank_slots.slots(self.settings)
-            self._identity["batch_seq_len"] = batch_seq_len
+        slots = self.rank_slots.slots(self.settings)
         self._cache_limit, self._vocab_size = cache_limit, optional(whole, "vocab_size", vocab_size, 1)
         self._predownload = predownload or _LOOKAHEAD_STEPS * self.settings.num_samples
         self._board = MixtureBoard(prior_shares(self.domains, self.num_samples), mixture_lag)
@@ -298,14 +288,8 @@ class AdaptiveStreamingDataset(IterableDataset[TokenBatch]):
             threads=io_threads,
             timeout_s=self.timeout_s,
         )
-        options = PipelineOptions(
-            prefetch,
-            pin_memory,
-            self.timeout_s,
-            limits,
-            vocab_size=self._vocab_size,
-            open_limit_bytes=open_limit_bytes(self._indexes, self._cache_limit),
-        )
+        open_bytes = open_limit_bytes(self._indexes, self._cache_limit)
+        options = PipelineOptions(prefetch, pin_memory, self.timeout_s, limits, self._vocab_size, open_bytes)
         self.close()
         self._board.open()
         self._copies = None if device is None else DeviceCopies(device, pin_memory)
@@ -373,6 +357,20 @@ class AdaptiveStreamingDataset(IterableDataset[TokenBatch]):
         return draw, batch if self._copies is None else self._copies.begin(batch)
 
     # State --------------------------------------------------------------------------------------------------------
+
+    @property
+    def _identity(self) -> JsonObject:
+        """What the order and the draw depend on besides the data."""
+        draw = self.settings
+        return {
+            "seed": draw.seed,
+            "global_batch_size": draw.global_batch_size,
+            "batch_seq_len": None if draw.samples_per_row == draw.rows_per_sample else self.batch_seq_len,
+            "canonical_nodes": draw.num_lanes,
+            "mixture_lag": self.mixture_lag,
+            "sampling": draw.sampling,
+            "shuffle": self._shuffle,
+        }
 
     def state_dict(self) -> JsonObject:
         """JSON-able, as of the last step yielded, not of batches made ahead; the same on every rank.

@@ -2,10 +2,10 @@
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
-from typing import Any
 
 from ado_stream.errors import ConfigError
 from ado_stream.option_checks import number, refuse_unknown
+from ado_stream.value_types import JsonMapping
 
 
 @dataclass(frozen=True)
@@ -21,7 +21,7 @@ def as_fill_in_middle(name: str, given: object) -> FillInMiddle | None:
     if given is None:
         return None
     given = asdict(given) if isinstance(given, FillInMiddle) else given
-    options: Mapping[str, Any] = given if isinstance(given, Mapping) else {"rate": given}
+    options: JsonMapping = given if isinstance(given, Mapping) else {"rate": given}
     refuse_unknown(name, options, ("rate", "spm_rate"))
     if "rate" not in options:
         raise ConfigError(f"{name} has no rate, the share of documents: a number from 0 to 1.")

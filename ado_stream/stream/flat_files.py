@@ -22,13 +22,7 @@ import xxhash
 
 from ado_stream.durable import disk_errors, private_folder
 from ado_stream.errors import ConfigError, IndexInvalid, NotFound
-from ado_stream.storage.download import (
-    download,
-    download_part,
-    list_objects,
-    local_path,
-    object_status,
-)
+from ado_stream.storage.download import download, download_part, list_objects, local_path, object_status
 from ado_stream.storage.object_spec import ObjectStatus, Part
 from ado_stream.storage.parallel_reads import read_in_parallel
 from ado_stream.storage.retry import RetryPolicy
@@ -157,6 +151,7 @@ def read_megatron_index(path: Path, where: str, bin_bytes: int) -> tuple[str, in
         )
     num_sequences, num_bounds = _sizes(head)
     need = _HEADER_BYTES + 12 * num_sequences + 8 * num_bounds
+    # num_sequences more bytes: the optional modes
     if size not in (need, need + num_sequences) or not num_sequences or not num_bounds:
         raise IndexInvalid(
             f"{where}: {size} bytes; {num_sequences} sequences and {num_bounds} bounds of documents take {need}.\n"
@@ -177,7 +172,7 @@ def document_ends(path: Path) -> Ints:
     head = _head(path)
     length_Q, begin_Q, bound_D = _mapped(path, head)
     itemsize, bound_D = np.dtype(_DTYPES[head[17]]).itemsize, bound_D[1:]
-    inner_D = bound_D < begin_Q.size
+    inner_D = bound_D < begin_Q.size  # a document ends where the next one's first sequence begins; the last at the end
     end_D = np.full(bound_D.size, int(begin_Q[-1]) // itemsize + int(length_Q[-1]))
     end_D[inner_D] = begin_Q[bound_D[inner_D]] // itemsize
     return end_D
@@ -232,7 +227,8 @@ def _parts(array_N: Array, overlap: int = 0) -> Iterator[Array]:
 
 def _numpy_header(head: bytes, where: str) -> tuple[int, str, int]:
     """Bytes before the first token, the tokens' type and number, of a file as numpy.save writes it."""
-    width = 2 if head[6:7] == b"\1" else 4  # bytes of the header's length, by version
+    # magic (6 bytes), version (2), length of the header (2 in version 1, else 4), then a Python literal of that length
+    width = 2 if head[6:7] == b"\1" else 4
     begin = 8 + width + int.from_bytes(head[8 : 8 + width], "little")
     found = [pattern.search(head[8 + width : begin]) for pattern in _NUMPY_FIELDS]
     if begin > len(head) or None in found:

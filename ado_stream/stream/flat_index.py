@@ -15,8 +15,8 @@ import numpy as np
 import xxhash
 
 from ado_stream.storage.object_spec import ObjectSpec, Part
-from ado_stream.stream.sample_index import SampleIndex
-from ado_stream.value_types import Ints, TokenDtype, Words
+from ado_stream.stream.sample_index import SampleIndex, ShardRows
+from ado_stream.value_types import Ints, TokenDtype
 
 SHARD_BYTES = 1 << 26  # of an MDS shard by default
 
@@ -45,17 +45,13 @@ class FlatContent:
     files: tuple[TokenFile, ...]
 
     def encode(self) -> bytes:
-        """The bytes that `decode` takes, which begin with a hash of them."""
-        body = json.dumps([asdict(file) for file in self.files]).encode()
-        return xxhash.xxh3_128_digest(body) + body
+        """The bytes that `decode` takes."""
+        return json.dumps([asdict(file) for file in self.files]).encode()
 
     @staticmethod
-    def decode(data: bytes) -> "FlatContent | None":
-        """The content; None for bytes that `encode` has not made."""
-        body = data[16:]
-        if xxhash.xxh3_128_digest(body) != data[:16]:
-            return None
-        return FlatContent(tuple(TokenFile(**fields) for fields in json.loads(body)))
+    def decode(data: bytes) -> "FlatContent":
+        """The content of what `encode` returned."""
+        return FlatContent(tuple(TokenFile(**fields) for fields in json.loads(data)))
 
     @property
     def versions(self) -> str:
@@ -150,15 +146,10 @@ class FlatIndex(SampleIndex):
         return file_S, first_sample_S, np.minimum(most, num_samples_F[file_S] - first_sample_S)
 
 
-class FlatRows:
-    """Rows that overlap by one token, in a mapped range of a file (a ShardRows)."""
+class FlatRows(ShardRows):
+    """Rows that overlap by one token, in a mapped range of a file."""
 
     def __init__(self, mapped: memoryview, stride_bytes: int, row_tokens: int):
         self._bytes = np.frombuffer(mapped, np.uint8)  # keeps the map alive
         self.row_tokens = row_tokens
         self.regular = (self._bytes.ctypes.data, stride_bytes)
-
-    def address(self, row_N: Ints) -> Words:
-        """(N,) uint64: the memory addresses of the rows' tokens; valid while this object is alive."""
-        base, stride = self.regular
-        return (base + row_N * stride).astype(np.uint64)

@@ -31,7 +31,7 @@ _PART = r"(?!\.{1,2}(?:/|\Z))[^/\\\0\ud800-\udfff]+"  # JSON may hold half of a 
 _BASENAME = re.compile(f"{_PART}(/{_PART})*")  # in a folder where Streaming's merge_index wrote the index
 _WORD = re.compile(r"[\w-]{1,128}", re.ASCII)  # the name of an algorithm, or a digest
 
-_parsing = threading.Lock()  # of whoever has paused the collector of garbage
+_parsing = threading.Lock()  # held while the garbage collector is paused
 
 Layout = tuple[tuple[str, str, int | None], ...]  # (name, encoding, size in bytes) of each column
 File = tuple[str, int, dict[str, str]]  # basename, bytes, digests by algorithm
@@ -50,21 +50,17 @@ class IndexContent:
     digest: str  # of the index's bytes
 
     def encode(self) -> bytes:
-        """The bytes that `decode` takes, which begin with a hash of them."""
+        """The bytes that `decode` takes."""
         buffer = io.BytesIO()
         for array_S in (self.samples_S, self.raw_S, self.stored_S):
             np.save(buffer, array_S, allow_pickle=False)
         buffer.write(json.dumps([self.compression, self.layout, self.fingerprint, self.digest]).encode())
-        body = buffer.getvalue()
-        return xxhash.xxh3_128_digest(body) + body
+        return buffer.getvalue()
 
     @staticmethod
-    def decode(data: bytes) -> "IndexContent | None":
-        """The content; None for bytes that `encode` has not made."""
-        body = data[16:]
-        if xxhash.xxh3_128_digest(body) != data[:16]:
-            return None
-        buffer = io.BytesIO(body)
+    def decode(data: bytes) -> "IndexContent":
+        """The content of what `encode` returned."""
+        buffer = io.BytesIO(data)
         samples_S, raw_S, stored_S = (np.load(buffer, allow_pickle=False) for _ in range(3))
         compression, layout, fingerprint, digest = json.loads(buffer.read())
         return IndexContent(samples_S, raw_S, stored_S, compression, tuple(map(tuple, layout)), fingerprint, digest)
@@ -84,7 +80,7 @@ def parse_index(text: bytes, name: str, where: str) -> IndexContent:
 
     Raises IndexInvalid with the place, ConfigError when it lists no shards.
     """
-    # A million small objects, none of them garbage: going through them again and again would be half of the time.
+    # A million small objects, none of them garbage: the collector's passes over them would be half of the time.
     with _parsing:
         collects = gc.isenabled()
         gc.disable()

@@ -82,7 +82,7 @@ class Lookahead:
         wanted_K = np.ceil(mixture_K * (self._limits.samples / num_lanes)).astype(np.int64) + 1
         for group in numba_order.short_groups(cursor_KL, wanted_K, self._until_KL).tolist():
             domain, column = divmod(group, len(self._lanes))
-            rate = max(mixture_K[domain], 1e-9) * batch_size / num_lanes  # samples a step
+            rate = max(mixture_K[domain], 1e-9) * batch_size / num_lanes  # samples a step; without a share: last of all
             self._request_ahead(domain, column, int(cursor_KL[domain, column]), int(wanted_K[domain]), rate)
         if self._waiting:
             self._pump()

@@ -101,6 +101,7 @@ def systematic(mixture_K: Floats, u: np.float64, key: np.uint64, domain_B: Array
             domain_B[j] = k
         start = max(start, end)
     for j in range(num_slots - 1, 0, -1):
+        # The remainder's bias is (j + 1) / 2^64: none that any number of steps could show.
         other = np.int64(word(key, np.uint64(j)) % np.uint64(j + 1))
         domain_B[j], domain_B[other] = domain_B[other], domain_B[j]
 
@@ -116,6 +117,7 @@ def multinomial(mixture_K: Floats, key: np.uint64, domain_B: Array) -> None:
             last = k
     for slot in range(domain_B.size):
         point = uniform(key, np.uint64(slot)) * total
+        # A point that rounds up to the total is past the last interval; domains after `last` have no share.
         domain_B[slot] = min(last, np.searchsorted(cumulative_K, point, side="right"))
 
 
@@ -137,6 +139,7 @@ def short_groups(cursor_KL: Ints, wanted_K: Ints, until_KL: Ints) -> Ints:
 
     until_KL: the position up to which each group is requested; raised to the cursor where that is further.
     """
+    # Three quarters and not all of it: a request then covers a quarter of what is wanted, and most steps request none.
     short = np.empty(cursor_KL.size, np.int64)
     count = 0
     for k in range(cursor_KL.shape[0]):
@@ -204,14 +207,7 @@ def plan_epochs(
 
 
 @njit(cache=True, nogil=True)
-def planned_ids(
-    todo_M: Ints,
-    group_N: Ints,
-    position_N: Ints,
-    table_GX: Ints,
-    plan_PX: Ints,
-    id_N: Ints,
-) -> Ints:
+def planned_ids(todo_M: Ints, group_N: Ints, position_N: Ints, table_GX: Ints, plan_PX: Ints, id_N: Ints) -> Ints:
     """Fills `id_N` at the slots in `todo_M` whose groups have the plan of their epoch; returns the other slots."""
     left = np.empty(todo_M.size, np.int64)
     count = 0
@@ -235,6 +231,7 @@ def planned_ids(
         piece, end = plan[b, BLOCK], plan[b + 1, BLOCK]
         low = plan[piece, PIECE_START]
         size = plan[end, PIECE_START] - low
+        # Permutes within the block, with a key of its own; what is permuted are positions, across the block's pieces.
         mixed = low + permute(position - low, size, np.uint64(row[KEY]) + np.uint64(b))
         # the piece of the block that holds `mixed`, by bisection
         while end - piece > 1:
@@ -249,13 +246,7 @@ def planned_ids(
 
 @njit(cache=True, nogil=True)
 def fill_in_middle(
-    tokens_NT: Ints,
-    domain_N: Array,
-    id_N: Ints,
-    key_K: Words,
-    rate_K: Floats,
-    spm_rate_K: Floats,
-    special: Ints,
+    tokens_NT: Ints, domain_N: Array, id_N: Ints, key_K: Words, rate_K: Floats, spm_rate_K: Floats, special: Ints
 ) -> None:
     """Reorders documents of rows in place (fill_in_middle_rows.py). special: prefix, suffix, middle and end token."""
     num_rows, num_tokens = tokens_NT.shape
@@ -278,6 +269,7 @@ def fill_in_middle(
                 end, ends = min(end, begin + room - 3), 0
             else:
                 ends = past - end
+            # Four numbers a document, used or not: a document's reordering does not depend on those before it.
             chosen = uniform(key, counter) < rate
             is_spm = uniform(key, counter + np.uint64(1)) < spm_rate
             length = end - begin

@@ -16,7 +16,7 @@ from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol, TypeVar
 
 import numpy as np
 import xxhash
@@ -43,21 +43,30 @@ from ado_stream.stream.mds_index import MdsIndex, make_index
 from ado_stream.stream.sample_index import SampleIndex
 
 _THREADS = 32
-_SHARED_FOLDER, _SHARED_FORMAT = ".ado-index", "1"
+_SHARED_FOLDER, _SHARED_FORMAT = ".ado-index", "2"
+_HASH_BYTES = 16
 _MAX_VERSIONS = 8  # shards whose versions are compared
 
 
-class _Source(Protocol):
+class _Encodable(Protocol):
+    def encode(self) -> bytes: ...
+
+
+Data = TypeVar("Data")
+Content_co = TypeVar("Content_co", bound=_Encodable, covariant=True)
+
+
+class _Source(Protocol[Data, Content_co]):
     """What the content of an index is made from."""
 
-    def changed(self, tag: str) -> tuple[Any, str] | None:
+    def changed(self, tag: str) -> tuple[Data, str] | None:
         """(what `parse` takes, its tag); None when that is `tag` still."""
 
-    def parse(self, data: Any) -> Any:
-        """The content, checked; it has `encode`."""
+    def parse(self, data: Data) -> Content_co:
+        """The content, checked."""
 
-    def decode(self, data: bytes) -> Any:
-        """The content that was encoded; None for other bytes."""
+    def decode(self, data: bytes) -> Content_co:
+        """The content that was encoded."""
 
 
 def open_indexes(
@@ -174,7 +183,7 @@ class _FlatSource:
     decode = staticmethod(FlatContent.decode)
 
 
-def _content(source: _Source, url: str, local: Path | None, retry: RetryPolicy) -> Any:
+def _content(source: _Source[Data, Content_co], url: str, local: Path | None, retry: RetryPolicy) -> Content_co:
     """The content of `source` at `url`: from the shared folder in `local` if the store reports no change, else parsed
     by the holder of the lock; parsed every time where `local` is None."""
     try:
@@ -190,7 +199,7 @@ def _content(source: _Source, url: str, local: Path | None, retry: RetryPolicy) 
     if kept and not found:
         return kept[1]
     deadline = Deadline(retry.total_deadline_s + retry.read_timeout_s, url, retry.stop)
-    # Whoever waits reads what the holder wrote without the lock: one after the other, eight ranks would wait in turn.
+    # Waiting processes read what the holder wrote without the lock: to take it in turn, eight ranks would wait in line.
     with object_lock(path, deadline, made=lambda: _status(path) != before):
         made = _read_shared(path, source)
         if made and (kept is None or made[0] != kept[0]):  # by another process since this one began
@@ -198,11 +207,12 @@ def _content(source: _Source, url: str, local: Path | None, retry: RetryPolicy) 
         data, tag = found or _found(source)
         content = source.parse(data)
         with suppress(OSError):
-            write_durably(path, tag.encode() + b"\n" + content.encode())
+            body = tag.encode() + b"\n" + content.encode()
+            write_durably(path, xxhash.xxh3_128_digest(body) + body)
     return content
 
 
-def _found(source: _Source) -> tuple[Any, str]:
+def _found(source: _Source[Data, Content_co]) -> tuple[Data, str]:
     found = source.changed("")
     assert found is not None
     return found
@@ -216,12 +226,14 @@ def _status(path: Path) -> tuple[int, int] | None:
     return None
 
 
-def _read_shared(path: Path, source: _Source) -> tuple[str, Any] | None:
+def _read_shared(path: Path, source: _Source[Data, Content_co]) -> tuple[str, Content_co] | None:
     """(tag, content) that a process of this node has written; None where there is none, or a damaged one."""
     with suppress(OSError):
-        tag, _, encoded = path.read_bytes().partition(b"\n")
-        content = source.decode(encoded)
-        return (tag.decode(), content) if content else None
+        data = path.read_bytes()
+        digest, body = data[:_HASH_BYTES], data[_HASH_BYTES:]
+        if xxhash.xxh3_128_digest(body) == digest:
+            tag, _, encoded = body.partition(b"\n")
+            return tag.decode(), source.decode(encoded)
     return None
 
 

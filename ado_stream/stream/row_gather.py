@@ -14,7 +14,7 @@ from llvmlite import ir
 from numba import njit, types
 from numba.extending import intrinsic
 
-from ado_stream.value_types import Array, Ints, Words
+from ado_stream.value_types import Array, Ints, TokenDtype, Words
 
 _LINE_BYTES = 64
 _ANY_TOKEN = (1 << 63) - 1
@@ -81,6 +81,7 @@ def locate(
 
 @njit(cache=True, nogil=True)
 def _gather(address_N: Words, slot_N: Ints, scratch: Array, vocab_size: int, out_BT: Ints) -> int:
+    # A row's least and greatest token come from the vectorised loop that casts it; single tokens are never compared.
     bad = -1
     row_bytes = scratch.size * scratch.itemsize
     for n in range(address_N.size):
@@ -100,7 +101,7 @@ def _gather(address_N: Words, slot_N: Ints, scratch: Array, vocab_size: int, out
     return bad
 
 
-def gather(address_N: Words, slot_N: Ints, dtype: np.dtype[Any], vocab_size: int | None, out_BT: Ints) -> int:
+def gather(address_N: Words, slot_N: Ints, dtype: TokenDtype, vocab_size: int | None, out_BT: Ints) -> int:
     """Writes the row at each address to `out_BT[slot]`; returns the first n with a token >= vocab_size or < 0, or -1.
 
     address_N: (N,) uint64, each the start of T tokens of `dtype`. slot_N: (N,) int64. out_BT: (B, T) int64.

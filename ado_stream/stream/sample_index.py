@@ -6,7 +6,6 @@ shuffled as one: a file of an MDS data set (mds_index.py), or a part of a flat f
 
 from abc import ABC, abstractmethod
 from pathlib import Path
-from typing import Protocol
 
 import numpy as np
 
@@ -14,7 +13,7 @@ from ado_stream.storage.object_spec import ObjectSpec
 from ado_stream.value_types import Ints, TokenDtype, Words
 
 
-class ShardRows(Protocol):
+class ShardRows:
     """The rows of one mapped shard.
 
     row_tokens: T + 1, the same for all rows. regular: (address of row 0, bytes from a row to the next), uint64; (0, 0)
@@ -26,6 +25,8 @@ class ShardRows(Protocol):
 
     def address(self, row_N: Ints) -> Words:
         """(N,) uint64: the memory addresses of the rows' tokens; valid while this object is alive."""
+        base, stride = self.regular
+        return (base + row_N * stride).astype(np.uint64)
 
 
 class SampleIndex(ABC):

@@ -61,6 +61,7 @@ class DomainOrder:
         """
         lane_L = np.arange(lanes.start, lanes.stop)
         begin_L = lane_L * self.num_samples // self.num_lanes
+        # With fewer samples than lanes a share may be empty: it gets the sample at its place, another lane's too.
         end_L = np.maximum((lane_L + 1) * self.num_samples // self.num_lanes, begin_L + 1)
         first_L = np.searchsorted(self._start_S, begin_L, side="right") - 1
         last_L = np.searchsorted(self._start_S, end_L, side="left")
@@ -69,7 +70,7 @@ class DomainOrder:
     @property
     def shards(self) -> tuple[Ints, Ints]:
         """(S + 1,) places where shards begin, in their seeded order, and (S + 1,) ids of their first samples."""
-        return self._start_S, np.append(self._first_id_S, 0)
+        return self._start_S, np.append(self._first_id_S, 0)  # 0: unused, so that both have the same length
 
 
 class PlannedIds:
@@ -119,13 +120,7 @@ class PlannedIds:
         )
         self._table_GX[group_M, EPOCH], self._table_GX[group_M, KEY] = epoch_M, key_M.view(np.int64)
         numba_order.plan_epochs(
-            group_M,
-            pieces_key_M,
-            self._start_S,
-            self._first_id_S,
-            self._block_samples,
-            self._table_GX,
-            self._plan_PX,
+            group_M, pieces_key_M, self._start_S, self._first_id_S, self._block_samples, self._table_GX, self._plan_PX
         )
 
 

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from ado_stream.errors import DataError, ShardCorrupt
+from ado_stream.stream.sample_index import ShardRows
 from ado_stream.value_types import Ints, TokenDtype, Words
 
 
@@ -30,8 +31,8 @@ class TokenColumn:
     shaped: bool
 
 
-class ShardView:
-    """The rows of one MDS shard (a ShardRows).
+class ShardView(ShardRows):
+    """The rows of one MDS shard.
 
     Raises ShardCorrupt when the header does not describe this file, DataError when rows differ in length.
     """
@@ -53,14 +54,12 @@ class ShardView:
         stride = int(step_N[0]) if num_rows > 1 else 0
         is_regular = bool((step_N == stride).all())
         self._begin_N = None if is_regular else begin_N
-        self.regular = (self._base + int(begin_N[0]), stride) if is_regular else (0, 0)
+        self.regular = (self._base + int(begin_N[0]), stride) if is_regular else (0, 0)  # (0, 0): see `locate`
 
     def address(self, row_N: Ints) -> Words:
-        """(N,) uint64: the memory addresses of the rows' tokens; valid while this view is alive."""
-        if self._begin_N is not None:
-            return (self._base + self._begin_N[row_N]).astype(np.uint64)
-        address, stride = self.regular
-        return (address + row_N * stride).astype(np.uint64)
+        if self._begin_N is None:
+            return super().address(row_N)
+        return (self._base + self._begin_N[row_N]).astype(np.uint64)
 
     def _offsets(self, num_rows: int, label: str) -> Ints:
         size = self._bytes.size
@@ -80,8 +79,8 @@ class ShardView:
 
     def _token_spans(self, offset_N: Ints, column: TokenColumn, label: str) -> tuple[Ints, Ints]:
         """Start and length in bytes of every row's tokens, checked to lie inside the row."""
-        begin_N = offset_N[:-1] + 4 * column.num_variable
-        size_word = 0
+        begin_N = offset_N[:-1] + 4 * column.num_variable  # past the sizes of the variable columns
+        size_word = 0  # which of these sizes is the next column's
         for size in column.columns_before:
             if size is None:
                 begin_N = begin_N + self._word(offset_N[:-1] + 4 * size_word, offset_N[1:], label)
@@ -107,6 +106,7 @@ class ShardView:
         """The uint32 at each of `at_N`, which must lie before `end_N`."""
         if (at_N + 4 > end_N).any():
             raise ShardCorrupt(f"{label}: a row too short for its columns' sizes.")
+        # By bytes: rows begin anywhere, and a view as uint32 needs alignment.
         byte_N4 = self._bytes[at_N[:, None] + np.arange(4)].astype(np.int64)
         word_N: Ints = byte_N4 @ np.array([1, 1 << 8, 1 << 16, 1 << 24])
         return word_N
@@ -118,4 +118,4 @@ class ShardView:
         kind_N = self._bytes[begin_N].astype(np.int64)
         if (kind_N >> 2 != 1).any():
             raise DataError(f"{label}: tokens with {int(kind_N[0]) >> 2} dimensions; expected one.")
-        return begin_N + 1 + (1 << (kind_N & 3))
+        return begin_N + 1 + (1 << (kind_N & 3))  # the code's low bits: log2 of the bytes of a dimension

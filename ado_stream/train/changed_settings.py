@@ -8,13 +8,13 @@ import dataclasses
 from collections.abc import Iterator, Mapping, Sequence
 from typing import cast
 
+from ado_stream.suggest import first_names
 from ado_stream.train.checkpoint import Schedule, Settings
 from ado_stream.train.run_config import TrainConfig
 from ado_stream.train.train_step import LearningRateSchedule
 from ado_stream.value_types import JsonMapping
 
 _EXPECTED = {"run_dir"}  # differ whenever another run's checkpoint is named
-_SHOWN_NAMES = 5
 
 Changes = dict[str, tuple[object, object]]  # setting: (saved, now)
 
@@ -25,11 +25,7 @@ def saved_settings(config: TrainConfig, schedule: LearningRateSchedule) -> Setti
 
 
 def changed_settings(
-    saved: Settings | None,
-    saved_domains: Sequence[str],
-    now: Settings,
-    domains: Sequence[str],
-    next_step: int,
+    saved: Settings | None, saved_domains: Sequence[str], now: Settings, domains: Sequence[str], next_step: int
 ) -> Changes:
     """Dotted keys of the config that differ, domains retired and added, the learning rate of `next_step`.
 
@@ -42,9 +38,9 @@ def changed_settings(
         changes = {key: (before.get(key), after.get(key)) for key in differing}
     retired, added = set(saved_domains) - set(domains), set(domains) - set(saved_domains)
     if retired:
-        changes["domains retired"] = _some(retired), None
+        changes["domains retired"] = first_names(sorted(retired), 5), None
     if added:
-        changes["domains added"] = None, _some(added)
+        changes["domains added"] = None, first_names(sorted(added), 5)
     if saved is not None:
         rates = [LearningRateSchedule(**settings["schedule"])(next_step) for settings in (saved, now)]
         if rates[0] != rates[1]:
@@ -71,11 +67,6 @@ def _flat(values: JsonMapping, prefix: str = "") -> Iterator[tuple[str, object]]
             yield from _flat(value, f"{prefix}{key}.")
         else:
             yield f"{prefix}{key}", value
-
-
-def _some(names: set[str]) -> str:
-    shown = sorted(names)[:_SHOWN_NAMES]
-    return ", ".join(shown) + (f" and {len(names) - len(shown)} more" if len(names) > len(shown) else "")
 
 
 def _text(value: object) -> str:

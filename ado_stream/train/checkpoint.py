@@ -13,6 +13,8 @@ import shutil
 import threading
 import warnings
 from collections.abc import Callable
+from concurrent import futures
+from concurrent.futures import Future
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NotRequired, TypedDict, cast
@@ -28,6 +30,7 @@ from ado_stream.durable import write_durably
 from ado_stream.errors import CheckpointError, ResumeError
 from ado_stream.json_files import check_type, decode_json
 from ado_stream.reduction import new_host_group
+from ado_stream.storage.parallel_reads import settle
 from ado_stream.train import checkpoint_commit
 from ado_stream.train.distributed import DistributedContext, call_on_main
 from ado_stream.value_types import JsonObject
@@ -133,15 +136,12 @@ class Checkpointer:
     def __init__(self, directory: Path, context: DistributedContext, keep: int, asynchronous: bool):
         self._directory, self._context, self._keep = directory, context, keep
         self._asynchronous = asynchronous
-        self._pending: _BackgroundSave | None = None
+        self._pending: tuple[Path, Future[None]] | None = None
         # Of its own: the saving thread's collectives run beside the training's.
         self._group = new_host_group(context.timeout_s) if asynchronous and context.size > 1 else None
 
     def save(
-        self,
-        state: TrainingState,
-        metadata: CheckpointMetadata,
-        on_commit: Callable[[], None] = lambda: None,
+        self, state: TrainingState, metadata: CheckpointMetadata, on_commit: Callable[[], None] = lambda: None
     ) -> Path:
         """Saves a checkpoint and returns its directory. Raises CheckpointError; older checkpoints are then unchanged.
 
@@ -153,10 +153,14 @@ class Checkpointer:
         tensors = _copied_to_host(state.tensors()) if self._asynchronous else state.tensors()
 
         def finish() -> None:
+            if self._context.device.type == "cuda":
+                torch.cuda.set_device(self._context.device)  # a new thread's device is 0, another rank's
             self._finish(directory, tensors, on_commit)
 
         if self._asynchronous:
-            self._pending = _BackgroundSave(directory, self._context, finish)
+            self._pending = directory, Future()
+            # A daemon: the end of the process does not wait for a disk that hangs.
+            threading.Thread(target=settle, args=(finish, self._pending[1]), name="checkpoint", daemon=True).start()
         else:
             finish()
         return directory
@@ -165,7 +169,12 @@ class Checkpointer:
         """Waits for the save in the background, if any, and raises its CheckpointError."""
         pending, self._pending = self._pending, None
         if pending is not None:
-            pending.join()
+            directory, saved = pending
+            if not futures.wait([saved], self._context.timeout_s).done:
+                raise CheckpointError(
+                    f"{directory}: the save in the background did not end within {self._context.timeout_s:.0f} s."
+                )
+            saved.result()
 
     def _begin(self, directory: Path, metadata: CheckpointMetadata) -> None:
         try:
@@ -234,34 +243,6 @@ def _load(directory: Path, tensors: dict[str, Tensor], single_process: bool) -> 
         dcp.load(tensors, storage_reader=HuggingFaceStorageReader(str(directory)), no_dist=single_process)
     except CheckpointException as error:
         raise CheckpointError(f"{directory}: {_reason(error)}") from error
-
-
-class _BackgroundSave:
-    """A save in a thread; `join` raises its exception, and CheckpointError when it exceeds the timeout."""
-
-    def __init__(self, directory: Path, context: DistributedContext, call: Callable[[], None]):
-        self._error: BaseException | None = None
-        self._directory, self._context, self._call = directory, context, call
-        self._thread = threading.Thread(target=self._run, name="checkpoint", daemon=True)
-        self._thread.start()
-
-    def _run(self) -> None:
-        try:
-            if self._context.device.type == "cuda":
-                torch.cuda.set_device(self._context.device)  # a new thread's device is 0, another rank's
-            self._call()
-        except BaseException as error:  # raised again by join
-            self._error = error
-
-    def join(self) -> None:
-        timeout_s = self._context.timeout_s
-        self._thread.join(timeout_s)
-        if self._thread.is_alive():
-            raise CheckpointError(
-                f"{self._directory}: the save in the background did not end within {timeout_s:.0f} s."
-            )
-        if self._error is not None:
-            raise self._error
 
 
 def _copied_to_host(tensors: dict[str, Tensor]) -> dict[str, Tensor]:

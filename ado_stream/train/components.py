@@ -26,7 +26,7 @@ from ado_stream.train.train_step import LearningRateSchedule
 from ado_stream.train.validation import Validator
 
 _VOCAB_MULTIPLE = 64  # tensor cores need whole tiles
-_RATE_TIMES_WIDTH = 0.46
+_RATE_TIMES_WIDTH = 0.46  # see TrainSection
 _UNITS = {"": 1, "b": 1, "kb": 10**3, "mb": 10**6, "gb": 10**9, "tb": 10**12}
 
 

@@ -1,4 +1,4 @@
-"""The plan of a run, without running it: sizes, memory, time, and the epochs of each domain while no loss moves shares.
+"""The plan of a run, without running it: sizes, memory, time, and epochs of each domain if no loss moves the shares.
 
 Memory is estimated from sizes alone, term by term. Activations are what the model's operations save for the backward
 pass (ado_model/layers.py): per layer ten tensors of the model's width (norms, queries, keys, values, attention,

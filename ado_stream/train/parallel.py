@@ -75,6 +75,7 @@ def _by_ddp(model: Transformer, context: DistributedContext) -> nn.Module:
     sync_buffers = "forward_sync_buffers" if "forward_sync_buffers" in known else "broadcast_buffers"  # torch < 2.14
     options: dict[str, Any] = {sync_buffers: False}  # the only buffers, rotary tables, are equal on all ranks
     device_ids = [context.device] if context.device.type == "cuda" else None
+    # gradient_as_bucket_view: gradients live in the buckets that are reduced, without a copy of each.
     return DistributedDataParallel(model, device_ids=device_ids, gradient_as_bucket_view=True, **options)
 
 

@@ -281,7 +281,7 @@ def _refuse_text(corpus: object) -> None:
         )
 
 
-def _with_names(values: Any) -> Any:
+def _with_names(values: JsonObject) -> JsonObject:
     """The values with domains as text where they are keys; YAML reads a name such as 2023 as a number."""
     for section, key in (("policy", "prior"), ("data", "fim")):
         given = values.get(section)

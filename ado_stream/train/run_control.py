@@ -1,4 +1,4 @@
-"""An operator's orders to a run that goes: files in RUN/control/, read by rank 0 before every update of the policy.
+"""Operator's orders to a running job: files in RUN/control/, read by rank 0 before every update of the policy.
 
 An order is a file, its answer another one beside it, each written whole or not at all. The answer holds n, the update
 that the order came into force with: the mixture after it is drawn by all ranks at step n + 1 + mixture_lag, as any
@@ -12,12 +12,13 @@ import time
 import uuid
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NotRequired, TypedDict
+from typing import TYPE_CHECKING, NotRequired, TypedDict, TypeVar, cast
 
 from ado_stream.durable import disk_errors, write_durably
 from ado_stream.errors import AdoStreamError, ConfigError, DataError
 from ado_stream.json_files import check_type, decode_json
 from ado_stream.policy.operator_control import in_control, parse_order
+from ado_stream.value_types import JsonObject
 
 if TYPE_CHECKING:
     from ado_stream.loader import AdaptiveLoader
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
 FOLDER = "control"
 _ORDER, _ANSWER = ".order.json", ".answer.json"
 _POLL_S = 0.05
+T = TypeVar("T")
 
 
 class _OrderFile(TypedDict):
@@ -61,7 +63,7 @@ def list_orders(run_dir: Path) -> list[Path]:
 
 def read_words(path: Path) -> list[str]:
     """The words of an order. Raises DataError."""
-    words: list[str] = _read(path, _OrderFile)["words"]
+    words = _read(path, _OrderFile)["words"]
     if not words:
         raise DataError(f"{path}: no words.")
     return words
@@ -81,13 +83,13 @@ def wait_for_answer(path: Path, timeout_s: float) -> Answer | None:
     return answer
 
 
-def _read(path: Path, kind: Any) -> Any:
+def _read(path: Path, kind: type[T]) -> T:
     try:
         value = decode_json(path.read_bytes(), str(path), DataError)
     except OSError as error:
         raise DataError(f"{path}: cannot be read: {error.strerror}.") from None
     check_type(value, kind, str(path), DataError)
-    return value
+    return cast(T, value)
 
 
 def _answer_path(path: Path) -> Path:
@@ -100,12 +102,12 @@ class RunControl:
     on_order(step, detail): called once for each order that is in force from the update `step` on.
     """
 
-    def __init__(self, run_dir: Path, loader: "AdaptiveLoader", on_order: Callable[[int, dict[str, Any]], None]):
+    def __init__(self, run_dir: Path, loader: "AdaptiveLoader", on_order: Callable[[int, JsonObject], None]):
         self._run_dir, self._loader, self._on_order = run_dir, loader, on_order
         self._answered: set[Path] = set()
 
     def repeat(self) -> None:
-        """Has the policy take the orders again that an earlier attempt took at its present step or later."""
+        """Applies again the orders that an earlier attempt applied at the policy's present step or later."""
         for path in list_orders(self._run_dir):
             answer = read_answer(path)
             if answer is None:
@@ -123,6 +125,7 @@ class RunControl:
             except AdoStreamError as error:
                 self._answer(path, {"refused": str(error)})
             else:
+                # The answer first: after a kill in between, `repeat` finds the step at which to apply the order.
                 self._answer(path, {"step": step, "drawn_from": self._drawn_from(step)})
                 self._take(path, step)
 

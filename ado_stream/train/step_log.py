@@ -35,7 +35,7 @@ class MetricSink(Protocol):
 
 @dataclass(frozen=True)
 class LaunchedStep:
-    """A step launched on the device: what the host knows before its results arrive."""
+    """A step launched on the device: what the host has before its results arrive."""
 
     step: int
     mixture_K: Floats
@@ -191,10 +191,10 @@ def highest_losses(loss_B: Floats, num: int) -> list[tuple[int, float]]:
     return [(slot, float(loss_B[slot])) for slot in slots]
 
 
-def largest_changes(names: Sequence[str], before_K: Floats | None, now_K: Floats, num: int = 3) -> list[str]:
-    """`NAME CHANGE` of the `num` domains whose shares changed most, in percentage points; none below 0.1."""
+def largest_changes(names: Sequence[str], before_K: Floats | None, now_K: Floats) -> list[str]:
+    """`NAME CHANGE` of the three domains whose shares changed most, in percentage points; none below 0.1."""
     if before_K is None:
         return []
     change_K = 100 * (now_K - before_K)
-    largest = np.argsort(-np.abs(change_K), kind="stable")[:num]
+    largest = np.argsort(-np.abs(change_K), kind="stable")[:3]
     return [f"{names[k]} {change_K[k]:+.1f}" for k in largest if abs(change_K[k]) >= 0.1]

@@ -96,6 +96,7 @@ class Validator:
         rows: TokenBatch = {"tokens": tokens_NT, "domain": domain_N, "step": 0}
         cut_samples(rows, rows_per_sample)
         num_rows = len(rows["tokens"])
+        # Batches go round the ranks, so that each has about as many rows of every domain.
         self._num_rounds = math.ceil(num_rows / (context.size * batch_rows))
         mine_N = torch.from_numpy(np.flatnonzero((np.arange(num_rows) // batch_rows) % context.size == context.rank))
         mine: TokenBatch = {"tokens": rows["tokens"][mine_N], "domain": rows["domain"][mine_N], "step": 0}

@@ -96,12 +96,7 @@ class Block(nn.Module):
         self.mlp = MLP(config)
 
     def forward(
-        self,
-        branch_BTD: Tensor,
-        stream_BTD: Tensor | None,
-        cos: Tensor,
-        sin: Tensor,
-        mask: AttentionMask | None = None,
+        self, branch_BTD: Tensor, stream_BTD: Tensor | None, cos: Tensor, sin: Tensor, mask: AttentionMask | None = None
     ) -> tuple[Tensor, Tensor]:
         if stream_BTD is None:  # the first block: the embedding is the stream, and nothing has to be added yet
             normed, stream_BTD = self.input_layernorm(branch_BTD), branch_BTD

@@ -40,9 +40,9 @@ def traced(run_dir: Path, step: int, num_rows: int = 8) -> list[str]:
 
 
 @pytest.fixture(scope="module")
-def ledgered(tiny_corpus, tmp_path_factory, children) -> tuple[Path, dict]:
+def run_with_ledger(tiny_corpus, tmp_path_factory, children) -> tuple[Path, dict]:
     """(a run of two ranks to step 6, then of one, under an order; {(step, slot): domain and checksum read})."""
-    folder = tmp_path_factory.mktemp("ledgered")
+    folder = tmp_path_factory.mktemp("run_with_ledger")
     settings = {
         "corpus": str(tiny_corpus),
         "run_dir": str(folder / "run"),
@@ -65,16 +65,16 @@ def ledgered(tiny_corpus, tmp_path_factory, children) -> tuple[Path, dict]:
 
 
 @pytest.mark.parametrize("from_step_0", [False, True])
-def test_every_step_is_the_one_that_was_read(ledgered, tmp_path, from_step_0):
+def test_every_step_is_the_one_that_was_read(run_with_ledger, tmp_path, from_step_0):
     """Under ADO's mixtures, an operator's order, a resume with other ranks; from a checkpoint or from step 0."""
-    run_dir = shutil.copytree(ledgered[0], tmp_path / "run")
+    run_dir = shutil.copytree(run_with_ledger[0], tmp_path / "run")
     assert order_events(run_dir) == [(4, {"order": "pin hard=0.5", "drawn_from": 7})]
     mixtures = {tuple(line["mixture"]) for line in read_run(run_dir)[1]["step"]}
     assert len(mixtures) > 4
     if from_step_0:
         shutil.rmtree(run_dir / "checkpoints")
     for step in range(12):
-        assert traced(run_dir, step) == [ledgered[1][step, slot] for slot in range(8)]
+        assert traced(run_dir, step) == [run_with_ledger[1][step, slot] for slot in range(8)]
 
 
 @pytest.mark.parametrize("from_step_0", [False, True])
@@ -107,8 +107,8 @@ def test_rows_of_stages_and_of_a_batch_that_changed_by_hand_are_those_that_were_
         assert traced(tmp_path / "run", step, num_rows) == [ledger[step, slot] for slot in range(num_rows)]
 
 
-def test_ranks_are_those_of_the_start_that_trained_the_step(ledgered, tmp_path, capsys):
-    run_dir = str(ledgered[0])
+def test_ranks_are_those_of_the_start_that_trained_the_step(run_with_ledger, tmp_path, capsys):
+    run_dir = str(run_with_ledger[0])
     assert [sample["rank"] for sample in shown(capsys, run_dir, "--step", "5")] == [0] * 4 + [1] * 4
     assert {sample["rank"] for sample in shown(capsys, run_dir, "--step", "6")} == {0}
     some = shown(capsys, run_dir, "--step", "5", "--rank", "1")
@@ -133,9 +133,9 @@ def test_ranks_of_other_layouts(finished, settings, capsys, start, ranks):
     assert [sample["rank"] for sample in shown(capsys, settings["run_dir"], "--step", "5")] == ranks
 
 
-def test_the_highest_losses_of_all_ranks_are_recorded(ledgered, capsys):
+def test_the_highest_losses_of_all_ranks_are_recorded(run_with_ledger, capsys):
     """Means of the domains' sums agree with them, and one slot's loss is never in another's place."""
-    run_dir, _ = ledgered
+    run_dir, _ = run_with_ledger
     for line in read_run(run_dir)[1]["step"]:
         kept = line["sample_losses"]
         assert len({slot for slot, _ in kept}) == len(kept) == 3
@@ -194,7 +194,7 @@ def test_a_run_that_began_from_another_runs_checkpoint(finished, settings, tmp_p
         open_step(tmp_path / "branch", Wanted(9))
 
 
-def test_a_damaged_checkpoint_is_passed_over(finished):
+def test_a_damaged_checkpoint_is_skipped(finished):
     finished = Path(finished)
     expected = traced(finished, 10)
     (finished / "checkpoints" / "step_00000008" / "state.json").write_text("{")

@@ -48,7 +48,7 @@ def minimise(
     new_P = np.empty(3)
     newton_sums(theta_P, points, delta, sums)
     f = sums[LOSS] + penalty_value(theta_P[0], theta_P[1], theta_P[2])
-    damping = 1.0
+    damping = 1.0  # the majoriser: at a start most points lie outside delta, where Newton's matrix has nothing
     passes = 1
     small_gains = 0
     while passes < max_passes and damping < MAX_DAMPING and small_gains < 2:
@@ -66,6 +66,7 @@ def minimise(
         if not gain > 0.0:
             damping = max(damping, RAISE_FROM) * RAISE_BY
             continue
+        # A small gain counts as convergence only where the model predicted it; else the damping is corrected first.
         small_gains = small_gains + 1 if gain < least_gain and gain > 0.25 * predicted else 0
         # Trust-region rule: the ratio of gain to prediction says how far the quadratic model can be trusted.
         if gain > 0.75 * predicted:

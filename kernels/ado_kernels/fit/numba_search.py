@@ -115,11 +115,11 @@ def _coarse_minima(grid: Grid, points: Points, theta_GP: Floats, value_G: Floats
     """Writes the distinct ends of the coarse searches and returns how many there are."""
     found = 0
     passes = np.int64(COARSE_PASSES)
-    for start in range(1, NUM_FACES + grid.alpha.size):
+    for start in range(1, NUM_FACES + grid.alpha.size):  # face 0 is none: free searches have one start for each alpha
         theta_P = theta_GP[found]
         face = _best_start(grid, start, points, theta_P)
         value = 0.0
-        for width in WIDTHS:
+        for width in WIDTHS:  # wide first: more points lie inside, where F is curved
             value, _ = minimise(theta_P, points, max(width, grid.delta), face, passes, COARSE_TOLERANCE)
         known = False
         for j in range(found):

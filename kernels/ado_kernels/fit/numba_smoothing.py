@@ -25,6 +25,7 @@ def window_that_fits(num_steps: int, window: int) -> int:
 def filter_weights(window: int) -> Floats:
     """(window, window) float64: row i turns a window of losses into its cubic's value at position i."""
     position = np.linspace(-1.0, 1.0, window) if window > 1 else np.zeros(1)
+    # A fit by least squares projects onto the cubics: Q Q' for an orthonormal basis Q of them.
     basis, _ = np.linalg.qr(np.vander(position, min(DEGREE + 1, window)))
     return np.ascontiguousarray(basis @ basis.T)
 
@@ -63,7 +64,7 @@ def smooth_kept(step: Ints, value: Floats, weight_WW: Floats, ignore_steps: int,
     for i in range(step.size):
         if step[i] < ignore_steps or (step[i] - ignore_steps) % every != 0:
             continue
-        start = min(max(i - half, 0), last_start)
+        start = min(max(i - half, 0), last_start)  # near the ends the window stops, and row i - start is off its centre
         kept[size] = step[i]
         smooth[size] = _dot(weight_WW[i - start], value, start)
         size += 1

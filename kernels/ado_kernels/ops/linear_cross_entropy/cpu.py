@@ -78,6 +78,7 @@ def in_chunks(problem: Problem) -> Result:
 
 def _chunk_rows(num_rows: int, row_bytes: int) -> int:
     """Rows per chunk: chunks of equal size, none above the budget."""
+    # Equal, since a short last one would read the whole weight for a few rows.
     most = max(_CHUNK_BYTES // row_bytes, 1)
     num_chunks = max(-(-num_rows // most), 1)
     return -(-num_rows // num_chunks)

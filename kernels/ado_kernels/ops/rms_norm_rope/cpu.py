@@ -93,6 +93,7 @@ def _backward(
     num_tokens, half = cos.shape
     num_slabs = partial_SQ.shape[0]
     scalar = x_NQ.dtype.type
+    # The rotation is undone first (by the opposite angle); what is left is rms_norm's backward pass.
     for s in prange(num_slabs):
         partial_Q = partial_SQ[s]
         for n in range(s * num_rows // num_slabs, (s + 1) * num_rows // num_slabs):

@@ -176,6 +176,7 @@ def rms_norm_rope_backward_kernel(
         partial_second += second * x_second
         first *= weight_first[None, :]
         second *= weight_second[None, :]
+        # As in rms_norm_backward_kernel, the row's two halves in two registers: dx = rstd (g - n mean(g n)).
         slope = tl.sum(first * x_first + second * x_second, axis=1)[:, None] / tl.cast(width, ACC)
         tl.store(dx_ptr + places, (rstd * (first - x_first * slope)).to(dx_ptr.dtype.element_ty), mask)
         tl.store(dx_ptr + half + places, (rstd * (second - x_second * slope)).to(dx_ptr.dtype.element_ty), mask)

@@ -45,6 +45,6 @@ def _backward(dout: Array, gate: Array, up: Array, dgate: Array, dup: Array) -> 
     for block in prange((gate.size + _BLOCK - 1) // _BLOCK):
         for i in range(block * _BLOCK, min((block + 1) * _BLOCK, gate.size)):
             sigmoid = one / (one + exp(-gate[i]))
-            silu = gate[i] * sigmoid  # whose derivative is sigmoid + gate sigmoid (1 - sigmoid)
+            silu = gate[i] * sigmoid  # whose derivative is sigmoid + silu (1 - sigmoid)
             dup[i] = dout[i] * silu
             dgate[i] = dout[i] * up[i] * (sigmoid + silu * (one - sigmoid))

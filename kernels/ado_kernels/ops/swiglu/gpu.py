@@ -107,7 +107,7 @@ def swiglu_backward_kernel(
     gate = tl.load(gate_ptr + row * gate_stride + columns, mask, other=0.0).to(ACC)
     up = tl.load(up_ptr + row * up_stride + columns, mask, other=0.0).to(ACC)
     sigmoid = 1.0 / (1.0 + tl.exp(-gate))  # exp overflows to infinity, sigmoid to its limit 0
-    silu = gate * sigmoid
+    silu = gate * sigmoid  # whose derivative is sigmoid + silu (1 - sigmoid)
     dgate = dout * up * (sigmoid + silu * (1.0 - sigmoid))
     tl.store(dgate_ptr + row * width + columns, dgate.to(dgate_ptr.dtype.element_ty), mask)
     tl.store(dup_ptr + row * width + columns, (dout * silu).to(dup_ptr.dtype.element_ty), mask)
