@@ -75,7 +75,8 @@ def get_object(
 
     def read(response: _Response) -> str:
         tag = str(response.get("ETag", ""))
-        if version and tag != version:
+        if version and tag.removeprefix("W/") != version.removeprefix("W/"):
+            response["Body"].close()
             raise replaced()
         _read_body(response, write, monitor)
         return tag

@@ -18,6 +18,7 @@ from hypothesis import strategies as st
 import ado_stream as ado
 from ado_stream.cli.main import main
 from ado_stream.errors import ConfigError, StorageError
+from ado_stream.prepare.corpus_output import RemoteOutput
 from ado_stream.record import FILE_NAME, RunRecord
 from ado_stream.redact import redact
 from ado_stream.storage import download as download_module
@@ -207,6 +208,27 @@ def test_record_and_sinks_get_no_credentials(secrets, tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "wandb", Wandb())
     metric_sinks.WandbSink(tmp_path, "id", config)
     assert seen["config"] == {"corpus": "http://***@127.0.0.1:9", "log": ["***", 1, None], "lr": 0.1}
+
+
+@pytest.mark.parametrize("call", ["check_writable", "publish"])
+def test_an_upload_that_fails_does_not_quote_the_user_of_its_url(tmp_path, monkeypatch, call):
+    class Uploader:
+        @staticmethod
+        def get(*_, **__):
+            if call == "check_writable":
+                raise ValueError(f'Invalid bucket name "some-user:{PASSWORD}@bucket"')
+            return Uploader()
+
+        def upload_file(self, name):
+            raise ValueError(f'Invalid bucket name "some-user:{PASSWORD}@bucket"')
+
+    monkeypatch.setattr("streaming.base.storage.upload.CloudUploader", Uploader)
+    with pytest.raises(StorageError, match="Invalid bucket name") as caught:
+        getattr(RemoteOutput(f"s3://some-user:{PASSWORD}@bucket/x", tmp_path), call)(
+            *(["a"] if call == "publish" else [])
+        )
+    assert leaks(str(caught.value)) == []
+    assert caught.value.__suppress_context__
 
 
 def test_json_has_no_credentials_but_every_text(secrets, capsys):

@@ -329,7 +329,8 @@ def test_another_thread_may_close_at_the_same_time(corpus):
     assert not dataset.running
 
 
-def test_a_stream_that_is_dropped_while_it_fetches_ends_its_threads(tmp_path, monkeypatch):
+@pytest.mark.parametrize("prefetch", [0, 2])
+def test_a_stream_that_is_dropped_while_it_fetches_ends_its_threads(tmp_path, monkeypatch, prefetch):
     """The last reference goes in the middle of `_pump`, under its lock, in a thread of the pool or the reader's own."""
     write_domain(tmp_path / "a", 0, 800, shard_bytes=300)
     before = set(threading.enumerate())
@@ -346,7 +347,7 @@ def test_a_stream_that_is_dropped_while_it_fetches_ends_its_threads(tmp_path, mo
     monkeypatch.setattr(threading, "excepthook", seen.append)
     domain = ado.Domain("a", str(tmp_path / "a"), str(tmp_path / "cache"))
     dataset = ado.AdaptiveStreamingDataset([domain], 4, mixture_lag=None)
-    dataset.start(prefetch=2, io_threads=2)
+    dataset.start(prefetch, io_threads=2)
     dataset.next_batch()
     holder["dataset"] = dataset
     del dataset
