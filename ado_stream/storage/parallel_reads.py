@@ -6,6 +6,7 @@ are daemons, for which not even the end of the process waits. (It would for thos
 
 import queue
 import threading
+import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, as_completed
 from contextlib import suppress
@@ -49,9 +50,10 @@ class DaemonThreads:
         self.join(None)
 
     def join(self, timeout_s: float | None) -> None:
-        """Waits for the threads, at most so long for each."""
+        """Waits for the threads, at most so long."""
+        end = None if timeout_s is None else time.monotonic() + timeout_s
         for thread in self._threads:
-            thread.join(timeout_s)
+            thread.join(None if end is None else max(0.0, end - time.monotonic()))
 
     def _run(self) -> None:
         while (task := self._waiting.get()) is not None:

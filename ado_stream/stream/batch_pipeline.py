@@ -31,7 +31,7 @@ from ado_stream.stream.stream_statistics import StreamStatistics
 from ado_stream.value_types import Ints
 
 _JOIN_S = 30
-_EXIT_S = 0.5  # for each thread
+_EXIT_S = 0.5
 _POLL_S = 0.2  # between checks for a failed fetch
 _log = logging.getLogger(__name__)
 

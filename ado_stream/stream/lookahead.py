@@ -114,7 +114,7 @@ class Lookahead:
             self._pool.end()
 
     def join(self, timeout_s: float) -> None:
-        """Waits for the threads, at most so long for each."""
+        """Waits for the threads, at most so long."""
         if self._pool is not None:
             self._pool.join(timeout_s)
 
