@@ -42,7 +42,7 @@ from typing import Any, NotRequired, TypedDict
 from ado_stream.durable import write_durably
 from ado_stream.errors import DataError, NotFound, StorageError
 from ado_stream.json_files import check_type
-from ado_stream.redact import redact
+from ado_stream.redact import plain
 from ado_stream.value_types import JsonObject
 
 
@@ -103,21 +103,6 @@ class RunLine(TypedDict):
 VERSION = 1
 FILE_NAME = "record.jsonl"
 KINDS = ("run", "step", "fit", "health", "eval", "event")
-
-
-def plain(value: object) -> object:
-    """`value` in JSON's types, without credentials: arrays to lists, NaN and infinities to null."""
-    if isinstance(value, str):
-        return redact(value)
-    if isinstance(value, dict):
-        return {str(key): plain(item) for key, item in value.items()}
-    if hasattr(value, "tolist"):
-        value = value.tolist()
-    if isinstance(value, (list, tuple)):
-        return [plain(item) for item in value]
-    if isinstance(value, float) and not math.isfinite(value):
-        return None
-    return value
 
 
 class RunRecord:

@@ -4,25 +4,29 @@ Redacted: user information in URLs (also in URLs that are percent-encoded as a w
 tokens in queries, and what the environment holds as a secret, wherever it occurs.
 """
 
+import math
 import os
 import re
 import urllib.parse
 from collections.abc import Iterator
+from typing import Any
 
 _PLACES = (
-    re.compile(r"(://)[^\s/?#]*@"),
+    re.compile(r"(:/{1,2})[^\s/?#]*@"),  # one slash: of a URL that was taken for a path
     re.compile(r"(%3A%2F%2F)(?:(?!%2F)[^\s/?#&])*%40", re.IGNORECASE),
-    re.compile(r"([?&;][^\s=&#]*(?:sig|token|secret|passw|credential|key|auth)[^\s=&#]*=)[^\s&#'\"<>]+", re.IGNORECASE),
+    re.compile(
+        r"([?&;][^\s=&#]*(?:sig|token|secret|passw|pwd|credential|key|hmac|auth)[^\s=&#]*=)[^\s&#'\"<>]+", re.IGNORECASE
+    ),
     re.compile(r"(authorization['\"]?\s*[:=]\s*['\"]?(?:basic|bearer)\s+)[^\s'\",]+", re.IGNORECASE),
 )
 _ENDS = ("***@", "***%40", "***", "***")
 _SECRET_NAME = re.compile(
     r"(?!.*(_FILE|_PATH|_DIR|APPLICATION_CREDENTIALS)$).*(SECRET|PASSW|PASSPHRASE|CREDENTIAL|CONNECTION_STRING"
-    r"|(API|ACCESS|PRIVATE|STORAGE|ACCOUNT|SHARED)_?KEY|(^|_)(TOKEN|PASS)(_|$))",
+    r"|(API|ACCESS|PRIVATE|STORAGE|ACCOUNT|SHARED|HMAC|GCS)_?KEY|(^|_)(TOKEN|PASS)(_|$))",
     re.IGNORECASE,
 )
 _FIELD = re.compile(r"(?:key|signature|password|pwd)=([^;\s]+)", re.IGNORECASE)  # of a connection string
-_USER = re.compile(r"://([^\s/:@]*):(\S+)@")
+_USER = re.compile(r"(?:://|^(?!.*://))([^\s/:@]*:(\S+))@")  # a proxy needs no scheme
 _MIN_SECRET_CHARACTERS = 8  # a shorter one, "test" for instance, may be an ordinary word
 
 
@@ -33,6 +37,21 @@ def redact(text: str) -> str:
     for place, end in zip(_PLACES, _ENDS, strict=True):
         text = place.sub(rf"\1{end}", text)
     return text
+
+
+def plain(value: object) -> Any:
+    """`value` in JSON's types, without credentials: arrays to lists, NaN and infinities to null."""
+    if isinstance(value, str):
+        return redact(value)
+    if isinstance(value, dict):
+        return {redact(str(key)): plain(item) for key, item in value.items()}
+    if hasattr(value, "tolist"):
+        value = value.tolist()
+    if isinstance(value, (list, tuple)):
+        return [plain(item) for item in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return value
 
 
 def without_user(text: str, url: str) -> str:
@@ -48,7 +67,8 @@ def _secrets() -> Iterator[str]:
     for name, value in os.environ.items():
         found = [value] if _SECRET_NAME.match(name) else []
         found += _FIELD.findall(value)
-        found += [spelling for user in _USER.finditer(value) for spelling in (user[2], urllib.parse.unquote(user[2]))]
+        users = [part for user in _USER.finditer(value) for part in user.groups()]
+        found += [spelling for part in users for spelling in (part, urllib.parse.unquote(part))]
         for secret in found:
             if len(secret) >= _MIN_SECRET_CHARACTERS:
                 yield from (secret, urllib.parse.quote(secret, safe=""))

@@ -26,7 +26,7 @@ def measure(case: Case, repeats: int) -> dict[str, Any]:
     import torch
 
     from ado_kernels import domain_loss
-    from ado_stream.record import plain
+    from ado_stream.redact import plain
     from ado_stream.train.step_log import highest_losses
     from ado_stream.train.train_step import by_domain
 

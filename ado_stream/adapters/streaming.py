@@ -15,6 +15,7 @@ from streaming import Stream
 from streaming.base.util import bytes_to_int, number_abbrev_to_int
 
 from ado_stream.errors import ConfigError
+from ado_stream.redact import redact
 from ado_stream.stream.dataset import AdaptiveStreamingDataset
 from ado_stream.stream.domain import Domain
 from ado_stream.stream.slots import make_rank_slots
@@ -113,7 +114,7 @@ def _log_ignored(given: dict[str, Any]) -> None:
 
 def _names(streams: Sequence[Stream]) -> list[str]:
     """The last part of each stream's remote or local path, or as many parts as tell them all apart."""
-    paths = [(each.remote or each.local).rstrip("/").split("/") for each in streams]
+    paths = [redact(each.remote or each.local).rstrip("/").split("/") for each in streams]
     for length in range(1, max(map(len, paths), default=1)):
         names = ["/".join(path[-length:]) for path in paths]
         if len(set(names)) == len(names):

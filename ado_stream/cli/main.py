@@ -13,12 +13,12 @@ import re
 import select
 import sys
 import types
-from typing import TypedDict
+from typing import Any, TypedDict
 
 from ado_stream import __version__
 from ado_stream.errors import AdoStreamError
 from ado_stream.suggest import did_you_mean
-from ado_stream.visible import VisibleFormatter, discard, show
+from ado_stream.visible import VisibleFormatter, discard, show, visible
 
 VERBS = {
     "demo": "build a small corpus, train with ADO and without, write a report",
@@ -63,6 +63,11 @@ class ParserTexts(TypedDict):
 
     description: str
     epilog: str
+
+
+class _Parser(argparse.ArgumentParser):
+    def _print_message(self, message: str, file: Any = None) -> None:  # which may quote any argument
+        super()._print_message(visible(message), file)
 
 
 def _overview() -> str:
@@ -120,7 +125,7 @@ def _run(argv: list[str]) -> int:
         show(f"ado-stream: unknown verb {verb!r}{hint}; the verbs are: {', '.join(VERBS)}", error=True)
         return 2
     module = importlib.import_module(f"ado_stream.cli.{verb}")
-    parser = argparse.ArgumentParser(prog=f"ado-stream {verb}", **parser_options(verb, module))
+    parser = _Parser(prog=f"ado-stream {verb}", **parser_options(verb, module))
     module.add_arguments(parser)
     # intermixed: `train CONFIG --resume none a.b=c` has positional arguments on both sides of an option
     args = parser.parse_intermixed_args([_with_home(argument) for argument in rest])  # exits 2 on wrong usage

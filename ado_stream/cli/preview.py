@@ -49,7 +49,7 @@ def run(args: argparse.Namespace) -> None:
     for place, tokens in samples:
         text = corpus.tokenizer.decode(tokens)
         if args.json:
-            show_json({**place, "text": text})
+            show_json(place, text=text)
             continue
         title = ", ".join(str(value) if key == "domain" else f"{key} {value}" for key, value in place.items())
         show_sample(f"{title}, {len(tokens)} tokens", text, args.characters)

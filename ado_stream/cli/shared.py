@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ado_stream.errors import ConfigError
-from ado_stream.visible import show, visible
+from ado_stream.visible import one_line, show
 
 if TYPE_CHECKING:
     from ado_stream.report.run_data import Run
@@ -59,7 +59,7 @@ def announce(text: str) -> None:
 def show_sample(title: str, text: str, characters: int) -> None:
     """Prints a sample's title and the first `characters` of its text; 0: all of it."""
     shown = text[: characters or None]
-    show(f"--- {title}\n{shown}{'' if shown == text else ' ...'}\n")
+    show(f"--- {one_line(title)}\n{shown}{'' if shown == text else ' ...'}\n")
 
 
 def table_text(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
@@ -67,7 +67,7 @@ def table_text(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
     A cell is one line, and `visible`.
     """
-    lines = [[visible(cell).replace("\n", "\\n").replace("\t", "\\t") for cell in line] for line in (header, *rows)]
+    lines = [[one_line(cell) for cell in line] for line in (header, *rows)]
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
     return "\n".join(
         "  ".join([first.ljust(widths[0]), *(cell.rjust(width) for cell, width in zip(rest, widths[1:], strict=True))])

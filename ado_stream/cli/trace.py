@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING
 
 from ado_stream.cli.shared import announce, load_one_run, show_sample, table_text
 from ado_stream.option_checks import optional, positive, whole
-from ado_stream.record import plain
 from ado_stream.value_types import JsonObject
 from ado_stream.visible import show, show_json
 
@@ -59,7 +58,7 @@ def show_step(
     for sample in samples:
         text = corpus.tokenizer.decode(sample.tokens)
         if as_json:
-            show_json({"step": step, **_fields(sample), "text": text})
+            show_json({"step": step, **_fields(sample)}, text=text)
             continue
         show_sample(_title(step, sample), text, characters)
 
@@ -71,7 +70,7 @@ def _fields(sample: "RecordedSample") -> JsonObject:
         "domain": sample.domain,
         "sample": sample.number,
         "documents": None if sample.documents is None else sample.documents._asdict(),
-        "loss": plain(sample.loss),
+        "loss": sample.loss,
     }
 
 
@@ -96,7 +95,7 @@ def _show_spikes(args: argparse.Namespace) -> None:
     spikes = find_spikes(recorded, args.window, args.threshold)
     if args.json:
         for spike in spikes:
-            show_json(plain(asdict(spike)))
+            show_json(asdict(spike))
         return
     if not spikes:
         show(f"none of {recorded.step_S.size:,} steps stood out by {args.threshold:g} robust deviations")

@@ -193,12 +193,12 @@ def load_tokenizer(spec: str | os.PathLike[str]) -> Tokenizer:
 
     Raises NotFound for a path without one, ConfigError: unreadable, unknown on the hub, without an end token.
     """
-    spec = str(spec)
+    is_path, spec = isinstance(spec, os.PathLike), str(spec)
     if spec == BYTES:
         return ByteTokenizer()
     if bpe_vocabulary(spec) is not None:
         raise ConfigError(f"tokenizer {spec!r} has to be trained; give the tokenizer.json that `prepare` wrote.")
-    if _is_path(spec):
+    if is_path or _is_path(spec):
         return load_tokenizer_file(Path(os.path.expanduser(spec)), spec)
     from huggingface_hub.utils import logging as hub_log
     from tokenizers import Tokenizer as HuggingFace
@@ -235,9 +235,11 @@ def load_tokenizer_file(path: Path, spec: str | None = None) -> Tokenizer:
 
 
 def _is_path(spec: str) -> bool:
-    """Whether `spec` can only be a file or folder; when missing it is not searched on the hub."""
+    """Whether `spec` is a path: it is here, its folder is, or no name on the hub is written so."""
     path = Path(spec).expanduser()
-    return path.exists() or spec.startswith((".", "~", "/")) or path.suffix == ".json" or len(path.parts) > 2
+    if path.exists() or spec.startswith((".", "~", "/")) or path.suffix == ".json":
+        return True
+    return len(path.parts) > 2 or (len(path.parts) == 2 and path.parent.is_dir())
 
 
 def _loaded(spec: str, tokenizer: "HuggingFace", config: JsonObject) -> Tokenizer:

@@ -14,6 +14,7 @@ from typing import Any
 from ado_stream.corpus.manifest import MANIFEST_NAME
 from ado_stream.durable import write_durably
 from ado_stream.errors import ConfigError, NotFound, StorageError
+from ado_stream.redact import without_user
 from ado_stream.storage.download import download
 from ado_stream.storage.slow_notice import slow_notice
 
@@ -105,7 +106,8 @@ class RemoteOutput(CorpusOutput):
             self._uploader.upload_file(name)
         except Exception as error:  # every store's client has its own exceptions
             raise StorageError(
-                f"{self._url}/{name}: upload failed after {_UPLOAD_ATTEMPTS} attempts: {error}.\n"
+                f"{self._url}/{name}: upload failed after {_UPLOAD_ATTEMPTS} attempts: "
+                f"{without_user(str(error), self._url)}.\n"
                 "  Check the credentials and the URL; the same command resumes the run."
             ) from None
         self.local_path(name).unlink(missing_ok=True)
@@ -136,5 +138,6 @@ class RemoteOutput(CorpusOutput):
                 )
         except Exception as error:  # every store's client has its own exceptions
             raise StorageError(
-                f"{self._url}: cannot be written: {error}. Check the URL, the credentials and S3_ENDPOINT_URL."
+                f"{self._url}: cannot be written: {without_user(str(error), self._url)}.\n"
+                "  Check the URL, the credentials and S3_ENDPOINT_URL."
             ) from None

@@ -138,9 +138,9 @@ def download_part(
 def object_version(remote_url: str, retry: RetryPolicy | None = None) -> str | None:
     """What changes when the object at `remote_url` is replaced: its ETag, or the size and time of a local file.
 
-    None for a store without either. Raises as `download`.
+    None for a store whose client gives neither. Raises as `download`.
     """
-    if local_path(remote_url) is None and not is_s3(remote_url):
+    if local_path(remote_url) is None and not is_s3(remote_url) and not remote_url.startswith("hf://"):
         return None
     return object_status(remote_url, retry).version
 

@@ -7,12 +7,15 @@ credentials. Calls block, and raise what those packages raise; storage/download.
 from datetime import datetime
 from typing import Any
 
+import xxhash
+
 from ado_stream.errors import ConfigError
 from ado_stream.storage.object_spec import ObjectStatus
 from ado_stream.value_types import JsonMapping
 
 # What changes when an object is replaced, by the names of the packages; the first that a store gives.
 _VERSIONS = ("generation", "etag", "ETag", "blob_id", "oid", "Content-MD5", "Last-Modified", "mtime", "created")
+_SAMPLE_BYTES = 1 << 12  # read at both ends of a file whose store gives no version
 
 
 def status(url: str) -> ObjectStatus:
@@ -23,14 +26,14 @@ def status(url: str) -> ObjectStatus:
         raise FileNotFoundError(f"{url}: a {info['type']}")
     if info["size"] is None:
         raise ValueError("the store does not say how large the file is")
-    return _status(info)
+    return _status(system, path, info)
 
 
 def list_files(folder_url: str) -> dict[str, ObjectStatus]:
     """{path below the folder: status} of its files at any depth."""
     system, root = _opened(folder_url)
     found = system.find(root, detail=True)
-    return {path.removeprefix(root).lstrip("/"): _status(info) for path, info in found.items()}
+    return {path.removeprefix(root).lstrip("/"): _status(system, path, info) for path, info in found.items()}
 
 
 def read(url: str, begin: int, end: int) -> bytes:
@@ -55,8 +58,13 @@ def _opened(url: str) -> tuple[Any, str]:
     return system, str(path).rstrip("/")
 
 
-def _status(info: JsonMapping) -> ObjectStatus:
-    version = next((info[name] for name in _VERSIONS if info.get(name)), "")
+def _status(system: Any, path: str, info: JsonMapping) -> ObjectStatus:
+    size = int(info["size"])
+    version = next((info[name] for name in _VERSIONS if info.get(name)), None)
+    if version is None:
+        begins = (0, max(0, size - _SAMPLE_BYTES))
+        ends = (system.cat_file(path, begin, min(begin + _SAMPLE_BYTES, size)) for begin in begins)
+        version = xxhash.xxh3_128_hexdigest(b"".join(ends))
     if isinstance(version, datetime):  # a listing of the same file system may have seconds, or an ETag without quotes
         version = version.timestamp()
-    return ObjectStatus(int(info["size"]), f"{info['size']}-{version}".replace('"', ""))
+    return ObjectStatus(size, f"{size}-{version}".replace('"', ""))

@@ -1,19 +1,63 @@
 """Several reads of a store side by side: all results, or the first failure at once.
 
 The failure ends the retries and waits of the other reads. A read that hangs in a client cannot be ended: the threads
-are daemons, so that the process can still end.
+are daemons, for which the end of the process does not wait, as it would for those of a ThreadPoolExecutor.
 """
 
 import queue
 import threading
+import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, as_completed
 from contextlib import suppress
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from ado_stream.storage.retry import StoppedError
 
 T = TypeVar("T")
+
+
+class DaemonThreads:
+    """Runs calls in the order in which they are submitted."""
+
+    def __init__(self, number: int, name: str) -> None:
+        self._waiting: queue.SimpleQueue[tuple[Callable[[], Any], Future[Any]] | None] = queue.SimpleQueue()
+        self._threads = [threading.Thread(target=self._run, name=name, daemon=True) for _ in range(number)]
+        self._ended = False
+        for thread in self._threads:
+            thread.start()
+
+    def submit(self, call: Callable[[], T]) -> Future[T]:
+        """The future of what `call` returns."""
+        assert not self._ended
+        future: Future[T] = Future()
+        self._waiting.put((call, future))
+        return future
+
+    def end(self) -> None:
+        """Ends each thread once what was submitted is done; acquires no lock."""
+        for _ in self._threads:
+            self._waiting.put(None)
+
+    def shutdown(self) -> None:
+        """Cancels the calls that no thread has begun, and waits for the others."""
+        self._ended = True
+        with suppress(queue.Empty):
+            while True:
+                if (task := self._waiting.get_nowait()) is not None:
+                    task[1].cancel()
+        self.end()
+        self.join(None)
+
+    def join(self, timeout_s: float | None) -> None:
+        """Waits for the threads, at most so long."""
+        end = None if timeout_s is None else time.monotonic() + timeout_s
+        for thread in self._threads:
+            thread.join(None if end is None else max(0.0, end - time.monotonic()))
+
+    def _run(self) -> None:
+        while (task := self._waiting.get()) is not None:
+            settle(*task)
 
 
 def settle(call: Callable[[], T], future: Future[T]) -> None:
@@ -29,19 +73,10 @@ def read_in_parallel(reads: Sequence[Callable[[], T]], num_threads: int, stop: t
 
     Raises what the first failed read raised, and sets `stop`.
     """
-    waiting: queue.SimpleQueue[tuple[Callable[[], T], Future[T]]] = queue.SimpleQueue()
-    futures: list[Future[T]] = [Future() for _ in reads]
-    for task in zip(reads, futures, strict=True):
-        waiting.put(task)
-
-    def work() -> None:
-        with suppress(queue.Empty):
-            while True:
-                settle(*waiting.get_nowait())
-
+    threads = DaemonThreads(min(num_threads, len(reads)), "ado-read")
+    futures = [threads.submit(read) for read in reads]
+    threads.end()
     try:
-        for _ in range(min(num_threads, len(reads))):
-            threading.Thread(target=work, name="ado-read", daemon=True).start()
         for future in as_completed(futures):
             if not isinstance(future.exception(), StoppedError):  # else another read failed first
                 future.result()

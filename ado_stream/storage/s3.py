@@ -68,11 +68,17 @@ def get_object(
         monitor: counts every chunk; ends the attempt when it stalls, is late, or is to stop.
         part: only these bytes.
     """
-    options = {"IfNoneMatch": unless, "IfMatch": version, "Range": part and f"bytes={part.start}-{part.stop - 1}"}
+    # If-Match compares strongly: a weak tag matches nothing. Not every store obeys it: hence the check below.
+    if_match = None if version is None or version.startswith("W/") else version
+    options = {"IfNoneMatch": unless, "IfMatch": if_match, "Range": part and f"bytes={part.start}-{part.stop - 1}"}
 
     def read(response: JsonMapping) -> str:
+        tag = str(response.get("ETag", ""))
+        if version and tag.removeprefix("W/") != version.removeprefix("W/"):
+            response["Body"].close()
+            raise replaced()
         _read_body(response, write, monitor)
-        return str(response.get("ETag", ""))
+        return tag
 
     return _request("get_object", url, monitor, read, {key: value for key, value in options.items() if value})
 

@@ -4,6 +4,7 @@ Invariants: batches come in the order of their steps and depend on nothing but (
 exception in any thread is raised by `next`, unchanged; every wait has a deadline and says what it waited for.
 """
 
+import atexit
 import logging
 import sys
 import threading
@@ -30,6 +31,7 @@ from ado_stream.stream.stream_statistics import StreamStatistics
 from ado_stream.value_types import Ints
 
 _JOIN_S = 30
+_EXIT_S = 0.5
 _POLL_S = 0.2  # between checks for a failed fetch
 _log = logging.getLogger(__name__)
 
@@ -122,6 +124,7 @@ class BatchPipeline:
         # Only requests the stop: a finalizer runs in whichever thread drops the last reference, which may be one of
         # them, or hold a lock that `close` needs.
         self._finalizer = weakref.finalize(self, self._maker.request_stop)
+        _open_makers.add(self._maker)
 
     @property
     def statistics(self) -> StreamStatistics:
@@ -139,6 +142,7 @@ class BatchPipeline:
     def close(self) -> None:
         """Stops and joins every thread; idempotent."""
         self._finalizer.detach()
+        _open_makers.discard(self._maker)
         self._maker.close()
 
 
@@ -219,13 +223,15 @@ class _BatchMaker:
         """Makes every thread end soon; acquires no lock."""
         # `thread` may be waiting in one of three places: for a mixture, for a free slot, or for a shard.
         self.stop.set()
-        self.lookahead.stop.set()
+        self.lookahead.request_stop()
         self.free_slots.put(None)
 
     def close(self) -> None:
         """Stops and joins the threads, and waits for another that is in `next`; then nobody reads the open shards."""
         # The thread may wait for a mixture (`wake`) or a shard (lookahead.close); both must end before it is joined.
         self.request_stop()
+        if threading.current_thread().name.startswith("ado-"):
+            return  # a finalizer called it, which runs in any thread; none waits for itself
         self.source.board.wake()
         self.lookahead.close()
         if self.thread.is_alive():  # not in a fork
@@ -259,3 +265,19 @@ class _BatchMaker:
         finally:
             if self.stop.is_set():  # the pipeline may have been collected, and nothing else would end the fetches
                 self.lookahead.close()
+                self.shards.close()
+
+
+_open_makers: weakref.WeakSet[_BatchMaker] = weakref.WeakSet()
+
+
+@atexit.register
+def _stop_at_exit() -> None:
+    """Lets every fetch remove its unfinished file; one that hangs in a store's client is left to itself."""
+    makers = list(_open_makers)
+    for maker in makers:
+        maker.request_stop()
+    for maker in makers:
+        if maker.thread.is_alive():  # else it may not have been started
+            maker.thread.join(_EXIT_S)
+        maker.lookahead.join(_EXIT_S)

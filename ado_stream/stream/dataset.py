@@ -341,8 +341,8 @@ class AdaptiveStreamingDataset(IterableDataset[TokenBatch]):
 
     def close(self) -> None:
         """Stops the pipeline's threads; iterating again continues at the current step."""
-        if self._pipeline is not None:
-            self._pipeline.close()
+        if (pipeline := self._pipeline) is not None:  # of several threads that close, another may set it to None
+            pipeline.close()
             self._pipeline = self._ahead = None
             self._board.close()
 

@@ -134,7 +134,7 @@ def _from_stream(stream: Any) -> Domain:
         raise ConfigError(f"domains contains {stream!r:.80}; expected ado.Domain or streaming.Stream.")
     split = getattr(stream, "split", None) or ""
     path = (stream.remote or stream.local).rstrip("/")
-    name = path.rsplit("/", 1)[-1]
+    name = redact(path).rsplit("/", 1)[-1]
     for unit in ("repeat", "choose"):
         if hasattr(stream, unit):
             raise ConfigError(f"stream '{name}': {unit}= is not supported; give all streams a proportion= instead.")

@@ -126,7 +126,8 @@ class FlatPlace:
                 f"{where}: {size - begin} bytes are {'not whole' if rest else num_tokens} tokens of {dtype}{claim}.\n"
                 "  The file is cut, or its tokens are of another type."
             )
-        return TokenFile(name, begin, num_tokens, str(dtype), status.version)
+        head_hash = xxhash.xxh3_128_hexdigest(head)
+        return TokenFile(name, begin, num_tokens, str(dtype), status.version, head_hash=head_hash)
 
 
 def index_path(url: str, file: TokenFile, folder: Path) -> Path:

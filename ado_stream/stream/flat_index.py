@@ -26,7 +26,8 @@ class TokenFile:
     """One file of tokens.
 
     name: what follows the domain's place in its path. begin: bytes before the first token. version: as storage has it.
-    content_hash: of what is known of its content, its .idx; "" for none. num_documents: None if unknown.
+    content_hash: of what is known of its content, its .idx; "" for none. num_documents: None if unknown. head_hash: of
+    its first bytes, where they were read.
     """
 
     name: str
@@ -36,6 +37,7 @@ class TokenFile:
     version: str
     content_hash: str = ""
     num_documents: int | None = None
+    head_hash: str = ""
 
 
 @dataclass(frozen=True)
@@ -55,8 +57,8 @@ class FlatContent:
 
     @property
     def versions(self) -> str:
-        """A hash of the versions of all files."""
-        return xxhash.xxh3_128_hexdigest("\0".join(file.version for file in self.files).encode())
+        """A hash of the versions of all files; times alone may be the same, as programs that copy files set them."""
+        return xxhash.xxh3_128_hexdigest("\0".join(f"{file.version}{file.head_hash}" for file in self.files).encode())
 
     @property
     def num_documents(self) -> int | None:

@@ -15,14 +15,16 @@ import heapq
 import threading
 import time
 from collections.abc import Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 
 from ado_stream.errors import StorageError
 from ado_stream.storage.node_cache import NodeCache
 from ado_stream.storage.object_spec import Fetched
+from ado_stream.storage.parallel_reads import DaemonThreads
 from ado_stream.stream import numba_order
 from ado_stream.stream.sample_index import SampleIndex
 from ado_stream.stream.sample_order import SampleOrder
@@ -61,7 +63,7 @@ class Lookahead:
     ):
         self._indexes, self._cache, self._orders, self._lanes, self._limits = indexes, cache, orders, lanes, limits
         self._statistics = statistics
-        self._pool = ThreadPoolExecutor(limits.threads, "ado-fetch") if limits.threads else None
+        self._pool = DaemonThreads(limits.threads, "ado-fetch") if limits.threads else None
         self.stop = threading.Event()  # ends every fetch and wait
         self._lock = threading.RLock()
         self._changed = threading.Condition(self._lock)  # a fetch ended, or `close` was called
@@ -105,6 +107,17 @@ class Lookahead:
         with self._lock:
             self._open.discard((domain, shard))
 
+    def request_stop(self) -> None:
+        """Makes every fetch and thread end soon."""
+        self.stop.set()
+        if self._pool is not None:
+            self._pool.end()
+
+    def join(self, timeout_s: float) -> None:
+        """Waits for the threads, at most so long."""
+        if self._pool is not None:
+            self._pool.join(timeout_s)
+
     def close(self) -> None:
         """Stops every fetch and waits for its threads; a fetch checks `stop` between two reads."""
         self.stop.set()
@@ -113,7 +126,7 @@ class Lookahead:
             self._changed.notify_all()
         # Outside the lock: a pool thread needs it to finish.
         if self._pool is not None:
-            self._pool.shutdown(wait=True, cancel_futures=True)
+            self._pool.shutdown()
 
     def _request_ahead(self, domain: int, column: int, cursor: int, wanted: int, rate: float) -> None:
         """Requests the shards of a lane's samples up to `cursor + wanted`, each for when its first sample is due."""
@@ -153,11 +166,7 @@ class Lookahead:
         size = self._size(domain, shard)
         spec = self._indexes[domain].spec(shard)
         assert self._pool is not None
-        try:
-            future = self._pool.submit(self._cache.fetch, spec, self.stop)
-        except RuntimeError:  # the interpreter is ending, and takes no more work
-            self.stop.set()
-            return
+        future = self._pool.submit(partial(self._cache.fetch, spec, self.stop))
         self._futures[domain, shard] = future
         self._num_flying += 1
         self._flight_bytes += size

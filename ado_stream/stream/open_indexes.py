@@ -21,7 +21,7 @@ from typing import Protocol, TypeVar
 import numpy as np
 import xxhash
 
-from ado_stream.durable import private_folder, write_durably
+from ado_stream.durable import disk_errors, private_folder, write_durably
 from ado_stream.errors import AccessDenied, ConfigError, NotFound
 from ado_stream.storage.download import (
     download_bytes,
@@ -46,6 +46,7 @@ _THREADS = 32
 _SHARED_FOLDER, _SHARED_FORMAT = ".ado-index", "2"
 _HASH_BYTES = 16
 _MAX_VERSIONS = 8  # shards whose versions are compared
+_LAST_BYTES = 1 << 12
 
 
 class _Encodable(Protocol):
@@ -250,8 +251,21 @@ def _remote(domain: Domain) -> str | None:
 def _versions(index: MdsIndex, retry: RetryPolicy) -> str:
     """A hash of the versions of some shards, evenly spaced, or of the place where the store gives none."""
     shards = np.unique(np.linspace(0, index.samples_S.size - 1, _MAX_VERSIONS).astype(int)).tolist()
-    places = [index.spec(shard).where for shard in shards]
-    return _hash(*(object_version(place, retry) or place for place in places))
+    specs = [index.spec(shard) for shard in shards]
+    # Streaming keeps of a compressed shard the raw file alone.
+    places = [spec.where if spec.remote or spec.stored.exists() else str(spec.raw) for spec in specs]
+    versions = ((place, object_version(place, retry)) for place in places)
+    return _hash(*(f"{version}{_last_bytes(place)}" if version else place for place, version in versions))
+
+
+def _last_bytes(place: str) -> str:
+    """A hash of them for a local file, as programs that copy files or unpack archives set their times."""
+    path = local_path(place)
+    if path is None:
+        return ""
+    with disk_errors(path), open(path, "rb") as file:
+        file.seek(max(0, os.fstat(file.fileno()).st_size - _LAST_BYTES))
+        return xxhash.xxh3_128_hexdigest(file.read())
 
 
 def _hash(*parts: str) -> str:

@@ -8,6 +8,7 @@ import dataclasses
 from collections.abc import Iterator, Mapping, Sequence
 from typing import cast
 
+from ado_stream.redact import plain
 from ado_stream.suggest import first_names
 from ado_stream.train.checkpoint import Schedule, Settings
 from ado_stream.train.run_config import TrainConfig
@@ -20,8 +21,8 @@ Changes = dict[str, tuple[object, object]]  # setting: (saved, now)
 
 
 def saved_settings(config: TrainConfig, schedule: LearningRateSchedule) -> Settings:
-    """What a checkpoint holds to be compared with: the config and the schedule that follows from it."""
-    return {"config": dataclasses.asdict(config), "schedule": cast(Schedule, dataclasses.asdict(schedule))}
+    """What a checkpoint holds to be compared with: the config, without credentials, and the schedule it leads to."""
+    return {"config": plain(dataclasses.asdict(config)), "schedule": cast(Schedule, dataclasses.asdict(schedule))}
 
 
 def changed_settings(

@@ -5,7 +5,7 @@ import os
 from pathlib import Path
 
 from ado_stream.errors import ConfigError
-from ado_stream.record import plain
+from ado_stream.redact import plain
 from ado_stream.train.run_config import LogSection
 from ado_stream.train.step_log import MetricSink
 from ado_stream.value_types import JsonObject
@@ -39,8 +39,7 @@ class WandbSink:
         import wandb
 
         project = os.environ.get("WANDB_PROJECT", "ado-stream")
-        shown = {key: plain(value) for key, value in config.items()}
-        self._run = wandb.init(id=run_id, dir=str(run_dir), config=shown, resume="allow", project=project)
+        self._run = wandb.init(id=run_id, dir=str(run_dir), config=plain(config), resume="allow", project=project)
         self._run.define_metric("*", step_metric="step")
 
     def write_scalars(self, step: int, values: dict[str, float]) -> None:

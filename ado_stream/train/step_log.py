@@ -20,7 +20,7 @@ from ado_stream.train.distributed import DistributedContext
 from ado_stream.train.step_timer import StepTimer
 from ado_stream.train.train_step import StepOutcome
 from ado_stream.value_types import Array, Floats, Ints, JsonObject
-from ado_stream.visible import show
+from ado_stream.visible import one_line, show
 
 
 class MetricSink(Protocol):
@@ -165,7 +165,7 @@ class StepLog:
     def write_scalars(self, step: int, values: dict[str, float], **values_K: Array) -> None:
         """Writes to the metric sinks: `values` by their names, arrays over domains as "KEY/DOMAIN" without NaN."""
         named = {
-            f"{key}/{name}": float(value)
+            f"{key}/{one_line(name)}": float(value)  # a sink may print its names
             for key, value_K in values_K.items()
             for name, value in zip(self._options.names, value_K, strict=True)
             if np.isfinite(value)

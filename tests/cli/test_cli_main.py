@@ -10,8 +10,8 @@ import types
 import pytest
 
 from ado_stream.cli import main as cli
-from ado_stream.cli.shared import visible
 from ado_stream.errors import DataError
+from ado_stream.visible import visible
 
 PYTHON = [sys.executable, "-m", "ado_stream.cli"]
 HEAVY = ("torch", "streaming", "numba", "numpy", "matplotlib", "transformers", "omegaconf")
@@ -249,6 +249,15 @@ def test_the_home_folder_is_found_where_the_shell_does_not_look(verb, monkeypatc
 def test_what_a_terminal_would_obey_is_made_visible():
     hostile = "a\x1b]52;c;x\x07 \u202eb\u2066 \x9b31m \r\ud800 ok\tä👩\u200d🔬\n"
     assert visible(hostile) == ("a\\x1b]52;c;x\\x07 \\u202eb\\u2066 \\x9b31m \\r\\ud800 ok\tä👩\u200d🔬\n")
+    for filler in "\u115f\u180e\u3164\uffa0\ufff0\U000e0100\U000e01ef":
+        assert visible(f"a{filler}b") == f"a{filler.encode('unicode_escape').decode()}b"
+
+
+def test_wrong_usage_does_not_reach_the_terminal_raw(capsys):
+    """`ado-stream info *`, where a file is called so."""
+    with pytest.raises(SystemExit):
+        cli.main(["info", "corpus", "--\x1b]52;c;x\x07"])
+    assert "unrecognized arguments: --\\x1b]52;c;x\\x07\n" in capsys.readouterr().err
 
 
 def test_an_error_does_not_reach_the_terminal_raw(verb, capsys):

@@ -89,7 +89,8 @@ def test_escape_sequences_in_names_and_texts_are_made_visible(tmp_path, capsys):
         assert main([verb[0], str(tmp_path / "c"), *verb[1:]]) == 0
     shown = capsys.readouterr()
     assert not set("\x1b\x07\u202e\x9b") & set(shown.out + shown.err.replace("\x1b[?25", ""))
-    assert "\\x1b]52;c;aGk=\\x07\\u202e\\x9b2J\\n  " in shown.out  # one row of the table
+    for one_line in ("\\n  ", "\\n, sample "):  # of the table, of a sample's title
+        assert f"\\x1b]52;c;aGk=\\x07\\u202e\\x9b2J{one_line}" in shown.out
     assert main(["preview", str(tmp_path / "c"), "--json"]) == 0
     assert json.loads(capsys.readouterr().out.splitlines()[0])["domain"] == f"{hostile}\n"
 

@@ -1,6 +1,7 @@
 """Ids are the library's own for any tokenizer, and our encoder is used exactly where it gives the same."""
 
 import json
+from pathlib import Path
 
 import pytest
 from hypothesis import given, settings
@@ -185,7 +186,17 @@ def test_the_file_of_a_corpus_is_never_looked_for_on_the_hub(tmp_path, monkeypat
     monkeypatch.setattr("tokenizers.Tokenizer", Stub)
     monkeypatch.chdir(tmp_path)
     (tmp_path / "corpus").mkdir()
-    for spec in ("corpus/tokenizer.json", "corpus", "./gpt2", "~/gpt2", "a/b/c", "/gpt2", "tokenizer.json"):
+    written = (
+        "corpus/tokenizer.json",
+        "corpus",
+        "corpus/tokens",
+        "./gpt2",
+        "~/gpt2",
+        "a/b/c",
+        "/gpt2",
+        "tokenizer.json",
+    )
+    for spec in (*written, Path("gpt2"), Path("owner/name")):
         with pytest.raises(NotFound, match="no such file"):
             load_tokenizer(spec)
     with pytest.raises(NotFound, match="no such file"):

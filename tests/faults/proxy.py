@@ -50,6 +50,7 @@ class FaultProxy:
     def __init__(self, upstream: tuple[str, int], seed: int = 0) -> None:
         self.upstream = upstream
         self.rules: list[Rule] = []
+        self.tags = "strong"  # ETags as the store gives them; or "weak", or "none"
         self.gets: Counter[str] = Counter()  # GETs by path
         self.served: Counter[str] = Counter()  # GETs by path that got the whole body
         self.released = threading.Event()  # ends every stall and trickle
@@ -144,6 +145,8 @@ class _Handler(BaseHTTPRequestHandler):
         finally:
             upstream.close()
         kept = {name: value for name, value in response.getheaders() if name.lower() in ("etag", "content-type")}
+        if self.proxy.tags != "strong" and (tag := kept.pop("ETag", None)) and self.proxy.tags == "weak":
+            kept["ETag"] = f"W/{tag}"
         length = int(response.getheader("Content-Length") or 0) if method == "HEAD" else None
         self._answer(response.status, body, kept, rule, length)
         if method == "GET" and response.status == 200 and rule is None:

@@ -1,11 +1,13 @@
 """docs/faults.md H3: credentials in URLs and in the environment reach no message, traceback, record, log or sink."""
 
+import json
 import logging
 import os
 import pickle
 import subprocess
 import sys
 import traceback
+import types
 import urllib.parse
 import warnings
 
@@ -15,8 +17,8 @@ from hypothesis import strategies as st
 
 import ado_stream as ado
 from ado_stream.cli.main import main
-from ado_stream.cli.shared import visible
 from ado_stream.errors import ConfigError, StorageError
+from ado_stream.prepare.corpus_output import RemoteOutput
 from ado_stream.record import FILE_NAME, RunRecord
 from ado_stream.redact import redact
 from ado_stream.storage import download as download_module
@@ -25,7 +27,12 @@ from ado_stream.storage.node_cache import NodeCache
 from ado_stream.storage.object_spec import ObjectSpec
 from ado_stream.storage.retry import RetryPolicy
 from ado_stream.storage.slow_notice import remote_text
+from ado_stream.stream.domain import as_domains
 from ado_stream.train import metric_sinks
+from ado_stream.train.changed_settings import changed_settings, saved_settings
+from ado_stream.train.run_config import load_config
+from ado_stream.train.train_step import LearningRateSchedule
+from ado_stream.visible import show_json, visible
 
 ONCE = RetryPolicy(attempts=1, read_timeout_s=5.0)
 SECRETS = {
@@ -70,6 +77,7 @@ def test_a_client_may_quote_the_user_of_a_url_alone(secrets):
         ("sftp://user:password@host/a/b.mds: gone", "sftp://***@host/a/b.mds: gone"),
         ("http://user:p%40ss%2Fword@host:9000/", "http://***@host:9000/"),
         ("http://user:p@ss@host", "http://***@host"),
+        ("https:/user:p@ss@host/x.jsonl: no such file", "https:/***@host/x.jsonl: no such file"),
         ("to=http%3A%2F%2Fuser%3Apass%40host%2Fx", "to=http%3A%2F%2F***%40host%2Fx"),
         ("https://h/k?X-Amz-Date=1&X-Amz-Signature=ab12&b=2", "https://h/k?X-Amz-Date=1&X-Amz-Signature=***&b=2"),
         (
@@ -77,6 +85,7 @@ def test_a_client_may_quote_the_user_of_a_url_alone(secrets):
             "https://h/k?X-Amz-Credential=***&x-amz-security-token=***",
         ),
         ("https://h/k?sv=2020&sig=a%2Bb%3D", "https://h/k?sv=2020&sig=***"),
+        ("https://h/k?pwd=abc&x-hmac=1f", "https://h/k?pwd=***&x-hmac=***"),
         ("{'Authorization': 'Basic dXNlcjpw'}, host: basic text", "{'Authorization': 'Basic ***'}, host: basic text"),
         ("https://h/k?AWSAccessKeyId=AK&Signature=x", "https://h/k?AWSAccessKeyId=***&Signature=***"),
         ("s3://bucket/a@b/c?d=e: HTTP 503", "s3://bucket/a@b/c?d=e: HTTP 503"),
@@ -105,6 +114,14 @@ def test_secrets_of_the_environment_are_redacted_wherever_they_occur(secrets):
     for name, value in os.environ.items():  # paths and settings are no secrets
         if name in ("PATH", "HOME", "TOKENIZERS_PARALLELISM"):
             assert redact(value) == value
+
+
+@pytest.mark.parametrize("name", ["S3_ENDPOINT_URL", "HTTPS_PROXY", "all_proxy"])
+def test_the_user_of_a_proxy_without_a_scheme_is_redacted(monkeypatch, name):
+    monkeypatch.setenv(name, f"some-user:{PASSWORD}@127.0.0.1:9")
+    for spelled in (PASSWORD, urllib.parse.unquote(PASSWORD)):
+        assert redact(f"Invalid endpoint: some-user:{spelled}@127.0.0.1:9") == "Invalid endpoint: ***@127.0.0.1:9"
+        assert redact(f"refused {spelled}.") == "refused ***."
 
 
 def test_a_file_that_holds_credentials_may_be_named(monkeypatch):
@@ -191,6 +208,50 @@ def test_record_and_sinks_get_no_credentials(secrets, tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "wandb", Wandb())
     metric_sinks.WandbSink(tmp_path, "id", config)
     assert seen["config"] == {"corpus": "http://***@127.0.0.1:9", "log": ["***", 1, None], "lr": 0.1}
+
+
+@pytest.mark.parametrize("call", ["check_writable", "publish"])
+def test_an_upload_that_fails_does_not_quote_the_user_of_its_url(tmp_path, monkeypatch, call):
+    class Uploader:
+        @staticmethod
+        def get(*_, **__):
+            if call == "check_writable":
+                raise ValueError(f'Invalid bucket name "some-user:{PASSWORD}@bucket"')
+            return Uploader()
+
+        def upload_file(self, name):
+            raise ValueError(f'Invalid bucket name "some-user:{PASSWORD}@bucket"')
+
+    monkeypatch.setattr("streaming.base.storage.upload.CloudUploader", Uploader)
+    with pytest.raises(StorageError, match="Invalid bucket name") as caught:
+        getattr(RemoteOutput(f"s3://some-user:{PASSWORD}@bucket/x", tmp_path), call)(
+            *(["a"] if call == "publish" else [])
+        )
+    assert leaks(str(caught.value)) == []
+    assert caught.value.__suppress_context__
+
+
+def test_json_has_no_credentials_but_every_text(secrets, capsys):
+    url = os.environ["S3_ENDPOINT_URL"]
+    show_json({url: [{"path": url}, 1.5, None]}, text=f"a document about {url}")
+    assert json.loads(capsys.readouterr().out) == {
+        "http://***@127.0.0.1:9": [{"path": "http://***@127.0.0.1:9"}, 1.5, None],
+        "text": f"a document about {url}",
+    }
+
+
+def test_a_checkpoint_has_no_credentials_and_nothing_changed_at_its_resume(secrets):
+    config = load_config({"corpus": f"sftp://some-user:{PASSWORD}@host/corpus", "run_dir": "run"})
+    settings = saved_settings(config, LearningRateSchedule(1e-3, 10, 100, 0.1))
+    assert settings["config"]["corpus"] == "sftp://***@host/corpus"
+    assert not changed_settings(json.loads(json.dumps(settings)), ["a"], settings, ["a"], 1)
+
+
+def test_a_domain_has_no_credentials_in_its_name():
+    stream = types.SimpleNamespace(remote=f"sftp://some-user:{PASSWORD}@host", local="/cache")
+    assert [each.name for each in as_domains([stream])] == ["***@host"]
+    stream.remote = "https://host/wiki?sig=c2VjcmV0"
+    assert [each.name for each in as_domains([stream])] == ["wiki?sig=***"]
 
 
 def test_the_command_line_prints_no_credentials(secrets, tmp_path, capfd):

@@ -24,6 +24,7 @@ import ado_stream as ado
 from ado_stream.storage.node_cache import NodeCache
 from ado_stream.stream import shard_table
 from ado_stream.stream.lookahead import Lookahead
+from tests.faults.conftest import unfinished
 from tests.stream.helpers import ledger, passing, run, write_domain
 from tests.waiting import wait_until
 
@@ -240,7 +241,96 @@ def test_a_program_that_ends_while_shards_are_fetched_ends_without_a_word(tmp_pa
         assert (ended.returncode, ended.stderr) == (0, "")
 
 
-def test_a_stream_that_is_dropped_while_it_fetches_ends_its_threads(tmp_path, monkeypatch):
+EXIT_WITH_A_DEAD_STORE = """
+import shutil, sys, threading
+import ado_stream as ado
+from ado_stream.storage import download
+place, cache = sys.argv[1:]
+asked = threading.Semaphore(0)
+
+class Store:  # sends the index, and of shards one byte
+    def download(self, remote, local, timeout):
+        if remote.endswith("index.json"):
+            shutil.copy(f"{place}/index.json", local)
+            return
+        with open(local, "wb") as file:
+            file.write(b"0")
+        asked.release()
+        threading.Event().wait()
+
+download._streaming_downloader = lambda _: Store()
+dataset = ado.AdaptiveStreamingDataset([ado.Domain("a", "gs://bucket/a", cache)], 4, mixture_lag=None)
+dataset.start(prefetch=2, io_threads=2)
+for _ in range(2):
+    asked.acquire()
+"""
+
+
+def test_a_program_that_ends_while_a_store_does_not_answer_ends(tmp_path):
+    """Without close(), as after an exception; the store's deadlines are five minutes."""
+    write_domain(tmp_path / "a", 0, 800, shard_bytes=300)
+    command = [sys.executable, "-c", EXIT_WITH_A_DEAD_STORE, str(tmp_path / "a"), str(tmp_path / "cache")]
+    ended = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+    assert (ended.returncode, ended.stderr) == (0, "")
+    assert unfinished(tmp_path / "cache") == []
+
+
+def test_a_finalizer_in_a_thread_of_the_stream_may_close_it(tmp_path, monkeypatch):
+    """The collector of garbage, and with it a user's __del__, runs in any thread."""
+    write_domain(tmp_path / "a", 0, 800, shard_bytes=300)
+    before, closed_in = set(threading.enumerate()), []
+    may_start = Lookahead._may_start
+
+    class User:
+        def __init__(self, dataset):
+            self.dataset, self.itself = dataset, self
+
+        def __del__(self):
+            self.dataset.close()
+            closed_in.append(threading.current_thread().name)
+
+    def collecting(self, due, size):
+        if threading.current_thread().name.startswith("ado-"):
+            gc.collect()
+        return may_start(self, due, size)
+
+    domain = ado.Domain("a", str(tmp_path / "a"), str(tmp_path / "cache"))
+    dataset = ado.AdaptiveStreamingDataset([domain], 4, mixture_lag=None)
+    gc.disable()
+    try:
+        User(dataset)
+        monkeypatch.setattr(Lookahead, "_may_start", collecting)
+        dataset.start(prefetch=2, io_threads=2)
+        wait_until(lambda: closed_in)
+    finally:
+        gc.enable()
+    assert closed_in[0].startswith("ado-")
+    wait_until(lambda: set(threading.enumerate()) <= before)
+
+
+def test_another_thread_may_close_at_the_same_time(corpus):
+    """It does so between any two looks at what is running."""
+
+    class ClosedBetween(ado.AdaptiveStreamingDataset):
+        held = None
+
+        @property
+        def _pipeline(self):
+            found, self.held = self.held, None
+            return found
+
+        @_pipeline.setter
+        def _pipeline(self, value):
+            self.held = value
+
+    dataset = ClosedBetween(corpus, 24, mixture_lag=None)
+    dataset.start(prefetch=2, io_threads=2)
+    dataset.close()
+    assert not dataset.running
+
+
+@pytest.mark.parametrize("prefetch", [0, 2])
+def test_a_stream_that_is_dropped_while_it_fetches_ends_its_threads(tmp_path, monkeypatch, prefetch):
     """The last reference goes in the middle of `_pump`, under its lock, in a thread of the pool or the reader's own."""
     write_domain(tmp_path / "a", 0, 800, shard_bytes=300)
     before = set(threading.enumerate())
@@ -257,7 +347,7 @@ def test_a_stream_that_is_dropped_while_it_fetches_ends_its_threads(tmp_path, mo
     monkeypatch.setattr(threading, "excepthook", seen.append)
     domain = ado.Domain("a", str(tmp_path / "a"), str(tmp_path / "cache"))
     dataset = ado.AdaptiveStreamingDataset([domain], 4, mixture_lag=None)
-    dataset.start(prefetch=2, io_threads=2)
+    dataset.start(prefetch, io_threads=2)
     dataset.next_batch()
     holder["dataset"] = dataset
     del dataset

@@ -146,6 +146,18 @@ def test_any_file_system_of_fsspec_serves_with_its_folders(tmp_path):
         )
 
 
+def test_a_file_of_equal_size_and_time_does_not_fit_the_state(tmp_path):
+    """As `cp -p` of files of an archive leaves them."""
+    path = write_raw(tmp_path / "n.npy", np.concatenate(make_documents(0)))
+    os.utime(path, (0, 0))
+    before = dataset(npy(path))
+    before.load_state_dict(before.state_dict())
+    path.write_bytes(path.read_bytes()[::-1])
+    os.utime(path, (0, 0))
+    with pytest.raises(ado.ResumeError, match="other times or tags"):
+        dataset(npy(path)).load_state_dict(before.state_dict())
+
+
 @pytest.mark.parametrize(("sent", "attempts"), [(10_000, 1), (10, 2)], ids=["whole", "short"])
 def test_a_server_that_sends_other_than_the_range_is_refused(tmp_path, monkeypatch, sent, attempts):
     fsspec.filesystem("memory").pipe("/ranges.npy", bytes(range(1, 101)) * 20)

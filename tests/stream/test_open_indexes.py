@@ -2,6 +2,7 @@
 
 import functools
 import gc
+import hashlib
 import json
 import operator
 import os
@@ -17,6 +18,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import xxhash
+import zstandard
+from fsspec.implementations.local import LocalFileSystem
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -24,6 +27,7 @@ import ado_stream as ado
 from ado_stream.durable import private_folder, write_durably
 from ado_stream.errors import IndexInvalid
 from ado_stream.storage import download as download_module
+from ado_stream.storage import file_systems
 from ado_stream.storage.node_cache import NodeCache
 from ado_stream.storage.object_locks import object_lock
 from ado_stream.storage.retry import Deadline, StoppedError
@@ -103,6 +107,63 @@ def test_local_data_without_hashes_replaced_in_place_do_not_fit_the_state(tmp_pa
         shutil.copy2(path, local)
     with pytest.raises(ado.ResumeError, match="no hashes"):
         ado.AdaptiveStreamingDataset([domain], 4, mixture_lag=None).load_state_dict(state)
+
+
+def test_data_without_hashes_of_equal_sizes_and_times_do_not_fit_the_state(tmp_path):
+    """As `cp -p`, or an archive whose files all have one time, leaves them."""
+    local, other = remote_of(tmp_path, "data", 1, ()), remote_of(tmp_path, "other", 2, ())
+    for path in (*Path(local).glob("*.mds"), *Path(other).glob("*.mds")):
+        os.utime(path, (0, 0))
+    copies = [{"local": local}, {"remote": local, "local": str(tmp_path / "cache")}]
+    states = [opened_as(**each).state_dict() for each in copies]
+    assert numbers(opened_as(**copies[1])) == {1}
+    for path in Path(other).glob("*.mds"):
+        shutil.copy2(path, local)
+    for each, state in zip(copies, states, strict=True):
+        with pytest.raises(ado.ResumeError, match="no hashes"):
+            opened_as(**each).load_state_dict(state)
+        assert numbers(opened_as(**each)) == {2}
+
+
+def opened_as(**places) -> ado.AdaptiveStreamingDataset:
+    return ado.AdaptiveStreamingDataset([ado.Domain("d", **places)], 4, mixture_lag=None)
+
+
+def test_the_raw_files_that_streaming_leaves_of_compressed_shards_are_enough(tmp_path):
+    remote = tmp_path / "data"
+    write_domain(remote, 1, 40, shard_bytes=1000, hashes=(), compression="zstd")
+    dataset(str(remote), tmp_path / "cache")
+    for path in remote.glob("*.zstd"):
+        path.with_suffix("").write_bytes(zstandard.ZstdDecompressor().decompress(path.read_bytes()))
+        path.unlink()
+    assert numbers(opened_as(local=str(remote))) == {1}
+
+
+def test_data_without_hashes_replaced_on_the_hub_are_noticed(tmp_path, monkeypatch):
+    """The hub's downloads are stood in for by copies, its listings by one of those files."""
+    remote, other = remote_of(tmp_path, "data", 1, ()), remote_of(tmp_path, "other", 2, ())
+    url = "hf://datasets/org/name"
+
+    class Hub(LocalFileSystem):
+        def info(self, path, **options):
+            content = Path(path).read_bytes()
+            return {"size": len(content), "type": "file", "oid": hashlib.sha256(content).hexdigest()}
+
+    class Downloader:
+        def download(self, place, local, timeout):
+            shutil.copy(place.replace(url, remote), local)
+
+    monkeypatch.setattr(file_systems, "_opened", lambda place: (Hub(), place.replace(url, remote)))
+    monkeypatch.setattr(download_module, "_streaming_downloader", lambda _: Downloader())
+    data = dataset(url, tmp_path / "cache")
+    assert numbers(data) == {1}
+    state = data.state_dict()
+    for path in Path(other).glob("*.mds"):
+        shutil.copy(path, remote)
+    new = dataset(url, tmp_path / "cache")
+    assert numbers(new) == {2}
+    with pytest.raises(ado.ResumeError, match="no hashes"):
+        new.load_state_dict(state)
 
 
 def test_a_file_put_in_place_of_a_verified_shard_is_not_mapped(tmp_path, monkeypatch):

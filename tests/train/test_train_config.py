@@ -36,8 +36,11 @@ def test_domains_of_the_prior_may_be_called_by_numbers(tmp_path: Path):
 def test_a_saved_config_reads_back_equal(tmp_path: Path):
     overrides = ["train.betas=[0.8,0.9]", "train.grad_clip=null", "policy.guards=[{name: floor, value: 0.01}]"]
     config = load_config(LEAST, overrides)
+    (tmp_path / "another").write_text("not ours")
+    (tmp_path / "config.yaml").symlink_to(tmp_path / "another")
     save_config(config, tmp_path / "config.yaml")
     assert load_config(tmp_path / "config.yaml") == config
+    assert (tmp_path / "another").read_text() == "not ours"
 
 
 @pytest.mark.parametrize("corpus", ["text:data", {"text": ["data/a.jsonl"]}])

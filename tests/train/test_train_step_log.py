@@ -49,6 +49,17 @@ def test_a_step_lasts_until_the_next_one_starts_or_the_log_is_flushed(fake_clock
     assert all("  50 tokens/s" in line for line in console[1:])
 
 
+def test_a_sink_gets_names_that_its_console_may_print():
+    class Sink:
+        def write_scalars(self, step, values):
+            self.values = values
+
+    sink = Sink()
+    options = LogOptions(["a\x1b]52;c;x\x07\n"], np.ones(1), 1, total_steps=5, every_steps=2, max_nonfinite=0)
+    StepLog(ONE_CPU, None, [sink], options).write_scalars(3, {"loss": 1.0}, mixture=np.ones(1))
+    assert sink.values == {"loss": 1.0, r"mixture/a\x1b]52;c;x\x07\n": 1.0}
+
+
 @pytest.mark.deadline
 def test_validation_does_not_count_as_a_steps_time(settings: dict, monkeypatch):
     """Nor does reading its samples: the previous step was written first, which ends its time."""
