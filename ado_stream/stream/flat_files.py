@@ -31,7 +31,7 @@ from ado_stream.value_types import INTEGER_DTYPES, Array, Ints
 
 _MAGIC, _HEADER_BYTES = b"MMIDIDX\x00\x00", 34
 _DTYPES = {1: "uint8", 2: "int8", 3: "int16", 4: "int32", 5: "int64", 8: "uint16"}  # 6, 7: floating point
-_NUMPY_MAGIC, _NUMPY_HEADER_BYTES = b"\x93NUMPY", 4096
+_NUMPY_MAGIC, _HEAD_BYTES = b"\x93NUMPY", 4096  # which NumPy's header is within
 _NUMPY_DTYPES = {np.dtype(name).str[1:]: name for name in INTEGER_DTYPES}
 _NUMPY_FIELDS = [
     re.compile(rb"'descr': *'([<>|]\w{1,8})'"),
@@ -97,21 +97,23 @@ class FlatPlace:
         where = f"{self.url}{stem}.idx"
         path = local_path(where)
         if path is None:
-            path = self.folder / f"{xxhash.xxh3_128_hexdigest(where.encode())}.unchecked"
+            path = self.folder / f"{_hash(where.encode())}.unchecked"
             with disk_errors(self.folder):
                 private_folder(self.folder)
             part = Part(0, index.version)
             download(where, path, expected_bytes=index.num_bytes, retry=self.retry, part=part)
         dtype, num_tokens, num_documents, content_hash = read_megatron_index(path, where, tokens.num_bytes)
-        file = TokenFile(f"{stem}.bin", 0, num_tokens, dtype, tokens.version, content_hash, num_documents)
-        if local_path(where) is None:
+        is_local = local_path(where) is not None
+        head_hash = _hash(self._first_bytes(f"{stem}.bin", tokens)) if is_local else ""
+        file = TokenFile(f"{stem}.bin", 0, num_tokens, dtype, tokens.version, content_hash, num_documents, head_hash)
+        if not is_local:
             with disk_errors(self.folder):
                 path.replace(index_path(self.url, file, self.folder))
         return file
 
     def _npy(self, name: str, status: ObjectStatus) -> TokenFile:
         where, size, begin, dtype, expected = f"{self.url}{name}", status.num_bytes, 0, self.token_dtype, None
-        head = download_part(where, 0, min(size, _NUMPY_HEADER_BYTES), status.version, self.retry) if size else b""
+        head = self._first_bytes(name, status)
         if head.startswith(_NUMPY_MAGIC):
             begin, dtype, expected = _numpy_header(head, where)
         elif dtype is None:
@@ -126,8 +128,11 @@ class FlatPlace:
                 f"{where}: {size - begin} bytes are {'not whole' if rest else num_tokens} tokens of {dtype}{claim}.\n"
                 "  The file is cut, or its tokens are of another type."
             )
-        head_hash = xxhash.xxh3_128_hexdigest(head)
-        return TokenFile(name, begin, num_tokens, str(dtype), status.version, head_hash=head_hash)
+        return TokenFile(name, begin, num_tokens, str(dtype), status.version, head_hash=_hash(head))
+
+    def _first_bytes(self, name: str, status: ObjectStatus) -> bytes:
+        size = min(status.num_bytes, _HEAD_BYTES)
+        return download_part(f"{self.url}{name}", 0, size, status.version, self.retry) if size else b""
 
 
 def index_path(url: str, file: TokenFile, folder: Path) -> Path:
@@ -177,6 +182,10 @@ def document_ends(path: Path) -> Ints:
     end_D = np.full(bound_D.size, int(begin_Q[-1]) // itemsize + int(length_Q[-1]))
     end_D[inner_D] = begin_Q[bound_D[inner_D]] // itemsize
     return end_D
+
+
+def _hash(content: bytes) -> str:
+    return xxhash.xxh3_128_hexdigest(content)
 
 
 def _head(path: Path) -> bytes:

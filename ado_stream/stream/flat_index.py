@@ -27,7 +27,7 @@ class TokenFile:
 
     name: what follows the domain's place in its path. begin: bytes before the first token. version: as storage has it.
     content_hash: of what is known of its content, its .idx; "" for none. num_documents: None if unknown. head_hash: of
-    its first bytes, where they were read.
+    its first bytes; "" where the version is enough.
     """
 
     name: str

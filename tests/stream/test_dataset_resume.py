@@ -242,10 +242,10 @@ def test_a_program_that_ends_while_shards_are_fetched_ends_without_a_word(tmp_pa
 
 
 EXIT_WITH_A_DEAD_STORE = """
-import shutil, sys, threading
+import contextlib, shutil, sys, threading
 import ado_stream as ado
 from ado_stream.storage import download
-place, cache = sys.argv[1:]
+place, cache, prefetch = sys.argv[1:]
 asked = threading.Semaphore(0)
 
 class Store:  # sends the index, and of shards one byte
@@ -260,16 +260,23 @@ class Store:  # sends the index, and of shards one byte
 
 download._streaming_downloader = lambda _: Store()
 dataset = ado.AdaptiveStreamingDataset([ado.Domain("a", "gs://bucket/a", cache)], 4, mixture_lag=None)
-dataset.start(prefetch=2, io_threads=2)
+dataset.start(int(prefetch), io_threads=2)
+
+def read():
+    with contextlib.suppress(ado.StorageError):
+        dataset.next_batch()
+
+threading.Thread(target=read, daemon=True).start()
 for _ in range(2):
     asked.acquire()
 """
 
 
-def test_a_program_that_ends_while_a_store_does_not_answer_ends(tmp_path):
+@pytest.mark.parametrize("prefetch", ["0", "2"])
+def test_a_program_that_ends_while_a_store_does_not_answer_ends(tmp_path, prefetch):
     """Without close(), as after an exception; the store's deadlines are five minutes."""
     write_domain(tmp_path / "a", 0, 800, shard_bytes=300)
-    command = [sys.executable, "-c", EXIT_WITH_A_DEAD_STORE, str(tmp_path / "a"), str(tmp_path / "cache")]
+    command = [sys.executable, "-c", EXIT_WITH_A_DEAD_STORE, *map(str, (tmp_path / "a", tmp_path / "cache")), prefetch]
     ended = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
     assert (ended.returncode, ended.stderr) == (0, "")
     assert unfinished(tmp_path / "cache") == []

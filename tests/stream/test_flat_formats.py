@@ -146,16 +146,22 @@ def test_any_file_system_of_fsspec_serves_with_its_folders(tmp_path):
         )
 
 
-def test_a_file_of_equal_size_and_time_does_not_fit_the_state(tmp_path):
+@pytest.mark.parametrize("kind", ["npy", "megatron"])
+def test_a_file_of_equal_size_and_time_does_not_fit_the_state(tmp_path, kind):
     """As `cp -p` of files of an archive leaves them."""
-    path = write_raw(tmp_path / "n.npy", np.concatenate(make_documents(0)))
+    if kind == "npy":
+        path = write_raw(tmp_path / "n.npy", np.concatenate(make_documents(0)))
+        domain = npy(path)
+    else:
+        write_megatron(tmp_path / "m", make_documents(0))
+        path, domain = tmp_path / "m.bin", megatron(tmp_path / "m")
     os.utime(path, (0, 0))
-    before = dataset(npy(path))
+    before = dataset(domain)
     before.load_state_dict(before.state_dict())
     path.write_bytes(path.read_bytes()[::-1])
     os.utime(path, (0, 0))
     with pytest.raises(ado.ResumeError, match="other times or tags"):
-        dataset(npy(path)).load_state_dict(before.state_dict())
+        dataset(domain).load_state_dict(before.state_dict())
 
 
 @pytest.mark.parametrize(("sent", "attempts"), [(10_000, 1), (10, 2)], ids=["whole", "short"])
