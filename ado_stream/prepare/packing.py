@@ -28,6 +28,7 @@ from ado_stream.prepare.corpus_output import CorpusOutput
 from ado_stream.prepare.prepare_worker import NUM_ENDS, PACKING, PieceResult, ShardJob, Worker
 from ado_stream.prepare.spool import Spool, SpoolState, cut
 from ado_stream.prepare.worker_pool import WorkerPool, worker_result
+from ado_stream.regular_files import read_regular
 from ado_stream.stream.index_content import INDEX_NAME
 from ado_stream.value_types import JsonObject
 
@@ -179,7 +180,7 @@ class Packer:
     def _resume(self) -> None:
         journal, spools, published = (self._work / name for name in (JOURNAL_NAME, _SPOOL_FOLDER, _PUBLISHED_NAME))
         with damage_errors(journal):
-            state = json.loads(journal.read_bytes()) if journal.exists() else _BEGINNING
+            state = json.loads(read_regular(journal)) if journal.exists() else _BEGINNING
             self.num_pieces = state["num_pieces"]
             self.refused.update(state["refused"])
             self.refused_bytes.update(state["refused_bytes"])
@@ -196,7 +197,7 @@ class Packer:
         cut(published, published_bytes)
         if published.exists():
             with damage_errors(published):
-                for line in published.read_bytes().splitlines():
+                for line in read_regular(published).splitlines():
                     self._take_published(*json.loads(line))
         for key, spool in self._spools.items():
             for shard in range(spool.state.shard):

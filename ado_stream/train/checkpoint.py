@@ -28,6 +28,7 @@ from ado_stream.durable import write_durably
 from ado_stream.errors import CheckpointError, ResumeError
 from ado_stream.json_files import check_type, decode_json
 from ado_stream.reduction import new_host_group
+from ado_stream.regular_files import read_regular
 from ado_stream.train import checkpoint_commit
 from ado_stream.train.distributed import DistributedContext, call_on_main
 from ado_stream.value_types import JsonObject
@@ -208,7 +209,7 @@ def read_metadata(directory: Path) -> CheckpointMetadata:
     """The metadata of a checkpoint that was verified. Raises CheckpointError where they are no such metadata."""
     path = directory / STATE_FILE
     try:
-        data = path.read_bytes()
+        data = read_regular(path)
     except OSError as error:
         raise CheckpointError(f"{path}: cannot be read: {error.strerror}. Resume from another checkpoint.") from error
     metadata = decode_json(data, str(path), CheckpointError)

@@ -17,6 +17,7 @@ import yaml
 from omegaconf import MISSING, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from ado_stream.durable import write_durably
 from ado_stream.errors import ConfigError
 from ado_stream.policy.domain_weights import with_text_keys
 from ado_stream.storage.retry import RetryPolicy
@@ -262,7 +263,7 @@ def load_config(source: str | os.PathLike[str] | JsonMapping, overrides: Sequenc
 
 def save_config(config: TrainConfig, path: Path) -> None:
     """Writes `config` as YAML that `load_config` reads back to an equal object."""
-    path.write_text(yaml.safe_dump(dataclasses.asdict(config), sort_keys=False))
+    write_durably(path, yaml.safe_dump(dataclasses.asdict(config), sort_keys=False))
 
 
 def _filled_in(stage: StageSection, config: TrainConfig) -> StageSection:
