@@ -69,10 +69,10 @@ class Plan:
         """What differs from the run of another plan's `text`, for an error message."""
         try:
             old = Plan(**json.loads(text))
-        except (ValueError, TypeError):  # of an older release
+            keys = [key for key in {**old.settings, **self.settings} if old.settings.get(key) != self.settings.get(key)]
+            before, now = ({str(stamp[0]): stamp for stamp in plan.stamps} for plan in (old, self))
+        except (ValueError, TypeError, LookupError, AttributeError, RecursionError):  # of an older release, or damaged
             return "settings"
-        keys = [key for key in {**old.settings, **self.settings} if old.settings.get(key) != self.settings.get(key)]
-        before, now = ({str(stamp[0]): stamp for stamp in plan.stamps} for plan in (old, self))
         paths = [path for path in {**before, **now} if before.get(path) != now.get(path)]
         more = [f"{len(paths) - 3} more files"] if len(paths) > 3 else []
         return ", ".join([*keys, *paths[:3], *more]) or "the order of the files"
