@@ -59,11 +59,22 @@ class Schedule(TypedDict):
     stage_ends: NotRequired[list[list[float]]]  # absent in older checkpoints
 
 
+class Found(TypedDict):
+    """What decides about training and is no key of the config."""
+
+    ranks: int
+    device: str
+    end_token: int
+    packing: str
+    prior: dict[str, float]  # by domain
+
+
 class Settings(TypedDict):
     """changed_settings.saved_settings()."""
 
     config: JsonObject
     schedule: Schedule
+    found: NotRequired[Found]  # absent in older checkpoints
 
 
 class CheckpointMetadata(TypedDict):

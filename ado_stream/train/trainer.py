@@ -274,7 +274,7 @@ class Trainer:
             "skipped": self._log.num_skipped,
             "model": cast(ModelSizes, dataclasses.asdict(self._components.model)),
             "tokenizer": self._components.corpus.tokenizer.fingerprint,
-            "settings": saved_settings(self._config, self._components.schedule),
+            "settings": saved_settings(self._config, self._components, self._context),
             "loader": loader_state,
         }
         directory = checkpoint_dir(self._checkpoints, self._finished)
@@ -323,7 +323,7 @@ class Trainer:
 
     def _report_resume(self, directory: Path, metadata: CheckpointMetadata) -> None:
         """Records the resume, and what differs from the settings that the checkpoint was saved with; prints that."""
-        now = saved_settings(self._config, self._components.schedule)
+        now = saved_settings(self._config, self._components, self._context)
         changes = changed_settings(metadata.get("settings"), list(metadata["drawn"]), now, self._names, self._finished)
         self._write_event("resume", checkpoint=str(directory), **({"changes": changes} if changes else {}))
         if not self._context.is_main:
