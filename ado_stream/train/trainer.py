@@ -50,6 +50,7 @@ from ado_stream.train.stages import Stage, run_stages, stage_of
 from ado_stream.train.step_log import LaunchedStep, LogOptions, MetricSink, StepLog
 from ado_stream.train.step_timer import StepTimer
 from ado_stream.train.stop_request import StopRequest
+from ado_stream.train.torch_defaults import torch_defaults
 from ado_stream.train.train_step import TrainStep, make_optimizer
 from ado_stream.train.validation import Validator
 from ado_stream.value_types import JsonObject
@@ -67,6 +68,7 @@ class RunResult:
     stopped: bool
 
 
+@torch_defaults()
 def run_training(config: TrainConfig, resume: str | os.PathLike[str] = "auto") -> RunResult:
     """Trains to the config's last step, or until SIGTERM or SIGINT; writes checkpoints and the run record.
 
