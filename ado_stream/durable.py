@@ -16,8 +16,9 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO
 
-from ado_stream.errors import StorageError
+from ado_stream.errors import DataError, StorageError
 
+_DAMAGE = (ValueError, LookupError, TypeError, AttributeError, EOFError, RecursionError, OverflowError)
 _libc = ctypes.CDLL(None, use_errno=True)
 
 
@@ -45,7 +46,7 @@ def damage_errors(path: Path) -> Iterator[None]:
     """Turns what a damaged file of a working folder raises inside into a StorageError that names it."""
     try:
         yield
-    except (ValueError, KeyError, TypeError, AttributeError, EOFError) as error:
+    except (DataError, *_DAMAGE) as error:
         raise StorageError(
             f"{path}: damaged: {' '.join(str(error).split())}.\n  Remove the working folder to start again."
         ) from error

@@ -133,4 +133,9 @@ def refuse_unknown(name: str, given: Iterable[str], known: Collection[str]) -> N
 
 
 def _finite(value: object) -> float | None:
-    return float(value) if isinstance(value, Real) and not isinstance(value, bool) and math.isfinite(value) else None
+    try:
+        return (
+            float(value) if isinstance(value, Real) and not isinstance(value, bool) and math.isfinite(value) else None
+        )
+    except OverflowError:  # of an int beyond float64
+        return None

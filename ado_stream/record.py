@@ -43,6 +43,7 @@ from ado_stream.durable import write_durably
 from ado_stream.errors import DataError, NotFound, StorageError
 from ado_stream.json_files import check_type
 from ado_stream.redact import plain
+from ado_stream.regular_files import open_regular
 from ado_stream.value_types import JsonObject
 
 
@@ -111,7 +112,7 @@ class RunRecord:
     def __init__(self, run_dir: str | os.PathLike[str]):
         self.path = Path(run_dir) / FILE_NAME
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        self._file = open(self.path, "ab", buffering=0)  # noqa: SIM115 - lives as long as the run
+        self._file = open_regular(self.path, "ab", buffering=0)  # lives as long as the run
         self._lock = threading.Lock()
 
     def write(self, kind: str, **fields: object) -> None:
@@ -158,9 +159,12 @@ def rewind(run_dir: str | os.PathLike[str], step: int) -> None:
 def read_lines(path: str | os.PathLike[str]) -> list[JsonObject]:
     """All whole lines of a record file, in order. Raises NotFound, DataError (with the line's number)."""
     try:
-        raw = Path(path).read_bytes()
+        with open_regular(path) as file:
+            raw = file.read()
     except FileNotFoundError:
         raise NotFound(f"{path}: no run record here. Name the directory of a run, or of a demo.") from None
+    except OSError as error:
+        raise DataError(f"{path}: cannot be read: {error.strerror}.") from None
     lines = raw.split(b"\n")
     found = []
     for number, line in enumerate(lines, 1):

@@ -8,9 +8,9 @@ import io
 import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from pathlib import Path
 
 from ado_stream.errors import ConfigError, NotFound
+from ado_stream.regular_files import read_regular
 from ado_stream.value_types import JsonObject
 
 
@@ -21,7 +21,7 @@ def read_yaml(path: str | os.PathLike[str], kind: str, resolve: bool) -> JsonObj
     """
     try:
         with _yaml_errors(f"{path}: not YAML"):
-            data = Path(path).read_bytes()
+            data = read_regular(path, pipe=True)
     except FileNotFoundError:
         raise NotFound(f"{path}: no such {kind} file.") from None
     except OSError as error:

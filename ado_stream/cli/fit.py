@@ -6,6 +6,7 @@ The file is CSV with a header: a column `samples` (cumulative samples, shared by
 
 import argparse
 import csv
+import io
 import math
 from pathlib import Path
 
@@ -23,6 +24,7 @@ from ado_stream.policy.scaling_laws import (
     prepare_history,
 )
 from ado_stream.policy.state_codec import finite_or_none
+from ado_stream.regular_files import read_regular
 from ado_stream.value_types import Floats, JsonObject
 from ado_stream.visible import show, show_json
 
@@ -92,10 +94,9 @@ def read_losses(path: Path, batch_size: int = 1) -> tuple[list[str], Floats, Flo
     Raises DataError with the file and line where a cell is not a number or a row has another length.
     """
     try:
-        with path.open(newline="", encoding="utf-8-sig") as file:
-            reader = csv.reader(file)
-            stripped = ((reader.line_num, [cell.strip() for cell in line]) for line in reader)
-            lines = [(number, cells) for number, cells in stripped if any(cells)]
+        reader = csv.reader(io.StringIO(read_regular(path, pipe=True).decode("utf-8-sig"), newline=""))
+        stripped = ((reader.line_num, [cell.strip() for cell in line]) for line in reader)
+        lines = [(number, cells) for number, cells in stripped if any(cells)]
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise DataError(f"{path}: cannot be read as CSV: {error}") from error
     header = lines[0][1] if lines else []

@@ -20,6 +20,7 @@ from ado_stream.errors import AdoStreamError
 from ado_stream.suggest import did_you_mean
 from ado_stream.visible import VisibleFormatter, discard, show, visible
 
+_LONGEST_LINE = 2000  # of an error: what a hostile file holds may be megabytes
 VERBS = {
     "demo": "build a small corpus, train with ADO and without, write a report",
     "prepare": "raw text to shards, one data set per domain",
@@ -148,7 +149,8 @@ def _explain(error: BaseException, argv: list[str]) -> int:
         if isinstance(error, BrokenPipeError) and _output_was_closed():
             return 0  # `| head` has seen enough
         text = f"{f'{error.filename}: ' if error.filename else ''}{error.strerror or error}."
-    show(f"{type(error).__name__}: {text}", error=True)
+    lines = [line if len(line) <= _LONGEST_LINE else f"{line[:_LONGEST_LINE]} ..." for line in text.split("\n")]
+    show(f"{type(error).__name__}: " + "\n".join(lines), error=True)
     return 1
 
 

@@ -20,6 +20,7 @@ import xxhash
 from ado_stream.durable import disk_errors
 from ado_stream.errors import AdoStreamError, ConfigError, DataError, NotFound, StorageError
 from ado_stream.json_files import decode_json
+from ado_stream.regular_files import read_regular
 from ado_stream.storage.slow_notice import slow_notice
 from ado_stream.value_types import Array, JsonObject
 
@@ -230,7 +231,7 @@ def load_tokenizer_file(path: Path, spec: str | None = None) -> Tokenizer:
     if not path.is_file():
         raise NotFound(f"tokenizer {spec!r}: {path}: no such file.\n  {_EXPECTED}")
     with disk_errors(path, "Make it readable."), _library_errors(spec, _EXPECTED):
-        tokenizer = HuggingFace.from_buffer(path.read_bytes())
+        tokenizer = HuggingFace.from_buffer(read_regular(path))
     return _loaded(spec, tokenizer, _config_beside(path))
 
 
@@ -267,7 +268,7 @@ def _config_beside(path: Path) -> JsonObject:
     if not file.exists():
         return {}
     with disk_errors(file, "Make it readable."):
-        config = decode_json(file.read_bytes(), str(file), ConfigError)
+        config = decode_json(read_regular(file), str(file), ConfigError)
     if not isinstance(config, dict):
         raise ConfigError(f"{file}: expected an object with 'eos_token', got a {type(config).__name__}.")
     return config

@@ -6,7 +6,6 @@ or not at all (written under a temporary name, then renamed).
 
 import json
 import os
-import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -14,6 +13,7 @@ from ado_stream.corpus.tokenizer import BYTES, HuggingFaceTokenizer, Tokenizer
 from ado_stream.durable import sync
 from ado_stream.errors import ConfigError, StorageError
 from ado_stream.option_checks import instance, path_text
+from ado_stream.train.checkpoint_commit import create_empty
 from ado_stream.value_types import JsonObject
 
 if TYPE_CHECKING:
@@ -48,8 +48,7 @@ def export_hugging_face(
     end_id = tokenizer.end_id if tokenizer is not None else None
     partial = out_dir.with_name(out_dir.name + ".partial")
     try:
-        shutil.rmtree(partial, ignore_errors=True)
-        partial.mkdir(parents=True)
+        create_empty(partial)
         save_file(tensors, str(partial / "model.safetensors"), metadata={"format": "pt"})
         _write_json(partial / "config.json", hugging_face_config(transformer.config, end_id, dtype))
         _write_json(partial / "generation_config.json", {"_from_model_config": True, "eos_token_id": end_id})

@@ -13,6 +13,7 @@ from ado_stream.train.checkpoint_commit import newest_valid
 from ado_stream.train.components import open_split
 from ado_stream.train.resume import CHECKPOINTS
 from ado_stream.train.run_config import TrainConfig, load_config
+from ado_stream.train.torch_defaults import torch_defaults
 from ado_stream.train.trainer import CONFIG_FILE
 
 
@@ -42,6 +43,7 @@ class TrainedRun:
         return corpus
 
 
+@torch_defaults()
 def open_run(run_dir: str | os.PathLike[str]) -> TrainedRun:
     """Loads the newest valid checkpoint of a run. Raises NotFound (no run there), CheckpointError (none is valid)."""
     run_dir = Path(run_dir)

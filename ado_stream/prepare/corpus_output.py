@@ -15,6 +15,7 @@ from ado_stream.corpus.manifest import MANIFEST_NAME
 from ado_stream.durable import write_durably
 from ado_stream.errors import ConfigError, NotFound, StorageError
 from ado_stream.redact import without_user
+from ado_stream.regular_files import read_regular
 from ado_stream.storage.download import download
 from ado_stream.storage.slow_notice import slow_notice
 
@@ -83,7 +84,7 @@ class LocalOutput(CorpusOutput):
 
     def manifest(self) -> bytes | None:
         path = self._folder / MANIFEST_NAME
-        return path.read_bytes() if path.exists() else None
+        return read_regular(path) if path.exists() else None
 
 
 class RemoteOutput(CorpusOutput):

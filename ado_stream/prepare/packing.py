@@ -15,19 +15,21 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import accumulate, islice
 from pathlib import Path
-from typing import cast
+from typing import Any, NotRequired, TypedDict, cast
 
 import numpy as np
 
 from ado_stream.corpus.manifest import domain_folder
 from ado_stream.corpus.mds import COMPRESSION, HASH, ShardEntry, ShardFormat, encode_index, shard_name
 from ado_stream.durable import damage_errors, sync_file_system, write_durably
-from ado_stream.errors import ConfigError
+from ado_stream.errors import ConfigError, DataError
+from ado_stream.json_files import check_type, decode_json
 from ado_stream.prepare.best_fit import PackingCounts
 from ado_stream.prepare.corpus_output import CorpusOutput
 from ado_stream.prepare.prepare_worker import NUM_ENDS, PACKING, PieceResult, ShardJob, Worker
 from ado_stream.prepare.spool import Spool, SpoolState, cut
 from ado_stream.prepare.worker_pool import WorkerPool, worker_result
+from ado_stream.regular_files import read_regular
 from ado_stream.stream.index_content import INDEX_NAME
 from ado_stream.value_types import JsonObject
 
@@ -39,7 +41,43 @@ _COMMIT_EVERY_S = 2.0
 _WAITING_BYTES = 1 << 26  # of tokens in memory, of all domains
 _SHARDS_AT_ONCE = 16
 Key = tuple[str, str]  # domain, split
-_BEGINNING: JsonObject = {
+
+
+class _Spool(TypedDict):
+    documents: int
+    text_bytes: int
+    shard: int
+    shard_fill_bytes: int
+    full_bytes: list[int]
+
+
+class _Hashes(TypedDict):
+    xxh64: str
+
+
+class _RawFile(TypedDict):
+    basename: str
+    bytes: int
+    hashes: _Hashes
+
+
+class _Published(TypedDict):
+    samples: int
+    raw_data: _RawFile
+    end_tokens: NotRequired[int]
+    packing: NotRequired[dict[str, int]]
+
+
+class _Journal(TypedDict):
+    num_pieces: int
+    refused: dict[str, int]
+    refused_bytes: dict[str, int]
+    repeated: list[Any]
+    spools: list[list[Any]]  # each: domain, split, a _Spool
+    published_bytes: int
+
+
+_BEGINNING: _Journal = {
     "num_pieces": 0,
     "refused": {},
     "refused_bytes": {},
@@ -189,25 +227,31 @@ class Packer:
     def _resume(self) -> None:
         journal, spools, published = (self._work / name for name in (JOURNAL_NAME, _SPOOL_FOLDER, _PUBLISHED_NAME))
         with damage_errors(journal):
-            state = json.loads(journal.read_bytes()) if journal.exists() else _BEGINNING
+            state = decode_json(read_regular(journal), JOURNAL_NAME, DataError) if journal.exists() else _BEGINNING
+            check_type(state, _Journal, JOURNAL_NAME, DataError)
             self.num_pieces = state["num_pieces"]
             self.refused.update(state["refused"])
             self.refused_bytes.update(state["refused_bytes"])
             self.repeated.update(state["repeated"])
             for domain, split, fields in state["spools"]:
                 key = (domain, split)
+                check_type(fields, _Spool, JOURNAL_NAME, DataError)
                 found = SpoolState(**fields)
                 self._spools[key] = Spool(self._spool_path(key), self._shard_format, found, self._end_id)
             published_bytes = state["published_bytes"]
         spools.mkdir(exist_ok=True)
-        kept = {spool.path(shard) for spool in self._spools.values() for shard in range(spool.state.shard + 1)}
-        for path in set(spools.iterdir()) - kept:
-            path.unlink()
+        last = {spool.stem.name: spool.path(spool.state.shard).name for spool in self._spools.values()}
+        for path in spools.iterdir():
+            kept = last.get(path.stem, "")
+            if (len(path.name), path.name) > (len(kept), kept):  # begun after the journal
+                path.unlink()
         cut(published, published_bytes)
         if published.exists():
             with damage_errors(published):
-                for line in published.read_bytes().splitlines():
-                    self._take_published(*json.loads(line))
+                for line in read_regular(published).splitlines():
+                    domain, split, shard, entry = json.loads(line)
+                    check_type(entry, _Published, _PUBLISHED_NAME, DataError)
+                    self._take_published(domain, split, shard, entry)
         self._finish_shards([(key, n) for key, spool in self._spools.items() for n in range(spool.state.shard)])
 
     def _finish_shards(self, shards: Sequence[tuple[Key, int]]) -> None:

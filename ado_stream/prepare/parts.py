@@ -44,6 +44,7 @@ from ado_stream.prepare.prepare_worker import PieceResult, ShardJob, Worker, rea
 from ado_stream.prepare.record_errors import RecordErrors
 from ado_stream.prepare.worker_pool import WorkerPool
 from ado_stream.prepare.workspace import PARTS_FOLDER, open_output
+from ado_stream.regular_files import read_regular
 from ado_stream.value_types import JsonObject
 
 _PART_BYTES = 64 << 20  # of input files, or less for a small input; a larger file is a part of its own
@@ -73,7 +74,7 @@ class Part:
     def read_table(self) -> JsonObject:
         """What `tokenise_part` wrote there. Raises StorageError when it is damaged, ResumeError without its tokens."""
         with damage_errors(self.table):
-            table: JsonObject = json.loads(self.table.read_bytes())
+            table: JsonObject = json.loads(read_regular(self.table))
             found = self.tokens.stat().st_size if self.tokens.exists() else 0
             if found != table["tokens_bytes"]:
                 raise ResumeError(
@@ -246,7 +247,7 @@ class PartPacker:
     def _listed_shards(self) -> dict[tuple[str, str, int], JsonObject]:
         """The shards of an earlier run, from whose list a line that a kill cut is removed."""
         path = self._folder / _SHARDS_NAME
-        data = path.read_bytes() if path.exists() else b""
+        data = read_regular(path) if path.exists() else b""
         whole = data[: data.rfind(b"\n") + 1]
         if len(whole) < len(data):
             os.truncate(path, len(whole))

@@ -88,7 +88,8 @@ class PrepareConfig:
         for given in (*self.inputs, *self.val):
             if given.startswith(PREFIX):
                 given = DataSet.parse(given).name
-            if self.local_out.resolve().is_relative_to(Path(given).resolve()):
+            inside = Path(os.path.realpath(self.local_out))  # Path.resolve raises for links in a circle
+            if inside.is_relative_to(os.path.realpath(given)):
                 raise ConfigError(
                     f"out {self.out} is inside the input {given}: the corpus would become input of the next run.\n"
                     "  Choose a folder outside of it."

@@ -22,6 +22,7 @@ from ado_stream.prepare.corpus_output import CorpusOutput, LocalOutput, RemoteOu
 from ado_stream.prepare.input_files import InputFile
 from ado_stream.prepare.packing import JOURNAL_NAME
 from ado_stream.prepare.prepare_config import PrepareConfig
+from ado_stream.regular_files import read_regular
 from ado_stream.storage.object_locks import lock_if_free
 from ado_stream.value_types import JsonObject
 
@@ -68,10 +69,10 @@ class Plan:
         """What differs from the run of another plan's `text`, for an error message."""
         try:
             old = Plan(**json.loads(text))
-        except (ValueError, TypeError):  # of an older release
+            keys = [key for key in {**old.settings, **self.settings} if old.settings.get(key) != self.settings.get(key)]
+            before, now = ({str(stamp[0]): stamp for stamp in plan.stamps} for plan in (old, self))
+        except (ValueError, TypeError, LookupError, AttributeError, RecursionError):  # of an older release, or damaged
             return "settings"
-        keys = [key for key in {**old.settings, **self.settings} if old.settings.get(key) != self.settings.get(key)]
-        before, now = ({str(stamp[0]): stamp for stamp in plan.stamps} for plan in (old, self))
         paths = [path for path in {**before, **now} if before.get(path) != now.get(path)]
         more = [f"{len(paths) - 3} more files"] if len(paths) > 3 else []
         return ", ".join([*keys, *paths[:3], *more]) or "the order of the files"
@@ -103,10 +104,10 @@ def is_complete(output: CorpusOutput, plan: Plan, out: str) -> bool:
 def begin_or_resume(work: Path, output: CorpusOutput, plan: Plan) -> None:
     """Prepares the working folder for `plan`. Raises ConfigError when it holds unfinished work of another one."""
     path = work / PLAN_NAME
-    if path.exists() and path.read_bytes() == plan.encode().encode():
+    if path.exists() and read_regular(path) == plan.encode().encode():
         return
     if (work / JOURNAL_NAME).exists() or (work / PARTS_FOLDER).exists():
-        difference = plan.difference(path.read_text(errors="replace") if path.exists() else "")
+        difference = plan.difference(read_regular(path).decode(errors="replace") if path.exists() else "")
         raise ConfigError(
             f"{work}: an unfinished run over other input or settings; changed since: {difference}.\n"
             "  Remove this folder and run the command again, or undo the change to finish that run."

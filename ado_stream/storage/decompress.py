@@ -17,6 +17,7 @@ from typing import IO, Any
 import zstandard
 
 from ado_stream.errors import IndexInvalid
+from ado_stream.regular_files import open_regular
 from ado_stream.storage.complete_file import CompleteFile
 from ado_stream.storage.object_spec import ObjectSpec
 from ado_stream.storage.retry import raise_if_stopped
@@ -48,7 +49,7 @@ def decompress(spec: ObjectSpec, stop: threading.Event | None = None) -> os.stat
 def _raw_chunks(spec: ObjectSpec) -> Iterator[bytes]:
     family = (spec.compression or "").partition(":")[0]
     try:
-        with open(spec.stored, "rb") as source, _reader(spec, family, source) as stream:
+        with open_regular(spec.stored) as source, _reader(spec, family, source) as stream:
             while chunk := stream.read(CHUNK_BYTES):
                 yield chunk
     except (zstandard.ZstdError, zlib.error, EOFError, OSError) as error:

@@ -25,6 +25,7 @@ from typing import Any, TypeVar
 import xxhash
 
 from ado_stream.errors import AccessDenied, ConfigError, IndexInvalid, NotFound, StorageError, Throttled
+from ado_stream.regular_files import PERMANENT, check_regular, open_regular
 from ado_stream.storage import file_systems, s3
 from ado_stream.storage.complete_file import CompleteFile
 from ado_stream.storage.object_spec import ObjectStatus, Part
@@ -162,7 +163,7 @@ def list_objects(folder_url: str, suffix: str, retry: RetryPolicy | None = None)
 
     def attempt() -> dict[str, ObjectStatus]:
         if path is not None:
-            return _list_files(path)
+            return _list_files(path, suffix)
         if is_s3(folder_url):
             return s3.list_objects(folder_url, monitor)
         return _watched(lambda: file_systems.list_files(folder_url), monitor.check)
@@ -171,9 +172,9 @@ def list_objects(folder_url: str, suffix: str, retry: RetryPolicy | None = None)
     return {name: found[name] for name in sorted(found) if name.endswith(suffix)}
 
 
-def _list_files(folder: Path) -> dict[str, ObjectStatus]:
+def _list_files(folder: Path, suffix: str) -> dict[str, ObjectStatus]:
     names = (os.path.relpath(os.path.join(each, name), folder) for each, _, files in os.walk(folder) for name in files)
-    return {name: _file_status(folder / name) for name in names}
+    return {name: _file_status(folder / name) for name in names if name.endswith(suffix)}
 
 
 def _status_at(url: str, monitor: DownloadMonitor) -> ObjectStatus:
@@ -185,7 +186,9 @@ def _status_at(url: str, monitor: DownloadMonitor) -> ObjectStatus:
 
 def _file_status(path: Path) -> ObjectStatus:
     try:
-        return _status_of(os.stat(path))
+        status = os.stat(path)
+        check_regular(path, status)
+        return _status_of(status)
     except OSError as error:
         raise _classified(error) from error
 
@@ -253,7 +256,7 @@ def _copy(
     max_bytes: int = 1 << 62,
 ) -> None:
     try:
-        with open(path, "rb", buffering=0) as source:
+        with open_regular(path, buffering=0) as source:
             if part is not None:
                 if _status_of(os.fstat(source.fileno())).version != part.version:
                     raise s3.replaced()
@@ -341,4 +344,5 @@ def _classified(error: BaseException) -> BaseException:
     if status in (429, 503):
         return AttemptError(Throttled, reason, transient=True)
     permanent = isinstance(error, (IsADirectoryError, NotADirectoryError, ValueError, TypeError)) or 400 <= status < 500
+    permanent = permanent or (isinstance(error, OSError) and error.errno in PERMANENT)
     return AttemptError(StorageError, reason, transient=not permanent)

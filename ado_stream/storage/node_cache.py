@@ -22,6 +22,7 @@ from typing import TypeVar
 
 from ado_stream.durable import DiskError, private_folder
 from ado_stream.errors import CacheFull, ConfigError, DataError, NotFound, ShardCorrupt
+from ado_stream.regular_files import open_regular
 from ado_stream.storage.complete_file import quarantine, remove_free_leftovers, remove_leftovers
 from ado_stream.storage.decompress import decompress
 from ado_stream.storage.download import download, local_path, object_version
@@ -117,7 +118,7 @@ class NodeCache:
         deadline = Deadline(self.retry.total_deadline_s, spec.where, stop)
         while True:
             fetched = self.fetch(spec, stop)
-            with suppress(FileNotFoundError), open(fetched.path, "rb") as file:
+            with suppress(FileNotFoundError), open_regular(fetched.path) as file:
                 status = os.fstat(file.fileno())
                 if _identity(status) == self._verified.get(fetched.path):
                     if status.st_size == 0:

@@ -13,6 +13,7 @@ from typing import Any
 import xxhash
 
 from ado_stream.errors import IndexInvalid, StorageError
+from ado_stream.regular_files import open_regular
 
 CHUNK_BYTES = 1 << 20
 SEAL_BYTES = 8
@@ -75,7 +76,7 @@ def check_file(path: Path, expected_bytes: int | None, hashes: Mapping[str, str]
     """
     verifier = Verifier(expected_bytes, hashes)
     try:
-        with open(path, "rb", buffering=0) as file:
+        with open_regular(path, buffering=0) as file:
             size = file.seek(0, 2)
             if expected_bytes is not None and size != expected_bytes:
                 return Mismatch("size", str(size), str(expected_bytes))
@@ -99,7 +100,7 @@ def check_file(path: Path, expected_bytes: int | None, hashes: Mapping[str, str]
 
 def check_sealed(path: Path, expected_bytes: int) -> Mismatch | None:
     """`check_file` of a sealed file of `expected_bytes` and the seal."""
-    with open(path, "rb", buffering=0) as file:
+    with open_regular(path, buffering=0) as file:
         if (size := file.seek(0, 2)) != expected_bytes + SEAL_BYTES:
             return Mismatch("size", str(size), str(expected_bytes + SEAL_BYTES))
         state = xxhash.xxh64()

@@ -5,12 +5,16 @@ together with the old learning rate of the next step, since a changed schedule m
 """
 
 import dataclasses
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from typing import cast
 
+from ado_stream.corpus.manifest import JOIN
 from ado_stream.redact import plain
 from ado_stream.suggest import first_names
-from ado_stream.train.checkpoint import Schedule, Settings
+from ado_stream.train.checkpoint import Found, Schedule, Settings
+from ado_stream.train.components import RunComponents
+from ado_stream.train.distributed import DistributedContext
 from ado_stream.train.run_config import TrainConfig
 from ado_stream.train.train_step import LearningRateSchedule
 from ado_stream.value_types import JsonMapping
@@ -20,15 +24,26 @@ _EXPECTED = {"run_dir"}  # differ whenever another run's checkpoint is named
 Changes = dict[str, tuple[object, object]]  # setting: (saved, now)
 
 
-def saved_settings(config: TrainConfig, schedule: LearningRateSchedule) -> Settings:
-    """What a checkpoint holds to be compared with: the config, without credentials, and the schedule it leads to."""
-    return {"config": plain(dataclasses.asdict(config)), "schedule": cast(Schedule, dataclasses.asdict(schedule))}
+def saved_settings(config: TrainConfig, components: RunComponents, context: DistributedContext) -> Settings:
+    """What a checkpoint holds to be compared with: the config, without credentials, what follows from it, and what
+    comes from elsewhere."""
+    dataset, corpus = components.loader.dataset, components.corpus
+    found: Found = {
+        "ranks": context.size,
+        "device": context.device.type,
+        "end_token": corpus.end_token,
+        "packing": corpus.manifest.get("packing", JOIN),
+        "prior": dict(zip(dataset.names, dataset.prior.tolist(), strict=True)),
+    }
+    schedule = cast(Schedule, dataclasses.asdict(components.schedule))
+    return {"config": plain(dataclasses.asdict(config)), "schedule": schedule, "found": found}
 
 
 def changed_settings(
     saved: Settings | None, saved_domains: Sequence[str], now: Settings, domains: Sequence[str], next_step: int
 ) -> Changes:
-    """Dotted keys of the config that differ, domains retired and added, the learning rate of `next_step`.
+    """Dotted keys of the config that differ, domains retired and added, what else was found to differ, the learning
+    rate of `next_step`.
 
     saved: of the checkpoint; None in those written before settings were saved.
     """
@@ -37,6 +52,8 @@ def changed_settings(
         before, after = dict(_flat(saved["config"])), dict(_flat(now["config"]))
         differing = [key for key in {**before, **after} if before.get(key) != after.get(key) and key not in _EXPECTED]
         changes = {key: (before.get(key), after.get(key)) for key in differing}
+        if "found" in saved:
+            changes |= _found_changes(saved["found"], now["found"])
     retired, added = set(saved_domains) - set(domains), set(domains) - set(saved_domains)
     if retired:
         changes["domains retired"] = first_names(sorted(retired), 5), None
@@ -68,6 +85,23 @@ def _flat(values: JsonMapping, prefix: str = "") -> Iterator[tuple[str, object]]
             yield from _flat(value, f"{prefix}{key}.")
         else:
             yield f"{prefix}{key}", value
+
+
+def _found_changes(saved: Found, now: Found) -> Changes:
+    """What differs; of the prior those domains that both have, whose shares one that is added leaves in proportion."""
+    both = saved["prior"].keys() & now["prior"].keys()
+    priors = [{name: found["prior"][name] for name in sorted(both)} for found in (saved, now)]
+    shares = [{name: share / (sum(prior.values()) or 1) for name, share in prior.items()} for prior in priors]
+    others = [name for name in shares[0] if not math.isclose(shares[0][name], shares[1][name], rel_tol=1e-9)]
+    changes = {
+        key.replace("_", " "): (saved[key], now[key])  # type: ignore[literal-required]
+        for key in now
+        if key != "prior" and saved[key] != now[key]  # type: ignore[literal-required]
+    }
+    if others:
+        before, after = (first_names([f"{name} {share[name]:.4g}" for name in others], 5) for share in shares)
+        changes["prior"] = before, after
+    return changes
 
 
 def _text(value: object) -> str:

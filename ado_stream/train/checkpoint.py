@@ -30,6 +30,7 @@ from ado_stream.durable import write_durably
 from ado_stream.errors import CheckpointError, ResumeError
 from ado_stream.json_files import check_type, decode_json
 from ado_stream.reduction import new_host_group
+from ado_stream.regular_files import read_regular
 from ado_stream.storage.parallel_reads import settle
 from ado_stream.train import checkpoint_commit
 from ado_stream.train.distributed import DistributedContext, call_on_main
@@ -61,11 +62,22 @@ class Schedule(TypedDict):
     stage_ends: NotRequired[list[list[float]]]  # absent in older checkpoints
 
 
+class Found(TypedDict):
+    """What decides about training and is no key of the config."""
+
+    ranks: int
+    device: str
+    end_token: int
+    packing: str
+    prior: dict[str, float]  # by domain
+
+
 class Settings(TypedDict):
     """changed_settings.saved_settings()."""
 
     config: JsonObject
     schedule: Schedule
+    found: NotRequired[Found]  # absent in older checkpoints
 
 
 class CheckpointMetadata(TypedDict):
@@ -217,7 +229,7 @@ def read_metadata(directory: Path) -> CheckpointMetadata:
     """The metadata of a checkpoint that was verified. Raises CheckpointError where they are no such metadata."""
     path = directory / STATE_FILE
     try:
-        data = path.read_bytes()
+        data = read_regular(path)
     except OSError as error:
         raise CheckpointError(f"{path}: cannot be read: {error.strerror}. Resume from another checkpoint.") from error
     metadata = decode_json(data, str(path), CheckpointError)

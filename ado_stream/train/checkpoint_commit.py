@@ -18,6 +18,7 @@ import xxhash
 from ado_stream.durable import sync, write_durably
 from ado_stream.errors import CheckpointError
 from ado_stream.json_files import check_type, decode_json
+from ado_stream.regular_files import open_regular, read_regular
 
 MARKER = "COMMIT.json"
 VERSION = 1
@@ -62,8 +63,10 @@ def list_checkpoints(checkpoints: Path) -> list[Path]:
 
 def create_empty(directory: Path) -> None:
     """Creates `directory` empty, removing what an interrupted save left there."""
-    if directory.exists():
+    if directory.is_dir() and not directory.is_symlink():
         shutil.rmtree(directory)
+    else:
+        directory.unlink(missing_ok=True)
     directory.mkdir(parents=True)
 
 
@@ -84,7 +87,7 @@ def find_fault(directory: Path) -> str | None:
     if not (directory / MARKER).exists():
         return f"{MARKER} is missing; the save did not finish"
     try:
-        marker = decode_json((directory / MARKER).read_bytes(), MARKER, CheckpointError)
+        marker = decode_json(read_regular(directory / MARKER), MARKER, CheckpointError)
         check_type(marker, _Versioned, MARKER, CheckpointError)
         if marker["version"] != VERSION:
             return f"{MARKER} has version {marker['version']}; this ado-stream reads version {VERSION}"
@@ -141,7 +144,7 @@ def set_aside(path: Path) -> None:
 
 def _hash(path: Path) -> str:
     digest = xxhash.xxh64()
-    with open(path, "rb") as file:
+    with open_regular(path) as file:
         while chunk := file.read(_READ_BYTES):
             digest.update(chunk)
     return digest.hexdigest()

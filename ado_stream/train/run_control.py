@@ -18,6 +18,7 @@ from ado_stream.durable import disk_errors, write_durably
 from ado_stream.errors import AdoStreamError, ConfigError, DataError
 from ado_stream.json_files import check_type, decode_json
 from ado_stream.policy.operator_control import in_control, parse_order
+from ado_stream.regular_files import read_regular
 from ado_stream.value_types import JsonObject
 
 if TYPE_CHECKING:
@@ -85,7 +86,7 @@ def wait_for_answer(path: Path, timeout_s: float) -> Answer | None:
 
 def _read(path: Path, kind: type[T]) -> T:
     try:
-        value = decode_json(path.read_bytes(), str(path), DataError)
+        value = decode_json(read_regular(path), str(path), DataError)
     except OSError as error:
         raise DataError(f"{path}: cannot be read: {error.strerror}.") from None
     check_type(value, kind, str(path), DataError)

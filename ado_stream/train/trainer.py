@@ -50,6 +50,7 @@ from ado_stream.train.stages import Stage, run_stages, stage_of
 from ado_stream.train.step_log import LaunchedStep, LogOptions, MetricSink, StepLog
 from ado_stream.train.step_timer import StepTimer
 from ado_stream.train.stop_request import StopRequest
+from ado_stream.train.torch_defaults import torch_defaults
 from ado_stream.train.train_step import TrainStep, make_optimizer
 from ado_stream.train.validation import Validator
 from ado_stream.value_types import JsonObject
@@ -67,6 +68,7 @@ class RunResult:
     stopped: bool
 
 
+@torch_defaults()
 def run_training(config: TrainConfig, resume: str | os.PathLike[str] = "auto") -> RunResult:
     """Trains to the config's last step, or until SIGTERM or SIGINT; writes checkpoints and the run record.
 
@@ -274,7 +276,7 @@ class Trainer:
             "skipped": self._log.num_skipped,
             "model": cast(ModelSizes, dataclasses.asdict(self._components.model)),
             "tokenizer": self._components.corpus.tokenizer.fingerprint,
-            "settings": saved_settings(self._config, self._components.schedule),
+            "settings": saved_settings(self._config, self._components, self._context),
             "loader": loader_state,
         }
         directory = checkpoint_dir(self._checkpoints, self._finished)
@@ -323,7 +325,7 @@ class Trainer:
 
     def _report_resume(self, directory: Path, metadata: CheckpointMetadata) -> None:
         """Records the resume, and what differs from the settings that the checkpoint was saved with; prints that."""
-        now = saved_settings(self._config, self._components.schedule)
+        now = saved_settings(self._config, self._components, self._context)
         changes = changed_settings(metadata.get("settings"), list(metadata["drawn"]), now, self._names, self._finished)
         self._write_event("resume", checkpoint=str(directory), **({"changes": changes} if changes else {}))
         if not self._context.is_main:

@@ -267,3 +267,14 @@ def test_an_error_does_not_reach_the_terminal_raw(verb, capsys):
     verb(run)
     assert cli.main(["probe"]) == 1
     assert capsys.readouterr().err == "DataError: corpus/\\x1b[2Jx.jsonl: no text.\n"
+
+
+def test_an_error_that_quotes_megabytes_is_cut(verb, capsys):
+    def run(_):
+        raise DataError("corpus.json: " + "x" * 1_000_000 + "\n  Write it again.")
+
+    verb(run)
+    assert cli.main(["probe"]) == 1
+    shown = capsys.readouterr().err
+    assert len(shown) < 3000
+    assert shown.endswith("...\n  Write it again.\n")

@@ -2,6 +2,7 @@
 
 import gzip
 import json
+import shutil
 from contextlib import suppress
 
 import pyarrow as pa
@@ -11,12 +12,14 @@ import zstandard
 from hypothesis import strategies as st
 
 from ado_stream.errors import AdoStreamError
+from ado_stream.prepare.coordinator import prepare
 from ado_stream.prepare.documents import cut_pieces
 from ado_stream.prepare.input_files import find_input_files
+from ado_stream.prepare.packing import Packer
 from ado_stream.prepare.prepare_config import PrepareConfig
 from ado_stream.prepare.prepare_worker import Worker
 from ado_stream.prepare.record_errors import RecordErrors
-from tests.fuzz.mutations import changed, damaged, fuzz
+from tests.fuzz.mutations import changed, changed_file, damaged, fuzz
 
 RECORDS = [{"text": f"text {n} ä東" * (n + 1), "meta": {"set": "ab"[n % 2]}, "n": n} for n in range(20)]
 
@@ -83,5 +86,37 @@ def test_fuzz_inputs(tmp_path, ending):
             for piece in cut_pieces(files, errors):
                 result = worker.tokenise(piece)
                 assert all(block.documents for block in result.blocks)
+
+    fuzz(check)
+
+
+@pytest.mark.parametrize("name", ["journal.json", "published.jsonl", "plan"])
+def test_fuzz_unfinished_work(tmp_path, monkeypatch, name):
+    """What a run that was stopped before its end leaves in its working folder."""
+    out, kept = tmp_path / "out", tmp_path / "kept"
+    (tmp_path / "in.jsonl").write_bytes(_lines(RECORDS * 20))
+    config = PrepareConfig(
+        (str(tmp_path / "in.jsonl"),), str(out), seq_len=16, domain_key="meta.set", workers=1, shard_bytes=1 << 12
+    )
+
+    def stop(packer):
+        packer.commit()
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Packer, "finish", stop)
+        with pytest.raises(KeyboardInterrupt):
+            prepare(config)
+    shutil.copytree(out, kept)
+    path = out / ".prepare" / name
+    lines = path.read_bytes().splitlines()
+
+    def check(data):
+        shutil.rmtree(out)
+        shutil.copytree(kept, out)
+        number = data.draw(st.integers(0, len(lines) - 1))
+        path.write_bytes(b"\n".join([*lines[:number], changed_file(data, lines[number]), *lines[number + 1 :]]))
+        with suppress(AdoStreamError):
+            prepare(config)
 
     fuzz(check)

@@ -312,3 +312,8 @@ def test_a_corpus_serves_as_its_domains_and_paths_as_text(corpus):
     assert ado.Domain("a", remote="~/x", local=Path("~/y")) == ado.Domain(
         "a", str(Path.home() / "x"), str(Path.home() / "y")
     )
+
+
+def test_an_integer_beyond_a_float_is_no_finite_number():
+    with pytest.raises(ado.ConfigError, match="expected a finite number"):
+        ado.make_policy("temperature", [0.5, 0.5], tau=10**400, sizes=[1, 1])

@@ -1,8 +1,10 @@
 """A resume with other settings: what differs is printed before the first step and recorded."""
 
 import json
+from pathlib import Path
 
 import pytest
+import yaml
 
 from ado_stream.record import read_run
 from ado_stream.train.changed_settings import changed_settings, changes_table
@@ -69,6 +71,45 @@ def test_checkpoints_without_settings_resume(settings: dict, monkeypatch, capsys
     commit(directory)
     run_training(load_config(changed(settings, train={"steps": 16})))
     assert TITLE not in capsys.readouterr().out
+
+
+def write_list(path: Path, corpus: Path, **weights: float) -> Path:
+    domains = {
+        name: {"path": str(corpus / name / "train"), "val": str(corpus / name / "val"), "weight": weight}
+        for name, weight in weights.items()
+    }
+    path.write_text(yaml.safe_dump({"seq_len": 32, "tokenizer": "bytes", "domains": domains}))
+    return path
+
+
+def test_weights_that_changed_in_a_corpus_yaml_are_shown(settings: dict, tmp_path, tiny_corpus, monkeypatch, capsys):
+    """The config is the same: what differs is in a file that it names."""
+    path = write_list(tmp_path / "corpus.yaml", tiny_corpus, easy=1, medium=1, hard=2)
+    listed = settings | {"corpus": str(path), "policy": {"name": "natural"}}
+    interrupt(listed, monkeypatch)
+    write_list(path, tiny_corpus, easy=2, medium=1, hard=1)
+    run_training(load_config(listed))
+    changes = resume_event(listed)["detail"]["changes"]
+    assert changes == {"prior": ["easy 0.25, hard 0.5", "easy 0.5, hard 0.25"]}
+    assert "  prior    easy 0.25, hard 0.5  easy 0.5, hard 0.25" in capsys.readouterr().out
+
+
+def test_another_number_of_ranks_and_another_device_are_shown(settings: dict, monkeypatch, capsys):
+    directory = interrupt(settings, monkeypatch)
+    metadata = json.loads((directory / "state.json").read_text())
+    metadata["settings"]["found"] |= {"ranks": 4, "device": "cuda"}  # as four GPUs would have saved it
+    (directory / "state.json").write_text(json.dumps(metadata))
+    commit(directory)
+    run_training(load_config(settings))
+    assert resume_event(settings)["detail"]["changes"] == {"ranks": [4, 1], "device": ["cuda", "cpu"]}
+
+
+def test_a_domain_that_is_added_leaves_the_prior_of_the_others():
+    found = {"ranks": 1, "device": "cpu", "end_token": 0, "packing": "join"}
+    saved, now = (found | {"prior": prior} for prior in ({"a": 0.4, "b": 0.6}, {"a": 0.2, "b": 0.3, "c": 0.5}))
+    schedule = {"peak": 1.0, "warmup_steps": 0, "steps": 9, "min_frac": 0.1}
+    both = [{"config": {}, "schedule": schedule, "found": each} for each in (saved, now)]
+    assert changed_settings(both[0], ["a", "b"], both[1], ["a", "b", "c"], 4) == {"domains added": (None, "c")}
 
 
 def test_domains_are_compared_by_name():

@@ -3,6 +3,8 @@
 import json
 import os
 import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +12,7 @@ import pytest
 import torch
 
 from ado_stream.errors import AdoStreamError, CheckpointError, ResumeError, StorageError
+from ado_stream.evaluate.trained_run import open_run
 from ado_stream.record import read_run
 from ado_stream.train import checkpoint_commit
 from ado_stream.train import trainer as trainer_module
@@ -227,3 +230,38 @@ def test_the_files_of_a_run_directory(settings: dict):
     kept = json.dumps(sorted(path.name for path in Path(settings["run_dir"]).iterdir()))
     assert kept == json.dumps(["checkpoints", "config.yaml", "record.jsonl"])
     assert load_config(Path(settings["run_dir"]) / trainer_module.CONFIG_FILE).train.steps == 2
+
+
+@contextmanager
+def default_dtype(dtype: torch.dtype) -> Iterator[None]:
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(dtype)
+    try:
+        yield
+    finally:
+        torch.set_default_dtype(before)
+
+
+@pytest.mark.parametrize(
+    "surrounding",
+    [
+        lambda: torch.device("meta"),
+        lambda: default_dtype(torch.float64),
+        lambda: default_dtype(torch.bfloat16),
+        torch.inference_mode,
+    ],
+    ids=["meta", "float64", "bfloat16", "inference"],
+)
+def test_what_the_process_has_set_for_torch_changes_nothing(finished: Path, settings: dict, tmp_path, surrounding):
+    """Neither training nor loading; to the bit, and what was set is still set afterwards."""
+    other = changed(settings, run_dir=str(tmp_path / "other"))
+    with surrounding():
+        before = torch.get_default_device(), torch.get_default_dtype(), torch.is_inference_mode_enabled()
+        run_training(load_config(other))
+        loaded = open_run(other["run_dir"])
+        assert before == (torch.get_default_device(), torch.get_default_dtype(), torch.is_inference_mode_enabled())
+    assert untimed_lines(other["run_dir"]) == untimed_lines(settings["run_dir"])
+    assert checkpoint_tensors(other["run_dir"], 12) == checkpoint_tensors(settings["run_dir"], 12)
+    assert {(each.device.type, each.dtype, each.requires_grad) for each in loaded.model.parameters()} == {
+        ("cpu", torch.float32, True)
+    }
