@@ -17,6 +17,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from ado_stream.cli.shared import announce
+from ado_stream.corpus.places import cache_home
 from ado_stream.visible import show_json, visible
 
 OK, WARN, FAIL, INFO = "ok", "warn", "fail", "info"
@@ -149,9 +150,8 @@ def _gpus() -> Iterator[Finding]:
 
 def _machine() -> Iterator[Finding]:
     yield Finding("machine", "CPU cores", OK, str(len(os.sched_getaffinity(0))))
-    places = {"current folder": Path.cwd(), "cache": Path(os.environ.get("XDG_CACHE_HOME") or Path.home())}
-    for name, path in places.items():
-        free_bytes = shutil.disk_usage(path).free
+    for name, path in {"current folder": Path.cwd(), "cache": cache_home().absolute()}.items():
+        free_bytes = shutil.disk_usage(next(folder for folder in (path, *path.parents) if folder.is_dir())).free
         advice = "" if free_bytes >= MIN_DISK_BYTES else "set data.cache_limit, or data.cache_dir to a larger disk"
         yield Finding("machine", f"disk, {name}", WARN if advice else OK, f"{_size(free_bytes)} free at {path}", advice)
     shm = Path("/dev/shm")

@@ -38,10 +38,14 @@ def local_folder(url: str | os.PathLike[str]) -> Path | None:
     return None
 
 
+def cache_home() -> Path:
+    """The folder of the user's caches, which need not exist."""
+    return Path(os.path.expanduser(os.environ.get("XDG_CACHE_HOME") or "~/.cache"))
+
+
 def user_cache(kind: str, url: str) -> Path:
     """The folder of the user's cache for work of this `kind` on the remote corpus at `url`."""
-    cache = Path(os.path.expanduser(os.environ.get("XDG_CACHE_HOME") or "~/.cache"))
-    return cache / "ado-stream" / kind / json_hash(url)
+    return cache_home() / "ado-stream" / kind / json_hash(url)
 
 
 def locate(url: str | os.PathLike[str], cache_dir: str | os.PathLike[str] | None) -> tuple[Path, str | None]:

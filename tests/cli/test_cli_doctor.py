@@ -73,6 +73,12 @@ def test_a_path_that_looks_like_markup_is_shown_as_it_is(capsys):
     assert all(text in printed for text in ("[/a]", "[bold]", "try [/b]"))
 
 
+def test_a_cache_that_is_not_there_yet_is_no_error(capsys, monkeypatch, tmp_path):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "not" / "yet"))
+    _, findings, _ = findings_of(capsys)
+    assert findings["disk, cache"]["value"].endswith(f"free at {tmp_path / 'not' / 'yet'}")
+
+
 def test_url_without_a_corpus_fails(capsys, tmp_path):
     code, findings, _ = findings_of(capsys, "--url", str(tmp_path))
     assert code == 1
