@@ -4,8 +4,6 @@ A kernel is compiled for the divisibility of its arguments. A view whose base is
 compiled again in the middle of a training run, with scalar loads: one copy is cheaper.
 """
 
-from typing import Any
-
 import torch
 import triton
 import triton.language as tl
@@ -34,6 +32,6 @@ def triton_accumulator(dtype: torch.dtype) -> tl.dtype:
 
 
 @triton.jit  # type: ignore[untyped-decorator]
-def num_blocks(size: Any, BLOCK: tl.constexpr) -> Any:
+def num_blocks(size, BLOCK: tl.constexpr):  # type: ignore[no-untyped-def]  # annotations are Triton's
     """Blocks that cover `size`. Not tl.cdiv: size + BLOCK - 1 wraps in 32 bits for sizes within BLOCK of 2^31."""
     return size // BLOCK + (size % BLOCK != 0)
