@@ -5,6 +5,7 @@ compiled again in the middle of a training run, with scalar loads: one copy is c
 """
 
 import torch
+import triton
 import triton.language as tl
 
 from ado_kernels.ops.operands import accumulation_dtype
@@ -28,3 +29,9 @@ def aligned(x_ND: torch.Tensor) -> torch.Tensor:
 def triton_accumulator(dtype: torch.dtype) -> tl.dtype:
     """Triton's name of `accumulation_dtype(dtype)`, for a kernel's ACC."""
     return tl.float64 if accumulation_dtype(dtype) == torch.float64 else tl.float32
+
+
+@triton.jit  # type: ignore[untyped-decorator]
+def num_blocks(size, BLOCK: tl.constexpr):  # type: ignore[no-untyped-def]  # annotations are Triton's
+    """Blocks that cover `size`. Not tl.cdiv: size + BLOCK - 1 wraps in 32 bits for sizes within BLOCK of 2^31."""
+    return size // BLOCK + (size % BLOCK != 0)

@@ -15,7 +15,7 @@ import triton.language as tl
 
 from ado_kernels.ops.launch import Launch, launch, shared_memory_bytes, size_class
 from ado_kernels.ops.operands import rstd_like
-from ado_kernels.ops.triton_operands import as_rows, triton_accumulator
+from ado_kernels.ops.triton_operands import as_rows, num_blocks, triton_accumulator
 
 SUM = {"BLOCK_G": 256, "BLOCK_D": 16}  # a few loads of 16 bytes a thread, and programs enough for every multiprocessor
 
@@ -177,7 +177,7 @@ def rms_norm_backward_kernel(
         weight = tl.load(weight_ptr + columns, in_column, other=0.0).to(ACC)
     # One accumulator per row of the tile: rows are added once, after the loop, in an order fixed by ROWS.
     partial = tl.zeros((ROWS, BLOCK_D), ACC)
-    for tile in tl.range(program, tl.cdiv(num_rows, ROWS), num_programs, num_stages=STAGES):
+    for tile in tl.range(program, num_blocks(num_rows, ROWS), num_programs, num_stages=STAGES):
         rows = tl.cast(tile, tl.int64) * ROWS + tl.arange(0, ROWS)
         in_row = rows < num_rows
         mask = in_row[:, None] & in_column[None, :]

@@ -14,7 +14,7 @@ import triton.language as tl
 from ado_kernels.ops.launch import launch
 from ado_kernels.ops.operands import rstd_like
 from ado_kernels.ops.rms_norm.gpu import sum_partials
-from ado_kernels.ops.triton_operands import aligned, triton_accumulator
+from ado_kernels.ops.triton_operands import aligned, num_blocks, triton_accumulator
 
 
 def forward_gpu(
@@ -159,7 +159,7 @@ def rms_norm_rope_backward_kernel(
     weight_first, weight_second = _halves(weight_ptr, channels, half, channels < half, ACC)
     partial_first = tl.zeros((ROWS, HALF), ACC)
     partial_second = tl.zeros((ROWS, HALF), ACC)
-    for tile in tl.range(program, tl.cdiv(num_rows, ROWS), tl.num_programs(0), num_stages=STAGES):
+    for tile in tl.range(program, num_blocks(num_rows, ROWS), tl.num_programs(0), num_stages=STAGES):
         rows = tl.cast(tile, tl.int64) * ROWS + tl.arange(0, ROWS)
         in_row = rows < num_rows
         places, angles, mask = _places(rows, in_row, num_heads, num_tokens, width, HALF)

@@ -10,7 +10,7 @@ import triton
 import triton.language as tl
 
 from ado_kernels.ops.launch import launch
-from ado_kernels.ops.triton_operands import as_rows, triton_accumulator
+from ado_kernels.ops.triton_operands import as_rows, num_blocks, triton_accumulator
 
 BLOCK = 2048
 
@@ -69,8 +69,7 @@ def _as_rows(*tensors: torch.Tensor) -> tuple[list[torch.Tensor], int, int]:
 @triton.jit
 def _position(program, width, BLOCK: tl.constexpr):
     """The row and the columns of a program, and the mask of the columns that exist."""
-    # Not tl.cdiv: width + BLOCK - 1 wraps in 32 bits for widths within BLOCK of 2^31.
-    blocks = width // BLOCK + (width % BLOCK != 0)
+    blocks = num_blocks(width, BLOCK)
     columns = (program % blocks).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
     return (program // blocks).to(tl.int64), columns, columns < width
 
