@@ -26,7 +26,7 @@ _SECRET_NAME = re.compile(
     re.IGNORECASE,
 )
 _FIELD = re.compile(r"(?:key|signature|password|pwd)=([^;\s]+)", re.IGNORECASE)  # of a connection string
-_USER = re.compile(r"(?:://|^(?!.*://))([^\s/:@]*:(\S+))@")  # a proxy needs no scheme
+_USER = re.compile(r"(?:://([^\s/:@]*:(\S+))|^([^\s/:@]+:([^\s/]+)))@")  # a proxy needs no scheme; a path is none
 _MIN_SECRET_CHARACTERS = 8  # a shorter one, "test" for instance, may be an ordinary word
 
 
@@ -67,7 +67,7 @@ def _secrets() -> Iterator[str]:
     for name, value in os.environ.items():
         found = [value] if _SECRET_NAME.match(name) else []
         found += _FIELD.findall(value)
-        users = [part for user in _USER.finditer(value) for part in user.groups()]
+        users = [part for user in _USER.finditer(value) for part in user.groups() if part]
         found += [spelling for part in users for spelling in (part, urllib.parse.unquote(part))]
         for secret in found:
             if len(secret) >= _MIN_SECRET_CHARACTERS:

@@ -116,6 +116,13 @@ def test_secrets_of_the_environment_are_redacted_wherever_they_occur(secrets):
             assert redact(value) == value
 
 
+def test_a_search_path_is_no_user(monkeypatch):
+    for value in (":/opt/packages/python@3.11/lib", "packages:/opt/packages/gcc@12/lib"):
+        monkeypatch.setenv("PYTHONPATH", value)
+        for text in ("/opt/packages/python: no such folder.", "/opt/packages/gcc: no such folder."):
+            assert redact(text) == text
+
+
 @pytest.mark.parametrize("name", ["S3_ENDPOINT_URL", "HTTPS_PROXY", "all_proxy"])
 def test_the_user_of_a_proxy_without_a_scheme_is_redacted(monkeypatch, name):
     monkeypatch.setenv(name, f"some-user:{PASSWORD}@127.0.0.1:9")
