@@ -33,7 +33,7 @@ def measure(pairs: int, steps: int, preset: str = "nano") -> dict[str, Any]:
     from ado_stream.train.distributed import DistributedContext
     from ado_stream.train.resume import ResumePoint
     from ado_stream.train.run_config import load_config
-    from ado_stream.train.stages import stage_of
+    from ado_stream.train.stages import stage_at
     from ado_stream.train.trainer import Trainer
 
     keep_freed_memory()
@@ -51,7 +51,7 @@ def measure(pairs: int, steps: int, preset: str = "nano") -> dict[str, Any]:
                 "log": {"every_steps": 10_000},
             }
         )
-        with Trainer(config, stage_of(config, 0), DistributedContext(0, 1, torch.device("cpu"))) as trainer:
+        with Trainer(config, stage_at(config, 0), DistributedContext(0, 1, torch.device("cpu"))) as trainer:
             trainer.start(ResumePoint(continues_run=True))
             batches = iter(trainer._loader)
             plain = plain_loop(Transformer(trainer._components.model), corpus.tokenizer.vocab_size)

@@ -33,7 +33,7 @@ class Documents(NamedTuple):
     file: str | None
 
 
-def documents_of(corpus: Corpus, domain: Domain, id_N: Ints) -> list[Documents] | None:
+def locate_documents(corpus: Corpus, domain: Domain, id_N: Ints) -> list[Documents] | None:
     """The documents of each sample of the domain, by its number; None where the corpus does not say.
 
     Raises IndexInvalid, and what reading the samples raises.

@@ -36,7 +36,7 @@ from ado_stream.json_files import check_type
 from ado_stream.option_checks import one_of, refuse_unknown, whole
 from ado_stream.storage.download import download_bytes
 from ado_stream.storage.slow_notice import slow_notice
-from ado_stream.stream.domain import Domain, as_domains, source_of
+from ado_stream.stream.domain import Domain, as_domains, domain_source
 from ado_stream.stream.flat_index import FlatIndex
 from ado_stream.stream.mds_index import TOKEN_COLUMN
 from ado_stream.stream.open_indexes import open_indexes
@@ -170,9 +170,9 @@ def _domain(name: str, entry: ListedDomain, path: str, cache_dir: str | None) ->
 
 def _refuse_trained(domains: dict[str, list[Domain]], url: str) -> None:
     """Raises ConfigError for held-out data that are in the training data, by their places."""
-    trained = [(domain, source_of(domain)) for domain in domains["train"]]
+    trained = [(domain, domain_source(domain)) for domain in domains["train"]]
     for held in domains["val"]:
-        place = source_of(held)
+        place = domain_source(held)
         for domain, source in trained:  # a folder of token files is read at any depth
             is_within = "mds" not in (held.format, domain.format) and (
                 place.startswith(f"{source}/") or source.startswith(f"{place}/")

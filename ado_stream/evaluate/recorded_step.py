@@ -15,7 +15,7 @@ import numpy as np
 import torch
 
 from ado_stream.corpus import Corpus
-from ado_stream.corpus.document_origin import Documents, documents_of
+from ado_stream.corpus.document_origin import Documents, locate_documents
 from ado_stream.errors import CheckpointError, ConfigError
 from ado_stream.record import read_run
 from ado_stream.stream.dataset import AdaptiveStreamingDataset
@@ -172,7 +172,7 @@ def _samples(
         of_domain = [slot for slot in slots if domain_B[slot] == k]
         found = None
         if settings.samples_per_row == 1:
-            found = documents_of(corpus, corpus.domains[k], number_B[of_domain])
+            found = locate_documents(corpus, corpus.domains[k], number_B[of_domain])
         documents.update(zip(of_domain, found or (), strict=False))
     return [
         RecordedSample(

@@ -188,12 +188,12 @@ def _file_status(path: Path) -> ObjectStatus:
     try:
         status = os.stat(path)
         check_regular(path, status)
-        return _status_of(status)
+        return _object_status(status)
     except OSError as error:
         raise _classified(error) from error
 
 
-def _status_of(status: os.stat_result) -> ObjectStatus:
+def _object_status(status: os.stat_result) -> ObjectStatus:
     return ObjectStatus(status.st_size, f"{status.st_size}-{status.st_mtime_ns}")
 
 
@@ -258,7 +258,7 @@ def _copy(
     try:
         with open_regular(path, buffering=0) as source:
             if part is not None:
-                if _status_of(os.fstat(source.fileno())).version != part.version:
+                if _object_status(os.fstat(source.fileno())).version != part.version:
                     raise s3.replaced()
                 source.seek(part.begin)
             while max_bytes and (chunk := source.read(min(CHUNK_BYTES, max_bytes))):

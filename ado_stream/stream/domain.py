@@ -96,7 +96,7 @@ def as_domains(given: Iterable[object]) -> list[Domain]:
         if domain.name in names:
             raise ConfigError(f"domain '{domain.name}' is given twice; names must differ.")
         names.add(domain.name)
-        source = source_of(domain)
+        source = domain_source(domain)
         if source in sources:
             raise ConfigError(f"domains '{sources[source]}' and '{domain.name}' have the same data, {source}.")
         sources[source] = domain.name
@@ -119,7 +119,7 @@ def prior_shares(domains: list[Domain], num_samples: Ints) -> Floats:
     return weight_K / float(weight_K.sum())
 
 
-def source_of(domain: Domain) -> str:
+def domain_source(domain: Domain) -> str:
     """Where the domain's data are, spelled in one way."""
     place = domain.remote or domain.local or ""
     path = local_path(place)

@@ -44,7 +44,7 @@ def above_zero(default: Any, null: str = "") -> Any:
     return _bounded(default, "a number above 0", lambda value: 0 < value < math.inf, null)
 
 
-def one_of(*choices: str) -> Any:
+def choice(*choices: str) -> Any:
     """A field whose default is the first choice."""
     return _bounded(choices[0], f"one of {', '.join(choices)}", lambda value: value in choices)
 
@@ -66,7 +66,7 @@ class ModelSection:
     preset: str = "124M"
     context_length: int | None = at_least(1, None)
     vocab_size: int | None = at_least(1, None)
-    attention: str = one_of("sequence", "document")
+    attention: str = choice("sequence", "document")
 
 
 @dataclass
@@ -98,7 +98,7 @@ class DataSection:
     seq_len: int | None = at_least(1, None)
     canonical_nodes: int = at_least(1, 1)
     mixture_lag: int = at_least(0, 8)
-    sampling: str = one_of("systematic", "multinomial")
+    sampling: str = choice("systematic", "multinomial")
     shuffle: str = "blocks"
     prefetch: int = at_least(0, 4)
     io_threads: int = at_least(0, 4)
@@ -150,10 +150,10 @@ class TrainSection:
     )
     grad_clip: float | None = above_zero(1.0, null="no limit")
     micro_batch_size: int | None = at_least(1, None)
-    dtype: str = one_of("auto", "float32", "bfloat16")
+    dtype: str = choice("auto", "float32", "bfloat16")
     compile: bool = False
     activation_checkpointing: bool = False
-    strategy: str = one_of("ddp", "fsdp")
+    strategy: str = choice("ddp", "fsdp")
     device: str = "auto"
     max_nonfinite: int = at_least(0, 10)
     collective_timeout_s: float = above_zero(600.0)

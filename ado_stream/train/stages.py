@@ -43,7 +43,7 @@ def run_stages(config: TrainConfig) -> list[Stage]:
     return stages
 
 
-def stage_of(config: TrainConfig, step: int) -> Stage:
+def stage_at(config: TrainConfig, step: int) -> Stage:
     """The stage that `step` belongs to, or the last one."""
     stages = run_stages(config)
     return next((stage for stage in stages if step < stage.end), stages[-1])

@@ -46,7 +46,7 @@ from ado_stream.train.record_lines import fit_line, run_line
 from ado_stream.train.resume import CHECKPOINTS, ResumePoint, find_resume_point, is_finished, prepare_run_dir
 from ado_stream.train.run_config import TrainConfig, save_config
 from ado_stream.train.run_control import RunControl
-from ado_stream.train.stages import Stage, run_stages, stage_of
+from ado_stream.train.stages import Stage, run_stages, stage_at
 from ado_stream.train.step_log import LaunchedStep, LogOptions, MetricSink, StepLog
 from ado_stream.train.step_timer import StepTimer
 from ado_stream.train.stop_request import StopRequest
@@ -88,12 +88,12 @@ def run_training(config: TrainConfig, resume: str | os.PathLike[str] = "auto") -
             return RunResult(run_dir, steps, stopped=False)
         if context.is_main:
             compile_in_background("fit")  # seconds, once a machine; else all ranks would wait at the first refit
-        for stage in run_stages(config)[stage_of(config, resume_point.step).number :]:
+        for stage in run_stages(config)[stage_at(config, resume_point.step).number :]:
             build_components(stage.config, context)  # settings that cannot work fail now, not after weeks
         with ExitStack() as signals:
             stop: StopRequest | None = None
             while True:
-                with Trainer(config, stage_of(config, resume_point.step), context) as trainer, log_rank_errors(context):
+                with Trainer(config, stage_at(config, resume_point.step), context) as trainer, log_rank_errors(context):
                     trainer.start(resume_point)
                     stop = stop or signals.enter_context(StopRequest(context))  # once: no signal falls between stages
                     result = trainer.loop(stop)

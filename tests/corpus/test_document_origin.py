@@ -8,7 +8,7 @@ import pytest
 import yaml
 
 from ado_stream.corpus import open_corpus
-from ado_stream.corpus.document_origin import documents_of
+from ado_stream.corpus.document_origin import locate_documents
 from ado_stream.corpus.manifest import num_samples
 from ado_stream.errors import IndexInvalid
 from ado_stream.prepare.coordinator import prepare
@@ -32,13 +32,13 @@ def test_documents_of_joined_samples(made, pile, split):
         everything = [each["text"] for each in pile[1] if each["meta"]["pile_set_name"] == domain.name]
         index = json.loads((Path(domain.local) / "index.json").read_bytes())
         num = num_samples(corpus.manifest["domains"][domain.name], split)
-        found = documents_of(corpus, domain, np.arange(num))
+        found = locate_documents(corpus, domain, np.arange(num))
         assert len(index["shards"]) > (1 if split == "train" else 0)
         lengths = of_split(corpus, domain.name, everything, made, split)
         expected = ranges(lengths, range(0, num * 65, 65), 65)
         assert [(each.first, each.last) for each in found] == expected
         some = np.array([num - 1, 0, num // 2])
-        assert documents_of(corpus, domain, some) == [found[number] for number in some]
+        assert locate_documents(corpus, domain, some) == [found[number] for number in some]
 
 
 def of_split(corpus, domain, texts, made, split) -> list[int]:
@@ -58,7 +58,7 @@ def test_samples_of_best_fit_say_no_documents(pile, tmp_path):
         tuple(pile[0]), str(tmp_path / "c"), seq_len=64, domain_key="meta.pile_set_name", packing="best-fit", workers=1
     )
     corpus = open_corpus(prepare(config))
-    assert documents_of(corpus, corpus.domains[0], np.arange(4)) is None
+    assert locate_documents(corpus, corpus.domains[0], np.arange(4)) is None
 
 
 def test_a_corpus_that_was_prepared_before_says_none(corpus):
@@ -66,7 +66,7 @@ def test_a_corpus_that_was_prepared_before_says_none(corpus):
     domain = opened.domains[0]
     for path in (Path(domain.local) / "index.json",):
         edit_json(path, lambda index: index.pop("first_documents"))
-    assert documents_of(opened, domain, np.arange(4)) is None
+    assert locate_documents(opened, domain, np.arange(4)) is None
 
 
 def test_numbers_that_do_not_fit_the_shards_are_refused(corpus):
@@ -75,7 +75,7 @@ def test_numbers_that_do_not_fit_the_shards_are_refused(corpus):
     for value in ([0], "many", [0, "x"]):
         edit_json(Path(domain.local) / "index.json", lambda index, value=value: index.update(first_documents=value))
         with pytest.raises(IndexInvalid, match="first_documents"):
-            documents_of(opened, domain, np.arange(4))
+            locate_documents(opened, domain, np.arange(4))
 
 
 def test_documents_of_megatron_files(tmp_path, monkeypatch):
@@ -97,5 +97,5 @@ def test_documents_of_megatron_files(tmp_path, monkeypatch):
         lengths = [len(document) for document in documents]
         begins = range(0, sum(lengths) - 16, 16)
         expected += [(*each, f"{tmp_path}/web/{name}.bin") for each in ranges(lengths, begins, 17)]
-    assert [tuple(each) for each in documents_of(corpus, corpus.domains[0], np.arange(len(expected)))] == expected
-    assert documents_of(corpus, corpus.domains[1], np.arange(4)) is None
+    assert [tuple(each) for each in locate_documents(corpus, corpus.domains[0], np.arange(len(expected)))] == expected
+    assert locate_documents(corpus, corpus.domains[1], np.arange(4)) is None

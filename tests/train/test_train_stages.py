@@ -22,7 +22,7 @@ from ado_stream.train.distributed import DistributedContext
 from ado_stream.train.dry_run import plan_run
 from ado_stream.train.resume import find_resume_point
 from ado_stream.train.run_config import load_config, save_config
-from ado_stream.train.stages import run_stages, stage_of
+from ado_stream.train.stages import run_stages, stage_at
 from ado_stream.train.train_step import LearningRateSchedule, TrainStep
 from ado_stream.train.trainer import run_training
 from tests.train import ledger_run
@@ -267,7 +267,7 @@ def test_a_config_with_stages_is_read_back_as_it_is(staged: dict, tmp_path: Path
     config = load_config(staged)
     save_config(config, tmp_path / "config.yaml")
     assert load_config(tmp_path / "config.yaml") == config
-    assert (config.train.steps, stage_of(config, 9).number, stage_of(config, 99).number) == (14, 3, 3)
+    assert (config.train.steps, stage_at(config, 9).number, stage_at(config, 99).number) == (14, 3, 3)
 
 
 def test_a_rate_that_ends_a_stage_begins_the_next(settings: dict):

@@ -18,7 +18,7 @@ from ado_stream.prepare.coordinator import prepare
 from ado_stream.prepare.prepare_config import PrepareConfig
 from ado_stream.record import read_run
 from ado_stream.train.run_config import load_config
-from ado_stream.train.stages import stage_of
+from ado_stream.train.stages import stage_at
 from ado_stream.train.trainer import Trainer, run_training
 from tests.train import ledger_run
 from tests.train.run_helpers import changed
@@ -161,7 +161,7 @@ def test_recorded_losses_are_those_of_the_samples(settings, children, tmp_path, 
     _, samples = open_step(Path(settings["run_dir"]), Wanted(0, highest=8))
     tokens = torch.from_numpy(np.stack([sample.tokens for sample in samples]))
     config = load_config(settings)
-    with Trainer(config, stage_of(config, 0), ledger_context()) as trainer, torch.no_grad():
+    with Trainer(config, stage_at(config, 0), ledger_context()) as trainer, torch.no_grad():
         logits = trainer._parallel.model(tokens[:, :-1])
     losses = F.cross_entropy(logits.transpose(1, 2), tokens[:, 1:], reduction="none").mean(dim=1)
     assert [sample.loss for sample in samples] == pytest.approx(losses.tolist(), rel=1e-5)
