@@ -11,7 +11,9 @@ import types
 import urllib.parse
 import warnings
 
+import numpy as np
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -249,7 +251,13 @@ def test_json_has_no_credentials_but_every_text(secrets, capsys):
 
 def test_a_checkpoint_has_no_credentials_and_nothing_changed_at_its_resume(secrets):
     config = load_config({"corpus": f"sftp://some-user:{PASSWORD}@host/corpus", "run_dir": "run"})
-    settings = saved_settings(config, LearningRateSchedule(1e-3, 10, 100, 0.1))
+    dataset = types.SimpleNamespace(names=["a"], prior=np.ones(1))
+    components = types.SimpleNamespace(
+        loader=types.SimpleNamespace(dataset=dataset),
+        corpus=types.SimpleNamespace(end_token=256, manifest={}),
+        schedule=LearningRateSchedule(1e-3, 10, 100, 0.1),
+    )
+    settings = saved_settings(config, components, types.SimpleNamespace(size=1, device=torch.device("cpu")))
     assert settings["config"]["corpus"] == "sftp://***@host/corpus"
     assert not changed_settings(json.loads(json.dumps(settings)), ["a"], settings, ["a"], 1)
 
