@@ -33,6 +33,7 @@ def smooth(num_steps: int) -> np.ndarray:
     return fall_S[:, None] * (1 + 0.01 * np.random.default_rng(0).standard_normal((num_steps, 2)))
 
 
+@pytest.mark.slow
 def test_planted_spikes_alone_are_found(tmp_path):
     loss_SK, samples_SK = smooth(3000), np.full((3000, 2), 4)
     loss_SK[700, 1] *= 1.5

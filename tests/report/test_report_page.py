@@ -56,7 +56,7 @@ def check_page(path):
     return document, checker.tags.count("figure")
 
 
-@pytest.mark.parametrize("num", [1, 7, pytest.param(100, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("num", [7, *(pytest.param(num, marks=pytest.mark.slow) for num in (1, 100))])
 def test_two_runs_side_by_side(simulate, tmp_path, num):
     batch = 32 if num < 50 else 256
     for policy in ("ado", "natural"):
@@ -85,6 +85,7 @@ def test_natural_run_alone(simulate, tmp_path):
     assert "mixture is constant" in document
 
 
+@pytest.mark.slow
 def test_broken_losses_and_laws(simulate, tmp_path):
     path = report_page.write_report([simulate(tmp_path / "ado", SEVEN, steps=200, broken=True, planned=500)], tmp_path)
     document, _ = check_page(path)
@@ -161,7 +162,7 @@ def texts_of(figure):
             yield text.get_text(), text.get_window_extent()
 
 
-@pytest.mark.parametrize("num", [2, 7, *(pytest.param(num, marks=pytest.mark.slow) for num in (22, 100))])
+@pytest.mark.parametrize("num", [7, *(pytest.param(num, marks=pytest.mark.slow) for num in (2, 22, 100))])
 def test_texts_do_not_overlap(simulate, tmp_path, num):
     batch = 32 if num < 50 else 256
     for policy in ("ado", "natural"):

@@ -272,7 +272,7 @@ for _ in range(2):
 """
 
 
-@pytest.mark.parametrize("prefetch", ["0", "2"])
+@pytest.mark.parametrize("prefetch", [pytest.param("0", marks=pytest.mark.slow), "2"])
 def test_a_program_that_ends_while_a_store_does_not_answer_ends(tmp_path, prefetch):
     """Without close(), as after an exception; the store's deadlines are five minutes."""
     write_domain(tmp_path / "a", 0, 800, shard_bytes=300)

@@ -164,8 +164,13 @@ def test_hugging_face_router_losses_are_averaged_over_parts(loader, tiny_corpus,
     assert (update + gradient).abs().max() < 1e-6 * gradient.abs().max()
 
 
-@pytest.mark.parametrize("own_loss", [False, True])
-@pytest.mark.parametrize("accepts_count", [True, False])
+@pytest.mark.parametrize(
+    ("own_loss", "accepts_count"),
+    [
+        (False, True),
+        *(pytest.param(*case, marks=pytest.mark.slow) for case in ((False, False), (True, True), (True, False))),
+    ],
+)
 def test_hugging_face_accumulation_equals_one_large_batch(tiny_corpus, tmp_path, own_loss, accepts_count):
     """The gradient, and what the policy observes, of a batch with padding.
 
@@ -285,7 +290,13 @@ class Killed(Exception):
     """Stands for kill -9: nothing is written after it."""
 
 
-@pytest.mark.parametrize("at", ["save_model", "_save_optimizer_and_scheduler", "_save_rng_state"])
+@pytest.mark.parametrize(
+    "at",
+    [
+        "save_model",
+        *(pytest.param(at, marks=pytest.mark.slow) for at in ("_save_optimizer_and_scheduler", "_save_rng_state")),
+    ],
+)
 def test_hugging_face_resumes_from_the_newest_complete_checkpoint(tiny_corpus, tmp_path, monkeypatch, at):
     """The save of step 4 is killed; True resumes at step 2, where Trainer alone would choose the torn folder."""
     from ado_stream.adapters.hugging_face import AdaptiveTrainer

@@ -40,7 +40,7 @@ def perturbed(run) -> list[dict[str, torch.Tensor]]:
         ("fsdp", "model", 2),
         # a method that calls the module, so that FSDP's hooks run
         pytest.param("fsdp", "model.loss", 2, marks=pytest.mark.slow),
-        ("compile without inductor", "model", 1),
+        pytest.param("compile without inductor", "model", 1, marks=pytest.mark.slow),
         pytest.param("compile", "model", 1, marks=pytest.mark.slow),
     ],
 )

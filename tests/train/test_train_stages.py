@@ -89,7 +89,7 @@ def test_stages_equal_a_run_that_is_resumed_by_hand(settings: dict, tmp_path: Pa
     assert open_run(second["run_dir"]).model.config.context_length == 64
 
 
-@pytest.mark.parametrize("num_updates", [2, 5, 12])
+@pytest.mark.parametrize("num_updates", [5, *(pytest.param(num, marks=pytest.mark.slow) for num in (2, 12))])
 def test_a_crash_in_any_stage_and_at_its_first_step_changes_nothing(staged, whole_once, num_updates, monkeypatch):
     with monkeypatch.context() as patch:
         crash_at(patch, num_updates)

@@ -50,7 +50,10 @@ def largest_difference(key: str, one: list[dict], others: list[list[dict]]) -> f
     return max(abs(mine[key] - theirs[key]) for mine, theirs in pairs)
 
 
-@pytest.mark.parametrize(("num_ranks", "strategy"), [(2, "ddp"), (2, "fsdp"), (4, "ddp"), (4, "fsdp")])
+@pytest.mark.parametrize(
+    ("num_ranks", "strategy"),
+    [(2, "ddp"), (2, "fsdp"), *(pytest.param(4, strategy, marks=pytest.mark.slow) for strategy in ("ddp", "fsdp"))],
+)
 def test_losses_and_skipped_steps_are_those_of_one_rank(
     ranks, one_rank: list, allowed: dict, num_ranks: int, strategy: str
 ):

@@ -77,7 +77,7 @@ def test_every_step_is_the_one_that_was_read(run_with_ledger, tmp_path, from_ste
         assert traced(run_dir, step) == [run_with_ledger[1][step, slot] for slot in range(8)]
 
 
-@pytest.mark.parametrize("from_step_0", [False, True])
+@pytest.mark.parametrize("from_step_0", [False, pytest.param(True, marks=pytest.mark.slow)])
 def test_rows_of_stages_and_of_a_batch_that_changed_by_hand_are_those_that_were_read(
     tiny_corpus, tmp_path, children, from_step_0
 ):
