@@ -33,6 +33,7 @@ def joined(parts):
     return [row for part in parts for row in part[:-1]] + [[domain for part in parts for domain in part[-1]]]
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(200)
 def test_stages_and_tensor_ranks_have_one_batch_and_resume_with_it(ranks, tiny_corpus, make_loader):
     tokens, mixtures = by_hand(make_loader(), STEPS)

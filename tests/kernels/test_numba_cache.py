@@ -46,6 +46,7 @@ print(torch.get_num_threads())
 """
 
 
+@pytest.mark.slow
 def test_numbas_threads_do_not_become_torchs():
     """Three stand for the cores of a machine, all of which Numba would give to each rank."""
     assert output_of(THREADS, OMP_NUM_THREADS="1", NUMBA_NUM_THREADS="3").strip() == "1"

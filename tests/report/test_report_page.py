@@ -198,6 +198,7 @@ def test_domains_have_one_colour_in_every_figure(simulate, tmp_path):
     assert bars == expected
 
 
+@pytest.mark.slow
 def test_command_line(simulate, tmp_path, capsys):
     for policy in ("ado", "natural"):
         simulate(tmp_path / "runs" / policy, SEVEN, policy=policy, steps=40)

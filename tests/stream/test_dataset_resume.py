@@ -63,6 +63,7 @@ def test_passes_in_this_process_go_on_where_the_last_one_stood(corpus):
         assert next(iterator)["step"] == 12  # a worker starts where this process stood
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:'set_vital' is deprecated:UserWarning")  # torchdata 0.11 calls it
 def test_a_stateful_data_loader_resumes_exactly(corpus):
     from torchdata.stateful_dataloader import StatefulDataLoader
@@ -233,6 +234,7 @@ next(iter(dataset))
 """
 
 
+@pytest.mark.slow
 def test_a_program_that_ends_while_shards_are_fetched_ends_without_a_word(tmp_path):
     write_domain(tmp_path / "a", 0, 3000, shard_bytes=300)
     command = [sys.executable, "-c", EXIT, str(tmp_path / "a"), str(tmp_path / "cache")]
@@ -368,6 +370,7 @@ def test_a_stream_that_is_dropped_while_it_fetches_ends_its_threads(tmp_path, mo
     assert seen == []
 
 
+@pytest.mark.slow
 def test_closing_at_any_moment_races_with_no_fetch(tmp_path, monkeypatch):
     write_domain(tmp_path / "a", 0, 800, shard_bytes=300)
     fetch, errors = NodeCache.fetch, []

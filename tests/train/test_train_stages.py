@@ -184,6 +184,7 @@ def test_the_first_stages_mixture_is_drawn_from_the_first_step_on(settings: dict
     assert [mixture == [1 / 3] * 3 for mixture in mixtures] == [True] * 4 + [False] * 2
 
 
+@pytest.mark.slow
 def test_stages_may_be_given_to_a_run_that_has_begun_and_be_others_at_a_resume(staged: dict, settings: dict, capsys):
     """What was drawn stays; from the resume on the new list counts, and says what it changed."""
     plain = changed(settings, train={"steps": 6})
