@@ -241,7 +241,10 @@ def load_training_state(directory: Path, context: DistributedContext, state: Tra
     """Loads a checkpoint into `state` on all ranks, saved by any number of ranks. Raises CheckpointError."""
     tensors = state.tensors()
     _load(directory, tensors, single_process=context.size == 1)
-    torch.set_rng_state(tensors["rng.cpu"])
+    try:
+        torch.set_rng_state(tensors["rng.cpu"])
+    except RuntimeError as error:
+        raise CheckpointError(f"{directory}: 'rng.cpu' is no state of a generator: {error}.") from error
 
 
 def load_model(directory: Path, model: nn.Module) -> None:

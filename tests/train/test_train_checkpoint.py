@@ -99,6 +99,15 @@ def test_a_saved_state_is_loaded_to_the_bit(tmp_path: Path, asynchronous: bool):
     assert torch.equal(model.embed_tokens.weight, expected["model.embed_tokens.weight"])
 
 
+def test_bytes_that_are_no_state_of_a_generator_are_refused(tmp_path: Path, monkeypatch):
+    state, zeros = fresh(3), torch.zeros_like(torch.get_rng_state())
+    with monkeypatch.context() as patch:
+        patch.setattr(torch, "get_rng_state", lambda: zeros)
+        directory = Checkpointer(tmp_path, ONE_CPU, keep=2, asynchronous=False).save(state, {"finished_steps": 3})
+    with pytest.raises(CheckpointError, match=r"'rng.cpu' is no state of a generator"):
+        load_training_state(directory, ONE_CPU, fresh(4))
+
+
 class Bomb:
     """Writes a file when unpickled."""
 
