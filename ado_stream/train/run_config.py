@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from operator import attrgetter
 from pathlib import Path
+from types import NoneType
 from typing import Any, get_args, get_origin
 
 import yaml
@@ -19,6 +20,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from ado_stream.durable import write_durably
 from ado_stream.errors import ConfigError
+from ado_stream.json_files import check_type
 from ado_stream.policy.domain_weights import with_text_keys
 from ado_stream.storage.retry import RetryPolicy
 from ado_stream.suggest import did_you_mean
@@ -248,6 +250,8 @@ def load_config(source: str | os.PathLike[str] | JsonMapping, overrides: Sequenc
         given_steps = OmegaConf.select(given, "train.steps")
     except OmegaConfBaseException as error:
         raise ConfigError(f"'{error.full_key}': {str(error.msg or error).splitlines()[0]}") from None
+    except (TypeError, ValueError, OverflowError) as error:  # that OmegaConf lets through, the key in its second line
+        raise ConfigError(f"the config: {', '.join(line.strip() for line in str(error).splitlines()[:2])}.") from None
     assert isinstance(config, TrainConfig)
     config.corpus, config.run_dir = map(os.path.expanduser, (config.corpus, config.run_dir))
     if config.data.cache_dir is not None:
@@ -301,7 +305,7 @@ def _fields(section: type, prefix: str = "") -> Iterator[tuple[str, dataclasses.
 
 def _refuse_unknown(values: object, section: type, prefix: str) -> None:
     """Raises ConfigError for a key that `section` does not have, or a value that is not the container it takes."""
-    types = {each.name: each.type for each in dataclasses.fields(section)}
+    types = {each.name: _without_none(each.type) for each in dataclasses.fields(section)}
     if not isinstance(values, dict):
         raise ConfigError(f"'{prefix.rstrip('.')}' is a section with the keys {', '.join(types)}; got {values!r}.")
     for key, value in values.items():
@@ -310,15 +314,29 @@ def _refuse_unknown(values: object, section: type, prefix: str) -> None:
             # sections share prefixes, so that a lower cutoff would suggest a key of another meaning
             hint = did_you_mean(name, dict(_fields(TrainConfig)), cutoff=0.75) or f"; known here: {', '.join(types)}."
             raise ConfigError(f"unknown '{name}'{hint}")
-        section_or_type = types[key]
-        if isinstance(section_or_type, type) and dataclasses.is_dataclass(section_or_type):
-            _refuse_unknown(value, section_or_type, f"{prefix}{key}.")
-        container, arguments = get_origin(section_or_type), get_args(section_or_type)
-        if container in _CONTAINERS and value is not None and not isinstance(value, container):
-            raise ConfigError(f"'{prefix}{key}' is {value!r}; give {_CONTAINERS[container]}.")
-        if container is list and isinstance(arguments[0], type) and dataclasses.is_dataclass(arguments[0]):
-            for number, item in enumerate(value or ()):
-                _refuse_unknown(item, arguments[0], f"{prefix}{key}[{number}].")
+        _refuse_value(value, types[key], f"{prefix}{key}")
+
+
+def _refuse_value(value: object, kind: Any, name: str) -> None:
+    """Raises ConfigError for what OmegaConf would take, or refuse without the whole name."""
+    container, arguments = get_origin(kind), get_args(kind)
+    if isinstance(kind, type) and dataclasses.is_dataclass(kind):
+        _refuse_unknown(value, kind, f"{name}.")
+    elif container in _CONTAINERS and value is not None and not isinstance(value, container):
+        raise ConfigError(f"'{name}' is {value!r}; give {_CONTAINERS[container]}.")
+    elif container is list and isinstance(value, list):
+        for number, item in enumerate(value):
+            _refuse_value(item, arguments[0], f"{name}[{number}]")
+    elif container is dict and isinstance(value, dict):
+        for key, item in value.items():
+            _refuse_value(item, arguments[1], f"{name}.{key}")
+    elif isinstance(value, int) and abs(value) >= 1 << 63:
+        raise ConfigError(f"'{name}' is a number of {len(str(abs(value)))} digits; allowed: less than 2^63.")
+
+
+def _without_none(kind: Any) -> Any:
+    """A field's type, less the None that it may be."""
+    return get_args(kind)[0] if NoneType in get_args(kind) else kind
 
 
 def _check(config: TrainConfig) -> None:
@@ -338,5 +356,7 @@ def _check(config: TrainConfig) -> None:
 def _check_bounds(section: TrainConfig | StageSection, prefix: str) -> None:
     for key, each in _fields(type(section)):
         value, bounds = attrgetter(key)(section), each.metadata.get("bounds")
+        if isinstance(value, (list, dict)):  # OmegaConf checks what is in them only in part
+            check_type(value, each.type, f"'{prefix}{key}'", ConfigError)
         if bounds and value is not None and not bounds.allow(value):
             raise ConfigError(f"'{prefix}{key}' is {value!r}; allowed: {bounds.text}.")
