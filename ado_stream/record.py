@@ -37,69 +37,15 @@ import math
 import os
 import threading
 from pathlib import Path
-from typing import Any, NotRequired, TypedDict
+from typing import Any, cast
 
 from ado_stream.durable import write_durably
 from ado_stream.errors import DataError, NotFound, StorageError
 from ado_stream.json_files import check_type
+from ado_stream.record_types import LINES, Line, RunLine
 from ado_stream.redact import plain
 from ado_stream.regular_files import open_regular
 from ado_stream.value_types import JsonObject
-
-
-class _Line(TypedDict):
-    """What every line has, and all but those of kind "run"."""
-
-    kind: str
-    step: NotRequired[int]
-
-
-class CorpusDomain(TypedDict):
-    """The size of one domain of the corpus."""
-
-    tokens: int
-    samples: int
-
-
-class CorpusOfRun(TypedDict, total=False):
-    """The corpus of a run; `domains` by name."""
-
-    path: str
-    fingerprint: str
-    domains: dict[str, CorpusDomain]
-
-
-class ModelOfRun(TypedDict, total=False):
-    """The model of a run."""
-
-    preset: str
-    parameters: int
-
-
-class RunLine(TypedDict):
-    """What readers take from a line of kind "run"; others are free."""
-
-    version: int
-    domains: list[str]
-    prior: NotRequired[list[float | None] | None]
-    policy: NotRequired[str]
-    policy_options: NotRequired[JsonObject | None]
-    floor: NotRequired[float | None]
-    global_batch_size: NotRequired[int]
-    seq_len: NotRequired[int]
-    batch_seq_len: NotRequired[int]
-    stages: NotRequired[list[JsonObject] | None]
-    mixture_lag: NotRequired[int]
-    first_step: NotRequired[int]
-    replication: NotRequired[int]
-    seed: NotRequired[int]
-    canonical_nodes: NotRequired[int]
-    world_size: NotRequired[int]
-    steps: NotRequired[int]
-    model: NotRequired[ModelOfRun | None]
-    versions: NotRequired[JsonObject]
-    corpus: NotRequired[CorpusOfRun | None]
-
 
 VERSION = 1
 FILE_NAME = "record.jsonl"
@@ -176,29 +122,28 @@ def read_lines(path: str | os.PathLike[str]) -> list[JsonObject]:
             if number == len(lines):  # without a newline: the writer was killed in it
                 break
             raise DataError(f"{path}:{number}: not JSON ({error}).") from None
-        check_type(value, _Line, f"{path}:{number}", DataError)
+        check_type(value, Line, f"{path}:{number}", DataError)
+        check_type(value, LINES.get(value["kind"], Line), f"{path}:{number}", DataError)
         if value["kind"] != "run" and "step" not in value:
             raise DataError(f"{path}:{number}: no step in a line of kind {value['kind']!r:.80}.")
         found.append(value)
     return found
 
 
-def read_run(run_dir: str | os.PathLike[str]) -> tuple[JsonObject, dict[str, list[JsonObject]]]:
+def read_run(run_dir: str | os.PathLike[str]) -> tuple[RunLine, dict[str, list[JsonObject]]]:
     """(the newest run line, {kind: its lines in order}) of RUN/record.jsonl.
 
     Raises NotFound, and DataError when no run line is there or its version is unknown.
     """
     path = Path(run_dir) / FILE_NAME
-    lines = read_lines(path)
     by_kind: dict[str, list[JsonObject]] = {kind: [] for kind in KINDS}
-    for line in lines:
+    for line in read_lines(path):
         by_kind.setdefault(line["kind"], []).append(line)
     if not by_kind["run"]:
         raise DataError(f"{path}: no line of kind 'run'; the file is no run record, or its first lines are missing.")
-    run = by_kind["run"][-1]
-    check_type(run, RunLine, f"{path}: the line of kind 'run'", DataError)
-    if run.get("version") != VERSION:
-        raise DataError(f"{path}: record version {run.get('version')}; this ado-stream reads version {VERSION}.")
+    run = cast(RunLine, by_kind["run"][-1])  # read_lines checked it
+    if run["version"] != VERSION:
+        raise DataError(f"{path}: record version {run['version']}; this ado-stream reads version {VERSION}.")
     return run, by_kind
 
 

@@ -28,11 +28,11 @@ def run(args: argparse.Namespace) -> None:
     from ado_stream.train.run_control import submit, wait_for_answer
 
     run_dir = Path(args.run)
-    metadata, lines = read_run(run_dir)
+    about, lines = read_run(run_dir)
     if not args.order:
         show(_listed(run_dir))
         return
-    parse_order(args.order, metadata["domains"])
+    parse_order(args.order, about["domains"])
     last = lines["event"][-1] if lines["event"] else {}
     ended = last.get("name") in ("done", "stop") and last["step"]
     if ended and last["name"] == "done":

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 from ado_stream.cli.shared import load_one_run, picture_path, table_text
 from ado_stream.policy.base_policy import PlannedStage, Policy, RunContext
 from ado_stream.policy.policy_registry import make_run_policy
+from ado_stream.record_types import corpus_domains
 from ado_stream.simulate.recorded_run import check_complete, replay
 from ado_stream.value_types import JsonObject
 from ado_stream.visible import show, show_json
@@ -71,10 +72,9 @@ def run(args: argparse.Namespace) -> None:
 def _policy(recorded: "Run", name: str, options: JsonObject, guards: list[JsonObject]) -> Policy:
     """The policy as training would have made it in the recorded run."""
     about = recorded.metadata
-    corpus = (about.get("corpus") or {}).get("domains") or {}
-    sizes, val_sizes = (
-        {domain: size.get(key, 0) for domain, size in corpus.items()} for key in ("samples", "val_samples")
-    )
+    domains = corpus_domains(about)
+    sizes = {name: size["samples"] for name, size in domains.items()}
+    val_sizes = {name: size.get("val_samples") or 0 for name, size in domains.items()}
     prior = dict(zip(recorded.domains, recorded.prior_K.tolist(), strict=True))
     run = RunContext(
         steps=recorded.planned_steps,

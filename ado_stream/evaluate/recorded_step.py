@@ -9,15 +9,17 @@ import itertools
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TypedDict, cast
 
 import numpy as np
 import torch
 
 from ado_stream.corpus import Corpus
 from ado_stream.corpus.document_origin import Documents, locate_documents
-from ado_stream.errors import CheckpointError, ConfigError
+from ado_stream.errors import CheckpointError, ConfigError, DataError
+from ado_stream.json_files import check_type
 from ado_stream.record import read_run
+from ado_stream.record_types import RunLine
 from ado_stream.stream.dataset import AdaptiveStreamingDataset
 from ado_stream.stream.slots import RankSlots
 from ado_stream.train.checkpoint import read_metadata
@@ -27,7 +29,7 @@ from ado_stream.train.distributed import DistributedContext
 from ado_stream.train.resume import CHECKPOINTS
 from ado_stream.train.run_config import TrainConfig, load_config
 from ado_stream.train.trainer import CONFIG_FILE
-from ado_stream.value_types import Array, JsonMapping, JsonObject
+from ado_stream.value_types import Array, JsonObject
 
 
 @dataclass(frozen=True)
@@ -56,6 +58,19 @@ class Wanted:
     highest: int | None = None
 
 
+class _DrawnLine(TypedDict):
+    """What a step is drawn again from."""
+
+    mixture: list[float]
+    samples: list[int]
+
+
+class _Position(TypedDict):
+    """What is read of a stream's state before it is loaded."""
+
+    step: int
+
+
 def open_step(run_dir: Path, wanted: Wanted) -> tuple[Corpus, list[RecordedSample]]:
     """The run's corpus, and the samples of a step in the order of slots.
 
@@ -63,8 +78,11 @@ def open_step(run_dir: Path, wanted: Wanted) -> tuple[Corpus, list[RecordedSampl
     record; ResumeError: they are not those of the checkpoint that it is drawn from.
     """
     step = wanted.step
-    run, lines = read_run(run_dir)
+    newest, lines = read_run(run_dir)
+    starts = cast("list[RunLine]", lines["run"])
     recorded = {line["step"]: line for line in lines["step"]}
+    for line in recorded.values():
+        check_type(line, _DrawnLine, f"{run_dir}: step {line['step']} of its record", DataError)
     state = _newest_state(run_dir, lines["event"], step)
     begin = 0 if state is None else state["step"]
     if step not in recorded or any(each not in recorded for each in range(begin, step)):
@@ -75,10 +93,11 @@ def open_step(run_dir: Path, wanted: Wanted) -> tuple[Corpus, list[RecordedSampl
         )
     config = load_config(run_dir / CONFIG_FILE)
     corpus = open_split(config, "train")
-    for place, numbers in itertools.groupby(range(begin, step + 1), key=lambda each: _start_of(lines["run"], each)):
-        start = None if place is None else lines["run"][place]
-        _check_same(run_dir, start or run, config, corpus)
-        dataset = _dataset(config, corpus, start or run)
+    for place, numbers in itertools.groupby(range(begin, step + 1), key=lambda each: _start_of(starts, each)):
+        start = None if place is None else starts[place]
+        run = start or newest
+        _check_same(run_dir, run, config, corpus)
+        dataset = _dataset(config, corpus, run)
         try:
             if state is not None:
                 dataset.load_state_dict(state)
@@ -94,13 +113,13 @@ def open_step(run_dir: Path, wanted: Wanted) -> tuple[Corpus, list[RecordedSampl
     raise AssertionError("the last group ends with the step")
 
 
-def _start_of(run_lines: list[JsonObject], step: int) -> int | None:
+def _start_of(starts: list[RunLine], step: int) -> int | None:
     """Which start of the run trained `step`: the last that began by then; None: the record does not say."""
-    starts = (number for number, line in enumerate(run_lines) if line.get("first_step", step + 1) <= step)
-    return max(starts, default=None)
+    begun = (number for number, line in enumerate(starts) if line.get("first_step", step + 1) <= step)
+    return max(begun, default=None)
 
 
-def _dataset(config: TrainConfig, corpus: Corpus, run: JsonMapping) -> AdaptiveStreamingDataset:
+def _dataset(config: TrainConfig, corpus: Corpus, run: RunLine) -> AdaptiveStreamingDataset:
     """The data set of one start of the run, all of it in one rank."""
     batch = run.get("global_batch_size", config.data.global_batch_size)
     seq_len = run.get("batch_seq_len", config.data.seq_len)
@@ -108,19 +127,21 @@ def _dataset(config: TrainConfig, corpus: Corpus, run: JsonMapping) -> AdaptiveS
     return make_dataset(replace(config, data=data), corpus, DistributedContext(0, 1, torch.device("cpu")))
 
 
-def _newest_state(run_dir: Path, events: list[JsonObject], step: int) -> Any:
+def _newest_state(run_dir: Path, events: list[JsonObject], step: int) -> JsonObject | None:
     """The state of the stream at the newest step up to `step` that a checkpoint holds; None: none does."""
-    directories = list_checkpoints(run_dir / CHECKPOINTS)
-    directories += [Path(event["detail"]["checkpoint"]) for event in events if event.get("name") == "resume"]
-    states = []
+    resumed = [(event.get("detail") or {}).get("checkpoint") for event in events if event.get("name") == "resume"]
+    directories = [*list_checkpoints(run_dir / CHECKPOINTS), *(Path(each) for each in resumed if isinstance(each, str))]
+    states: list[JsonObject] = []
     for directory in directories:
         if (directory / MARKER).exists():
-            with suppress(CheckpointError, KeyError):  # damaged: the step may follow from another one
-                states.append(read_metadata(directory)["loader"]["stream"])
+            with suppress(CheckpointError):  # damaged: the step may follow from another one
+                state: JsonObject = read_metadata(directory)["loader"].get("stream", {})
+                check_type(state, _Position, str(directory), CheckpointError)
+                states.append(state)
     return max((state for state in states if state["step"] <= step), key=lambda state: state["step"], default=None)
 
 
-def _check_same(run_dir: Path, run: JsonMapping, config: TrainConfig, corpus: Corpus) -> None:
+def _check_same(run_dir: Path, run: RunLine, config: TrainConfig, corpus: Corpus) -> None:
     """Raises ConfigError unless the order of the data is that of the recorded run."""
     now = {
         "seed": config.seed,
@@ -146,12 +167,16 @@ def _check_counts(run_dir: Path, step: int, found: list[int], expected: list[int
         )
 
 
-def _ranks(dataset: AdaptiveStreamingDataset, start: JsonMapping | None) -> list[int | None]:
+def _ranks(dataset: AdaptiveStreamingDataset, start: RunLine | None) -> list[int | None]:
     """The rank that read each row in a start of the run."""
     rank_B: list[int | None] = [None] * dataset.settings.global_batch_size
     if start is not None:
-        for rank in range(0, start["world_size"], start["replication"]):
-            rows = RankSlots(rank, start["world_size"], start["replication"]).rows(dataset.settings)
+        world_size, replication = start.get("world_size", 1), start.get("replication", 1)
+        if not replication or not world_size or world_size % replication:
+            raise DataError(f"the record has {world_size} ranks that read {replication} times the same.")
+        RankSlots(0, world_size, replication).slots(dataset.settings)  # raises where no batch can be cut so
+        for rank in range(0, world_size, replication):
+            rows = RankSlots(rank, world_size, replication).rows(dataset.settings)
             rank_B[rows] = [rank] * (rows.stop - rows.start)
     return rank_B
 
@@ -159,7 +184,7 @@ def _ranks(dataset: AdaptiveStreamingDataset, start: JsonMapping | None) -> list
 def _samples(
     corpus: Corpus, dataset: AdaptiveStreamingDataset, line: JsonObject, rank_B: list[int | None], wanted: Wanted
 ) -> list[RecordedSample]:
-    losses = {slot: np.nan if loss is None else loss for slot, loss in line.get("sample_losses", ())}
+    losses = _sample_losses(line, len(rank_B))
     slots = _chosen(wanted, rank_B, list(losses))
     num_samples_K, settings = dataset.num_samples, dataset.settings
     id_B = dataset.sample_ids(wanted.step)[:: settings.samples_per_row].repeat(settings.rows_per_sample)
@@ -186,6 +211,14 @@ def _samples(
         )
         for slot in slots
     ]
+
+
+def _sample_losses(line: JsonObject, num_slots: int) -> dict[int, float]:
+    """{slot: loss} of a line, the highest first. Raises DataError unless they are of `num_slots` slots."""
+    pairs: list[list[float | None]] = line.get("sample_losses", [])
+    if any(len(pair) != 2 or pair[0] not in range(num_slots) for pair in pairs):
+        raise DataError(f"step {line['step']} of the record: 'sample_losses' are not of {num_slots} slots.")
+    return {int(slot or 0): np.nan if loss is None else loss for slot, loss in pairs}
 
 
 def _chosen(wanted: Wanted, rank_B: list[int | None], by_loss: list[int]) -> list[int]:

@@ -194,12 +194,10 @@ def _model(run: Run) -> str:
 
 def _batch(run: Run) -> str:
     about = run.metadata
-    only = {"global_batch_size": about.get("global_batch_size"), "seq_len": about.get("batch_seq_len")}
-    batches = [
-        (stage.get("global_batch_size"), stage.get("seq_len") or about.get("seq_len"))
-        for stage in about.get("stages") or [only]
-    ]
-    texts = [f"{size} samples × {length} tokens" if size and length else DASH for size, length in batches]
+    batches = [(stage.get("global_batch_size"), stage.get("seq_len")) for stage in about.get("stages") or ()]
+    batches = batches or [(about.get("global_batch_size"), about.get("batch_seq_len"))]
+    cut = [(size, length or about.get("seq_len")) for size, length in batches]
+    texts = [f"{size} samples × {length} tokens" if size and length else DASH for size, length in cut]
     return ", then ".join(texts)
 
 

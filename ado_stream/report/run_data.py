@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from ado_stream.errors import ConfigError, DataError, NotFound
 from ado_stream.json_files import check_type
 from ado_stream.record import FILE_NAME, read_run, with_nan
+from ado_stream.record_types import RunLine, TextIdentity, corpus_domains
 from ado_stream.value_types import Floats, Ints, JsonObject
 
 PARTS = ("data", "forward_backward", "optimizer", "policy", "checkpoint")
@@ -57,7 +58,7 @@ class RefitLaws:
 class Evaluation:
     """One validation: mean loss over all tokens, and per domain, in nats per token.
 
-    text_K: what identifies the text of each domain, {"tokens": hash, "head": hash}, or None where the record has none.
+    text_K: what identifies the text of each domain, or None where the record has none.
     """
 
     step: int
@@ -66,7 +67,7 @@ class Evaluation:
     domain_loss_K: Floats
     domain_tokens_K: Floats
     domain_bytes_K: Floats
-    text_K: tuple[dict[str, str] | None, ...]
+    text_K: tuple[TextIdentity | None, ...]
 
     @property
     def bits_per_byte_K(self) -> Floats:
@@ -77,11 +78,11 @@ class Evaluation:
 
 @dataclass(frozen=True)
 class Run:
-    """A run's record as arrays: S recorded steps, K domains. metadata: the record's "run" line."""
+    """A run's record as arrays: S recorded steps, K domains. metadata: the record's last line of kind "run"."""
 
     path: Path
     label: str
-    metadata: JsonObject
+    metadata: RunLine
     domains: tuple[str, ...]
     step_S: Ints
     loss_S: Floats
@@ -116,8 +117,9 @@ class Run:
         return self._corpus_sizes("bytes")
 
     def _corpus_sizes(self, key: str) -> Floats:
-        known = (self.metadata.get("corpus") or {}).get("domains") or {}
-        return np.array([(known.get(name) or {}).get(key) or math.nan for name in self.domains], dtype=np.float64)
+        known = corpus_domains(self.metadata)
+        sizes = [known[name].get(key) if name in known else None for name in self.domains]
+        return np.array([size or math.nan for size in sizes], dtype=np.float64)
 
     @property
     def num_steps(self) -> int:
@@ -265,11 +267,14 @@ def _matrix(lines: list[JsonObject], key: str, num_domains: int) -> Floats:
 def _law(line: JsonObject, num_domains: int) -> RefitLaws:
     keys = ("n", "log_beta", "log_eps", "alpha", "objective", "residual_scale")
     rows = {f"{key}_K": _row(line.get(key), num_domains) for key in keys}
-    valid_K = np.array(line.get("valid") or [True] * num_domains, dtype=bool)
+    valid_K = np.array(line.get("valid") or [True] * num_domains, dtype=bool).reshape(num_domains)
     return RefitLaws(line["step"], valid_K=valid_K, **rows)
 
 
 def _evaluation(line: JsonObject, num_domains: int) -> Evaluation:
+    text_K = tuple(line.get("domain_text") or [None] * num_domains)
+    if len(text_K) != num_domains:
+        raise ValueError(f"domain_text of {len(text_K)} domains, not {num_domains}")
     return Evaluation(
         step=line["step"],
         split=line.get("split", "val"),
@@ -277,5 +282,5 @@ def _evaluation(line: JsonObject, num_domains: int) -> Evaluation:
         domain_loss_K=_row(line.get("domain_loss"), num_domains),
         domain_tokens_K=_row(line.get("domain_tokens"), num_domains),
         domain_bytes_K=_row(line.get("domain_bytes"), num_domains),
-        text_K=tuple(line.get("domain_text") or [None] * num_domains),
+        text_K=text_K,
     )

@@ -27,11 +27,21 @@ from tests.train.conftest import settings  # noqa: F401
 from tests.train.hot_loop import ONE_CPU
 
 
-def test_fuzz_run_record(tmp_path, capsys):
-    run = Path(write_simulated(tmp_path / "run", ["a", "b", "c"], steps=120))
+def test_fuzz_run_record(settings, tmp_path, capsys):  # noqa: F811
+    """Of a run that was resumed and recorded losses of samples, read by all that reads a record."""
+    config = settings | {"log": {"sample_losses": 2}}
+    for steps in (6, 8):
+        run_training(load_config(config | {"train": {"steps": steps, "device": "cpu"}}))
+    run = Path(settings["run_dir"])
+    other = write_simulated(tmp_path / "other", ["easy", "hard", "medium"], steps=120)
     record = run / "record.jsonl"
     lines = record.read_bytes().splitlines()
     kinds = sorted({json.loads(line)["kind"] for line in lines})
+    commands = [
+        ["replay", str(run), "--policy", "ado"], ["trace", str(run), "--spikes"], ["trace", str(run), "--step", "6"],
+        ["trace", str(run), "--step", "7", "--rank", "0", "--highest", "1"], ["control", str(run)],
+        ["report", str(run), str(other), "--out", str(tmp_path / "page")],
+    ]  # fmt: skip
 
     def check(data):
         kind = data.draw(st.sampled_from(kinds))
@@ -43,12 +53,12 @@ def test_fuzz_run_record(tmp_path, capsys):
         record.write_bytes(damaged(data, content) if data.draw(st.integers(0, 7)) == 0 else content)
         with suppress(AdoStreamError):
             load_runs([run])
-        assert main(["replay", str(run), "--policy", "ado"]) in (0, 1)
-        if data.draw(st.integers(0, 4)) == 0:  # takes a second
-            assert main(["report", str(run), "--out", str(tmp_path / "page")]) in (0, 1)
+        *quick, report = commands
+        command = data.draw(st.sampled_from(quick)) if data.draw(st.integers(0, 7)) else report  # takes a second
+        assert main(command) in (0, 1)
         capsys.readouterr()
 
-    fuzz(check, 15)
+    fuzz(check, 30)
 
 
 def test_fuzz_run_config(settings, tmp_path):  # noqa: F811

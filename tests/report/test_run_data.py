@@ -188,9 +188,27 @@ def test_no_laws_no_law_figure(simulate, tmp_path):
 
 
 @pytest.mark.parametrize(
-    "line", ["3", "[]", '{"kind": 1}', '{"kind": "step"}', '{"kind": "step", "step": -1}', "[" * 9**5]
-)
+    "line",
+    [
+        "3", "[]", '{"kind": 1}', '{"kind": "step"}', '{"kind": "step", "step": -1}', "[" * 9**5, '{"kind": "run"}',
+        '{"kind": "run", "version": 1, "domains": ["a"], "tokenizer": ["bpe"]}',
+        '{"kind": "run", "version": 1, "domains": ["a"], "stages": [{"steps": 3}]}',
+        '{"kind": "step", "step": 0, "time_s": 3}', '{"kind": "eval", "step": 0, "domain_text": [{"tokens": "1"}]}',
+        '{"kind": "event", "step": 0, "detail": "x"}',
+    ],
+)  # fmt: skip
 def test_a_line_that_is_none_of_a_record_is_named(tmp_path, line):
     (tmp_path / "record.jsonl").write_text(f"{line}\n")
     with pytest.raises(DataError, match=r"record.jsonl:1"):
         read_lines(tmp_path / "record.jsonl")
+
+
+@pytest.mark.parametrize(
+    "line",
+    [{"kind": "eval", "domain_text": [None]}, {"kind": "fit", "valid": [True]}, {"kind": "step", "samples": [1, 2]}],
+)
+def test_a_line_of_other_domains_is_refused(tmp_path, line):
+    path = write(tmp_path / "r", [{"step": 0}]) / "record.jsonl"
+    path.write_text(path.read_text() + json.dumps({"step": 1, **line}) + "\n")
+    with pytest.raises(DataError, match=r"record.jsonl: a line does not fit the run's domains"):
+        load_runs([tmp_path / "r"])

@@ -133,6 +133,27 @@ def test_ranks_of_other_layouts(finished, settings, capsys, start, ranks):
     assert [sample["rank"] for sample in shown(capsys, settings["run_dir"], "--step", "5")] == ranks
 
 
+@pytest.mark.parametrize(
+    ("kind", "forged", "says"),
+    [
+        ("run", {"world_size": 0}, "the record has 0 ranks that read 1 times the same"),
+        ("run", {"replication": 0}, "the record has 1 ranks that read 0 times the same"),
+        ("run", {"world_size": 3}, "global_batch_size 8 is not a multiple of ranks 3"),
+        ("step", {"mixture": [1.0, "x", 0.0]}, "step 0 of its record: mixture 'x': expected a number"),
+        ("step", {"mixture": None}, "step 0 of its record: mixture None: expected a list"),
+        ("step", {"sample_losses": [[8, 2.5]]}, "step 0 of the record: 'sample_losses' are not of 8 slots"),
+        ("step", {"sample_losses": [[1]]}, "step 0 of the record: 'sample_losses' are not of 8 slots"),
+    ],
+)
+def test_a_forged_record_is_refused(finished, settings, capsys, kind, forged, says):
+    path = Path(finished) / "record.jsonl"
+    lines = [json.loads(line) for line in path.read_text().splitlines()]
+    next(line for line in lines if line["kind"] == kind).update(forged)
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    assert main(["trace", settings["run_dir"], "--step", "0"]) == 1
+    assert says in capsys.readouterr().err
+
+
 def test_the_highest_losses_of_all_ranks_are_recorded(run_with_ledger, capsys):
     """Means of the domains' sums agree with them, and one slot's loss is never in another's place."""
     run_dir, _ = run_with_ledger
