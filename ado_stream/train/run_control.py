@@ -72,8 +72,13 @@ def read_words(path: Path) -> list[str]:
 
 def read_answer(path: Path) -> Answer | None:
     """The answer to the order in `path`; None while there is none. Raises DataError."""
-    answer = _answer_path(path)
-    return _read(answer, Answer) if answer.exists() else None
+    place = _answer_path(path)
+    if not place.exists():
+        return None
+    answer = _read(place, Answer)
+    if "refused" not in answer and not answer.keys() >= {"step", "drawn_from"}:
+        raise DataError(f"{place}: neither a refusal nor a step.")
+    return answer
 
 
 def wait_for_answer(path: Path, timeout_s: float) -> Answer | None:

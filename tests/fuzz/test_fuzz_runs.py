@@ -4,6 +4,7 @@ import json
 import shutil
 from contextlib import suppress
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -14,11 +15,13 @@ from ado_stream.errors import AdoStreamError
 from ado_stream.evaluate.trained_run import open_run
 from ado_stream.policy import state_codec
 from ado_stream.policy.policy_registry import make_policy
+from ado_stream.record import RunRecord
 from ado_stream.report.run_data import load_runs
 from ado_stream.simulate.closed_loop import read_spec
 from ado_stream.train import checkpoint_commit
 from ado_stream.train.dry_run import plan_run
 from ado_stream.train.run_config import load_config
+from ado_stream.train.run_control import RunControl, submit
 from ado_stream.train.trainer import run_training
 from ado_stream.yaml_files import read_yaml
 from tests.fuzz.mutations import changed, changed_file, changed_yaml, damaged, fuzz
@@ -91,6 +94,44 @@ def test_fuzz_specs(tmp_path):
             spec = read_spec(read_yaml(path, "spec", resolve=True))
             for label in spec.policies:
                 spec.make(label)
+
+    fuzz(check)
+
+
+def test_fuzz_losses(tmp_path, capsys):
+    """The table that `fit` reads."""
+    path = tmp_path / "losses.csv"
+    content = "\n".join(["samples,a,b", *(f"{n * 32},{2 + n**-0.3:.4f},{3 + n**-0.5:.4f}" for n in range(1, 60))])
+
+    def check(data):
+        path.write_bytes(damaged(data, content.encode()))
+        assert main(["fit", str(path), "--ignore-steps", "0", "--every", "1", "--smooth-window", "3"]) in (0, 1)
+        capsys.readouterr()
+
+    fuzz(check)
+
+
+@pytest.mark.parametrize("name", ["order", "answer"])
+def test_fuzz_orders(settings, capsys, name):  # noqa: F811
+    """An operator's order to a run, and the run's answer, as they lie in its folder."""
+    run = Path(settings["run_dir"])
+    with RunRecord(run) as record:
+        record.write("run", version=1, domains=["easy", "hard", "medium"])
+    path = submit(run, ["pin", "hard=0.5"])
+    contents = {"order": path.read_bytes(), "answer": b'{"step": 3, "drawn_from": 6}'}
+    policy = make_policy("natural", {"easy": 0.5, "hard": 0.3, "medium": 0.2})
+    loader = SimpleNamespace(policy=policy, dataset=SimpleNamespace(mixture_lag=2))
+
+    def check(data):
+        answer = path.with_name(path.name.replace(".order.", ".answer."))
+        answer.unlink(missing_ok=True)
+        (path if name == "order" else answer).write_bytes(changed_file(data, contents[name]))
+        assert main(["control", str(run)]) in (0, 1)
+        with suppress(AdoStreamError):
+            orders = RunControl(run, loader, lambda step, detail: None)
+            orders.repeat()
+            orders.read()
+        capsys.readouterr()
 
     fuzz(check)
 

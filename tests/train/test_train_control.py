@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from ado_stream.cli.main import main
+from ado_stream.errors import DataError
 from ado_stream.record import read_run
 from ado_stream.train.run_config import load_config
 from ado_stream.train.run_control import FOLDER, list_orders, read_answer, submit
@@ -120,6 +121,14 @@ def test_the_command_waits_for_the_answer(settings: dict, monkeypatch, capsys):
     shown = capsys.readouterr()
     assert codes == [0, 0] or codes == [0, 1]
     assert "in force; drawn from step 5 on" in shown.out
+
+
+@pytest.mark.parametrize("answer", [{}, {"step": 3}, {"drawn_from": 5}])
+def test_an_answer_that_is_neither_a_refusal_nor_a_step_is_damage(tmp_path: Path, answer: dict):
+    order = submit(tmp_path, ["pin", "hard=0.5"])
+    order.with_name(order.name.replace("order", "answer")).write_text(json.dumps(answer))
+    with pytest.raises(DataError, match=r"answer.json: neither a refusal nor a step"):
+        read_answer(order)
 
 
 def test_an_impossible_order_is_refused_by_the_run(settings: dict, monkeypatch):
