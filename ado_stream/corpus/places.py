@@ -1,5 +1,6 @@
 """Where a corpus and its parts are: a folder of this machine or a URL, and the folder that caches it."""
 
+import errno
 import os
 import re
 import tempfile
@@ -26,7 +27,7 @@ def local_folder(url: str | os.PathLike[str]) -> Path | None:
         return download.local_path(path)
     found = _SCHEME.match(path)
     if found is None:
-        return Path(os.path.expanduser(path))
+        return _possible(Path(os.path.expanduser(path)))
     scheme, rest = found[1] or found[2], path[found.end() :]
     written_so = found[0] == f"{scheme}:" and (re.match("//[^/]", rest) or scheme == "dbfs")
     if scheme not in SCHEMES or not written_so or not rest.strip("/"):
@@ -36,6 +37,18 @@ def local_folder(url: str | os.PathLike[str]) -> Path | None:
             f"  Use a path, file://, or one of {', '.join(f'{name}://' for name in SCHEMES)}."
         )
     return None
+
+
+def _possible(path: Path) -> Path:
+    """`path`. Raises ConfigError where no file of this machine can be called so, which pathlib passes on unnamed."""
+    try:
+        os.stat(path)
+    except OSError as error:
+        if error.errno == errno.ENAMETOOLONG:
+            raise ConfigError(f"{str(path)[:80]}...: cannot be a path: {error.strerror}.") from None
+    except ValueError as error:  # a NUL, or half of a surrogate pair
+        raise ConfigError(f"{str(path)!r:.80}: cannot be a path: {error}.") from None
+    return path
 
 
 def cache_home() -> Path:

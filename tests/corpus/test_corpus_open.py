@@ -60,6 +60,12 @@ def test_a_corpus_that_may_not_be_written_is_read_through_a_cache_folder(made, t
             subprocess.run(["umount", str(folder)], check=True)
 
 
+@pytest.mark.parametrize("path", ["/" + "x" * 256, "/x" * 2100, "\ud800"])
+def test_what_can_be_no_path_is_said_to_be_none(path):
+    with pytest.raises(ConfigError, match="cannot be a path"):
+        ado.open_corpus(path)
+
+
 def test_what_is_not_there_is_said(made, tmp_path, corpus_copy):
     with pytest.raises(NotFound, match="corpus.json: no such file"):
         ado.open_corpus(tmp_path)
