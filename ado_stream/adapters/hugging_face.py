@@ -33,7 +33,7 @@ _log = logging.getLogger(__name__)
 class _Inputs(SizedBatches):
     """Micro-batches as Trainer's inputs: "input_ids" and "labels" (b, T + 1), "domain" (b,), "weight"."""
 
-    def __iter__(self) -> Iterator[dict[str, Any]]:
+    def __iter__(self) -> Iterator[dict[str, torch.Tensor | float]]:
         for batch in self._micro_batches:
             labels_BT = F.pad(batch["targets"], (1, 0), value=_IGNORED)  # the first is no target, but Trainer counts it
             inputs = {"input_ids": batch["tokens"], "labels": labels_BT, "domain": batch["domain"]}
@@ -70,7 +70,7 @@ class AdaptiveTrainer(Trainer):
         self._loader, self._num_domains = loader, len(loader.dataset.names)
         self._micro_batches = MicroBatches(loader, args.gradient_accumulation_steps, "gradient_accumulation_steps")
 
-    def get_train_dataloader(self) -> Any:
+    def get_train_dataloader(self) -> SizedBatches:  # type: ignore[override]
         """The loader, which yields this rank's part of each batch in `gradient_accumulation_steps` parts."""
         return _Inputs(self._micro_batches, self.args.max_steps * self.args.gradient_accumulation_steps)
 

@@ -14,6 +14,7 @@ import torch
 from ado_stream.adapters.micro_batches import MicroBatch, MicroBatches, SizedBatches, refuse
 from ado_stream.errors import ConfigError, ResumeError
 from ado_stream.loader import AdaptiveLoader
+from ado_stream.value_types import JsonObject
 
 STATE_KEY = "adaptive_loader"
 
@@ -95,6 +96,6 @@ class AdaptiveModule(lightning.LightningModule):
         """Adds the state of the loader and its policy."""
         checkpoint[STATE_KEY] = self._loader.state_dict()
 
-    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+    def on_load_checkpoint(self, checkpoint: JsonObject) -> None:
         """Restores the loader and its policy."""
         self._loader.load_state_dict(checkpoint[STATE_KEY])

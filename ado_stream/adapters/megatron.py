@@ -7,7 +7,7 @@ The last stage has the losses; the first asks for the next batch, and it alone s
 from its last micro-batch on: where the first stage waited for the sums, the last would wait for its activations.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -44,7 +44,7 @@ class MegatronData:
         self._is_last = groups.is_pipeline_last_stage()
         self._has_batches = self._is_last or groups.is_pipeline_first_stage()
         reads = self._has_batches and groups.get_tensor_model_parallel_rank() == 0
-        all_read: list[Any] = [None] * dist.get_world_size()
+        all_read = [False] * dist.get_world_size()
         dist.all_gather_object(all_read, reads)
         group = dist.new_group([rank for rank, each in enumerate(all_read) if each], backend="gloo")
         if not reads:
@@ -69,12 +69,12 @@ class MegatronData:
                     "make --global-batch-size that of the data set, without --rampup-batch-size."
                 )
             self._wait()
-            batch: Any = next(iter(self.loader))
+            batch = next(iter(self.loader))
             parts = zip(*(batch[key].chunk(self._num_parts) for key in ("tokens", "domain")), strict=True)
             self._parts = [{"tokens": tokens, "domain": rows, "part": n} for n, (tokens, rows) in enumerate(parts)]
         return self._parts.pop(0)
 
-    def get_batch(self, iterator: Any) -> dict[str, Any]:
+    def get_batch(self, iterator: Iterator[dict[str, Any]]) -> dict[str, Any]:
         """Megatron's inputs of a micro-batch, and each token's domain; None of them in stages that need none.
 
         iterator: Megatron's over this object, or one over {"tokens": (b, T + 1)} for validation.

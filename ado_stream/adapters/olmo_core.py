@@ -20,6 +20,7 @@ from ado_stream.adapters.domain_sums import DomainSums, tag_labels, untag_labels
 from ado_stream.adapters.micro_batches import refuse_targets
 from ado_stream.errors import ConfigError
 from ado_stream.loader import AdaptiveLoader
+from ado_stream.value_types import JsonObject
 
 
 class AdaptiveDataLoader(TextDataLoaderBase):
@@ -68,12 +69,12 @@ class AdaptiveDataLoader(TextDataLoaderBase):
         tokens_BT = torch.zeros(self.rank_batch_size // seq_len, seq_len, dtype=torch.int64, device="cpu")
         return {"input_ids": tokens_BT, "labels": tokens_BT}
 
-    def state_dict(self) -> dict[str, Any]:
+    def state_dict(self) -> JsonObject:
         """Of the step last trained, the same on every rank."""
         counts = {"batches_processed": self.batches_processed, "tokens_processed": self.tokens_processed}
         return {"adaptive_loader": self.loader.state_dict(), **counts}
 
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+    def load_state_dict(self, state_dict: JsonObject) -> None:
         """Continues from `state_dict`, saved with any number of ranks."""
         self.loader.load_state_dict(state_dict["adaptive_loader"])
         self.batches_processed, self.tokens_processed = (

@@ -13,12 +13,15 @@ import re
 import select
 import sys
 import types
-from typing import Any, TypedDict
+from typing import TYPE_CHECKING, TypedDict
 
 from ado_stream import __version__
 from ado_stream.errors import AdoStreamError
 from ado_stream.suggest import did_you_mean
 from ado_stream.visible import VisibleFormatter, discard, show, visible
+
+if TYPE_CHECKING:
+    from _typeshed import SupportsWrite
 
 _LONGEST_LINE = 2000  # of an error: what a hostile file holds may be megabytes
 VERBS = {
@@ -67,7 +70,9 @@ class ParserTexts(TypedDict):
 
 
 class _Parser(argparse.ArgumentParser):
-    def _print_message(self, message: str, file: Any = None) -> None:  # which may quote any argument
+    def _print_message(
+        self, message: str, file: "SupportsWrite[str] | None" = None
+    ) -> None:  # which may quote any argument
         super()._print_message(visible(message), file)
 
 

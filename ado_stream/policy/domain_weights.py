@@ -5,7 +5,7 @@ not negative; anything else raises a ConfigError that names the domain.
 """
 
 from collections.abc import Mapping, Sequence
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,6 +15,7 @@ from ado_stream.option_checks import floats
 from ado_stream.suggest import quoted_list
 from ado_stream.value_types import Array, Floats
 
+Key = TypeVar("Key")
 Value = TypeVar("Value")
 Weights = Mapping[str, float] | Sequence[float] | Array
 _HUGE = 1e300
@@ -33,7 +34,7 @@ def domain_names(weights: Weights) -> list[str] | None:
     return [str(name) for name in weights] if isinstance(weights, Mapping) else None
 
 
-def with_text_keys(given: Mapping[Any, Value], what: str) -> dict[str, Value]:
+def with_text_keys(given: Mapping[Key, Value], what: str) -> dict[str, Value]:
     """`given` with its keys as text: YAML reads a domain called 2023 as a number.
 
     Raises ConfigError for a domain given as both.
@@ -82,15 +83,15 @@ def parse_shares(weights: Weights, names: Sequence[str] | None, num_domains: int
     return value_K / total
 
 
-def _in_order(weights: Mapping[Any, float], labels: list[str], what: str) -> list[float]:
-    weights = with_text_keys(weights, what)
-    missing = [label for label in labels if label not in weights]
-    unknown = [name for name in weights if name not in labels]
+def _in_order(weights: Mapping[Key, float], labels: list[str], what: str) -> list[float]:
+    named = with_text_keys(weights, what)
+    missing = [label for label in labels if label not in named]
+    unknown = [name for name in named if name not in labels]
     if missing or unknown:
         parts = [f"missing {quoted_list(missing)}"] if missing else []
         parts += [f"unknown {quoted_list(unknown)}"] if unknown else []
         raise ConfigError(f"{what}: {'; '.join(parts)}. Give one weight to each of the {len(labels)} domains.")
-    return [weights[label] for label in labels]
+    return [named[label] for label in labels]
 
 
 def target_shares(

@@ -6,7 +6,7 @@ BERT and mT5 (arXiv 2010.11934); UniMax arXiv 2304.09151, algorithm 1.
 
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import numpy as np
 
@@ -146,7 +146,11 @@ class Schedule(Policy):
     run_options: ClassVar[Mapping[str, str]] = {"mixture_lag": "mixture_lag"}
 
     def __init__(
-        self, prior: Weights, knots: Sequence[Sequence[Any]], interpolation: str = "linear", mixture_lag: int = 0
+        self,
+        prior: Weights,
+        knots: Sequence[tuple[float, Weights]],
+        interpolation: str = "linear",
+        mixture_lag: int = 0,
     ):
         super().__init__(prior)
         self._linear = one_of("schedule: interpolation", interpolation, ("linear", "constant")) == "linear"

@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, as_completed
 from contextlib import suppress
-from typing import Any, TypeVar
+from typing import TypeVar
 
 from ado_stream.storage.retry import StoppedError
 
@@ -21,7 +21,7 @@ class DaemonThreads:
     """Runs calls in the order in which they are submitted."""
 
     def __init__(self, number: int, name: str) -> None:
-        self._waiting: queue.SimpleQueue[tuple[Callable[[], Any], Future[Any]] | None] = queue.SimpleQueue()
+        self._waiting: queue.SimpleQueue[tuple[Callable[[], None], Callable[[], bool]] | None] = queue.SimpleQueue()
         self._threads = [threading.Thread(target=self._run, name=name, daemon=True) for _ in range(number)]
         self._ended = False
         for thread in self._threads:
@@ -31,7 +31,7 @@ class DaemonThreads:
         """The future of what `call` returns."""
         assert not self._ended
         future: Future[T] = Future()
-        self._waiting.put((call, future))
+        self._waiting.put((lambda: settle(call, future), future.cancel))
         return future
 
     def end(self) -> None:
@@ -45,7 +45,7 @@ class DaemonThreads:
         with suppress(queue.Empty):
             while True:
                 if (task := self._waiting.get_nowait()) is not None:
-                    task[1].cancel()
+                    task[1]()
         self.end()
         self.join(None)
 
@@ -57,7 +57,7 @@ class DaemonThreads:
 
     def _run(self) -> None:
         while (task := self._waiting.get()) is not None:
-            settle(*task)
+            task[0]()
 
 
 def settle(call: Callable[[], T], future: Future[T]) -> None:

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from operator import attrgetter
 from pathlib import Path
 from types import NoneType
-from typing import Any, get_args, get_origin
+from typing import Any, TypeVar, get_args, get_origin
 
 import yaml
 from omegaconf import MISSING, OmegaConf
@@ -27,6 +27,8 @@ from ado_stream.suggest import did_you_mean
 from ado_stream.value_types import JsonMapping, JsonObject
 from ado_stream.yaml_files import parse_assignments, read_yaml
 
+T = TypeVar("T")
+
 
 @dataclass(frozen=True)
 class Bounds:
@@ -36,26 +38,27 @@ class Bounds:
     allow: Callable[[Any], bool]
 
 
-def at_least(least: float, default: Any) -> Any:
+def at_least(least: float, default: T) -> T:
     """A field of finite numbers from `least` on."""
     return _bounded(default, f"{least} or more", lambda value: least <= value < math.inf)
 
 
-def above_zero(default: Any, null: str = "") -> Any:
+def above_zero(default: T, null: str = "") -> T:
     """A field of finite positive numbers. null: what None means, for messages."""
     return _bounded(default, "a number above 0", lambda value: 0 < value < math.inf, null)
 
 
-def choice(*choices: str) -> Any:
+def choice(*choices: str) -> str:
     """A field whose default is the first choice."""
     return _bounded(choices[0], f"one of {', '.join(choices)}", lambda value: value in choices)
 
 
-def _bounded(default: Any, text: str, allow: Callable[[Any], bool], null: str = "") -> Any:
-    """A dataclass field with Bounds. Any, as for dataclasses.field: it replaces a default of the field's type."""
+def _bounded(default: T, text: str, allow: Callable[[Any], bool], null: str = "") -> T:
+    """A dataclass field with Bounds; to the type checker, as that of dataclasses.field, its default."""
     bounds = Bounds(f"{text}, or null for {null}" if null else text, allow)
     make_default = {"default_factory": lambda: list(default)} if isinstance(default, list) else {"default": default}
-    return field(**make_default, metadata={"bounds": bounds})
+    made: T = field(**make_default, metadata={"bounds": bounds})
+    return made
 
 
 @dataclass

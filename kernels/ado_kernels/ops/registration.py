@@ -7,7 +7,7 @@ from typing import Any
 import torch
 
 
-def register(name: str, cpu: Callable[..., Any], fake: Callable[..., Any], gpu: str) -> torch.library.CustomOpDef:
+def register(name: str, cpu: Callable[..., object], fake: Callable[..., object], gpu: str) -> torch.library.CustomOpDef:
     """ado_kernels::NAME, whose schema is `cpu`'s signature. fake: its outputs without values, of the same arguments.
 
     gpu: "FOLDER.FUNCTION", a function of FOLDER's gpu.py with the same arguments. triton is imported with it and not
