@@ -13,6 +13,7 @@ import torch
 from streaming import Stream, StreamingDataset
 from streaming.base.util import clean_stale_shared_memory
 
+from ado_stream.adapters import streaming
 from ado_stream.adapters.streaming import from_streaming
 from ado_stream.errors import ConfigError
 from ado_stream.stream import dataset as dataset_module
@@ -217,3 +218,19 @@ def test_every_argument_of_streamings_classes_is_taken_and_in_the_table(streams)
     dataset, num_steps = from_streaming(**{**defaults, "streams": streams(), "batch_size": 8, "shuffle": True}, **OURS)
     assert num_steps == sum(SIZES.values()) // 8
     dataset.close()
+
+
+def test_a_domain_has_no_credentials_of_its_streams_url_in_its_name(monkeypatch):
+    """Names stand in messages, records and reports. The data set is replaced: nobody listens at these addresses."""
+
+    class Opened(Exception):
+        """Ends the call with the domains."""
+
+    def open_domains(domains, **settings):
+        raise Opened([domain.name for domain in domains])
+
+    monkeypatch.setattr(streaming, "AdaptiveStreamingDataset", open_domains)
+    streams = [Stream(remote=f"sftp://user:word@{host}/train", local="here") for host in ("first", "second")]
+    with pytest.raises(Opened) as opened:
+        from_streaming(streams=streams, batch_size=8, **USUAL, **OURS)
+    assert opened.value.args[0] == ["***@first/train", "***@second/train"]

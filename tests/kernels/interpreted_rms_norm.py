@@ -6,10 +6,13 @@ float32 to bf16 (the GPU rounds), so one unit of bf16, 2^-7 relative, beside the
 
 import pytest
 import torch
+import triton
+import triton.language as tl
 
 from ado_kernels.ops.launch import using
 from ado_kernels.ops.rms_norm import rms_norm_reference
 from ado_kernels.ops.rms_norm.gpu import backward_gpu, forward_gpu, sum_partials
+from ado_kernels.ops.triton_operands import num_blocks
 from tests.rounding import rounding
 
 EPS = 1e-6
@@ -107,3 +110,15 @@ def test_no_rows():
     dx, dweight = backward_gpu(y, None, x, weight, rstd)
     assert y.shape == dx.shape == (0, 64)
     assert dweight.tolist() == [0.0] * 64
+
+
+@triton.jit
+def _count(size_ptr, out_ptr, BLOCK: tl.constexpr):
+    tl.store(out_ptr, num_blocks(tl.load(size_ptr), BLOCK))
+
+
+@pytest.mark.parametrize("size", [0, 1, 8, 9, 2**31 - 8, 2**31 - 1])
+def test_blocks_are_counted_up_to_the_largest_number_of_32_bits(size):
+    out = torch.full((1,), -1, dtype=torch.int64)
+    _count[(1,)](torch.tensor([size], dtype=torch.int32), out, BLOCK=8)
+    assert out.item() == -(-size // 8)

@@ -47,6 +47,14 @@ SECRETS = {
     "AZURE_STORAGE_CONNECTION_STRING": "DefaultEndpointsProtocol=https;AccountName=a;AccountKey=Y29ubmVjdGlvbg==",
     "OCI_PASSPHRASE": "correct horse battery",
     "SFTP_PASS": "staple-staple",
+    "SFTP_PASSWORD": "staple-of-a-horse",
+    "APP_SECRET": "known-to-two-alone",
+    "GCS_KEY": "GOOG1EXAMPLEKEYID",
+    "STORE_HMAC_KEY": "hmac-of-a-store",
+    "MY_ACCOUNT_KEY": "an-accounts-key",
+    "SHARED_KEY": "shared-by-two-hosts",
+    "SSH_PRIVATE_KEY": "-----BEGIN-----x",
+    "STORE_CREDENTIALS": "user-and-password",
 }
 PASSWORD = "p@ss%2Fword:one"  # as written in the URL; its spellings below must not appear either
 LEAKS = (*SECRETS.values(), PASSWORD, urllib.parse.unquote(PASSWORD), "ss%2Fword", "ss/word", "some-user")

@@ -24,7 +24,7 @@ from ado_kernels.ops.domain_loss.gpu import reduce_by_domain
 from ado_kernels.ops.launch import Launch, launch
 from ado_kernels.ops.linear_cross_entropy.problem import Outputs, Problem, Result
 from ado_kernels.ops.operands import accumulation_dtype
-from ado_kernels.ops.triton_operands import triton_accumulator
+from ado_kernels.ops.triton_operands import num_blocks, triton_accumulator
 
 PADDING = tl.constexpr(16)  # columns: Triton vectorises an access only where 16 is known to divide the bound
 _SCALE_BLOCK = 2048
@@ -153,7 +153,7 @@ def softmax_gradient_kernel(
     row = tl.program_id(0).to(tl.int64)
     row_ptr = logits_ptr + row * row_stride
     lanes = tl.arange(0, BLOCK_V)
-    padded = tl.cdiv(vocabulary, PADDING) * PADDING
+    padded = num_blocks(vocabulary, PADDING) * PADDING
     target = tl.load(targets_ptr + row)
     ignored = target == ignore_index
     in_range = (target >= 0) & (target < vocabulary)
