@@ -265,7 +265,6 @@ class _BatchMaker:
         finally:
             if self.stop.is_set():  # the pipeline may have been collected, and nothing else would end the fetches
                 self.lookahead.close()
-                self.shards.close()
 
 
 _open_makers: weakref.WeakSet[_BatchMaker] = weakref.WeakSet()
