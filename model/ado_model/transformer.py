@@ -11,6 +11,7 @@ from typing import overload
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.utils.checkpoint import checkpoint
 
 from ado_kernels import linear_cross_entropy
@@ -86,7 +87,11 @@ class Transformer(nn.Module):
 
     @torch.no_grad()
     def initialise(self) -> None:
-        """Draws all matrices anew from torch's global generator, in the order of `named_parameters`."""
+        """Draws all matrices anew from torch's global generator, in the order of `named_parameters`.
+
+        Sharded ones are drawn whole and handed out by the mesh's first rank: all ranks call it. Shards drawn on their
+        own would be the same numbers on ranks of one seed.
+        """
         self._restore_rotary_tables()
         for name, parameter in self.named_parameters():
             if parameter.ndim == 1:
@@ -94,7 +99,12 @@ class Transformer(nn.Module):
                 continue
             writes_to_stream = name.endswith(("o_proj.weight", "down_proj.weight"))
             shrink = math.sqrt(2 * self.config.num_layers) if writes_to_stream else 1.0
-            parameter.normal_(mean=0.0, std=0.02 / shrink)
+            if isinstance(parameter, DTensor):
+                whole = torch.empty(parameter.shape, dtype=parameter.dtype, device=parameter.device)
+                whole.normal_(mean=0.0, std=0.02 / shrink)
+                parameter.copy_(distribute_tensor(whole, parameter.device_mesh, parameter.placements))
+            else:
+                parameter.normal_(mean=0.0, std=0.02 / shrink)
 
     def hidden(self, tokens_BT: Tensor) -> Tensor:
         """Last hidden states (B, T, D) after the final norm. Raises ValueError if T exceeds the context length."""
