@@ -115,11 +115,12 @@ class AdaptiveLoader:
     def observe(self, loss_sums: torch.Tensor, token_counts: torch.Tensor, *, reduced: bool = False) -> None:
         """Reports the per-domain losses of the last batch yielded; one call after each batch.
 
-        loss_sums: (K,) sums of token losses in nats; token_counts: (K,) numbers of tokens summed; any device and dtype,
-        over this rank's rows. They are added over ranks here, unless they are `reduced`: over the global batch, each
-        sample counted once, the same on every rank. A domain without tokens has no loss this step; a sum that is not
-        finite is passed to the policy, which ignores it. Raises PolicyError for other shapes, dtypes or devices and for
-        counts that are negative or not finite; nothing has changed then, and the call can be repeated, corrected.
+        loss_sums: (K,) sums of token losses in nats; token_counts: (K,) numbers of tokens summed; any device, any dtype
+        but those narrower than float32; over this rank's rows. They are added over ranks here, unless they are
+        `reduced`: over the global batch, each sample counted once, the same on every rank. A domain without tokens has
+        no loss this step; a sum that is not finite is passed to the policy, which ignores it. Raises PolicyError for
+        other shapes, dtypes or devices and for counts that are negative or not finite; nothing has changed then, and
+        the call can be repeated, corrected.
         (Counts on a GPU are checked when they are read, a step later; every call then raises that error.)
         """
         if self.policy is None:
@@ -134,7 +135,7 @@ class AdaptiveLoader:
 
     def skip_unobserved(self) -> None:
         """Observes batches that a loop left without doing so, as ones whose losses are not known. All ranks call it."""
-        zeros_K = torch.zeros(len(self.dataset.names), device="cpu")
+        zeros_K = torch.zeros(len(self.dataset.names), dtype=torch.float64, device="cpu")
         while self.policy is not None and self._observed < self.step:
             self.observe(zeros_K, zeros_K)
 

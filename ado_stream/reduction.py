@@ -131,6 +131,11 @@ class LossReduction:
                 f"{what} is a tensor of {part.dtype}, {part.layout}, on {part.device}; expected real numbers on a CPU "
                 "or GPU."
             )
+        if part.is_floating_point() and part.dtype.itemsize < 4:
+            raise PolicyError(
+                f"{what} is a tensor of {part.dtype}, too narrow for a sum over a batch; add up in float32 or float64 "
+                "(FSDP's output_dtype narrows what a model returns)."
+            )
         return part.detach().to(torch.float64)
 
     def _check_counts(self, step: int, count_K: Floats) -> None:

@@ -10,13 +10,15 @@ checkpoints. It is written first: a folder with it and with trainer_state.json, 
 
 import json
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from transformers import Trainer
+from transformers.models.auto.modeling_auto import MODEL_FOR_MASKED_LM_MAPPING_NAMES
 
 from ado_kernels import domain_loss
 from ado_stream.adapters.micro_batches import MicroBatches, SizedBatches, refuse
@@ -25,7 +27,7 @@ from ado_stream.errors import ConfigError, ResumeError
 from ado_stream.loader import AdaptiveLoader
 
 STATE_FILE = "adaptive_loader.json"
-_TRAINER_STATE = "trainer_state.json"
+_TRAINER_STATE, _SCHEDULER = "trainer_state.json", "scheduler.pt"
 _IGNORED, _NO_DOMAIN = -100, -1
 _log = logging.getLogger(__name__)
 
@@ -63,9 +65,16 @@ class AdaptiveTrainer(Trainer):
             "cannot smooth labels of a model with a router's loss, which Trainer leaves out; unset one of them": (
                 args.label_smoothing_factor != 0 and getattr(config, "output_router_logits", False)
             ),
+            "needs a model that predicts the next token, not an encoder's": (
+                getattr(config, "is_encoder_decoder", False)
+                or type(self.model).__name__ in MODEL_FOR_MASKED_LM_MAPPING_NAMES.values()
+            ),
         }
         refuse("AdaptiveTrainer", refusals)
         check_positions(config, loader.dataset.batch_seq_len + 1)
+        if self.label_smoother is not None:  # Trainer shifts labels only for names that it knows, no compiled model's
+            shifting: Any = partial(self.label_smoother, shift_labels=True)
+            self.label_smoother = shifting
         args.ignore_data_skip = True  # the loader's state includes its position; Trainer must not skip batches too
         self._loader, self._num_domains = loader, len(loader.dataset.names)
         self._micro_batches = MicroBatches(loader, args.gradient_accumulation_steps, "gradient_accumulation_steps")
@@ -94,7 +103,8 @@ class AdaptiveTrainer(Trainer):
         loss, outputs = super().compute_loss(model, inputs, True, num_items_in_batch)
         loss = loss * scale
         if model.training:
-            self._micro_batches.observe(*domain_sums(outputs["logits"], labels_BT, domain_B, self._num_domains))
+            logits_BTV = logits_of(outputs, labels_BT)
+            self._micro_batches.observe(*domain_sums(logits_BTV, labels_BT, domain_B, self._num_domains))
         return (loss, outputs) if return_outputs else loss
 
     def _num_shares(self, model: torch.nn.Module) -> int:
@@ -155,6 +165,18 @@ def make_labels(tokens_BT: torch.Tensor) -> torch.Tensor:
     return labels_BT
 
 
+def logits_of(outputs: object, labels_BT: torch.Tensor) -> torch.Tensor:
+    """A model's logits (b, T + 1, V). Raises ConfigError where its outputs have none, or of other positions."""
+    logits_BTV = outputs.get("logits") if isinstance(outputs, Mapping) else None
+    if not isinstance(logits_BTV, torch.Tensor) or logits_BTV.shape[:2] != labels_BT.shape:
+        found = list(outputs) if isinstance(outputs, Mapping) else type(outputs).__name__
+        raise ConfigError(
+            f"AdaptiveTrainer needs 'logits' of {labels_BT.shape[1]} positions in the model's outputs, got {found}.\n"
+            "  Set return_dict=True, and leave out what fuses the loss, such as Liger's patches."
+        )
+    return logits_BTV
+
+
 @torch.no_grad()
 def domain_sums(
     logits_BTV: torch.Tensor, labels_BT: torch.Tensor, domain_B: torch.Tensor, num_domains: int
@@ -198,4 +220,6 @@ def find_fault(folder: Path) -> str | None:
             return f"{name} is missing"
         except ValueError:
             return f"{name} is not JSON"
+    if not (folder / _SCHEDULER).exists():
+        return f"{_SCHEDULER} is missing (save_only_model?)"  # the optimizer and its learning rate would begin anew
     return None

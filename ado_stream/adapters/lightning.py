@@ -32,6 +32,7 @@ class AdaptiveModule(lightning.LightningModule):
         self.model = model
         self._loader, self._make_optimizer = loader, make_optimizer
         self._num_domains = len(loader.dataset.names)
+        self._num_parts: int | None = None  # known with the data loader
 
     def train_dataloader(self) -> SizedBatches:
         """The loader, which yields this rank's part of each batch in `accumulate_grad_batches` parts.
@@ -53,7 +54,7 @@ class AdaptiveModule(lightning.LightningModule):
         refuse("AdaptiveModule", refusals)
         progress = trainer.fit_loop.epoch_loop
         num_steps = progress.automatic_optimization.optim_progress.optimizer.step.current.completed
-        if progress.batch_progress.current.ready != num_steps * num_parts:
+        if self.automatic_optimization and progress.batch_progress.current.ready != num_steps * num_parts:
             raise ResumeError(
                 "the state was saved in the middle of a step, or with another accumulate_grad_batches than "
                 f"{num_parts}.\n  Resume with the same, from a checkpoint that was saved after a step."
@@ -64,6 +65,8 @@ class AdaptiveModule(lightning.LightningModule):
 
     def training_step(self, batch: MicroBatch, batch_index: int) -> torch.Tensor:
         """The part's share of the batch's mean loss; the loader gets per-domain sums."""
+        if self._num_parts is None:
+            raise ConfigError("AdaptiveModule has its own training data; give fit() no train_dataloaders of others.")
         if self.trainer.accumulate_grad_batches != self._num_parts:
             raise ConfigError(
                 f"AdaptiveModule needs one accumulate_grad_batches, but {self._num_parts} became "
@@ -73,11 +76,13 @@ class AdaptiveModule(lightning.LightningModule):
         self._micro_batches.observe(sums_K, counts_K)
         return loss * batch["weight"]  # Lightning divides it by the number of parts
 
-    def validation_step(self, batch: dict[str, torch.Tensor], batch_index: int) -> None:
-        """Logs the mean loss of batches with "tokens" (b, T + 1) as "val_loss"; the policy does not see it."""
-        tokens_BT = batch["tokens"]
-        loss, _, _ = self._losses(batch, torch.zeros_like(tokens_BT[:, 0]), 1)
-        self.log("val_loss", loss, batch_size=len(tokens_BT), sync_dist=True)
+    def validation_step(self, batch: dict[str, torch.Tensor], batch_index: int, dataloader_idx: int = 0) -> None:
+        """Logs the mean loss of batches with "tokens" (b, T + 1) as "val_loss"; the policy does not see it.
+
+        "targets" (b, T) where they are not in the tokens; those of -100 have no weight.
+        """
+        loss, _, counts_K = self._losses(batch, torch.zeros_like(batch["tokens"][:, 0]), 1)
+        self.log("val_loss", loss, batch_size=int(counts_K.sum()), sync_dist=True)
 
     def _losses(
         self, batch: Mapping[str, Any], domain_B: torch.Tensor, num_domains: int
@@ -98,4 +103,9 @@ class AdaptiveModule(lightning.LightningModule):
 
     def on_load_checkpoint(self, checkpoint: JsonObject) -> None:
         """Restores the loader and its policy."""
+        if STATE_KEY not in checkpoint:
+            raise ResumeError(
+                f"the checkpoint has no {STATE_KEY!r}: it was not saved by an AdaptiveModule.\n"
+                "  Load its weights alone: module.load_state_dict(checkpoint['state_dict'])."
+            )
         self._loader.load_state_dict(checkpoint[STATE_KEY])

@@ -45,6 +45,13 @@ def export_hugging_face(
         raise ConfigError(f"{out_dir} is not empty; name a new folder.")
     transformer = find_transformer(model)
     tensors = renamed_parameters(transformer, dtype)
+    if tokenizer is not None:
+        num_ids = instance("not exported: tokenizer", tokenizer, Tokenizer).vocab_size
+        if num_ids > transformer.config.vocab_size:
+            raise ConfigError(
+                f"not exported: the tokenizer has {num_ids} ids, the model {transformer.config.vocab_size}; give the "
+                "one that the model was trained with."
+            )
     end_id = tokenizer.end_id if tokenizer is not None else None
     partial = out_dir.with_name(out_dir.name + ".partial")
     try:
@@ -95,11 +102,13 @@ def renamed_parameters(transformer: "Transformer", dtype: str) -> "dict[str, Ten
     """Parameters by Qwen3's names; the output layer is tied to the embedding and not written.
 
     Raises ConfigError unless names and shapes are those of the architecture: transformers gives random numbers to
-    parameters that it does not find.
+    parameters that it does not find; and for values that are not numbers by themselves, or no finite ones in `dtype`.
     """
     import torch
+    from torch import nn
     from torch.distributed.tensor import DTensor
 
+    from ado_kernels.ops.operands import FLOATING
     from ado_model import Transformer
 
     if dtype not in DTYPES:
@@ -119,10 +128,19 @@ def renamed_parameters(transformer: "Transformer", dtype: str) -> "dict[str, Ten
             f"not exported: parameters are not those of the architecture: {len(missing)} missing or of another shape "
             f"({', '.join(missing[:2])}), {len(unknown)} unknown ({', '.join(unknown[:2])})."
         )
-    return {
-        f"model.{name}": value.detach().cpu().to(getattr(torch, dtype)).contiguous()
-        for name, value in parameters.items()
-    }
+    tensors = {}
+    for name, value in parameters.items():
+        if type(value) is not nn.Parameter or value.is_meta or value.dtype not in FLOATING:
+            kind = f"{type(value).__name__} of {value.dtype} on {value.device}"
+            raise ConfigError(
+                f"not exported: {name} is a {kind}; expected floating-point numbers with memory. Load what was trained."
+            )
+        tensors[f"model.{name}"] = written = value.detach().cpu().to(getattr(torch, dtype)).contiguous()
+        if not written.isfinite().all():
+            raise ConfigError(
+                f"not exported: {name} has values that are not finite in {dtype}; take a checkpoint before."
+            )
+    return tensors
 
 
 def _without_wrappers(name: str) -> str:

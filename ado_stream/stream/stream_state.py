@@ -10,6 +10,7 @@ Ranks, nodes and threads are not in it: the state is the same on every rank, and
                        mixture's order; versions: only of data without hashes, see open_indexes.py; fim: of domains
                        with fill-in-the-middle
     mixtures           {step: [K]} known for steps from `step` on ("-1": that of the step before, without a lag)
+    mixture_steps      those steps; what fills in another state (torch.distributed.checkpoint) loses some unnoticed
 """
 
 import logging
@@ -53,6 +54,7 @@ def encode_state(
             for index, cursor_C in zip(indexes, cursors_KC.tolist(), strict=True)
         },
         "mixtures": {str(key): mixture_K.tolist() for key, mixture_K in pending.items()},
+        "mixture_steps": list(pending),
     }
 
 
@@ -143,6 +145,15 @@ def _check_numbers(state: JsonMapping, num_lanes: int) -> None:
             raise _damaged(f"domain '{name}' does not have {num_lanes} positions under 'cursors'")
         if not _is_position(domains[name].get("samples")):
             raise _damaged(f"domain '{name}' has {domains[name].get('samples')!r:.40} samples")
+    steps = state.get("mixture_steps", [])  # older states have none
+    if not isinstance(steps, list) or (missing := [each for each in steps if str(each) not in mixtures]):
+        which = (
+            f"the mixture of step {missing[0]} is missing" if isinstance(steps, list) else "'mixture_steps' is no list"
+        )
+        raise ResumeError(
+            f"not the state of a stream, or damaged: {which}. Resume from another checkpoint.\n"
+            "  (torch.distributed.checkpoint leaves out keys that a new state has not; save json.dumps(state) there.)"
+        )
     for key, mixture in mixtures.items():
         try:
             mixture_K = np.array(mixture, np.float64)

@@ -34,6 +34,7 @@ def saved_settings(config: TrainConfig, components: RunComponents, context: Dist
         "end_token": corpus.end_token,
         "packing": corpus.manifest.get("packing", JOIN),
         "prior": dict(zip(dataset.names, dataset.prior.tolist(), strict=True)),
+        "data": {name: corpus.manifest["domains"][name]["fingerprint"] for name in dataset.names},
     }
     schedule = cast(Schedule, dataclasses.asdict(components.schedule))
     return {"config": plain(dataclasses.asdict(config)), "schedule": schedule, "found": found}
@@ -96,11 +97,16 @@ def _found_changes(saved: Found, now: Found) -> Changes:
     changes = {
         key.replace("_", " "): (saved[key], now[key])  # type: ignore[literal-required]
         for key in now
-        if key != "prior" and saved[key] != now[key]  # type: ignore[literal-required]
+        if key not in ("prior", "data") and saved[key] != now[key]  # type: ignore[literal-required]
     }
     if others:
         before, after = (first_names([f"{name} {share[name]:.4g}" for name in others], 5) for share in shares)
         changes["prior"] = before, after
+    data = saved.get("data", {}), now.get("data", {})
+    other_data = sorted(name for name in data[0].keys() & data[1].keys() if data[0][name] != data[1][name])
+    if other_data:  # other training data are refused
+        before, after = (first_names([f"{name} {each[name][:8]}" for name in other_data], 5) for each in data)
+        changes["validation data"] = before, after
     return changes
 
 

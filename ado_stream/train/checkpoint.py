@@ -70,6 +70,7 @@ class Found(TypedDict):
     end_token: int
     packing: str
     prior: dict[str, float]  # by domain
+    data: NotRequired[dict[str, str]]  # fingerprints by domain, of all splits; absent in older checkpoints
 
 
 class Settings(TypedDict):

@@ -11,6 +11,7 @@ from typing import overload
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.utils.checkpoint import checkpoint
 
 from ado_kernels import linear_cross_entropy
@@ -49,40 +50,48 @@ class Transformer(nn.Module):
         self.embed_tokens = nn.Embedding(config.vocab_size, config.width)
         self.layers = nn.ModuleList(Block(config) for _ in range(config.num_layers))
         self.norm = RMSNorm(config.width, config.norm_eps)
-        cos, sin = self._rotary_tables()
-        self.register_buffer("rotary_cos", cos, persistent=False)
-        self.register_buffer("rotary_sin", sin, persistent=False)
+        for name, table in zip(("rotary_cos", "rotary_sin"), self._rotary_tables(), strict=True):
+            self.register_buffer(name, table.to(torch.get_default_device()), persistent=False)
         self.register_load_state_dict_post_hook(_restore_after_load)  # type: ignore[no-untyped-call]
-        self._restore_rotary_tables()
         self.initialise()
 
+    @torch.inference_mode(False)
     def _rotary_tables(self) -> tuple[Tensor, Tensor]:
         return rotary_tables(self.config.context_length, self.config.head_width, self.config.rope_theta)
 
     @torch.no_grad()
-    def _restore_rotary_tables(self) -> None:
-        """Makes the tables hold their values again, on the weights' device, in the dtype they have.
+    def _restore_rotary_tables(self, compute_device: torch.device | None = None) -> None:
+        """Makes the tables hold their values again, in the dtype they have.
 
         They are no part of a state dict. A model that was built on the meta device gets uninitialised memory for them
         from `to_empty`, and keeps them on "meta" under `load_state_dict(assign=True)`.
+
+        compute_device: where they are needed; None: the weights', or their own before the weights have memory.
         """
-        device = self.embed_tokens.weight.device
+        weight = self.embed_tokens.weight
         for name, table in zip(("rotary_cos", "rotary_sin"), self._rotary_tables(), strict=True):
             buffer = getattr(self, name)
+            device = compute_device or (buffer.device if weight.is_meta else weight.device)
             if buffer.device == device and not buffer.is_meta:
                 buffer.copy_(table)  # in place: the memory may be shared
             else:
-                setattr(self, name, table.to(device, buffer.dtype))
+                with torch.inference_mode(False):  # or no later step could be trained with them
+                    setattr(self, name, table.to(device, buffer.dtype))
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "Transformer":
         """What `to`, `cuda`, `bfloat16`, `to_empty` and their like go through, FSDP's wrappers included."""
+        self._restore_rotary_tables()  # before, too: tables still on "meta" would have no data to be copied
         super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
         self._restore_rotary_tables()
         return self
 
     @torch.no_grad()
     def initialise(self) -> None:
-        """Draws all matrices anew from torch's global generator, in the order of `named_parameters`."""
+        """Draws all matrices anew from torch's global generator, in the order of `named_parameters`.
+
+        Sharded ones are drawn whole and handed out by the mesh's first rank: all ranks call it. Shards drawn on their
+        own would be the same numbers on ranks of one seed.
+        """
         self._restore_rotary_tables()
         for name, parameter in self.named_parameters():
             if parameter.ndim == 1:
@@ -90,18 +99,27 @@ class Transformer(nn.Module):
                 continue
             writes_to_stream = name.endswith(("o_proj.weight", "down_proj.weight"))
             shrink = math.sqrt(2 * self.config.num_layers) if writes_to_stream else 1.0
-            parameter.normal_(mean=0.0, std=0.02 / shrink)
+            if isinstance(parameter, DTensor):
+                whole = torch.empty(parameter.shape, dtype=parameter.dtype, device=parameter.device)
+                whole.normal_(mean=0.0, std=0.02 / shrink)
+                parameter.copy_(distribute_tensor(whole, parameter.device_mesh, parameter.placements))
+            else:
+                parameter.normal_(mean=0.0, std=0.02 / shrink)
 
     def hidden(self, tokens_BT: Tensor) -> Tensor:
         """Last hidden states (B, T, D) after the final norm. Raises ValueError if T exceeds the context length."""
+        if tokens_BT.dim() != 2:
+            raise ValueError(f"tokens must be (B, T), got {tuple(tokens_BT.shape)}")
         num_tokens = tokens_BT.shape[1]
         if num_tokens > self.config.context_length:
             raise ValueError(
                 f"sequences of {num_tokens} tokens exceed the model's context of {self.config.context_length}"
             )
+        branch: Tensor = self._embed(tokens_BT)
+        if self.rotary_cos.device != branch.device:  # weights that came one by one, or are offloaded when not in use
+            self._restore_rotary_tables(branch.device)
         cos, sin = self.rotary_cos[:num_tokens], self.rotary_sin[:num_tokens]
         mask = None if self.config.end_token is None else document_mask(tokens_BT, self.config.end_token)
-        branch: Tensor = self._embed(tokens_BT)
         stream: Tensor | None = None
         for block in self.layers:
             if self.recompute_blocks and torch.is_grad_enabled():
@@ -141,6 +159,13 @@ class Transformer(nn.Module):
             return F.linear(hidden_BTD, self.embed_tokens.weight)
         if domain_ids_B is None:
             raise ValueError("targets without domain_ids: give the domain of each row, (B,) int64")
+        if targets_BT.shape != tokens_BT.shape or (
+            domain_ids_B.shape != tokens_BT.shape[:1] and domain_ids_B.shape != tokens_BT.shape
+        ):
+            raise ValueError(
+                f"tokens {tuple(tokens_BT.shape)} need targets of their shape and domain_ids ({len(tokens_BT)},), one "
+                f"for each row, got {tuple(targets_BT.shape)} and {tuple(domain_ids_B.shape)}"
+            )
         return linear_cross_entropy(
             hidden_BTD.flatten(0, 1), self.embed_tokens.weight, targets_BT.reshape(-1), domain_ids_B, num_domains
         )

@@ -100,6 +100,63 @@ def test_parameters_that_are_not_the_architectures_are_refused(model: Transforme
     assert not list(tmp_path.iterdir())
 
 
+def without_memory(weight: torch.Tensor) -> torch.Tensor:
+    return weight.to("meta")
+
+
+def quantised(weight: torch.Tensor) -> torch.Tensor:
+    """Its scale is lost."""
+    return (weight * 100).to(torch.int8)
+
+
+def narrow(weight: torch.Tensor) -> torch.Tensor:
+    return weight.to(torch.float8_e4m3fn)
+
+
+def of_a_subclass(weight: torch.Tensor) -> torch.Tensor:
+    """As torchao's, whose numbers follow from several tensors."""
+    from torch.testing._internal.two_tensor import TwoTensor
+
+    return TwoTensor(weight, weight)
+
+
+def beyond_the_range(weight: torch.Tensor) -> torch.Tensor:
+    return weight.double() + 1e300
+
+
+def diverged(weight: torch.Tensor) -> torch.Tensor:
+    return weight * torch.nan
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (without_memory, "is a Parameter of torch.float32 on meta; expected floating-point numbers with memory"),
+        (quantised, "is a Parameter of torch.int8"),
+        (narrow, "is a Parameter of torch.float8_e4m3fn"),
+        (of_a_subclass, "is a TwoTensor of"),
+        (beyond_the_range, "has values that are not finite in float32"),
+        (diverged, "has values that are not finite in float32"),
+    ],
+)
+def test_values_that_are_no_finite_numbers_by_themselves_are_refused(model, tmp_path: Path, change, message: str):
+    changed = copy.deepcopy(model)
+    weight = change(changed.layers[0].mlp.up_proj.weight.detach())
+    changed.layers[0].mlp.up_proj.weight = torch.nn.Parameter(weight, requires_grad=False)
+    with pytest.raises(ConfigError, match=f"not exported: layers.0.mlp.up_proj.weight {message}"):
+        ado.export_hugging_face(changed, tmp_path / "refused")
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_tokenizer_of_another_model_is_refused(tmp_path: Path):
+    small = Transformer(ModelConfig(num_layers=1, width=16, num_heads=1, vocab_size=256))
+    with pytest.raises(ConfigError, match="the tokenizer has 257 ids, the model 256"):
+        ado.export_hugging_face(small, tmp_path / "refused", load_tokenizer("bytes"))
+    with pytest.raises(ConfigError, match="tokenizer is 'bytes'; expected an object of"):
+        ado.export_hugging_face(small, tmp_path / "refused", "bytes")
+    assert not list(tmp_path.iterdir())
+
+
 @pytest.mark.parametrize("held", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("written", ["float32", "bfloat16"])
 def test_parameters_are_written_in_the_dtype_that_is_asked_for(model, tmp_path: Path, held, written: str):

@@ -104,3 +104,15 @@ def test_nothing():
 def test_wrong_input_is_named(ids, num_domains, message):
     with pytest.raises(ValueError, match=message):
         domain_loss(torch.ones(6), ids, num_domains)
+
+
+@pytest.mark.parametrize("ids", [(8,), (2,), (6, 4), (2, 12)])
+def test_ids_of_other_dimensions_than_the_losses_are_refused(ids):
+    """Their numbers fit: a whole batch's with a part of its tokens, a transposed tensor's."""
+    with pytest.raises(ValueError, match=r"are not of the leading dimensions of token_losses, \(4, 1, 6\)"):
+        domain_loss(torch.ones(4, 1, 6), torch.zeros(ids, dtype=torch.int64), 2)
+
+
+@pytest.mark.parametrize("ids", [(), (1,), (4,), (4, 1), (24,), (4, 6), (4, 1, 6)])
+def test_ids_of_the_leading_dimensions_are_taken(ids):
+    assert domain_loss(torch.ones(4, 1, 6), torch.zeros(ids, dtype=torch.int64), 1)[1].item() == 24

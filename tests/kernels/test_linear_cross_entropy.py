@@ -194,6 +194,17 @@ def test_only_the_gradients_asked_for(needs):
     assert [hidden.grad is not None, weight.grad is not None] == list(needs)
 
 
+@pytest.mark.filterwarnings("ignore:There is a performance drop")  # torch's, of every operation without a rule of vmap
+def test_a_gradient_that_vmap_hid_is_refused():
+    """A batched tensor does not say that it needs a gradient; without the check there would be none, silently."""
+    hidden, weight, targets = draw()
+    ids = torch.zeros(60, dtype=torch.int64)
+    losses = torch.vmap(lambda each: linear_cross_entropy(each, weight, targets, ids, 1)[0])(hidden.expand(2, -1, -1))
+    assert losses.tolist() == [linear_cross_entropy(hidden, weight, targets, ids, 1)[0].item()] * 2
+    with pytest.raises(RuntimeError, match="no gradient of an operand under vmap"):
+        losses.sum().backward()
+
+
 def test_no_gradient_work_without_grad(monkeypatch):
     hidden, weight, targets = draw()
     monkeypatch.setattr(torch.Tensor, "addmm_", lambda *_: pytest.fail("weight gradient formed under no_grad"))
@@ -237,6 +248,8 @@ def test_wrong_shapes_are_named():
     ids = torch.zeros(60, dtype=torch.int64)
     with pytest.raises(ValueError, match=r"\(60, 64\) and \(1000, 63\)"):
         linear_cross_entropy(hidden, weight[:, :63], targets, ids, 1)
+    with pytest.raises(ValueError, match="with V > 0"):
+        linear_cross_entropy(hidden, weight[:0], targets, ids, 1)
     with pytest.raises(ValueError, match=r"targets must be int64 of shape \(60,\)"):
         linear_cross_entropy(hidden, weight, targets[:59], ids, 1)
     with pytest.raises(ValueError, match="7 domain ids"):

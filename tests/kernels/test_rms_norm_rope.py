@@ -90,3 +90,11 @@ def test_weight_gradient_does_not_depend_on_the_number_of_threads():
 def test_wrong_shapes_are_named(x, weight, table, message):
     with pytest.raises(ValueError, match=message):
         rms_norm_rope(torch.ones(x), torch.ones(weight), torch.ones(table), torch.ones(table))
+
+
+def test_tables_that_need_a_gradient_are_refused():
+    x, weight, cos, sin, _ = draw((1, 3, 4, 8))
+    with pytest.raises(ValueError, match="no gradient of cos and sin"):
+        rms_norm_rope(x, weight, cos, sin.requires_grad_())
+    with torch.no_grad():
+        rms_norm_rope(x, weight, cos, sin)

@@ -61,10 +61,68 @@ def pickled(expected):
     return pickle.loads(pickle.dumps(assigned(expected)))
 
 
-@pytest.mark.parametrize("materialise", [to_empty, assigned, initialised, filled, pickled])
+def by_module(expected):
+    """As FSDP1 does: each module alone, the weights after the root, which has the tables."""
+    model = on_meta()
+    for module in model.modules():
+        module._apply(lambda tensor: torch.full_like(tensor, torch.nan, device="cpu"), recurse=False)
+    with torch.no_grad():
+        for mine, theirs in zip(model.parameters(), expected.parameters(), strict=True):
+            mine.copy_(theirs)
+    return model
+
+
+def by_parameter(expected):
+    """As transformers and accelerate do: new parameters in the modules, one by one."""
+    model = on_meta()
+    for name, value in expected.named_parameters():
+        module, _, own_name = name.rpartition(".")
+        setattr(model.get_submodule(module), own_name, torch.nn.Parameter(value.detach().clone()))
+    return model
+
+
+def by_parameter_and_moved(expected):
+    """As accelerate's load_checkpoint_and_dispatch does afterwards."""
+    return by_parameter(expected).to("cpu")
+
+
+def called_with_weights(expected):
+    """A skeleton without memory, as torch.func takes it; weights offloaded when not in use are met like this, too."""
+    model, weights = on_meta(), dict(expected.named_parameters())
+    return lambda tokens: torch.func.functional_call(model, weights, (tokens,))
+
+
+WAYS = [
+    to_empty, assigned, initialised, filled, pickled, by_module, by_parameter, by_parameter_and_moved,
+    called_with_weights,
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("materialise", WAYS)
 def test_logits_are_those_of_a_model_built_with_memory(materialise):
     expected = built()
     assert torch.equal(materialise(expected)(TOKENS), expected(TOKENS))
+
+
+def test_tables_that_a_model_got_in_inference_mode_serve_in_training():
+    model = by_parameter(built())
+    with torch.inference_mode():
+        model(TOKENS)
+    model.loss(TOKENS, TOKENS, torch.tensor([0, 0]), 1)[0].backward()
+
+
+def test_accelerate_loads_and_dispatches_it(tmp_path):
+    """Its empty weights with tables that have memory, and without."""
+    from accelerate import init_empty_weights, load_checkpoint_and_dispatch
+    from safetensors.torch import save_file
+
+    expected = built()
+    save_file(expected.state_dict(), tmp_path / "model.safetensors")
+    for include_buffers in (False, True):
+        with init_empty_weights(include_buffers=include_buffers):
+            model = Transformer(CONFIG)
+        model = load_checkpoint_and_dispatch(model, str(tmp_path / "model.safetensors"), device_map={"": "cpu"})
+        assert torch.equal(model(TOKENS), expected(TOKENS))
 
 
 def test_tables_keep_their_dtype_and_their_memory():

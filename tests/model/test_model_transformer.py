@@ -158,6 +158,22 @@ def test_a_sequence_longer_than_the_context_is_refused(model: Transformer):
         model(torch.zeros((1, 49), dtype=torch.int64))
 
 
+@pytest.mark.parametrize(
+    ("targets", "domains"), [((4, 8), (4,)), ((8, 4), (8,)), ((4, 8), (8, 4)), ((4, 8), (2,)), ((4, 8), (8,))]
+)
+def test_targets_and_domains_of_other_rows_are_refused(model: Transformer, targets: tuple, domains: tuple):
+    """Numbers of them that fit by chance: of a transposed batch, of a whole one with a part of its tokens."""
+    tokens, targets, domains = (torch.zeros(each, dtype=torch.int64) for each in ((4, 8), targets, domains))
+    fits = targets.shape == (4, 8) and domains.shape == (4,)
+    with nullcontext() if fits else pytest.raises(ValueError, match=r"tokens \(4, 8\) need targets of their shape"):
+        model.loss(tokens, targets, domains, 1)
+
+
+def test_tokens_without_rows_are_refused(model: Transformer):
+    with pytest.raises(ValueError, match=r"tokens must be \(B, T\), got \(8,\)"):
+        model(torch.zeros(8, dtype=torch.int64))
+
+
 @pytest.mark.parametrize("breaks", [False, True])
 def test_the_loss_is_one_graph_to_dynamo(model: Transformer, breaks: bool):
     """Every operation of ours in it; also where the break comes first, which torch._dynamo.explain may not count."""

@@ -17,6 +17,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+import torch.distributed.checkpoint as dcp
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -123,6 +124,8 @@ def damaged(state, path, value):
         (("mixtures", "x"), [0.2] * 5, "for step 'x'"),
         (("mixtures", "3"), [2.0, -1.0, 0, 0, 0], "for step '3'"),
         (("mixtures", "3"), ["a"] * 5, "for step '3'"),
+        (("mixture_steps",), [7], "the mixture of step 7 is missing"),
+        (("mixture_steps",), 7, "'mixture_steps' is no list"),
         (("identity",), "seed", "'identity' is not an object"),
     ],
 )
@@ -132,6 +135,18 @@ def test_a_damaged_state_is_a_resume_error(corpus, path, value, text):
     with pytest.raises(ado.ResumeError, match=text):
         dataset.load_state_dict(damaged(before, path, value))
     assert dataset.state_dict() == before
+
+
+@pytest.mark.filterwarnings("ignore:torch.distributed is disabled:UserWarning")  # in one process
+def test_a_state_of_which_dcp_left_out_mixtures_is_refused(corpus, tmp_path):
+    """It fills in the keys that the state of a new data set has, and leaves out the others without a word."""
+    first, second = (make(corpus) for _ in range(2))
+    first.publish(9, np.eye(len(first.names))[0])
+    dcp.save({"stream": first.state_dict()}, checkpoint_id=tmp_path)
+    loaded = {"stream": second.state_dict()}
+    dcp.load(loaded, checkpoint_id=tmp_path)
+    with pytest.raises(ado.ResumeError, match=r"the mixture of step 9 is missing.*\n.* save json.dumps\(state\) there"):
+        second.load_state_dict(loaded["stream"])
 
 
 JSON = st.recursive(

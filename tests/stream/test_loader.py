@@ -305,7 +305,7 @@ def test_copying_one_batch_ahead_changes_no_batch_and_no_state(corpus, prefetch)
         for batch in itertools.islice(loader, 12):
             time.sleep(0.01)  # so that the next one is ready
             state = dataset.state_dict()
-            del state["mixtures"]  # of steps made ahead, however many those are at the moment
+            del state["mixtures"], state["mixture_steps"]  # of steps made ahead, however many those are at the moment
             seen.append((batch["step"], plain_rows(batch), state))
             if batch["step"] == 5:
                 loader.close()  # and goes on with step 6, whatever was ahead
@@ -397,6 +397,15 @@ def test_a_state_saved_between_a_batch_and_its_observe_continues(corpus, lag):
     state["observed"] = 6
     with make(corpus, mixture_lag=lag) as third, pytest.raises(ado.ResumeError, match="before .* step 6"):
         third.load_state_dict(state)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_sums_too_narrow_for_a_batch_are_refused(dtype):
+    """In float16 100,000 nats are infinite, which policies ignore; in bfloat16 257 tokens are 256."""
+    reduction = LossReduction(["a"], replication=1, timeout_s=1.0)
+    for numbers in ((torch.ones(1, dtype=dtype), torch.ones(1)), (torch.ones(1), torch.ones(1, dtype=dtype))):
+        with pytest.raises(ado.PolicyError, match=f"is a tensor of {dtype}, too narrow for a sum over a batch"):
+            reduction.push(0, *numbers)
 
 
 def test_numbers_that_are_no_tensors_are_float64_whatever_torch_s_default():

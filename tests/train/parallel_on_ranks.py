@@ -5,11 +5,11 @@ from collections import Counter
 from pathlib import Path
 
 import torch
-from torch.distributed.fsdp import FSDPModule
+from torch.distributed.fsdp import FSDPModule, fully_shard
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from ado_model import ModelConfig
+from ado_model import ModelConfig, Transformer
 from ado_stream.train.checkpoint import TrainingState
 from ado_stream.train.distributed import join_process_group
 from ado_stream.train.run_config import TrainSection
@@ -64,3 +64,25 @@ def state_after_validation(out: str) -> None:
         same = [type(after[name]) is type(before[name]) and torch.equal(after[name], before[name]) for name in before]
         if context.is_main:
             Path(out).write_text(json.dumps([all(same) and after.keys() == before.keys()]))
+
+
+def initialised_on_meta(out: str) -> None:
+    """[parameters of a model sharded on meta and then initialised that are not those of an unsharded one].
+
+    Each rank has another seed; the vocabulary is odd, so shards are of unequal size.
+    """
+    with join_process_group("cpu", 60) as context:
+        with torch.device("meta"):
+            model = Transformer(CONFIG)
+        for each in (*model.layers, model):
+            fully_shard(each)
+        model.to_empty(device="cpu")
+        torch.manual_seed(context.rank)
+        model.initialise()
+        found = {name: value.full_tensor() for name, value in model.named_parameters()}
+        plain = Transformer(CONFIG)
+        torch.manual_seed(0)
+        plain.initialise()
+        other = [name for name, value in plain.named_parameters() if not torch.equal(found[name], value)]
+        if context.is_main:
+            Path(out).write_text(json.dumps(other))

@@ -1,6 +1,7 @@
 """A resume with other settings: what differs is printed before the first step and recorded."""
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -92,6 +93,21 @@ def test_weights_that_changed_in_a_corpus_yaml_are_shown(settings: dict, tmp_pat
     changes = resume_event(listed)["detail"]["changes"]
     assert changes == {"prior": ["easy 0.25, hard 0.5", "easy 0.5, hard 0.25"]}
     assert "  prior    easy 0.25, hard 0.5  easy 0.5, hard 0.25" in capsys.readouterr().out
+
+
+def test_other_validation_data_are_shown(settings: dict, tmp_path, tiny_corpus, monkeypatch, capsys):
+    """Its losses would jump without a word, and a policy that learns from them with it."""
+    path = write_list(tmp_path / "corpus.yaml", tiny_corpus, easy=1, medium=1, hard=2)
+    listed = settings | {"corpus": str(path), "policy": {"name": "natural"}}
+    interrupt(listed, monkeypatch)
+    other = shutil.copytree(tiny_corpus / "medium" / "val", tmp_path / "other")
+    path.write_text(path.read_text().replace(str(tiny_corpus / "easy" / "val"), str(other)))
+    run_training(load_config(listed))
+    (name, values), *others = resume_event(listed)["detail"]["changes"].items()
+    assert (name, others) == ("validation data", [])
+    assert [value.split()[0] for value in values] == ["easy", "easy"]
+    assert values[0] != values[1]
+    assert "  validation data  easy " in capsys.readouterr().out
 
 
 def test_another_number_of_ranks_and_another_device_are_shown(settings: dict, monkeypatch, capsys):

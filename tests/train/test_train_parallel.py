@@ -56,6 +56,11 @@ def test_validation_leaves_the_fsdp_state_unchanged(ranks):
     assert ranks(2, parallel_on_ranks.state_after_validation) == [True]
 
 
+def test_a_sharded_model_is_initialised_as_an_unsharded_one(ranks):
+    """Drawn shard by shard, both ranks would have the same rows."""
+    assert ranks(2, parallel_on_ranks.initialised_on_meta) == []
+
+
 def test_ddp_does_not_split_the_graphs_of_compiled_blocks():
     """DDP's optimizer would end a graph at each bucket."""
     with torch._dynamo.config.patch(optimize_ddp=True):

@@ -12,6 +12,8 @@ Cost: one read of losses and ids. On a GPU every token is compared with every do
 of instructions some 17 us for N = 65,536 and K = 512, 130 us for K = 4096, and under a launch for K = 22.
 """
 
+import math
+
 import torch
 
 from ado_kernels.ops.domain_loss.cpu import domain_loss_cpu
@@ -26,12 +28,14 @@ def domain_loss(
 
     token_losses: any shape with N elements, any floating dtype; NaN makes its own domain's sum NaN, no other.
     domain_ids: integers; one per token, or one per N / B consecutive tokens (a batch's domains); K = num_domains.
-    -1: of no domain. The results carry no gradient. Raises ValueError where shapes, dtypes or devices do not fit, and
-    warns (RuntimeWarning) of other ids outside [0, K).
+    Where losses have several dimensions, ids are those of the leading ones. -1: of no domain. The results carry no
+    gradient. Raises ValueError where shapes, dtypes or devices do not fit, and warns (RuntimeWarning) of other ids
+    outside [0, K).
     """
     token_losses = token_losses.detach()
     check_operands("domain_loss", {"token_losses": token_losses}, {"domain_ids": domain_ids})
     check_domains(token_losses.numel(), domain_ids, num_domains)
+    check_leading("token_losses", token_losses, "domain_ids", domain_ids)
     sums_K, counts_K = torch.ops.ado_kernels.domain_loss(token_losses, domain_ids, num_domains)
     return sums_K, counts_K
 
@@ -55,6 +59,20 @@ def check_domains(num_tokens: int, domain_ids: torch.Tensor, num_domains: int) -
         raise ValueError(f"num_domains must be at least 1, got {num_domains}")
     if num_tokens != num_ids and (num_ids == 0 or num_tokens % num_ids):
         raise ValueError(f"{num_ids} domain ids do not fit {num_tokens} tokens: give one per token or per sequence")
+
+
+def check_leading(name: str, tensor: torch.Tensor, ids_name: str, ids: torch.Tensor) -> None:
+    """Raises ValueError where `tensor` has several dimensions and `ids`, flat or not, are not of the leading ones.
+
+    Numbers that fit by chance, as of a transposed tensor or of a batch's ids with a part of its tokens, would be added
+    to other domains.
+    """
+    shape, ids_shape = ([size for size in each.shape if size != 1] for each in (tensor, ids))
+    leading = [shape[:num_dims] for num_dims in range(len(shape) + 1)]
+    if len(shape) > 1 and ids_shape not in leading and ids_shape not in [[math.prod(each)] for each in leading]:
+        raise ValueError(
+            f"{ids_name} of shape {tuple(ids.shape)} are not of the leading dimensions of {name}, {tuple(tensor.shape)}"
+        )
 
 
 def _fake(token_losses: torch.Tensor, domain_ids: torch.Tensor, num_domains: int) -> tuple[torch.Tensor, torch.Tensor]:

@@ -89,9 +89,9 @@ def linear_cross_entropy_reference(
 
 
 def _check_shapes(hidden: torch.Tensor, weight: torch.Tensor, targets: torch.Tensor) -> None:
-    if hidden.dim() != 2 or weight.dim() != 2 or hidden.shape[1] != weight.shape[1]:
+    if hidden.dim() != 2 or weight.dim() != 2 or hidden.shape[1] != weight.shape[1] or weight.shape[0] == 0:
         raise ValueError(
-            f"hidden must be (N, H) and weight (V, H), got {tuple(hidden.shape)} and {tuple(weight.shape)}"
+            f"hidden must be (N, H) and weight (V, H) with V > 0, got {tuple(hidden.shape)} and {tuple(weight.shape)}"
         )
     if targets.shape != hidden.shape[:1] or targets.dtype != torch.int64:
         raise ValueError(
@@ -128,6 +128,11 @@ def _backward(ctx: Any, dloss: torch.Tensor | None, *_: None) -> tuple[torch.Ten
     if dloss is not None:
         *unscaled, inverse = ctx.saved_tensors
         for i in range(2):
+            if ctx.needs_input_grad[i] and not ctx.wanted[i]:  # vmap hides from the forward pass that it is needed
+                raise RuntimeError(
+                    "linear_cross_entropy has formed no gradient of an operand under vmap; call it in a loop, or use "
+                    "linear_cross_entropy_reference"
+                )
             if ctx.wanted[i]:
                 gradients[i] = torch.ops.ado_kernels.scale_gradient(unscaled[i], dloss, inverse, ctx.dtypes[i])
     return *gradients, *[None] * 8

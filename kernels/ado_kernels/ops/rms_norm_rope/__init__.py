@@ -35,6 +35,8 @@ def rms_norm_rope(
     table = (x.shape[1], x.shape[-1] // 2)
     if cos.shape != table or sin.shape != table:
         raise ValueError(f"cos and sin have shapes {tuple(cos.shape)} and {tuple(sin.shape)}, x needs {table}")
+    if torch.is_grad_enabled() and (cos.requires_grad or sin.requires_grad):
+        raise ValueError("rms_norm_rope has no gradient of cos and sin; use rms_norm_rope_reference to learn them")
     y: torch.Tensor = torch.ops.ado_kernels.rms_norm_rope(x, weight, cos, sin, eps)[0]
     return y
 
