@@ -82,6 +82,7 @@ class _Opened:
     revision: str | None
     stamp: str
     shard_bytes: list[int]  # of each shard, as far as it is known
+    files: list[str]  # that it is read from, paths or URLs
 
 
 def find_shards(text: str, split: str) -> Iterator[tuple[DataSet, int, str]]:
@@ -91,6 +92,12 @@ def find_shards(text: str, split: str) -> Iterator[tuple[DataSet, int, str]]:
     opened = _open(named)
     for number, size_bytes in enumerate(opened.shard_bytes):
         yield replace(named, revision=opened.revision, shard=number), size_bytes, opened.stamp
+
+
+def local_files(path: str) -> list[str]:
+    """The files of this machine that hold the split of the shard at `path`; [] where any of it is elsewhere."""
+    files = _open(replace(DataSet.parse(path), shard=None)).files
+    return files if all(map(os.path.isfile, files)) else []
 
 
 def record_blocks(
@@ -164,7 +171,8 @@ def _open(data_set: DataSet) -> _Opened:
         sizes = [sum(sizes) // rows.num_shards] * rows.num_shards
     revisions = {origin[1] for origin in origins if len(origin) == 2}  # (repository, commit)
     revision = revisions.pop() if len(revisions) == 1 else data_set.revision
-    return _Opened(rows, revision, json_hash([builder.hash, list(files or ()), list(map(list, origins))]), sizes)
+    names = list(files or ())
+    return _Opened(rows, revision, json_hash([builder.hash, names, list(map(list, origins))]), sizes, names)
 
 
 def _open_saved(data_set: DataSet, saved: Any) -> _Opened:
@@ -179,7 +187,7 @@ def _open_saved(data_set: DataSet, saved: Any) -> _Opened:
     num_shards = max(1, min(len(files), len(saved)))
     stamp = json_hash([saved._fingerprint, [file.stat().st_mtime_ns for file in files]])
     size_bytes = sum(file.stat().st_size for file in files) // num_shards
-    return _Opened(saved.to_iterable_dataset(num_shards), None, stamp, [size_bytes] * num_shards)
+    return _Opened(saved.to_iterable_dataset(num_shards), None, stamp, [size_bytes] * num_shards, list(map(str, files)))
 
 
 def _size(file: str) -> int:
