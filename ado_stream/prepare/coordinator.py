@@ -138,7 +138,19 @@ class _Coordinator:
             self.pool.check_shared([self.work / PLAN_NAME, *inputs[:1]])
             self._hash_validation_text()
             tokenizer = self._make_tokenizer()
-            return self._pack(tokenizer)
+            manifest = self._pack(tokenizer)
+            self._check_unchanged()
+            return manifest
+
+    def _check_unchanged(self) -> None:
+        """Raises ConfigError when a file was written to while it was read: what was read is neither text."""
+        for file in self.files:
+            if file.kind == "hf":
+                continue
+            status = os.stat(file.path)
+            if (status.st_size, status.st_mtime_ns) != (file.size_bytes, file.stamp):
+                clear(self.work)
+                raise ConfigError(f"{file.path}: changed while it was read. Run the command again when it is whole.")
 
     def _hash_validation_text(self) -> None:
         """Writes the sorted hashes of all documents of --val, by which workers recognise them among the others."""

@@ -25,8 +25,11 @@ from ado_stream.corpus.manifest import domain_folder
 from ado_stream.durable import DiskError, write_durably
 from ado_stream.errors import ConfigError, DataError, NotFound, StorageError
 from ado_stream.prepare.coordinator import prepare
+from ado_stream.prepare.input_files import find_input_files
+from ado_stream.prepare.packing import Packer
 from ado_stream.prepare.prepare_config import PrepareConfig
 from ado_stream.prepare.spool import Spool
+from ado_stream.prepare.workspace import Plan
 
 SEQ_LEN = 64
 
@@ -311,6 +314,51 @@ def test_a_tokenizer_of_other_content_is_another_corpus(pile, tmp_path, changed)
     (tmp_path / "tokenizer_config.json").write_text(json.dumps(options))
     with pytest.raises(ConfigError, match="a corpus of other input or settings is there already"):
         prepare(config)
+
+
+@pytest.mark.parametrize("size", [60, 3 << 20])
+def test_other_text_of_the_same_size_and_time_is_another_corpus(tmp_path, size):
+    """Programs that copy or unpack files set their times."""
+    path = tmp_path / "a.jsonl"
+    for text in ("x", "y"):
+        path.write_text(json.dumps({"text": text * size}))
+        os.utime(path, (1, 1))
+        config = PrepareConfig((str(path),), str(tmp_path / "out"), seq_len=31, workers=1)
+        if text == "x":
+            prepare(config)
+            source = json.loads((tmp_path / "out/corpus.json").read_bytes())["source"]
+            prepare(config)
+    with pytest.raises(ConfigError, match="a corpus of other input"):
+        prepare(config)
+    path.write_text(json.dumps({"text": "x" * size}))
+    os.utime(path, (1, 1))
+    prepare(config)
+    manifest = (tmp_path / "out/corpus.json").read_text()
+    older = Plan.of(config, find_input_files(config.inputs, "train", True).files, None).older_fingerprint
+    (tmp_path / "out/corpus.json").write_text(manifest.replace(source, older))  # of a release without hashes
+    prepare(config)
+
+
+@pytest.mark.parametrize("change", ["grown", "rewritten"])
+def test_a_file_that_changes_while_it_is_read_is_refused_and_the_next_run_reads_it_whole(tmp_path, change, monkeypatch):
+    path = tmp_path / "a.jsonl"
+    path.write_text('{"text": "' + "x" * 99 + '"}\n')
+    config = PrepareConfig((str(path),), str(tmp_path / "out"), seq_len=31, workers=1)
+    finish = Packer.finish
+
+    def change_and_finish(packer):
+        text = path.read_text()
+        path.write_text(text * 2 if change == "grown" else text.replace("xx", "yy"))
+        return finish(packer)
+
+    with monkeypatch.context() as context:
+        context.setattr(Packer, "finish", change_and_finish)
+        with pytest.raises(ConfigError, match=r"a\.jsonl: changed while it was read"):
+            prepare(config)
+    assert not (tmp_path / "out/corpus.json").exists()
+    prepare(config)
+    entry = json.loads((tmp_path / "out/corpus.json").read_bytes())["domains"]["a"]
+    assert entry["documents"] == (2 if change == "grown" else 1)
 
 
 def test_two_runs_at_once_are_refused(pile, tmp_path):
