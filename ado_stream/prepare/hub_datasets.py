@@ -16,6 +16,7 @@ from typing import Any
 
 from ado_stream.corpus.manifest import json_hash
 from ado_stream.errors import AdoStreamError, ConfigError, DataError, StorageError
+from ado_stream.prepare.dotted_keys import splits
 from ado_stream.prepare.record_errors import RecordErrors
 from ado_stream.storage.slow_notice import slow_notice
 from ado_stream.value_types import JsonObject
@@ -141,7 +142,7 @@ def record_blocks(
 def _batches(data_set: DataSet, keys: Sequence[str]) -> Iterator[list[JsonObject]]:
     rows = _open(replace(data_set, shard=None)).rows
     columns = list(rows.features or ())
-    needed = {name for key in keys for name in (key, key.partition(".")[0])}
+    needed = {name for key in keys for name, _ in splits(key)}
     if found := [column for column in columns if column in needed]:  # no picture is decoded for its caption
         rows = rows.select_columns(found)
     shard = rows.shard(rows.num_shards, data_set.shard) if rows.num_shards > 1 else rows
