@@ -32,10 +32,10 @@ from ado_stream.prepare.corpus_output import CorpusOutput
 from ado_stream.prepare.documents import cut_pieces
 from ado_stream.prepare.input_files import InputFile
 from ado_stream.prepare.packing import (
+    DomainFolders,
     Key,
     PackedCorpus,
     PackedSplit,
-    check_num_domains,
     shard_file,
     shards_at_once,
     write_index,
@@ -204,11 +204,12 @@ class PartPacker:
     def _streams(self, tables: Sequence[JsonObject]) -> dict[Key, TokenStream]:
         """The streams of all domains and splits, in the order in which they came."""
         streams: dict[Key, TokenStream] = {}
+        folders = DomainFolders()
         for part, table in zip(self._parts, tables, strict=True):
             for domain, split, documents, text_bytes, ranges in table["splits"]:
                 key = (domain, split)
                 if key not in streams:
-                    check_num_domains(len(streams), domain)
+                    folders.add(domain)
                     streams[key] = TokenStream()
                 streams[key].documents += documents
                 streams[key].text_bytes += text_bytes

@@ -8,6 +8,7 @@ import errno
 import fcntl
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -532,6 +533,15 @@ def test_a_folder_that_cannot_be_written_is_a_disk_error(unprivileged_folder):
     out.mkdir(0o500)
     with pytest.raises(DiskError, match=rf"(?s){out}.*[Pp]ermission denied|[Pp]ermission denied.*{out}"):
         prepare(_config([str(text)], out / "corpus"))
+
+
+@pytest.mark.parametrize("executor", ["local", "ray"])
+def test_a_domain_that_is_named_as_the_folder_of_another_is_refused(tmp_path, write_jsonl, threads, executor):
+    names = ["Wikipedia (en)", domain_folder("Wikipedia (en)")]
+    texts = [{"text": "some text " * 9, "set": name} for name in names]
+    config = _config([write_jsonl(tmp_path / "in.jsonl", texts)], tmp_path / "out", domain_key="set", executor=executor)
+    with pytest.raises(ConfigError, match=rf"'{re.escape(names[0])}' and '{names[1]}' would have the same folder"):
+        prepare(config)
 
 
 def test_too_many_domains_point_to_the_key(tmp_path, monkeypatch):
