@@ -24,6 +24,7 @@ from ado_stream.durable import disk_errors
 from ado_stream.errors import ConfigError, NotFound
 from ado_stream.prepare import hub_datasets
 from ado_stream.prepare.hugging_face_folders import HELD_OUT, TRAIN, data_set_of, is_held_out, open_folder
+from ado_stream.regular_files import file_id
 from ado_stream.suggest import first_names
 
 KINDS = {
@@ -155,12 +156,6 @@ def content_hash(paths: Iterable[str]) -> str:
                 file.seek(start)
                 content.update(file.read(_PART_BYTES))
     return content.hexdigest()
-
-
-def file_id(path: str | os.PathLike[str]) -> tuple[int, int]:
-    """The same for two paths exactly when they name one file."""
-    status = os.stat(path)
-    return status.st_dev, status.st_ino
 
 
 def _local_files(source: str, kind: str) -> list[str]:
