@@ -22,7 +22,7 @@ import numpy as np
 from ado_stream.corpus.manifest import domain_folder
 from ado_stream.corpus.mds import COMPRESSION, HASH, ShardEntry, ShardFormat, encode_index, shard_name
 from ado_stream.durable import damage_errors, sync_file_system, write_durably
-from ado_stream.errors import ConfigError, DataError
+from ado_stream.errors import ConfigError, DataError, ResumeError
 from ado_stream.json_files import check_type, decode_json
 from ado_stream.prepare.best_fit import PackingCounts
 from ado_stream.prepare.corpus_output import CorpusOutput
@@ -64,6 +64,7 @@ class _RawFile(TypedDict):
 class _Published(TypedDict):
     samples: int
     raw_data: _RawFile
+    zip_data: _RawFile
     end_tokens: NotRequired[int]
     packing: NotRequired[dict[str, int]]
 
@@ -271,6 +272,12 @@ class Packer:
                 for line in read_regular(published).splitlines():
                     domain, split, shard, entry = json.loads(line)
                     check_type(entry, _Published, _PUBLISHED_NAME, DataError)
+                    name = shard_file((domain, split), shard)
+                    if self._output.lost(name, entry["zip_data"]["bytes"]):
+                        raise ResumeError(
+                            f"{self._output.local_path(name)}: not there as this unfinished run's journal has it.\n"
+                            "  It was removed or damaged; remove the working folder to start again."
+                        )
                     self._take_published(domain, split, shard, entry)
         self._finish_shards([(key, n) for key, spool in self._spools.items() for n in range(spool.state.shard)])
 

@@ -246,7 +246,7 @@ class PartPacker:
                 )
 
     def _listed_shards(self) -> dict[tuple[str, str, int], JsonObject]:
-        """The shards of an earlier run, from whose list a line that a kill cut is removed."""
+        """The shards of an earlier run that are still there, from whose list a line that a kill cut is removed."""
         path = self._folder / _SHARDS_NAME
         data = read_regular(path) if path.exists() else b""
         whole = data[: data.rfind(b"\n") + 1]
@@ -254,7 +254,9 @@ class PartPacker:
             os.truncate(path, len(whole))
         with damage_errors(path):
             return {
-                (domain, split, shard): entry for domain, split, shard, entry in map(json.loads, whole.splitlines())
+                (domain, split, shard): entry
+                for domain, split, shard, entry in map(json.loads, whole.splitlines())
+                if not self._output.lost(shard_file((domain, split), shard), entry["zip_data"]["bytes"])
             }
 
     def _write_index(
