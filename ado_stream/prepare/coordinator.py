@@ -82,9 +82,14 @@ def prepare(config: PrepareConfig) -> Path | str:
     """
     by_path = config.domain_key is None
     found = find_input_files(config.inputs, "hash" if config.val_frac else "train", by_path, config.val)
+    given = None if config.tokenizer == BYTES or bpe_vocabulary(config.tokenizer) else load_tokenizer(config.tokenizer)
+    if given is not None and given.loses_characters:
+        found.notes.append(
+            f"tokenizer {given.name!r}: characters outside its vocabulary are left out of the text; "
+            "give its BPE an unknown token, or bytes"
+        )
     for note in (*found.notes, *(f"left out: {count:,} x {reason}" for reason, count in found.left_out.items())):
         _log.warning("%s", visible(note))
-    given = None if config.tokenizer == BYTES or bpe_vocabulary(config.tokenizer) else load_tokenizer(config.tokenizer)
     plan = Plan.of(config, found.files, given)
     result = config.local_out or config.out
     if config.on_ray:  # whose workers are in other folders

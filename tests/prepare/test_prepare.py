@@ -13,11 +13,13 @@ import shutil
 import subprocess
 import sys
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import tokenizers
 import xxhash
 
 import ado_stream as ado
@@ -542,6 +544,37 @@ def test_a_domain_that_is_named_as_the_folder_of_another_is_refused(tmp_path, wr
     config = _config([write_jsonl(tmp_path / "in.jsonl", texts)], tmp_path / "out", domain_key="set", executor=executor)
     with pytest.raises(ConfigError, match=rf"'{re.escape(names[0])}' and '{names[1]}' would have the same folder"):
         prepare(config)
+
+
+@pytest.mark.parametrize("packing", ["join", "best-fit"])
+def test_no_text_ends_a_document(tmp_path, write_jsonl, packing):
+    """Where the end token is a word of the vocabulary, and not special, a text may spell it."""
+    words = {"[UNK]": 0, "</s>": 1, "hello": 2, "world": 3}
+    tokenizer = tokenizers.Tokenizer(tokenizers.models.WordLevel(words, unk_token="[UNK]"))
+    tokenizer.pre_tokenizer = tokenizers.pre_tokenizers.WhitespaceSplit()
+    tokenizer.save(str(tmp_path / "tokenizer.json"))
+    texts = [{"text": text} for text in ("hello world", "hello </s> world", "</s>", "world")]
+    config = PrepareConfig(
+        (str(write_jsonl(tmp_path / "a.jsonl", texts)),), str(tmp_path / "out"), seq_len=1, packing=packing, workers=1,
+        tokenizer=str(tmp_path / "tokenizer.json"),
+    )  # fmt: skip
+    with pytest.raises(DataError, match=r"'a': the document that begins with 'hello </s> world': end token in the"):
+        prepare(config)
+    prepare(replace(config, skip_errors=True))
+    manifest = json.loads((tmp_path / "out/corpus.json").read_bytes())
+    assert manifest["refused"] == {"end token in the text": 2}
+    assert manifest["refused_bytes"] == {"end token in the text": 20}
+    assert (manifest["domains"]["a"]["documents"], manifest["domains"]["a"]["bytes"]) == (2, 16)
+    if packing == "join":
+        assert _tokens(tmp_path / "out", "a")[0].ravel().tolist() == [2, 3, 1, 3]
+
+
+def test_a_tokenizer_that_loses_characters_is_named_before_any_work(tmp_path, write_jsonl, caplog):
+    library = tokenizers.Tokenizer(tokenizers.models.BPE({"a": 0, "b": 1, "</s>": 2}, []))
+    library.save(str(tmp_path / "tokenizer.json"))
+    path = write_jsonl(tmp_path / "a.jsonl", [{"text": "abcba"}])
+    prepare(PrepareConfig((path,), tmp_path / "out", seq_len=1, tokenizer=str(tmp_path / "tokenizer.json"), workers=1))
+    assert "characters outside its vocabulary are left out of the text" in caplog.text
 
 
 def test_too_many_domains_point_to_the_key(tmp_path, monkeypatch):
