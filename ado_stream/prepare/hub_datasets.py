@@ -202,9 +202,11 @@ def _size(file: str) -> int:
 def _open_errors(data_set: DataSet) -> Iterator[None]:
     """Turns what the datasets library raises for a data set into ConfigError or StorageError."""
     from datasets.utils import logging as log
+    from huggingface_hub.utils import logging as hub_log
 
-    level = log.get_verbosity()
-    log.set_verbosity(log.CRITICAL)  # it logs what it raises
+    levels = log.get_verbosity(), hub_log.get_verbosity()
+    log.set_verbosity(log.CRITICAL)  # they log what they raise, and each of their retries at length
+    hub_log.set_verbosity(log.CRITICAL)  # type: ignore[no-untyped-call]
     try:
         yield
     except AdoStreamError:
@@ -216,4 +218,5 @@ def _open_errors(data_set: DataSet) -> Iterator[None]:
             f"{data_set}: cannot be opened: {reason}.\n  Check name, configuration, split and network."
         ) from error
     finally:
-        log.set_verbosity(level)
+        log.set_verbosity(levels[0])
+        hub_log.set_verbosity(levels[1])  # type: ignore[no-untyped-call]

@@ -5,6 +5,7 @@ The hub cannot be reached: folders stand in for it, by the same call of the libr
 
 import dataclasses
 import json
+import logging
 import shutil
 
 import datasets
@@ -237,6 +238,21 @@ def test_a_name_of_the_hub_is_pinned_to_the_revision_that_was_found(carded, monk
     assert str(shards[1][0]) == "hf:owner/tiny@c0ffee::train#00001"
     assert DataSet.parse(str(shards[1][0])) == shards[1][0]
     assert shards[1][0].domain == "tiny"
+
+
+def test_the_hubs_own_notes_on_its_retries_are_not_printed(monkeypatch):
+    """They are pages long."""
+    log, printed = logging.getLogger("huggingface_hub.utils._http"), []
+
+    def fail(*arguments, **options):
+        printed.append(log.isEnabledFor(logging.ERROR))
+        raise OSError("no network")
+
+    monkeypatch.setattr(datasets, "load_dataset_builder", fail)
+    with pytest.raises(StorageError, match="cannot be opened: no network"):
+        list(find_shards("hf:some/name", "train"))
+    assert printed == [False]
+    assert log.isEnabledFor(logging.ERROR)
 
 
 def test_a_network_that_fails_is_no_damage(carded, tmp_path, monkeypatch):
