@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TypedDict
 
 from ado_stream.durable import disk_errors
-from ado_stream.errors import ConfigError
+from ado_stream.errors import ConfigError, NotFound
 from ado_stream.json_files import check_type, decode_json
 from ado_stream.regular_files import read_regular
 from ado_stream.value_types import JsonObject
@@ -76,7 +76,7 @@ def data_set_of(file: Path, root: Path) -> DataSetFolder | None:
 
 @cache
 def open_folder(folder: Path) -> DataSetFolder | None:
-    """What `folder` says of itself; None where it is no data set. Raises ConfigError, DiskError."""
+    """What `folder` says of itself; None where it is no data set. Raises NotFound, ConfigError, DiskError."""
     if (folder / _STATE).exists() and (folder / _INFO).exists():
         return DataSetFolder(folder, {file: {""} for file in _saved_files(folder)})
     if (folder / _SPLITS).exists():
@@ -100,7 +100,13 @@ def _saved_files(folder: Path) -> list[Path]:
     with disk_errors(path, "Make it readable."):
         state = decode_json(read_regular(path), str(path), ConfigError)
     check_type(state, _State, str(path), ConfigError)
-    return [folder / file["filename"] for file in state["_data_files"]]
+    files = [folder / file["filename"] for file in state["_data_files"]]
+    for file in files:
+        if not file.exists():
+            raise NotFound(
+                f"{file}: no such file, but {path} lists it. Download the data set again, or give its files."
+            )
+    return files
 
 
 def _card(folder: Path) -> JsonObject | None:

@@ -3,7 +3,7 @@
 import datasets
 import pytest
 
-from ado_stream.errors import ConfigError
+from ado_stream.errors import ConfigError, NotFound
 from ado_stream.prepare.input_files import find_input_files
 
 CARD = """---
@@ -108,3 +108,11 @@ def test_a_card_that_is_not_yaml_is_named(tmp_path):
     (tmp_path / "README.md").write_text("---\nconfigs: [\n---\n")
     with pytest.raises(ConfigError, match=r"README\.md: not YAML"):
         _found(tmp_path)
+
+
+def test_a_listed_file_that_is_not_there_is_named(tmp_path):
+    """Of a download that was not finished; the library refuses it, too."""
+    datasets.Dataset.from_dict({"text": [*"abcdef"]}).save_to_disk(tmp_path / "tiny", num_shards=3)
+    (tmp_path / "tiny" / "data-00001-of-00003.arrow").unlink()
+    with pytest.raises(NotFound, match=r"data-00001-of-00003\.arrow: no such file, but .*state\.json lists it"):
+        _found(tmp_path / "tiny")
