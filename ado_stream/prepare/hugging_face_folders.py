@@ -17,11 +17,12 @@ from ado_stream.errors import ConfigError, NotFound
 from ado_stream.json_files import check_type, decode_json
 from ado_stream.regular_files import read_regular
 from ado_stream.value_types import JsonObject
-from ado_stream.yaml_files import parse_yaml
+from ado_stream.yaml_files import parse_front_matter
 
 TRAIN, HELD_OUT = "training", "held-out"
 _INFO, _STATE, _SPLITS, _CARD = "dataset_info.json", "state.json", "dataset_dict.json", "README.md"
 _CARD_BEGIN = re.compile(rb"---\r?\n(.*?)^---\s*$", re.DOTALL | re.MULTILINE)
+_MOST_PATTERNS = 100_000  # the aliases of a kilobyte may stand for a billion
 _WORD = r"(?:^|[-._ 0-9/])(?:{})(?=$|[-._ 0-9/])"
 _TRAIN_NAME = re.compile(_WORD.format("train|training"))
 _HELD_OUT_NAME = re.compile(_WORD.format("validation|valid|val|dev|test|testing|eval|evaluation|heldout|holdout"))
@@ -85,7 +86,11 @@ def open_folder(folder: Path) -> DataSetFolder | None:
             return DataSetFolder(folder, {file: {part.name} for part in parts for file in _saved_files(part)})
     card = _card(folder)
     listed = dict[Path, set[str]]()
-    for split, pattern in _patterns(card or {}):
+    for number, (split, pattern) in enumerate(_patterns(card or {})):
+        if number == _MOST_PATTERNS:
+            raise ConfigError(
+                f"{folder / _CARD}: over {_MOST_PATTERNS:,} patterns of files. Give the files themselves."
+            )
         for file in _matches(folder, pattern):
             listed.setdefault(file, set()).add(split)
     if listed:
@@ -118,7 +123,8 @@ def _card(folder: Path) -> JsonObject | None:
         found = _CARD_BEGIN.match(read_regular(path))
     if found is None:
         return None
-    return parse_yaml(found[1], str(path), "card") if found[1].strip() else {}
+    card = parse_front_matter(found[1], str(path))
+    return card if isinstance(card, dict) else {}
 
 
 def _patterns(card: JsonObject) -> Iterator[tuple[str, str]]:

@@ -116,3 +116,16 @@ def test_a_listed_file_that_is_not_there_is_named(tmp_path):
     (tmp_path / "tiny" / "data-00001-of-00003.arrow").unlink()
     with pytest.raises(NotFound, match=r"data-00001-of-00003\.arrow: no such file, but .*state\.json lists it"):
         _found(tmp_path / "tiny")
+
+
+def test_a_card_of_thousands_of_configurations_is_read_and_one_of_a_billion_is_refused(tmp_path):
+    _write(tmp_path, "de/x.jsonl", "en/x.jsonl", "en/y.jsonl")
+    configs = "".join(f"- {{config_name: c{n}, data_files: {n}/*.jsonl}}\n" for n in range(4000))
+    card = "---\nconfigs:\n{}- {{config_name: en, data_files: [{{split: quiz, path: en/y.jsonl}}, en/x.jsonl]}}\n---\n"
+    (tmp_path / "README.md").write_text(card.format(configs))
+    assert _found(tmp_path)[0] == ["en/x.jsonl"]
+    paths = ", ".join(["q"] * 99)
+    first = f"- &first {{data_files: [{{path: &paths [{paths}]}}, {', '.join(['{path: *paths}'] * 99)}]}}"
+    (tmp_path / "README.md").write_text("\n".join(["---", "configs:", first, *["- *first"] * 99, "---", ""]))
+    with pytest.raises(ConfigError, match=r"README\.md: over 100,000 patterns"):
+        _found(tmp_path)
