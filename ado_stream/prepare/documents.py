@@ -26,6 +26,7 @@ from ado_stream.prepare.record_errors import RecordErrors
 from ado_stream.value_types import JsonObject
 
 PIECE_BYTES = 4 << 20
+_LFS_POINTER = b"version https://git-lfs.github.com/spec/"
 _MOST_NULS = 32  # one in as many bytes
 _SHOWN_KEYS, _SHOWN_DEPTH = 20, 3  # of a record's keys in an error message
 
@@ -159,6 +160,9 @@ def _read_text(file: InputFile, errors: RecordErrors) -> Document | None:
         return None
     if not text:
         errors.add_empty()
+        return None
+    if utf8.startswith(_LFS_POINTER):
+        errors.add(file.path, "a Git LFS pointer, not the text", "", "Fetch the file: git lfs pull.", file.size_bytes)
         return None
     if utf8.count(0) * _MOST_NULS > len(utf8):  # English in UTF-16 is valid UTF-8, with a NUL after each letter
         detail = " (NUL bytes: UTF-16, or no text at all)"

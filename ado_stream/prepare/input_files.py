@@ -38,6 +38,11 @@ KINDS = {
     ".arrow": "arrow",
 }
 _GIVEN_ALONE = {".json": "lines"}  # below a folder these are more often settings
+_UNFIT = {  # names of folders that say that not all files beside them are of use
+    "_temporary": "a job has not finished writing there",
+    "_delta_log": "a Delta table keeps files whose rows were replaced",
+    ".hoodie": "a Hudi table keeps files whose rows were replaced",
+}
 _PART_BYTES, _NUM_PARTS = 1 << 16, 16  # of a large file's content that stand for it
 _UNREADABLE = "Make it readable, or leave it out."
 
@@ -259,6 +264,11 @@ def _walk(root: Path, left_out: Counter[str]) -> Iterator[Path]:
                 continue
             entered.add(identity)
             for entry in sorted(entries, key=lambda entry: os.fsencode(entry.name)):
+                if entry.name in _UNFIT and entry.is_dir():
+                    raise ConfigError(
+                        f"{folder}: {_UNFIT[entry.name]} ({entry.name} is in it).\n"
+                        "  Write its rows to another folder, or give its files one by one."
+                    )
                 if entry.name.startswith("."):
                     left_out["hidden file or folder"] += 1
                 elif entry.is_dir():

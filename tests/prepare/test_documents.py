@@ -170,6 +170,13 @@ def test_names_may_hold_dots_at_every_level(tmp_path, kind, key, record, text):
     assert [document.text for document in _read(path, _keys(key))[0]] == [text]
 
 
+def test_a_pointer_of_git_lfs_is_no_text(tmp_path):
+    path = tmp_path / "t.txt"
+    path.write_text("version https://git-lfs.github.com/spec/v1\noid sha256:1f\nsize 3\n")
+    with pytest.raises(DataError, match=r"t\.txt: a Git LFS pointer, not the text"):
+        _read(path, _keys())
+
+
 def test_a_key_that_a_record_has_twice_is_an_error_where_it_is_looked_up(tmp_path):
     bad = [b'{"text": "a", "text": "b"}', b'{"text": "a", "m": {"d": "x", "d": "y"}}']
     good = [
