@@ -29,7 +29,7 @@ from ado_stream.corpus.manifest import (
     domain_fingerprint,
     domain_folder,
 )
-from ado_stream.corpus.places import local_folder, read_tokenizer, user_cache
+from ado_stream.corpus.places import LISTED_ENDINGS, local_folder, read_tokenizer, user_cache
 from ado_stream.corpus.tokenizer import Tokenizer, load_tokenizer
 from ado_stream.errors import ConfigError
 from ado_stream.json_files import check_type
@@ -42,8 +42,6 @@ from ado_stream.stream.mds_index import TOKEN_COLUMN
 from ado_stream.stream.open_indexes import open_indexes
 from ado_stream.stream.sample_index import SampleIndex
 from ado_stream.yaml_files import parse_yaml
-
-_ENDINGS = (".yaml", ".yml")
 
 
 class ListedDomain(TypedDict):
@@ -78,7 +76,7 @@ class ListedCorpus:
 
 def is_listed(url: str | os.PathLike[str]) -> bool:
     """Whether this names a corpus.yaml, and not the folder of a prepared corpus."""
-    return os.fspath(url).endswith(_ENDINGS)
+    return os.fspath(url).endswith(LISTED_ENDINGS)
 
 
 def open_listed(url: str, cache_dir: str | None = None) -> ListedCorpus:

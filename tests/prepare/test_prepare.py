@@ -501,6 +501,8 @@ def test_a_spool_is_opened_when_its_shard_is_full_or_memory_is(pile, tmp_path, t
         ({"skip_errors": "no"}, "skip_errors is 'no'; expected true or false"),
         ({"out": ""}, "out is ''; expected a path"),
         ({"out": "a\0b"}, "no path holds a NUL"),
+        ({"out": "a.yaml/"}, "out is 'a.yaml/': that names the list of a corpus.yaml"),
+        ({"out": "s3://b/a.yml"}, "out is 's3://b/a.yml': that names the list"),
         ({"inputs": ()}, "no input"),
         ({"inputs": ("",)}, "inputs is ''; expected a path"),
         ({"inputs": None}, "inputs is None; expected paths"),
