@@ -95,10 +95,9 @@ def find_shards(text: str, split: str) -> Iterator[tuple[DataSet, int, str]]:
         yield replace(named, revision=opened.revision, shard=number), size_bytes, opened.stamp
 
 
-def local_files(path: str) -> list[str]:
-    """The files of this machine that hold the split of the shard at `path`; [] where any of it is elsewhere."""
-    files = _open(replace(DataSet.parse(path), shard=None)).files
-    return files if all(map(os.path.isfile, files)) else []
+def files_of(path: str) -> list[str]:
+    """The files that hold the split of the shard at `path`, paths or URLs, as far as they are known."""
+    return _open(replace(DataSet.parse(path), shard=None)).files
 
 
 def record_blocks(
@@ -165,7 +164,10 @@ def _open(data_set: DataSet) -> _Opened:
         with slow_notice(f"the Hugging Face hub, data set {data_set.name!r}"):
             builder = datasets.load_dataset_builder(data_set.name, data_set.config, revision=data_set.revision)
             rows = builder.as_streaming_dataset(split=data_set.split)
-    files = (builder.config.data_files or {}).get(data_set.split)
+    splits = builder.config.data_files or {}
+    if splits and data_set.split not in splits:  # the library joins splits that are named with a plus, or "all"
+        raise ConfigError(f"{data_set}: more than one split. Give each as an input; there are: {', '.join(splits)}.")
+    files = splits.get(data_set.split)
     origins = getattr(files, "origin_metadata", [])
     sizes = [_size(file) for file in files or ()]
     if len(sizes) != rows.num_shards:

@@ -163,19 +163,20 @@ def content_hash(paths: Iterable[str]) -> str:
     return content.hexdigest()
 
 
-def _local_files(source: str, kind: str) -> list[str]:
-    return hub_datasets.local_files(source) if kind == "hf" else [source]
+def _files(source: str, kind: str) -> list[str]:
+    return hub_datasets.files_of(source) if kind == "hf" else [source]
 
 
 @lru_cache(maxsize=8)  # the shards of a split come one after another
 def _identities(source: str, kind: str) -> frozenset[object]:
-    return frozenset(map(file_id, _local_files(source, kind))) or frozenset([source])  # of the hub
+    files = _files(source, kind) or [source]
+    return frozenset(file_id(file) if os.path.exists(file) else file for file in files)
 
 
 @lru_cache(maxsize=8)
 def _content(source: str, kind: str) -> str:
-    files = _local_files(source, kind)
-    return content_hash(files) if files else ""
+    files = _files(source, kind)
+    return content_hash(files) if files and all(map(os.path.exists, files)) else ""
 
 
 def _find_files(
