@@ -229,9 +229,9 @@ def _column_path(path: str, schema: Any, key: str) -> list[str]:
             if len(named) > 1:
                 columns = ", ".join(_leaves(schema))
                 raise ConfigError(f"{path}: {len(named)} columns for key {name!r}; columns: {columns}.\n  Rename one.")
-            if named and not rest:
+            if named and rest is None:
                 return [name]
-            inner = find(_fields(named[0]), rest) if named else None
+            inner = find(_fields(named[0]), rest) if named and rest is not None else None
             if inner is not None:
                 return [name, *inner]
         return None

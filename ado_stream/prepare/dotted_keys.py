@@ -8,9 +8,9 @@ from collections.abc import Iterator
 MISSING = object()
 
 
-def splits(key: str) -> Iterator[tuple[str, str]]:
-    """(first name, the rest) in every way, the longest name first: the rest is "" there."""
-    yield key, ""
+def splits(key: str) -> Iterator[tuple[str, str | None]]:
+    """(first name, the rest) in every way, the longest name first: there is no rest there, None."""
+    yield key, None
     end = key.rfind(".")
     while end >= 0:
         yield key[:end], key[end + 1 :]
@@ -28,6 +28,6 @@ def lookup(record: object, key: str) -> object:
     if not isinstance(record, dict):
         return MISSING
     for name, rest in splits(key):
-        if name in record and (found := lookup(record[name], rest) if rest else record[name]) is not MISSING:
+        if name in record and (found := record[name] if rest is None else lookup(record[name], rest)) is not MISSING:
             return found
     return MISSING

@@ -156,6 +156,8 @@ NESTED = [
     ("m.a.b", {"m.a": {"c": "other"}, "m": {"a.b": "there"}}, "there"),
     ("m.a.b.c", {"m": {"a.b": {"c": "there"}}}, "there"),
     ("m.a.b.c", {"m.a": {"b.c": "there"}}, "there"),
+    ("m.", {"m.": "there", "m": "other"}, "there"),
+    ("m.", {"m": {"": "there"}}, "there"),
 ]
 
 
