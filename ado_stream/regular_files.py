@@ -36,6 +36,12 @@ def check_regular(path: str | os.PathLike[str], status: os.stat_result) -> None:
         raise OSError(errno.EINVAL, "not a regular file", os.fspath(path))
 
 
+def file_id(path: str | os.PathLike[str]) -> tuple[int, int]:
+    """The same for two paths exactly when they name one file."""
+    status = os.stat(path)
+    return status.st_dev, status.st_ino
+
+
 def _open(path: str, flags: int, pipe: bool) -> int:
     descriptor = os.open(path, flags | os.O_NONBLOCK, 0o666)  # else a FIFO waits here for its other end
     try:

@@ -44,6 +44,17 @@ def parse_yaml(data: bytes, where: str, kind: str, resolve: bool = False) -> Jso
     return {str(key): value for key, value in values.items()}
 
 
+def parse_front_matter(data: bytes, where: str) -> object:
+    """The YAML value in `data`, of a file that is no config of ours: of any length and shape. Raises ConfigError.
+
+    Aliases are shared and not copied, so that a few bytes may stand for more than can be walked.
+    """
+    import yaml
+
+    with _yaml_errors(f"{where}: not YAML"):
+        return yaml.load(data, getattr(yaml, "CSafeLoader", yaml.SafeLoader))
+
+
 def parse_assignments(words: Sequence[str], kind: str, example: str) -> JsonObject:
     """The mapping of words such as "train.steps=300": dotted keys, values as YAML. Raises ConfigError.
 

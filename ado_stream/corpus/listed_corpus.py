@@ -29,21 +29,19 @@ from ado_stream.corpus.manifest import (
     domain_fingerprint,
     domain_folder,
 )
-from ado_stream.corpus.places import local_folder, read_tokenizer, user_cache
+from ado_stream.corpus.places import LISTED_ENDINGS, local_folder, read_tokenizer, user_cache
 from ado_stream.corpus.tokenizer import Tokenizer, load_tokenizer
 from ado_stream.errors import ConfigError
 from ado_stream.json_files import check_type
 from ado_stream.option_checks import one_of, refuse_unknown, whole
 from ado_stream.storage.download import download_bytes
 from ado_stream.storage.slow_notice import slow_notice
-from ado_stream.stream.domain import Domain, as_domains, domain_source
+from ado_stream.stream.domain import Domain, as_domains
 from ado_stream.stream.flat_index import FlatIndex
 from ado_stream.stream.mds_index import TOKEN_COLUMN
 from ado_stream.stream.open_indexes import open_indexes
 from ado_stream.stream.sample_index import SampleIndex
 from ado_stream.yaml_files import parse_yaml
-
-_ENDINGS = (".yaml", ".yml")
 
 
 class ListedDomain(TypedDict):
@@ -78,7 +76,7 @@ class ListedCorpus:
 
 def is_listed(url: str | os.PathLike[str]) -> bool:
     """Whether this names a corpus.yaml, and not the folder of a prepared corpus."""
-    return os.fspath(url).endswith(_ENDINGS)
+    return os.fspath(url).endswith(LISTED_ENDINGS)
 
 
 def open_listed(url: str, cache_dir: str | None = None) -> ListedCorpus:
@@ -100,13 +98,12 @@ def open_listed(url: str, cache_dir: str | None = None) -> ListedCorpus:
         for split, path in zip(SPLITS, (entry["path"], entry.get("val")), strict=True):
             if path is not None:
                 domains[split].append(_domain(name, entry, _resolved(folder, path), cache_dir))
-    _refuse_trained(domains, url)
+    indexes = {split: _opened(domains[split], given["seq_len"]) for split in SPLITS}
+    _refuse_trained(indexes, url)
     entries: dict[str, DomainEntry] = {}
     for split in SPLITS:
-        if domains[split]:
-            checked = as_domains(domains[split])
-            for index in open_indexes(checked, TOKEN_COLUMN, None, seq_len=given["seq_len"]):
-                _add(entries, index, split, given)
+        for index in indexes[split]:
+            _add(entries, index, split, given)
     manifest: Manifest = {
         "version": MANIFEST_VERSION,
         "seq_len": given["seq_len"],
@@ -168,18 +165,18 @@ def _domain(name: str, entry: ListedDomain, path: str, cache_dir: str | None) ->
     )
 
 
-def _refuse_trained(domains: dict[str, list[Domain]], url: str) -> None:
-    """Raises ConfigError for held-out data that are in the training data, by their places."""
-    trained = [(domain, domain_source(domain)) for domain in domains["train"]]
-    for held in domains["val"]:
-        place = domain_source(held)
-        for domain, source in trained:  # a folder of token files is read at any depth
-            is_within = "mds" not in (held.format, domain.format) and (
-                place.startswith(f"{source}/") or source.startswith(f"{place}/")
-            )
-            if place == source or is_within:
+def _opened(domains: list[Domain], seq_len: int) -> list[SampleIndex]:
+    return open_indexes(as_domains(domains), TOKEN_COLUMN, None, seq_len=seq_len) if domains else []
+
+
+def _refuse_trained(indexes: dict[str, list[SampleIndex]], url: str) -> None:
+    """Raises ConfigError for held-out data that are in the training data, by another path or as a copy with hashes."""
+    trained = {each: index.name for index in indexes["train"] for each in index.data_ids()}
+    for held in indexes["val"]:
+        for each, place in held.data_ids().items():
+            if each in trained:
                 raise ConfigError(
-                    f"{url}: domain '{held.name}': val, {place}, is in the path of domain '{domain.name}', {source}.\n"
+                    f"{url}: domain '{held.name}': val, {place}, is in the path of domain '{trained[each]}', too.\n"
                     "  What is held out must not be trained on: move it, or leave val out."
                 )
 

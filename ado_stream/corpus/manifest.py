@@ -12,7 +12,7 @@ among its `tokens`, cut_documents, and cut_by_joining, as many as joining would 
 of a domain are those read, both splits together. `tokens` are those stored, samples times seq_len + 1;
 `dropped_tokens` did not fill a last sample. A domain's `fingerprint` hashes the hashes of its shards, the corpus'
 hashes the domains', so a change of any shard changes both; `source` hashes the settings, a given tokenizer's content,
-and the input files' names, sizes and times.
+and the input files' names, sizes, times and content.
 """
 
 import json

@@ -12,6 +12,7 @@ from ado_stream.errors import ConfigError, NotFound
 from ado_stream.storage import download
 
 SCHEMES = ("s3", "gs", "azure", "azure-dl", "oci", "hf", "sftp", "dbfs", "alipan")  # of streaming's clients
+LISTED_ENDINGS = (".yaml", ".yml")  # of the names of listed corpora
 _SCHEME = re.compile(  # or what is meant to be one, as in s3:b or s3//b; not the C of C:/
     rf"\s*(?:([^/]{{2,}}?)\s*:(?=/)|({'|'.join(SCHEMES)}|file)\s*(?=:|\W?//))", re.IGNORECASE
 )

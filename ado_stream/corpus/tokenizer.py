@@ -49,6 +49,7 @@ class Tokenizer(ABC):
     name: str
     vocab_size: int
     end_id: int
+    loses_characters = False  # text may be without ids, and without a word
     fim_tokens: tuple[int, int, int] | None = None  # prefix, suffix and middle of fill-in-the-middle, where it has them
 
     @property
@@ -131,6 +132,7 @@ class HuggingFaceTokenizer(Tokenizer):
                 f"tokenizer {name!r}: its BPE has dropout {spec['model']['dropout']}, so that its ids are random.\n"
                 "  Set 'dropout' to null in its tokenizer.json."
             )
+        self.loses_characters = _loses_characters(spec)
         self._fast = BpeEncoder(tokenizer, self.dtype) if can_encode(spec) else None
 
     @property
@@ -250,6 +252,18 @@ def _loaded(spec: str, tokenizer: "HuggingFace", config: JsonObject) -> Tokenize
     return HuggingFaceTokenizer(tokenizer, _end_token(spec, tokenizer, config), name)
 
 
+def _loses_characters(spec: JsonObject) -> bool:
+    """Whether text has characters that the library leaves out: of a BPE alone, the other models raise an error."""
+    from tokenizers.pre_tokenizers import ByteLevel
+
+    model, parts = spec["model"], json.dumps([spec["normalizer"], spec["pre_tokenizer"]])
+    if model["type"] != "BPE" or model.get("unk_token") is not None:
+        return False
+    by_byte = [f"<0x{byte:02X}>" for byte in range(256)] if model.get("byte_fallback") else ["\0"]
+    spelled = ByteLevel.alphabet() if '"ByteLevel"' in parts else by_byte
+    return not model["vocab"].keys() >= {*spelled}
+
+
 @contextmanager
 def _library_errors(name: str, advice: str, error_type: type[AdoStreamError] = ConfigError) -> Iterator[None]:
     """Turns any error of the tokenizers library into `error_type`: bare Exception, or a panic of its Rust code."""
@@ -277,7 +291,7 @@ def _config_beside(path: Path) -> JsonObject:
 def _end_token(spec: str, tokenizer: "HuggingFace", config: JsonObject) -> str:
     token = config.get("eos_token")
     if isinstance(token, dict):
-        token = token.get("content")
+        token = token.get("content") or token
     if token is not None and not isinstance(token, str):
         raise ConfigError(
             f"tokenizer {spec!r}: 'eos_token' in its {TOKENIZER_CONFIG_NAME} is {token!r}; expected one token's text."

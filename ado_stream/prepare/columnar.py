@@ -14,6 +14,7 @@ from itertools import islice
 from typing import Any, TypeAlias
 
 from ado_stream.errors import AdoStreamError, ConfigError, DataError
+from ado_stream.prepare.dotted_keys import splits
 from ado_stream.prepare.record_errors import RecordErrors
 from ado_stream.storage.decompress import is_bomb
 
@@ -220,30 +221,38 @@ def _arrow_file(path: str, keys: list[str]) -> Iterator[Any]:
 
 
 def _column_path(path: str, schema: Any, key: str) -> list[str]:
-    """[column, field of it, ...] of a dotted key; a column whose name contains the dots has precedence."""
+    """[column, field of it, ...] of a dotted key."""
+
+    def find(fields: list[Any], key: str) -> list[str] | None:
+        for name, rest in splits(key):
+            named = [field.type for field in fields if field.name == name]
+            if len(named) > 1:
+                columns = ", ".join(_leaves(schema))
+                raise ConfigError(f"{path}: {len(named)} columns for key {name!r}; columns: {columns}.\n  Rename one.")
+            if named and rest is None:
+                return [name]
+            inner = find(_fields(named[0]), rest) if named and rest is not None else None
+            if inner is not None:
+                return [name, *inner]
+        return None
+
+    found = find(list(schema), key)
+    if found is None:
+        raise ConfigError(f"{path}: no column for key {key!r}; columns: {', '.join(_leaves(schema))}.")
+    return found
+
+
+def _fields(kind: Any) -> list[Any]:
+    """Those of a struct."""
     import pyarrow as pa
 
-    names = [key] if key in schema.names else key.split(".")
-    fields: list[Any] = list(schema)
-    for name in names:
-        named = [field.type for field in fields if field.name == name]
-        if len(named) != 1:
-            columns = ", ".join(_leaves(schema))
-            if not named:
-                raise ConfigError(f"{path}: no column for key {key!r}; columns: {columns}.")
-            raise ConfigError(f"{path}: {len(named)} columns for key {key!r}; columns: {columns}.\n  Rename one.")
-        (kind,) = named
-        fields = [kind.field(n) for n in range(kind.num_fields)] if pa.types.is_struct(kind) else []
-    return names
+    return [kind.field(n) for n in range(kind.num_fields)] if pa.types.is_struct(kind) else []
 
 
 def _leaves(fields: Any, prefix: str = "") -> Iterator[str]:
     """The dotted names of all columns, those inside of structs too."""
-    import pyarrow as pa
-
     for field in fields:
-        if pa.types.is_struct(field.type):
-            inner = [field.type.field(n) for n in range(field.type.num_fields)]
+        if inner := _fields(field.type):
             yield from _leaves(inner, f"{prefix}{field.name}.")
         else:
             yield prefix + field.name
@@ -265,12 +274,26 @@ def _values(path: str, batch: Any, key: str) -> list[object]:
         values = array.to_pylist()
         return values
     except pa.ArrowInvalid:
-        as_bytes = {pa.string(): pa.binary(), pa.large_string(): pa.large_binary()}
-        if array.type not in as_bytes:
+        if (texts := _as_bytes(array)) is None:
             raise
-        array = array.view(as_bytes[array.type])
+        array = texts
         array.validate(full=True)
         return [None if value is None else _text_or_not(value) for value in array.to_pylist()]
+
+
+def _as_bytes(array: Any) -> Any:
+    """An array of texts as one of bytes, None of another. Raises ArrowInvalid for indices out of bounds."""
+    import pyarrow as pa
+
+    if pa.types.is_dictionary(array.type):
+        texts = _as_bytes(array.dictionary)
+        return None if texts is None else pa.DictionaryArray.from_arrays(array.indices, texts)
+    as_bytes = {
+        pa.string(): pa.binary(),
+        pa.large_string(): pa.large_binary(),
+        pa.string_view(): pa.binary_view(),
+    }
+    return array.view(as_bytes[array.type]) if array.type in as_bytes else None
 
 
 def _text_or_not(value: bytes) -> str | NotUtf8:
@@ -288,5 +311,6 @@ def _arrow_errors(path: str) -> Iterator[None]:
     except (AdoStreamError, FileNotFoundError, PermissionError):
         raise
     except Exception as error:
-        reason = str(error).partition("\n")[0]
-        raise DataError(f"{path}: cannot be read: {reason}.\n  The file is damaged. Download it again.") from error
+        reason = str(error).partition("\n")[0].rstrip(".")
+        advice = "Decrypt the file." if "crypt" in reason else "The file is damaged. Download it again."
+        raise DataError(f"{path}: cannot be read: {reason}.\n  {advice}") from error

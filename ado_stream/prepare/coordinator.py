@@ -82,9 +82,14 @@ def prepare(config: PrepareConfig) -> Path | str:
     """
     by_path = config.domain_key is None
     found = find_input_files(config.inputs, "hash" if config.val_frac else "train", by_path, config.val)
+    given = None if config.tokenizer == BYTES or bpe_vocabulary(config.tokenizer) else load_tokenizer(config.tokenizer)
+    if given is not None and given.loses_characters:
+        found.notes.append(
+            f"tokenizer {given.name!r}: characters outside its vocabulary are left out of the text; "
+            "give its BPE an unknown token, or bytes"
+        )
     for note in (*found.notes, *(f"left out: {count:,} x {reason}" for reason, count in found.left_out.items())):
         _log.warning("%s", visible(note))
-    given = None if config.tokenizer == BYTES or bpe_vocabulary(config.tokenizer) else load_tokenizer(config.tokenizer)
     plan = Plan.of(config, found.files, given)
     result = config.local_out or config.out
     if config.on_ray:  # whose workers are in other folders
@@ -138,7 +143,19 @@ class _Coordinator:
             self.pool.check_shared([self.work / PLAN_NAME, *inputs[:1]])
             self._hash_validation_text()
             tokenizer = self._make_tokenizer()
-            return self._pack(tokenizer)
+            manifest = self._pack(tokenizer)
+            self._check_unchanged()
+            return manifest
+
+    def _check_unchanged(self) -> None:
+        """Raises ConfigError when a file was written to while it was read: what was read is neither text."""
+        for file in self.files:
+            if file.kind == "hf":
+                continue
+            status = os.stat(file.path)
+            if (status.st_size, status.st_mtime_ns) != (file.size_bytes, file.stamp):
+                clear(self.work)
+                raise ConfigError(f"{file.path}: changed while it was read. Run the command again when it is whole.")
 
     def _hash_validation_text(self) -> None:
         """Writes the sorted hashes of all documents of --val, by which workers recognise them among the others."""

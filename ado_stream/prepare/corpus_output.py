@@ -45,6 +45,10 @@ class CorpusOutput(ABC):
     def publish(self, name: str) -> None:
         """Takes over the complete file at `local_path(name)`."""
 
+    def lost(self, name: str, num_bytes: int) -> bool:
+        """Whether the file `name`, of `num_bytes`, which an earlier run published, is known to be gone."""
+        return False
+
     @abstractmethod
     def complete(self, manifest: bytes) -> None:
         """Makes all published files visible under their names, and corpus.json last."""
@@ -76,6 +80,10 @@ class LocalOutput(CorpusOutput):
 
     def publish(self, name: str) -> None:
         """Nothing to do before the corpus is whole."""
+
+    def lost(self, name: str, num_bytes: int) -> bool:
+        path = self._staging / name
+        return not path.is_file() or path.stat().st_size != num_bytes
 
     def complete(self, manifest: bytes) -> None:
         for path in sorted(self._staging.iterdir()):

@@ -9,13 +9,15 @@ name and read by the worker.
 
 import codecs
 import json
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import groupby, islice
 
 import xxhash
 
 from ado_stream.prepare.columnar import NotUtf8, RowRange, cut_rows, read_rows
+from ado_stream.prepare.dotted_keys import MISSING, lookup, names_in
 from ado_stream.prepare.hub_datasets import RecordBlock, record_blocks
 from ado_stream.prepare.input_files import InputFile
 from ado_stream.prepare.line_blocks import MAX_LINE_BYTES, LineBlock, line_blocks
@@ -24,7 +26,8 @@ from ado_stream.prepare.record_errors import RecordErrors
 from ado_stream.value_types import JsonObject
 
 PIECE_BYTES = 4 << 20
-_MISSING = object()
+_LFS_POINTER = b"version https://git-lfs.github.com/spec/"
+_MOST_NULS = 32  # one in as many bytes
 _SHOWN_KEYS, _SHOWN_DEPTH = 20, 3  # of a record's keys in an error message
 
 
@@ -104,13 +107,15 @@ def _group_texts(files: Iterable[InputFile]) -> Iterator[Piece]:
 def _from_lines(
     file: InputFile, block: LineBlock, config: PrepareConfig, errors: RecordErrors
 ) -> Iterator[Document | None]:
+    names = set[str]().union(*map(names_in, config.keys))
+    decoder = json.JSONDecoder(object_pairs_hook=partial(_unique, names))
     for number, line in enumerate(block.data.split(b"\n"), start=block.first_line):
         where = f"{file.path}:{number}"
         line = line.removeprefix(codecs.BOM_UTF8)
         if not line.strip():
             continue
         try:
-            record = json.loads(line.decode())
+            record = decoder.decode(line.decode())
         except UnicodeDecodeError as error:
             detail = f" at byte {error.start} of the line"
             errors.add(where, "invalid UTF-8", detail, "Convert the file to UTF-8.", len(line))
@@ -118,6 +123,17 @@ def _from_lines(
             errors.add(where, "unreadable line", f" ({error})", "Expected one JSON object per line.", len(line))
         else:
             yield _from_record(_Place(where, file, record, len(line)), config, errors)
+
+
+def _unique(names: Collection[str], pairs: list[tuple[str, object]]) -> JsonObject:
+    """A JSON object that has each of `names` once: json.loads alone would keep the last."""
+    value = dict(pairs)
+    if len(value) != len(pairs):
+        found = [name for name, _ in pairs if name in names]
+        for name in found:
+            if found.count(name) > 1:
+                raise ValueError(f"{name!r} is given twice")
+    return value
 
 
 def _from_rows(
@@ -142,6 +158,13 @@ def _read_text(file: InputFile, errors: RecordErrors) -> Document | None:
     if not text:
         errors.add_empty()
         return None
+    if utf8.startswith(_LFS_POINTER):
+        errors.add(file.path, "a Git LFS pointer, not the text", "", "Fetch the file: git lfs pull.", file.size_bytes)
+        return None
+    if utf8.count(0) * _MOST_NULS > len(utf8):  # English in UTF-16 is valid UTF-8, with a NUL after each letter
+        detail = " (NUL bytes: UTF-16, or no text at all)"
+        errors.add(file.path, "invalid UTF-8", detail, "Convert the file to UTF-8.", file.size_bytes)
+        return None
     return Document.of(text, utf8, file.domain, file.split)
 
 
@@ -161,8 +184,8 @@ class _Place:
 
 
 def _from_record(place: _Place, config: PrepareConfig, errors: RecordErrors) -> Document | None:
-    text = _lookup(place.record, config.text_key)
-    domain = place.file.domain if config.domain_key is None else _lookup(place.record, config.domain_key)
+    text = lookup(place.record, config.text_key)
+    domain = place.file.domain if config.domain_key is None else lookup(place.record, config.domain_key)
     return _document(place, text, domain, config, errors)
 
 
@@ -198,10 +221,10 @@ def _document(
 
 def _found(value: object, record: object) -> str:
     """What was found instead of a text, for an error message: its kind, or the record's keys."""
-    if value is _MISSING and isinstance(record, dict):
+    if value is MISSING and isinstance(record, dict):
         keys = list(islice(_dotted(record), _SHOWN_KEYS + 1))
         return f"; keys: {', '.join(keys[:_SHOWN_KEYS])}{', ...' if len(keys) > _SHOWN_KEYS else ''}"
-    whole = value is _MISSING
+    whole = value is MISSING
     value = record if whole else value
     kinds = {bool: "a boolean", int: "a number", float: "a number", str: "text" if whole else "an empty text",
              bytes: "binary data", list: "a list", dict: "an object"}  # fmt: skip
@@ -217,14 +240,3 @@ def _dotted(record: JsonObject, prefix: str = "") -> Iterator[str]:
             yield from _dotted(value, f"{prefix}{key}.")
         else:
             yield f"{prefix}{key}"
-
-
-def _lookup(record: object, key: str) -> object:
-    """The value at a dotted key, or _MISSING; a key that contains the dots itself has precedence."""
-    if isinstance(record, dict) and key in record:
-        return record[key]
-    for part in key.split("."):
-        if not isinstance(record, dict) or part not in record:
-            return _MISSING
-        record = record[part]
-    return record

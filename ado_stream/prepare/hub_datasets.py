@@ -16,6 +16,7 @@ from typing import Any
 
 from ado_stream.corpus.manifest import json_hash
 from ado_stream.errors import AdoStreamError, ConfigError, DataError, StorageError
+from ado_stream.prepare.dotted_keys import splits
 from ado_stream.prepare.record_errors import RecordErrors
 from ado_stream.storage.slow_notice import slow_notice
 from ado_stream.value_types import JsonObject
@@ -82,6 +83,7 @@ class _Opened:
     revision: str | None
     stamp: str
     shard_bytes: list[int]  # of each shard, as far as it is known
+    files: list[str]  # that it is read from, paths or URLs
 
 
 def find_shards(text: str, split: str) -> Iterator[tuple[DataSet, int, str]]:
@@ -91,6 +93,11 @@ def find_shards(text: str, split: str) -> Iterator[tuple[DataSet, int, str]]:
     opened = _open(named)
     for number, size_bytes in enumerate(opened.shard_bytes):
         yield replace(named, revision=opened.revision, shard=number), size_bytes, opened.stamp
+
+
+def files_of(path: str) -> list[str]:
+    """The files that hold the split of the shard at `path`, paths or URLs, as far as they are known."""
+    return _open(replace(DataSet.parse(path), shard=None)).files
 
 
 def record_blocks(
@@ -134,7 +141,7 @@ def record_blocks(
 def _batches(data_set: DataSet, keys: Sequence[str]) -> Iterator[list[JsonObject]]:
     rows = _open(replace(data_set, shard=None)).rows
     columns = list(rows.features or ())
-    needed = {name for key in keys for name in (key, key.partition(".")[0])}
+    needed = {name for key in keys for name, _ in splits(key)}
     if found := [column for column in columns if column in needed]:  # no picture is decoded for its caption
         rows = rows.select_columns(found)
     shard = rows.shard(rows.num_shards, data_set.shard) if rows.num_shards > 1 else rows
@@ -157,14 +164,18 @@ def _open(data_set: DataSet) -> _Opened:
         with slow_notice(f"the Hugging Face hub, data set {data_set.name!r}"):
             builder = datasets.load_dataset_builder(data_set.name, data_set.config, revision=data_set.revision)
             rows = builder.as_streaming_dataset(split=data_set.split)
-    files = (builder.config.data_files or {}).get(data_set.split)
+    splits = builder.config.data_files or {}
+    if splits and data_set.split not in splits:  # the library joins splits that are named with a plus, or "all"
+        raise ConfigError(f"{data_set}: more than one split. Give each as an input; there are: {', '.join(splits)}.")
+    files = splits.get(data_set.split)
     origins = getattr(files, "origin_metadata", [])
     sizes = [_size(file) for file in files or ()]
     if len(sizes) != rows.num_shards:
         sizes = [sum(sizes) // rows.num_shards] * rows.num_shards
     revisions = {origin[1] for origin in origins if len(origin) == 2}  # (repository, commit)
     revision = revisions.pop() if len(revisions) == 1 else data_set.revision
-    return _Opened(rows, revision, json_hash([builder.hash, list(files or ()), list(map(list, origins))]), sizes)
+    names = list(files or ())
+    return _Opened(rows, revision, json_hash([builder.hash, names, list(map(list, origins))]), sizes, names)
 
 
 def _open_saved(data_set: DataSet, saved: Any) -> _Opened:
@@ -179,7 +190,7 @@ def _open_saved(data_set: DataSet, saved: Any) -> _Opened:
     num_shards = max(1, min(len(files), len(saved)))
     stamp = json_hash([saved._fingerprint, [file.stat().st_mtime_ns for file in files]])
     size_bytes = sum(file.stat().st_size for file in files) // num_shards
-    return _Opened(saved.to_iterable_dataset(num_shards), None, stamp, [size_bytes] * num_shards)
+    return _Opened(saved.to_iterable_dataset(num_shards), None, stamp, [size_bytes] * num_shards, list(map(str, files)))
 
 
 def _size(file: str) -> int:
@@ -193,9 +204,11 @@ def _size(file: str) -> int:
 def _open_errors(data_set: DataSet) -> Iterator[None]:
     """Turns what the datasets library raises for a data set into ConfigError or StorageError."""
     from datasets.utils import logging as log
+    from huggingface_hub.utils import logging as hub_log
 
-    level = log.get_verbosity()
-    log.set_verbosity(log.CRITICAL)  # it logs what it raises
+    levels = log.get_verbosity(), hub_log.get_verbosity()
+    log.set_verbosity(log.CRITICAL)  # they log what they raise, and each of their retries at length
+    hub_log.set_verbosity(log.CRITICAL)  # type: ignore[no-untyped-call]
     try:
         yield
     except AdoStreamError:
@@ -207,4 +220,5 @@ def _open_errors(data_set: DataSet) -> Iterator[None]:
             f"{data_set}: cannot be opened: {reason}.\n  Check name, configuration, split and network."
         ) from error
     finally:
-        log.set_verbosity(level)
+        log.set_verbosity(levels[0])
+        hub_log.set_verbosity(levels[1])  # type: ignore[no-untyped-call]

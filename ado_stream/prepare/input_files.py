@@ -11,17 +11,21 @@ the same when device and inode are.
 """
 
 import os
-import re
 import stat
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
-from functools import cache
+from functools import lru_cache
 from pathlib import Path
+
+import xxhash
 
 from ado_stream.durable import disk_errors
 from ado_stream.errors import ConfigError, NotFound
 from ado_stream.prepare import hub_datasets
+from ado_stream.prepare.hugging_face_folders import HELD_OUT, TRAIN, data_set_of, is_held_out, open_folder
+from ado_stream.regular_files import file_id
+from ado_stream.suggest import first_names
 
 KINDS = {
     ".jsonl": "lines",
@@ -34,8 +38,12 @@ KINDS = {
     ".arrow": "arrow",
 }
 _GIVEN_ALONE = {".json": "lines"}  # below a folder these are more often settings
-_HUGGING_FACE_MARKS = ("dataset_info.json", "dataset_infos.json", "dataset_dict.json")
-_HELD_OUT = re.compile(r"(validation|valid|val|dev|test)(?=[-_.]|$)")
+_UNFIT = {  # names of folders that say that not all files beside them are of use
+    "_temporary": "a job has not finished writing there",
+    "_delta_log": "a Delta table keeps files whose rows were replaced",
+    ".hoodie": "a Hudi table keeps files whose rows were replaced",
+}
+_PART_BYTES, _NUM_PARTS = 1 << 16, 16  # of a large file's content that stand for it
 _UNREADABLE = "Make it readable, or leave it out."
 
 
@@ -51,9 +59,19 @@ class InputFile:
     stamp: int | str  # another one when the content is: time of the last change, or a data set's own fingerprint
 
     @property
-    def identity(self) -> object:
-        """The same for two paths exactly when they name one file."""
-        return (self.path, self.stamp) if self.kind == "hf" else file_id(self.path)
+    def source(self) -> str:
+        """The path; of a shard, that of its split."""
+        return self.path.rpartition("#")[0] if self.kind == "hf" else self.path
+
+    @property
+    def content(self) -> str:
+        """A hash of what it is read from, "" where that is not on this machine."""
+        return _content(self.source, self.kind)
+
+    @property
+    def identities(self) -> frozenset[object]:
+        """Of the files that it is read from, those of all its split for a shard: the same for any path of a file."""
+        return _identities(self.source, self.kind)
 
 
 @dataclass
@@ -77,20 +95,38 @@ def find_input_files(
     folder without one, for a domain of `val` alone, for a file given twice and for two domains of one name; DiskError
     for what cannot be read.
     """
+    for cached in (
+        open_folder,
+        _identities,
+        _content,
+    ):  # by another run of this process, since when files may have changed
+        cached.cache_clear()
     found = InputFiles()
     stems: dict[str, str] = {}
     held_out = [file for given in val for file in _find_files(given, "val", by_path, found, stems)]
-    held_out_ids = {file.identity for file in held_out}
+    named: list[str] = []
+    held_out_ids = frozenset[object]().union(*(file.identities for file in held_out))
     for given in inputs:
         for file in _find_files(given, split, by_path, found, stems):
-            if file.identity in held_out_ids:
+            if file.identities <= held_out_ids:
                 found.left_out["file of --val, left out of training"] += 1
+            elif file.identities & held_out_ids:
+                raise ConfigError(
+                    f"{file.source}: files of it are given as --val too. Give its other files by their paths."
+                )
             else:
                 found.files.append(file)
+                if file.kind != "hf" and is_held_out(_below_input(file.path, given)):
+                    named.append(file.path)
     if not found.files:
         raise ConfigError("every input file is given as --val too: nothing is left to train on.")
+    if named:
+        found.notes.append(
+            f"trained on, though named as held-out text is: {first_names(named)}; if they are, give them as --val"
+        )
     _check_unique(found.files)
     _check_unique(held_out)
+    _check_no_copies([*found.files, *held_out])
     trained_on = {file.domain for file in found.files}
     for file in held_out if by_path else ():
         if file.domain not in trained_on:
@@ -108,10 +144,39 @@ def file_kind(name: str) -> str | None:
     return KINDS[ending] if ending else None
 
 
-def file_id(path: str | os.PathLike[str]) -> tuple[int, int]:
-    """The same for two paths exactly when they name one file."""
-    status = os.stat(path)
-    return status.st_dev, status.st_ino
+def content_hash(paths: Iterable[str]) -> str:
+    """Another one when the content of the files is: of all of it up to a MiB each, then of sixteen parts and the size.
+
+    Times alone may be the same: programs that copy or unpack files set them. Raises DiskError.
+    """
+    content = xxhash.xxh3_128()
+    for path in paths:
+        with disk_errors(path, _UNREADABLE), open(path, "rb") as file:
+            size_bytes = os.fstat(file.fileno()).st_size
+            content.update(f"{size_bytes}\0")
+            starts: Sequence[int] = range(0, size_bytes, _PART_BYTES)
+            if len(starts) > _NUM_PARTS:
+                starts = [n * (size_bytes - _PART_BYTES) // (_NUM_PARTS - 1) for n in range(_NUM_PARTS)]
+            for start in starts:
+                file.seek(start)
+                content.update(file.read(_PART_BYTES))
+    return content.hexdigest()
+
+
+def _files(source: str, kind: str) -> list[str]:
+    return hub_datasets.files_of(source) if kind == "hf" else [source]
+
+
+@lru_cache(maxsize=8)  # the shards of a split come one after another
+def _identities(source: str, kind: str) -> frozenset[object]:
+    files = _files(source, kind) or [source]
+    return frozenset(file_id(file) if os.path.exists(file) else file for file in files)
+
+
+@lru_cache(maxsize=8)
+def _content(source: str, kind: str) -> str:
+    files = _files(source, kind)
+    return content_hash(files) if files and all(map(os.path.exists, files)) else ""
 
 
 def _find_files(
@@ -146,7 +211,7 @@ def _find_files(
                     f"{path}: {stems[file.domain]!r} and {stem!r} are not UTF-8 and would both be domain "
                     f"{file.domain!r}.\n  Rename one of them."
                 )
-        if path.is_dir() and not _is_hugging_face(path):
+        if path.is_dir() and open_folder(path) is None:
             _check_no_empty_folder(path, {file.domain for file, _ in files})
             _note_flat_texts(path, [file for file, _ in files], found)
     return [file for file, _ in files]
@@ -173,18 +238,18 @@ def _input_file(path: Path, kind: str, stem: str, split: str) -> InputFile:
 
 def _below(folder: Path, split: str, left_out: Counter[str]) -> Iterator[tuple[InputFile, str]]:
     """Every file to be read with the name that its domain is made of; counts the others."""
-    whole = _is_hugging_face(folder)
+    whole = open_folder(folder) is not None
+    wanted = ("", HELD_OUT if split == "val" else TRAIN)
     for path in sorted(_walk(folder, left_out), key=os.fsencode):
         kind = file_kind(path.name)
-        parts = path.relative_to(folder).parts
         if kind is None:
             left_out[f"{_ending(path.name)} file, not of a known kind"] += 1
             continue
-        in_data_set = whole or (len(parts) > 1 and _is_hugging_face(folder / parts[0]))
-        if in_data_set and _is_held_out(parts[-2:]) != (split == "val"):
-            left_out[f"{'training' if split == 'val' else 'held-out'} file of a Hugging Face data set"] += 1
+        data_set = data_set_of(path, folder)
+        if data_set is not None and (role := data_set.role(path)) not in wanted:
+            left_out[f"{role} file of a Hugging Face data set" if role else "file that its data set does not list"] += 1
             continue
-        stem = folder.resolve().name if whole else _stem(parts[0])
+        stem = folder.resolve().name if whole else _stem(path.relative_to(folder).parts[0])
         yield _input_file(path, kind, stem, split), stem
 
 
@@ -200,6 +265,11 @@ def _walk(root: Path, left_out: Counter[str]) -> Iterator[Path]:
                 continue
             entered.add(identity)
             for entry in sorted(entries, key=lambda entry: os.fsencode(entry.name)):
+                if entry.name in _UNFIT and entry.is_dir():
+                    raise ConfigError(
+                        f"{folder}: {_UNFIT[entry.name]} ({entry.name} is in it).\n"
+                        "  Write its rows to another folder, or give its files one by one."
+                    )
                 if entry.name.startswith("."):
                     left_out["hidden file or folder"] += 1
                 elif entry.is_dir():
@@ -208,19 +278,6 @@ def _walk(root: Path, left_out: Counter[str]) -> Iterator[Path]:
                     raise NotFound(f"{entry.path}: the link points to nothing. Mend it, or remove it.")
                 else:
                     yield Path(entry.path)
-
-
-@cache
-def _is_hugging_face(folder: Path) -> bool:
-    """Whether `folder` is a data set as the datasets library or the hub lays it out."""
-    card = folder / "README.md"
-    if any((folder / mark).exists() for mark in _HUGGING_FACE_MARKS):
-        return True
-    return (folder / "data").is_dir() and card.is_file() and card.read_bytes()[:4] == b"---\n"
-
-
-def _is_held_out(parts: Sequence[str]) -> bool:
-    return any(_HELD_OUT.match(part) for part in parts)
 
 
 def _known_ending(name: str) -> str | None:
@@ -257,10 +314,31 @@ def _check_no_empty_folder(folder: Path, domains: set[str]) -> None:
 
 
 def _check_unique(files: Iterable[InputFile]) -> None:
-    seen: dict[object, str] = {}
+    owners: dict[object, str] = {}
+    paths = set[str]()
     for file in files:
-        identity = file.identity
-        if identity in seen:
-            same = "" if seen[identity] == file.path else f" (as {seen[identity]})"
+        owner = next((owners[each] for each in file.identities if owners.get(each, file.source) != file.source), None)
+        if owner is not None or file.path in paths:
+            same = f" (as {owner})" if owner else ""
             raise ConfigError(f"{file.path}: given twice{same}. Its documents would be read twice; give it once.")
-        seen[identity] = file.path
+        paths.add(file.path)
+        owners.update(dict.fromkeys(file.identities, file.source))
+
+
+def _check_no_copies(files: Iterable[InputFile]) -> None:
+    """`zstd` and `gunzip -k` leave both files, which would be read twice, or held out and trained on."""
+    seen: dict[str, str] = {}
+    for file in files:
+        plain = file.path[: -len(Path(file.path).suffix)] if file.path.lower().endswith((".zst", ".gz")) else file.path
+        other = seen.setdefault(plain, file.path) if file.kind == "lines" else file.path
+        if other != file.path:
+            raise ConfigError(
+                f"{file.path}: its name differs from {other} in compression alone, so that it is most likely a copy.\n"
+                "  Leave one of them out, or rename one if its text is another."
+            )
+
+
+def _below_input(path: str, given: str | os.PathLike[str]) -> str:
+    """The path below the input folder `given`, or the name of an input file."""
+    folder = f"{os.path.expanduser(given)}".rstrip("/") + "/"
+    return path.removeprefix(folder) if path.startswith(folder) else os.path.basename(path)

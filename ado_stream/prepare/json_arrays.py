@@ -1,6 +1,6 @@
 """A JSON array as lines, one element each, byte by byte of equal length and in bounded memory.
 
-Of the array's own syntax nothing is left: its brackets become spaces and its commas newlines; the newlines
+Of the array's own syntax nothing is left: its bracket becomes a space, its commas and its end newlines; the newlines
 within its elements become carriage returns, which JSON takes for space between tokens as well and refuses within
 a text as well. A file whose first byte is not a bracket, such as JSON lines that are named .json, passes unchanged.
 """
@@ -40,7 +40,11 @@ def array_lines(path: str, file: BinaryIO, chunks: Iterator[bytes]) -> Iterator[
             scan = _Scan()
         lines = scan.lines(chunk) if scan else chunk
         if scan and scan.rest and scan.rest.strip():
-            raise DamagedFile(f"{path}: data after the end of its array.\n  Expected one array.", file.tell())
+            yield lines[: len(lines) - len(scan.rest)]
+            good_bytes = file.tell() - (
+                len(scan.rest) if path.lower().endswith(".json") else 0
+            )  # else of compressed ones
+            raise DamagedFile(f"{path}: data after the end of its array.\n  Expected one array.", good_bytes)
         yield lines
     if scan and scan.rest is None:
         raise DamagedFile(f"{path}: the file ends inside its array.\n  Download it again.", file.tell())
@@ -79,7 +83,7 @@ class _Scan:
             elif byte in b"]}":
                 self.depth -= 1
                 if self.depth == 0:
-                    out[found.start()] = _SPACE
+                    out[found.start()] = _NEWLINE  # what follows belongs to no element
                     self.rest = chunk[place:]
                     break
             elif self.depth == 1:

@@ -51,10 +51,10 @@ def line_blocks(path: str, block_bytes: int, errors: RecordErrors) -> Iterator[L
         chunks = _plain_bytes(path, file)
         while True:
             try:
-                chunk = next(chunks, b"")
+                chunk = next(chunks, None)
             except DamagedFile as error:
-                damage, chunk = error, b""
-            if not chunk:
+                damage, chunk = error, None
+            if chunk is None:
                 break
             if too_long:
                 end = chunk.find(b"\n")

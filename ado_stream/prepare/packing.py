@@ -22,7 +22,7 @@ import numpy as np
 from ado_stream.corpus.manifest import domain_folder
 from ado_stream.corpus.mds import COMPRESSION, HASH, ShardEntry, ShardFormat, encode_index, shard_name
 from ado_stream.durable import damage_errors, sync_file_system, write_durably
-from ado_stream.errors import ConfigError, DataError
+from ado_stream.errors import ConfigError, DataError, ResumeError
 from ado_stream.json_files import check_type, decode_json
 from ado_stream.prepare.best_fit import PackingCounts
 from ado_stream.prepare.corpus_output import CorpusOutput
@@ -64,6 +64,7 @@ class _RawFile(TypedDict):
 class _Published(TypedDict):
     samples: int
     raw_data: _RawFile
+    zip_data: _RawFile
     end_tokens: NotRequired[int]
     packing: NotRequired[dict[str, int]]
 
@@ -109,6 +110,24 @@ class PackedCorpus:
     repeated: set[int]  # hashes of training texts that validation documents have, too
 
 
+class DomainFolders:
+    """The folders of the domains so far. Two may not share one: the second's name may be the first's folder."""
+
+    def __init__(self) -> None:
+        self._owners: dict[str, str] = {}
+
+    def add(self, domain: str) -> None:
+        """Raises ConfigError for a domain that is one too many, or whose folder is another's."""
+        owner = self._owners.setdefault(domain_folder(domain), domain)
+        if owner != domain:
+            raise ConfigError(f"domains {owner!r} and {domain!r} would have the same folder. Rename one of them.")
+        if len(self._owners) > MAX_DOMAINS:
+            raise ConfigError(
+                f"more than {MAX_DOMAINS} domains, the latest {domain!r}.\n"
+                "  The domain key does not seem to hold a domain; correct --domain-key."
+            )
+
+
 class Packer:
     """Takes results in input order, keeps the journal, writes shards and index files."""
 
@@ -130,6 +149,7 @@ class Packer:
         self._publishers = ThreadPoolExecutor(output.publishes_at_once, thread_name_prefix="publish")
         self._jobs: deque[Future[None]] = deque()
         self._spools: dict[Key, Spool] = {}
+        self._folders = DomainFolders()
         self._published: deque[tuple[str, str, int, JsonObject]] = deque()  # since the last commit
         self._entries: defaultdict[Key, dict[int, JsonObject]] = defaultdict(dict)  # by shard, of all before
         self._last_commit_s = time.monotonic()
@@ -220,7 +240,7 @@ class Packer:
     def _spool(self, domain: str, split: str) -> Spool:
         key = (domain, split)
         if key not in self._spools:
-            check_num_domains(len(self._spools), domain)
+            self._folders.add(domain)
             self._spools[key] = Spool(self._spool_path(key), self._shard_format, end_id=self._end_id)
         return self._spools[key]
 
@@ -235,6 +255,7 @@ class Packer:
             self.repeated.update(state["repeated"])
             for domain, split, fields in state["spools"]:
                 key = (domain, split)
+                self._folders.add(domain)
                 check_type(fields, _Spool, JOURNAL_NAME, DataError)
                 found = SpoolState(**fields)
                 self._spools[key] = Spool(self._spool_path(key), self._shard_format, found, self._end_id)
@@ -251,6 +272,12 @@ class Packer:
                 for line in read_regular(published).splitlines():
                     domain, split, shard, entry = json.loads(line)
                     check_type(entry, _Published, _PUBLISHED_NAME, DataError)
+                    name = shard_file((domain, split), shard)
+                    if self._output.lost(name, entry["zip_data"]["bytes"]):
+                        raise ResumeError(
+                            f"{self._output.local_path(name)}: not there as this unfinished run's journal has it.\n"
+                            "  It was removed or damaged; remove the working folder to start again."
+                        )
                     self._take_published(domain, split, shard, entry)
         self._finish_shards([(key, n) for key, spool in self._spools.items() for n in range(spool.state.shard)])
 
@@ -294,15 +321,6 @@ class Packer:
 
     def _spool_path(self, key: Key) -> Path:
         return self._work / _SPOOL_FOLDER / f"{domain_folder(key[0])}.{key[1]}"
-
-
-def check_num_domains(num_splits: int, domain: str) -> None:
-    """Raises ConfigError when `domain` is one too many beside the `num_splits` splits of others."""
-    if num_splits >= 2 * MAX_DOMAINS:
-        raise ConfigError(
-            f"more than {MAX_DOMAINS} domains, the latest {domain!r}.\n"
-            "  The domain key does not seem to hold a domain; correct --domain-key."
-        )
 
 
 def shards_at_once(num_shards: int, num_workers: int) -> int:

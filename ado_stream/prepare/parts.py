@@ -32,10 +32,10 @@ from ado_stream.prepare.corpus_output import CorpusOutput
 from ado_stream.prepare.documents import cut_pieces
 from ado_stream.prepare.input_files import InputFile
 from ado_stream.prepare.packing import (
+    DomainFolders,
     Key,
     PackedCorpus,
     PackedSplit,
-    check_num_domains,
     shard_file,
     shards_at_once,
     write_index,
@@ -204,11 +204,12 @@ class PartPacker:
     def _streams(self, tables: Sequence[JsonObject]) -> dict[Key, TokenStream]:
         """The streams of all domains and splits, in the order in which they came."""
         streams: dict[Key, TokenStream] = {}
+        folders = DomainFolders()
         for part, table in zip(self._parts, tables, strict=True):
             for domain, split, documents, text_bytes, ranges in table["splits"]:
                 key = (domain, split)
                 if key not in streams:
-                    check_num_domains(len(streams), domain)
+                    folders.add(domain)
                     streams[key] = TokenStream()
                 streams[key].documents += documents
                 streams[key].text_bytes += text_bytes
@@ -245,7 +246,7 @@ class PartPacker:
                 )
 
     def _listed_shards(self) -> dict[tuple[str, str, int], JsonObject]:
-        """The shards of an earlier run, from whose list a line that a kill cut is removed."""
+        """The shards of an earlier run that are still there, from whose list a line that a kill cut is removed."""
         path = self._folder / _SHARDS_NAME
         data = read_regular(path) if path.exists() else b""
         whole = data[: data.rfind(b"\n") + 1]
@@ -253,7 +254,9 @@ class PartPacker:
             os.truncate(path, len(whole))
         with damage_errors(path):
             return {
-                (domain, split, shard): entry for domain, split, shard, entry in map(json.loads, whole.splitlines())
+                (domain, split, shard): entry
+                for domain, split, shard, entry in map(json.loads, whole.splitlines())
+                if not self._output.lost(shard_file((domain, split), shard), entry["zip_data"]["bytes"])
             }
 
     def _write_index(

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from ado_stream.corpus.manifest import JOIN, PACKINGS
-from ado_stream.corpus.places import local_folder
+from ado_stream.corpus.places import LISTED_ENDINGS, local_folder
 from ado_stream.corpus.tokenizer import BYTES, bpe_vocabulary
 from ado_stream.errors import ConfigError
 from ado_stream.option_checks import flag, number, one_of, optional, path_text, path_texts, text, whole
@@ -78,6 +78,8 @@ class PrepareConfig:
         self._check_out()
 
     def _check_out(self) -> None:
+        if self.out.rstrip("/").endswith(LISTED_ENDINGS):
+            raise ConfigError(f"out is {self.out!r}: that names the list of a corpus.yaml. Choose another folder.")
         if self.local_out is None:
             if set(self.out) & set("?#") or not self.out.isprintable():
                 raise ConfigError(

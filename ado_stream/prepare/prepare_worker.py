@@ -24,6 +24,7 @@ from ado_stream.value_types import JsonObject, Words
 TOKENIZER_FOLDER = "tokenizer"
 VAL_HASHES_NAME = "val_hashes.npy"  # the sorted hashes of the text of --val
 PACKING, NUM_ENDS = "packing", "end_tokens"  # beside the keys of an index entry, removed where the index is written
+_SHOWN_CHARACTERS = 40
 _HASH_RANGE = 1 << 64
 
 
@@ -101,7 +102,8 @@ class Worker:
         for document in documents:
             groups.setdefault((document.domain, self._split(document)), []).append(document)
         del documents  # so that _token_block can free their texts, of up to 128 MiB each
-        blocks = [_token_block(self.tokenizer, *key, groups[key]) for key in groups]
+        blocks = [_token_block(self.tokenizer, *key, groups[key], errors) for key in groups]
+        blocks = [block for block in blocks if block.documents]
         return PieceResult(blocks, errors.counts, errors.num_bytes, set(repeats.values()))
 
     def sample(self, piece: Piece, budget_bytes: int, threshold: int) -> list[tuple[int, str]]:
@@ -163,14 +165,25 @@ def _hashes(documents: Iterable[Document]) -> Words:
     return np.array([document.text_hash for document in documents], np.uint64)
 
 
-def _token_block(tokenizer: Tokenizer, domain: str, split: str, documents: list[Document]) -> TokenBlock:
-    """The block of `documents`, which is then empty."""
-    num_documents, text_bytes = len(documents), sum(document.text_bytes for document in documents)
+def _token_block(
+    tokenizer: Tokenizer, domain: str, split: str, documents: list[Document], errors: RecordErrors
+) -> TokenBlock:
+    """The block of `documents`, of which the list is then empty; a text that has the end token goes to `errors`.
+
+    It would end a document in its middle: where the token is a word of the vocabulary, and not special.
+    """
     texts = [document.text for document in documents]
+    about = [(document.text_bytes, document.text[:_SHOWN_CHARACTERS]) for document in documents]
     documents.clear()
     ids = tokenizer.encode_batch(texts)
     del texts
+    whole = [number for number, own in enumerate(ids) if tokenizer.end_id not in own]
+    for number in sorted(set(range(len(ids))).difference(whole)):
+        num_bytes, beginning = about[number]
+        where = f"domain {domain!r}: the document that begins with {beginning!r}"
+        advice = "Name an end token that is special in tokenizer.json, so that no text is taken for it."
+        errors.add(where, "end token in the text", "", advice, num_bytes)
     end = np.array([tokenizer.end_id], tokenizer.dtype)
     assert all(document.dtype == tokenizer.dtype for document in ids)
-    tokens = b"".join(part.data for document in ids for part in (document, end))
-    return TokenBlock(domain, split, num_documents, text_bytes, tokens)
+    tokens = b"".join(part.data for number in whole for part in (ids[number], end))
+    return TokenBlock(domain, split, len(whole), sum(about[number][0] for number in whole), tokens)

@@ -35,13 +35,15 @@ _LOCK_NAME = "lock"
 
 @dataclass(frozen=True)
 class Plan:
-    """Everything that the result depends on: settings, the given tokenizer's content, names, sizes and times of files.
+    """Everything that the result depends on: settings, the given tokenizer's content; names, sizes, times and hashes of
+    files.
 
     Not `skip_errors`: what is done up to the first unreadable record is the same with and without.
     """
 
     settings: JsonObject
     stamps: list[list[object]]  # of each file: its fields
+    contents: list[str]  # of each file: a hash of its content
 
     @classmethod
     def of(cls, config: PrepareConfig, files: Sequence[InputFile], tokenizer: Tokenizer | None) -> "Plan":
@@ -54,11 +56,16 @@ class Plan:
                 del settings[key]
         if tokenizer is not None:
             settings["tokenizer content"] = tokenizer.fingerprint
-        return cls(settings, [list(asdict(file).values()) for file in files])
+        return cls(settings, [list(asdict(file).values()) for file in files], [file.content for file in files])
 
     @property
     def fingerprint(self) -> str:
         """The `source` of corpus.json."""
+        return json_hash([MANIFEST_VERSION, self.settings, self.stamps, self.contents])
+
+    @property
+    def older_fingerprint(self) -> str:
+        """That of releases that hashed no content of input files."""
         return json_hash([MANIFEST_VERSION, self.settings, self.stamps])
 
     def encode(self) -> str:
@@ -70,7 +77,10 @@ class Plan:
         try:
             old = Plan(**json.loads(text))
             keys = [key for key in {**old.settings, **self.settings} if old.settings.get(key) != self.settings.get(key)]
-            before, now = ({str(stamp[0]): stamp for stamp in plan.stamps} for plan in (old, self))
+            before, now = (
+                {str(stamp[0]): (stamp, content) for stamp, content in zip(plan.stamps, plan.contents, strict=True)}
+                for plan in (old, self)
+            )
         except (ValueError, TypeError, LookupError, AttributeError, RecursionError):  # of an older release, or damaged
             return "settings"
         paths = [path for path in {**before, **now} if before.get(path) != now.get(path)]
@@ -93,7 +103,7 @@ def is_complete(output: CorpusOutput, plan: Plan, out: str) -> bool:
     if data is None:
         return False
     where = f"{out.rstrip('/')}/{MANIFEST_NAME}"
-    if decode_manifest(data, where).get("source") == plan.fingerprint:
+    if decode_manifest(data, where).get("source") in (plan.fingerprint, plan.older_fingerprint):
         return True
     raise ConfigError(
         f"{where}: a corpus of other input or settings is there already.\n"

@@ -25,7 +25,7 @@ from typing import Any, TypeVar
 import xxhash
 
 from ado_stream.errors import AccessDenied, ConfigError, IndexInvalid, NotFound, StorageError, Throttled
-from ado_stream.regular_files import PERMANENT, check_regular, open_regular
+from ado_stream.regular_files import PERMANENT, check_regular, file_id, open_regular
 from ado_stream.storage import file_systems, s3
 from ado_stream.storage.complete_file import CompleteFile
 from ado_stream.storage.object_spec import ObjectStatus, Part
@@ -173,8 +173,23 @@ def list_objects(folder_url: str, suffix: str, retry: RetryPolicy | None = None)
 
 
 def _list_files(folder: Path, suffix: str) -> dict[str, ObjectStatus]:
-    names = (os.path.relpath(os.path.join(each, name), folder) for each, _, files in os.walk(folder) for name in files)
-    return {name: _file_status(folder / name) for name in names if name.endswith(suffix)}
+    """Follows links to folders, each folder once. Raises AttemptError for one that cannot be read."""
+    found: dict[str, ObjectStatus] = {}
+    entered: set[tuple[int, int]] = set()
+    for each, below, names in os.walk(folder, onerror=_raise_unless_gone, followlinks=True):
+        if (identity := file_id(each)) in entered:
+            below.clear()
+            continue
+        entered.add(identity)
+        below.sort(key=lambda name: (os.path.islink(os.path.join(each, name)), name))  # noqa: B023 - used at once
+        paths = (os.path.relpath(os.path.join(each, name), folder) for name in names)
+        found |= {path: _file_status(folder / path) for path in paths if path.endswith(suffix)}
+    return found
+
+
+def _raise_unless_gone(error: OSError) -> None:
+    if not isinstance(error, FileNotFoundError | NotADirectoryError):
+        raise _classified(error) from error
 
 
 def _status_at(url: str, monitor: DownloadMonitor) -> ObjectStatus:

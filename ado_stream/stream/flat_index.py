@@ -7,6 +7,7 @@ the unit in which the order shuffles and a remote is read. Where it begins depen
 """
 
 import json
+from collections.abc import Hashable
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
@@ -15,7 +16,7 @@ import numpy as np
 import xxhash
 
 from ado_stream.storage.object_spec import ObjectSpec, Part
-from ado_stream.stream.sample_index import SampleIndex, ShardRows
+from ado_stream.stream.sample_index import SampleIndex, ShardRows, place_id
 from ado_stream.value_types import Ints, TokenDtype
 
 SHARD_BYTES = 1 << 26  # of an MDS shard by default
@@ -115,6 +116,10 @@ class FlatIndex(SampleIndex):
         """The file of a shard, and the number of its first token there."""
         file_S, first_sample_S, _ = self._shards
         return self.content.files[file_S[shard]], int(first_sample_S[shard]) * self.seq_len
+
+    def data_ids(self) -> dict[Hashable, str]:
+        places = (f"{self.remote or self.local}{file.name}" for file in self.content.files)
+        return {place_id(place): place for place in places}
 
     def spec(self, shard: int) -> ObjectSpec:
         file, token = self.first_token(shard)

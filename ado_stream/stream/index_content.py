@@ -70,6 +70,10 @@ class IndexContent:
         """Whether it has a hash of every raw shard."""
         return bool(np.any([self.raw_S[name] != b"" for name in _algorithms(self.raw_S)], axis=0).all())
 
+    def digests(self) -> list[list[bytes]]:
+        """For each algorithm of hashes those of the raw shards, in order."""
+        return [self.raw_S[name].tolist() for name in _algorithms(self.raw_S)]
+
     def files(self, shard: int) -> tuple[File, File]:
         """A shard's uncompressed file, and the one as stored."""
         return _file_at(self.raw_S, shard), _file_at(self.stored_S, shard)

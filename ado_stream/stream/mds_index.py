@@ -3,6 +3,7 @@
 Of a sample's columns the tokens alone are read; others, pickles among them, are never decoded.
 """
 
+from collections.abc import Hashable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,7 +12,7 @@ import numpy as np
 from ado_stream.errors import ConfigError, IndexInvalid
 from ado_stream.storage.object_spec import ObjectSpec
 from ado_stream.stream.index_content import INDEX_NAME, IndexContent, Layout
-from ado_stream.stream.sample_index import SampleIndex
+from ado_stream.stream.sample_index import SampleIndex, place_id
 from ado_stream.stream.shard_view import ShardView, TokenColumn
 from ado_stream.value_types import INTEGER_DTYPES, Ints, TokenDtype
 
@@ -52,6 +53,13 @@ class MdsIndex(SampleIndex):
     @property
     def raw_bytes_S(self) -> Ints:
         return self.content.raw_S["bytes"]
+
+    def data_ids(self) -> dict[Hashable, str]:
+        names = self.content.stored_S["basename"].tolist()
+        places = [f"{self.remote or self.local}/{name.decode()}" for name in names]
+        if self.content.has_hashes:  # by which copies are recognised, too
+            return {each: place for own_S in self.content.digests() for each, place in zip(own_S, places, strict=True)}
+        return {place_id(place): place for place in places}
 
     def rows(self, mapped: memoryview, shard: int) -> ShardView:
         return ShardView(mapped, self.column, int(self.samples_S[shard]), self.spec(shard).label)

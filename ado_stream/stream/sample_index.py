@@ -5,12 +5,26 @@ shuffled as one: a file of an MDS data set (mds_index.py), or a part of a flat f
 """
 
 from abc import ABC, abstractmethod
+from collections.abc import Hashable
 from pathlib import Path
 
 import numpy as np
 
+from ado_stream.regular_files import file_id
+from ado_stream.storage.download import local_path
 from ado_stream.storage.object_spec import ObjectSpec
 from ado_stream.value_types import Ints, TokenDtype, Words
+
+
+def place_id(place: str) -> Hashable:
+    """The same for all paths of a file of this machine; of what is elsewhere, or is not there, the place itself."""
+    path = local_path(place)
+    if path is None:
+        return place
+    try:
+        return file_id(path)
+    except OSError:
+        return str(path)
 
 
 class ShardRows:
@@ -62,6 +76,10 @@ class SampleIndex(ABC):
     @abstractmethod
     def raw_bytes_S(self) -> Ints:
         """(S,) int64: bytes of each shard, uncompressed."""
+
+    @abstractmethod
+    def data_ids(self) -> dict[Hashable, str]:
+        """{what a file of tokens is recognised by, whatever its path: its place}."""
 
     @abstractmethod
     def spec(self, shard: int) -> ObjectSpec:

@@ -158,9 +158,36 @@ def test_text_that_the_tokenizer_has_no_ids_for_is_an_error(tmp_path):
         tokenizer.encode("b")
 
 
+ALPHABET = sorted(pre_tokenizers.ByteLevel.alphabet())
+BYTE_LEVEL = pre_tokenizers.ByteLevel(add_prefix_space=False)
+LOSSES = {
+    "no unknown token": ({"a": 0, "</s>": 1}, {}, None, True),
+    "an unknown token": ({"a": 0, "</s>": 1}, {"unk_token": "a"}, None, False),
+    "bytes": ({letter: n for n, letter in enumerate([*ALPHABET, "</s>"])}, {}, BYTE_LEVEL, False),
+    "a byte too few": ({letter: n for n, letter in enumerate([*ALPHABET[1:], "</s>"])}, {}, BYTE_LEVEL, True),
+    "byte fallback": (
+        {f"<0x{n:02X}>": n for n in range(256)} | {"</s>": 256}, {"byte_fallback": True}, None, False,
+    ),
+    "byte fallback without bytes": ({"a": 0, "</s>": 1}, {"byte_fallback": True}, None, True),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", LOSSES)
+def test_a_tokenizer_that_loses_characters_is_known(tmp_path, case):
+    vocabulary, options, pre_tokenizer, loses = LOSSES[case]
+    library = Library(models.BPE(vocabulary, [], **options))
+    if pre_tokenizer is not None:
+        library.pre_tokenizer = pre_tokenizer
+    library.save(str(tmp_path / "tokenizer.json"))
+    tokenizer = load_tokenizer(tmp_path)
+    texts = [chr(n) for n in (*range(1, 0x300), 0x4E00, 0x1F600)]
+    assert tokenizer.loses_characters == loses == any(tokenizer.encode(text).size == 0 for text in texts)
+
+
 ODD_CONFIGS = {
     r"'eos_token' .* is \['</s>'\]; expected one token's text": {"eos_token": ["</s>"]},
     "'eos_token' .* is 3; expected": {"eos_token": {"content": 3}},
+    "'eos_token' .* is {'lstrip': True}; expected": {"eos_token": {"lstrip": True}},
     "expected an object with 'eos_token', got a list": ["</s>"],
     "'name' .* is 3; expected text": {"name": 3},
 }

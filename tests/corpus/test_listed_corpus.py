@@ -12,6 +12,8 @@ import yaml
 import ado_stream as ado
 from ado_stream.cli.main import main
 from ado_stream.corpus import listed_checker
+from ado_stream.prepare.coordinator import prepare
+from ado_stream.prepare.prepare_config import PrepareConfig
 from ado_stream.stream import flat_index
 from tests.stream.flat_data import make_documents, samples_of, write_megatron, write_raw
 from tests.stream.helpers import ledger, run
@@ -86,6 +88,32 @@ def test_held_out_data_that_are_trained_on_are_refused(listed, domain, val):
     path.write_text(yaml.safe_dump(content))
     with pytest.raises(ado.ConfigError, match=f"domain '{domain}': val, .* is in the path of domain"):
         ado.open_corpus(str(path))
+
+
+@pytest.mark.parametrize("how", ["link to a file", "hard link", "link to a folder", "copy with hashes", "folder above"])
+def test_held_out_data_are_recognised_by_any_path(listed, write_jsonl, tmp_path, how):
+    path, _ = listed
+    content = yaml.safe_load(path.read_text())
+    code, data = content["domains"]["code"], tmp_path / "data"
+    if how == "link to a file":
+        (data / "code" / "1.npy").symlink_to(data / "code-val.npy")
+    elif how == "hard link":
+        (data / "held.npy").hardlink_to(data / "code" / "0.npy")
+        code["val"] = "data/held.npy"
+    elif how == "link to a folder":
+        (data / "held").mkdir()
+        (data / "code-val.npy").rename(data / "held" / "0.npy")
+        (data / "code" / "link").symlink_to(data / "held")
+        code["val"] = "data/held"
+    else:
+        texts = write_jsonl(tmp_path / "p.jsonl", [{"text": f"text {n} " * 9} for n in range(40)])
+        prepare(PrepareConfig((str(texts),), str(tmp_path / "out"), seq_len=T, val_frac=0.3, workers=1))
+        shutil.copytree(tmp_path / "out" / "p" / "val", data / "copy")
+        trained = "p/val" if how == "copy with hashes" else "p"
+        content["domains"] = {"a": {"path": f"out/{trained}", "val": "data/copy"}}
+    path.write_text(yaml.safe_dump(content))
+    with pytest.raises(ado.ConfigError, match=r"domain '(a|code)': val, .*data/.*, is in the path of domain"):
+        ado.open_corpus(path)
 
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*the index holds no hashes:UserWarning")

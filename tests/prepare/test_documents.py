@@ -150,6 +150,61 @@ def test_a_key_with_dots_in_it_is_found_before_a_path(tmp_path):
     assert [document.text for document in _read(path, _keys("a.b"))[0]] == ["flat", "deep"]
 
 
+NESTED = [
+    ("m.a.b", {"m": {"a.b": "long", "a": {"b": "short"}}}, "long"),
+    ("m.a.b", {"m.a": {"b": "long"}, "m": {"a.b": "short"}}, "long"),
+    ("m.a.b", {"m.a": {"c": "other"}, "m": {"a.b": "there"}}, "there"),
+    ("m.a.b.c", {"m": {"a.b": {"c": "there"}}}, "there"),
+    ("m.a.b.c", {"m.a": {"b.c": "there"}}, "there"),
+    ("m.", {"m.": "there", "m": "other"}, "there"),
+    ("m.", {"m": {"": "there"}}, "there"),
+]
+
+
+@pytest.mark.parametrize("kind", ["jsonl", "parquet", "arrow stream", "arrow file"])
+@pytest.mark.parametrize(("key", "record", "text"), NESTED)
+def test_names_may_hold_dots_at_every_level(tmp_path, kind, key, record, text):
+    path = tmp_path / f"t.{kind.split()[0]}"
+    if kind == "jsonl":
+        _write(path, [json.dumps(record).encode()])
+    else:
+        _table_of(kind, path, pa.table({name: [value] for name, value in record.items()}))
+    assert [document.text for document in _read(path, _keys(key))[0]] == [text]
+
+
+def test_a_pointer_of_git_lfs_is_no_text(tmp_path):
+    path = tmp_path / "t.txt"
+    path.write_text("version https://git-lfs.github.com/spec/v1\noid sha256:1f\nsize 3\n")
+    with pytest.raises(DataError, match=r"t\.txt: a Git LFS pointer, not the text"):
+        _read(path, _keys())
+
+
+def test_a_key_that_a_record_has_twice_is_an_error_where_it_is_looked_up(tmp_path):
+    bad = [b'{"text": "a", "text": "b"}', b'{"text": "a", "m": {"d": "x", "d": "y"}}']
+    good = [
+        b'{"text": "a", "other": 1, "other": 2, "m": {"d": "x"}}',
+        b'{"text": "\\"text\\"", "m": {"text": 1, "d": "text"}}',
+    ]
+    keys = _keys("text", "m.d")
+    for line in bad:
+        with pytest.raises(DataError, match=r":1: unreadable line \('(text|d)' is given twice\)"):
+            _read(_write(tmp_path / "t.jsonl", [line]), keys)
+    documents, counts, _ = _read(_write(tmp_path / "t.jsonl", [*bad, *good]), keys, skip=True)
+    assert [document.text for document in documents] == ["a", '"text"']
+    assert counts == {"unreadable line": 2}
+
+
+@pytest.mark.parametrize("encoding", ["utf-16", "utf-16-le", "utf-16-be", "utf-32-le", "utf-32-be"])
+def test_a_text_file_of_another_encoding_is_named(tmp_path, encoding):
+    """Without a byte-order mark these bytes are valid UTF-8."""
+    path = tmp_path / "t.txt"
+    path.write_bytes("A text in another encoding.".encode(encoding))
+    with pytest.raises(DataError, match=r"t\.txt: invalid UTF-8"):
+        _read(path, _keys())
+    path.write_text("A text with\0 a NUL in it, which is a character, too.")
+    assert len(_read(path, _keys())[0]) == 1
+
+
 def test_empty_documents_are_counted_and_reading_goes_on(tmp_path):
     parquet.write_table(pa.table({"text": ["a", "", "b"]}), tmp_path / "t.parquet")
     lines = _write(tmp_path / "l.jsonl", [b'{"text": "a"}', b'{"text": ""}', b'{"text": "b"}'])
@@ -189,6 +244,32 @@ def _not_utf8(values, large=False):
 def test_a_row_that_is_not_utf8_is_named_and_skipped_alone(tmp_path, kind, large):
     path = tmp_path / f"t.{kind.split()[0]}"
     _table_of(kind, path, pa.table({"text": _not_utf8([b"a", b"\xff\xfe", None, b"b"], large)}))
+    with pytest.raises(DataError, match=r"row 1: invalid UTF-8 under key 'text'"):
+        _read(path, _keys())
+    documents, counts, _ = _read(path, _keys(), skip=True)
+    assert [document.text for document in documents] == ["a", "b"]
+    assert counts == {"invalid UTF-8": 1, "no text": 1}
+
+
+@pytest.mark.parametrize(
+    ("kind", "form"),
+    [
+        *(
+            (kind, form)
+            for kind in ("arrow stream", "arrow file")
+            for form in ("dictionary", "dictionary of large", "view")
+        ),
+        ("parquet", "view"),  # pyarrow's reader refuses a whole dictionary itself
+    ],
+)
+def test_a_row_that_is_not_utf8_is_skipped_alone_however_its_column_is_stored(tmp_path, kind, form):
+    path = tmp_path / f"t.{kind.split()[0]}"
+    if form == "view":
+        column = pa.array([b"a", b"\xff\xfe", None, b"b"], pa.binary_view()).view(pa.string_view())
+    else:
+        texts = _not_utf8([b"a", b"\xff\xfe", b"b"], "large" in form)
+        column = pa.DictionaryArray.from_arrays(pa.array([0, 1, None, 2], pa.int8()), texts)
+    _table_of(kind, path, pa.table({"text": column}))
     with pytest.raises(DataError, match=r"row 1: invalid UTF-8 under key 'text'"):
         _read(path, _keys())
     documents, counts, _ = _read(path, _keys(), skip=True)

@@ -3,6 +3,7 @@
 import json
 import os
 
+import datasets
 import numpy as np
 import pytest
 
@@ -10,6 +11,7 @@ from ado_stream.cli.main import main
 from ado_stream.corpus.checker import CorpusChecker
 from ado_stream.errors import ConfigError
 from ado_stream.prepare.coordinator import prepare
+from ado_stream.prepare.input_files import find_input_files
 from ado_stream.prepare.prepare_config import PrepareConfig
 
 
@@ -77,6 +79,58 @@ def test_a_domain_of_validation_files_alone_is_refused_before_any_work(data, tmp
     ):
         prepare(_config(data.iterdir(), tmp_path / "out", [data / "val.jsonl"], domain_key=None))
     assert not (tmp_path / "out").exists()
+
+
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory):
+    """A data set as save_to_disk writes it, of two files a split."""
+    place = tmp_path_factory.mktemp("saved") / "tiny"
+    parts = {name: datasets.Dataset.from_dict({"text": some}) for name, some in (("train", TRAIN), ("other", VAL))}
+    datasets.DatasetDict(parts).save_to_disk(place, num_shards={"train": 2, "other": 2})
+    return place
+
+
+def test_a_saved_data_set_and_its_files_are_the_same_text_by_any_path(saved, tmp_path):
+    link = tmp_path / "link"
+    link.symlink_to(saved)
+    files = sorted((saved / "other").glob("*.arrow"))
+    for inputs, val in (
+        ([saved / "train", saved / "other"], [f"hf:{saved}::other"]),
+        ([f"hf:{saved}", f"hf:{saved}::other"], files),
+        ([f"hf:{saved}", f"hf:{link}::other"], [f"hf:{saved}::other"]),
+    ):
+        found = find_input_files(inputs, "train", False, val)
+        assert {"other" in file.path for file in found.files if file.split == "train"} == {False}
+        assert found.left_out["file of --val, left out of training"] == 2
+    with pytest.raises(ConfigError, match=r"::other: files of it are given as --val too"):
+        find_input_files([f"hf:{saved}", f"hf:{saved}::other"], "train", False, files[:1])
+    for twice in ([f"hf:{saved}", f"hf:{link}"], [f"hf:{saved}", saved / "train"], [f"hf:{saved}", f"hf:{saved}"]):
+        with pytest.raises(ConfigError, match="given twice"):
+            find_input_files(twice, "train", False)
+
+
+@pytest.mark.parametrize("name", ["a.jsonl.zst", "a.jsonl.gz", "a.jsonl.ZST"])
+@pytest.mark.parametrize("held_out", [True, False])
+def test_what_differs_in_compression_alone_is_refused_as_a_copy(tmp_path, name, held_out):
+    """`zstd a.jsonl` and `gunzip -k` leave both."""
+    for each in ("a.jsonl", name, "b.jsonl.gz", "a.txt"):
+        (tmp_path / "x" / each).parent.mkdir(exist_ok=True)
+        (tmp_path / "x" / each).write_text("x")
+    val = [tmp_path / "x/a.jsonl"] if held_out else []
+    with pytest.raises(ConfigError, match=r"differs from .* in compression alone.*\n.*rename"):
+        find_input_files([tmp_path / "x"], "train", False, val)
+    (tmp_path / "x/a.jsonl").unlink()
+    assert len(find_input_files([tmp_path / "x"], "train", False).files) == 3
+
+
+def test_text_that_is_named_as_held_out_and_trained_on_is_named(data, tmp_path):
+    notes = find_input_files([data], "train", True).notes
+    assert notes == [f"trained on, though named as held-out text is: {data}/val.jsonl; if they are, give them as --val"]
+    assert find_input_files([data], "train", False, [data / "val.jsonl"]).notes == []
+    _write(tmp_path / "test" / "val" / "train.jsonl", TRAIN)
+    assert (
+        find_input_files([tmp_path / "test" / "val"], "train", True).notes == []
+    )  # the names that are given are meant
 
 
 def test_nothing_left_to_train_on_is_refused(data, tmp_path):

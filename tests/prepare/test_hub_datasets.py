@@ -5,6 +5,7 @@ The hub cannot be reached: folders stand in for it, by the same call of the libr
 
 import dataclasses
 import json
+import logging
 import shutil
 
 import datasets
@@ -14,6 +15,7 @@ from ado_stream.errors import ConfigError, DataError, StorageError
 from ado_stream.prepare import hub_datasets
 from ado_stream.prepare.coordinator import prepare
 from ado_stream.prepare.hub_datasets import DataSet, find_shards
+from ado_stream.prepare.input_files import find_input_files
 from ado_stream.prepare.packing import Packer
 from ado_stream.prepare.prepare_config import PrepareConfig
 from ado_stream.prepare.record_errors import RecordErrors
@@ -237,6 +239,43 @@ def test_a_name_of_the_hub_is_pinned_to_the_revision_that_was_found(carded, monk
     assert str(shards[1][0]) == "hf:owner/tiny@c0ffee::train#00001"
     assert DataSet.parse(str(shards[1][0])) == shards[1][0]
     assert shards[1][0].domain == "tiny"
+
+
+@pytest.mark.parametrize("split", ["train+validation", "all"])
+def test_several_splits_are_not_one(carded, split):
+    """Their files would not be recognised: those of validation would be trained on beside --val."""
+    with pytest.raises(ConfigError, match="more than one split. Give each as an input; there are: train, validation"):
+        list(find_shards(f"hf:{carded}:all:{split}", "train"))
+
+
+def test_a_file_of_the_hub_is_the_same_in_every_configuration(carded, monkeypatch):
+    opened = hub_datasets._open
+
+    def stand_in(data_set):
+        here = opened(dataclasses.replace(data_set, name=str(carded)))
+        return dataclasses.replace(here, files=[f"hf://{file}" for file in here.files])
+
+    stand_in.cache_clear = opened.cache_clear
+    monkeypatch.setattr(hub_datasets, "_open", stand_in)
+    with pytest.raises(ConfigError, match="files of it are given as --val too"):
+        find_input_files(["hf:some/name:all"], "train", False, ["hf:some/name:few:other"])
+    with pytest.raises(ConfigError, match=r"given twice \(as hf:some/name:all:train\)"):
+        find_input_files(["hf:some/name:all", "hf:some/name:few:other"], "train", False)
+
+
+def test_the_hubs_own_notes_on_its_retries_are_not_printed(monkeypatch):
+    """They are pages long."""
+    log, printed = logging.getLogger("huggingface_hub.utils._http"), []
+
+    def fail(*arguments, **options):
+        printed.append(log.isEnabledFor(logging.ERROR))
+        raise OSError("no network")
+
+    monkeypatch.setattr(datasets, "load_dataset_builder", fail)
+    with pytest.raises(StorageError, match="cannot be opened: no network"):
+        list(find_shards("hf:some/name", "train"))
+    assert printed == [False]
+    assert log.isEnabledFor(logging.ERROR)
 
 
 def test_a_network_that_fails_is_no_damage(carded, tmp_path, monkeypatch):

@@ -197,3 +197,11 @@ def test_a_hard_link_is_the_same_file(tmp_path):
     os.link(tmp_path / "a/1.txt", tmp_path / "a/2.txt")
     with pytest.raises(ConfigError, match=r"2.txt: given twice \(as .*1.txt\)"):
         find_input_files([tmp_path], "train", True)
+
+
+@pytest.mark.parametrize("name", ["_temporary", "_delta_log", ".hoodie"])
+@pytest.mark.parametrize("below", [".", "a/b"])
+def test_a_folder_with_files_that_do_not_count_is_refused(tmp_path, name, below):
+    _touch(tmp_path, "a/1.txt", f"{below}/part-0.parquet", f"{below}/{name}/0/part-0.parquet")
+    with pytest.raises(ConfigError, match=rf"\({name} is in it\)"):
+        find_input_files([tmp_path], "train", True)

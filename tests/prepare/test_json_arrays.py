@@ -106,6 +106,22 @@ def test_a_cut_file_is_named_and_skipping_keeps_what_is_whole(tmp_path):
     assert errors.counts == {"file damaged, its rest left out": 1}
 
 
+@pytest.mark.parametrize("read_bytes", [64, 1 << 20])
+@pytest.mark.parametrize("name", ["a.json", "a.json.gz"])
+@pytest.mark.parametrize("rest", [b"]}", b"[1]", b" " * 200 + b"[1]"])
+def test_what_follows_an_array_costs_none_of_its_records(tmp_path, monkeypatch, name, read_bytes, rest):
+    monkeypatch.setattr(line_blocks_module, "_READ_BYTES", read_bytes)
+    data = json.dumps(_records()).encode() + rest
+    (tmp_path / name).write_bytes(gzip.compress(data) if name.endswith("gz") else data)
+    with pytest.raises(DataError, match="data after the end of its array"):
+        _read(tmp_path / name)
+    documents, errors = _read(tmp_path / name, skip_errors=True)
+    assert documents == [(record["text"], record["meta"]["set"]) for record in _records()]
+    assert errors.counts == {"file damaged, its rest left out": 1}
+    if name == "a.json":
+        assert errors.num_bytes == {"file damaged, its rest left out": len(rest)}
+
+
 def test_an_element_that_is_too_long_is_left_out_alone(tmp_path, monkeypatch):
     monkeypatch.setattr(line_blocks_module, "MAX_LINE_BYTES", 2000)
     monkeypatch.setattr(line_blocks_module, "_READ_BYTES", 300)

@@ -162,12 +162,13 @@ def test_what_is_done_is_not_done_again(files, tmp_path, tree_hashes, monkeypatc
     assert 10 < num_listed <= 26
     with open(list_of_shards, "ab") as file:
         file.write(b'["Books", "train", 9999, {"samp')  # a kill in the middle of a line
+    next((tmp_path / "out/.prepare/corpus").rglob("*.mds.zstd")).unlink()  # by a cleaner of old files
     fail = False
     prepare(config)
     assert len(tokenised) == len(set(tokenised)) > 4
     shards = list((tmp_path / "out").rglob("*.mds.zstd"))
     assert len(set(written)) == len(shards)
-    assert len(written) <= len(shards) + 26 - num_listed
+    assert len(written) <= len(shards) + 27 - num_listed
     prepare(_config(files, tmp_path / "local"))
     assert tree_hashes(tmp_path / "out") == tree_hashes(tmp_path / "local")
 

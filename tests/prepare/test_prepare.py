@@ -8,15 +8,18 @@ import errno
 import fcntl
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import tokenizers
 import xxhash
 
 import ado_stream as ado
@@ -25,8 +28,11 @@ from ado_stream.corpus.manifest import domain_folder
 from ado_stream.durable import DiskError, write_durably
 from ado_stream.errors import ConfigError, DataError, NotFound, StorageError
 from ado_stream.prepare.coordinator import prepare
+from ado_stream.prepare.input_files import find_input_files
+from ado_stream.prepare.packing import Packer
 from ado_stream.prepare.prepare_config import PrepareConfig
 from ado_stream.prepare.spool import Spool
+from ado_stream.prepare.workspace import Plan
 
 SEQ_LEN = 64
 
@@ -313,6 +319,51 @@ def test_a_tokenizer_of_other_content_is_another_corpus(pile, tmp_path, changed)
         prepare(config)
 
 
+@pytest.mark.parametrize("size", [60, 3 << 20])
+def test_other_text_of_the_same_size_and_time_is_another_corpus(tmp_path, size):
+    """Programs that copy or unpack files set their times."""
+    path = tmp_path / "a.jsonl"
+    for text in ("x", "y"):
+        path.write_text(json.dumps({"text": text * size}))
+        os.utime(path, (1, 1))
+        config = PrepareConfig((str(path),), str(tmp_path / "out"), seq_len=31, workers=1)
+        if text == "x":
+            prepare(config)
+            source = json.loads((tmp_path / "out/corpus.json").read_bytes())["source"]
+            prepare(config)
+    with pytest.raises(ConfigError, match="a corpus of other input"):
+        prepare(config)
+    path.write_text(json.dumps({"text": "x" * size}))
+    os.utime(path, (1, 1))
+    prepare(config)
+    manifest = (tmp_path / "out/corpus.json").read_text()
+    older = Plan.of(config, find_input_files(config.inputs, "train", True).files, None).older_fingerprint
+    (tmp_path / "out/corpus.json").write_text(manifest.replace(source, older))  # of a release without hashes
+    prepare(config)
+
+
+@pytest.mark.parametrize("change", ["grown", "rewritten"])
+def test_a_file_that_changes_while_it_is_read_is_refused_and_the_next_run_reads_it_whole(tmp_path, change, monkeypatch):
+    path = tmp_path / "a.jsonl"
+    path.write_text('{"text": "' + "x" * 99 + '"}\n')
+    config = PrepareConfig((str(path),), str(tmp_path / "out"), seq_len=31, workers=1)
+    finish = Packer.finish
+
+    def change_and_finish(packer):
+        text = path.read_text()
+        path.write_text(text * 2 if change == "grown" else text.replace("xx", "yy"))
+        return finish(packer)
+
+    with monkeypatch.context() as context:
+        context.setattr(Packer, "finish", change_and_finish)
+        with pytest.raises(ConfigError, match=r"a\.jsonl: changed while it was read"):
+            prepare(config)
+    assert not (tmp_path / "out/corpus.json").exists()
+    prepare(config)
+    entry = json.loads((tmp_path / "out/corpus.json").read_bytes())["domains"]["a"]
+    assert entry["documents"] == (2 if change == "grown" else 1)
+
+
 def test_two_runs_at_once_are_refused(pile, tmp_path):
     (tmp_path / "out/.prepare").mkdir(parents=True)
     with open(tmp_path / "out/.prepare/lock", "w") as lock:
@@ -450,6 +501,8 @@ def test_a_spool_is_opened_when_its_shard_is_full_or_memory_is(pile, tmp_path, t
         ({"skip_errors": "no"}, "skip_errors is 'no'; expected true or false"),
         ({"out": ""}, "out is ''; expected a path"),
         ({"out": "a\0b"}, "no path holds a NUL"),
+        ({"out": "a.yaml/"}, "out is 'a.yaml/': that names the list of a corpus.yaml"),
+        ({"out": "s3://b/a.yml"}, "out is 's3://b/a.yml': that names the list"),
         ({"inputs": ()}, "no input"),
         ({"inputs": ("",)}, "inputs is ''; expected a path"),
         ({"inputs": None}, "inputs is None; expected paths"),
@@ -484,6 +537,46 @@ def test_a_folder_that_cannot_be_written_is_a_disk_error(unprivileged_folder):
     out.mkdir(0o500)
     with pytest.raises(DiskError, match=rf"(?s){out}.*[Pp]ermission denied|[Pp]ermission denied.*{out}"):
         prepare(_config([str(text)], out / "corpus"))
+
+
+@pytest.mark.parametrize("executor", ["local", "ray"])
+def test_a_domain_that_is_named_as_the_folder_of_another_is_refused(tmp_path, write_jsonl, threads, executor):
+    names = ["Wikipedia (en)", domain_folder("Wikipedia (en)")]
+    texts = [{"text": "some text " * 9, "set": name} for name in names]
+    config = _config([write_jsonl(tmp_path / "in.jsonl", texts)], tmp_path / "out", domain_key="set", executor=executor)
+    with pytest.raises(ConfigError, match=rf"'{re.escape(names[0])}' and '{names[1]}' would have the same folder"):
+        prepare(config)
+
+
+@pytest.mark.parametrize("packing", ["join", "best-fit"])
+def test_no_text_ends_a_document(tmp_path, write_jsonl, packing):
+    """Where the end token is a word of the vocabulary, and not special, a text may spell it."""
+    words = {"[UNK]": 0, "</s>": 1, "hello": 2, "world": 3}
+    tokenizer = tokenizers.Tokenizer(tokenizers.models.WordLevel(words, unk_token="[UNK]"))
+    tokenizer.pre_tokenizer = tokenizers.pre_tokenizers.WhitespaceSplit()
+    tokenizer.save(str(tmp_path / "tokenizer.json"))
+    texts = [{"text": text} for text in ("hello world", "hello </s> world", "</s>", "world")]
+    config = PrepareConfig(
+        (str(write_jsonl(tmp_path / "a.jsonl", texts)),), str(tmp_path / "out"), seq_len=1, packing=packing, workers=1,
+        tokenizer=str(tmp_path / "tokenizer.json"),
+    )  # fmt: skip
+    with pytest.raises(DataError, match=r"'a': the document that begins with 'hello </s> world': end token in the"):
+        prepare(config)
+    prepare(replace(config, skip_errors=True))
+    manifest = json.loads((tmp_path / "out/corpus.json").read_bytes())
+    assert manifest["refused"] == {"end token in the text": 2}
+    assert manifest["refused_bytes"] == {"end token in the text": 20}
+    assert (manifest["domains"]["a"]["documents"], manifest["domains"]["a"]["bytes"]) == (2, 16)
+    if packing == "join":
+        assert _tokens(tmp_path / "out", "a")[0].ravel().tolist() == [2, 3, 1, 3]
+
+
+def test_a_tokenizer_that_loses_characters_is_named_before_any_work(tmp_path, write_jsonl, caplog):
+    library = tokenizers.Tokenizer(tokenizers.models.BPE({"a": 0, "b": 1, "</s>": 2}, []))
+    library.save(str(tmp_path / "tokenizer.json"))
+    path = write_jsonl(tmp_path / "a.jsonl", [{"text": "abcba"}])
+    prepare(PrepareConfig((path,), tmp_path / "out", seq_len=1, tokenizer=str(tmp_path / "tokenizer.json"), workers=1))
+    assert "characters outside its vocabulary are left out of the text" in caplog.text
 
 
 def test_too_many_domains_point_to_the_key(tmp_path, monkeypatch):

@@ -77,6 +77,21 @@ def test_a_damaged_working_folder_is_named(unfinished, tmp_path, name, damage, m
         prepare(dataclasses.replace(config, out=str(copy)))
 
 
+@pytest.mark.parametrize("damage", ["removed", "cut"])
+def test_a_finished_shard_that_is_gone_is_named(unfinished, tmp_path, damage, monkeypatch):
+    """By a cleaner of old files; its tokens are not kept twice."""
+    _cut_small_pieces(monkeypatch)
+    out, config = unfinished
+    copy = shutil.copytree(out, tmp_path / "out")
+    path = next((copy / ".prepare" / "corpus").rglob("shard.00000.mds.zstd"))
+    if damage == "removed":
+        path.unlink()
+    else:
+        path.write_bytes(path.read_bytes()[:-1])
+    with pytest.raises(AdoStreamError, match=rf"{path}: not there as.*\n.*remove the working folder"):
+        prepare(dataclasses.replace(config, out=str(copy)))
+
+
 def _children(pid: int) -> list[int]:
     return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
 

@@ -1,5 +1,7 @@
 """One object to one file: local remotes, remotes through Streaming's downloaders, errors by type."""
 
+import errno
+import os
 import random
 import socket
 import subprocess
@@ -15,7 +17,7 @@ from ado_stream.durable import DiskError
 from ado_stream.errors import AccessDenied, ConfigError, NotFound, StorageError, Throttled
 from ado_stream.storage import download as download_module
 from ado_stream.storage import s3
-from ado_stream.storage.download import download, local_path
+from ado_stream.storage.download import download, list_objects, local_path
 from ado_stream.storage.retry import RetryPolicy, StoppedError
 from ado_stream.storage.verify import ContentError
 
@@ -62,6 +64,33 @@ def test_a_local_path_and_a_file_url_are_copied(source, tmp_path):
         assert (got.num_bytes, got.attempts) == (len(CONTENT), 1)
         assert target.read_bytes() == CONTENT
     assert len(only_file(tmp_path / "cache")) == 2
+
+
+def test_a_folder_is_listed_with_its_links_each_folder_once(tmp_path):
+    (tmp_path / "root" / "a").mkdir(parents=True)
+    (tmp_path / "beside").mkdir()
+    for name in ("root/a/1.npy", "beside/2.npy", "root/3.npy", "root/other"):
+        (tmp_path / name).write_bytes(b"x")
+    (tmp_path / "root" / "link").symlink_to(tmp_path / "beside")
+    (tmp_path / "root" / "Loop").symlink_to(tmp_path / "root")
+    (tmp_path / "root" / "again").symlink_to(tmp_path / "root" / "a")
+    assert list(list_objects(str(tmp_path / "root"), ".npy")) == ["3.npy", "a/1.npy", "link/2.npy"]
+    for name in ("nowhere", "root/3.npy"):
+        assert list_objects(str(tmp_path / name), ".npy") == {}
+
+
+def test_a_folder_that_cannot_be_read_is_not_left_out(tmp_path, monkeypatch):
+    (tmp_path / "closed").mkdir()
+    scan = os.scandir
+
+    def refuse(path):  # for root nothing is closed
+        if str(path).endswith("closed"):
+            raise PermissionError(errno.EACCES, "Permission denied", str(path))
+        return scan(path)
+
+    monkeypatch.setattr(os, "scandir", refuse)
+    with pytest.raises(AccessDenied):
+        list_objects(str(tmp_path), ".npy")
 
 
 def test_schemes_are_told_apart():
