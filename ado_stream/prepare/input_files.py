@@ -95,11 +95,7 @@ def find_input_files(
     folder without one, for a domain of `val` alone, for a file given twice and for two domains of one name; DiskError
     for what cannot be read.
     """
-    for cached in (
-        open_folder,
-        _identities,
-        _content,
-    ):  # by another run of this process, since when files may have changed
+    for cached in (open_folder, _identities, _content):  # by another run of this process: files may have changed since
         cached.cache_clear()
     found = InputFiles()
     stems: dict[str, str] = {}

@@ -41,9 +41,8 @@ def array_lines(path: str, file: BinaryIO, chunks: Iterator[bytes]) -> Iterator[
         lines = scan.lines(chunk) if scan else chunk
         if scan and scan.rest and scan.rest.strip():
             yield lines[: len(lines) - len(scan.rest)]
-            good_bytes = file.tell() - (
-                len(scan.rest) if path.lower().endswith(".json") else 0
-            )  # else of compressed ones
+            rest_bytes = len(scan.rest) if path.lower().endswith(".json") else 0  # of a compressed file not known
+            good_bytes = file.tell() - rest_bytes
             raise DamagedFile(f"{path}: data after the end of its array.\n  Expected one array.", good_bytes)
         yield lines
     if scan and scan.rest is None:
