@@ -145,9 +145,8 @@ def _matches(folder: Path, pattern: str) -> Iterator[Path]:
     parts = pattern.split("/")
     try:
         longest = max(len(os.fsencode(part)) for part in parts)
-        if (
-            longest > _NAME_BYTES or ".." in parts or parts.count("**") > 2
-        ):  # outside of the folder, or slow without end
+        # What is outside of the folder is no part of it, and many double stars take time without end.
+        if longest > _NAME_BYTES or ".." in parts or parts.count("**") > 2:
             return
         with disk_errors(folder, "Make it readable."):
             found = list(folder.glob(pattern))
