@@ -5,6 +5,7 @@ A folder may say so itself: `save_to_disk` lists the files of each split in its 
 word in the path says that a file is held out. Source: datasets 4, data_files.py and arrow_dataset.py.
 """
 
+import os
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -23,6 +24,7 @@ TRAIN, HELD_OUT = "training", "held-out"
 _INFO, _STATE, _SPLITS, _CARD = "dataset_info.json", "state.json", "dataset_dict.json", "README.md"
 _CARD_BEGIN = re.compile(rb"---\r?\n(.*?)^---\s*$", re.DOTALL | re.MULTILINE)
 _MOST_PATTERNS = 100_000  # the aliases of a kilobyte may stand for a billion
+_NAME_BYTES = 255  # of what a file system takes
 _WORD = r"(?:^|[-._ 0-9/])(?:{})(?=$|[-._ 0-9/])"
 _TRAIN_NAME = re.compile(_WORD.format("train|training"))
 _HELD_OUT_NAME = re.compile(_WORD.format("validation|valid|val|dev|test|testing|eval|evaluation|heldout|holdout"))
@@ -107,7 +109,7 @@ def _saved_files(folder: Path) -> list[Path]:
     check_type(state, _State, str(path), ConfigError)
     files = [folder / file["filename"] for file in state["_data_files"]]
     for file in files:
-        if not file.exists():
+        if not os.path.exists(file):
             raise NotFound(
                 f"{file}: no such file, but {path} lists it. Download the data set again, or give its files."
             )
@@ -140,9 +142,15 @@ def _patterns(card: JsonObject) -> Iterator[tuple[str, str]]:
 
 
 def _matches(folder: Path, pattern: str) -> Iterator[Path]:
+    parts = pattern.split("/")
     try:
-        found = list(folder.glob(pattern))
-    except (ValueError, NotImplementedError):  # an absolute path, or a URL's odd pattern
+        longest = max(len(os.fsencode(part)) for part in parts)
+        # What is outside of the folder is no part of it, and many double stars take time without end.
+        if longest > _NAME_BYTES or ".." in parts or parts.count("**") > 2:
+            return
+        with disk_errors(folder, "Make it readable."):
+            found = list(folder.glob(pattern))
+    except (ValueError, NotImplementedError):  # an absolute path, a URL's odd pattern, what no name can hold
         return
     for path in found:  # of folders only for a pattern that ends with **
         yield from (file for file in path.rglob("*") if file.is_file()) if path.is_dir() else (path,)

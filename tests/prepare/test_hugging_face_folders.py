@@ -103,6 +103,20 @@ def test_a_list_of_odd_shape_is_named(tmp_path, text):
         _found(tmp_path)
 
 
+@pytest.mark.parametrize(
+    "pattern",
+    ["../../**/*", "**/" * 20 + "x", "/etc/*", "a\\0b", "x" * 5000, "[", "***/a", "https://h/x", "~/x", ""],
+)
+def test_a_pattern_of_any_shape_is_no_failure_and_leaves_the_folder_alone(tmp_path, pattern):
+    _write(tmp_path, "a/x.jsonl", *(f"{'/'.join('abcdefghij'[:n])}/y.jsonl" for n in range(1, 10)))
+    (tmp_path / "README.md").write_text(
+        f'---\nconfigs:\n- data_files: [a/x.jsonl, {{split: test, path: "{pattern}"}}]\n---\n'
+    )
+    files, left_out = _found(tmp_path)
+    assert files == ["a/x.jsonl"]
+    assert left_out["file that its data set does not list"] == 9
+
+
 def test_a_card_that_is_not_yaml_is_named(tmp_path):
     _write(tmp_path, "data/x.jsonl")
     (tmp_path / "README.md").write_text("---\nconfigs: [\n---\n")
