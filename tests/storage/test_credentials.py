@@ -262,7 +262,7 @@ def test_a_checkpoint_has_no_credentials_and_nothing_changed_at_its_resume(secre
     dataset = types.SimpleNamespace(names=["a"], prior=np.ones(1))
     components = types.SimpleNamespace(
         loader=types.SimpleNamespace(dataset=dataset),
-        corpus=types.SimpleNamespace(end_token=256, manifest={}),
+        corpus=types.SimpleNamespace(end_token=256, manifest={"domains": {"a": {"fingerprint": "01"}}}),
         schedule=LearningRateSchedule(1e-3, 10, 100, 0.1),
     )
     settings = saved_settings(config, components, types.SimpleNamespace(size=1, device=torch.device("cpu")))

@@ -34,7 +34,8 @@ from tests.waiting import wait_until
 def give(run_dir: str | Path, step: int, order: str) -> None:
     """The order as one that an earlier attempt of the run took at `step`: every attempt takes it there."""
     path = submit(Path(run_dir), order.split())
-    path.with_name(path.name.replace(".order.", ".answer.")).write_text(json.dumps({"step": step}))
+    answer = {"step": step, "drawn_from": step + 3}  # the settings' mixture_lag is 2
+    path.with_name(path.name.replace(".order.", ".answer.")).write_text(json.dumps(answer))
 
 
 def call_in_update(monkeypatch, step: int, call) -> None:
