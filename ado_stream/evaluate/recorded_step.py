@@ -81,8 +81,6 @@ def open_step(run_dir: Path, wanted: Wanted) -> tuple[Corpus, list[RecordedSampl
     newest, lines = read_run(run_dir)
     starts = cast("list[RunLine]", lines["run"])
     recorded = {line["step"]: line for line in lines["step"]}
-    for line in recorded.values():
-        check_type(line, _DrawnLine, f"{run_dir}: step {line['step']} of its record", DataError)
     state = _newest_state(run_dir, lines["event"], step)
     begin = 0 if state is None else state["step"]
     if step not in recorded or any(each not in recorded for each in range(begin, step)):
@@ -91,6 +89,8 @@ def open_step(run_dir: Path, wanted: Wanted) -> tuple[Corpus, list[RecordedSampl
             f"--step {step}: {run_dir} recorded steps {steps}; a step is drawn again from all before it, or from all "
             "since a checkpoint."
         )
+    for each in range(begin, step + 1):
+        check_type(recorded[each], _DrawnLine, f"{run_dir}: step {each} of its record", DataError)
     config = load_config(run_dir / CONFIG_FILE)
     corpus = open_split(config, "train")
     for place, numbers in itertools.groupby(range(begin, step + 1), key=lambda each: _start_of(starts, each)):

@@ -9,7 +9,7 @@ import os
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, cached_property
 from pathlib import Path
 from typing import TypedDict
 
@@ -59,10 +59,13 @@ class DataSetFolder:
             return ""
         if any(map(is_held_out, splits)):
             return HELD_OUT
-        trained = [each for own in self.files.values() for each in own if _TRAIN_NAME.search(each)]
-        if any(split in trained for split in splits) or not trained:
-            return TRAIN
-        return f"split {min(splits)!r}"
+        return TRAIN if splits & self._trained or not self._trained else f"split {min(splits)!r}"
+
+    @cached_property
+    def _trained(self) -> set[str]:
+        """The splits whose names say that they are trained on; found once, since there may be thousands of files."""
+        names = set[str]().union(*(self.files or {}).values())
+        return {name for name in names if _TRAIN_NAME.search(name)}
 
 
 def is_held_out(name: str) -> bool:
@@ -72,9 +75,8 @@ def is_held_out(name: str) -> bool:
 
 def data_set_of(file: Path, root: Path) -> DataSetFolder | None:
     """The outermost data set, `root` or below it, that `file` is in."""
-    folders = [root, *(root.joinpath(*file.relative_to(root).parts[:n]) for n in range(1, len(file.parts)))]
-    depth = len(file.relative_to(root).parts)
-    return next((found for folder in folders[:depth] if (found := open_folder(folder))), None)
+    folders = reversed(file.relative_to(root).parents)
+    return next((found for folder in folders if (found := open_folder(root / folder))), None)
 
 
 @cache
