@@ -8,12 +8,12 @@ check:
 test:
 	pytest
 test-all:  # what follows the clock or injects faults runs alone, the rest on two cores
-	pytest -q -m "not fault and not deadline" -n 2 --dist loadfile --durations=15
-	pytest -q -m "fault or deadline" --durations=15
+	pytest -q -m "not fault and not deadline" --durations=15
+	pytest -q -m "fault or deadline" -n 0 --durations=15
 faults:
-	pytest -m fault
+	pytest -m fault -n 0
 fuzz:
-	FUZZ_SECONDS=300 pytest -q tests/fuzz -s --timeout 1200
+	FUZZ_SECONDS=300 pytest -q tests/fuzz -n 0 -s --timeout 1200
 portability:
 	.ci/portability
 bench:

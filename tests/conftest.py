@@ -17,8 +17,9 @@ from hypothesis import HealthCheck, settings
 
 from ado_kernels.numba_cache import compile_in_background
 from tests.browser import find_browser
-from tests.deadlines import pytest_configure, pytest_runtest_protocol, pytest_terminal_summary  # noqa: F401
 from tests.train.child_processes import ChildProcesses
+
+pytest_plugins = ["tests.deadlines"]
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -76,9 +77,17 @@ def pytest_collection_modifyitems(config, items):
     for some in left_out.values():
         config.hook.pytest_deselected(items=some)
     config.stash[LEFT_OUT] = {need: len(some) for need, some in left_out.items() if some}
+    if hasattr(config, "workeroutput"):  # of several processes: to the one that prints
+        config.workeroutput["left out"] = config.stash[LEFT_OUT]
 
 
-def pytest_report_collectionfinish(config):
+@pytest.hookimpl(optionalhook=True)
+def pytest_testnodedown(node, error):
+    node.config.stash[LEFT_OUT] = getattr(node, "workeroutput", {}).get("left out", {})
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_terminal_summary(terminalreporter, config):
     """One line a kind of test that is left out here."""
     needs = {
         "gpu": "more CUDA GPUs, or more of their memory free",
@@ -86,9 +95,8 @@ def pytest_report_collectionfinish(config):
         "browser": "Chromium on the PATH",
         "package": "trainers that are not installed (CONTRIBUTING.md)",
     }
-    return [
-        f"left out: {number} tests that need {needs[need]}" for need, number in config.stash.get(LEFT_OUT, {}).items()
-    ]
+    for need, number in config.stash.get(LEFT_OUT, {}).items():
+        terminalreporter.line(f"left out: {number} tests that need {needs[need]}")
 
 
 def _has_gpu(num_gpus: int, count: int = 1, memory_gb: float = 0) -> bool:

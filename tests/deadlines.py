@@ -1,16 +1,13 @@
 """A test that is marked `deadline` and fails is run once more, alone; what was, and why, is printed as a warning.
 
-Such a test depends on the clock, and a busy machine may make it late. Every other test has one try.
+Such a test depends on the clock, and a busy machine may make it late. Every other test has one try. The reason of a
+first failure travels in the reports: tests may run in other processes than the one that prints.
 """
 
 import pytest
 from _pytest.runner import runtestprotocol
 
-_RETRIED = pytest.StashKey[list[str]]()
-
-
-def pytest_configure(config: pytest.Config) -> None:
-    config.stash[_RETRIED] = []
+_FAILED_FIRST = "failed first"
 
 
 @pytest.hookimpl(tryfirst=True)
@@ -23,7 +20,7 @@ def pytest_runtest_protocol(item: pytest.Item, nextitem: pytest.Item | None) -> 
     failed = [report for report in reports if report.failed]
     if failed:
         reason = getattr(failed[0].longrepr, "reprcrash", None)
-        item.config.stash[_RETRIED].append(f"{item.nodeid}: {reason.message if reason else failed[0].longreprtext}")
+        item.user_properties.append((_FAILED_FIRST, reason.message if reason else failed[0].longreprtext))
         item._initrequest()  # fixtures anew
         reports = runtestprotocol(item, nextitem=nextitem, log=False)
     for report in reports:
@@ -32,8 +29,15 @@ def pytest_runtest_protocol(item: pytest.Item, nextitem: pytest.Item | None) -> 
     return True
 
 
-def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
-    if retried := config.stash[_RETRIED]:
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    reports = [report for some in terminalreporter.stats.values() for report in some]
+    retried = {
+        f"{report.nodeid}: {reason}"
+        for report in reports
+        for key, reason in getattr(report, "user_properties", ())
+        if key == _FAILED_FIRST
+    }
+    if retried:
         terminalreporter.section("WARNING: run twice, since they missed a deadline or failed", yellow=True)
-        for line in retried:
+        for line in sorted(retried):
             terminalreporter.line(line, yellow=True)

@@ -3,6 +3,8 @@
 import subprocess
 import sys
 
+import pytest
+
 TESTS = '''
 import pytest
 
@@ -30,10 +32,11 @@ def test_wrong_once(count):
 '''
 
 
-def test_deadline_tests_alone_are_run_once_more_and_named(tmp_path, repository):
+@pytest.mark.parametrize("processes", ["0", "1"])
+def test_deadline_tests_alone_are_run_once_more_and_named(tmp_path, repository, processes):
     (tmp_path / "test_tries.py").write_text(TESTS)
-    (tmp_path / "pytest.ini").write_text("[pytest]\nmarkers = deadline: of the clock\n")
-    command = [sys.executable, "-m", "pytest", "-p", "tests.deadlines", "-p", "no:cacheprovider", str(tmp_path)]
+    (tmp_path / "pytest.ini").write_text("[pytest]\nmarkers = deadline: of the clock\naddopts = -p no:cacheprovider\n")
+    command = [sys.executable, "-m", "pytest", "-p", "tests.deadlines", "-n", processes, str(tmp_path)]
     done = subprocess.run(command, cwd=repository, capture_output=True, text=True, check=False)
     warned = done.stdout.partition("WARNING: run twice")[2].partition("short test summary")[0]
     assert "test_late_once[late]: AssertionError: took 9 s" in warned
