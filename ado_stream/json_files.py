@@ -13,7 +13,7 @@ from ado_stream.errors import AdoStreamError, IndexInvalid
 from ado_stream.value_types import JsonObject
 
 _MAX_COUNT, _MAX_NUMBER = 1 << 63, 1 << 1023
-_NAMES = {dict: "an object", list: "a list", int: "a count", float: "a number", str: "text"}
+_NAMES = {dict: "an object", list: "a list", tuple: "a list", int: "a count", float: "a number", str: "text"}
 _Error = type[AdoStreamError]
 _hints = functools.cache(get_type_hints)
 
@@ -31,7 +31,8 @@ def decode_json(data: bytes, where: str, error_type: _Error = IndexInvalid) -> A
 def check_type(value: object, kind: Any, where: str, error_type: _Error = IndexInvalid) -> None:
     """Raises `error_type` where `value` is not of `kind`.
 
-    A kind is a TypedDict, dict[str, ...], list[...], str, int or float, or such a kind | None; others are not checked.
+    A kind is a TypedDict, dict[str, ...], list[...], tuple[A, B] for a list of an A and a B, str, int or float, or
+    such a kind | None; others are not checked.
     """
     arguments = get_args(kind)
     if types.NoneType in arguments:
@@ -58,6 +59,12 @@ def check_type(value: object, kind: Any, where: str, error_type: _Error = IndexI
         assert isinstance(value, list)
         for inner in value:
             check_type(inner, arguments[0], where, error_type)
+    elif base is tuple:
+        assert isinstance(value, list)
+        if len(value) != len(arguments):
+            raise error_type(f"{where}: a list of {len(value)}: expected {len(arguments)} values.")
+        for inner, each in zip(value, arguments, strict=True):
+            check_type(inner, each, where, error_type)
 
 
 def _is(value: object, base: type) -> bool:
@@ -65,7 +72,7 @@ def _is(value: object, base: type) -> bool:
         if isinstance(value, bool) or not isinstance(value, (int, base)):
             return False
         return 0 <= value < _MAX_COUNT if base is int else isinstance(value, float) or abs(value) < _MAX_NUMBER
-    return isinstance(value, base)
+    return isinstance(value, list if base is tuple else base)
 
 
 def _unique(pairs: list[tuple[str, object]]) -> JsonObject:

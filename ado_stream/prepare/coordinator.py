@@ -11,7 +11,7 @@ import os
 from collections import deque
 from collections.abc import Iterable, Iterator
 from concurrent.futures import Future
-from contextlib import closing
+from contextlib import closing, suppress
 from dataclasses import replace
 from itertools import islice
 from pathlib import Path
@@ -152,10 +152,14 @@ class _Coordinator:
         for file in self.files:
             if file.kind == "hf":
                 continue
-            status = os.stat(file.path)
-            if (status.st_size, status.st_mtime_ns) != (file.size_bytes, file.stamp):
-                clear(self.work)
-                raise ConfigError(f"{file.path}: changed while it was read. Run the command again when it is whole.")
+            with suppress(FileNotFoundError):
+                status = os.stat(file.path)
+                if (status.st_size, status.st_mtime_ns) == (file.size_bytes, file.stamp):
+                    continue
+            clear(self.work)
+            raise ConfigError(
+                f"{file.path}: changed or removed while it was read. Run the command again when it is whole."
+            )
 
     def _hash_validation_text(self) -> None:
         """Writes the sorted hashes of all documents of --val, by which workers recognise them among the others."""

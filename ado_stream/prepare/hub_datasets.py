@@ -17,6 +17,7 @@ from typing import Any
 from ado_stream.corpus.manifest import json_hash
 from ado_stream.errors import AdoStreamError, ConfigError, DataError, StorageError
 from ado_stream.prepare.dotted_keys import splits
+from ado_stream.prepare.hugging_face_folders import SAVED_MARKS
 from ado_stream.prepare.record_errors import RecordErrors
 from ado_stream.storage.slow_notice import slow_notice
 from ado_stream.value_types import JsonObject
@@ -24,7 +25,6 @@ from ado_stream.value_types import JsonObject
 PREFIX = "hf:"
 _SPLIT = {"val": "validation"}  # that is read where none is named; "train" for all but --val
 _ROWS_AT_ONCE = 64
-_SAVED = ("state.json", "dataset_dict.json")  # of Dataset.save_to_disk and DatasetDict.save_to_disk
 _NAME = re.compile(r"hf:([^:@]+)(?:@([^:]+))?(?::([^:#]*))?(?::([^:#]*))?(?:#([0-9]+))?")
 
 
@@ -159,7 +159,7 @@ def _open(data_set: DataSet) -> _Opened:
     except ImportError:
         raise ConfigError(f"{data_set}: needs the package datasets: pip install 'ado-stream[hf]'.") from None
     with _open_errors(data_set):
-        if data_set.is_local and any((Path(data_set.name) / mark).exists() for mark in _SAVED):
+        if data_set.is_local and any((Path(data_set.name) / mark).exists() for mark in SAVED_MARKS):
             return _open_saved(data_set, datasets.load_from_disk(data_set.name))
         with slow_notice(f"the Hugging Face hub, data set {data_set.name!r}"):
             builder = datasets.load_dataset_builder(data_set.name, data_set.config, revision=data_set.revision)

@@ -22,6 +22,7 @@ from ado_stream.yaml_files import parse_front_matter
 
 TRAIN, HELD_OUT = "training", "held-out"
 _INFO, _STATE, _SPLITS, _CARD = "dataset_info.json", "state.json", "dataset_dict.json", "README.md"
+SAVED_MARKS = (_STATE, _SPLITS)  # of Dataset.save_to_disk and DatasetDict.save_to_disk
 _CARD_BEGIN = re.compile(rb"---\r?\n(.*?)^---\s*$", re.DOTALL | re.MULTILINE)
 _MOST_PATTERNS = 100_000  # the aliases of a kilobyte may stand for a billion
 _NAME_BYTES = 255  # of what a file system takes

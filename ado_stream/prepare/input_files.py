@@ -24,7 +24,7 @@ from ado_stream.durable import disk_errors
 from ado_stream.errors import ConfigError, NotFound
 from ado_stream.prepare import hub_datasets
 from ado_stream.prepare.hugging_face_folders import HELD_OUT, TRAIN, data_set_of, is_held_out, open_folder
-from ado_stream.regular_files import file_id
+from ado_stream.regular_files import file_id, open_regular
 from ado_stream.suggest import first_names
 
 KINDS = {
@@ -147,7 +147,7 @@ def content_hash(paths: Iterable[str]) -> str:
     """
     content = xxhash.xxh3_128()
     for path in paths:
-        with disk_errors(path, _UNREADABLE), open(path, "rb") as file:
+        with disk_errors(path, _UNREADABLE), open_regular(path) as file:
             size_bytes = os.fstat(file.fileno()).st_size
             content.update(f"{size_bytes}\0")
             starts: Sequence[int] = range(0, size_bytes, _PART_BYTES)

@@ -1,13 +1,12 @@
 """Pieces' token blocks, in input order, to finished shards, with a journal that survives a kill.
 
-The journal holds the number of pieces taken, how full every spool is, and how long the list of published shards is. It
-is written after all of these are on the disk, by one syncfs however many they are: an fsync each would take a thousand
-domains minutes. A full spool file is removed only after a journal that counts its shard as published is written. So
-whatever the moment of a kill, the next run truncates the spools and the list to the journal, finishes the shards that
-are full but not in the list, and takes the next piece: the bytes are those of a run that was never killed.
+The journal (journal.py) is written after all that it counts is on the disk, by one syncfs however many files they are:
+an fsync each would take a thousand domains minutes. A full spool file is removed only after a journal that counts its
+shard as published is written. So whatever the moment of a kill, the next run truncates the spools and the list to the
+journal, finishes the shards that are full but not in the list, and takes the next piece: the bytes are those of a run
+that was never killed.
 """
 
-import json
 import time
 from collections import Counter, defaultdict, deque
 from collections.abc import Sequence
@@ -15,77 +14,29 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import accumulate, islice
 from pathlib import Path
-from typing import Any, NotRequired, TypedDict, cast
+from typing import cast
 
 import numpy as np
 
 from ado_stream.corpus.manifest import domain_folder
 from ado_stream.corpus.mds import COMPRESSION, HASH, ShardEntry, ShardFormat, encode_index, shard_name
-from ado_stream.durable import damage_errors, sync_file_system, write_durably
-from ado_stream.errors import ConfigError, DataError, ResumeError
-from ado_stream.json_files import check_type, decode_json
+from ado_stream.durable import damage_errors, sync_file_system
+from ado_stream.errors import ConfigError, ResumeError
+from ado_stream.prepare import journal
 from ado_stream.prepare.best_fit import PackingCounts
 from ado_stream.prepare.corpus_output import CorpusOutput
 from ado_stream.prepare.prepare_worker import NUM_ENDS, PACKING, PieceResult, ShardJob, Worker
-from ado_stream.prepare.spool import Spool, SpoolState, cut
+from ado_stream.prepare.spool import Spool, SpoolState
 from ado_stream.prepare.worker_pool import WorkerPool, worker_result
-from ado_stream.regular_files import read_regular
 from ado_stream.stream.index_content import INDEX_NAME
 from ado_stream.value_types import JsonObject
 
-JOURNAL_NAME = "journal.json"
 _SPOOL_FOLDER = "spool"
-_PUBLISHED_NAME = "published.jsonl"  # [domain, split, shard, index entry] a line
 MAX_DOMAINS = 4096  # more are document ids in the domain key, and each costs a file
 _COMMIT_EVERY_S = 2.0
 _WAITING_BYTES = 1 << 26  # of tokens in memory, of all domains
 _SHARDS_AT_ONCE = 16
 Key = tuple[str, str]  # domain, split
-
-
-class _Spool(TypedDict):
-    documents: int
-    text_bytes: int
-    shard: int
-    shard_fill_bytes: int
-    full_bytes: list[int]
-
-
-class _Hashes(TypedDict):
-    xxh64: str
-
-
-class _RawFile(TypedDict):
-    basename: str
-    bytes: int
-    hashes: _Hashes
-
-
-class _Published(TypedDict):
-    samples: int
-    raw_data: _RawFile
-    zip_data: _RawFile
-    end_tokens: NotRequired[int]
-    packing: NotRequired[dict[str, int]]
-
-
-class _Journal(TypedDict):
-    num_pieces: int
-    refused: dict[str, int]
-    refused_bytes: dict[str, int]
-    repeated: list[Any]
-    spools: list[list[Any]]  # each: domain, split, a _Spool
-    published_bytes: int
-
-
-_BEGINNING: _Journal = {
-    "num_pieces": 0,
-    "refused": {},
-    "refused_bytes": {},
-    "repeated": [],
-    "spools": [],
-    "published_bytes": 0,
-}
 
 
 @dataclass(frozen=True)
@@ -150,7 +101,7 @@ class Packer:
         self._jobs: deque[Future[None]] = deque()
         self._spools: dict[Key, Spool] = {}
         self._folders = DomainFolders()
-        self._published: deque[tuple[str, str, int, JsonObject]] = deque()  # since the last commit
+        self._published: deque[journal.Published] = deque()  # since the last commit
         self._entries: defaultdict[Key, dict[int, JsonObject]] = defaultdict(dict)  # by shard, of all before
         self._last_commit_s = time.monotonic()
         self._commit_cost_s = 0.0
@@ -181,19 +132,17 @@ class Packer:
         begun_s = time.monotonic()
         self._flush()
         published = [self._published.popleft() for _ in range(len(self._published))]
-        with open(self._work / _PUBLISHED_NAME, "ab") as file:
-            file.writelines(json.dumps(line).encode() + b"\n" for line in published)
-            published_bytes = file.tell()
+        published_bytes = journal.append_published(self._work, published)
         sync_file_system(self._work)  # with the shards of a local corpus
-        state = {
+        state: journal.Journal = {
             "num_pieces": self.num_pieces,
             "refused": dict(self.refused),
             "refused_bytes": dict(self.refused_bytes),
             "repeated": list(self.repeated),
-            "spools": [[*key, vars(spool.state)] for key, spool in self._spools.items()],
+            "spools": [(*key, cast(journal.StoredSpool, vars(spool.state))) for key, spool in self._spools.items()],
             "published_bytes": published_bytes,
         }
-        write_durably(self._work / JOURNAL_NAME, json.dumps(state).encode())
+        journal.write_journal(self._work, state)
         for line in published:
             self._take_published(*line)
         self._last_commit_s = time.monotonic()
@@ -245,10 +194,8 @@ class Packer:
         return self._spools[key]
 
     def _resume(self) -> None:
-        journal, spools, published = (self._work / name for name in (JOURNAL_NAME, _SPOOL_FOLDER, _PUBLISHED_NAME))
-        with damage_errors(journal):
-            state = decode_json(read_regular(journal), JOURNAL_NAME, DataError) if journal.exists() else _BEGINNING
-            check_type(state, _Journal, JOURNAL_NAME, DataError)
+        with damage_errors(self._work / journal.JOURNAL_NAME):
+            state = journal.read_journal(self._work)
             self.num_pieces = state["num_pieces"]
             self.refused.update(state["refused"])
             self.refused_bytes.update(state["refused_bytes"])
@@ -256,29 +203,25 @@ class Packer:
             for domain, split, fields in state["spools"]:
                 key = (domain, split)
                 self._folders.add(domain)
-                check_type(fields, _Spool, JOURNAL_NAME, DataError)
                 found = SpoolState(**fields)
                 self._spools[key] = Spool(self._spool_path(key), self._shard_format, found, self._end_id)
-            published_bytes = state["published_bytes"]
+        spools = self._work / _SPOOL_FOLDER
         spools.mkdir(exist_ok=True)
         last = {spool.stem.name: spool.path(spool.state.shard).name for spool in self._spools.values()}
         for path in spools.iterdir():
             kept = last.get(path.stem, "")
             if (len(path.name), path.name) > (len(kept), kept):  # begun after the journal
                 path.unlink()
-        cut(published, published_bytes)
-        if published.exists():
-            with damage_errors(published):
-                for line in read_regular(published).splitlines():
-                    domain, split, shard, entry = json.loads(line)
-                    check_type(entry, _Published, _PUBLISHED_NAME, DataError)
-                    name = shard_file((domain, split), shard)
-                    if self._output.lost(name, entry["zip_data"]["bytes"]):
-                        raise ResumeError(
-                            f"{self._output.local_path(name)}: not there as this unfinished run's journal has it.\n"
-                            "  It was removed or damaged; remove the working folder to start again."
-                        )
-                    self._take_published(domain, split, shard, entry)
+        with damage_errors(self._work / journal.PUBLISHED_NAME):
+            for published in journal.read_published(self._work, state["published_bytes"]):
+                domain, split, shard, entry = published
+                name = shard_file((domain, split), shard)
+                if self._output.lost(name, entry["zip_data"]["bytes"]):
+                    raise ResumeError(
+                        f"{self._output.local_path(name)}: not there as this unfinished run's journal has it.\n"
+                        "  It was removed or damaged; remove the working folder to start again."
+                    )
+                self._take_published(*published)
         self._finish_shards([(key, n) for key, spool in self._spools.items() for n in range(spool.state.shard)])
 
     def _finish_shards(self, shards: Sequence[tuple[Key, int]]) -> None:

@@ -20,7 +20,7 @@ from ado_stream.durable import write_durably
 from ado_stream.errors import ConfigError
 from ado_stream.prepare.corpus_output import CorpusOutput, LocalOutput, RemoteOutput
 from ado_stream.prepare.input_files import InputFile
-from ado_stream.prepare.packing import JOURNAL_NAME
+from ado_stream.prepare.journal import JOURNAL_NAME
 from ado_stream.prepare.prepare_config import PrepareConfig
 from ado_stream.regular_files import read_regular
 from ado_stream.storage.object_locks import lock_if_free

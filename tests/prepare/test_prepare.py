@@ -342,7 +342,7 @@ def test_other_text_of_the_same_size_and_time_is_another_corpus(tmp_path, size):
     prepare(config)
 
 
-@pytest.mark.parametrize("change", ["grown", "rewritten"])
+@pytest.mark.parametrize("change", ["grown", "rewritten", "removed"])
 def test_a_file_that_changes_while_it_is_read_is_refused_and_the_next_run_reads_it_whole(tmp_path, change, monkeypatch):
     path = tmp_path / "a.jsonl"
     path.write_text('{"text": "' + "x" * 99 + '"}\n')
@@ -352,13 +352,17 @@ def test_a_file_that_changes_while_it_is_read_is_refused_and_the_next_run_reads_
     def change_and_finish(packer):
         text = path.read_text()
         path.write_text(text * 2 if change == "grown" else text.replace("xx", "yy"))
+        if change == "removed":
+            path.rename(path.with_suffix(".old"))
         return finish(packer)
 
     with monkeypatch.context() as context:
         context.setattr(Packer, "finish", change_and_finish)
-        with pytest.raises(ConfigError, match=r"a\.jsonl: changed while it was read"):
+        with pytest.raises(ConfigError, match=r"a\.jsonl: changed or removed while it was read"):
             prepare(config)
     assert not (tmp_path / "out/corpus.json").exists()
+    if change == "removed":
+        path.with_suffix(".old").rename(path)
     prepare(config)
     entry = json.loads((tmp_path / "out/corpus.json").read_bytes())["domains"]["a"]
     assert entry["documents"] == (2 if change == "grown" else 1)
@@ -405,7 +409,7 @@ def test_what_the_journal_and_the_manifest_count_is_on_the_disk_before_them(pile
         write_durably(path, data)
 
     monkeypatch.setattr("ado_stream.prepare.packing.sync_file_system", sync)
-    monkeypatch.setattr("ado_stream.prepare.packing.write_durably", write)
+    monkeypatch.setattr("ado_stream.prepare.journal.write_durably", write)
     monkeypatch.setattr("ado_stream.prepare.coordinator.write_durably", write)
     prepare(_config(pile[0], tmp_path / "out"))
     assert checked.count("journal.json") > 5

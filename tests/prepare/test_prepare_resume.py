@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from ado_stream.errors import AdoStreamError
+from ado_stream.errors import AdoStreamError, StorageError
 from ado_stream.prepare.coordinator import prepare
 from ado_stream.prepare.packing import Packer
 from ado_stream.prepare.prepare_config import PrepareConfig
@@ -74,6 +74,26 @@ def test_a_damaged_working_folder_is_named(unfinished, tmp_path, name, damage, m
     path = next((copy / ".prepare").glob(name))
     path.write_bytes(damage(path.read_bytes()))
     with pytest.raises(AdoStreamError, match=rf"{copy}/\.prepare(?s:.*)([Rr]emove th|Expected bytes)"):
+        prepare(dataclasses.replace(config, out=str(copy)))
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("repeated", ["x"]),
+        ("repeated", [1 << 64]),
+        ("spools", [["a", "train"]]),
+        ("spools", [["a", 1, {}]]),
+        ("spools", [["a", "train", {"documents": 1}]]),
+    ],
+)
+def test_a_journal_of_other_types_is_named(unfinished, tmp_path, key, value, monkeypatch):
+    _cut_small_pieces(monkeypatch)
+    out, config = unfinished
+    copy = shutil.copytree(out, tmp_path / "out")
+    path = copy / ".prepare/journal.json"
+    path.write_text(json.dumps({**json.loads(path.read_bytes()), key: value}))
+    with pytest.raises(StorageError, match=rf"{path}: damaged: journal\.json"):
         prepare(dataclasses.replace(config, out=str(copy)))
 
 

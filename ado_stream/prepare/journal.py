@@ -1,0 +1,98 @@
+"""What an unfinished run keeps on the disk of how far it is: the journal, and the list of published shards.
+
+The journal holds the number of pieces taken, how full every spool is, and how long the list is; the list, what the
+index will say of each shard. Both are read again by a later run, which another program may have written to meanwhile.
+"""
+
+import json
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any, NotRequired, TypedDict
+
+from ado_stream.durable import write_durably
+from ado_stream.errors import DataError
+from ado_stream.json_files import check_type, decode_json
+from ado_stream.prepare.spool import cut
+from ado_stream.regular_files import read_regular
+from ado_stream.value_types import JsonObject
+
+JOURNAL_NAME = "journal.json"
+PUBLISHED_NAME = "published.jsonl"
+_HASHES = 1 << 64
+
+
+class StoredSpool(TypedDict):
+    """The fields of a SpoolState."""
+
+    documents: int
+    text_bytes: int
+    shard: int
+    shard_fill_bytes: int
+    full_bytes: list[int]
+
+
+class Journal(TypedDict):
+    """How far a run is."""
+
+    num_pieces: int
+    refused: dict[str, int]
+    refused_bytes: dict[str, int]
+    repeated: list[Any]  # hashes
+    spools: list[tuple[str, str, StoredSpool]]  # domain, split, state
+    published_bytes: int
+
+
+class _Hashes(TypedDict):
+    xxh64: str
+
+
+class _File(TypedDict):
+    basename: str
+    bytes: int
+    hashes: _Hashes
+
+
+class _Entry(TypedDict):
+    samples: int
+    raw_data: _File
+    zip_data: _File
+    end_tokens: NotRequired[int]
+    packing: NotRequired[dict[str, int]]
+
+
+Published = tuple[str, str, int, JsonObject]  # domain, split, shard, its entry of the index: a line of the list
+
+
+def read_journal(work: Path) -> Journal:
+    """The journal of a working folder; of a run's beginning where it has none. Raises DataError for a damaged one."""
+    path = work / JOURNAL_NAME
+    if not path.exists():
+        return Journal(num_pieces=0, refused={}, refused_bytes={}, repeated=[], spools=[], published_bytes=0)
+    state: Journal = decode_json(read_regular(path), JOURNAL_NAME, DataError)
+    check_type(state, Journal, JOURNAL_NAME, DataError)
+    for text_hash in state["repeated"]:
+        if type(text_hash) is not int or not 0 <= text_hash < _HASHES:
+            raise DataError(f"{JOURNAL_NAME}: repeated {text_hash!r}: expected a hash.")
+    return state
+
+
+def write_journal(work: Path, state: Journal) -> None:
+    """To be called when all that `state` counts is on the disk."""
+    write_durably(work / JOURNAL_NAME, json.dumps(state).encode())
+
+
+def read_published(work: Path, num_bytes: int) -> Iterator[Published]:
+    """The first `num_bytes` of the list; cuts off what follows. Raises DataError, and ResumeError where bytes miss."""
+    path = work / PUBLISHED_NAME
+    cut(path, num_bytes)
+    for line in read_regular(path).splitlines() if num_bytes else ():
+        published = decode_json(line, PUBLISHED_NAME, DataError)
+        check_type(published, tuple[str, str, int, _Entry], PUBLISHED_NAME, DataError)
+        yield published
+
+
+def append_published(work: Path, lines: Iterable[Published]) -> int:
+    """Adds to the list; returns the bytes that it has then."""
+    with open(work / PUBLISHED_NAME, "ab") as file:
+        file.writelines(json.dumps(line).encode() + b"\n" for line in lines)
+        return file.tell()
