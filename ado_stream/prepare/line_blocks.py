@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import BinaryIO, Protocol
 
 import zstandard
 
@@ -26,6 +26,16 @@ _ZSTD_FEED_BYTES = 1 << 12  # a block of 4 bytes may expand to 128 KiB, so 4 KiB
 _ZSTD_WINDOW_BYTES = 1 << 31  # what `zstd --long=31` writes
 _GZIP_FEED_BYTES = 1 << 16  # expands to 64 MiB at worst
 _GZIP_FORMAT = 16 + zlib.MAX_WBITS  # header and checksum included
+
+
+class _Frame(Protocol):
+    """A decompressor of zlib or zstandard."""
+
+    @property
+    def eof(self) -> bool: ...
+    @property
+    def unused_data(self) -> bytes: ...
+    def decompress(self, data: bytes, /) -> bytes: ...
 
 
 @dataclass(frozen=True)
@@ -143,7 +153,7 @@ def _regrouped(chunks: Iterator[bytes]) -> Iterator[bytes]:
 
 
 def _decompressed(
-    path: str, file: BinaryIO, kind: str, new_frame: Callable[[], Any], feed_bytes: int
+    path: str, file: BinaryIO, kind: str, new_frame: Callable[[], _Frame], feed_bytes: int
 ) -> Iterator[bytes]:
     """What each feed of a file of one or several frames (members, in gzip) decompresses to."""
     frame = None
@@ -175,7 +185,7 @@ def _decompressed(
 
 
 def _before_damage(
-    path: str, new_frame: Callable[[], Any], frame_start: int, feed_start: int, feed_bytes: int
+    path: str, new_frame: Callable[[], _Frame], frame_start: int, feed_start: int, feed_bytes: int
 ) -> tuple[bytes, int]:
     """What the feed at `feed_start`, which failed as a whole, decompresses to before the damage, and where that ends.
 

@@ -7,13 +7,14 @@ files behind only complete, so twice is once. The nodes must have this package, 
 import logging
 import os
 import socket
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import BrokenExecutor, Executor, Future
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, ParamSpec, TypeVar
 
 from ado_stream.errors import AdoStreamError, ConfigError
 
+_P = ParamSpec("_P")
 _R = TypeVar("_R")
 _RETRIES = 3
 _CHECK_S = 60.0
@@ -41,7 +42,7 @@ class RayExecutor(Executor):
         self._running: dict[Future[Any], Any] = {}
         self.num_workers = max(1, int(self._ray.cluster_resources().get("CPU", 1)))
 
-    def submit(self, fn: Callable[..., _R], /, *args: Any, **kwargs: Any) -> "Future[_R]":
+    def submit(self, fn: Callable[_P, _R], /, *args: _P.args, **kwargs: _P.kwargs) -> "Future[_R]":
         reference = self._task.remote(fn, args, kwargs)
         answer: Future[_R] = Future()
         self._running[answer] = reference
@@ -92,7 +93,7 @@ class RayExecutor(Executor):
             answer.set_exception(BrokenExecutor(str(error)))
 
 
-def _run(fn: Callable[..., _R], args: tuple[Any, ...], kwargs: dict[str, Any]) -> _R:
+def _run(fn: Callable[..., _R], args: Sequence[object], kwargs: Mapping[str, object]) -> _R:
     os.environ["TOKENIZERS_PARALLELISM"] = "false"  # the tasks are the parallelism
     return fn(*args, **kwargs)
 

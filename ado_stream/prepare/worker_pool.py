@@ -15,7 +15,7 @@ from concurrent.futures import FIRST_COMPLETED, BrokenExecutor, Executor, Future
 from functools import lru_cache
 from multiprocessing.connection import wait as wait_for
 from pathlib import Path
-from typing import Any, Concatenate, ParamSpec, TypeVar
+from typing import Concatenate, ParamSpec, TypeVar
 
 from ado_stream.errors import AdoStreamError
 from ado_stream.prepare.prepare_config import PrepareConfig
@@ -75,7 +75,7 @@ class WorkerPool:
 class _Here(Executor):
     """Runs each call at once, in this thread."""
 
-    def submit(self, fn: Callable[..., _R], /, *args: Any, **kwargs: Any) -> "Future[_R]":
+    def submit(self, fn: Callable[_P, _R], /, *args: _P.args, **kwargs: _P.kwargs) -> "Future[_R]":
         future: Future[_R] = Future()
         try:
             future.set_result(fn(*args, **kwargs))

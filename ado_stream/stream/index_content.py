@@ -136,7 +136,7 @@ def merge_indexes(texts: Mapping[str, bytes], name: str, where: str) -> bytes:
     return json.dumps({"version": MDS_VERSION, "shards": shards}).encode()
 
 
-def _content(shards: list[Any], digest: str) -> IndexContent:
+def _content(shards: list[JsonObject], digest: str) -> IndexContent:
     """The checked content of a list of shards.
 
     Checks one property of all shards after another: there may be a hundred thousand. The IndexInvalid that it raises

@@ -320,7 +320,7 @@ def _refuse_unknown(values: object, section: type, prefix: str) -> None:
         _refuse_value(value, types[key], f"{prefix}{key}")
 
 
-def _refuse_value(value: object, kind: Any, name: str) -> None:
+def _refuse_value(value: object, kind: object, name: str) -> None:
     """Raises ConfigError for what OmegaConf would take, or refuse without the whole name."""
     container, arguments = get_origin(kind), get_args(kind)
     if isinstance(kind, type) and dataclasses.is_dataclass(kind):
@@ -337,7 +337,7 @@ def _refuse_value(value: object, kind: Any, name: str) -> None:
         raise ConfigError(f"'{name}' is a number of {len(str(abs(value)))} digits; allowed: less than 2^63.")
 
 
-def _without_none(kind: Any) -> Any:
+def _without_none(kind: object) -> object:
     """A field's type, less the None that it may be."""
     return get_args(kind)[0] if NoneType in get_args(kind) else kind
 
