@@ -14,6 +14,7 @@ paths start at the file's folder. Sizes, fingerprints and documents are read fro
 """
 
 import os
+from collections.abc import Hashable
 from dataclasses import dataclass
 from typing import NotRequired, TypedDict, cast
 
@@ -99,7 +100,7 @@ def open_listed(url: str, cache_dir: str | None = None) -> ListedCorpus:
             if path is not None:
                 domains[split].append(_domain(name, entry, _resolved(folder, path), cache_dir))
     indexes = {split: _opened(domains[split], given["seq_len"]) for split in SPLITS}
-    _refuse_trained(indexes, url)
+    _refuse_shared(indexes, url)
     entries: dict[str, DomainEntry] = {}
     for split in SPLITS:
         for index in indexes[split]:
@@ -169,16 +170,23 @@ def _opened(domains: list[Domain], seq_len: int) -> list[SampleIndex]:
     return open_indexes(as_domains(domains), TOKEN_COLUMN, None, seq_len=seq_len) if domains else []
 
 
-def _refuse_trained(indexes: dict[str, list[SampleIndex]], url: str) -> None:
-    """Raises ConfigError for held-out data that are in the training data, by another path or as a copy with hashes."""
-    trained = {each: index.name for index in indexes["train"] for each in index.data_ids()}
-    for held in indexes["val"]:
-        for each, place in held.data_ids().items():
-            if each in trained:
-                raise ConfigError(
-                    f"{url}: domain '{held.name}': val, {place}, is in the path of domain '{trained[each]}', too.\n"
-                    "  What is held out must not be trained on: move it, or leave val out."
-                )
+def _refuse_shared(indexes: dict[str, list[SampleIndex]], url: str) -> None:
+    """Raises ConfigError for data of two domains, or of training and validation: by any path, or copied with hashes."""
+    owners: dict[Hashable, tuple[str, str]] = {}
+    for split in SPLITS:
+        for index in indexes[split]:
+            for each, place in index.data_ids().items():
+                owner, owner_split = owners.setdefault(each, (index.name, split))
+                if owner_split != split:
+                    raise ConfigError(
+                        f"{url}: domain '{index.name}': val, {place}, is in the path of domain '{owner}', too.\n"
+                        "  What is held out must not be trained on: move it, or leave val out."
+                    )
+                if owner != index.name:
+                    raise ConfigError(
+                        f"{url}: domain '{index.name}': {place} is in domain '{owner}', too.\n"
+                        "  It would be drawn by the weights of both: move it, or leave one of them out."
+                    )
 
 
 def _add(entries: dict[str, DomainEntry], index: SampleIndex, split: str, given: CorpusList) -> None:

@@ -11,6 +11,7 @@ the same when device and inode are.
 """
 
 import os
+import re
 import stat
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
@@ -44,6 +45,7 @@ _UNFIT = {  # names of folders that say that not all files beside them are of us
     ".hoodie": "a Hudi table keeps files whose rows were replaced",
 }
 _PART_BYTES, _NUM_PARTS = 1 << 16, 16  # of a large file's content that stand for it
+_PART = re.compile(r"(.*?)([0-9]{1,9})-of-([0-9]{1,9})(?![0-9])")  # train-00000-of-00003.parquet
 _UNREADABLE = "Make it readable, or leave it out."
 
 
@@ -120,6 +122,7 @@ def find_input_files(
         found.notes.append(
             f"trained on, though named as held-out text is: {first_names(named)}; if they are, give them as --val"
         )
+    _note_missing_parts([*found.files, *held_out], found)
     _check_unique(found.files)
     _check_unique(held_out)
     _check_no_copies([*found.files, *held_out])
@@ -220,6 +223,18 @@ def _note_flat_texts(folder: Path, files: Sequence[InputFile], found: InputFiles
             f"{folder}: each of the {texts} .txt files directly in it is a domain of its own; "
             "to make them one domain, move them into a folder below it"
         )
+
+
+def _note_missing_parts(files: Iterable[InputFile], found: InputFiles) -> None:
+    """Of sets of files whose names say how many they are: a download may not have been finished."""
+    parts: dict[tuple[str, int], set[int]] = {}
+    for file in files:
+        if match := _PART.match(os.path.basename(file.path)):
+            prefix = os.path.join(os.path.dirname(file.path), match[1])
+            parts.setdefault((prefix, int(match[3])), set()).add(int(match[2]))
+    for (prefix, total), numbers in parts.items():
+        if len(numbers) < total:
+            found.notes.append(f"{prefix}*: {len(numbers)} of the {total} files that their names count")
 
 
 def _input_file(path: Path, kind: str, stem: str, split: str) -> InputFile:

@@ -116,6 +116,28 @@ def test_held_out_data_are_recognised_by_any_path(listed, write_jsonl, tmp_path,
         ado.open_corpus(path)
 
 
+@pytest.mark.parametrize("how", ["folder above", "hard link", "copy with hashes"])
+def test_data_of_two_domains_are_refused(listed, write_jsonl, tmp_path, how):
+    path, _ = listed
+    content = yaml.safe_load(path.read_text())
+    if how == "folder above":
+        content["domains"] = {name: content["domains"][name] for name in ("code", "web")}
+        del content["domains"]["code"]["val"]
+        content["domains"]["web"] = {**content["domains"]["code"], "path": "data/code/0.npy"}
+    elif how == "hard link":
+        (tmp_path / "data" / "held.npy").hardlink_to(tmp_path / "data" / "code" / "0.npy")
+        content["domains"]["more"] = {**content["domains"]["code"], "path": "data/held.npy"}
+        del content["domains"]["more"]["val"]
+    else:
+        texts = write_jsonl(tmp_path / "p.jsonl", [{"text": f"text {n} " * 9} for n in range(40)])
+        prepare(PrepareConfig((str(texts),), str(tmp_path / "out"), seq_len=T, workers=1))
+        shutil.copytree(tmp_path / "out" / "p" / "train", tmp_path / "copy")
+        content["domains"] = {"a": {"path": "out/p/train"}, "b": {"path": "copy"}}
+    path.write_text(yaml.safe_dump(content, sort_keys=False))
+    with pytest.raises(ado.ConfigError, match=r"domain '\w+': .* is in domain '\w+', too\.\n"):
+        ado.open_corpus(path)
+
+
 pytestmark = pytest.mark.filterwarnings("ignore:.*the index holds no hashes:UserWarning")
 
 

@@ -205,3 +205,19 @@ def test_a_folder_with_files_that_do_not_count_is_refused(tmp_path, name, below)
     _touch(tmp_path, "a/1.txt", f"{below}/part-0.parquet", f"{below}/{name}/0/part-0.parquet")
     with pytest.raises(ConfigError, match=rf"\({name} is in it\)"):
         find_input_files([tmp_path], "train", True)
+
+
+@pytest.mark.parametrize(
+    ("names", "noted"),
+    [
+        (["train-00000-of-00003.jsonl", "train-00002-of-00003.jsonl"], "train-*: 2 of the 3 files"),
+        (["train-00000-of-00002-1a2b.jsonl", "train-00001-of-00002-3c4d.jsonl"], None),
+        (["c4.00000-of-01024.jsonl", "one-of-2.jsonl"], "c4.*: 1 of the 1024 files"),
+        (["a-1-of-2.jsonl", "a-1-of-2.b.jsonl"], "a-*: 1 of the 2 files"),
+    ],
+)
+def test_a_set_of_files_that_is_not_whole_is_noted(tmp_path, names, noted):
+    for name in names:
+        (tmp_path / name).write_text('{"text": "a"}\n')
+    notes = find_input_files([tmp_path], "train", False).notes
+    assert notes == ([f"{tmp_path}/{noted} that their names count"] if noted else [])
