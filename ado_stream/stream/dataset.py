@@ -33,7 +33,7 @@ from ado_stream.stream.sample_order import UpcomingIds, make_order
 from ado_stream.stream.shard_table import open_limit_bytes, row_tokens
 from ado_stream.stream.slots import make_rank_slots
 from ado_stream.stream.stream_state import StreamState, decode_state, encode_state
-from ado_stream.stream.torch_workers import is_worker, refuse_pickling, refuse_state
+from ado_stream.stream.torch_workers import is_worker, refuse_pickling, refuse_second_split, refuse_state
 from ado_stream.value_types import INTEGER_DTYPES, Floats, Ints, JsonMapping, JsonObject
 
 _AUDIT_STEPS = 64  # draws kept after their batches were yielded
@@ -332,6 +332,7 @@ class AdaptiveStreamingDataset(IterableDataset[TokenBatch]):
 
     def __iter__(self) -> Iterator[TokenBatch]:
         """Batches from the current step on, without end. In a DataLoader: batch_size=None, num_workers 0 or 1."""
+        refuse_second_split(self.rank_slots.world_size)
         if is_worker():
             self.close()  # a fork has the pipeline's objects, but not its threads
         if not self.running:

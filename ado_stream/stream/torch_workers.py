@@ -1,8 +1,10 @@
-"""What torch's DataLoader may do with a data set that reads in threads of its own, and what is refused.
+"""What DataLoaders of torch and accelerate may do with a data set that reads in threads of its own; what is refused.
 
 One worker, which is a fork, may read; then step and cursors are in that process alone.
 """
 
+import sys
+from types import FrameType
 from typing import NoReturn
 
 from torch.utils.data import get_worker_info
@@ -19,6 +21,21 @@ def is_worker() -> bool:
             f"num_workers 0 or 1; reading already runs in threads."
         )
     return worker is not None
+
+
+def refuse_second_split(num_ranks: int) -> None:
+    """Raises ConfigError where accelerate would split the rows of one of several ranks among all of them.
+
+    It tells a data set nothing of itself, but is among the callers, and among those of a worker, which is a fork.
+    """
+    frame: FrameType | None = sys._getframe() if num_ranks > 1 else None
+    while frame is not None:
+        if frame.f_globals.get("__name__") == "accelerate.data_loader":
+            raise ConfigError(
+                f"accelerate would hand out the rows of one of {num_ranks} ranks to all of them; each reads its own "
+                "already.\n  Give it an AdaptiveLoader, which it leaves as it is, or do not prepare the DataLoader."
+            )
+        frame = frame.f_back
 
 
 def refuse_pickling(name: str) -> NoReturn:

@@ -2,7 +2,7 @@
 
 import itertools
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 
 import numpy as np
 import pytest
@@ -96,6 +96,33 @@ def test_accelerate_leaves_the_loader_as_it_is(loader):
     from accelerate import Accelerator
 
     assert Accelerator(cpu=True).prepare(loader) is loader
+
+
+@pytest.mark.parametrize("num_workers", [0, 1])
+@pytest.mark.parametrize("num_ranks", [1, 2])
+def test_accelerate_does_not_split_the_rows_of_a_rank_again(tiny_corpus, num_ranks, num_workers):
+    """On two ranks it would hand out rank 0's rows to both."""
+    from accelerate.data_loader import DataLoaderShard
+
+    domains, _, _ = open_corpus(tiny_corpus)
+    with closing(AdaptiveStreamingDataset(domains, global_batch_size=8, rank=0, world_size=num_ranks)) as dataset:
+        batches = iter(DataLoaderShard(dataset, batch_size=None, num_workers=num_workers))
+        if num_ranks == 1:
+            assert next(batches)["tokens"].shape == (8, 33)
+        else:
+            with pytest.raises(ConfigError, match="accelerate would hand out the rows of one of 2 ranks"):
+                next(batches)
+
+
+@pytest.mark.slow
+def test_a_trainer_of_transformers_does_not_split_the_rows_of_a_rank_again(tiny_corpus, tmp_path):
+    from transformers import Trainer, TrainingArguments
+
+    args = TrainingArguments(output_dir=str(tmp_path), max_steps=1, use_cpu=True, report_to=[], disable_tqdm=True)
+    domains, _, _ = open_corpus(tiny_corpus)
+    dataset = AdaptiveStreamingDataset(domains, global_batch_size=8, rank=0, world_size=2)
+    with closing(dataset), pytest.raises(ConfigError, match="accelerate would hand out the rows of one of 2 ranks"):
+        Trainer(qwen(), args, train_dataset=dataset).train()
 
 
 def hugging_face_losses(corpus, folder, resume: bool | str, **arguments) -> list[float]:
