@@ -43,12 +43,12 @@ def disk_errors(
 
 @contextmanager
 def damage_errors(path: Path) -> Iterator[None]:
-    """Turns what a damaged file of a working folder raises inside into a StorageError that names it."""
+    """Turns what a damaged file of a folder of ours raises inside into a StorageError that names it."""
     try:
         yield
     except (DataError, *_DAMAGE) as error:
         raise StorageError(
-            f"{path}: damaged: {' '.join(str(error).split())}.\n  Remove the working folder to start again."
+            f"{path}: damaged: {' '.join(str(error).split())}.\n  Remove its folder to start again."
         ) from error
 
 

@@ -11,8 +11,10 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from ado_stream.demo.environment_files import UNLEARNABLE
-from ado_stream.durable import write_durably
-from ado_stream.errors import ConfigError
+from ado_stream.durable import damage_errors, write_durably
+from ado_stream.errors import ConfigError, DataError
+from ado_stream.json_files import check_type, decode_json
+from ado_stream.regular_files import read_regular
 from ado_stream.value_types import JsonObject
 
 PLAN_NAME = "demo.json"
@@ -48,7 +50,9 @@ class DemoPlan:
         """Writes the plan into `out`. Raises ConfigError if another plan is there."""
         path = out / PLAN_NAME
         if path.exists():
-            earlier = json.loads(path.read_text())
+            with damage_errors(path):
+                earlier = decode_json(read_regular(path), PLAN_NAME, DataError)
+                check_type(earlier, JsonObject, PLAN_NAME, DataError)
             other = [f"{key} {earlier.get(key)}" for key, value in asdict(self).items() if earlier.get(key) != value]
             if other:
                 raise ConfigError(

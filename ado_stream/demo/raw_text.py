@@ -12,10 +12,13 @@ from collections.abc import Iterator
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import TypedDict
 
 from ado_stream.demo.environment_files import UNLEARNABLE, EnvironmentFile, find_environment_files, help_topics
-from ado_stream.durable import durable_file, write_durably
+from ado_stream.durable import damage_errors, durable_file, write_durably
 from ado_stream.errors import DataError
+from ado_stream.json_files import check_type, decode_json
+from ado_stream.regular_files import read_regular
 
 # Sizes differ on purpose, as do difficulties, so that a policy has something to choose.
 TARGET_BYTES = {
@@ -45,6 +48,16 @@ class DomainText:
 
     name: str
     path: Path
+    files: int
+    documents: int
+    bytes: int
+
+
+class _Entry(TypedDict):
+    """A DomainText; path: its name."""
+
+    name: str
+    path: str
     files: int
     documents: int
     bytes: int
@@ -84,11 +97,17 @@ def write_text(out_dir: Path, size_frac: float = 1.0, held_out_frac: float = 0.0
 
 
 def read_summary(out_dir: Path) -> list[DomainText] | None:
-    """What an earlier `write_text` completed in `out_dir`, or None."""
+    """What an earlier `write_text` completed in `out_dir`, or None. Raises StorageError where it is damaged."""
     path = out_dir / SUMMARY_NAME
     if not path.exists():
         return None
-    return [DomainText(**{**entry, "path": out_dir / entry["path"]}) for entry in json.loads(path.read_text())]
+    with damage_errors(path):
+        entries: list[_Entry] = decode_json(read_regular(path), SUMMARY_NAME, DataError)
+        check_type(entries, list[_Entry], SUMMARY_NAME, DataError)
+        return [
+            DomainText(each["name"], out_dir / each["path"], each["files"], each["documents"], each["bytes"])
+            for each in entries
+        ]
 
 
 def _texts(domain: str, files: list[EnvironmentFile], limit_bytes: int, seen: set[bytes]) -> Iterator[tuple[str, str]]:

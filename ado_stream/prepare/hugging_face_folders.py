@@ -141,7 +141,8 @@ def _patterns(card: JsonObject) -> Iterator[tuple[str, str]]:
             split, paths = ("train", entry) if not isinstance(entry, dict) else (entry.get("split"), entry.get("path"))
             for path in paths if isinstance(paths, list) else (paths,):
                 if isinstance(path, str) and path:
-                    yield str(split or "train"), path
+                    # no text, with aliases inside, may be too long to become one
+                    yield split if isinstance(split, str) and split else "train", path
 
 
 def _matches(folder: Path, pattern: str) -> Iterator[Path]:

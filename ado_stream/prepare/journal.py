@@ -1,7 +1,7 @@
 """What an unfinished run keeps on the disk of how far it is: the journal, and the list of published shards.
 
 The journal holds the number of pieces taken, how full every spool is, and how long the list is; the list, what the
-index will say of each shard. Both are read again by a later run, which another program may have written to meanwhile.
+index will say of each shard. Both are read again by a later run; another program may have written to them meanwhile.
 """
 
 import json
@@ -9,6 +9,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, NotRequired, TypedDict
 
+from ado_stream.corpus.manifest import SPLITS
 from ado_stream.durable import write_durably
 from ado_stream.errors import DataError
 from ado_stream.json_files import check_type, decode_json
@@ -70,10 +71,23 @@ def read_journal(work: Path) -> Journal:
         return Journal(num_pieces=0, refused={}, refused_bytes={}, repeated=[], spools=[], published_bytes=0)
     state: Journal = decode_json(read_regular(path), JOURNAL_NAME, DataError)
     check_type(state, Journal, JOURNAL_NAME, DataError)
-    for text_hash in state["repeated"]:
-        if type(text_hash) is not int or not 0 <= text_hash < _HASHES:
-            raise DataError(f"{JOURNAL_NAME}: repeated {text_hash!r}: expected a hash.")
+    check_hashes(state["repeated"], f"{JOURNAL_NAME}: repeated")
+    check_splits((split for _, split, _ in state["spools"]), JOURNAL_NAME)
     return state
+
+
+def check_hashes(values: Iterable[object], where: str) -> None:
+    """Raises DataError where one of `values` is not 64 bits; check_type's counts have 63."""
+    for value in values:
+        if type(value) is not int or not 0 <= value < _HASHES:
+            raise DataError(f"{where} {value!r}: expected a hash.")
+
+
+def check_splits(splits: Iterable[str], where: str) -> None:
+    """Raises DataError for any but train and val: they are folders."""
+    for split in splits:
+        if split not in SPLITS:
+            raise DataError(f"{where}: split {split!r}: expected {' or '.join(SPLITS)}.")
 
 
 def write_journal(work: Path, state: Journal) -> None:
@@ -85,14 +99,25 @@ def read_published(work: Path, num_bytes: int) -> Iterator[Published]:
     """The first `num_bytes` of the list; cuts off what follows. Raises DataError, and ResumeError where bytes miss."""
     path = work / PUBLISHED_NAME
     cut(path, num_bytes)
-    for line in read_regular(path).splitlines() if num_bytes else ():
+    return decode_published(read_regular(path) if num_bytes else b"")
+
+
+def decode_published(data: bytes) -> Iterator[Published]:
+    """The lines of a list. Raises DataError."""
+    for line in data.splitlines():
         published = decode_json(line, PUBLISHED_NAME, DataError)
         check_type(published, tuple[str, str, int, _Entry], PUBLISHED_NAME, DataError)
+        check_splits([published[1]], PUBLISHED_NAME)
         yield published
 
 
 def append_published(work: Path, lines: Iterable[Published]) -> int:
     """Adds to the list; returns the bytes that it has then."""
     with open(work / PUBLISHED_NAME, "ab") as file:
-        file.writelines(json.dumps(line).encode() + b"\n" for line in lines)
+        file.writelines(encode_published(lines))
         return file.tell()
+
+
+def encode_published(lines: Iterable[Published]) -> Iterator[bytes]:
+    """The lines that `decode_published` reads."""
+    return (json.dumps(line).encode() + b"\n" for line in lines)

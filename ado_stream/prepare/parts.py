@@ -20,17 +20,27 @@ from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from itertools import islice
 from pathlib import Path
+from typing import Any, TypedDict
 
 import numpy as np
 
 from ado_stream.corpus.manifest import BEST_FIT, json_hash
 from ado_stream.corpus.mds import ShardFormat
 from ado_stream.durable import damage_errors, durable_file, rename_durably
-from ado_stream.errors import ResumeError
+from ado_stream.errors import DataError, ResumeError
+from ado_stream.json_files import check_type, decode_json
 from ado_stream.prepare.best_fit import without_empty_documents
 from ado_stream.prepare.corpus_output import CorpusOutput
 from ado_stream.prepare.documents import cut_pieces
 from ado_stream.prepare.input_files import InputFile
+from ado_stream.prepare.journal import (
+    PUBLISHED_NAME,
+    Published,
+    check_hashes,
+    check_splits,
+    decode_published,
+    encode_published,
+)
 from ado_stream.prepare.packing import (
     DomainFolders,
     Key,
@@ -51,9 +61,17 @@ _PART_BYTES = 64 << 20  # of input files, or less for a small input; a larger fi
 _LEAST_PARTS = 256  # where there are as many files
 _GROUP_BYTES = 64 << 20  # of tokens that are grouped by domain before they are written
 _SEARCH_BYTES = 1 << 16
-_SHARDS_NAME = "shards.jsonl"  # [domain, split, shard, index entry] a line
 _Source = tuple[Path, int, int]  # file, first byte, the one after the last
-_Written = tuple[str, str, int, JsonObject]  # domain, split, shard, index entry
+
+
+class _Table(TypedDict):
+    """What is where in a part's file of tokens, and what was left out of it: records by reason, their bytes."""
+
+    tokens_bytes: int
+    splits: list[tuple[str, str, int, int, list[tuple[int, int]]]]  # domain, split, documents, bytes of text, ranges
+    refused: tuple[dict[str, int], dict[str, int]]
+    refused_when_cut: tuple[dict[str, int], dict[str, int]]
+    repeated: list[Any]  # hashes
 
 
 @dataclass(frozen=True)
@@ -71,10 +89,20 @@ class Part:
     def source_bytes(self) -> int:
         return sum(file.size_bytes for file in self.files)
 
-    def read_table(self) -> JsonObject:
+    def read_table(self, dtype: str) -> _Table:
         """What `tokenise_part` wrote there. Raises StorageError when it is damaged, ResumeError without its tokens."""
         with damage_errors(self.table):
-            table: JsonObject = json.loads(read_regular(self.table))
+            table: _Table = decode_json(read_regular(self.table), self.table.name, DataError)
+            check_type(table, _Table, self.table.name, DataError)
+            check_hashes(table["repeated"], f"{self.table.name}: repeated")
+            check_splits((split for _, split, *_ in table["splits"]), self.table.name)
+            end = 0
+            for begin, stop in sorted(each for *_, ranges in table["splits"] for each in ranges):
+                if begin != end or stop <= begin or stop % np.dtype(dtype).itemsize:
+                    raise DataError(f"{self.table.name}: tokens from byte {begin} to {stop} after those to {end}.")
+                end = stop
+            if end != table["tokens_bytes"]:
+                raise DataError(f"{self.table.name}: tokens to byte {end} of {table['tokens_bytes']}.")
             found = self.tokens.stat().st_size if self.tokens.exists() else 0
             if found != table["tokens_bytes"]:
                 raise ResumeError(
@@ -168,22 +196,17 @@ class PartPacker:
 
     def finish(self) -> PackedCorpus:
         """Writes all shards and every index.json, once all is tokenised."""
-        tables = [part.read_table() for part in self._parts]
+        tables = [part.read_table(self._shard_format.dtype) for part in self._parts]
         streams = self._streams(tables)
         entries = self._listed_shards()
-        with open(self._folder / _SHARDS_NAME, "ab") as file:
+        with open(self._folder / PUBLISHED_NAME, "ab") as file:
             for written in self._pool.as_completed(self._shard_tasks(streams, entries)):
-                file.writelines(json.dumps(each).encode() + b"\n" for each in written)
+                file.writelines(encode_published(written))
                 file.flush()
                 entries.update({(domain, split, shard): entry for domain, split, shard, entry in written})
         splits = {key: self._write_index(key, stream, entries) for key, stream in streams.items()}
-        refused, refused_bytes = (
-            sum(
-                (Counter(table[name][number]) for name in ("refused", "refused_when_cut") for table in tables),
-                Counter(),
-            )
-            for number in (0, 1)
-        )
+        counts = [*(table["refused"] for table in tables), *(table["refused_when_cut"] for table in tables)]
+        refused, refused_bytes = (sum((Counter(each[number]) for each in counts), Counter[str]()) for number in (0, 1))
         repeated = {text_hash for table in tables for text_hash in table["repeated"]}
         return PackedCorpus(splits, refused, refused_bytes, repeated)
 
@@ -201,7 +224,7 @@ class PartPacker:
         names = (json_hash([file.path for file in group]) for group in groups)
         return [Part(tuple(group), self._folder / f"{name}.tokens") for group, name in zip(groups, names, strict=True)]
 
-    def _streams(self, tables: Sequence[JsonObject]) -> dict[Key, TokenStream]:
+    def _streams(self, tables: Sequence[_Table]) -> dict[Key, TokenStream]:
         """The streams of all domains and splits, in the order in which they came."""
         streams: dict[Key, TokenStream] = {}
         folders = DomainFolders()
@@ -219,7 +242,7 @@ class PartPacker:
 
     def _shard_tasks(
         self, streams: dict[Key, TokenStream], done: dict[tuple[str, str, int], JsonObject]
-    ) -> Iterator["Future[list[_Written]]"]:
+    ) -> Iterator["Future[list[Published]]"]:
         """Submits every shard that is not `done`, some at once."""
         num_shards = sum(1 + stream.num_bytes // self._shard_format.spool_bytes for stream in streams.values())
         jobs = self._shard_jobs(streams, done)
@@ -247,7 +270,7 @@ class PartPacker:
 
     def _listed_shards(self) -> dict[tuple[str, str, int], JsonObject]:
         """The shards of an earlier run that are still there, from whose list a line that a kill cut is removed."""
-        path = self._folder / _SHARDS_NAME
+        path = self._folder / PUBLISHED_NAME
         data = read_regular(path) if path.exists() else b""
         whole = data[: data.rfind(b"\n") + 1]
         if len(whole) < len(data):
@@ -255,7 +278,7 @@ class PartPacker:
         with damage_errors(path):
             return {
                 (domain, split, shard): entry
-                for domain, split, shard, entry in map(json.loads, whole.splitlines())
+                for domain, split, shard, entry in decode_published(whole)
                 if not self._output.lost(shard_file((domain, split), shard), entry["zip_data"]["bytes"])
             }
 
@@ -291,11 +314,11 @@ def tokenise_part(worker: Worker, part: Part) -> tuple[int, int]:
             refused_bytes.update(result.refused_bytes)
             repeated |= result.repeated
         file.write(writer.take())
-    table = {
+    table: _Table = {
         "tokens_bytes": writer.num_bytes,
-        "splits": [[*key, *totals] for key, totals in writer.splits.items()],
-        "refused": [refused, refused_bytes],
-        "refused_when_cut": [cutting.counts, cutting.num_bytes],
+        "splits": [(*key, *totals) for key, totals in writer.splits.items()],
+        "refused": (refused, refused_bytes),
+        "refused_when_cut": (cutting.counts, cutting.num_bytes),
         "repeated": sorted(repeated),
     }
     with durable_file(part.table, _temporary(worker)) as file:
@@ -303,7 +326,7 @@ def tokenise_part(worker: Worker, part: Part) -> tuple[int, int]:
     return part.source_bytes, sum(text_bytes for _, text_bytes, _ in writer.splits.values())
 
 
-def write_shards(worker: Worker, jobs: Sequence[tuple[Key, ShardJob]]) -> list[_Written]:
+def write_shards(worker: Worker, jobs: Sequence[tuple[Key, ShardJob]]) -> list[Published]:
     """Writes and publishes shards; returns the domain, split, number and index entry of each."""
     written = []
     for key, job in jobs:

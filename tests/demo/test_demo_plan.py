@@ -4,7 +4,7 @@ import pytest
 
 from ado_stream.demo.demo_plan import CLEAN, POLICIES, DemoPlan
 from ado_stream.demo.environment_files import UNLEARNABLE
-from ado_stream.errors import ConfigError
+from ado_stream.errors import ConfigError, StorageError
 from ado_stream.policy.base_policy import RunContext
 from ado_stream.policy.policy_registry import make_run_policy
 from ado_stream.train.run_config import load_config
@@ -18,6 +18,13 @@ def test_the_same_plan_resumes_and_another_is_refused(tmp_path):
         DemoPlan.create(17, False, None).save_or_compare(out)
     with pytest.raises(ConfigError, match=r"other settings \(seed 17\)"):
         DemoPlan.create(18, True, None).save_or_compare(out)
+
+
+@pytest.mark.parametrize("content", [b"[]", b"{", b"\xff"])
+def test_a_damaged_plan_is_named(tmp_path, content):
+    (tmp_path / "demo.json").write_bytes(content)
+    with pytest.raises(StorageError, match=r"demo\.json: damaged: demo\.json"):
+        DemoPlan.create(17, True, None).save_or_compare(tmp_path)
 
 
 def test_too_few_steps_are_refused():

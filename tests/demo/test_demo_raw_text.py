@@ -9,7 +9,7 @@ import pytest
 
 from ado_stream.demo import environment_files, raw_text
 from ado_stream.demo.environment_files import MAX_FILE_BYTES, UNLEARNABLE, EnvironmentFile, find_environment_files
-from ado_stream.errors import DataError
+from ado_stream.errors import DataError, StorageError
 
 
 @pytest.fixture(scope="module")
@@ -92,6 +92,13 @@ def test_summary_brings_back_what_was_written(written, tmp_path):
     out, domains = written
     assert raw_text.read_summary(out) == domains
     assert raw_text.read_summary(tmp_path) is None
+
+
+@pytest.mark.parametrize("content", [b"{}", b"[{}]", b'[{"name": 1}]', b"\xff"])
+def test_a_damaged_summary_is_named(tmp_path, content):
+    (tmp_path / "text.json").write_bytes(content)
+    with pytest.raises(StorageError, match=r"text\.json: damaged: text\.json"):
+        raw_text.read_summary(tmp_path)
 
 
 def test_no_package_fills_a_domain_while_others_have_text(tmp_path, monkeypatch):

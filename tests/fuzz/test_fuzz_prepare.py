@@ -16,10 +16,12 @@ from ado_stream.prepare.coordinator import prepare
 from ado_stream.prepare.documents import cut_pieces
 from ado_stream.prepare.input_files import find_input_files
 from ado_stream.prepare.packing import Packer
+from ado_stream.prepare.parts import PartPacker
 from ado_stream.prepare.prepare_config import PrepareConfig
 from ado_stream.prepare.prepare_worker import Worker
 from ado_stream.prepare.record_errors import RecordErrors
-from tests.fuzz.mutations import changed, changed_file, damaged, fuzz
+from tests.fuzz.mutations import changed, changed_file, changed_yaml, damaged, fuzz
+from tests.prepare.conftest import Threads
 
 RECORDS = [{"text": f"text {n} ä東" * (n + 1), "meta": {"set": "ab"[n % 2]}, "n": n} for n in range(20)]
 
@@ -118,5 +120,72 @@ def test_fuzz_unfinished_work(tmp_path, monkeypatch, name):
         path.write_bytes(b"\n".join([*lines[:number], changed_file(data, lines[number]), *lines[number + 1 :]]))
         with suppress(AdoStreamError):
             prepare(config)
+
+    fuzz(check)
+
+
+@pytest.mark.parametrize("name", ["*.json", "published.jsonl"])
+def test_fuzz_unfinished_parts(tmp_path, monkeypatch, name):
+    """What a cluster left: the tables of parts, and the list of shards that were written already."""
+    out, kept = tmp_path / "out", tmp_path / "kept"
+    (tmp_path / "in.jsonl").write_bytes(_lines(RECORDS * 5))
+    config = PrepareConfig(
+        (str(tmp_path / "in.jsonl"),), str(out), seq_len=16, domain_key="meta.set", shard_bytes=1 << 12, executor="ray"
+    )
+    monkeypatch.setattr("ado_stream.prepare.ray_executor.RayExecutor", Threads)
+
+    def stop(*_):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(PartPacker, "_write_index", stop)
+        with pytest.raises(KeyboardInterrupt):
+            prepare(config)
+    shutil.copytree(out, kept)
+    path = next((out / ".prepare/parts").glob(name))
+    lines = path.read_bytes().splitlines()
+
+    def check(data):
+        shutil.rmtree(out)
+        shutil.copytree(kept, out)
+        number = data.draw(st.integers(0, len(lines) - 1))
+        changed_line = changed_file(data, lines[number])
+        path.write_bytes(b"".join(line + b"\n" for line in [*lines[:number], changed_line, *lines[number + 1 :]]))
+        with suppress(AdoStreamError):
+            prepare(config)
+
+    fuzz(check)
+
+
+CARD = {
+    "configs": [
+        {"config_name": "a", "data_files": [{"split": "train", "path": "data/train-*.jsonl"}]},
+        {"config_name": "b", "data_files": {"split": "test", "path": ["data/test.jsonl", "**/*.jsonl"]}},
+    ]
+}
+SAVED = {"_data_files": [{"filename": "train-0.jsonl"}], "_split": "train", "_fingerprint": "1"}
+
+
+@pytest.mark.parametrize("name", ["README.md", "state.json", "dataset_dict.json"])
+def test_fuzz_folders_of_hugging_face(tmp_path, name):
+    """What such a folder says of its files."""
+    folder = tmp_path / "set"
+    data_folder = folder / ("data" if name == "README.md" else "train" if name == "dataset_dict.json" else ".")
+    data_folder.mkdir(parents=True)
+    for file in ("train-0.jsonl", "test.jsonl"):
+        (data_folder / file).write_bytes(_lines(RECORDS))
+    path = folder / "README.md" if name == "README.md" else data_folder / "state.json"
+    if name != "README.md":
+        (data_folder / "dataset_info.json").write_text("{}")
+    if name == "dataset_dict.json":
+        (folder / name).write_text('{"splits": ["train"]}')
+
+    def check(data):
+        if name == "README.md":
+            path.write_bytes(b"---\n" + changed_yaml(data, CARD) + b"\n---\n# A set\n")
+        else:
+            path.write_bytes(changed_file(data, json.dumps(SAVED).encode()))
+        with suppress(AdoStreamError):
+            find_input_files([str(folder)], "train", True)
 
     fuzz(check)

@@ -165,7 +165,7 @@ def test_fuzz_checkpoint(trained, tmp_path, name):
     fuzz(check, 6)  # each trains; make fuzz tries them for minutes
 
 
-@pytest.mark.parametrize("kind", ["ado", "target", "odm", "doremi", "episelect", "gap"])
+@pytest.mark.parametrize("kind", ["ado", "target", "odm", "doremi", "episelect", "gap", "velocitune", "aioli"])
 def test_fuzz_policy_state(kind):
     """Forged states have the checksum of what they hold."""
 
@@ -201,4 +201,5 @@ OPTIONS = {
     "ado": {"start_step": 10, "interval": 5, "ignore_steps": 0},
     "doremi": {"reference_losses": {"a": 2.0, "b": 2.5, "c": 3.0}},
     "gap": {"target_losses": {"a": 2.0, "b": 2.5, "c": 3.0}, "start_step": 10},
+    "velocitune": {"target_losses": {"a": 2.0, "b": 2.5, "c": 3.0}, "start_step": 10},
 }

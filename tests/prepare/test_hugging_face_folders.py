@@ -143,3 +143,13 @@ def test_a_card_of_thousands_of_configurations_is_read_and_one_of_a_billion_is_r
     (tmp_path / "README.md").write_text("\n".join(["---", "configs:", first, *["- *first"] * 99, "---", ""]))
     with pytest.raises(ConfigError, match=r"README\.md: over 100,000 patterns"):
         _found(tmp_path)
+
+
+def test_a_split_that_is_no_text_is_that_of_training(tmp_path):
+    """Of a number of thousands of digits, or a list of aliases, there is no text that memory holds."""
+    _write(tmp_path, "x.jsonl", "y.jsonl", "z.jsonl")
+    bomb = "".join(f"a{n}: &a{n} [{', '.join([f'*a{n - 1}'] * 9)}]\n" for n in range(1, 30))
+    entries = [f"split: 0x{'f' * 5000}, path: x.jsonl", "split: *a29, path: y.jsonl"]
+    entries = "".join(f"  - {{{each}}}\n" for each in entries)
+    (tmp_path / "README.md").write_text(f"---\na0: &a0 [1]\n{bomb}configs:\n- data_files:\n{entries}---\n")
+    assert _found(tmp_path)[0] == ["x.jsonl", "y.jsonl"]

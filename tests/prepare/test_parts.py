@@ -157,7 +157,7 @@ def test_what_is_done_is_not_done_again(files, tmp_path, tree_hashes, monkeypatc
     config, fail = _config(files, tmp_path / "out", executor="ray"), True
     with pytest.raises(StorageError, match=r"No space left on device.\n  Finished work is kept"):
         prepare(config)
-    list_of_shards = tmp_path / "out/.prepare/parts/shards.jsonl"
+    list_of_shards = tmp_path / "out/.prepare/parts/published.jsonl"
     num_listed = list_of_shards.read_bytes().count(b"\n")
     assert 10 < num_listed <= 26
     with open(list_of_shards, "ab") as file:
@@ -215,7 +215,7 @@ def unfinished(files, tmp_path_factory):
 
 
 @pytest.mark.parametrize("damage", [lambda data: data[:-5], lambda data: b"", lambda data: b"\xff\0[{" * 10])
-@pytest.mark.parametrize("name", ["*.json", "*.tokens", "shards.jsonl"])
+@pytest.mark.parametrize("name", ["*.json", "*.tokens", "published.jsonl"])
 def test_damaged_parts_are_named(unfinished, tmp_path, name, damage):
     shutil.copytree(unfinished.out, tmp_path / "out")
     folder = tmp_path / "out/.prepare/parts"
@@ -296,3 +296,22 @@ def test_what_the_nodes_do_not_see_is_refused_before_any_text_is_read(files, tmp
     with pytest.raises(ConfigError, match="not there on the Ray node n7"):
         prepare(_config(files, tmp_path / "out", executor="ray"))
     assert [path.name for path in asked] == ["plan", "0.jsonl"]
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"tokens_bytes": "x"},
+        {"splits": [["a", "train", 1, 1, [[0, 1 << 40]]]]},
+        {"splits": [["a", "../x", 1, 1, []]]},
+        {"splits": []},
+        {"refused": [{}]},
+        {"repeated": ["x"]},
+    ],
+)
+def test_a_table_that_fits_no_tokens_is_named(unfinished, tmp_path, change):
+    shutil.copytree(unfinished.out, tmp_path / "out")
+    path = max((tmp_path / "out/.prepare/parts").glob("*.json"), key=lambda each: each.stat().st_size)
+    path.write_text(json.dumps({**json.loads(path.read_bytes()), **change}))
+    with pytest.raises(StorageError, match=rf"{path}: damaged: {path.name}"):
+        prepare(dataclasses.replace(unfinished, out=str(tmp_path / "out")))

@@ -18,6 +18,7 @@ from ado_stream.errors import AdoStreamError, StorageError
 from ado_stream.prepare.coordinator import prepare
 from ado_stream.prepare.packing import Packer
 from ado_stream.prepare.prepare_config import PrepareConfig
+from ado_stream.prepare.spool import SpoolState
 
 COMMAND = [sys.executable, "-m", "ado_stream.cli", "prepare", "--domain-key", "meta.pile_set_name", "--seq-len", "64"]
 
@@ -73,7 +74,7 @@ def test_a_damaged_working_folder_is_named(unfinished, tmp_path, name, damage, m
     copy = shutil.copytree(out, tmp_path / "out")
     path = next((copy / ".prepare").glob(name))
     path.write_bytes(damage(path.read_bytes()))
-    with pytest.raises(AdoStreamError, match=rf"{copy}/\.prepare(?s:.*)([Rr]emove th|Expected bytes)"):
+    with pytest.raises(AdoStreamError, match=rf"{copy}/\.prepare(?s:.*)([Rr]emove (th|its)|Expected bytes)"):
         prepare(dataclasses.replace(config, out=str(copy)))
 
 
@@ -84,6 +85,7 @@ def test_a_damaged_working_folder_is_named(unfinished, tmp_path, name, damage, m
         ("repeated", [1 << 64]),
         ("spools", [["a", "train"]]),
         ("spools", [["a", 1, {}]]),
+        ("spools", [["a", "../x", vars(SpoolState())]]),
         ("spools", [["a", "train", {"documents": 1}]]),
     ],
 )
