@@ -99,6 +99,20 @@ def test_a_journal_of_other_types_is_named(unfinished, tmp_path, key, value, mon
         prepare(dataclasses.replace(config, out=str(copy)))
 
 
+@pytest.mark.parametrize(("place", "value"), [(0, 3), (1, "../x"), (2, "x"), (3, {"samples": 1}), (3, [])])
+def test_a_list_of_shards_of_other_types_is_named(unfinished, tmp_path, place, value, monkeypatch):
+    _cut_small_pieces(monkeypatch)
+    out, config = unfinished
+    copy = shutil.copytree(out, tmp_path / "out")
+    path, journal = copy / ".prepare/published.jsonl", copy / ".prepare/journal.json"
+    first, *rest = map(json.loads, path.read_bytes().splitlines())
+    first[place] = value
+    path.write_text("".join(json.dumps(line) + "\n" for line in [first, *rest]))
+    journal.write_text(json.dumps({**json.loads(journal.read_bytes()), "published_bytes": path.stat().st_size}))
+    with pytest.raises(StorageError, match=rf"{path}: damaged: published\.jsonl"):
+        prepare(dataclasses.replace(config, out=str(copy)))
+
+
 @pytest.mark.parametrize("damage", ["removed", "cut"])
 def test_a_finished_shard_that_is_gone_is_named(unfinished, tmp_path, damage, monkeypatch):
     """By a cleaner of old files; its tokens are not kept twice."""
