@@ -15,6 +15,9 @@ if TYPE_CHECKING:
     from ado_stream.evaluate.trained_run import TrainedRun
 
 
+ONLY_WITH = {"--tasks": ("--task-dir",)}
+
+
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The verb's options."""
     add_trained_run_argument(parser)

@@ -13,6 +13,8 @@ from ado_stream.option_checks import whole
 from ado_stream.visible import show, show_json
 from ado_stream.yaml_files import parse_assignments
 
+ONLY_WITH = {"--policy": ("--option", "--batch-size")}
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The verb's options."""

@@ -1,7 +1,8 @@
 """The `ado-stream` command: runs a verb, turns errors into one message and an exit code.
 
 Only the chosen verb's module is imported, so `ado-stream --help` needs no torch. Exit 0 done, 1 failed, 2 wrong usage,
-130 interrupted. A verb module offers `add_arguments(parser)` and `run(args) -> int | None`.
+130 interrupted. A verb module offers `add_arguments(parser)`, `run(args) -> int | None` and, where options have no
+effect without another or beside it, ONLY_WITH or NOT_WITH: {the other: those options}.
 """
 
 import argparse
@@ -69,6 +70,22 @@ class ParserTexts(TypedDict):
     epilog: str
 
 
+class _Arguments(argparse.Namespace):
+    """Knows which options were given."""
+
+    def __init__(self) -> None:
+        object.__setattr__(self, "_given", set())
+
+    def __setattr__(self, name: str, value: object) -> None:
+        if hasattr(self, name) and value is not getattr(self, name):  # argparse sets the defaults first
+            self._given.add(name)
+        super().__setattr__(name, value)
+
+    def has(self, option: str) -> bool:
+        """Whether an option of this name was given, and not as its default."""
+        return option.removeprefix("--").replace("-", "_").lower() in self._given
+
+
 class _Parser(argparse.ArgumentParser):
     def _print_message(
         self, message: str, file: "SupportsWrite[str] | None" = None
@@ -134,7 +151,13 @@ def _run(argv: list[str]) -> int:
     parser = _Parser(prog=f"ado-stream {verb}", **parser_options(verb, module))
     module.add_arguments(parser)
     # intermixed: `train CONFIG --resume none a.b=c` has positional arguments on both sides of an option
-    args = parser.parse_intermixed_args([_with_home(argument) for argument in rest])  # exits 2 on wrong usage
+    args = parser.parse_intermixed_args(
+        [_with_home(argument) for argument in rest], _Arguments()
+    )  # exits 2 on wrong usage
+    for word, wanted in (("without", False), ("with", True)):
+        for other, options in getattr(module, "NOT_WITH" if wanted else "ONLY_WITH", {}).items():
+            if idle := [option for option in options if args.has(option) and args.has(other) is wanted]:
+                parser.error(f"{' and '.join(idle)}: no effect {word} {other}")
     return module.run(args) or 0
 
 

@@ -20,6 +20,9 @@ from ado_stream.suggest import did_you_mean
 from ado_stream.value_types import Array, JsonObject
 from ado_stream.visible import show_json
 
+ONLY_WITH = {"--batches": ("--batch-size", "--mixture", "--seed")}
+NOT_WITH = {"--batches": ("--domain", "--samples"), "--step": ("--batches", "--domain", "--samples", "--split")}
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The verb's options."""

@@ -10,6 +10,9 @@ from pathlib import Path
 from ado_stream.cli.shared import announce
 from ado_stream.visible import show, show_json
 
+ONLY_WITH = {"--follow": ("--port",)}
+NOT_WITH = {"--follow": ("--out", "--json")}
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The verb's options."""

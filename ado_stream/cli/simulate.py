@@ -20,6 +20,8 @@ from ado_stream.visible import show, show_json
 from ado_stream.yaml_files import parse_assignments, read_yaml
 
 MAX_ROWS = 40  # domains in the printed table
+ONLY_WITH = {"--policy": ("--option",)}
+NOT_WITH = {"--world": ("SPEC", "--controlled"), "--controlled": ("SPEC", "--policy", "--steps", "--seed")}
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -43,8 +45,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> None:
     """Simulates every policy, prints a table or JSON, draws."""
-    if args.world and (args.spec or args.controlled):
-        raise ConfigError("--world is a spec of its own; give it neither a SPEC nor --controlled.")
     if args.world == "all":
         _all_worlds(args)
         return
@@ -99,8 +99,6 @@ def _controlled(args: argparse.Namespace, plot: Path | None) -> None:
     """Runs the controlled experiments, prints their shares or JSON, draws."""
     from ado_stream.simulate.controlled_experiments import run_experiments
 
-    if args.spec or args.policy or args.steps or args.seed is not None:
-        raise ConfigError("--controlled has its own domains, policy and steps; give it only --plot or --json.")
     announce("simulating the controlled experiments")
     found = run_experiments()
     if args.json:
@@ -177,8 +175,6 @@ def _given(args: argparse.Namespace) -> JsonObject:
         given = world(args.world, args.steps or STEPS)
     else:
         given = read_yaml(args.spec, "spec", resolve=True) if args.spec else default_spec(args.steps or 60_000)
-    if args.option and not args.policy:
-        raise ConfigError("--option needs --policy NAME: the policy that takes it.")
     if args.policy:
         options = parse_assignments(args.option, "--option", "--option start_step=500")
         given["policies"] = {name: dict(options) for name in args.policy}

@@ -18,6 +18,9 @@ if TYPE_CHECKING:
     from ado_stream.evaluate.recorded_step import RecordedSample
 
 
+ONLY_WITH = {"--spikes": ("--window", "--threshold"), "--step": ("--rank", "--highest", "--characters")}
+
+
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The verb's options."""
     parser.add_argument("run", metavar="RUN", help="a run directory")

@@ -1,5 +1,7 @@
 """The command itself: fast help, exit codes, one message instead of a traceback."""
 
+import argparse
+import importlib
 import logging
 import os
 import shlex
@@ -30,6 +32,42 @@ def verb(monkeypatch):
         monkeypatch.setitem(cli.EXAMPLES, "probe", "ado-stream probe")
 
     return install
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        ("preview corpus --mixture a=1", "--mixture: no effect without --batches"),
+        ("preview corpus --batch-size 3 --seed 1", "--batch-size and --seed: no effect without --batches"),
+        ("preview corpus --batches 1 --samples 3", "--samples: no effect with --batches"),
+        ("preview run --step 3 --domain a", "--domain: no effect with --step"),
+        ("trace run --step 3 --window 5", "--window: no effect without --spikes"),
+        ("trace run --spikes --rank 0", "--rank: no effect without --step"),
+        ("report run --port 80", "--port: no effect without --follow"),
+        ("report run --follow --out page", "--out: no effect with --follow"),
+        ("info corpus --option a=3", "--option: no effect without --policy"),
+        ("eval run --task-dir tasks", "--task-dir: no effect without --tasks"),
+        ("simulate --option a=3", "--option: no effect without --policy"),
+        ("simulate --controlled --steps 3", "--steps: no effect with --controlled"),
+        ("simulate spec.yaml --world all", "SPEC: no effect with --world"),
+    ],
+)
+def test_an_option_without_effect_is_wrong_usage(capsys, words, said):
+    with pytest.raises(SystemExit) as ended:
+        cli.main(words.split())
+    assert ended.value.code == 2
+    assert said in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("verb_name", cli.VERBS)
+def test_options_that_depend_on_others_exist(verb_name):
+    module = importlib.import_module(f"ado_stream.cli.{verb_name}")
+    parser = argparse.ArgumentParser()
+    module.add_arguments(parser)
+    known = {word for action in parser._actions for word in (*action.option_strings, str(action.dest).upper())}
+    for table in (getattr(module, "ONLY_WITH", {}), getattr(module, "NOT_WITH", {})):
+        for option, others in table.items():
+            assert known >= {option, *others}
 
 
 @pytest.mark.deadline

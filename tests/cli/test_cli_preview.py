@@ -37,7 +37,7 @@ def test_every_domain_is_shown_and_long_samples_are_cut(corpus, capsys):
         ("--characters=-1", "--characters is -1; expected a whole number, 0 or more"),
         ("--batches=-1", "--batches is -1; expected a whole number, 1 or more"),
         ("--batches=99999999999999999999", "--batches is 99999999999999999999; expected a whole number, 9"),
-        ("--batch-size=0", "--batch-size is 0; expected a whole number, 1 or more"),
+        ("--batches=1 --batch-size=0", "--batch-size is 0; expected a whole number, 1 or more"),
         ("--batches=1 --batch-size=1099511627776", "global_batch_size is 1099511627776; expected a whole number, 16"),
     ],
 )

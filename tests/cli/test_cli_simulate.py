@@ -164,8 +164,6 @@ def test_a_loss_is_reached_where_it_stays(losses, reached):
         ("- a\n- b", [], "mapping"),
         ("a: [", [], "not YAML"),
         (SPEC, ["--policy", "adoo"], "did you mean 'ado'"),
-        (SPEC, ["--option", "tau=2"], "--policy"),
-        (SPEC, ["--world", "alike"], "neither a SPEC"),
         (SPEC, ["--policy", "temperature", "--option", "tau"], "KEY=VALUE"),
     ],
 )
