@@ -27,8 +27,7 @@ from ado_stream.train.checkpoint_commit import MARKER, list_checkpoints
 from ado_stream.train.components import make_dataset, open_split
 from ado_stream.train.distributed import DistributedContext
 from ado_stream.train.resume import CHECKPOINTS
-from ado_stream.train.run_config import TrainConfig, load_config
-from ado_stream.train.trainer import CONFIG_FILE
+from ado_stream.train.run_config import CONFIG_FILE, TrainConfig, load_config
 from ado_stream.value_types import Array, JsonObject
 
 

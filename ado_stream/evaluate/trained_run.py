@@ -12,9 +12,8 @@ from ado_stream.train.checkpoint import ModelSizes, load_model, read_metadata
 from ado_stream.train.checkpoint_commit import newest_valid
 from ado_stream.train.components import open_split
 from ado_stream.train.resume import CHECKPOINTS
-from ado_stream.train.run_config import TrainConfig, load_config
+from ado_stream.train.run_config import CONFIG_FILE, TrainConfig, load_config
 from ado_stream.train.torch_defaults import torch_defaults
-from ado_stream.train.trainer import CONFIG_FILE
 
 
 @dataclass(frozen=True)

@@ -1,17 +1,25 @@
-"""Finds the checkpoint that a run resumes from and prepares its run directory.
+"""Finds the checkpoint that a run resumes from, locks its run directory and prepares it.
 
 Invariant: nothing that an earlier run wrote is deleted. Checkpoints and records after the resume point are renamed; a
 run that resumes from its own checkpoint keeps its id, its record and its operator's orders, any other starts new ones.
 """
 
+from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from ado_stream.errors import CheckpointError
 from ado_stream.record import FILE_NAME, read_lines, rewind
 from ado_stream.train import checkpoint_commit
 from ado_stream.train.checkpoint import CheckpointMetadata, read_metadata, verify_checkpoint
+from ado_stream.train.components import build_components
+from ado_stream.train.distributed import DistributedContext, call_on_main
+from ado_stream.train.run_config import CONFIG_FILE, TrainConfig, save_config
 from ado_stream.train.run_control import FOLDER
+from ado_stream.train.run_lock import WAIT_S, run_dir_errors, run_lock
+from ado_stream.train.stages import run_stages, stage_at
+from ado_stream.visible import show
 
 CHECKPOINTS = "checkpoints"
 
@@ -34,6 +42,29 @@ class ResumePoint:
     def step(self) -> int:
         """Finished steps."""
         return 0 if self.metadata is None else self.metadata["finished_steps"]
+
+
+def begin_run(config: TrainConfig, resume: str, context: DistributedContext, held: ExitStack) -> ResumePoint | None:
+    """Where the run begins, with its directory locked until `held` ends; None where all is done. Call on every rank.
+
+    Settings that cannot work fail here, not after weeks, and before anything is written. Raises as run_training.
+    """
+    run_dir, steps = Path(config.run_dir), config.train.steps
+    lock = run_lock(run_dir, min(WAIT_S, config.train.collective_timeout_s / 2))  # other ranks wait for rank 0
+    seen: list[Path] | None = None
+    for locked in (False, True):
+        there = call_on_main(context, lambda: checkpoint_commit.list_checkpoints(run_dir / CHECKPOINTS))
+        if seen != there:  # the second time: another run had the lock, and saved
+            seen, resume_point = there, call_on_main(context, lambda: find_resume_point(run_dir, resume))
+            if call_on_main(context, partial(is_finished, run_dir, steps, resume_point)):
+                if context.is_main:
+                    show(f"all {steps} steps are done; raise train.steps to continue, or start again: --resume none")
+                return None
+            for stage in run_stages(config)[stage_at(config, resume_point.step).number :]:
+                build_components(stage.config, context)
+        if not locked:
+            call_on_main(context, lambda: held.enter_context(lock))
+    return resume_point
 
 
 def find_resume_point(run_dir: Path, resume: str) -> ResumePoint:
@@ -87,9 +118,18 @@ def _named_checkpoint(resume: str) -> Path:
     return directory
 
 
-def prepare_run_dir(run_dir: Path, resume_point: ResumePoint) -> None:
-    """Creates `run_dir`, or ends its checkpoints and its record at the resume point by renaming what comes after."""
-    run_dir.mkdir(parents=True, exist_ok=True)
+def prepare_run_dir(config: TrainConfig, resume_point: ResumePoint) -> None:
+    """Ends the run directory's checkpoints and record at the resume point by renaming what comes after; saves `config`.
+
+    Raises StorageError where it cannot be written.
+    """
+    run_dir = Path(config.run_dir)
+    with run_dir_errors(run_dir):
+        _set_aside(run_dir, resume_point)
+        save_config(config, run_dir / CONFIG_FILE)
+
+
+def _set_aside(run_dir: Path, resume_point: ResumePoint) -> None:
     # Checkpoints before the record: after a kill in between, the next resume finds the same checkpoint and drops the
     # same lines. In the other order it would find a checkpoint beyond the record's end: lines would be missing.
     if resume_point.continues_run:

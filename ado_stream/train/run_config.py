@@ -27,6 +27,7 @@ from ado_stream.suggest import did_you_mean
 from ado_stream.value_types import JsonMapping, JsonObject
 from ado_stream.yaml_files import parse_assignments, read_yaml
 
+CONFIG_FILE = "config.yaml"  # in the run directory
 T = TypeVar("T")
 
 

@@ -23,7 +23,7 @@ import torch
 from ado_kernels.numba_cache import compile_in_background
 from ado_model import Transformer
 from ado_stream.corpus.manifest import missing_validation
-from ado_stream.errors import ResumeError, StorageError
+from ado_stream.errors import ResumeError
 from ado_stream.policy.operator_control import Control
 from ado_stream.record import RunRecord
 from ado_stream.stream.device_copies import TokenBatch
@@ -43,10 +43,10 @@ from ado_stream.train.distributed import DistributedContext, call_on_main, join_
 from ado_stream.train.metric_sinks import make_sinks
 from ado_stream.train.parallel import ParallelModel
 from ado_stream.train.record_lines import fit_line, run_line
-from ado_stream.train.resume import CHECKPOINTS, ResumePoint, find_resume_point, is_finished, prepare_run_dir
-from ado_stream.train.run_config import TrainConfig, save_config
+from ado_stream.train.resume import CHECKPOINTS, ResumePoint, begin_run, find_resume_point, prepare_run_dir
+from ado_stream.train.run_config import TrainConfig
 from ado_stream.train.run_control import RunControl
-from ado_stream.train.stages import Stage, run_stages, stage_at
+from ado_stream.train.stages import Stage, stage_at
 from ado_stream.train.step_log import LaunchedStep, LogOptions, MetricSink, StepLog
 from ado_stream.train.step_timer import StepTimer
 from ado_stream.train.stop_request import StopRequest
@@ -55,8 +55,6 @@ from ado_stream.train.train_step import TrainStep, make_optimizer
 from ado_stream.train.validation import Validator
 from ado_stream.value_types import JsonObject
 from ado_stream.visible import show
-
-CONFIG_FILE = "config.yaml"
 
 
 @dataclass(frozen=True)
@@ -80,26 +78,21 @@ def run_training(config: TrainConfig, resume: str | os.PathLike[str] = "auto") -
     with join_process_group(config.train.device, config.train.collective_timeout_s) as context:
         if context.device.type == "cpu":
             keep_freed_memory()
-        run_dir, steps = Path(config.run_dir), config.train.steps
-        resume_point = call_on_main(context, lambda: find_resume_point(run_dir, os.fspath(resume)))
-        if call_on_main(context, lambda: is_finished(run_dir, steps, resume_point)):
+        with ExitStack() as held:
+            resume_point = begin_run(config, os.fspath(resume), context, held)
+            if resume_point is None:
+                return RunResult(Path(config.run_dir), config.train.steps, stopped=False)
             if context.is_main:
-                show(f"all {steps} steps are done; raise train.steps to continue, or start again: --resume none")
-            return RunResult(run_dir, steps, stopped=False)
-        if context.is_main:
-            compile_in_background("fit")  # seconds, once a machine; else all ranks would wait at the first refit
-        for stage in run_stages(config)[stage_at(config, resume_point.step).number :]:
-            build_components(stage.config, context)  # settings that cannot work fail now, not after weeks
-        with ExitStack() as signals:
+                compile_in_background("fit")  # seconds, once a machine; else all ranks would wait at the first refit
             stop: StopRequest | None = None
             while True:
                 with Trainer(config, stage_at(config, resume_point.step), context) as trainer, log_rank_errors(context):
                     trainer.start(resume_point)
-                    stop = stop or signals.enter_context(StopRequest(context))  # once: no signal falls between stages
+                    stop = stop or held.enter_context(StopRequest(context))  # once: no signal falls between stages
                     result = trainer.loop(stop)
-                if result.stopped or result.step >= steps:
+                if result.stopped or result.step >= config.train.steps:
                     return result
-                resume_point = call_on_main(context, lambda: find_resume_point(run_dir, "auto"))
+                resume_point = call_on_main(context, lambda: find_resume_point(Path(config.run_dir), "auto"))
                 del trainer
                 gc.collect()  # its cycles hold the model, and the next stage's needs the memory
 
@@ -139,7 +132,7 @@ class Trainer:
         # record is opened only after rank 0 has cut it at the resume point.
         if resume_point.directory is not None and resume_point.metadata is not None:
             self._restore(resume_point, resume_point.directory, resume_point.metadata)
-        call_on_main(self._context, lambda: self._prepare_run_dir(resume_point))
+        call_on_main(self._context, lambda: prepare_run_dir(self._run_config, resume_point))
         self._log = self._open_log(0 if resume_point.metadata is None else resume_point.metadata.get("skipped", 0))
         line = run_line(
             self._config, self._components.corpus, self._loader, self._components.model, self._context, self._run_id
@@ -337,16 +330,6 @@ class Trainer:
         if self._finished > steps:
             text = f"nothing to train: the checkpoint has {self._finished} finished steps, 'train.steps' is {steps}"
             show(text)
-
-    def _prepare_run_dir(self, resume_point: ResumePoint) -> None:
-        try:
-            prepare_run_dir(self._run_dir, resume_point)
-            save_config(self._run_config, self._run_dir / CONFIG_FILE)
-        except OSError as error:
-            raise StorageError(
-                f"'run_dir' is {self._run_dir}: cannot be written: {error.strerror}.\n"
-                "  Choose another one; --resume takes a checkpoint of any run."
-            ) from error
 
     def _open_log(self, num_skipped: int) -> StepLog:
         options = self._config.log

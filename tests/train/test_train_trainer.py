@@ -15,9 +15,8 @@ from ado_stream.errors import AdoStreamError, CheckpointError, ResumeError, Stor
 from ado_stream.evaluate.trained_run import open_run
 from ado_stream.record import read_run
 from ado_stream.train import checkpoint_commit
-from ado_stream.train import trainer as trainer_module
 from ado_stream.train.parallel import ParallelModel
-from ado_stream.train.run_config import load_config
+from ado_stream.train.run_config import CONFIG_FILE, load_config
 from ado_stream.train.train_step import TrainStep
 from ado_stream.train.trainer import run_training
 from tests.train.run_helpers import SimulatedCrash, changed, checkpoint_tensors, crash_at, untimed_lines
@@ -228,8 +227,8 @@ def test_a_run_directory_that_cannot_be_created_is_named(settings: dict, tmp_pat
 def test_the_files_of_a_run_directory(settings: dict):
     run_training(load_config(changed(settings, train={"steps": 2}, policy={"name": "natural", "options": {}})))
     kept = json.dumps(sorted(path.name for path in Path(settings["run_dir"]).iterdir()))
-    assert kept == json.dumps(["checkpoints", "config.yaml", "record.jsonl"])
-    assert load_config(Path(settings["run_dir"]) / trainer_module.CONFIG_FILE).train.steps == 2
+    assert kept == json.dumps([".lock", "checkpoints", "config.yaml", "record.jsonl"])
+    assert load_config(Path(settings["run_dir"]) / CONFIG_FILE).train.steps == 2
 
 
 @contextmanager
