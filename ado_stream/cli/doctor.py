@@ -135,8 +135,12 @@ def _kernels() -> Iterator[Finding]:
 
 
 def _gpus() -> Iterator[Finding]:
-    import torch
-
+    try:
+        import torch
+    except Exception as error:
+        why = str(error).partition("\n")[0]
+        yield Finding("machine", "GPU", FAIL, f"torch cannot be imported: {why}", "reinstall torch; is memory limited?")
+        return
     if not torch.cuda.is_available():
         built = torch.version.cuda or "without CUDA"
         advice = "to use a GPU: install its driver, then check nvidia-smi" if torch.version.cuda else ""

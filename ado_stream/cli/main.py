@@ -24,6 +24,7 @@ from ado_stream.visible import VisibleFormatter, discard, show, visible
 if TYPE_CHECKING:
     from _typeshed import SupportsWrite
 
+_OURS = ("ado_stream", "ado_kernels", "ado_model", "__main__")
 _LONGEST_LINE = 2000  # of an error: what a hostile file holds may be megabytes
 VERBS = {
     "demo": "build a small corpus, train with ADO and without, write a report",
@@ -122,6 +123,29 @@ def main(argv: list[str] | None = None) -> int:
         if debug:
             raise
         return _explain(error, argv)
+    except Exception as error:
+        package = _failed_import(error)
+        if debug or package is None:
+            raise
+        show(
+            f"{type(error).__name__}: {package} cannot be imported: {str(error).partition(chr(10))[0]}.\n"
+            "  Its installation, or a setting of it in the environment, is at fault; `ado-stream doctor` says what is "
+            "installed.",
+            error=True,
+        )
+        return 1
+
+
+def _failed_import(error: Exception) -> str | None:
+    """The package that raised `error` while it was imported, or is not there; None for any other error."""
+    traceback = error.__traceback__
+    while traceback is not None:
+        package = str(traceback.tb_frame.f_globals.get("__name__")).partition(".")[0]
+        if traceback.tb_frame.f_code.co_name == "<module>" and package not in _OURS:
+            return package
+        traceback = traceback.tb_next
+    missing = (error.name or "").partition(".")[0] if isinstance(error, ImportError) else ""
+    return missing if missing and missing not in _OURS else None
 
 
 def _prepare_streams() -> None:

@@ -16,7 +16,7 @@ from ado_stream.errors import StorageError
 from ado_stream.visible import show
 
 LOCK_NAME = ".lock"
-WAIT_S = 60.0
+WAIT_S = 120.0  # longer than a network file system keeps the lock of a machine that is gone
 _log = logging.getLogger(__name__)
 
 

@@ -1,6 +1,7 @@
 """`ado-stream doctor`: complete, honest about what is missing, silent about secrets."""
 
 import json
+import sys
 
 import pytest
 
@@ -65,6 +66,14 @@ def test_broken_numba_is_a_finding_not_a_crash(capsys, monkeypatch):
     code, findings, _ = findings_of(capsys)
     assert code == 1
     assert "no compiler today" in findings["numba"]["value"]
+
+
+def test_broken_torch_is_a_finding_not_a_crash(capsys, monkeypatch):
+    monkeypatch.setitem(sys.modules, "torch", None)
+    code, findings, _ = findings_of(capsys)
+    assert code == 1
+    assert findings["GPU"]["value"].startswith("torch cannot be imported: ")
+    assert "open files" in findings  # the other checks still run
 
 
 def test_a_path_that_looks_like_markup_is_shown_as_it_is(capsys):

@@ -70,6 +70,32 @@ def test_options_that_depend_on_others_exist(verb_name):
             assert known >= {option, *others}
 
 
+@pytest.mark.parametrize(
+    ("source", "said"),
+    [
+        ("raise ValueError('no backend\\nmore')", "ValueError: others cannot be imported: no backend.\n  Its"),
+        ("import nobody_has_it", "ModuleNotFoundError: others cannot be imported: No module named 'nobody_has_it'."),
+        ("raise ImportError('libx.so: cannot map')", "ImportError: others cannot be imported: libx.so: cannot map."),
+        ("from ado_stream.nowhere import x", None),
+        ("", "ModuleNotFoundError: nobody_has_it cannot be imported: No module named"),
+    ],
+)
+def test_a_package_that_cannot_be_imported_is_named(verb, tmp_path, monkeypatch, capsys, source, said):
+    (tmp_path / "others.py").write_text(f"def deeper():\n    {source}\ndeeper()\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    verb(lambda _: importlib.import_module("others" if source else "nobody_has_it"))
+    if said is None:  # a fault of ours
+        monkeypatch.setattr(cli, "_OURS", ("ado_stream", "others"))
+        with pytest.raises(ImportError):
+            cli.main(["probe"])
+    else:
+        assert cli.main(["probe"]) == 1
+        assert said in capsys.readouterr().err
+        with pytest.raises((ImportError, ValueError)):
+            cli.main(["probe", "--debug"])
+    sys.modules.pop("others", None)
+
+
 @pytest.mark.deadline
 def test_help_answers_in_half_a_second():
     """Of processor time, the best of five: the machine may be busy with other work."""
