@@ -6,7 +6,7 @@ import pytest
 import xxhash
 
 from ado_stream.errors import IndexInvalid
-from ado_stream.storage.verify import CHUNK_BYTES, ContentError, Mismatch, Verifier, check_file
+from ado_stream.storage.verify import CHUNK_BYTES, ContentError, Mismatch, Verifier, check_file, check_sealed
 
 CONTENT = bytes(range(256)) * 8193  # a little over two chunks
 assert CHUNK_BYTES * 2 < len(CONTENT) < CHUNK_BYTES * 3
@@ -50,6 +50,25 @@ def test_every_hash_of_the_index_counts(path):
 def test_a_wrong_size_is_found_without_hashes(path):
     assert str(check_file(path, 3, {})) == f"size {len(CONTENT)} but index says 3"
     assert check_file(path, None, {}) is None
+
+
+def test_a_sealed_file_of_another_size_or_content_is_a_mismatch(tmp_path):
+    content, path = b"abc" * 400, tmp_path / "sealed"
+    whole = content + xxhash.xxh64(content).digest()
+    path.write_bytes(whole)
+    assert check_sealed(path, len(content)) is None
+    longer = content + b"d"
+    path.write_bytes(longer + xxhash.xxh64(longer).digest())
+    assert check_sealed(path, len(content)) == Mismatch("size", str(len(whole) + 1), str(len(whole)))
+    path.write_bytes(whole[:-1])
+    assert check_sealed(path, len(content)) == Mismatch("size", str(len(whole) - 1), str(len(whole)))
+    path.write_bytes(b"x" + whole[1:])
+    assert check_sealed(path, len(content)).check == "xxh64"
+
+
+def test_a_file_that_is_not_there_is_not_found(tmp_path):
+    with pytest.raises(FileNotFoundError):
+        check_file(tmp_path / "nothing", 3, {})
 
 
 def test_a_stream_that_is_too_long_ends_at_the_first_byte_too_many():

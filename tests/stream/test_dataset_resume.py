@@ -127,6 +127,7 @@ def damaged(state, path, value):
         (("mixture_steps",), [7], "the mixture of step 7 is missing"),
         (("mixture_steps",), 7, "'mixture_steps' is no list"),
         (("identity",), "seed", "'identity' is not an object"),
+        (("identity", "global_batch_size"), None, "'global_batch_size' is None"),
     ],
 )
 def test_a_damaged_state_is_a_resume_error(corpus, path, value, text):
