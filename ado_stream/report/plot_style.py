@@ -9,8 +9,9 @@ also label domains by name, so that nothing depends on colour alone.
 import io
 import json
 import re
-from collections.abc import Iterable, Sequence
-from contextlib import AbstractContextManager
+import warnings
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -79,9 +80,13 @@ class Plot:
     figure: Figure
 
 
-def styled() -> AbstractContextManager[None]:
+@contextmanager
+def styled() -> Iterator[None]:
     """The context in which figures are made and saved; matplotlib's global settings do not change."""
-    return rc_context(RC)
+    with rc_context(RC), warnings.catch_warnings():
+        # A PNG shows a box for a character that the font lacks; the page's own text is in the browser's fonts.
+        warnings.filterwarnings("ignore", "Glyph .* missing from font", UserWarning)
+        yield
 
 
 def new_figure(height_in: float, row_gap: float = 0.02) -> Figure:
@@ -156,7 +161,7 @@ def spread_labels(wanted_y: Sequence[float], gap: float, low: float, high: float
 
 def shorten(name: str, length: int = 22) -> str:
     """`name` for a figure: its middle left out when it is longer than `length`, nothing invisible, no mathematics."""
-    name = visible(name).replace("\n", " ")
+    name = visible(name).replace("\n", " ").replace("\t", " ")
     if len(name) > length:
         head = (length - 1) * 2 // 3
         name = f"{name[:head]}…{name[-(length - 1 - head) :]}"

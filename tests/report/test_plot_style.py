@@ -9,14 +9,19 @@ from hypothesis import strategies as st
 
 from ado_stream.report.plot_style import (
     PALETTE,
+    Plot,
     bin_means,
     bins,
     compact,
     domain_color,
     domain_colors,
+    new_figure,
+    png,
     shorten,
     signed,
     spread_labels,
+    styled,
+    svg,
     text_color,
 )
 
@@ -100,3 +105,13 @@ def test_numbers_read_well():
     assert [signed(value, ".1f") for value in (-0.04, 1.26, -3, float("nan"))] == ["+0.0", "+1.3", "−3.0", "–"]
     assert shorten("a" * 40, 10) == "aaaaaa…aaa"
     assert shorten("short") == "short"
+    assert shorten("a\tb\nc$\x1b") == r"a b c\$\x1b"
+
+
+def test_characters_that_the_font_lacks_are_no_warning():
+    with styled():
+        figure = new_figure(2.0)
+        figure.add_subplot().set_title("東")
+        plot = Plot("a", "a", "", figure)
+        assert png(plot)
+        assert "東" in svg(plot)
