@@ -265,6 +265,7 @@ class AdaptiveStreamingDataset(IterableDataset[TokenBatch]):
 
         device: batches are copied there, one ahead; None leaves them on the host.
         """
+        self.rank_slots.check_group()
         self.check_prefetch(prefetch)
         io_threads, pin_memory = whole("io_threads", io_threads), flag("pin_memory", pin_memory)
         device = checked_device(device)
