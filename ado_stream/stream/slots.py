@@ -20,8 +20,8 @@ class RankSlots:
         """Raises ConfigError where torch.distributed was started after it was asked, and all ranks took the same."""
         if self.found and (now := _distributed_rank()) != (0, 1) and now != (self.rank, self.world_size):
             raise ConfigError(
-                f"the data set was made as rank {self.rank} of {self.world_size}, but this is rank {now[0]} of {now[1]}: "
-                "every rank would read the same samples.\n"
+                f"the data set was made as rank {self.rank} of {self.world_size}, but this is rank {now[0]} of {now[1]}"
+                ": every rank would read the same samples.\n"
                 "  Make it after torch.distributed.init_process_group, or give it rank= and world_size=."
             )
 

@@ -114,8 +114,7 @@ def test_a_pass_goes_on_after_an_error(corpus, monkeypatch, whole):
             with monkeypatch.context() as patch:
                 patch.setattr(batch_pipeline if name == "draw_step" else dataset, name, fail)
                 with pytest.raises(ado.Throttled):
-                    for _ in range(4):  # of batches made ahead, first
-                        got.append(next(batches))
+                    got.extend(itertools.islice(batches, 4))  # those made ahead come first
         got.extend(itertools.islice(batches, STEPS - len(got)))
         assert ledger(got) == whole
         stream.close()
