@@ -285,7 +285,7 @@ class NodeCache:
                 f"{visible(spec.where)}: the index holds no hashes, so only sizes are checked.\n"
                 "  Write the shards with hashes=['xxh64'].",
                 UserWarning,
-                stacklevel=3,
+                stacklevel=4,
             )
 
     def _is_first(self, what: str, folder: Path) -> bool:
