@@ -108,9 +108,8 @@ class AdaptiveLoader:
         return self.dataset.mixture_in_force
 
     def __iter__(self) -> Iterator[TokenBatch]:
-        """Batches from the current step on, without end."""
-        while True:
-            yield self._next()
+        """Batches from the current step on, without end; after an error the next call tries that step again."""
+        return iter(self._next, None)  # a generator that has raised would be at its end
 
     def observe(self, loss_sums: torch.Tensor, token_counts: torch.Tensor, *, reduced: bool = False) -> None:
         """Reports the per-domain losses of the last batch yielded; one call after each batch.

@@ -108,7 +108,7 @@ def first_batch_s(_: float, remote: str, names: list[str]) -> float:
 
 def least_s(_: float, remote: str, names: list[str]) -> float:
     """Seconds that boto3 takes for all indexes and a shard of each domain, parsed and decompressed."""
-    client = s3._client(RetryPolicy().read_timeout_s)  # imports boto3
+    client, _ = s3._client(RetryPolicy().read_timeout_s)  # imports boto3
 
     def read(name: str) -> int:
         def content(file: str) -> bytes:
@@ -140,7 +140,7 @@ def open_on(ranks: int, remote: str, names: list[str]) -> dict[str, float]:
 
 def _open_rank(barrier: Any, results: Any, remote: str, names: list[str], cache: str) -> None:
     domains = [Domain(name, remote=f"{remote}/{name}", local=f"{cache}/{name}") for name in names]
-    client = s3._client(RetryPolicy().read_timeout_s)
+    client, _ = s3._client(RetryPolicy().read_timeout_s)
     gets: list[str] = []
     client.meta.events.register("before-send.s3.GetObject", lambda request, **_: gets.append(request.url))
     barrier.wait()

@@ -30,7 +30,7 @@ from ado_stream.storage import file_systems, s3
 from ado_stream.storage.complete_file import CompleteFile
 from ado_stream.storage.object_spec import ObjectStatus, Part
 from ado_stream.storage.parallel_reads import settle
-from ado_stream.storage.retry import AttemptError, DownloadMonitor, RetryPolicy, with_retries
+from ado_stream.storage.retry import AttemptError, DownloadMonitor, RetryPolicy, retry_after_s, with_retries
 from ado_stream.storage.verify import CHUNK_BYTES
 
 T = TypeVar("T")
@@ -356,8 +356,9 @@ def _classified(error: BaseException) -> BaseException:
         return AttemptError(NotFound, reason, transient=False)
     if status in (401, 403) or isinstance(error, PermissionError):
         return AttemptError(AccessDenied, reason, transient=False)
+    wait_s = retry_after_s(getattr(response, "headers", None) or getattr(error, "headers", None))
     if status in (429, 503):
-        return AttemptError(Throttled, reason, transient=True)
+        return AttemptError(Throttled, reason, transient=True, wait_s=wait_s)
     permanent = isinstance(error, (IsADirectoryError, NotADirectoryError, ValueError, TypeError)) or 400 <= status < 500
     permanent = permanent or (isinstance(error, OSError) and error.errno in PERMANENT)
-    return AttemptError(StorageError, reason, transient=not permanent)
+    return AttemptError(StorageError, reason, transient=not permanent, wait_s=wait_s)

@@ -77,8 +77,9 @@ class Evictor:
                 del self._pins[path]
 
     def touch(self, path: Path, status: os.stat_result) -> None:
-        """Marks `path` as just used; its modification time stays. A missing file or another user's is skipped."""
-        with suppress(FileNotFoundError, PermissionError):
+        """Marks `path` as just used; its modification time stays. Skipped where the file is missing, another user's, or
+        on a disk that takes no writes any more."""
+        with suppress(OSError):
             # Set here: reading a map does not, nor mounts with noatime. The modification time is part of the identity
             # of a checked file (node_cache.py).
             os.utime(path, ns=(self._now_ns(), status.st_mtime_ns))

@@ -20,7 +20,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TypeVar
 
-from ado_stream.durable import DiskError, private_folder
+from ado_stream.durable import DiskError, disk_errors, private_folder
 from ado_stream.errors import CacheFull, ConfigError, DataError, NotFound, ShardCorrupt
 from ado_stream.regular_files import open_regular
 from ado_stream.storage.complete_file import quarantine, remove_free_leftovers, remove_leftovers
@@ -34,6 +34,7 @@ from ado_stream.storage.verify import ContentError, Mismatch, check_file, check_
 from ado_stream.visible import visible
 
 T = TypeVar("T")
+_DISK = "Check the disk, the permissions, and what is mounted there."
 _NO_REMOTE = "on disk, and there is no remote to fetch it from"
 _Identity = tuple[int, int, int]
 
@@ -64,6 +65,10 @@ class NodeCache:
             NotFound, AccessDenied, Throttled, StorageError, CacheFull: the store or the disk failed.
             StoppedError: `stop` was set.
         """
+        with disk_errors(spec.raw, _DISK):
+            return self._fetch(spec, stop)
+
+    def _fetch(self, spec: ObjectSpec, stop: threading.Event | None) -> Fetched:
         started = time.monotonic()
         # The fast paths take no lock: files appear complete. Under the lock both are tried again, since a peer may have
         # made the file while this process waited.
@@ -118,7 +123,7 @@ class NodeCache:
         deadline = Deadline(self.retry.total_deadline_s, spec.where, stop)
         while True:
             fetched = self.fetch(spec, stop)
-            with suppress(FileNotFoundError), open_regular(fetched.path) as file:
+            with disk_errors(fetched.path, _DISK), suppress(FileNotFoundError), open_regular(fetched.path) as file:
                 status = os.fstat(file.fileno())
                 if _identity(status) == self._verified.get(fetched.path):
                     if status.st_size == 0:
@@ -280,7 +285,7 @@ class NodeCache:
                 f"{visible(spec.where)}: the index holds no hashes, so only sizes are checked.\n"
                 "  Write the shards with hashes=['xxh64'].",
                 UserWarning,
-                stacklevel=3,
+                stacklevel=4,
             )
 
     def _is_first(self, what: str, folder: Path) -> bool:

@@ -1,4 +1,4 @@
-"""Retries: a cap in attempts, a deadline in seconds, pauses with full jitter.
+"""Retries: a cap in attempts, a deadline in seconds, pauses with full jitter, no shorter than a store asks for.
 
 Invariant: no call outlives `total_deadline_s` by more than one `read_timeout_s`, and every wait can be stopped.
 Source of the jitter: M. Brooker, "Exponential Backoff And Jitter", AWS Architecture Blog, 2015 ("full jitter").
@@ -7,7 +7,7 @@ Source of the jitter: M. Brooker, "Exponential Backoff And Jitter", AWS Architec
 import random
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TypeVar
 
@@ -15,6 +15,7 @@ from ado_stream.errors import AccessDenied, AdoStreamError, ConfigError, DataErr
 from ado_stream.redact import without_user
 
 T = TypeVar("T")
+_MAX_DIGITS = 9
 POLL_S = 0.02  # between checks while waiting for other processes, which cannot notify
 
 
@@ -56,11 +57,17 @@ _ADVICE = {
 
 
 class AttemptError(Exception):
-    """One attempt failed: the public error to raise at the end, and whether a retry can help."""
+    """One attempt failed: the public error to raise at the end, whether a retry can help, and the least pause."""
 
-    def __init__(self, error: type[AdoStreamError], reason: str, *, transient: bool) -> None:
+    def __init__(self, error: type[AdoStreamError], reason: str, *, transient: bool, wait_s: float = 0.0) -> None:
         super().__init__(reason)
-        self.error, self.reason, self.transient = error, reason, transient
+        self.error, self.reason, self.transient, self.wait_s = error, reason, transient, wait_s
+
+
+def retry_after_s(headers: object) -> float:
+    """The seconds of Retry-After in an answer's headers; 0 where there is none, or a date."""
+    value = headers.get("retry-after") if isinstance(headers, Mapping) else None
+    return float(value) if isinstance(value, str) and value.isdecimal() and len(value) < _MAX_DIGITS else 0.0
 
 
 class StoppedError(StorageError):
@@ -154,7 +161,7 @@ def with_retries(call: Callable[[], T], monitor: DownloadMonitor) -> tuple[T, in
             monitor.check()
             return call(), attempt
         except AttemptError as failure:
-            delay_s = policy.delay_s(attempt)
+            delay_s = failure.wait_s + policy.delay_s(attempt)  # jitter on top: all ranks were asked to wait as long
             if not failure.transient or attempt == policy.attempts or delay_s >= monitor.remaining_s:
                 tries = f"{attempt} attempt{'s' if attempt > 1 else ''}"
                 reason = without_user(failure.reason, monitor.what)

@@ -4,18 +4,18 @@ Why not Streaming's S3Downloader: its boto3 transfer retries by itself three tim
 starting over, and reads in chunks that a slow sender can delay without limit. Here botocore makes exactly one attempt
 and `read1` returns what one recv returned, so that stalls and trickles are noticed; retries are in storage/retry.py.
 Kept from Streaming: S3_ENDPOINT_URL, MOSAICML_STREAMING_AWS_REQUESTER_PAYS, the default session's credentials, and
-unsigned access when there are none.
+unsigned access when there are none. A client of botocore reads some credentials once, those of a file for instance:
+where a store refuses them and this machine has others by now, a new client asks again.
 """
 
 import os
 import threading
-import urllib.parse
 from collections.abc import Callable
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 from ado_stream.errors import AccessDenied, ConfigError, DataError, NotFound, StorageError, Throttled
 from ado_stream.storage.object_spec import ObjectStatus
-from ado_stream.storage.retry import AttemptError, DownloadMonitor
+from ado_stream.storage.retry import AttemptError, DownloadMonitor, retry_after_s
 from ado_stream.storage.verify import CHUNK_BYTES
 from ado_stream.value_types import JsonMapping
 
@@ -44,8 +44,9 @@ THROTTLED = {
     "RequestLimitExceeded",
 }
 TRANSIENT = {"400", "RequestTimeout", "InternalError"}
+REFUSED = DENIED | {"400"}  # the answer to HEAD has no body: of an expired token it says 400 alone
 
-_clients: dict[tuple[object, ...], Any] = {}
+_clients: dict[tuple[object, ...], "_Client"] = {}
 _clients_lock = threading.Lock()
 
 
@@ -103,7 +104,7 @@ def list_objects(folder_url: str, monitor: DownloadMonitor) -> dict[str, ObjectS
 
     while more is not None:
         more = _request("list_objects_v2", folder_url, monitor, read, {"ContinuationToken": more} if more else {})
-    prefix = _key(folder_url).rstrip("/") + "/"
+    prefix = _place(folder_url)[1].rstrip("/") + "/"
     return {key.removeprefix(prefix): status for key, status in found.items()}
 
 
@@ -116,8 +117,10 @@ def _status(entry: JsonMapping) -> ObjectStatus:
     return ObjectStatus(int(entry["Size"] if "Size" in entry else entry["ContentLength"]), str(entry.get("ETag", "")))
 
 
-def _key(url: str) -> str:
-    return urllib.parse.urlunsplit(("", "", *urllib.parse.urlsplit(url)[2:])).lstrip("/")
+def _place(url: str) -> tuple[str, str]:
+    """Bucket and key. By hand: to urllib ? and # end a key, [ is an error, and line ends are nothing."""
+    bucket, _, key = url.partition("://")[2].partition("/")
+    return bucket, key.lstrip("/")
 
 
 def _request(
@@ -125,26 +128,41 @@ def _request(
 ) -> T | None:
     """`read(response)`, which may still receive a body; None: not modified."""
     import urllib3.exceptions
-    from botocore.exceptions import BotoCoreError, ClientError, NoCredentialsError, ParamValidationError
+    from botocore.exceptions import BotoCoreError, ClientError, ParamValidationError
 
-    parts = urllib.parse.urlsplit(url)
-    place = {"Prefix": _key(url).rstrip("/") + "/"} if operation == "list_objects_v2" else {"Key": _key(url)}
-    request = {"Bucket": parts.netloc, **place, **options}
-    if parts.netloc in _requester_pays():
+    bucket, key = _place(url)
+    place = {"Prefix": key.rstrip("/") + "/"} if operation == "list_objects_v2" else {"Key": key}
+    request = {"Bucket": bucket, **place, **options}
+    if bucket in _requester_pays():
         request["RequestPayer"] = "requester"
     try:
-        try:
-            response = getattr(_client(monitor.policy.read_timeout_s), operation)(**request)
-        except NoCredentialsError:
-            response = getattr(_client(monitor.policy.read_timeout_s, unsigned=True), operation)(**request)
-        return read(response)
+        return read(_response(operation, request, monitor.policy.read_timeout_s))
     except ClientError as error:
         if error.response.get("ResponseMetadata", {}).get("HTTPStatusCode") == 304:  # IfNoneMatch: the same ETag
             return None
         raise _classified(error) from error
     except (BotoCoreError, urllib3.exceptions.HTTPError, OSError) as error:
         transient = not isinstance(error, ParamValidationError)  # which no bucket can be called
-        raise AttemptError(StorageError, f"{type(error).__name__}: {error}", transient=transient) from error
+        reason = " ".join(f"{type(error).__name__}: {error}".split())
+        raise AttemptError(StorageError, reason, transient=transient) from error
+
+
+def _response(operation: str, request: JsonMapping, read_timeout_s: float) -> JsonMapping:
+    """The answer to a signed request, or to an unsigned one where there are no credentials."""
+    from botocore.exceptions import ClientError, NoCredentialsError
+
+    unsigned = renewed = False
+    while True:
+        used = _client(read_timeout_s, unsigned)
+        try:
+            response: JsonMapping = getattr(used.client, operation)(**request)
+            return response
+        except NoCredentialsError:
+            unsigned = True
+        except ClientError as error:
+            if renewed or not (REFUSED & _codes(error) and _forget_if_old(used)):
+                raise
+            unsigned, renewed = False, True
 
 
 def _read_body(response: JsonMapping, write: Callable[[bytes], object], monitor: DownloadMonitor) -> None:
@@ -162,7 +180,14 @@ def _read_body(response: JsonMapping, write: Callable[[bytes], object], monitor:
         raise AttemptError(StorageError, f"body ended after {received} of {expected} bytes", transient=True)
 
 
-def _client(read_timeout_s: float, unsigned: bool = False) -> Any:
+class _Client(NamedTuple):
+    """client: of boto3. credentials: that its session found; None: none."""
+
+    client: Any
+    credentials: Any
+
+
+def _client(read_timeout_s: float, unsigned: bool = False) -> _Client:
     """The shared, thread-safe client of this process for an endpoint; making one is not, hence the lock."""
     try:
         from boto3.session import Session
@@ -172,7 +197,8 @@ def _client(read_timeout_s: float, unsigned: bool = False) -> Any:
         raise ConfigError("s3:// needs boto3.\n  pip install boto3") from error
 
     endpoint = os.environ.get("S3_ENDPOINT_URL")
-    key = (os.getpid(), endpoint, read_timeout_s, unsigned)  # a fork must not share its parent's sockets
+    theirs = os.environ.get("AWS_ENDPOINT_URL_S3"), os.environ.get("AWS_ENDPOINT_URL")
+    key = (os.getpid(), endpoint, theirs, read_timeout_s, unsigned)  # a fork must not share its parent's sockets
     with _clients_lock:
         if key not in _clients:
             config = Config(
@@ -182,15 +208,42 @@ def _client(read_timeout_s: float, unsigned: bool = False) -> Any:
                 retries={"total_max_attempts": 1, "mode": "standard"},  # retry.py's can be bounded and stopped
                 signature_version=UNSIGNED if unsigned else None,
             )
+            session = Session()
             try:
-                _clients[key] = Session().client("s3", config=config, endpoint_url=endpoint)
+                _clients[key] = _Client(
+                    session.client("s3", config=config, endpoint_url=endpoint), session.get_credentials()
+                )
             except ValueError as error:
                 raise ConfigError(f"S3_ENDPOINT_URL: {error}\n  Expected http://HOST:PORT or https://HOST.") from None
         return _clients[key]
 
 
+def _forget_if_old(used: _Client) -> bool:
+    """Whether this machine has other credentials by now; clients with those of `used` are then not shared any more."""
+    from boto3.session import Session
+
+    old = _frozen(used.credentials)
+    if _frozen(Session().get_credentials()) == old:
+        return False
+    with _clients_lock:
+        for key in [key for key, each in _clients.items() if _frozen(each.credentials) == old]:
+            del _clients[key]
+    return True
+
+
+def _frozen(credentials: Any) -> Any:
+    """The keys and token, which can be compared."""
+    return credentials and credentials.get_frozen_credentials()
+
+
 def _requester_pays() -> set[str]:
     return {name.strip() for name in os.environ.get("MOSAICML_STREAMING_AWS_REQUESTER_PAYS", "").split(",")} - {""}
+
+
+def _codes(error: Any) -> set[str]:
+    """S3's code of a failure, and the status of the answer."""
+    answer = error.response
+    return {str(answer.get("Error", {}).get("Code", "")), str(answer.get("ResponseMetadata", {}).get("HTTPStatusCode"))}
 
 
 def _classified(error: Any) -> AttemptError:
@@ -199,10 +252,12 @@ def _classified(error: Any) -> AttemptError:
     if status == "412":  # IfMatch: another ETag
         return replaced()
     reason = f"HTTP {status} {code}".strip()
-    if code in NOT_FOUND or status == "404":
-        return AttemptError(NotFound, reason, transient=False)
-    if code in DENIED or status in DENIED:
-        return AttemptError(AccessDenied, reason, transient=False)
-    if code in THROTTLED or status in THROTTLED:
-        return AttemptError(Throttled, reason, transient=True)
-    return AttemptError(StorageError, reason, transient=code in TRANSIENT or status.startswith("5"))
+    for codes, kind in ((NOT_FOUND, NotFound), (DENIED, AccessDenied), (THROTTLED, Throttled)):
+        if codes & {code, status}:
+            return AttemptError(kind, reason, transient=kind is Throttled, wait_s=_wait_s(error))
+    transient = code in TRANSIENT or status.startswith("5")
+    return AttemptError(StorageError, reason, transient=transient, wait_s=_wait_s(error))
+
+
+def _wait_s(error: Any) -> float:
+    return retry_after_s(error.response.get("ResponseMetadata", {}).get("HTTPHeaders"))

@@ -3,7 +3,6 @@
 import logging
 import os
 import threading
-import urllib.parse
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -27,5 +26,5 @@ def slow_notice(what: str) -> Iterator[None]:
 
 def remote_text(url: str) -> str:
     """`url`, with the host that S3_ENDPOINT_URL names where it is one of S3, for messages; without credentials."""
-    host = urllib.parse.urlsplit(os.environ.get("S3_ENDPOINT_URL", "")).netloc.rpartition("@")[2]
+    host = os.environ.get("S3_ENDPOINT_URL", "").partition("://")[2].partition("/")[0].rpartition("@")[2]
     return redact(f"{url} (S3_ENDPOINT_URL: {host})" if url.startswith("s3://") and host else url)

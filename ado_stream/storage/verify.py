@@ -6,6 +6,7 @@ A file that no index has a hash of is sealed: it ends with the xxh64 of all byte
 
 import hashlib
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -114,5 +115,6 @@ def _new_hash(name: str) -> Any:
     if name in xxhash.algorithms_available:
         return getattr(xxhash, name)()
     if name in hashlib.algorithms_available and not name.startswith("shake_"):  # whose digests have no fixed length
-        return hashlib.new(name)
+        with suppress(ValueError):  # of OpenSSL that leaves it out, or allows it for no secrets alone (FIPS)
+            return hashlib.new(name, usedforsecurity=False)
     raise IndexInvalid(f"the index uses hash {name!r}, which this Python does not support.\n  Rewrite it with xxh64.")

@@ -6,7 +6,6 @@ cursors at s, mixture of s); the cursors, which count samples, and `state_dict` 
 """
 
 import math
-from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from functools import cached_property
 from typing import NoReturn
@@ -20,7 +19,7 @@ from ado_stream.errors import ConfigError, StorageError
 from ado_stream.option_checks import flag, instance, one_of, optional, positive, text, whole
 from ado_stream.storage.node_cache import NodeCache
 from ado_stream.storage.retry import RetryPolicy
-from ado_stream.stream.batch_draw import SAMPLINGS, DrawSettings, StepDraw, advance, draw_step
+from ado_stream.stream.batch_draw import SAMPLINGS, DrawSettings, StepDraw, draw_step
 from ado_stream.stream.batch_pipeline import BatchPipeline, BatchSource, DrawnBatch, PipelineOptions
 from ado_stream.stream.batch_rows import make_rows, with_rows_of
 from ado_stream.stream.board import MixtureBoard
@@ -29,6 +28,7 @@ from ado_stream.stream.domain import as_domains, prior_shares
 from ado_stream.stream.fill_in_middle_rows import make_fill_in_middle
 from ado_stream.stream.lookahead import LookaheadLimits
 from ado_stream.stream.open_indexes import open_indexes
+from ado_stream.stream.position import KEPT, KEPT_STEPS, Position
 from ado_stream.stream.sample_order import UpcomingIds, make_order
 from ado_stream.stream.shard_table import open_limit_bytes, row_tokens
 from ado_stream.stream.slots import make_rank_slots
@@ -36,11 +36,9 @@ from ado_stream.stream.stream_state import StreamState, decode_state, encode_sta
 from ado_stream.stream.torch_workers import is_worker, refuse_pickling, refuse_second_split, refuse_state
 from ado_stream.value_types import INTEGER_DTYPES, Floats, Ints, JsonMapping, JsonObject
 
-_AUDIT_STEPS = 64  # draws kept after their batches were yielded
 _LOOKAHEAD_STEPS = 64
 _FLIGHT_BYTES = 1 << 30
 _UNLIMITED_BYTES = 1 << 62
-_KEPT = f"the last {_AUDIT_STEPS} steps are kept, and steps ahead whose mixture is published."
 
 
 class AdaptiveStreamingDataset(IterableDataset[TokenBatch]):
@@ -135,10 +133,9 @@ class AdaptiveStreamingDataset(IterableDataset[TokenBatch]):
         self.fim = make_fill_in_middle({each.name: each.fim for each in self.domains}, seed, fim_tokens, end_token)
         self._fims = {} if self.fim is None else self.fim.state()
         self._source = BatchSource(indexes, self._cache, orders, self._board, self.settings, slots, self.fim)
-        self._step = 0
-        self._cursors_KC = np.zeros((len(indexes), canonical_nodes), np.int64)
-        self._audit: deque[StepDraw] = deque(maxlen=_AUDIT_STEPS)
+        self._at = Position(0, np.zeros((len(indexes), canonical_nodes), np.int64))
         self._pipeline: BatchPipeline | None = None
+        self._is_closed = False
         self._copies: DeviceCopies | None = None
         self._ahead: DrawnBatch | None = None  # being copied to the device, not yielded yet
 
@@ -150,7 +147,7 @@ class AdaptiveStreamingDataset(IterableDataset[TokenBatch]):
         return (
             f"{type(self).__name__}({domains}, {self.num_samples.sum()} samples, "
             f"global_batch_size={self.settings.global_batch_size}, seed={self.settings.seed}, "
-            f"mixture_lag={self.mixture_lag}, at step {self._step})"
+            f"mixture_lag={self.mixture_lag}, at step {self.step})"
         )
 
     # Data --------------------------------------------------------------------------------------------
@@ -195,20 +192,20 @@ class AdaptiveStreamingDataset(IterableDataset[TokenBatch]):
     def mixture(self, step: int) -> Floats:
         """(K,) float64: the mixture of `step`. Raises ConfigError when it is not published yet, or no longer kept."""
         self._check_read_here()
-        if (kept := self._kept_draw(step)) is not None:
+        if (kept := self._at.kept_draw(step)) is not None:
             return kept.mixture_K
-        mixture_K = self._board.known(step) if whole("step", step) >= self._step else None
+        mixture_K = self._board.known(step) if whole("step", step) >= self.step else None
         if mixture_K is None:
-            raise ConfigError(f"the mixture of step {step} is not available at step {self._step}: {_KEPT}")
+            raise ConfigError(f"the mixture of step {step} is not available at step {self.step}: {KEPT}")
         return mixture_K
 
     @property
     def mixture_in_force(self) -> Floats:
         """(K,) float64: the mixture of the last batch yielded; before any, of the first."""
         self._check_read_here()
-        if self._audit:
-            return self._audit[-1].mixture_K
-        mixture_K = self._board.known(self._step)
+        if self._at.kept:
+            return self._at.kept[-1].mixture_K
+        mixture_K = self._board.known(self.step)
         return self.prior if mixture_K is None else mixture_K
 
     # Audit --------------------------------------------------------------------------------------------------------
@@ -233,21 +230,11 @@ class AdaptiveStreamingDataset(IterableDataset[TokenBatch]):
 
     def cursor_digest(self) -> int:
         """A hash of the cursors, equal on all ranks that read one global order."""
-        return xxhash.xxh64_intdigest(self._cursors_KC.tobytes())
+        return xxhash.xxh64_intdigest(self._at.cursors_KC.tobytes())
 
     def _draw(self, step: int) -> StepDraw:
         self._check_read_here()
-        if (kept := self._kept_draw(step)) is not None:
-            return kept
-        if whole("step", step) < self._step:
-            raise ConfigError(f"step {step} is not available at step {self._step}: {_KEPT}")
-        cursors_KC = self._cursors_KC.copy()
-        for ahead in range(self._step, step + 1):
-            draw = draw_step(self.settings, ahead, self.mixture(ahead), cursors_KC)
-        return draw
-
-    def _kept_draw(self, step: int) -> StepDraw | None:
-        return next((draw for draw in self._audit if draw.step == step), None)
+        return self._at.draw(self.settings, step, self.mixture)
 
     def _check_read_here(self) -> None:
         if self._board.is_read_elsewhere:
@@ -257,10 +244,10 @@ class AdaptiveStreamingDataset(IterableDataset[TokenBatch]):
 
     def skip(self, mixture: Floats) -> None:
         """Advances one step as if a batch of this mixture had been yielded, without reading it."""
-        self.publish(self._step, mixture)
-        cursors_KC = self._cursors_KC.copy()
-        draw_step(self.settings, self._step, self.mixture(self._step), cursors_KC)
-        self.restore((self._step + 1, cursors_KC, self._board.pending(self._step + 1)))
+        self.publish(self.step, mixture)
+        cursors_KC = self._at.cursors_KC.copy()
+        draw_step(self.settings, self.step, self.mixture(self.step), cursors_KC)
+        self.restore((self.step + 1, cursors_KC, self._board.pending(self.step + 1)))
 
     def check_prefetch(self, prefetch: int) -> None:
         """Raises ConfigError when batches made `prefetch` steps ahead would wait for mixtures not published yet."""
@@ -278,6 +265,7 @@ class AdaptiveStreamingDataset(IterableDataset[TokenBatch]):
 
         device: batches are copied there, one ahead; None leaves them on the host.
         """
+        self.rank_slots.check_group()
         self.check_prefetch(prefetch)
         io_threads, pin_memory = whole("io_threads", io_threads), flag("pin_memory", pin_memory)
         device = checked_device(device)
@@ -290,34 +278,32 @@ class AdaptiveStreamingDataset(IterableDataset[TokenBatch]):
         )
         open_bytes = open_limit_bytes(self._indexes, self._cache_limit)
         options = PipelineOptions(prefetch, pin_memory, self.timeout_s, limits, self._vocab_size, open_bytes)
-        self.close()
+        self._stop()
         self._board.open()
         self._copies = None if device is None else DeviceCopies(device, pin_memory)
-        self._pipeline = BatchPipeline(self._source, self._step, self._cursors_KC, options)
+        self._is_closed = False
+        self._pipeline = BatchPipeline(self._source, self.step, self._at.cursors_KC, options)
 
     def next_batch(self) -> TokenBatch:
         """The next step's batch of this rank; `start` must have been called."""
         pipeline = self._pipeline
         if pipeline is None:
             raise StorageError("the stream is closed; start() first.")
-        self._board.check_publisher(self._step)
+        self._board.check_publisher(self.step)
         try:
             draw, batch = self._ahead or self._begin_copy(pipeline.next())
-        except Exception:
-            self.close()  # the next call makes this step again, should the cause be gone
+            self._ahead = None
+            if self._copies is not None:
+                batch = self._copies.end(batch)
+                following = pipeline.next_if_ready()
+                self._ahead = None if following is None else self._begin_copy(following)
+            make_rows(batch, self.settings, self._end_token, self.padding_token)
+            self._board.forget(self.step + 1 - KEPT_STEPS)
+            # Here alone, not when a batch is made or copied: the state is that of the step handed out.
+            self._at = self._at.after(draw)
+        except BaseException:  # KeyboardInterrupt too: the pipeline may have moved on, and this step may not be lost
+            self._stop()  # the next call makes this step again, should the cause be gone
             raise
-        self._ahead = None
-        if self._copies is not None:
-            batch = self._copies.end(batch)
-            following = pipeline.next_if_ready()
-            self._ahead = None if following is None else self._begin_copy(following)
-        # Cursors and step move here alone, not when a batch is made or copied: the state is that of this step.
-        assert draw.step == self._step
-        advance(draw.domain_B, self._cursors_KC)
-        self._audit.append(draw)
-        self._step += 1
-        self._board.forget(self._step - _AUDIT_STEPS)
-        make_rows(batch, self.settings, self._end_token, self.padding_token)
         return batch
 
     @property
@@ -328,20 +314,32 @@ class AdaptiveStreamingDataset(IterableDataset[TokenBatch]):
     @property
     def step(self) -> int:
         """The step that is yielded next."""
-        return self._step
+        return self._at.step
 
     def __iter__(self) -> Iterator[TokenBatch]:
-        """Batches from the current step on, without end. In a DataLoader: batch_size=None, num_workers 0 or 1."""
+        """Batches from the current step on, without end. In a DataLoader: batch_size=None, num_workers 0 or 1.
+
+        `close` ends it, a state that is loaded or an error does not: the next call goes on.
+        """
         refuse_second_split(self.rank_slots.world_size)
         if is_worker():
-            self.close()  # a fork has the pipeline's objects, but not its threads
+            self._stop()  # a fork has the pipeline's objects, but not its threads
+        self._is_closed = False
+        return iter(self._next_unless_closed, None)  # a generator that has raised would be at its end
+
+    def _next_unless_closed(self) -> TokenBatch | None:
+        if self._is_closed:
+            return None
         if not self.running:
             self.start(prefetch=2 if self.mixture_lag is None else min(2, self.mixture_lag), io_threads=4)
-        while self.running:
-            yield self.next_batch()
+        return self.next_batch()
 
     def close(self) -> None:
-        """Stops the pipeline's threads; iterating again continues at the current step."""
+        """Stops the pipeline's threads and ends passes; iterating again continues at the current step."""
+        self._is_closed = True
+        self._stop()
+
+    def _stop(self) -> None:
         if (pipeline := self._pipeline) is not None:  # of several threads that close, another may set it to None
             pipeline.close()
             self._pipeline = self._ahead = None
@@ -379,8 +377,9 @@ class AdaptiveStreamingDataset(IterableDataset[TokenBatch]):
         Raises ConfigError while a DataLoader's worker reads: the state is in that process.
         """
         self._check_read_here()
-        pending = self._board.pending(self._step)
-        return encode_state(self._identity, self._indexes, self._fims, self._step, self._cursors_KC, pending)
+        at = self._at
+        pending = self._board.pending(at.step)
+        return encode_state(self._identity, self._indexes, self._fims, at.step, at.cursors_KC, pending)
 
     def load_state_dict(self, state: JsonMapping) -> None:
         """Continues from `state`, saved with any number of ranks. Raises ResumeError (see stream_state.py)."""
@@ -392,7 +391,7 @@ class AdaptiveStreamingDataset(IterableDataset[TokenBatch]):
 
     def restore(self, decoded: StreamState) -> None:
         """Continues from what `decode` returned."""
-        self.close()  # before the cursors change, which its thread may be reading; the board is reset with no reader
-        self._step, self._cursors_KC, pending = decoded
-        self._audit.clear()
-        self._board.load(self._step, pending)
+        self._stop()  # its thread reads the board, which is reset with no reader
+        step, cursors_KC, pending = decoded
+        self._at = Position(step, cursors_KC)
+        self._board.load(step, pending)

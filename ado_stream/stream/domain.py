@@ -7,6 +7,7 @@ import math
 import os
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, fields
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -29,7 +30,7 @@ class Domain:
         name: unique among the domains of a data set.
         remote: URL or path of what is read; None when the data are in `local`.
         local: on this machine: the data themselves (remote None) or the folder that caches the remote. Path objects
-            become strings.
+            become strings, and paths absolute: they are read long after, perhaps in another working directory.
         prior: weight, on any positive scale; None for all domains: their numbers of tokens.
         format: of what is read. "mds": a folder with index.json, or a folder of such folders. "megatron": the path of a
             .bin and its .idx, without the extension, or a folder of them. "npy": a file of tokens with or without
@@ -53,7 +54,7 @@ class Domain:
             raise ConfigError(f"a domain needs a name, a non-empty string; got {self.name!r}.")
         for field in ("remote", "local"):
             checked = optional(path_text, f"domain '{self.name}': {field}", getattr(self, field))
-            object.__setattr__(self, field, checked)
+            object.__setattr__(self, field, checked and _absolute(checked))
         object.__setattr__(self, "fim", as_fill_in_middle(f"domain '{self.name}': fim", self.fim))
         one_of(f"domain '{self.name}': format", self.format, FORMATS)
         optional(one_of, f"domain '{self.name}': token_dtype", self.token_dtype, INTEGER_DTYPES)
@@ -127,6 +128,12 @@ def domain_source(domain: Domain) -> str:
         return os.path.realpath(path)
     scheme, _, rest = place.partition(":")
     return f"{scheme.lower()}:{rest.rstrip('/')}"
+
+
+def _absolute(place: str) -> str:
+    """A path from the root on; a URL as it is."""
+    is_relative = local_path(place) == Path(place) and not os.path.isabs(place)
+    return str(Path.cwd() / place) if is_relative else place
 
 
 def _from_stream(stream: Any) -> Domain:

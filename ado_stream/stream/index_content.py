@@ -9,6 +9,7 @@ import io
 import json
 import re
 import threading
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 from itertools import chain
@@ -159,6 +160,12 @@ def _content(shards: list[JsonObject], digest: str) -> IndexContent:
             last = columns
     if len(layouts) > 1 or len(set(compressions)) > 1 or len(compressions) not in (0, len(shards)):
         raise IndexInvalid("shards with different columns or compressions")
+    layout = layouts.pop()
+    # A number of samples, n + 1 offsets and the rows: of a column that varies, at least its size
+    least_S = 8 + samples_S * (4 + sum(size or 4 for _, _, size in layout))
+    if (small_S := raw_S["bytes"] < least_S).any():
+        number = int(np.argmax(small_S))
+        raise IndexInvalid(f"raw_data: {raw_S['bytes'][number]} bytes cannot hold {samples_S[number]} samples.")
     rows = zip(samples_S.tolist(), raw_S["bytes"].tolist(), hashes, strict=True)
     shown = json.dumps([[count, size, sorted(own.items())] for count, size, own in rows])
     return IndexContent(
@@ -166,7 +173,7 @@ def _content(shards: list[JsonObject], digest: str) -> IndexContent:
         raw_S=raw_S,
         stored_S=_files(shards, "zip_data")[0] if compressions else raw_S,
         compression=compressions[0] if compressions else None,
-        layout=layouts.pop(),
+        layout=layout,
         fingerprint=xxhash.xxh3_128_hexdigest(shown.encode()),
         digest=digest,
     )
@@ -181,6 +188,9 @@ def _files(shards: list[JsonObject], key: str) -> tuple[Array, list[dict[str, st
     names = [file.get("basename") for file in files]
     if not (set(map(type, names)) == {str} and all(map(_BASENAME.fullmatch, names))):
         raise IndexInvalid(f"{key}: basename {names[0]!r}; expected a plain file name inside the folder.")
+    if len(set(names)) < len(names):
+        name, times = Counter(names).most_common(1)[0]
+        raise IndexInvalid(f"{key}: basename {name!r} is listed {times} times: its samples would repeat")
     name_S = np.array([name.encode() for name in names])
     if name_S.itemsize > _MAX_NAME_BYTES:
         raise IndexInvalid(f"{key}: basename of {name_S.itemsize} bytes; expected at most {_MAX_NAME_BYTES}.")

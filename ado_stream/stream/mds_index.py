@@ -66,8 +66,10 @@ class MdsIndex(SampleIndex):
 
     def spec(self, shard: int) -> ObjectSpec:
         (raw_name, raw_bytes, raw_hashes), (stored_name, stored_bytes, stored_hashes) = self.content.files(shard)
-        # A cache has one folder for all: no basename has a backslash.
-        raw, stored = (name.replace("/", "\\") if self.remote else name for name in (raw_name, stored_name))
+        raw, stored = raw_name, stored_name
+        if self.remote:  # in a cache by number: names may be any, in folders, or differ in case alone
+            raw = f"{shard:08}.mds"
+            stored = f"{raw}.{self.content.compression.partition(':')[0]}" if self.content.compression else raw
         return ObjectSpec(
             label=f"domain '{self.name}' {raw_name}",
             remote=f"{self.remote.rstrip('/')}/{stored_name}" if self.remote else None,
@@ -126,8 +128,13 @@ def _token_column(layout: Layout, column: str, dtype: str | None, name: str, whe
         )
     if written not in INTEGER_DTYPES:
         raise ConfigError(f"domain '{name}': column '{column}' holds '{written}'; expected an integer type.")
-    if size is not None and size % np.dtype(written).itemsize:
-        raise IndexInvalid(f"{where}: column '{column}' of {size} bytes does not hold whole {written} tokens.")
+    if "," in shape:
+        raise ConfigError(f"domain '{name}': column '{column}' is encoded as '{encoding}'; expected one dimension.")
+    itemsize = np.dtype(written).itemsize
+    if size is not None and (size % itemsize or (kind == "ndarray" and shape not in ("", str(size // itemsize)))):
+        raise IndexInvalid(
+            f"{where}: column '{column}' of {size} bytes does not hold {shape or 'whole'} {written} tokens."
+        )
     return TokenColumn(
         name=column,
         dtype=np.dtype(written).newbyteorder("<"),

@@ -14,6 +14,16 @@ class RankSlots:
     rank: int
     world_size: int
     replication: int
+    found: bool = False  # by torch.distributed, and not given
+
+    def check_group(self) -> None:
+        """Raises ConfigError where torch.distributed was started after it was asked, and all ranks took the same."""
+        if self.found and (now := _distributed_rank()) != (0, 1) and now != (self.rank, self.world_size):
+            raise ConfigError(
+                f"the data set was made as rank {self.rank} of {self.world_size}, but this is rank {now[0]} of {now[1]}"
+                ": every rank would read the same samples.\n"
+                "  Make it after torch.distributed.init_process_group, or give it rank= and world_size=."
+            )
 
     @property
     def num_parts(self) -> int:
@@ -47,6 +57,7 @@ def make_rank_slots(rank: int | None, world_size: int | None, replication: int) 
     """As given, else by torch.distributed when it runs, else one rank. Raises ConfigError for impossible numbers."""
     if (rank is None) != (world_size is None):
         raise ConfigError("give both rank= and world_size=, or neither.")
+    found = rank is None or world_size is None
     if rank is None or world_size is None:
         rank, world_size = _distributed_rank()
     rank, world_size, replication = (
@@ -58,7 +69,7 @@ def make_rank_slots(rank: int | None, world_size: int | None, replication: int) 
         raise ConfigError(f"rank {rank} of world_size {world_size}; expected 0 <= rank < world_size.")
     if world_size % replication:
         raise ConfigError(f"replication {replication} does not divide the {world_size} ranks.")
-    return RankSlots(rank, world_size, replication)
+    return RankSlots(rank, world_size, replication, found)
 
 
 def _distributed_rank() -> tuple[int, int]:

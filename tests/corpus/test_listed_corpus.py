@@ -182,8 +182,7 @@ def test_a_cache_folder_is_for_what_is_remote_or_may_have_to_be_unpacked(listed,
     first = ledger(run(ado.AdaptiveStreamingDataset(ado.open_corpus(path), 8), 40))  # every shard is read
     cached = ado.open_corpus(path, cache_dir=tmp_path / "cache")
     assert ledger(run(ado.AdaptiveStreamingDataset(cached, 8), 40)) == first
-    names = [each.name for each in (tmp_path / "cache").rglob("*.mds")]
-    assert {name.partition("\\")[0] for name in names if "\\" in name} == {"a", "b"}
+    assert list((tmp_path / "cache" / "math").rglob("*.mds"))
 
 
 @pytest.mark.filterwarnings("ignore:unclosed file:ResourceWarning")  # merge_index leaves its files open

@@ -22,7 +22,8 @@ class Rule:
 
     kind: "status" (an S3 error `status`, `code`), "cut" (half the body, then a clean close), "reset" (half, then RST),
     "stall" (half, then silence), "trickle" (1 KB/s), "flip" (one bit of the body), "delay" (`seconds`, then healthy).
-    times: per path; None for ever. probability: of each GET. until: clock time after which the rule is over.
+    times: per path; None for ever. probability: of each GET. until: clock time after which the rule is over. signer: of
+    GETs that this access key signed, "" of unsigned ones. retry_after: seconds, in the answer of kind "status".
     """
 
     kind: str
@@ -33,10 +34,14 @@ class Rule:
     status: int = 503
     code: str = "SlowDown"
     seconds: float = 0.0
+    signer: str | None = None
+    retry_after: str = ""
     hits: Counter = field(default_factory=Counter)
 
-    def hits_now(self, path: str, generator: random.Random) -> bool:
+    def hits_now(self, path: str, signature: str, generator: random.Random) -> bool:
         """Whether this GET of `path` gets the fault; counts it."""
+        if self.signer is not None and (f"={self.signer}/" not in signature if self.signer else signature):
+            return False
         over = self.times is not None and self.hits[path] >= self.times
         if over or self.match not in path or time.monotonic() > self.until or generator.random() >= self.probability:
             return False
@@ -83,11 +88,11 @@ class FaultProxy:
         self.released.set()
         self.stop()
 
-    def rule_for(self, path: str) -> Rule | None:
+    def rule_for(self, path: str, signature: str) -> Rule | None:
         """The first rule that hits this GET."""
         with self._lock:
             self.gets[path] += 1
-            return next((rule for rule in self.rules if rule.hits_now(path, self._generator)), None)
+            return next((rule for rule in self.rules if rule.hits_now(path, signature, self._generator)), None)
 
 
 class _Server(ThreadingHTTPServer):
@@ -126,12 +131,13 @@ class _Handler(BaseHTTPRequestHandler):
         self._forward("HEAD")
 
     def do_GET(self) -> None:
-        rule = self.proxy.rule_for(self.path)
+        rule = self.proxy.rule_for(self.path, self.headers.get("Authorization", ""))
         if rule is not None and rule.kind == "delay":
             time.sleep(rule.seconds)
             rule = None
         if rule is not None and rule.kind == "status":
-            self._answer(rule.status, S3_ERROR.format(code=rule.code).encode(), {})
+            wait = {"Retry-After": rule.retry_after} if rule.retry_after else {}
+            self._answer(rule.status, S3_ERROR.format(code=rule.code).encode(), wait)
             return
         self._forward("GET", rule)
 

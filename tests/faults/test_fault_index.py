@@ -122,10 +122,11 @@ def bomb() -> bytes:
 
 def test_a_zstd_bomb_is_shard_corrupt(domain, sound, bomb, little_memory):
     index = json.loads((sound / "index.json").read_text())
-    for shard in index["shards"]:
+    for number, shard in enumerate(index["shards"]):
         shard["compression"] = "zstd"
-        shard["zip_data"] = {"basename": "bomb.mds.zstd", "bytes": len(bomb), "hashes": {}}
-    place(domain, sound, index=json.dumps(index).encode(), shard=("bomb.mds.zstd", bomb))
+        shard["zip_data"] = {"basename": f"bomb{number}.mds.zstd", "bytes": len(bomb), "hashes": {}}
+        (Path(domain.remote) / f"bomb{number}.mds.zstd").write_bytes(bomb)
+    place(domain, sound, index=json.dumps(index).encode())
     with pytest.raises(ShardCorrupt, match="after 3 downloads"):
         read_everything(domain)
     cached = [path for path in Path(domain.local).rglob("*") if path.is_file()]

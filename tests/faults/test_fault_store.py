@@ -4,6 +4,7 @@ Every protection has a sibling run with it switched off that shows the fault bit
 """
 
 import time
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
@@ -148,9 +149,70 @@ def test_s6_refused_credentials_are_access_denied_with_the_code(proxy, shards, t
     assert sum(proxy.gets.values()) == 1
 
 
+@pytest.mark.parametrize(("status", "code"), [(400, "ExpiredToken"), (403, "InvalidAccessKeyId")])
+def test_s6_credentials_that_were_renewed_in_their_file_are_used_from_then_on(
+    proxy, shards, tmp_path, monkeypatch, status, code
+):
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
+        monkeypatch.delenv(name)
+    file = tmp_path / "credentials"
+    monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", str(file))
+
+    def renew(key):
+        file.write_text(f"[default]\naws_access_key_id={key}\naws_secret_access_key=word\n")
+
+    renew(old := f"OLD{status}")
+    cache = NodeCache(retry=QUICK)
+    fetch_all(cache, shards[:1], tmp_path)
+    proxy.rules = [Rule("status", status=status, code=code, signer=old)]
+    with pytest.raises(AccessDenied):
+        fetch_all(cache, shards[1:2], tmp_path)
+    assert proxy.gets[f"/{BUCKET}/{shards[1].key}"] == 1  # nothing else to ask with
+    renew(f"NEW{status}")
+    with ThreadPoolExecutor(4) as pool:  # all of them are refused at once
+        list(pool.map(lambda shard: fetch_all(cache, [shard], tmp_path), shards[1:]))
+    assert cache.statistics()["retries"] == 0
+
+
+def test_s6_credentials_that_were_missing_at_first_are_used_once_they_are_there(proxy, shards, tmp_path, monkeypatch):
+    monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", str(tmp_path / "none"))
+    monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
+    with monkeypatch.context() as patch:
+        for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
+            patch.delenv(name)
+        proxy.rules = [Rule("status", status=403, code="AccessDenied", signer="")]
+        with pytest.raises(AccessDenied):
+            fetch_all(NodeCache(retry=QUICK), shards[:1], tmp_path)
+    fetch_all(NodeCache(retry=QUICK), shards[:1], tmp_path)
+
+
+def test_s2_a_store_is_not_asked_again_before_the_time_that_it_names(proxy, shards, tmp_path):
+    proxy.rules = [Rule("status", times=2, retry_after="1")]
+    started = time.monotonic()
+    fetch_all(NodeCache(retry=QUICK), shards[:1], tmp_path)
+    assert time.monotonic() - started >= 2.0
+    assert proxy.gets[f"/{BUCKET}/{shards[0].key}"] == 3
+
+
+@pytest.mark.parametrize("key", ["a?b", "a#b", "a [1]", "a%20b", "ä+b&c=d", "a//b", "a;b:c@d"])
+def test_any_key_is_asked_for_as_it_is_spelled(proxy, s3_client, upload, tmp_path, key):
+    upload(f"{key}/shard.00000.mds", b"1234")
+    spec = replace(make_shard(0).spec(tmp_path), remote=f"s3://{BUCKET}/{key}/shard.00000.mds", compression=None)
+    spec = replace(spec, raw_hashes={}, stored_hashes={}, stored=spec.raw, raw_bytes=4, stored_bytes=4)
+    with pytest.warns(UserWarning, match="no hashes"):
+        assert NodeCache(retry=QUICK).fetch(spec).path.read_bytes() == b"1234"
+
+
+@pytest.mark.parametrize("bucket", ["[b", "b\u2100", "b\nc", ""])
+def test_what_can_be_no_bucket_is_a_storage_error_at_once(proxy, shards, tmp_path, bucket):
+    spec = replace(shards[0].spec(tmp_path), remote=f"s3://{bucket}/{shards[0].key}")
+    with pytest.raises(StorageError, match=r"Invalid bucket name.*\(1 attempt"):
+        NodeCache(retry=QUICK).fetch(spec)
+
+
 def test_the_requester_pays_where_the_environment_says_so(proxy, shards, tmp_path, monkeypatch):
     asked = []
-    client = s3._client(QUICK.read_timeout_s)
+    client, _ = s3._client(QUICK.read_timeout_s)
     client.meta.events.register(
         "before-send.s3.GetObject", lambda request, **_: asked.append(request.headers.get("x-amz-request-payer"))
     )

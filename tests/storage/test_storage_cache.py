@@ -1,5 +1,6 @@
 """NodeCache on local remotes: what is fetched, kept, counted, left alone. Faults of stores are in tests/faults."""
 
+import errno
 import itertools
 import os
 import subprocess
@@ -157,6 +158,40 @@ def test_a_read_only_folder_serves_local_only_data_and_refuses_a_cache(plain, co
             cache.check_fits([replace(compressed, raw=folder / "x.mds", stored=folder / "x.mds.zstd")])
     finally:
         subprocess.run(["umount", str(folder)], check=True)
+
+
+@pytest.mark.privileged
+def test_a_cache_whose_disk_became_read_only_serves_what_it_has_and_names_what_it_cannot_write(compressed, tmp_path):
+    folder, other = compressed.raw.parent, make_spec(tmp_path, "shard.00002.mds", "zstd")
+    cache = NodeCache()
+    cache.fetch(compressed)
+    subprocess.run(["mount", "--bind", "-r", str(folder), str(folder)], check=True)
+    try:
+        for each in (cache, NodeCache()):
+            assert each.fetch(compressed).hit
+            assert bytes(each.map(compressed)[0]) == RAW
+            with pytest.raises(StorageError, match="Read-only file system"):
+                each.fetch(other)
+    finally:
+        subprocess.run(["umount", str(folder)], check=True)
+
+
+@pytest.mark.parametrize("call", ["stat", "open"])
+def test_an_error_of_the_local_disk_is_a_storage_error_that_names_the_file(compressed, monkeypatch, call):
+    """A network mount that was lost, a bad block: what the system says, on whichever call it says it."""
+    cache = NodeCache()
+    cache.fetch(compressed)
+    system = getattr(os, call)
+
+    def fails(path, *_, **__):
+        if str(path) == str(compressed.raw):
+            raise OSError(errno.ESTALE, os.strerror(errno.ESTALE), str(path))
+        return system(path, *_, **__)
+
+    monkeypatch.setattr(os, call, fails)
+    for read in (cache.map, NodeCache().fetch):
+        with pytest.raises(StorageError, match=f"{compressed.raw}: .*Stale file handle"):
+            read(compressed)
 
 
 def test_without_hashes_one_warning_a_folder_and_sizes_are_checked(plain, tmp_path):

@@ -5,7 +5,14 @@ import threading
 import pytest
 
 from ado_stream.errors import ConfigError, NotFound, StorageError, Throttled
-from ado_stream.storage.retry import AttemptError, DownloadMonitor, RetryPolicy, StoppedError, with_retries
+from ado_stream.storage.retry import (
+    AttemptError,
+    DownloadMonitor,
+    RetryPolicy,
+    StoppedError,
+    retry_after_s,
+    with_retries,
+)
 
 
 class Clock:
@@ -28,14 +35,14 @@ def clock(monkeypatch):
     return clock
 
 
-def failing(times, error=Throttled, transient=True):
+def failing(times, error=Throttled, transient=True, wait_s=0.0):
     """A call that fails so many times, then returns "done"."""
     left = [times]
 
     def call():
         if left[0] > 0:
             left[0] -= 1
-            raise AttemptError(error, "HTTP 503", transient=transient)
+            raise AttemptError(error, "HTTP 503", transient=transient, wait_s=wait_s)
         return "done"
 
     return call
@@ -69,6 +76,29 @@ def test_no_pause_crosses_the_total_deadline(clock):
     with pytest.raises(Throttled, match="4 attempts in 7.0 s"):  # 1 + 2 + 4; the next pause of 8 s would end at 15
         with_retries(failing(9999), DownloadMonitor(policy, "s3://b/k"))
     assert clock.now <= 10.0
+
+
+def test_a_pause_is_no_shorter_than_the_store_asks_for(clock):
+    policy = RetryPolicy(random=lambda: 1.0, clock=clock, base_delay_s=1.0)
+    assert with_retries(failing(2, wait_s=30.0), DownloadMonitor(policy, "s3://b/k")) == ("done", 3)
+    assert clock.now == 30.0 + 1.0 + 30.0 + 2.0
+    with pytest.raises(Throttled, match=r"\(1 attempt in"):  # it would be over after the deadline
+        with_retries(failing(1, wait_s=400.0), DownloadMonitor(policy, "s3://b/k"))
+
+
+@pytest.mark.parametrize(
+    ("headers", "expected"),
+    [
+        ({"retry-after": "12"}, 12.0),
+        ({"retry-after": "Fri, 27 Nov 2026 10:00:00 GMT"}, 0.0),
+        ({"retry-after": "9" * 400}, 0.0),
+        ({"retry-after": "-1"}, 0.0),
+        ({}, 0.0),
+        (None, 0.0),
+    ],
+)
+def test_seconds_to_wait_are_read_or_nothing(headers, expected):
+    assert retry_after_s(headers) == expected
 
 
 def test_what_trying_again_cannot_help_ends_at_once(clock):

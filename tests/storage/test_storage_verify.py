@@ -6,6 +6,7 @@ import pytest
 import xxhash
 
 from ado_stream.errors import IndexInvalid
+from ado_stream.storage import verify
 from ado_stream.storage.verify import CHUNK_BYTES, ContentError, Mismatch, Verifier, check_file, check_sealed
 
 CONTENT = bytes(range(256)) * 8193  # a little over two chunks
@@ -41,6 +42,25 @@ def test_streaming_writes_the_same_digests():
     from streaming.base import hashing
 
     assert {name: hashing.get_hash(name, CONTENT) for name in ORACLES} == ORACLES
+
+
+@pytest.mark.parametrize("allowed", [True, False])
+def test_hashes_that_a_hardened_machine_allows_for_no_secrets_are_used_and_others_refused(path, monkeypatch, allowed):
+    """As with FIPS, where OpenSSL refuses md5 unless it is said to protect nothing."""
+    new = hashlib.new
+
+    def hardened(name, data=b"", *, usedforsecurity=True):
+        if usedforsecurity or not allowed:
+            raise ValueError("[digital envelope routines] unsupported")
+        return new(name, data)
+
+    monkeypatch.setattr(verify.hashlib, "new", hardened)
+    digest = hashlib.md5(path.read_bytes(), usedforsecurity=False).hexdigest()
+    if allowed:
+        assert check_file(path, None, {"md5": digest}) is None
+    else:
+        with pytest.raises(IndexInvalid, match="uses hash 'md5', which this Python does not support"):
+            check_file(path, None, {"md5": digest})
 
 
 def test_every_hash_of_the_index_counts(path):

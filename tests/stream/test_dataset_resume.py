@@ -207,6 +207,20 @@ def test_a_domains_folder_that_is_back_is_read_again(corpus, tmp_path):
     assert ledger(batches) == expected
 
 
+@pytest.mark.filterwarnings("ignore:.*the index holds no hashes:UserWarning")
+@pytest.mark.parametrize("field", ["local", "remote"])
+def test_a_data_set_reads_on_in_another_working_directory(corpus, tmp_path, monkeypatch, field):
+    """As under Hydra, or in a notebook; another data set of the same relative path lies there."""
+    for number, folder in enumerate((tmp_path / "first", tmp_path / "second")):
+        write_domain(folder / "data", number, 60, shard_bytes=600, hashes=())
+    monkeypatch.chdir(tmp_path / "first")
+    places = {"local": "data"} if field == "local" else {"remote": "./data", "local": "cache"}
+    dataset = make([ado.Domain("d", **places)], global_batch_size=4)
+    monkeypatch.chdir(tmp_path / "second")
+    assert {int(row[0]) for batch in run(dataset, 20, mixture=None) for row in batch["tokens"]} == {0}
+    assert sorted(path.name for path in (tmp_path / "second").iterdir()) == ["data"]
+
+
 def test_one_source_under_two_names_is_refused(corpus, tmp_path):
     pairs = [
         ("s3://b/x", "S3://b/x/"),

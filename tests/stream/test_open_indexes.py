@@ -175,12 +175,12 @@ def test_a_file_put_in_place_of_a_verified_shard_is_not_mapped(tmp_path, monkeyp
     def swapped_after(self, spec, stop=None):
         fetched = fetch(self, spec, stop)
         if next(swaps):
-            os.replace(shutil.copy(Path(second) / spec.raw.name, tmp_path / "copy"), spec.raw)
+            os.replace(shutil.copy(Path(second) / "shard.00000.mds", tmp_path / "copy"), spec.raw)
         return fetched
 
     monkeypatch.setattr(NodeCache, "fetch", swapped_after)
     mapped, _ = cache.map(spec)
-    assert bytes(mapped) == (Path(first) / spec.raw.name).read_bytes()
+    assert bytes(mapped) == (Path(first) / "shard.00000.mds").read_bytes()
 
 
 def test_what_is_parsed_is_what_was_downloaded(tmp_path, monkeypatch):
@@ -447,6 +447,42 @@ def test_shards_that_do_not_go_together_are_refused(changes):
         parse_index(json.dumps(index).encode(), "d", "index.json")
 
 
+@pytest.mark.parametrize("part", ["raw_data", "zip_data"])
+def test_a_shard_that_is_listed_twice_is_refused(part):
+    index = json.loads(index_text(50))
+    index["shards"][33][part]["basename"] = name = index["shards"][7][part]["basename"]
+    with pytest.raises(IndexInvalid, match=rf"index.json: {part}: basename '{name}' is listed 2 times"):
+        parse_index(json.dumps(index).encode(), "d", "index.json")
+
+
+@pytest.mark.parametrize("samples", [1 << 31, 1 << 32, 26])
+def test_more_samples_than_a_shard_can_hold_are_refused(tmp_path, samples):
+    remote_of(tmp_path, "data", 1)
+    index = json.loads((tmp_path / "data" / "index.json").read_text())
+    index["shards"][1]["samples"] = samples
+    with pytest.raises(IndexInvalid, match=rf"shard 1: raw_data: \d+ bytes cannot hold {samples} samples"):
+        parse_index(json.dumps(index).encode(), "d", "index.json")
+
+
+def test_names_that_another_writer_gave_its_shards_are_cached_within_the_limit(tmp_path):
+    """Names without the ending that Streaming's have, and names that differ in case alone."""
+    remote = tmp_path / "data"
+    write_domain(remote, 1, 200, shard_bytes=1000)
+    index = json.loads((remote / "index.json").read_text())
+    for number, shard in enumerate(index["shards"]):
+        name = f"{'part' if number % 2 else 'PART'}{number // 2}"
+        (remote / shard["raw_data"]["basename"]).rename(remote / name)
+        shard["raw_data"]["basename"] = name
+    (remote / "index.json").write_text(json.dumps(index))
+    limit = 3 * max(shard["raw_data"]["bytes"] for shard in index["shards"])
+    data = dataset(str(remote), tmp_path / "cache", cache_limit=limit)
+    assert numbers(data, 100) == {1}
+    assert data.statistics()["cache"]["evictions"] > 0
+    cached = list((tmp_path / "cache").glob("*/*.mds"))
+    assert 0 < sum(path.stat().st_size for path in cached) <= limit
+    assert len({path.name.casefold() for path in cached}) == len(cached)
+
+
 @given(
     hashes=st.lists(
         st.dictionaries(
@@ -460,7 +496,7 @@ def test_shards_that_do_not_go_together_are_refused(changes):
 )
 def test_specs_say_what_the_index_says(hashes, name, compressed):
     """Names and hashes go through the table unchanged, shards without some of the hashes among them."""
-    file = {"basename": name, "bytes": 7}
+    names = [name if name in (".", "..") else f"{name}{shard}" for shard in range(len(hashes))]
     shards = [
         {
             "format": "mds",
@@ -468,10 +504,14 @@ def test_specs_say_what_the_index_says(hashes, name, compressed):
             "column_names": ["tokens"],
             "column_encodings": ["bytes"],
             "column_sizes": [None],
-            "raw_data": {**file, "hashes": own},
-            **({"compression": "gz", "zip_data": {**file, "hashes": own, "bytes": 5}} if compressed else {}),
+            "raw_data": {"basename": each, "bytes": 70, "hashes": own},
+            **(
+                {"compression": "gz", "zip_data": {"basename": f"{each}.gz", "bytes": 5, "hashes": own}}
+                if compressed
+                else {}
+            ),
         }
-        for own in hashes
+        for each, own in zip(names, hashes, strict=True)
     ]
     text = json.dumps({"version": 2, "shards": shards}).encode()
     if name in (".", ".."):
@@ -479,11 +519,15 @@ def test_specs_say_what_the_index_says(hashes, name, compressed):
             parse_index(text, "d", "w")
         return
     content = IndexContent.decode(parse_index(text, "d", "w").encode())
-    index = make_index(content, "d", "s3://b", Path("/c"))
+    index, local = make_index(content, "d", "s3://b", Path("/c")), make_index(content, "d", None, Path("/c"))
     for shard, own in enumerate(hashes):
-        spec = index.spec(shard)
+        spec, ending = index.spec(shard), ".gz" if compressed else ""
         assert (spec.raw_hashes, spec.stored_hashes) == (own, own)
-        assert (spec.raw, spec.raw_bytes, spec.stored_bytes) == (Path("/c") / name, 7, 5 if compressed else 7)
+        assert (spec.raw_bytes, spec.stored_bytes) == (70, 5 if compressed else 70)
+        assert spec.remote == f"s3://b/{names[shard]}{ending}"
+        assert (spec.raw, spec.stored) == tuple(Path(f"/c/{shard:08}.mds{end}") for end in ("", ending))
+        in_place = local.spec(shard)
+        assert (in_place.raw, in_place.stored) == tuple(Path("/c", f"{names[shard]}{end}") for end in ("", ending))
     assert content.has_hashes == all(hashes)
-    rows = [[3, 7, sorted(own.items())] for own in hashes]
+    rows = [[3, 70, sorted(own.items())] for own in hashes]
     assert index.fingerprint == xxhash.xxh3_128_hexdigest(json.dumps(rows).encode())

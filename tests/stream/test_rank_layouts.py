@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+import torch.distributed as dist
 
 import ado_stream as ado
 from tests.stream.helpers import SAMPLES, ledger, run
@@ -90,3 +91,21 @@ def test_e2_a_run_moves_from_two_ranks_to_four_to_one(children, remote, referenc
         part, state = global_ledger(children, remote, tmp_path, nodes, ranks, io_threads, 20, state)
         union += part
     assert union == reference
+
+
+def test_a_data_set_made_before_the_process_group_is_refused_where_it_would_read_the_same_on_all_ranks(
+    corpus, monkeypatch
+):
+    early, given = (
+        ado.AdaptiveStreamingDataset(corpus, 24, mixture_lag=None, **place)
+        for place in ({}, {"rank": 0, "world_size": 1})
+    )
+    monkeypatch.setattr(dist, "is_initialized", lambda: True)
+    monkeypatch.setattr(dist, "get_rank", lambda: 1)
+    monkeypatch.setattr(dist, "get_world_size", lambda: 2)
+    for stream in (early, ado.AdaptiveLoader(early, prefetch=0)):
+        with pytest.raises(ado.ConfigError, match=r"rank 0 of 1, but this is rank 1 of 2.*\n.*after torch.distributed"):
+            next(iter(stream))
+    for stream in (given, ado.AdaptiveStreamingDataset(corpus, 24, mixture_lag=None)):
+        assert len(next(iter(stream))["domain"]) == (24 if stream is given else 12)
+        stream.close()

@@ -1,10 +1,13 @@
 """Reading against MosaicML's own reader, for every way in which tokens are written."""
 
+import json
+
 import numpy as np
 import pytest
 
 import ado_stream as ado
 from ado_stream.stream.sample_reader import SampleReader
+from tests.stream.helpers import write_domain
 
 ENCODINGS = {
     "ndarray:uint16:33": np.uint16,
@@ -57,3 +60,24 @@ def test_rows_of_different_length_are_refused(tmp_path):
             writer.write({"tokens": np.ones(length, np.uint16)})
     with pytest.raises(ado.DataError, match="row 2 holds 11 tokens, row 0 holds 10"):
         SampleReader(ado.Domain("web", local=str(tmp_path))).read(np.array([0]))
+
+
+@pytest.mark.parametrize("encoding", ["ndarray:uint16:2,9", "ndarray:uint16"])
+def test_tokens_of_two_dimensions_are_refused_and_not_joined(tmp_path, encoding):
+    from tests.mds_writer import MDSWriter
+
+    with MDSWriter(out=str(tmp_path), columns={"tokens": encoding}, hashes=["xxh64"]) as writer:
+        for _ in range(3):
+            writer.write({"tokens": np.ones((2, 9), np.uint16)})
+    with pytest.raises(ado.AdoStreamError, match="expected one"):
+        SampleReader(ado.Domain("web", local=str(tmp_path))).read(np.array([0]))
+
+
+def test_a_columns_size_and_encoding_must_agree(tmp_path):
+    write_domain(tmp_path, 1, 3)
+    index = json.loads((tmp_path / "index.json").read_text())
+    for shard in index["shards"]:
+        shard["column_sizes"] = [30]
+    (tmp_path / "index.json").write_text(json.dumps(index))
+    with pytest.raises(ado.IndexInvalid, match="column 'tokens' of 30 bytes does not hold 16 uint16 tokens"):
+        SampleReader(ado.Domain("web", local=str(tmp_path)))
