@@ -54,7 +54,7 @@ def step_ms(batch: int, domains: int, lanes: int, ranks: int) -> dict[str, float
 def state_cost(domains: int, lanes: int) -> dict[str, float]:
     """Bytes of the state as JSON and milliseconds to load it, a million steps in."""
     indexes = [_index(f"domain{k}") for k in range(domains)]
-    identity = {"seed": 1, "canonical_nodes": lanes}
+    identity = {"seed": 1, "canonical_nodes": lanes, "global_batch_size": 4096, "batch_seq_len": None}
     cursors_KC = np.full((domains, lanes), 1_000_000 * 4096 // (domains * lanes), np.int64)
     pending = {step: np.random.default_rng(step).dirichlet(np.ones(domains)) for step in range(9)}
     text = json.dumps(encode_state(identity, indexes, {}, 1_000_000, cursors_KC, pending))

@@ -9,7 +9,6 @@ import io
 import json
 import re
 import threading
-from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 from itertools import chain
@@ -188,9 +187,6 @@ def _files(shards: list[JsonObject], key: str) -> tuple[Array, list[dict[str, st
     names = [file.get("basename") for file in files]
     if not (set(map(type, names)) == {str} and all(map(_BASENAME.fullmatch, names))):
         raise IndexInvalid(f"{key}: basename {names[0]!r}; expected a plain file name inside the folder.")
-    if len(set(names)) < len(names):
-        name, times = Counter(names).most_common(1)[0]
-        raise IndexInvalid(f"{key}: basename {name!r} is listed {times} times: its samples would repeat")
     name_S = np.array([name.encode() for name in names])
     if name_S.itemsize > _MAX_NAME_BYTES:
         raise IndexInvalid(f"{key}: basename of {name_S.itemsize} bytes; expected at most {_MAX_NAME_BYTES}.")

@@ -447,14 +447,6 @@ def test_shards_that_do_not_go_together_are_refused(changes):
         parse_index(json.dumps(index).encode(), "d", "index.json")
 
 
-@pytest.mark.parametrize("part", ["raw_data", "zip_data"])
-def test_a_shard_that_is_listed_twice_is_refused(part):
-    index = json.loads(index_text(50))
-    index["shards"][33][part]["basename"] = name = index["shards"][7][part]["basename"]
-    with pytest.raises(IndexInvalid, match=rf"index.json: {part}: basename '{name}' is listed 2 times"):
-        parse_index(json.dumps(index).encode(), "d", "index.json")
-
-
 @pytest.mark.parametrize("samples", [1 << 31, 1 << 32, 26])
 def test_more_samples_than_a_shard_can_hold_are_refused(tmp_path, samples):
     remote_of(tmp_path, "data", 1)
