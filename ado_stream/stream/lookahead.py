@@ -32,6 +32,8 @@ from ado_stream.stream.stream_statistics import StreamStatistics
 from ado_stream.value_types import Floats, Ints
 
 _POLL_S = 0.2  # between checks of the deadline
+_IDS_AT_ONCE = 1 << 20
+_LEAST_CAP = 1 << 16
 _NOW = -1.0  # steps until needed, of a shard that the reader waits for
 
 
@@ -72,6 +74,9 @@ class Lookahead:
         self._open: set[tuple[int, int]] = set()  # shards that the reader has opened, or is opening
         self._num_shards = sum(int((index.samples_S > 0).sum()) for index in indexes)
         self._num_flying = self._flight_bytes = self._unopened_bytes = 0
+        # The most samples requested ahead of a lane: an epoch has all its shards; of a small domain several epochs,
+        # since requests that end where the last ended would be made at every step.
+        self._most_K = np.array([max(order.num_samples // order.num_lanes + 1, _LEAST_CAP) for order in orders])
         self._until_KL = np.zeros((len(orders), len(lanes)), np.int64)
         self.failure: BaseException | None = None
 
@@ -81,7 +86,8 @@ class Lookahead:
             return
         num_lanes = cursors_KC.shape[1]
         cursor_KL = cursors_KC[:, self._lanes.start : self._lanes.stop]
-        wanted_K = np.ceil(mixture_K * (self._limits.samples / num_lanes)).astype(np.int64) + 1
+        wanted_K = np.ceil(mixture_K * (self._limits.samples / num_lanes))
+        wanted_K = np.minimum(wanted_K, self._most_K).astype(np.int64) + 1
         for group in numba_order.short_groups(cursor_KL, wanted_K, self._until_KL).tolist():
             domain, column = divmod(group, len(self._lanes))
             rate = max(mixture_K[domain], 1e-9) * batch_size / num_lanes  # samples a step; without a share: last of all
@@ -130,13 +136,14 @@ class Lookahead:
 
     def _request_ahead(self, domain: int, column: int, cursor: int, wanted: int, rate: float) -> None:
         """Requests the shards of a lane's samples up to `cursor + wanted`, each for when its first sample is due."""
-        begin, end = int(self._until_KL[domain, column]), cursor + wanted
+        past, end = int(self._until_KL[domain, column]), cursor + wanted
         self._until_KL[domain, column] = end
-        ids_N = self._orders[domain].ids(self._lanes[column], begin, end - begin)
-        shard_N, first_N = np.unique(self._indexes[domain].shards_at(ids_N), return_index=True)
-        due_N = (begin - cursor + first_N) / rate
-        for shard, due in zip(shard_N.tolist(), due_N.tolist(), strict=True):
-            self._request(due, domain, shard)
+        for begin in range(past, end, _IDS_AT_ONCE):
+            ids_N = self._orders[domain].ids(self._lanes[column], begin, min(_IDS_AT_ONCE, end - begin))
+            shard_N, first_N = np.unique(self._indexes[domain].shards_at(ids_N), return_index=True)
+            due_N = (begin - cursor + first_N) / rate
+            for shard, due in zip(shard_N.tolist(), due_N.tolist(), strict=True):
+                self._request(due, domain, shard)
 
     def _request(self, due: float, domain: int, shard: int) -> None:
         with self._lock:

@@ -15,6 +15,7 @@ import pytest
 import torch
 
 import ado_stream as ado
+from ado_stream.stream import lookahead
 from ado_stream.stream.document_positions import document_positions
 from ado_stream.stream.shared_mixtures import SharedMixtures
 from tests.stream.helpers import SAMPLES, changing_mixture, ledger, passing, run, share_of, write_domain
@@ -79,6 +80,13 @@ def test_threads_and_prefetch_change_nothing(corpus, reference, prefetch, io_thr
     dataset = make(corpus)
     dataset.start(prefetch, io_threads)
     assert ledger(run(dataset, 20)) == reference[: 20 * BATCH]
+
+
+@pytest.mark.parametrize("predownload", [1, 10**6, 1 << 53])
+def test_any_number_of_samples_may_be_fetched_ahead(corpus, reference, predownload, monkeypatch):
+    """As Streaming's users ask for all of the data; in parts, so that an epoch's ids are never one array."""
+    monkeypatch.setattr(lookahead, "_IDS_AT_ONCE", 997)
+    assert ledger(run(make(corpus, predownload=predownload), 12)) == reference[: 12 * 24]
 
 
 def test_stopping_at_every_step_and_resuming_in_any_world_is_exact(corpus, reference):
