@@ -98,7 +98,7 @@ def first_batch_s(_: float, remote: str, names: list[str]) -> float:
     import ado_stream as ado
 
     for _ in range(2):
-        with tempfile.TemporaryDirectory() as cache:
+        with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as cache:
             started = time.monotonic()
             dataset = ado.AdaptiveStreamingDataset(our_domains(Path(cache), names, remote), BATCH, mixture_lag=None)
             seconds, _ = timed(started, iter(dataset), 0, 1)
