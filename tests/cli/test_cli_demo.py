@@ -78,7 +78,9 @@ def test_the_conclusion_says_what_the_losses_say():
     assert "hashes (30% of the text); target gave them 5% of the run and ended 0.20 nats lower" in better
     assert "changed nothing" in better
     harmed = conclusion(runs, {"natural": 4.5, "target": 4.3}, {"natural": 4.2, "target": 4.26})
-    assert "cost +0.060 nats" in harmed
+    assert "it cost 0.060 nats" in harmed
+    lower = conclusion(runs, {"natural": 4.5, "target": 4.3}, {"natural": 4.2, "target": 4.192})
+    assert "it ended lower by 0.008 nats" in lower
     level = conclusion(runs, {"natural": 4.5, "target": 4.499}, {"natural": 4.2, "target": 4.2})
     assert "target did not beat natural" in level
 
