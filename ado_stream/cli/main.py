@@ -175,14 +175,19 @@ def _run(argv: list[str]) -> int:
     parser = _Parser(prog=f"ado-stream {verb}", **parser_options(verb, module))
     module.add_arguments(parser)
     # intermixed: `train CONFIG --resume none a.b=c` has positional arguments on both sides of an option
-    args = parser.parse_intermixed_args(
-        [_with_home(argument) for argument in rest], _Arguments()
-    )  # exits 2 on wrong usage
-    for word, wanted in (("without", False), ("with", True)):
-        for other, options in getattr(module, "NOT_WITH" if wanted else "ONLY_WITH", {}).items():
-            if idle := [option for option in options if args.has(option) and args.has(other) is wanted]:
-                parser.error(f"{' and '.join(idle)}: no effect {word} {other}")
+    words = [_with_home(argument) for argument in rest]
+    args = parser.parse_intermixed_args(words, _Arguments())  # exits 2 on wrong usage
+    _check_effects(parser, module, args)
     return module.run(args) or 0
+
+
+def _check_effects(parser: argparse.ArgumentParser, module: types.ModuleType, args: _Arguments) -> None:
+    """Exits 2 for options that have no effect, by the verb's ONLY_WITH and NOT_WITH."""
+    for table, word, refused in (("ONLY_WITH", "without", False), ("NOT_WITH", "with", True)):
+        for other, options in getattr(module, table, {}).items():
+            idle = [option for option in options if args.has(option)]
+            if idle and args.has(other) is refused:
+                parser.error(f"{' and '.join(idle)}: no effect {word} {other}")
 
 
 def _explain(error: BaseException, argv: list[str]) -> int:

@@ -29,9 +29,9 @@ def conclusion(runs: Mapping[str, Run], loss: Mapping[str, float], clean: Mappin
     without = "it changed nothing: domains that learn equally fast keep their shares."
     if abs(harm) >= NATS.level:
         without = (
-            f"it {'cost' if harm > 0 else 'ended lower by'} {abs(harm):.3f} nats: in so short a run a domain that "
+            f"it {'cost' if harm > 0 else 'ended lower by'} {abs(harm):.3f} nats: in so short a run a domain that can "
+            "be learnt may look as if it could not."
         )
-        without += "can be learnt may look as if it could not."
     return f"{cut}\nWithout the hashes {without}"
 
 

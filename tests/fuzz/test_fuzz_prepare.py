@@ -92,69 +92,48 @@ def test_fuzz_inputs(tmp_path, ending):
     fuzz(check)
 
 
-@pytest.mark.parametrize("name", ["journal.json", "published.jsonl", "plan"])
-def test_fuzz_unfinished_work(tmp_path, monkeypatch, name):
-    """What a run that was stopped before its end leaves in its working folder."""
+def _fuzz_unfinished(tmp_path, monkeypatch, name, stopped, **settings):
+    """Files named `name` of what a run left in its working folder when `stopped`, (class, method), was called."""
     out, kept = tmp_path / "out", tmp_path / "kept"
     (tmp_path / "in.jsonl").write_bytes(_lines(RECORDS * 20))
     config = PrepareConfig(
-        (str(tmp_path / "in.jsonl"),), str(out), seq_len=16, domain_key="meta.set", workers=1, shard_bytes=1 << 12
+        (str(tmp_path / "in.jsonl"),), str(out), seq_len=16, domain_key="meta.set", shard_bytes=1 << 12, **settings
     )
 
-    def stop(packer):
-        packer.commit()
+    def stop(packer, *_):
+        if isinstance(packer, Packer):
+            packer.commit()
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(Packer, "finish", stop)
+        patch.setattr(*stopped, stop)
         with pytest.raises(KeyboardInterrupt):
             prepare(config)
     shutil.copytree(out, kept)
-    path = out / ".prepare" / name
+    path = next((out / ".prepare").rglob(name))
     lines = path.read_bytes().splitlines()
 
     def check(data):
         shutil.rmtree(out)
         shutil.copytree(kept, out)
         number = data.draw(st.integers(0, len(lines) - 1))
-        path.write_bytes(b"\n".join([*lines[:number], changed_file(data, lines[number]), *lines[number + 1 :]]))
+        path.write_bytes(b"\n".join([*lines[:number], changed_file(data, lines[number]), *lines[number + 1 :], b""]))
         with suppress(AdoStreamError):
             prepare(config)
 
     fuzz(check)
 
 
-@pytest.mark.parametrize("name", ["*.json", "published.jsonl"])
+@pytest.mark.parametrize("name", ["journal.json", "published.jsonl", "plan"])
+def test_fuzz_unfinished_work(tmp_path, monkeypatch, name):
+    _fuzz_unfinished(tmp_path, monkeypatch, name, (Packer, "finish"), workers=1)
+
+
+@pytest.mark.parametrize("name", ["parts/*.json", "parts/published.jsonl"])
 def test_fuzz_unfinished_parts(tmp_path, monkeypatch, name):
-    """What a cluster left: the tables of parts, and the list of shards that were written already."""
-    out, kept = tmp_path / "out", tmp_path / "kept"
-    (tmp_path / "in.jsonl").write_bytes(_lines(RECORDS * 5))
-    config = PrepareConfig(
-        (str(tmp_path / "in.jsonl"),), str(out), seq_len=16, domain_key="meta.set", shard_bytes=1 << 12, executor="ray"
-    )
+    """The tables of a cluster's parts, and the list of shards that were written already."""
     monkeypatch.setattr("ado_stream.prepare.ray_executor.RayExecutor", Threads)
-
-    def stop(*_):
-        raise KeyboardInterrupt
-
-    with monkeypatch.context() as patch:
-        patch.setattr(PartPacker, "_write_index", stop)
-        with pytest.raises(KeyboardInterrupt):
-            prepare(config)
-    shutil.copytree(out, kept)
-    path = next((out / ".prepare/parts").glob(name))
-    lines = path.read_bytes().splitlines()
-
-    def check(data):
-        shutil.rmtree(out)
-        shutil.copytree(kept, out)
-        number = data.draw(st.integers(0, len(lines) - 1))
-        changed_line = changed_file(data, lines[number])
-        path.write_bytes(b"".join(line + b"\n" for line in [*lines[:number], changed_line, *lines[number + 1 :]]))
-        with suppress(AdoStreamError):
-            prepare(config)
-
-    fuzz(check)
+    _fuzz_unfinished(tmp_path, monkeypatch, name, (PartPacker, "_write_index"), executor="ray")
 
 
 CARD = {
