@@ -67,12 +67,17 @@ def _open_lock(path: Path) -> Iterator[int]:
         os.close(descriptor)  # drops the lock
 
 
+def try_flock(descriptor: int) -> bool:
+    """Takes the lock of an open file if it is free; whether it was. Raises OSError on a file system without locks."""
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
+
+
 def _try_flock(descriptor: int, path: Path) -> bool:
     with disk_errors(
         path, "This file system has no working locks: use a folder on a local disk, or mount it with locks."
     ):
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            return False
-        return True
+        return try_flock(descriptor)

@@ -4,7 +4,6 @@ The lock is flock(2) on RUN/.lock: the kernel drops it when its holder ends, how
 stop may still be saving when its successor starts, which waits for it.
 """
 
-import fcntl
 import logging
 import os
 import time
@@ -13,6 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from ado_stream.errors import StorageError
+from ado_stream.storage.object_locks import try_flock
 from ado_stream.visible import show
 
 LOCK_NAME = ".lock"
@@ -51,10 +51,8 @@ def _lock(descriptor: int, run_dir: Path, wait_s: float) -> None:
     until_s, told = time.monotonic() + wait_s, False
     while True:
         try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            return
-        except BlockingIOError:
-            pass
+            if try_flock(descriptor):
+                return
         except OSError as error:  # Lustre, for one, has locks only where it is mounted with them
             _log.warning("%s: %s: nothing keeps a second run out of it", run_dir, error.strerror)
             return

@@ -1,6 +1,7 @@
 """One run at a time in a run directory; its successor waits for it, and goes on from what it saved."""
 
 import errno
+import fcntl
 import shutil
 import threading
 from contextlib import ExitStack
@@ -68,7 +69,7 @@ def test_a_file_system_without_locks_is_said_and_trains(settings: dict, monkeypa
     def flock(*_):
         raise OSError(errno.ENOLCK, "No locks available")
 
-    monkeypatch.setattr(run_lock.fcntl, "flock", flock)
+    monkeypatch.setattr(fcntl, "flock", flock)
     with run_lock.run_lock(Path(settings["run_dir"]), 0.0):
         pass
     assert "No locks available: nothing keeps a second run out of it" in caplog.text
