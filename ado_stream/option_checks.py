@@ -7,6 +7,7 @@ range; NaN, infinity, and true or false in place of a number are refused.
 import inspect
 import math
 import os
+import re
 from collections.abc import Callable, Collection, Iterable
 from numbers import Integral, Real
 from typing import TypeVar
@@ -19,6 +20,7 @@ from ado_stream.suggest import did_you_mean
 from ado_stream.value_types import Floats
 
 Checked = TypeVar("Checked")
+_WHOLE = re.compile(r"\d{1,18}", re.ASCII)
 MOST_COUNT = 1 << 53  # whole numbers are exact in a float up to here
 
 
@@ -35,6 +37,14 @@ def whole(name: str, value: object, least: float = 0, most: float = MOST_COUNT) 
         bound = f", {most:.0f} at most" if above else f", {least} or more" if least > -math.inf else ""
         raise ConfigError(f"{name} is {value!r:.80}; expected a whole number{bound}.")
     return found
+
+
+def environment_whole(name: str, usual: int, least: float = 0, most: float = MOST_COUNT) -> int:
+    """The environment variable `name` as a whole number from `least` to `most`; `usual` where it is not set."""
+    found: object = os.environ.get(name, usual)
+    if isinstance(found, str) and _WHOLE.fullmatch(found.strip()):
+        found = int(found)
+    return whole(f"the environment variable {name}", found, least, most)
 
 
 def number(name: str, value: object, least: float = -math.inf, most: float = math.inf) -> float:

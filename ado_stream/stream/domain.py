@@ -136,18 +136,25 @@ def _absolute(place: str) -> str:
     return str(Path.cwd() / place) if is_relative else place
 
 
+def stream_places(stream: Any, split: str | None = None) -> tuple[str | None, str | None]:
+    """(remote, local) of a Stream of Streaming's, with its split, else `split`. Raises ConfigError for what is none."""
+    folder = optional(text, "a stream's split", getattr(stream, "split", None) or split or None) or ""
+    places = (optional(path_text, f"a stream's {name}", getattr(stream, name)) for name in ("remote", "local"))
+    remote, local = (place and os.path.join(place, folder).rstrip("/") for place in places)
+    return remote, local
+
+
+def stream_path(stream: Any) -> list[str]:
+    """The parts of its remote or local path, which name it; without credentials."""
+    return redact(path_text("a stream's path", stream.remote or stream.local)).rstrip("/").split("/")
+
+
 def _from_stream(stream: Any) -> Domain:
     if not (hasattr(stream, "remote") and hasattr(stream, "local")):
         raise ConfigError(f"domains contains {stream!r:.80}; expected ado.Domain or streaming.Stream.")
-    split = getattr(stream, "split", None) or ""
-    path = (stream.remote or stream.local).rstrip("/")
-    name = redact(path).rsplit("/", 1)[-1]
+    remote, local = stream_places(stream)
+    name = stream_path(stream)[-1]
     for unit in ("repeat", "choose"):
         if hasattr(stream, unit):
             raise ConfigError(f"stream '{name}': {unit}= is not supported; give all streams a proportion= instead.")
-    return Domain(
-        name=name,
-        remote=f"{stream.remote.rstrip('/')}/{split}".rstrip("/") if stream.remote else None,
-        local=os.path.join(stream.local, split).rstrip("/"),
-        prior=getattr(stream, "proportion", None),
-    )
+    return Domain(name, remote, local, getattr(stream, "proportion", None))

@@ -14,6 +14,7 @@ from ado_stream.corpus import Corpus, open_corpus
 from ado_stream.corpus.manifest import num_samples
 from ado_stream.errors import ConfigError, NotFound
 from ado_stream.loader import AdaptiveLoader, make_policy_for
+from ado_stream.option_checks import number
 from ado_stream.policy.base_policy import Policy
 from ado_stream.storage.retry import RetryPolicy
 from ado_stream.stream.dataset import AdaptiveStreamingDataset
@@ -213,7 +214,7 @@ def parse_bytes(text: str | None) -> int | None:
     """The number of bytes in "50gb", "1.5 TB" or "800000000"; None for None."""
     if text is None:
         return None
-    match = re.fullmatch(r"\s*([0-9.]+)\s*([kmgt]?b?)\s*", text.lower())
+    match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([kmgt]?b?)\s*", text.lower(), re.ASCII)
     if match is None or match[2] not in _UNITS:
         raise ConfigError(f"'data.cache_limit' is {text!r}; give bytes, or a text such as 50gb.")
-    return int(float(match[1]) * _UNITS[match[2]])
+    return int(number("'data.cache_limit'", float(match[1]) * _UNITS[match[2]]))

@@ -18,6 +18,7 @@ import torch
 import torch.distributed as dist
 
 from ado_stream.errors import ConfigError
+from ado_stream.option_checks import environment_whole
 from ado_stream.visible import show
 
 PR_SET_PDEATHSIG = 1  # linux/prctl.h
@@ -70,7 +71,9 @@ def detect_context(device: str = "auto", timeout_s: float = 600.0) -> Distribute
     if "RANK" not in os.environ:
         return DistributedContext(0, 1, picked, timeout_s)
     _require_launcher_variables()
-    return DistributedContext(int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"]), picked, timeout_s)
+    size = environment_whole("WORLD_SIZE", 1, 1)
+    rank = environment_whole("RANK", 0, most=size - 1)
+    return DistributedContext(rank, size, picked, timeout_s)
 
 
 @contextlib.contextmanager
@@ -113,7 +116,7 @@ def sum_over_ranks(context: DistributedContext, tensor: torch.Tensor) -> torch.T
 
 def pick_device(device: str) -> torch.device:
     """The device that "auto", "cpu", "cuda" or "cuda:N" means for this local rank. Raises ConfigError if not there."""
-    local_rank = int(os.environ.get("LOCAL_RANK", 0))
+    local_rank = environment_whole("LOCAL_RANK", 0)
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
     if not re.fullmatch(r"cpu|cuda(:\d+)?", device):
@@ -162,7 +165,7 @@ def _store(rank: int, size: int, timeout: timedelta) -> dist.Store:
     agent_serves = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
     store = dist.TCPStore(
         os.environ["MASTER_ADDR"],
-        int(os.environ["MASTER_PORT"]),
+        environment_whole("MASTER_PORT", 0, most=(1 << 16) - 1),
         world_size=None if agent_serves else size,
         is_master=rank == 0 and not agent_serves,
         timeout=timeout,

@@ -1,5 +1,6 @@
 """from_streaming against MosaicML's StreamingDataset, with the same arguments on the same shards."""
 
+import functools
 import inspect
 import itertools
 import logging
@@ -177,6 +178,65 @@ def test_what_changes_the_samples_is_refused(streams, arguments, message):
         from_streaming(**{"streams": streams(), "batch_size": 8, **USUAL, **arguments}, **OURS)
 
 
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"batch_size": None}, "from_streaming: batch_size is None; expected a whole number"),
+        ({"batch_size": 0}, "batch_size is 0"),
+        ({"streams": Stream(local="here")}, "streams is <.*Stream object.*expected a list of streaming.Stream"),
+        ({"streams": "here"}, "streams is 'here'; expected a list of streaming.Stream"),
+        ({"streams": 3}, "streams is 3; expected a list of streaming.Stream"),
+        ({"streams": [3]}, "streams: an entry is 3; expected an object of streaming"),
+        ({"streams": []}, "no domains given"),
+        ({"streams": None}, "give streams=, or remote= and local="),
+        ({"streams": None, "local": 3}, "local is 3; expected a path"),
+        ({"streams": None, "local": " "}, "local is ' '; expected a path"),
+        ({"streams": None, "local": "here", "split": 3}, "split is 3; expected a text"),
+        ({"streams": None, "local": "here", "remote": "gopher://host/x"}, "Unsupported remote path: gopher://host/x"),
+        ({"streams": [Stream(local=3)]}, "a stream's path is 3; expected a path"),
+        ({"streams": [Stream(local="here", split=3)]}, "split is 3; expected a text"),
+        ({"streams": [Stream(local="here", repeat=float("nan"))]}, "stream 'here': repeat is nan"),
+        ({"streams": [Stream(local="here", choose=1.5)]}, "stream 'here': choose is 1.5"),
+        ({"streams": [Stream(local="here", proportion=float("inf"))]}, "domain 'here': prior is inf"),
+        ({"cache_limit": "abc"}, "cache_limit is 'abc'; expected a number such as"),
+        ({"cache_limit": "1.2.3gb"}, "cache_limit is '1.2.3gb'; expected a number such as"),
+        ({"cache_limit": 0}, "cache_limit is 0; expected a whole number"),
+        ({"epoch_size": "xyz"}, "epoch_size is 'xyz'; expected a number such as"),
+        ({"epoch_size": float("nan")}, "epoch_size is nan; expected a number such as"),
+        ({"epoch_size": "9" * 400 + "k"}, "epoch_size is '999.*; expected a number such as"),
+        ({"epoch_size": -5}, "epoch_size is -5; expected a whole number"),
+        ({"epoch_size": 0}, "epoch_size is 0; expected a whole number"),
+        ({"epoch_size": True}, "epoch_size is True; expected a whole number"),
+        ({"epoch_size": [1]}, r"epoch_size is \[1\]; expected a number such as"),
+        ({"predownload": "8"}, "predownload is '8'; expected a whole number"),
+        ({"num_canonical_nodes": 0}, "num_canonical_nodes is 0; expected a whole number"),
+        ({"shuffle_seed": None}, "shuffle_seed is None; expected a whole number"),
+        ({"shuffle_algo": None}, "shuffle_algo is None; expected a text"),
+        ({"replication": 0}, "replication is 0; expected a whole number"),
+        ({"rank": "0", "world_size": 1}, "rank is '0'; expected a whole number"),
+        ({"shufle_seed": 3}, "from_streaming: unknown option 'shufle_seed'.*shuffle_seed"),
+        ({"domains": []}, "from_streaming: unknown option 'domains'"),
+    ],
+)
+def test_an_argument_of_the_wrong_kind_is_refused_by_its_name(streams, arguments, message):
+    with pytest.raises(ConfigError, match=message):
+        from_streaming(**{"streams": streams(), "batch_size": 8, **USUAL, **arguments}, **OURS)
+
+
+@pytest.mark.parametrize("value", ["x", "0", "-1", "", "1.5", "9" * 30])
+def test_ranks_of_a_node_that_are_no_number_are_refused(streams, monkeypatch, value):
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", value)
+    with pytest.raises(ConfigError, match="the environment variable LOCAL_WORLD_SIZE is"):
+        from_streaming(streams=streams(), batch_size=8, **USUAL, **OURS)
+
+
+def test_paths_and_any_iterable_of_streams_serve(folder):
+    streams = (Stream(local=folder / name, split="train") for name in SIZES)
+    dataset, num_steps = from_streaming(streams=streams, batch_size=8, epoch_size=96.0, **USUAL, **OURS)
+    assert (dataset.names, num_steps) == (list(SIZES), 12)
+    assert from_streaming(local=folder / "web", split="train", batch_size=8, **USUAL, **OURS)[1] == 12
+
+
 def test_shuffle_must_be_said_because_streamings_default_is_off(streams):
     with pytest.raises(ConfigError, match="pass shuffle=True"):
         from_streaming(streams=streams(), batch_size=8)
@@ -226,6 +286,7 @@ def test_a_domain_has_no_credentials_of_its_streams_url_in_its_name(monkeypatch)
     class Opened(Exception):
         """Ends the call with the domains."""
 
+    @functools.wraps(streaming.AdaptiveStreamingDataset)
     def open_domains(domains, **settings):
         raise Opened([domain.name for domain in domains])
 

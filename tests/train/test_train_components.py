@@ -24,6 +24,8 @@ from tests.train.run_helpers import changed
         ({"policy": {"guards": [{"value": 1}]}}, "each guard needs a name"),
         ({"data": {"cache_limit": "much"}}, "'data.cache_limit' is 'much'; give bytes"),
         ({"train": {"device": "warp"}}, "device 'warp': use auto"),
+        ({"data": {"cache_limit": "1.2.3gb"}}, "'data.cache_limit' is '1.2.3gb'; give bytes"),
+        ({"data": {"cache_limit": "9" * 400}}, "'data.cache_limit' is inf; expected a finite number"),
     ],
 )
 def test_settings_that_cannot_work(settings: dict, section: dict, message: str):

@@ -14,6 +14,30 @@ def test_rank_without_a_launcher_is_refused(monkeypatch):
         detect_context("cpu")
 
 
+LAUNCHED = {"RANK": "0", "WORLD_SIZE": "2", "LOCAL_RANK": "0", "MASTER_ADDR": "localhost", "MASTER_PORT": "29500"}
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("RANK", "x"),
+        ("RANK", "2"),
+        ("RANK", "-1"),
+        ("WORLD_SIZE", ""),
+        ("WORLD_SIZE", "0"),
+        ("LOCAL_RANK", "0.5"),
+        ("MASTER_PORT", "port"),
+        ("MASTER_PORT", "65536"),
+    ],
+)
+def test_a_launchers_number_that_is_none_is_refused_by_its_name(monkeypatch, name, value):
+    for variable, number in {**LAUNCHED, name: value}.items():
+        monkeypatch.setenv(variable, number)
+    expected = f"the environment variable {name} is '?{value}'?; expected a whole number"
+    with pytest.raises(ConfigError, match=expected), join_process_group("cpu", timeout_s=5):
+        pass
+
+
 def test_more_ranks_than_gpus_are_refused(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
