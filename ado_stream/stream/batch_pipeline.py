@@ -6,6 +6,7 @@ exception in any thread is raised by `next`, unchanged; every wait has a deadlin
 
 import atexit
 import logging
+import os
 import sys
 import threading
 import time
@@ -131,6 +132,14 @@ class BatchPipeline:
         """Counts and waits so far."""
         return self._maker.statistics
 
+    def check_process(self) -> None:
+        """Raises ConfigError in a fork, whose wait would have no end."""
+        if self._maker.is_inherited:
+            raise ConfigError(
+                "this process is a fork of one that reads the data set, whose threads it has not.\n"
+                "  Make the data set in the new process, or fork before the first batch."
+            )
+
     def next(self) -> DrawnBatch:
         """The next step's batch. Raises the exception of a thread that failed, StorageError past the deadline."""
         return self._maker.next()
@@ -151,6 +160,7 @@ class _BatchMaker:
 
     def __init__(self, source: BatchSource, step: int, cursors_KC: Ints, options: PipelineOptions):
         self.source, self.options = source, options
+        self._process = os.getpid()
         self.step, self.cursors_KC = step, cursors_KC.copy()
         indexes, cache, lanes = source.indexes, source.cache, source.lanes
         self.lane_N = source.lane_B[source.slots]
@@ -219,8 +229,15 @@ class _BatchMaker:
             if time.monotonic() > started + self.options.timeout_s:
                 raise StorageError(f"no batch for {self.options.timeout_s:.0f} s; waiting for {self.waiting_for}.")
 
+    @property
+    def is_inherited(self) -> bool:
+        """Whether this process is a fork, which has these objects but none of the threads, and perhaps their locks."""
+        return self._process != os.getpid()
+
     def request_stop(self) -> None:
         """Makes every thread end soon; acquires no lock."""
+        if self.is_inherited:
+            return
         # `thread` may be waiting in one of three places: for a mixture, for a free slot, or for a shard.
         self.stop.set()
         self.lookahead.request_stop()
@@ -229,12 +246,14 @@ class _BatchMaker:
     def close(self) -> None:
         """Stops and joins the threads, and waits for another that is in `next`; then nobody reads the open shards."""
         # The thread may wait for a mixture (`wake`) or a shard (lookahead.close); both must end before it is joined.
+        if self.is_inherited:
+            return
         self.request_stop()
         if threading.current_thread().name.startswith("ado-"):
             return  # a finalizer called it, which runs in any thread; none waits for itself
         self.source.board.wake()
         self.lookahead.close()
-        if self.thread.is_alive():  # not in a fork
+        if self.thread.is_alive():  # else it may not have been started
             self.thread.join(timeout=_JOIN_S)
         if self.thread.is_alive() or not self.calling.acquire(timeout=_JOIN_S):
             _log.warning("a thread of the stream did not end within %d s; waiting for %s", _JOIN_S, self.waiting_for)
@@ -273,10 +292,10 @@ _open_makers: weakref.WeakSet[_BatchMaker] = weakref.WeakSet()
 @atexit.register
 def _stop_at_exit() -> None:
     """Lets every fetch remove its unfinished file; one that hangs in a store's client is left to itself."""
-    makers = list(_open_makers)
+    makers = [maker for maker in _open_makers if not maker.is_inherited]
     for maker in makers:
         maker.request_stop()
     for maker in makers:
-        if maker.thread.is_alive():  # else it may not have been started
+        if maker.thread.is_alive():
             maker.thread.join(_EXIT_S)
         maker.lookahead.join(_EXIT_S)

@@ -289,6 +289,7 @@ class AdaptiveStreamingDataset(IterableDataset[TokenBatch]):
         pipeline = self._pipeline
         if pipeline is None:
             raise StorageError("the stream is closed; start() first.")
+        pipeline.check_process()
         self._board.check_publisher(self.step)
         try:
             draw, batch = self._ahead or self._begin_copy(pipeline.next())

@@ -6,6 +6,7 @@ import functools
 import gc
 import itertools
 import json
+import os
 import pickle
 import subprocess
 import sys
@@ -23,7 +24,7 @@ from hypothesis import strategies as st
 
 import ado_stream as ado
 from ado_stream.storage.node_cache import NodeCache
-from ado_stream.stream import shard_table
+from ado_stream.stream import batch_pipeline, shard_table
 from ado_stream.stream.lookahead import Lookahead
 from tests.faults.conftest import unfinished
 from tests.stream.helpers import ledger, passing, run, write_domain
@@ -81,6 +82,26 @@ def test_a_stateful_data_loader_resumes_exactly(corpus):
     with passing(resumed) as iterator:
         batches += itertools.islice(iterator, 7)
     assert ledger(batches) == expected
+
+
+def test_a_fork_of_a_running_stream_is_refused_and_disturbs_nothing(corpus):
+    """It has no thread that would make a batch, and its exit stops none of those of this process."""
+    expected = ledger(run(make(corpus), 6, mixture=None))
+    dataset = make(corpus)
+    batches = [next(iter(dataset))]
+    child = os.fork()
+    if child == 0:
+        refused = 0
+        for _ in range(2):  # the first refusal leaves nothing that the second would wait for
+            try:
+                next(iter(dataset))
+            except ado.ConfigError as error:
+                refused += "Make the data set in the new process" in str(error)
+        dataset.close()
+        batch_pipeline._stop_at_exit()
+        os._exit(refused)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 2
+    assert ledger(batches + list(itertools.islice(dataset, 5))) == expected
 
 
 @pytest.mark.parametrize("method", ["spawn", "forkserver"])
