@@ -72,6 +72,10 @@ class ShardTable:
         if not self._row_tokens:
             lengths = {index.name: self._domain_row_tokens(domain) for domain, index in enumerate(self._indexes)}
             first, length = next(iter(lengths.items()))
+            if length < 2:
+                raise ConfigError(
+                    f"domain '{first}' has {length} tokens a sample; expected 2 or more: a target follows each input."
+                )
             for name, other in lengths.items():
                 if other != length:
                     raise ConfigError(

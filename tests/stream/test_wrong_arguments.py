@@ -18,6 +18,7 @@ from ado_stream.corpus import Corpus
 from ado_stream.policy.policy_registry import GUARDS, POLICIES
 from ado_stream.reduction import LossReduction
 from ado_stream.stream import batch_pipeline
+from tests.mds_writer import MDSWriter
 from tests.stream.helpers import SAMPLES, SEQ_LEN
 from tests.stream.test_loader import losses
 
@@ -317,3 +318,17 @@ def test_a_corpus_serves_as_its_domains_and_paths_as_text(corpus):
 def test_an_integer_beyond_a_float_is_no_finite_number():
     with pytest.raises(ado.ConfigError, match="expected a finite number"):
         ado.make_policy("temperature", [0.5, 0.5], tau=10**400, sizes=[1, 1])
+
+
+@pytest.mark.parametrize(
+    ("tokens", "message"),
+    [((1,), "domain 'd0' has 1 tokens a sample; expected 2 or more"), ((8, 9), "'d1' has 9 tokens a sample, .* 8")],
+)
+def test_samples_of_no_common_length_or_without_a_target_are_refused(tmp_path, tokens, message):
+    for number, length in enumerate(tokens):
+        columns = {"tokens": f"ndarray:uint16:{length}"}
+        with MDSWriter(out=str(tmp_path / f"d{number}"), columns=columns) as writer:
+            writer.write({"tokens": np.zeros(length, np.uint16)})
+    domains = [ado.Domain(f"d{number}", local=str(tmp_path / f"d{number}")) for number in range(len(tokens))]
+    with pytest.raises(ado.ConfigError, match=message):
+        next(iter(ado.AdaptiveStreamingDataset(domains, 2, mixture_lag=None)))
