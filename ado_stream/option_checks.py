@@ -22,6 +22,8 @@ from ado_stream.value_types import Floats
 Checked = TypeVar("Checked")
 _WHOLE = re.compile(r"\d{1,18}", re.ASCII)
 MOST_COUNT = 1 << 53  # whole numbers are exact in a float up to here
+MOST_LAG = 1 << 16  # steps: what is kept for each of them must fit in memory
+MOST_THREADS = 1 << 12  # and processes, of one machine
 
 
 def optional(check: Callable[..., Checked], name: str, value: object, *bounds: object) -> Checked | None:

@@ -25,7 +25,7 @@ from typing import ClassVar
 import numpy as np
 
 from ado_stream.errors import ConfigError
-from ado_stream.option_checks import number, positive, whole
+from ado_stream.option_checks import MOST_LAG, number, positive, whole
 from ado_stream.policy import state_codec
 from ado_stream.policy.base_policy import Policy, are_the_saved_ones, run_default
 from ado_stream.policy.domain_weights import Weights
@@ -34,6 +34,7 @@ from ado_stream.value_types import Array, Bools, Floats, Ints, JsonMapping, Json
 _ROUNDS = 20  # of a run, as the paper's
 _ROUND_STEPS = 250  # where the run's length is unknown: its 5,000 steps in 20 rounds
 _PROBE_FRAC = 1 / 3  # of a round, at most, unless a step a domain takes more
+_MOST_PROBE_STEPS = 1 << 12  # of a domain: the losses of each are kept
 
 
 class Aioli(Policy):
@@ -66,12 +67,13 @@ class Aioli(Policy):
         self._eta = positive("aioli: eta", eta)
         self._focus = number("aioli: focus", focus, 1.0 / num if num > 1 else 0.0, 1.0)
         self._decay = None if decay is None else number("aioli: decay", decay, 0.0, 1.0)
-        self._lag = whole("aioli: mixture_lag", mixture_lag)
+        self._lag = whole("aioli: mixture_lag", mixture_lag, 0, MOST_LAG)
         steps = None if total_steps is None else whole("aioli: total_steps", total_steps, 1)
         self._start_step = whole("aioli: start_step", run_default(start_step, 1000, steps, 10))
         usual = _ROUND_STEPS if steps is None else steps // _ROUNDS
-        probe_default = max(1, int(_PROBE_FRAC * (round_steps or usual)) // num)
-        self._probe_steps = whole("aioli: probe_steps", probe_default if probe_steps is None else probe_steps, 1)
+        probe_default = min(max(1, int(_PROBE_FRAC * (round_steps or usual)) // num), _MOST_PROBE_STEPS)
+        probe_steps = probe_default if probe_steps is None else probe_steps
+        self._probe_steps = whole("aioli: probe_steps", probe_steps, 1, _MOST_PROBE_STEPS)
         self._phase = num * self._probe_steps  # steps of a round's probes
         least = self._phase + self._lag + 2  # the fit sees the step after the last probe; one step is drawn by it
         self._round_steps = whole("aioli: round_steps", max(usual, least) if round_steps is None else round_steps, 1)

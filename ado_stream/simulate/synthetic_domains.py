@@ -100,7 +100,7 @@ def parse_domains(spec: JsonMapping, seed: int) -> SyntheticDomains:
     noise = number("spec: noise", spec.get("noise", 0.0), 0.0)
     domains = spec.get("domains")
     if isinstance(domains, int):
-        domains = random_domains(whole("spec: domains", domains, 1), seed)
+        domains = random_domains(whole("spec: domains", domains, 1, 10_000), seed)
     if not isinstance(domains, Mapping) or not domains:
         raise ConfigError("domains: give {name: {prior, eps, beta, alpha}}, or how many random ones to make.")
     domains = with_text_keys(domains, "domains")

@@ -125,6 +125,14 @@ def test_a_round_whose_domains_changed_is_left_out(loss_stream):
     assert fresh.health()["rounds"] == 2
 
 
+def test_a_long_run_has_probes_that_fit_in_memory():
+    """A third of a round of this run would be 8 million losses a domain."""
+    policy = ado.make_policy("aioli", PRIOR, total_steps=10**9)
+    assert policy._phase == len(PRIOR) * 4096
+    with pytest.raises(ado.ConfigError, match="probe_steps is 4097; expected a whole number, 4096 at most"):
+        ado.make_policy("aioli", PRIOR, probe_steps=4097)
+
+
 def test_rounds_that_hold_no_probes_are_refused():
     with pytest.raises(ado.ConfigError, match=r"probes of 3 domains for 4 steps each, with mixture_lag 2, need .* 16"):
         ado.make_policy("aioli", PRIOR, round_steps=15, probe_steps=4, mixture_lag=2)

@@ -36,6 +36,13 @@ def test_options_of_ado_are_the_fields_of_its_config():
     assert reference.config == ado.AdoConfig.reference(interval=50)
 
 
+@pytest.mark.parametrize("name", [name for name, each in POLICIES.items() if "mixture_lag" in each.run_options])
+def test_what_a_policy_keeps_for_each_step_of_the_lag_is_bounded(name):
+    options = {"knots": {0: PRIOR}} if name == "schedule" else {}
+    with pytest.raises(ado.ConfigError, match=r"mixture_lag is 10{9}; expected a whole number, 65536 at most"):
+        make_run_policy(name, PRIOR, options, (), RunContext(10**6, 16, 10**9, {"web": 9, "code": 9}))
+
+
 @pytest.mark.parametrize(
     ("steps", "plan"),
     [(None, (5000, 1000, 1000)), (60_000, (5000, 1000, 1000)), (3000, (300, 60, 300)), (7, (0, 1, 0))],
