@@ -17,6 +17,7 @@ import torch
 import ado_stream as ado
 from ado_stream.stream import lookahead
 from ado_stream.stream.document_positions import document_positions
+from ado_stream.stream.sample_order import DomainOrder
 from ado_stream.stream.shared_mixtures import SharedMixtures
 from tests.stream.helpers import SAMPLES, changing_mixture, ledger, passing, run, share_of, write_domain
 from tests.waiting import wait_until
@@ -85,8 +86,13 @@ def test_threads_and_prefetch_change_nothing(corpus, reference, prefetch, io_thr
 @pytest.mark.parametrize("predownload", [1, 10**6, 1 << 53])
 def test_any_number_of_samples_may_be_fetched_ahead(corpus, reference, predownload, monkeypatch):
     """As Streaming's users ask for all of the data; in parts, so that an epoch's ids are never one array."""
-    monkeypatch.setattr(lookahead, "_IDS_AT_ONCE", 997)
+    counts, ids = [], DomainOrder.ids
+    monkeypatch.setattr(DomainOrder, "ids", lambda order, *of: counts.append(of[2]) or ids(order, *of))
+    monkeypatch.setattr(lookahead, "_IDS_AT_ONCE", 97)
+    monkeypatch.setattr(lookahead, "_LEAST_CAP", 1 << 11)
     assert ledger(run(make(corpus, predownload=predownload), 12)) == reference[: 12 * 24]
+    assert (max(counts) < 24) if predownload == 1 else (set(counts[:3]) == {97})
+    assert sum(counts) < 5 * 12 * (1 << 12)
 
 
 def test_stopping_at_every_step_and_resuming_in_any_world_is_exact(corpus, reference):
