@@ -39,7 +39,7 @@ def _verbs(_app, page, source):
     if page != "cli":
         return
     os.environ["COLUMNS"] = "110"
-    for verb, purpose in VERBS.items():
+    for verb, (purpose, _) in VERBS.items():
         module = importlib.import_module(f"ado_stream.cli.{verb}")
         parser = argparse.ArgumentParser(prog=f"ado-stream {verb}", **parser_options(verb, module))
         module.add_arguments(parser)

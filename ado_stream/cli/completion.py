@@ -10,18 +10,7 @@ import sys
 
 from ado_stream.errors import ConfigError
 
-FILES = (
-    "inputs",
-    "corpus",
-    "config",
-    "run",
-    "runs",
-    "losses",
-    "spec",
-    "out",
-    "plot",
-    "val",
-)  # arguments that are paths
+FILES = ("inputs", "corpus", "config", "run", "runs", "losses", "spec", "out", "plot", "val")  # that are paths
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -39,7 +28,7 @@ def run(args: argparse.Namespace) -> None:
         raise ConfigError("completion needs the package shtab: pip install 'ado-stream[completion]'.") from None
     parser = argparse.ArgumentParser(prog="ado-stream")
     verbs = parser.add_subparsers()
-    for name, purpose in VERBS.items():
+    for name, (purpose, _) in VERBS.items():
         module = importlib.import_module(f"ado_stream.cli.{name}")
         verb = verbs.add_parser(name, help=purpose, **parser_options(name, module))
         module.add_arguments(verb)

@@ -26,41 +26,26 @@ if TYPE_CHECKING:
 
 _OURS = ("ado_stream", "ado_kernels", "ado_model", "__main__")
 _LONGEST_LINE = 2000  # of an error: what a hostile file holds may be megabytes
-VERBS = {
-    "demo": "build a small corpus, train with ADO and without, write a report",
-    "prepare": "raw text to shards, one data set per domain",
-    "info": "sizes of a prepared corpus, per domain",
-    "lint": "check every shard of a corpus against its index",
-    "preview": "decoded samples, or the first batches under a mixture",
-    "train": "train a model on a corpus from a config file",
-    "control": "pin, bound, freeze or release the mixture of a running job",
-    "eval": "validation loss per domain; tasks by lm-evaluation-harness",
-    "export": "write a run's model as a Hugging Face checkpoint",
-    "fit": "fit scaling laws to recorded losses",
-    "simulate": "what a policy would do on synthetic laws",
-    "replay": "the mixture another policy would have chosen on a recorded run",
-    "report": "one HTML page from one or several runs",
-    "trace": "the samples of a recorded step; the steps whose loss stood out",
-    "doctor": "what is installed and reachable, with advice",
-    "completion": "shell completion for bash or zsh",
-}
-EXAMPLES = {
-    "demo": "ado-stream demo --quick",
-    "prepare": "ado-stream prepare text --out corpus --tokenizer bytes --seq-len 64 --val-fraction 0.1",
-    "info": "ado-stream info corpus --policy uniform --steps 1000",
-    "lint": "ado-stream lint corpus",
-    "preview": "ado-stream preview runs/first --step 3",
-    "train": "ado-stream train config.yaml seed=1 run_dir=runs/first",
-    "control": "ado-stream control runs/first",
-    "eval": "ado-stream eval runs/first --max-samples 64",
-    "export": "ado-stream export runs/first --out model",
-    "fit": "ado-stream fit losses.csv --every 1 --plot laws.png",
-    "simulate": "ado-stream simulate --policy ado --steps 2000",
-    "replay": "ado-stream replay runs/first --policy uniform",
-    "report": "ado-stream report runs/first",
-    "trace": "ado-stream trace runs/first --step 3",
-    "doctor": "ado-stream doctor",
-    "completion": "ado-stream completion bash > ado-stream.bash",
+VERBS = {  # what each does, and the arguments of an example
+    "demo": ("build a small corpus, train with ADO and without, write a report", "--quick"),
+    "prepare": (
+        "raw text to shards, one data set per domain",
+        "text --out corpus --tokenizer bytes --seq-len 64 --val-fraction 0.1",
+    ),
+    "info": ("sizes of a prepared corpus, per domain", "corpus --policy uniform --steps 1000"),
+    "lint": ("check every shard of a corpus against its index", "corpus"),
+    "preview": ("decoded samples, or the first batches under a mixture", "runs/first --step 3"),
+    "train": ("train a model on a corpus from a config file", "config.yaml seed=1 run_dir=runs/first"),
+    "control": ("pin, bound, freeze or release the mixture of a running job", "runs/first"),
+    "eval": ("validation loss per domain; tasks by lm-evaluation-harness", "runs/first --max-samples 64"),
+    "export": ("write a run's model as a Hugging Face checkpoint", "runs/first --out model"),
+    "fit": ("fit scaling laws to recorded losses", "losses.csv --every 1 --plot laws.png"),
+    "simulate": ("what a policy would do on synthetic laws", "--policy ado --steps 2000"),
+    "replay": ("the mixture another policy would have chosen on a recorded run", "runs/first --policy uniform"),
+    "report": ("one HTML page from one or several runs", "runs/first"),
+    "trace": ("the samples of a recorded step; the steps whose loss stood out", "runs/first --step 3"),
+    "doctor": ("what is installed and reachable, with advice", ""),
+    "completion": ("shell completion for bash or zsh", "bash > ado-stream.bash"),
 }
 
 
@@ -96,7 +81,7 @@ class _Parser(argparse.ArgumentParser):
 
 def _overview() -> str:
     width = max(map(len, VERBS))
-    lines = [f"  {verb:<{width}}  {purpose}" for verb, purpose in VERBS.items()]
+    lines = [f"  {verb:<{width}}  {purpose}" for verb, (purpose, _) in VERBS.items()]
     return "\n".join(
         [
             "usage: ado-stream VERB [options]    (ado-stream VERB --help for a verb's options)",
@@ -214,7 +199,7 @@ def _explain(error: BaseException, argv: list[str]) -> int:
 def parser_options(verb: str, module: types.ModuleType) -> ParserTexts:
     """The first line of the verb's module, and an example."""
     description = (module.__doc__ or verb).strip().splitlines()[0]
-    return {"description": description, "epilog": f"example: {EXAMPLES[verb]}"}
+    return {"description": description, "epilog": f"example: ado-stream {verb} {VERBS[verb][1]}"}
 
 
 def _output_was_closed() -> bool:

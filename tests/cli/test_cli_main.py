@@ -28,8 +28,7 @@ def verb(monkeypatch):
         module.add_arguments = lambda parser: parser.add_argument("--number", type=int)
         module.run = run
         monkeypatch.setitem(sys.modules, "ado_stream.cli.probe", module)
-        monkeypatch.setitem(cli.VERBS, "probe", "a verb for tests")
-        monkeypatch.setitem(cli.EXAMPLES, "probe", "ado-stream probe")
+        monkeypatch.setitem(cli.VERBS, "probe", ("a verb for tests", ""))
 
     return install
 
@@ -247,7 +246,7 @@ def test_a_reader_that_has_seen_enough_is_no_error(into):
     code = (
         "import sys, types\nfrom ado_stream.cli import main as cli\nmodule = types.ModuleType('m', doc='A verb.')\n"
         "module.add_arguments = lambda parser: None\nmodule.run = lambda args: print('x' * 200_000)\n"
-        "sys.modules['ado_stream.cli.probe'] = module\ncli.VERBS['probe'] = cli.EXAMPLES['probe'] = ''\n"
+        "sys.modules['ado_stream.cli.probe'] = module\ncli.VERBS['probe'] = ('', '')\n"
         "sys.exit(cli.main(['probe']))"
     )
     command = f"set -o pipefail; {sys.executable} -c {shlex.quote(code)} | {into} > /dev/null"
