@@ -8,7 +8,6 @@ training run are drawn by the data set's prior: no mixture can reach the draw ea
 
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
-from typing import ClassVar
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -184,7 +183,7 @@ class Freeze(Guard):
     """
 
     kind = "freeze"
-    run_options: ClassVar[Mapping[str, str]] = {"mixture_lag": "mixture_lag"}
+    run_options = {"mixture_lag": "mixture_lag"}
 
     def __init__(self, policy: Policy, from_step: int = 0, mixture_lag: int = 0):
         self._from_step = from_step
@@ -226,7 +225,7 @@ class RepetitionGuard(Guard):
 
     kind = "repetition"
     saved_numbers = {"_drawn": state_codec.sample_count}
-    run_options: ClassVar[Mapping[str, str]] = {"sizes": "sizes", "total_samples": "total_samples"}
+    run_options = {"sizes": "sizes", "total_samples": "total_samples"}
 
     def __init__(self, policy: Policy, sizes: Weights, total_samples: int, max_epochs: float = 4.0):
         instance("policy", policy, Policy)

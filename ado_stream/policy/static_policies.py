@@ -5,8 +5,7 @@ BERT and mT5 (arXiv 2010.11934); UniMax arXiv 2304.09151, algorithm 1.
 """
 
 from abc import abstractmethod
-from collections.abc import Mapping, Sequence
-from typing import ClassVar
+from collections.abc import Sequence
 
 import numpy as np
 
@@ -80,7 +79,7 @@ class Temperature(StaticPolicy):
     """
 
     kind = "temperature"
-    run_options: ClassVar[Mapping[str, str]] = {"sizes": "sizes"}
+    run_options = {"sizes": "sizes"}
 
     def __init__(self, prior: Weights, tau: float, sizes: Weights | None = None):
         self._tau, self._sizes = positive("temperature: tau", tau), prior if sizes is None else sizes
@@ -101,7 +100,7 @@ class UniMax(StaticPolicy):
     """
 
     kind = "unimax"
-    run_options: ClassVar[Mapping[str, str]] = {"sizes": "sizes", "budget": "total_samples"}
+    run_options = {"sizes": "sizes", "budget": "total_samples"}
 
     def __init__(self, prior: Weights, budget: float, max_epochs: float = 4.0, sizes: Weights | None = None):
         self._budget, self._max_epochs = positive("unimax: budget", budget), positive("unimax: max_epochs", max_epochs)
@@ -143,7 +142,7 @@ class Schedule(Policy):
     """
 
     kind = "schedule"
-    run_options: ClassVar[Mapping[str, str]] = {"mixture_lag": "mixture_lag"}
+    run_options = {"mixture_lag": "mixture_lag"}
 
     def __init__(
         self,
