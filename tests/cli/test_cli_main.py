@@ -148,7 +148,7 @@ def test_version(capsys):
 def test_unknown_verb_is_named_with_the_known_ones(capsys):
     assert cli.main(["trian"]) == 2
     message = capsys.readouterr().err
-    assert "unknown verb 'trian'; did you mean 'train'?; the verbs are: demo, prepare" in message
+    assert "unknown verb 'trian' (did you mean 'train'?); the verbs are: demo, prepare" in message
     assert message.count("\n") == 1
 
 

@@ -57,7 +57,7 @@ def test_an_unknown_domain_is_named_with_those_there_are(corpus, capsys):
         "ConfigError: no domain 'wiki' in split 'train'; there are: count, other."
     )
     assert main(["preview", corpus, "--domain", "cuont"]) == 1
-    assert "no domain 'cuont' in split 'train'; did you mean 'count'?; there are" in capsys.readouterr().err
+    assert "no domain 'cuont' in split 'train' (did you mean 'count'?); there are" in capsys.readouterr().err
 
 
 def test_batches_are_those_of_the_stream_under_the_mixture(corpus, capsys):
