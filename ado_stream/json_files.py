@@ -7,6 +7,7 @@ is a count, 0 or more and below 2^63; float any number that a float64 holds, NaN
 import functools
 import json
 import types
+from collections.abc import Collection
 from dataclasses import is_dataclass
 from pathlib import Path
 from typing import Any, get_args, get_origin, get_type_hints, is_typeddict
@@ -23,7 +24,7 @@ _hints = functools.cache(get_type_hints)
 def decode_json(data: bytes, where: str, error_type: _Error = IndexInvalid) -> Any:
     """The JSON value in `data`; `where` names the file in errors. Raises `error_type` for anything else."""
     try:
-        value = json.loads(data, object_pairs_hook=_unique)
+        value = json.loads(data, object_pairs_hook=unique_names)
         json.dumps(value, ensure_ascii=False).encode()  # JSON may escape half of a surrogate pair
     except (ValueError, RecursionError) as error:
         raise error_type(f"{where}: cannot be read as JSON: {error}.") from None
@@ -78,11 +79,14 @@ def _is(value: object, base: type) -> bool:
     return isinstance(value, list if base is tuple else base)
 
 
-def _unique(pairs: list[tuple[str, object]]) -> JsonObject:
-    """A JSON object whose names must differ: json.loads alone would keep the last of two."""
+def unique_names(pairs: list[tuple[str, object]], among: Collection[str] | None = None) -> JsonObject:
+    """A JSON object, in which no name, or none `among` these, may be given twice: json.loads alone would keep the last.
+
+    Raises ValueError.
+    """
     value = dict(pairs)
     if len(value) != len(pairs):
-        names = [name for name, _ in pairs]
-        repeated = next(name for name in names if names.count(name) > 1)
-        raise ValueError(f"{repeated!r} is given twice")
+        names = [name for name, _ in pairs if among is None or name in among]
+        if (repeated := next((name for name in names if names.count(name) > 1), None)) is not None:
+            raise ValueError(f"{repeated!r} is given twice")
     return value
