@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from ado_stream.errors import ConfigError
-from ado_stream.option_checks import instance, number, positive, whole
+from ado_stream.option_checks import instance, known_name, number, positive, whole
 from ado_stream.policy import state_codec
 from ado_stream.policy.base_policy import Policy
 from ado_stream.policy.domain_weights import Weights, parse_values
@@ -150,9 +150,8 @@ class Pin(Guard):
         where = {label: index for index, label in enumerate(policy.labels)}
         if not isinstance(shares, Mapping):
             raise ConfigError(f"Pin: shares are {shares!r:.80}; expected {{domain: share}}.")
-        unknown = [label for label in shares if str(label) not in where]
-        if unknown:
-            raise ConfigError(f"Pin: no domain {unknown[0]!r}; the domains are: {', '.join(policy.labels)}.")
+        for label in shares:
+            known_name("domain", str(label), policy.labels, "Pin: ")
         total = sum(number(f"Pin: share of {label!r}", share, 0.0, 1.0) for label, share in shares.items())
         if total > 1.0 + 1e-12 or (len(shares) == policy.num_domains and total < 1.0 - 1e-12):
             raise ConfigError(

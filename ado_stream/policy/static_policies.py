@@ -10,7 +10,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from ado_stream.errors import ConfigError
-from ado_stream.option_checks import number, one_of, positive, whole
+from ado_stream.option_checks import known_name, number, one_of, positive, whole
 from ado_stream.policy.base_policy import Policy
 from ado_stream.policy.domain_weights import Weights, parse_shares, parse_values
 from ado_stream.policy.published_mixtures import PUBLISHED_MIXTURES
@@ -63,9 +63,9 @@ class Fixed(StaticPolicy):
     kind = "fixed"
 
     def __init__(self, prior: Weights, weights: Weights | str):
-        if isinstance(weights, str) and weights not in PUBLISHED_MIXTURES:
-            raise ConfigError(f"fixed: no table {weights!r}; the tables are: {', '.join(PUBLISHED_MIXTURES)}.")
-        self._weights = PUBLISHED_MIXTURES[weights] if isinstance(weights, str) else weights
+        if isinstance(weights, str):
+            weights = PUBLISHED_MIXTURES[known_name("table", weights, PUBLISHED_MIXTURES, "fixed: ")]
+        self._weights = weights
         super().__init__(prior)
 
     def _fixed_mixture(self) -> Floats:

@@ -109,8 +109,8 @@ def test_an_order_for_a_later_update_waits_for_it():
     ("order", "reason"),
     [
         ("pni code=0.2", "no order 'pni' (did you mean 'pin'?); there are: pin DOMAIN=SHARE ...; bound"),
-        ("pin coed=0.2", "no domain 'coed' (did you mean 'code'?); the domains are: "),
-        ("pin zzz=0.2", "no domain 'zzz'; the domains are: web, code, math."),
+        ("pin coed=0.2", "no domain 'coed' (did you mean 'code'?); there are: "),
+        ("pin zzz=0.2", "no domain 'zzz'; there are: web, code, math."),
         ("pin", "'pin': expected pin DOMAIN=SHARE ..."),
         ("freeze code", "'freeze code': expected freeze."),
         ("policy", "expected policy natural"),
