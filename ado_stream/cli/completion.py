@@ -5,7 +5,6 @@ folder of $fpath.
 """
 
 import argparse
-import importlib
 import sys
 
 from ado_stream.errors import ConfigError
@@ -20,7 +19,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> None:
     """Prints the script that shtab makes of all verbs' parsers."""
-    from ado_stream.cli.main import VERBS, parser_options
+    from ado_stream.cli.main import VERBS, verb_parser
 
     try:
         import shtab
@@ -29,9 +28,7 @@ def run(args: argparse.Namespace) -> None:
     parser = argparse.ArgumentParser(prog="ado-stream")
     verbs = parser.add_subparsers()
     for name, (purpose, _) in VERBS.items():
-        module = importlib.import_module(f"ado_stream.cli.{name}")
-        verb = verbs.add_parser(name, help=purpose, **parser_options(name, module))
-        module.add_arguments(verb)
+        verb, _ = verb_parser(name, verbs.add_parser, name, help=purpose)
         for action in verb._actions:
             if action.dest in FILES:
                 action.complete = shtab.FILE  # type: ignore[attr-defined]

@@ -14,7 +14,8 @@ import re
 import select
 import sys
 import types
-from typing import TYPE_CHECKING, TypedDict
+from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 from ado_stream import __version__
 from ado_stream.errors import AdoStreamError
@@ -47,13 +48,6 @@ VERBS = {  # what each does, and the arguments of an example
     "doctor": ("what is installed and reachable, with advice", ""),
     "completion": ("shell completion for bash or zsh", "bash > ado-stream.bash"),
 }
-
-
-class ParserTexts(TypedDict):
-    """What a parser shows around its options."""
-
-    description: str
-    epilog: str
 
 
 class _Arguments(argparse.Namespace):
@@ -156,9 +150,7 @@ def _run(argv: list[str]) -> int:
         hint = did_you_mean(verb, VERBS)
         show(f"ado-stream: unknown verb {verb!r}{hint}; the verbs are: {', '.join(VERBS)}", error=True)
         return 2
-    module = importlib.import_module(f"ado_stream.cli.{verb}")
-    parser = _Parser(prog=f"ado-stream {verb}", **parser_options(verb, module))
-    module.add_arguments(parser)
+    parser, module = verb_parser(verb, _Parser, prog=f"ado-stream {verb}")
     # intermixed: `train CONFIG --resume none a.b=c` has positional arguments on both sides of an option
     words = [_with_home(argument) for argument in rest]
     args = parser.parse_intermixed_args(words, _Arguments())  # exits 2 on wrong usage
@@ -196,10 +188,16 @@ def _explain(error: BaseException, argv: list[str]) -> int:
     return 1
 
 
-def parser_options(verb: str, module: types.ModuleType) -> ParserTexts:
-    """The first line of the verb's module, and an example."""
+def verb_parser(
+    verb: str, make: Callable[..., argparse.ArgumentParser], *args: object, **named: object
+) -> tuple[argparse.ArgumentParser, types.ModuleType]:
+    """The parser of a verb, by `make` with these arguments, a description and an example; and the verb's module."""
+    module = importlib.import_module(f"ado_stream.cli.{verb}")
     description = (module.__doc__ or verb).strip().splitlines()[0]
-    return {"description": description, "epilog": f"example: ado-stream {verb} {VERBS[verb][1]}"}
+    example = f"example: ado-stream {verb} {VERBS[verb][1]}"
+    parser = make(*args, **named, description=description, epilog=example)
+    module.add_arguments(parser)
+    return parser, module
 
 
 def _output_was_closed() -> bool:
