@@ -11,33 +11,38 @@ Scalars carry units (`_s`, `_bytes`, `_tokens`, `_steps`, `_frac`); counts are `
 import importlib
 from typing import TYPE_CHECKING
 
-if TYPE_CHECKING:  # the names of _HOME, for type checkers
-    from ado_stream.corpus import Corpus, open_corpus
-    from ado_stream.errors import (
-        AccessDenied,
-        AdoStreamError,
-        CacheFull,
-        CheckpointError,
-        ConfigError,
-        DataError,
-        IndexInvalid,
-        NotFound,
-        PolicyError,
-        ResumeError,
-        ShardCorrupt,
-        StorageError,
-        Throttled,
-    )
-    from ado_stream.evaluate.model_export import export_hugging_face
-    from ado_stream.loader import AdaptiveLoader
-    from ado_stream.policy.ado_config import AdoConfig
-    from ado_stream.policy.ado_policy import AdoPolicy
-    from ado_stream.policy.guards import Ceiling, Floor, Freeze, Pin, RepetitionGuard
-    from ado_stream.policy.policy_registry import make_policy
-    from ado_stream.policy.scaling_laws import FitConfig, ScalingLawFit, fit_scaling_laws
-    from ado_stream.stream.dataset import AdaptiveStreamingDataset
-    from ado_stream.stream.document_positions import cumulative_lengths
-    from ado_stream.stream.domain import Domain
+if TYPE_CHECKING:  # the names of _HOME, for type checkers; `as`: they are public here
+    from ado_stream.corpus import Corpus as Corpus
+    from ado_stream.corpus import open_corpus as open_corpus
+    from ado_stream.errors import AccessDenied as AccessDenied
+    from ado_stream.errors import AdoStreamError as AdoStreamError
+    from ado_stream.errors import CacheFull as CacheFull
+    from ado_stream.errors import CheckpointError as CheckpointError
+    from ado_stream.errors import ConfigError as ConfigError
+    from ado_stream.errors import DataError as DataError
+    from ado_stream.errors import IndexInvalid as IndexInvalid
+    from ado_stream.errors import NotFound as NotFound
+    from ado_stream.errors import PolicyError as PolicyError
+    from ado_stream.errors import ResumeError as ResumeError
+    from ado_stream.errors import ShardCorrupt as ShardCorrupt
+    from ado_stream.errors import StorageError as StorageError
+    from ado_stream.errors import Throttled as Throttled
+    from ado_stream.evaluate.model_export import export_hugging_face as export_hugging_face
+    from ado_stream.loader import AdaptiveLoader as AdaptiveLoader
+    from ado_stream.policy.ado_config import AdoConfig as AdoConfig
+    from ado_stream.policy.ado_policy import AdoPolicy as AdoPolicy
+    from ado_stream.policy.guards import Ceiling as Ceiling
+    from ado_stream.policy.guards import Floor as Floor
+    from ado_stream.policy.guards import Freeze as Freeze
+    from ado_stream.policy.guards import Pin as Pin
+    from ado_stream.policy.guards import RepetitionGuard as RepetitionGuard
+    from ado_stream.policy.policy_registry import make_policy as make_policy
+    from ado_stream.policy.scaling_laws import FitConfig as FitConfig
+    from ado_stream.policy.scaling_laws import ScalingLawFit as ScalingLawFit
+    from ado_stream.policy.scaling_laws import fit_scaling_laws as fit_scaling_laws
+    from ado_stream.stream.dataset import AdaptiveStreamingDataset as AdaptiveStreamingDataset
+    from ado_stream.stream.document_positions import cumulative_lengths as cumulative_lengths
+    from ado_stream.stream.domain import Domain as Domain
 
 __version__ = "0.1.0"
 
@@ -58,42 +63,8 @@ _NAMES_BY_MODULE = {
 }
 _HOME = {name: f"ado_stream.{module}" for module, names in _NAMES_BY_MODULE.items() for name in names.split()}
 
-__all__ = [
-    "AccessDenied",
-    "AdaptiveLoader",
-    "AdaptiveStreamingDataset",
-    "AdoConfig",
-    "AdoPolicy",
-    "AdoStreamError",
-    "CacheFull",
-    "Ceiling",
-    "CheckpointError",
-    "ConfigError",
-    "Corpus",
-    "DataError",
-    "Domain",
-    "FitConfig",
-    "Floor",
-    "Freeze",
-    "IndexInvalid",
-    "NotFound",
-    "Pin",
-    "PolicyError",
-    "RepetitionGuard",
-    "ResumeError",
-    "ScalingLawFit",
-    "ShardCorrupt",
-    "StorageError",
-    "Throttled",
-    "__version__",
-    "cumulative_lengths",
-    "export_hugging_face",
-    "fit_scaling_laws",
-    "make_policy",
-    "open_corpus",
-]
-
 if not TYPE_CHECKING:  # to a type checker, a name that is not there is an error
+    __all__ = sorted([*_HOME, "__version__"])
 
     def __getattr__(name: str) -> object:
         if name not in _HOME:
@@ -102,6 +73,5 @@ if not TYPE_CHECKING:  # to a type checker, a name that is not there is an error
         globals()[name] = value
         return value
 
-
-def __dir__() -> list[str]:
-    return sorted(__all__)
+    def __dir__() -> list[str]:
+        return __all__

@@ -1,4 +1,4 @@
-"""Checks of JSON files from untrusted sources: the syntax, and the types against TypedDicts.
+"""Checks of JSON files from untrusted sources: the syntax, and the types against TypedDicts and dataclasses.
 
 What passes has the declared keys with values of the declared types, text that UTF-8 can hold, and numbers in range: int
 is a count, 0 or more and below 2^63; float any number that a float64 holds, NaN and infinities included.
@@ -7,6 +7,9 @@ is a count, 0 or more and below 2^63; float any number that a float64 holds, NaN
 import functools
 import json
 import types
+from collections.abc import Collection
+from dataclasses import is_dataclass
+from pathlib import Path
 from typing import Any, get_args, get_origin, get_type_hints, is_typeddict
 
 from ado_stream.errors import AdoStreamError, IndexInvalid
@@ -21,7 +24,7 @@ _hints = functools.cache(get_type_hints)
 def decode_json(data: bytes, where: str, error_type: _Error = IndexInvalid) -> Any:
     """The JSON value in `data`; `where` names the file in errors. Raises `error_type` for anything else."""
     try:
-        value = json.loads(data, object_pairs_hook=_unique)
+        value = json.loads(data, object_pairs_hook=unique_names)
         json.dumps(value, ensure_ascii=False).encode()  # JSON may escape half of a surrogate pair
     except (ValueError, RecursionError) as error:
         raise error_type(f"{where}: cannot be read as JSON: {error}.") from None
@@ -31,21 +34,22 @@ def decode_json(data: bytes, where: str, error_type: _Error = IndexInvalid) -> A
 def check_type(value: object, kind: Any, where: str, error_type: _Error = IndexInvalid) -> None:
     """Raises `error_type` where `value` is not of `kind`.
 
-    A kind is a TypedDict, dict[str, ...], list[...], tuple[A, B] for a list of an A and a B, str, int or float, or
-    such a kind | None; others are not checked.
+    A kind is a TypedDict, a dataclass for an object with all of its fields, dict[str, ...], list[...], tuple[A, B] for
+    a list of an A and a B, str, Path for its text, int or float, or such a kind | None; others are not checked.
     """
     arguments = get_args(kind)
     if types.NoneType in arguments:
         if value is not None:
             check_type(value, arguments[0], where, error_type)
         return
-    base = dict if is_typeddict(kind) else get_origin(kind) or kind
+    is_object = is_typeddict(kind) or is_dataclass(kind)
+    base = dict if is_object else str if kind is Path else get_origin(kind) or kind
     if base in _NAMES and not _is(value, base):
         shown = repr(value)
         raise error_type(f"{where} {shown if len(shown) < 80 else shown[:80] + '...'}: expected {_NAMES[base]}.")
-    if is_typeddict(kind):
+    if is_object:
         assert isinstance(value, dict)
-        missing = kind.__required_keys__ - value.keys()
+        missing = getattr(kind, "__required_keys__", _hints(kind).keys()) - value.keys()
         if missing:
             raise error_type(f"{where}: keys missing: {', '.join(sorted(missing))}.")
         for key, hint in _hints(kind).items():
@@ -75,11 +79,14 @@ def _is(value: object, base: type) -> bool:
     return isinstance(value, list if base is tuple else base)
 
 
-def _unique(pairs: list[tuple[str, object]]) -> JsonObject:
-    """A JSON object whose names must differ: json.loads alone would keep the last of two."""
+def unique_names(pairs: list[tuple[str, object]], among: Collection[str] | None = None) -> JsonObject:
+    """A JSON object, in which no name, or none `among` these, may be given twice: json.loads alone would keep the last.
+
+    Raises ValueError.
+    """
     value = dict(pairs)
     if len(value) != len(pairs):
-        names = [name for name, _ in pairs]
-        repeated = next(name for name in names if names.count(name) > 1)
-        raise ValueError(f"{repeated!r} is given twice")
+        names = [name for name, _ in pairs if among is None or name in among]
+        if (repeated := next((name for name in names if names.count(name) > 1), None)) is not None:
+            raise ValueError(f"{repeated!r} is given twice")
     return value

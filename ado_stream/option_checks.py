@@ -82,6 +82,13 @@ def one_of(name: str, value: object, choices: Collection[str]) -> str:
     return value
 
 
+def known_name(kind: str, name: str, known: Collection[str], where: str = "") -> str:
+    """`name` of a domain, or of another `kind`, which must be among `known`. where: what messages begin with."""
+    if name not in known:
+        raise ConfigError(f"{where}no {kind} {name!r}{did_you_mean(name, known)}; there are: {', '.join(known)}.")
+    return name
+
+
 def text(name: str, value: object) -> str:
     """`value`, which must be a string that is not empty."""
     if not isinstance(value, str) or not value:

@@ -1,12 +1,11 @@
 """Sphinx: pages in Markdown, reference from docstrings. `make docs` builds it in build/docs; a warning is an error."""
 
 import argparse
-import importlib
 import os
 import re
 
 import ado_stream
-from ado_stream.cli.main import VERBS, parser_options
+from ado_stream.cli.main import VERBS, verb_parser
 
 project = "ado-stream"
 copyright = "ado-stream maintainers"
@@ -39,10 +38,8 @@ def _verbs(_app, page, source):
     if page != "cli":
         return
     os.environ["COLUMNS"] = "110"
-    for verb, purpose in VERBS.items():
-        module = importlib.import_module(f"ado_stream.cli.{verb}")
-        parser = argparse.ArgumentParser(prog=f"ado-stream {verb}", **parser_options(verb, module))
-        module.add_arguments(parser)
+    for verb, (purpose, _) in VERBS.items():
+        parser, _ = verb_parser(verb, argparse.ArgumentParser, prog=f"ado-stream {verb}")
         source[0] += f"\n## {verb}\n\n{purpose[0].upper()}{purpose[1:]}.\n\n```text\n{parser.format_help()}```\n"
 
 

@@ -5,23 +5,11 @@ folder of $fpath.
 """
 
 import argparse
-import importlib
 import sys
 
 from ado_stream.errors import ConfigError
 
-FILES = (
-    "inputs",
-    "corpus",
-    "config",
-    "run",
-    "runs",
-    "losses",
-    "spec",
-    "out",
-    "plot",
-    "val",
-)  # arguments that are paths
+FILES = ("inputs", "corpus", "config", "run", "runs", "losses", "spec", "out", "plot", "val")  # that are paths
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -31,7 +19,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> None:
     """Prints the script that shtab makes of all verbs' parsers."""
-    from ado_stream.cli.main import VERBS, parser_options
+    from ado_stream.cli.main import VERBS, verb_parser
 
     try:
         import shtab
@@ -39,10 +27,8 @@ def run(args: argparse.Namespace) -> None:
         raise ConfigError("completion needs the package shtab: pip install 'ado-stream[completion]'.") from None
     parser = argparse.ArgumentParser(prog="ado-stream")
     verbs = parser.add_subparsers()
-    for name, purpose in VERBS.items():
-        module = importlib.import_module(f"ado_stream.cli.{name}")
-        verb = verbs.add_parser(name, help=purpose, **parser_options(name, module))
-        module.add_arguments(verb)
+    for name, (purpose, _) in VERBS.items():
+        verb, _ = verb_parser(name, verbs.add_parser, name, help=purpose)
         for action in verb._actions:
             if action.dest in FILES:
                 action.complete = shtab.FILE  # type: ignore[attr-defined]

@@ -14,7 +14,8 @@ import re
 import select
 import sys
 import types
-from typing import TYPE_CHECKING, TypedDict
+from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 from ado_stream import __version__
 from ado_stream.errors import AdoStreamError
@@ -25,50 +26,29 @@ if TYPE_CHECKING:
     from _typeshed import SupportsWrite
 
 _OURS = ("ado_stream", "ado_kernels", "ado_model", "__main__")
+_NO_MEMORY = re.compile("out of memory|can't allocate memory", re.IGNORECASE)
 _LONGEST_LINE = 2000  # of an error: what a hostile file holds may be megabytes
-VERBS = {
-    "demo": "build a small corpus, train with ADO and without, write a report",
-    "prepare": "raw text to shards, one data set per domain",
-    "info": "sizes of a prepared corpus, per domain",
-    "lint": "check every shard of a corpus against its index",
-    "preview": "decoded samples, or the first batches under a mixture",
-    "train": "train a model on a corpus from a config file",
-    "control": "pin, bound, freeze or release the mixture of a running job",
-    "eval": "validation loss per domain; tasks by lm-evaluation-harness",
-    "export": "write a run's model as a Hugging Face checkpoint",
-    "fit": "fit scaling laws to recorded losses",
-    "simulate": "what a policy would do on synthetic laws",
-    "replay": "the mixture another policy would have chosen on a recorded run",
-    "report": "one HTML page from one or several runs",
-    "trace": "the samples of a recorded step; the steps whose loss stood out",
-    "doctor": "what is installed and reachable, with advice",
-    "completion": "shell completion for bash or zsh",
+VERBS = {  # what each does, and the arguments of an example
+    "demo": ("build a small corpus, train with ADO and without, write a report", "--quick"),
+    "prepare": (
+        "raw text to shards, one data set per domain",
+        "text --out corpus --tokenizer bytes --seq-len 64 --val-fraction 0.1",
+    ),
+    "info": ("sizes of a prepared corpus, per domain", "corpus --policy uniform --steps 1000"),
+    "lint": ("check every shard of a corpus against its index", "corpus"),
+    "preview": ("decoded samples, or the first batches under a mixture", "runs/first --step 3"),
+    "train": ("train a model on a corpus from a config file", "config.yaml seed=1 run_dir=runs/first"),
+    "control": ("pin, bound, freeze or release the mixture of a running job", "runs/first"),
+    "eval": ("validation loss per domain; tasks by lm-evaluation-harness", "runs/first --max-samples 64"),
+    "export": ("write a run's model as a Hugging Face checkpoint", "runs/first --out model"),
+    "fit": ("fit scaling laws to recorded losses", "losses.csv --every 1 --plot laws.png"),
+    "simulate": ("what a policy would do on synthetic laws", "--policy ado --steps 2000"),
+    "replay": ("the mixture another policy would have chosen on a recorded run", "runs/first --policy uniform"),
+    "report": ("one HTML page from one or several runs", "runs/first"),
+    "trace": ("the samples of a recorded step; the steps whose loss stood out", "runs/first --step 3"),
+    "doctor": ("what is installed and reachable, with advice", ""),
+    "completion": ("shell completion for bash or zsh", "bash > ado-stream.bash"),
 }
-EXAMPLES = {
-    "demo": "ado-stream demo --quick",
-    "prepare": "ado-stream prepare text --out corpus --tokenizer bytes --seq-len 64 --val-fraction 0.1",
-    "info": "ado-stream info corpus --policy uniform --steps 1000",
-    "lint": "ado-stream lint corpus",
-    "preview": "ado-stream preview runs/first --step 3",
-    "train": "ado-stream train config.yaml seed=1 run_dir=runs/first",
-    "control": "ado-stream control runs/first",
-    "eval": "ado-stream eval runs/first --max-samples 64",
-    "export": "ado-stream export runs/first --out model",
-    "fit": "ado-stream fit losses.csv --every 1 --plot laws.png",
-    "simulate": "ado-stream simulate --policy ado --steps 2000",
-    "replay": "ado-stream replay runs/first --policy uniform",
-    "report": "ado-stream report runs/first",
-    "trace": "ado-stream trace runs/first --step 3",
-    "doctor": "ado-stream doctor",
-    "completion": "ado-stream completion bash > ado-stream.bash",
-}
-
-
-class ParserTexts(TypedDict):
-    """What a parser shows around its options."""
-
-    description: str
-    epilog: str
 
 
 class _Arguments(argparse.Namespace):
@@ -96,7 +76,7 @@ class _Parser(argparse.ArgumentParser):
 
 def _overview() -> str:
     width = max(map(len, VERBS))
-    lines = [f"  {verb:<{width}}  {purpose}" for verb, purpose in VERBS.items()]
+    lines = [f"  {verb:<{width}}  {purpose}" for verb, (purpose, _) in VERBS.items()]
     return "\n".join(
         [
             "usage: ado-stream VERB [options]    (ado-stream VERB --help for a verb's options)",
@@ -125,7 +105,11 @@ def main(argv: list[str] | None = None) -> int:
         return _explain(error, argv)
     except Exception as error:
         package = _failed_import(error)
-        if debug or package is None:
+        if debug:
+            raise
+        if _NO_MEMORY.search(str(error)):  # torch's errors, which are none of Python's MemoryError
+            return _explain(MemoryError(str(error).partition("\n")[0]), argv)
+        if package is None:
             raise
         show(
             f"{type(error).__name__}: {package} cannot be imported: {str(error).partition(chr(10))[0]}.\n"
@@ -171,9 +155,7 @@ def _run(argv: list[str]) -> int:
         hint = did_you_mean(verb, VERBS)
         show(f"ado-stream: unknown verb {verb!r}{hint}; the verbs are: {', '.join(VERBS)}", error=True)
         return 2
-    module = importlib.import_module(f"ado_stream.cli.{verb}")
-    parser = _Parser(prog=f"ado-stream {verb}", **parser_options(verb, module))
-    module.add_arguments(parser)
+    parser, module = verb_parser(verb, _Parser, prog=f"ado-stream {verb}")
     # intermixed: `train CONFIG --resume none a.b=c` has positional arguments on both sides of an option
     words = [_with_home(argument) for argument in rest]
     args = parser.parse_intermixed_args(words, _Arguments())  # exits 2 on wrong usage
@@ -211,10 +193,16 @@ def _explain(error: BaseException, argv: list[str]) -> int:
     return 1
 
 
-def parser_options(verb: str, module: types.ModuleType) -> ParserTexts:
-    """The first line of the verb's module, and an example."""
+def verb_parser(
+    verb: str, make: Callable[..., argparse.ArgumentParser], *args: object, **named: object
+) -> tuple[argparse.ArgumentParser, types.ModuleType]:
+    """The parser of a verb, by `make` with these arguments, a description and an example; and the verb's module."""
+    module = importlib.import_module(f"ado_stream.cli.{verb}")
     description = (module.__doc__ or verb).strip().splitlines()[0]
-    return {"description": description, "epilog": f"example: {EXAMPLES[verb]}"}
+    example = f"example: ado-stream {verb} {VERBS[verb][1]}"
+    parser = make(*args, **named, description=description, epilog=example)
+    module.add_arguments(parser)
+    return parser, module
 
 
 def _output_was_closed() -> bool:

@@ -5,6 +5,7 @@ The same command resumes a run that was killed.
 
 import argparse
 import os
+from dataclasses import fields
 
 from ado_stream.cli.info import print_corpus
 from ado_stream.corpus import load_manifest
@@ -67,23 +68,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> None:
     """Runs the verb."""
+    of_one_name = {field.name: getattr(args, field.name) for field in fields(PrepareConfig) if field.name in args}
     out = prepare(
         PrepareConfig(
-            inputs=tuple(args.inputs),
-            out=args.out,
-            seq_len=args.seq_len,
-            tokenizer=args.tokenizer,
-            text_key=args.text_key,
-            domain_key=args.domain_key,
-            val=tuple(args.val),
+            **of_one_name,
             val_frac=args.val_fraction,
-            drop_duplicates_of_val=args.drop_duplicates_of_val,
             skip_errors=args.on_error == "skip",
-            seed=args.seed,
-            packing=args.packing,
             shard_bytes=round(number("--shard-mb", args.shard_mb, 0, 2048) * 2**20),
-            workers=args.workers,
-            executor=args.executor,
             progress=not args.json,
         )
     )

@@ -15,8 +15,7 @@ from ado_stream.corpus import Corpus, open_corpus
 from ado_stream.corpus.checker import Checker, open_checker
 from ado_stream.corpus.manifest import SPLITS
 from ado_stream.errors import ConfigError
-from ado_stream.option_checks import optional, whole
-from ado_stream.suggest import did_you_mean
+from ado_stream.option_checks import known_name, optional, whole
 from ado_stream.value_types import Array, JsonObject
 from ado_stream.visible import show_json
 
@@ -62,7 +61,7 @@ def _samples(args: argparse.Namespace, corpus: Corpus) -> Iterator[tuple[JsonObj
     """(place, tokens) of some samples of every requested domain."""
     names = [domain.name for domain in corpus.domains]
     for name in args.domain or []:
-        _check_name(name, names, args.split)
+        known_name("domain", name, names, f"split {args.split!r}: ")
     checker = open_checker(args.corpus)
     for name in args.domain or names:
         for number, tokens in _spread(checker, name, args.split, args.samples):
@@ -96,15 +95,8 @@ def _weights(mixture: str, names: Sequence[str], split: str) -> dict[str, float]
             weights[name] = float(weight)
         except ValueError as error:
             raise ConfigError(f"--mixture: {part!r}; expected NAME=WEIGHT, as in code=0.7,wiki=0.3.") from error
-        _check_name(name, names, split)
+        known_name("domain", name, names, f"split {split!r}: ")
     return weights
-
-
-def _check_name(name: str, names: Sequence[str], split: str) -> None:
-    if name not in names:
-        raise ConfigError(
-            f"no domain {name!r} in split {split!r}{did_you_mean(name, names)}; there are: {', '.join(names)}."
-        )
 
 
 def _spread(checker: Checker, domain: str, split: str, num_samples: int) -> Iterator[tuple[int, Array]]:

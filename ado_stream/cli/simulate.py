@@ -4,6 +4,7 @@ Keys of a spec: see ado_stream/simulate/closed_loop.py.
 """
 
 import argparse
+from dataclasses import astuple
 from pathlib import Path
 from typing import Any
 
@@ -102,18 +103,8 @@ def _controlled(args: argparse.Namespace, plot: Path | None) -> None:
     announce("simulating the controlled experiments")
     found = run_experiments()
     if args.json:
-        show_json(
-            [
-                {
-                    "title": each.title,
-                    "varied": each.axis,
-                    "value": each.value_X.tolist(),
-                    "share": each.measured_X.tolist(),
-                    "expected": each.expected_X.tolist(),
-                }
-                for each in found
-            ]
-        )
+        keys = ("title", "varied", "value", "share", "expected")  # for the fields of an Experiment
+        show_json([dict(zip(keys, astuple(each), strict=True)) for each in found])
     else:
         rows = [
             [

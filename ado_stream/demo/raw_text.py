@@ -12,7 +12,6 @@ from collections.abc import Iterator
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TypedDict
 
 from ado_stream.demo.environment_files import UNLEARNABLE, EnvironmentFile, find_environment_files, help_topics
 from ado_stream.durable import damage_errors, durable_file, write_durably
@@ -48,16 +47,6 @@ class DomainText:
 
     name: str
     path: Path
-    files: int
-    documents: int
-    bytes: int
-
-
-class _Entry(TypedDict):
-    """A DomainText; path: its name."""
-
-    name: str
-    path: str
     files: int
     documents: int
     bytes: int
@@ -102,12 +91,9 @@ def read_summary(out_dir: Path) -> list[DomainText] | None:
     if not path.exists():
         return None
     with damage_errors(path):
-        entries: list[_Entry] = decode_json(read_regular(path), SUMMARY_NAME, DataError)
-        check_type(entries, list[_Entry], SUMMARY_NAME, DataError)
-        return [
-            DomainText(each["name"], out_dir / each["path"], each["files"], each["documents"], each["bytes"])
-            for each in entries
-        ]
+        entries = decode_json(read_regular(path), SUMMARY_NAME, DataError)
+        check_type(entries, list[DomainText], SUMMARY_NAME, DataError)
+        return [DomainText(**{**each, "path": out_dir / each["path"]}) for each in entries]
 
 
 def _texts(domain: str, files: list[EnvironmentFile], limit_bytes: int, seen: set[bytes]) -> Iterator[tuple[str, str]]:

@@ -111,11 +111,12 @@ class AdoConfig:
         if total_steps is not None:
             whole("ado: total_steps", total_steps, 1)
         self._check()
+        few = 1 if total_steps is None else 8
         plan = AdoPlan(
             start_step=whole("ado: start_step", run_default(self.start_step, 5000, total_steps, 10)),
             interval=whole("ado: interval", run_default(self.interval, 1000, total_steps, 50, least=1), 1),
             ignore_steps=whole("ado: ignore_steps", run_default(self.ignore_steps, 1000, total_steps, 10)),
-            min_points=whole("ado: min_points", self._min_points(total_steps), 1),
+            min_points=whole("ado: min_points", run_default(self.min_points, few, total_steps, 4, least=1), 1),
             # at most half of an even share: floors of many domains must leave something to distribute
             floor=check_floor(min(0.01, 0.5 / num_domains) if self.floor is None else self.floor, num_domains),
             fit=self._fit_config(total_steps, vocab_size),
@@ -146,11 +147,6 @@ class AdoConfig:
             number(f"ado: {name}", getattr(self, name), 0.0)
         if not (self.fit is None or isinstance(self.fit, FitConfig)):
             raise ConfigError(f"ado: fit is {self.fit!r:.60}; expected a FitConfig, or a mapping of its fields.")
-
-    def _min_points(self, total_steps: int | None) -> int:
-        if self.min_points is None and total_steps is None:
-            return 1
-        return run_default(self.min_points, 8, total_steps, 4, least=1)
 
     def _check_refit_in_time(self, plan: "AdoPlan", total_steps: int, mixture_lag: int) -> None:
         enough = plan.ignore_steps + (plan.min_points - 1) * plan.fit.every

@@ -15,7 +15,7 @@ Source: arXiv 2410.11820 and its public implementation at bc3d8d0; the residual 
 """
 
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import fields, replace
 from functools import partial
 from typing import ClassVar
@@ -64,7 +64,7 @@ class AdoPolicy(Policy):
 
     kind = "ado"
     config_type: ClassVar[type[AdoConfig]] = AdoConfig  # a subclass of AdoConfig for a policy with options of its own
-    run_options: ClassVar[Mapping[str, str]] = {
+    run_options = {
         "total_steps": "steps",
         "mixture_lag": "mixture_lag",
         "vocab_size": "vocab_size",

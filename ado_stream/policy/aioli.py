@@ -19,8 +19,7 @@ the order of the domains' names, rotated by one a round, instead of a random one
 Cost: K least-squares problems of K + 1 unknowns a round, for some hundred domains at most.
 """
 
-from collections.abc import Mapping, Sequence
-from typing import ClassVar
+from collections.abc import Sequence
 
 import numpy as np
 
@@ -47,7 +46,7 @@ class Aioli(Policy):
     """
 
     kind = "aioli"
-    run_options: ClassVar[Mapping[str, str]] = {"total_steps": "steps", "mixture_lag": "mixture_lag"}
+    run_options = {"total_steps": "steps", "mixture_lag": "mixture_lag"}
     saved_numbers = {"_num_rounds": state_codec.whole_number}
 
     def __init__(

@@ -8,13 +8,12 @@ training run are drawn by the data set's prior: no mixture can reach the draw ea
 
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
-from typing import ClassVar
 
 import numpy as np
 from numpy.typing import ArrayLike
 
 from ado_stream.errors import ConfigError
-from ado_stream.option_checks import MOST_LAG, instance, number, positive, whole
+from ado_stream.option_checks import MOST_LAG, instance, known_name, number, positive, whole
 from ado_stream.policy import state_codec
 from ado_stream.policy.base_policy import Policy
 from ado_stream.policy.domain_weights import Weights, parse_values
@@ -151,9 +150,8 @@ class Pin(Guard):
         where = {label: index for index, label in enumerate(policy.labels)}
         if not isinstance(shares, Mapping):
             raise ConfigError(f"Pin: shares are {shares!r:.80}; expected {{domain: share}}.")
-        unknown = [label for label in shares if str(label) not in where]
-        if unknown:
-            raise ConfigError(f"Pin: no domain {unknown[0]!r}; the domains are: {', '.join(policy.labels)}.")
+        for label in shares:
+            known_name("domain", str(label), policy.labels, "Pin: ")
         total = sum(number(f"Pin: share of {label!r}", share, 0.0, 1.0) for label, share in shares.items())
         if total > 1.0 + 1e-12 or (len(shares) == policy.num_domains and total < 1.0 - 1e-12):
             raise ConfigError(
@@ -184,7 +182,7 @@ class Freeze(Guard):
     """
 
     kind = "freeze"
-    run_options: ClassVar[Mapping[str, str]] = {"mixture_lag": "mixture_lag"}
+    run_options = {"mixture_lag": "mixture_lag"}
 
     def __init__(self, policy: Policy, from_step: int = 0, mixture_lag: int = 0):
         self._from_step = from_step
@@ -228,7 +226,7 @@ class RepetitionGuard(Guard):
 
     kind = "repetition"
     saved_numbers = {"_drawn": state_codec.sample_count}
-    run_options: ClassVar[Mapping[str, str]] = {"sizes": "sizes", "total_samples": "total_samples"}
+    run_options = {"sizes": "sizes", "total_samples": "total_samples"}
 
     def __init__(self, policy: Policy, sizes: Weights, total_samples: int, max_epochs: float = 4.0):
         instance("policy", policy, Policy)

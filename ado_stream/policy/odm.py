@@ -11,8 +11,6 @@ shifted by their maximum. docs/math.md section 6.
 """
 
 import math
-from collections.abc import Mapping
-from typing import ClassVar
 
 import numpy as np
 
@@ -47,7 +45,7 @@ class Odm(_Bandit):
 
     kind = "odm"
     least_share = 1e-12  # far below e_t for any number of domains and steps: rewards are divided by shares
-    run_options: ClassVar[Mapping[str, str]] = {"mixture_lag": "mixture_lag"}
+    run_options = {"mixture_lag": "mixture_lag"}
 
     def __init__(self, prior: Weights, mixture_lag: int = 0):
         self.share_arrays = tuple(

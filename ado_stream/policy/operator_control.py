@@ -11,6 +11,7 @@ from typing import NamedTuple
 import numpy as np
 
 from ado_stream.errors import ConfigError, ResumeError
+from ado_stream.option_checks import known_name
 from ado_stream.policy.base_policy import Policy
 from ado_stream.policy.guards import Guard
 from ado_stream.policy.mixture_bounds import bring_within
@@ -51,20 +52,14 @@ def parse_order(words: Sequence[str], names: Sequence[str]) -> Order:
     if verb == "policy":
         return Order({}, rest[0])
     if verb == "release":
-        released = {_known(name, names): _FREE for name in rest or names}
+        released = {known_name("domain", name, names): _FREE for name in rest or names}
         return Order(released, None if rest else "")
     bounds = {}
     for word in rest:
         name, _, shares = word.rpartition("=")
         low, high = _shares(word, [shares, shares] if verb == "pin" else shares.split(":"), FORMS[verb])
-        bounds[_known(name, names)] = low, high
+        bounds[known_name("domain", name, names)] = low, high
     return Order(bounds, None)
-
-
-def _known(name: str, names: Sequence[str]) -> str:
-    if name not in names:
-        raise ConfigError(f"no domain {name!r}{did_you_mean(name, names)}; the domains are: {', '.join(names)}.")
-    return name
 
 
 def _shares(word: str, texts: list[str], form: str) -> list[float]:

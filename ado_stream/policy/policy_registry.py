@@ -12,7 +12,7 @@ from itertools import accumulate
 from typing import Any, TypeVar, cast
 
 from ado_stream.errors import ConfigError
-from ado_stream.option_checks import text
+from ado_stream.option_checks import known_name, text
 from ado_stream.policy.ado_policy import AdoPolicy
 from ado_stream.policy.aioli import Aioli
 from ado_stream.policy.base_policy import Policy, RunContext
@@ -26,7 +26,6 @@ from ado_stream.policy.stage_mixtures import StageMixtures
 from ado_stream.policy.static_policies import Fixed, Natural, Schedule, StaticPolicy, Temperature, Uniform, UniMax
 from ado_stream.policy.target_policy import TargetPolicy
 from ado_stream.policy.velocitune import Velocitune
-from ado_stream.suggest import did_you_mean
 from ado_stream.value_types import Floats, JsonMapping
 
 P = TypeVar("P", bound=Policy)
@@ -108,11 +107,9 @@ def find_guard(name: str) -> type[Guard]:
 
 
 def _find(what: str, name: str, known: Mapping[str, type[P]], base: type[P]) -> type[P]:
-    if text(f"{what}: name", name) in known:
-        return known[name]
-    module, colon, path = name.partition(":")
+    module, colon, path = text(f"{what}: name", name).partition(":")
     if not colon:
-        raise ConfigError(f"no {what} {name!r}{did_you_mean(name, known)}; there are: {', '.join(known)}.")
+        return known[known_name(what, name, known)]
     try:
         found: Any = importlib.import_module(module)
         for attribute in path.split("."):

@@ -17,7 +17,7 @@ from ado_kernels import scaling_law_fit
 from ado_kernels.fit.fit_dispatch import BACKENDS
 from ado_kernels.fit.objective import Bools, FitOptions, Floats, Ints, at_kink
 from ado_stream.errors import ConfigError, PolicyError
-from ado_stream.option_checks import number, one_of, positive, whole
+from ado_stream.option_checks import number, one_of, optional, positive, whole
 from ado_stream.suggest import quoted_list
 from ado_stream.value_types import Array
 
@@ -43,8 +43,7 @@ class FitConfig(FitOptions):
         for name, least in (("smooth_window", 0), ("ignore_steps", 0), ("every", 1)):
             whole(f"FitConfig: {name}", getattr(self, name), least)
         number("FitConfig: delta", self.delta)
-        if self.start_loss is not None:
-            positive("FitConfig: start_loss", self.start_loss)
+        optional(positive, "FitConfig: start_loss", self.start_loss)
         for name in ("grid_log_beta", "grid_log_eps", "grid_alpha"):
             grid = getattr(self, name)
             if isinstance(grid, str) or not np.iterable(grid):

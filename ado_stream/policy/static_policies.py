@@ -5,13 +5,12 @@ BERT and mT5 (arXiv 2010.11934); UniMax arXiv 2304.09151, algorithm 1.
 """
 
 from abc import abstractmethod
-from collections.abc import Mapping, Sequence
-from typing import ClassVar
+from collections.abc import Sequence
 
 import numpy as np
 
 from ado_stream.errors import ConfigError
-from ado_stream.option_checks import MOST_LAG, number, one_of, positive, whole
+from ado_stream.option_checks import MOST_LAG, known_name, number, one_of, positive, whole
 from ado_stream.policy.base_policy import Policy
 from ado_stream.policy.domain_weights import Weights, parse_shares, parse_values
 from ado_stream.policy.published_mixtures import PUBLISHED_MIXTURES
@@ -64,9 +63,9 @@ class Fixed(StaticPolicy):
     kind = "fixed"
 
     def __init__(self, prior: Weights, weights: Weights | str):
-        if isinstance(weights, str) and weights not in PUBLISHED_MIXTURES:
-            raise ConfigError(f"fixed: no table {weights!r}; the tables are: {', '.join(PUBLISHED_MIXTURES)}.")
-        self._weights = PUBLISHED_MIXTURES[weights] if isinstance(weights, str) else weights
+        if isinstance(weights, str):
+            weights = PUBLISHED_MIXTURES[known_name("table", weights, PUBLISHED_MIXTURES, "fixed: ")]
+        self._weights = weights
         super().__init__(prior)
 
     def _fixed_mixture(self) -> Floats:
@@ -80,7 +79,7 @@ class Temperature(StaticPolicy):
     """
 
     kind = "temperature"
-    run_options: ClassVar[Mapping[str, str]] = {"sizes": "sizes"}
+    run_options = {"sizes": "sizes"}
 
     def __init__(self, prior: Weights, tau: float, sizes: Weights | None = None):
         self._tau, self._sizes = positive("temperature: tau", tau), prior if sizes is None else sizes
@@ -101,7 +100,7 @@ class UniMax(StaticPolicy):
     """
 
     kind = "unimax"
-    run_options: ClassVar[Mapping[str, str]] = {"sizes": "sizes", "budget": "total_samples"}
+    run_options = {"sizes": "sizes", "budget": "total_samples"}
 
     def __init__(self, prior: Weights, budget: float, max_epochs: float = 4.0, sizes: Weights | None = None):
         self._budget, self._max_epochs = positive("unimax: budget", budget), positive("unimax: max_epochs", max_epochs)
@@ -143,7 +142,7 @@ class Schedule(Policy):
     """
 
     kind = "schedule"
-    run_options: ClassVar[Mapping[str, str]] = {"mixture_lag": "mixture_lag"}
+    run_options = {"mixture_lag": "mixture_lag"}
 
     def __init__(
         self,

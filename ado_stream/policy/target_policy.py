@@ -28,8 +28,7 @@ Invariants: a function of the updates alone; the cost of a step does not depend 
 after every twentieth of the steps so far, and at most every 1000.
 """
 
-from collections.abc import Mapping, Sequence
-from typing import ClassVar
+from collections.abc import Sequence
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -76,7 +75,7 @@ class TargetPolicy(Policy):
     """
 
     kind = "target"
-    run_options: ClassVar[Mapping[str, str]] = {
+    run_options = {
         "sizes": "sizes",
         "total_samples": "total_samples",
         "total_steps": "steps",

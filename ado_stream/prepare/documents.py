@@ -9,13 +9,14 @@ name and read by the worker.
 
 import codecs
 import json
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import groupby, islice
 
 import xxhash
 
+from ado_stream.json_files import unique_names
 from ado_stream.prepare.columnar import NotUtf8, RowRange, cut_rows, read_rows
 from ado_stream.prepare.dotted_keys import MISSING, lookup, names_in
 from ado_stream.prepare.hub_datasets import RecordBlock, record_blocks
@@ -108,7 +109,7 @@ def _from_lines(
     file: InputFile, block: LineBlock, config: PrepareConfig, errors: RecordErrors
 ) -> Iterator[Document | None]:
     names = set[str]().union(*map(names_in, config.keys))
-    decoder = json.JSONDecoder(object_pairs_hook=partial(_unique, names))
+    decoder = json.JSONDecoder(object_pairs_hook=partial(unique_names, among=names))
     for number, line in enumerate(block.data.split(b"\n"), start=block.first_line):
         where = f"{file.path}:{number}"
         line = line.removeprefix(codecs.BOM_UTF8)
@@ -123,17 +124,6 @@ def _from_lines(
             errors.add(where, "unreadable line", f" ({error})", "Expected one JSON object per line.", len(line))
         else:
             yield _from_record(_Place(where, file, record, len(line)), config, errors)
-
-
-def _unique(names: Collection[str], pairs: list[tuple[str, object]]) -> JsonObject:
-    """A JSON object that has each of `names` once: json.loads alone would keep the last."""
-    value = dict(pairs)
-    if len(value) != len(pairs):
-        found = [name for name, _ in pairs if name in names]
-        for name in found:
-            if found.count(name) > 1:
-                raise ValueError(f"{name!r} is given twice")
-    return value
 
 
 def _from_rows(

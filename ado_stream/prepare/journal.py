@@ -7,29 +7,19 @@ index will say of each shard. Both are read again by a later run; another progra
 import json
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any, NotRequired, TypedDict
+from typing import Any, NotRequired, TypedDict, cast
 
 from ado_stream.corpus.manifest import SPLITS
 from ado_stream.durable import write_durably
 from ado_stream.errors import DataError
 from ado_stream.json_files import check_type, decode_json
-from ado_stream.prepare.spool import cut
+from ado_stream.prepare.spool import SpoolState, cut
 from ado_stream.regular_files import read_regular
 from ado_stream.value_types import JsonObject
 
 JOURNAL_NAME = "journal.json"
 PUBLISHED_NAME = "published.jsonl"
 _HASHES = 1 << 64
-
-
-class StoredSpool(TypedDict):
-    """The fields of a SpoolState."""
-
-    documents: int
-    text_bytes: int
-    shard: int
-    shard_fill_bytes: int
-    full_bytes: list[int]
 
 
 class Journal(TypedDict):
@@ -39,7 +29,7 @@ class Journal(TypedDict):
     refused: dict[str, int]
     refused_bytes: dict[str, int]
     repeated: list[Any]  # hashes
-    spools: list[tuple[str, str, StoredSpool]]  # domain, split, state
+    spools: list[tuple[str, str, SpoolState]]  # domain, split, state
     published_bytes: int
 
 
@@ -69,11 +59,12 @@ def read_journal(work: Path) -> Journal:
     path = work / JOURNAL_NAME
     if not path.exists():
         return Journal(num_pieces=0, refused={}, refused_bytes={}, repeated=[], spools=[], published_bytes=0)
-    state: Journal = decode_json(read_regular(path), JOURNAL_NAME, DataError)
+    state = decode_json(read_regular(path), JOURNAL_NAME, DataError)
     check_type(state, Journal, JOURNAL_NAME, DataError)
     check_hashes(state["repeated"], f"{JOURNAL_NAME}: repeated")
     check_splits((split for _, split, _ in state["spools"]), JOURNAL_NAME)
-    return state
+    state["spools"] = [(domain, split, SpoolState(**fields)) for domain, split, fields in state["spools"]]
+    return cast(Journal, state)
 
 
 def check_hashes(values: Iterable[object], where: str) -> None:
@@ -92,7 +83,7 @@ def check_splits(splits: Iterable[str], where: str) -> None:
 
 def write_journal(work: Path, state: Journal) -> None:
     """To be called when all that `state` counts is on the disk."""
-    write_durably(work / JOURNAL_NAME, json.dumps(state).encode())
+    write_durably(work / JOURNAL_NAME, json.dumps(state, default=vars).encode())
 
 
 def read_published(work: Path, num_bytes: int) -> Iterator[Published]:

@@ -26,7 +26,7 @@ from ado_stream.prepare import journal
 from ado_stream.prepare.best_fit import PackingCounts
 from ado_stream.prepare.corpus_output import CorpusOutput
 from ado_stream.prepare.prepare_worker import NUM_ENDS, PACKING, PieceResult, ShardJob, Worker
-from ado_stream.prepare.spool import Spool, SpoolState
+from ado_stream.prepare.spool import Spool
 from ado_stream.prepare.worker_pool import WorkerPool, worker_result
 from ado_stream.stream.index_content import INDEX_NAME
 from ado_stream.value_types import JsonObject
@@ -139,7 +139,7 @@ class Packer:
             "refused": dict(self.refused),
             "refused_bytes": dict(self.refused_bytes),
             "repeated": list(self.repeated),
-            "spools": [(*key, cast(journal.StoredSpool, vars(spool.state))) for key, spool in self._spools.items()],
+            "spools": [(*key, spool.state) for key, spool in self._spools.items()],
             "published_bytes": published_bytes,
         }
         journal.write_journal(self._work, state)
@@ -200,10 +200,9 @@ class Packer:
             self.refused.update(state["refused"])
             self.refused_bytes.update(state["refused_bytes"])
             self.repeated.update(state["repeated"])
-            for domain, split, fields in state["spools"]:
+            for domain, split, found in state["spools"]:
                 key = (domain, split)
                 self._folders.add(domain)
-                found = SpoolState(**fields)
                 self._spools[key] = Spool(self._spool_path(key), self._shard_format, found, self._end_id)
         spools = self._work / _SPOOL_FOLDER
         spools.mkdir(exist_ok=True)

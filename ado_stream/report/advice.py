@@ -77,7 +77,7 @@ def _forecasts(run: Run) -> str:
 def _repeated(run: Run) -> str:
     gap_S = np.diff(run.step_S, prepend=-1)  # of a sparse record, a line stands for the steps before it
     drawn_K = (np.nan_to_num(run.samples_SK) * gap_S[:, None]).sum(axis=0)
-    size_K = run.train_samples_K
+    size_K = run.train_sizes_K("samples")
     epochs = {name: drawn / size for name, drawn, size in zip(run.domains, drawn_K, size_K, strict=True)}
     over = [name for name, passes in epochs.items() if math.isfinite(passes) and passes > MOST_EPOCHS]
     if not over:

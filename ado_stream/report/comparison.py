@@ -97,7 +97,7 @@ def why_not_comparable(run: Run, baseline: Run) -> str:
 def _by_corpus_size(run: Run, final: Evaluation, loss_K: Floats, unit: Unit) -> float:
     """Mean of the domains' losses by training text; by validation tokens where the record has no sizes."""
     measured_K = np.isfinite(loss_K)
-    weight_K = (run.train_tokens_K if unit is NATS else run.train_bytes_K)[measured_K]
+    weight_K = run.train_sizes_K("tokens" if unit is NATS else "bytes")[measured_K]
     if not measured_K.any() or not np.isfinite(weight_K).all():
         return final.loss if unit is NATS else math.nan
     return float(np.average(loss_K[measured_K], weights=weight_K))

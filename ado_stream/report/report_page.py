@@ -23,7 +23,6 @@ from ado_stream.report.selection_plot import draw_selection
 from ado_stream.report.throughput_plot import draw_throughput
 from ado_stream.report.validation_plot import draw_validation
 from ado_stream.report.verdict import caveats, compare
-from ado_stream.value_types import JsonObject
 
 FILE_NAME = "report.html"
 
@@ -145,34 +144,30 @@ def _laws(runs: list[Run], colors: dict[str, str]) -> dict[str, str]:
 
 
 def _health(run: Run, colors: dict[str, str]) -> dict[str, str]:
-    health = run.health
-    if health is not None and "moved" in health:
-        return {f"Moved by the policy: {run.label}": _moved(run, health, colors)}
-    if health is None or "forecast_error" not in health:  # of a policy without laws
+    """What the policy says of its laws, or of what it moved by them; nothing of a policy without laws."""
+    health = run.health or {}
+    if "moved" in health:
+        title = f"Moved by the policy: {run.label}"
+        table = html.table(*moved_table(health, colors)) if health["moved"] else ""
+        note = (
+            f"Refits: {health['refits']}. A domain is moved only where it learns much slower or faster than the middle "
+            "one beyond chance; ranges show the uncertainty of the estimates."
+        )
+        note += "" if table else " None was moved: the mixture is exactly the target."
+    elif "forecast_error" in health:
+        title = f"Policy health: {run.label}"
+        table = html.table(*health_table(health, colors))
+        note = (
+            f"Refits: {health['refits']}; failed: {health['failed_refits']}. "
+            "Losses ignored: not finite or not above 0. Laws held: refits without a good law for the domain. At a "
+            "bound: parameters that a penalty of the fit holds. Forecast error: observed over forecast loss, less one, "
+            "of single steps between the last two refits; its mean and its mean size."
+        )
+        note = " ".join([note, *health.get("bounds", ())])
+        note += f" Without floors, {health['settles']}." if health.get("settles") else ""
+    else:
         return {}
-    note = (
-        f"Refits: {health['refits']}; failed: {health['failed_refits']}. "
-        "Losses ignored: not finite or not above 0. Laws held: refits without a good law for the domain. At a bound: "
-        "parameters that a penalty of the fit holds. Forecast error: observed over forecast loss, less one, of single "
-        "steps between the last two refits; its mean and its mean size."
-    )
-    note = " ".join([note, *health.get("bounds", ())])
-    if health.get("settles"):
-        note += f" Without floors, {health['settles']}."
-    title = f"Policy health: {run.label}"
-    return {title: html.table_section(title, note, html.table(*health_table(health, colors)))}
-
-
-def _moved(run: Run, health: JsonObject, colors: dict[str, str]) -> str:
-    """What the target policy moved."""
-    note = (
-        f"Refits: {health['refits']}. A domain is moved only where it learns much slower or faster than the middle "
-        "one beyond chance; ranges show the uncertainty of the estimates."
-    )
-    if not health["moved"]:
-        note += " None was moved: the mixture is exactly the target."
-        return html.table_section(f"Moved by the policy: {run.label}", note, "")
-    return html.table_section(f"Moved by the policy: {run.label}", note, html.table(*moved_table(health, colors)))
+    return {title: html.table_section(title, note, table)}
 
 
 def _reproduce(runs: list[Run]) -> str:

@@ -142,7 +142,7 @@ def _of_domain(run: Run, value_K: Floats, name: str) -> float:
 
 
 def _train_tokens(run: Run, name: str) -> str:
-    return "" if name in OVERALL else _tokens(_of_domain(run, run.train_tokens_K, name))
+    return "" if name in OVERALL else _tokens(_of_domain(run, run.train_sizes_K("tokens"), name))
 
 
 def _prior(run: Run, name: str) -> str:

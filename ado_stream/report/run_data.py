@@ -101,24 +101,10 @@ class Run:
         """The prior as shares; NaN where the record has none."""
         return _row(self.metadata.get("prior"), len(self.domains))
 
-    @cached_property
-    def train_tokens_K(self) -> Floats:
-        """Training tokens of each domain in the corpus; NaN where the record has none."""
-        return self._corpus_sizes("tokens")
-
-    @cached_property
-    def train_samples_K(self) -> Floats:
-        """Training samples of each domain in the corpus; NaN where the record has none."""
-        return self._corpus_sizes("samples")
-
-    @cached_property
-    def train_bytes_K(self) -> Floats:
-        """Bytes of text of each domain in the corpus; NaN where the record has none."""
-        return self._corpus_sizes("bytes")
-
-    def _corpus_sizes(self, key: str) -> Floats:
+    def train_sizes_K(self, unit: str) -> Floats:
+        """Training "tokens" or "samples" of each domain in the corpus, or "bytes" of its text; NaN where unknown."""
         known = corpus_domains(self.metadata)
-        sizes = [known[name].get(key) if name in known else None for name in self.domains]
+        sizes = [known[name].get(unit) if name in known else None for name in self.domains]
         return np.array([size or math.nan for size in sizes], dtype=np.float64)
 
     @property

@@ -17,12 +17,11 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from ado_stream.errors import ConfigError
-from ado_stream.option_checks import MOST_COUNT, MOST_LAG, whole
+from ado_stream.option_checks import MOST_COUNT, MOST_LAG, refuse_unknown, whole
 from ado_stream.policy.base_policy import Policy, RunContext
 from ado_stream.policy.domain_weights import parse_shares, with_text_keys
 from ado_stream.policy.policy_registry import make_run_policy
 from ado_stream.simulate.synthetic_domains import SyntheticDomains, parse_domains
-from ado_stream.suggest import did_you_mean
 from ado_stream.value_types import Floats, Ints, JsonMapping, JsonObject
 
 _CHUNK_STEPS = 512  # of noise made at once
@@ -73,10 +72,7 @@ class Outcome:
 
 def read_spec(given: JsonMapping) -> Spec:
     """The spec of a mapping, checked. Raises ConfigError for unknown keys and impossible values."""
-    for key in given:
-        if key not in _KEYS:
-            hint = did_you_mean(key, _KEYS) or f"; the keys are {', '.join(_KEYS)}."
-            raise ConfigError(f"spec: unknown {key!r}{hint}")
+    refuse_unknown("spec", given, _KEYS)
     numbers = {
         name: whole(f"spec: {name}", given.get(name, default), least, most)
         for name, default, least, most in (

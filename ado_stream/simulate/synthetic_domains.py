@@ -19,7 +19,7 @@ from functools import cached_property
 import numpy as np
 
 from ado_stream.errors import ConfigError
-from ado_stream.option_checks import number, positive, whole
+from ado_stream.option_checks import known_name, number, positive, whole
 from ado_stream.policy.domain_weights import parse_shares, with_text_keys
 from ado_stream.suggest import quoted_list
 from ado_stream.value_types import Floats, JsonMapping
@@ -171,9 +171,8 @@ def _transfer(given: object, names: list[str]) -> float | Floats:
         if not isinstance(teachers, Mapping):
             raise ConfigError(f"transfer: {learner!r} is {teachers!r:.60}; expected {{teacher: weight}}.")
         for teacher, weight in with_text_keys(teachers, f"transfer: {learner!r}").items():
-            unknown = [name for name in (learner, teacher) if name not in where]
-            if unknown:
-                raise ConfigError(f"transfer: no domain {unknown[0]!r}; the domains are {quoted_list(names)}.")
+            for name in (learner, teacher):
+                known_name("domain", name, names, "transfer: ")
             matrix_KK[where[learner], where[teacher]] = number(f"transfer: {learner!r} of {teacher!r}", weight, 0.0)
     return matrix_KK
 

@@ -17,6 +17,7 @@ import torch
 from ado_kernels.ops.launch_table import TABLE
 from ado_model import ModelConfig, Transformer
 from ado_stream.corpus.manifest import missing_validation
+from ado_stream.errors import ConfigError
 from ado_stream.policy.planned_draws import planned_samples
 from ado_stream.train.components import RunComponents, build_components
 from ado_stream.train.distributed import DistributedContext
@@ -66,6 +67,18 @@ def estimate_memory(
     )
 
 
+def check_memory(model: ModelConfig, options: TrainSection, context: DistributedContext) -> None:
+    """Raises ConfigError where a model's state alone needs more memory than there is on the device."""
+    state_bytes = estimate_memory(model, options, context.device, 1, 1, context.size).state
+    total_bytes = _memory(context.device)[1]
+    if state_bytes > total_bytes:
+        raise ConfigError(
+            f"the model's parameters, gradients and AdamW's moments need {state_bytes / 1e9:.1f} GB a rank, "
+            f"{context.device} has {total_bytes / 1e9:.1f} GB.\n"
+            "  Choose a smaller 'model', or on several GPUs train.strategy=fsdp; --dry-run shows the plan."
+        )
+
+
 def _block_weights(model: ModelConfig) -> int:
     return 4 * model.width**2 + 3 * model.width * model.mlp_width
 
@@ -109,7 +122,7 @@ def plan_run(config: TrainConfig, context: DistributedContext) -> str:
         estimate_memory(model, config.train, context.device, components.micro_rows, dataset.batch_seq_len, num_ranks)
         for num_ranks in (context.size, 1)
     )
-    free_bytes = _free_bytes(context.device)
+    free_bytes, _ = _memory(context.device)
     time_text = "not measured: the memory does not suffice"
     if alone.total < free_bytes:
         seconds = (measure_step_s(stage.config, each, context) for stage, each in zip(stages, of_stages, strict=True))
@@ -182,12 +195,13 @@ def _now_s(device: torch.device) -> float:
     return time.perf_counter()
 
 
-def _free_bytes(device: torch.device) -> int:
-    """Memory that a process may still take on the device."""
+def _memory(device: torch.device) -> tuple[int, int]:
+    """Bytes that a process may still take on the device, and all that there are."""
     if device.type == "cuda":
-        return torch.cuda.mem_get_info(device)[0]
+        return torch.cuda.mem_get_info(device)
     with open("/proc/meminfo") as file:
-        return next(1024 * int(line.split()[1]) for line in file if line.startswith("MemAvailable:"))
+        size = {name: 1024 * int(number.split()[0]) for name, number in (line.split(":") for line in file)}
+    return size["MemAvailable"], size["MemTotal"] + size["SwapTotal"]
 
 
 def _repeated(name: str, epochs: float) -> str:

@@ -40,6 +40,7 @@ from ado_stream.train.checkpoint_commit import checkpoint_dir
 from ado_stream.train.components import build_components, make_validator
 from ado_stream.train.cpu_tuning import keep_freed_memory
 from ado_stream.train.distributed import DistributedContext, call_on_main, join_process_group, log_rank_errors
+from ado_stream.train.dry_run import check_memory
 from ado_stream.train.metric_sinks import make_sinks
 from ado_stream.train.parallel import ParallelModel
 from ado_stream.train.record_lines import fit_line, run_line
@@ -108,6 +109,7 @@ class Trainer:
         self._components = build_components(config, context)
         self._loader = self._components.loader
         self._names = self._loader.dataset.names
+        check_memory(self._components.model, config.train, context)
         torch.manual_seed(config.seed)
         self._parallel = ParallelModel(Transformer(self._components.model), context, config.train)
         self._optimizer = make_optimizer(self._parallel.model, config.train)

@@ -20,7 +20,7 @@ def test_the_example_of_a_verb_works(prepared, verb, monkeypatch, capsys):
     assert shown.out
     with pytest.raises(SystemExit):
         cli.main([verb, "--help"])
-    assert f"example: {cli.EXAMPLES[verb]}" in " ".join(capsys.readouterr().out.split())
+    assert f"example: ado-stream {verb} {cli.VERBS[verb][1]}".strip() in " ".join(capsys.readouterr().out.split())
 
 
 @pytest.mark.slow

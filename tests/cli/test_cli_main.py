@@ -28,8 +28,7 @@ def verb(monkeypatch):
         module.add_arguments = lambda parser: parser.add_argument("--number", type=int)
         module.run = run
         monkeypatch.setitem(sys.modules, "ado_stream.cli.probe", module)
-        monkeypatch.setitem(cli.VERBS, "probe", "a verb for tests")
-        monkeypatch.setitem(cli.EXAMPLES, "probe", "ado-stream probe")
+        monkeypatch.setitem(cli.VERBS, "probe", ("a verb for tests", ""))
 
     return install
 
@@ -149,7 +148,7 @@ def test_version(capsys):
 def test_unknown_verb_is_named_with_the_known_ones(capsys):
     assert cli.main(["trian"]) == 2
     message = capsys.readouterr().err
-    assert "unknown verb 'trian'; did you mean 'train'?; the verbs are: demo, prepare" in message
+    assert "unknown verb 'trian' (did you mean 'train'?); the verbs are: demo, prepare" in message
     assert message.count("\n") == 1
 
 
@@ -226,13 +225,26 @@ def test_an_error_of_the_system_is_one_line(verb, capsys, error, says):
         cli.main(["probe", "--debug"])
 
 
-def test_no_memory_is_one_line(verb, capsys):
+@pytest.mark.parametrize(
+    ("error", "says"),
+    [
+        (MemoryError("Unable to allocate 8 TiB"), "Unable to allocate 8 TiB"),
+        (MemoryError(), "out of memory"),
+        (RuntimeError("DefaultCPUAllocator: can't allocate memory: 8 bytes"), "can't allocate memory: 8 bytes"),
+        (RuntimeError("CUDA out of memory. Tried to allocate 8 GiB.\nSee documentation"), "Tried to allocate 8 GiB."),
+    ],
+)
+def test_no_memory_is_one_line(verb, capsys, error, says):
     def run(args):
-        raise MemoryError("Unable to allocate 8 TiB")
+        raise error
 
     verb(run)
     assert cli.main(["probe"]) == 1
-    assert capsys.readouterr().err == "MemoryError: Unable to allocate 8 TiB\n"
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("MemoryError: ")
+    assert line.endswith(says)
+    with pytest.raises(type(error)):
+        cli.main(["probe", "--debug"])
 
 
 def test_log_lines_show_what_a_terminal_would_obey(verb, capsys):
@@ -247,7 +259,7 @@ def test_a_reader_that_has_seen_enough_is_no_error(into):
     code = (
         "import sys, types\nfrom ado_stream.cli import main as cli\nmodule = types.ModuleType('m', doc='A verb.')\n"
         "module.add_arguments = lambda parser: None\nmodule.run = lambda args: print('x' * 200_000)\n"
-        "sys.modules['ado_stream.cli.probe'] = module\ncli.VERBS['probe'] = cli.EXAMPLES['probe'] = ''\n"
+        "sys.modules['ado_stream.cli.probe'] = module\ncli.VERBS['probe'] = ('', '')\n"
         "sys.exit(cli.main(['probe']))"
     )
     command = f"set -o pipefail; {sys.executable} -c {shlex.quote(code)} | {into} > /dev/null"

@@ -53,11 +53,9 @@ def test_no_more_samples_are_shown_than_there_are(corpus, capsys):
 
 def test_an_unknown_domain_is_named_with_those_there_are(corpus, capsys):
     assert main(["preview", corpus, "--domain", "wiki"]) == 1
-    assert capsys.readouterr().err.startswith(
-        "ConfigError: no domain 'wiki' in split 'train'; there are: count, other."
-    )
+    assert capsys.readouterr().err.startswith("ConfigError: split 'train': no domain 'wiki'; there are: count, other.")
     assert main(["preview", corpus, "--domain", "cuont"]) == 1
-    assert "no domain 'cuont' in split 'train'; did you mean 'count'?; there are" in capsys.readouterr().err
+    assert "split 'train': no domain 'cuont' (did you mean 'count'?); there are" in capsys.readouterr().err
 
 
 def test_batches_are_those_of_the_stream_under_the_mixture(corpus, capsys):

@@ -108,9 +108,9 @@ def test_an_order_for_a_later_update_waits_for_it():
 @pytest.mark.parametrize(
     ("order", "reason"),
     [
-        ("pni code=0.2", "no order 'pni'; did you mean 'pin'?; there are: pin DOMAIN=SHARE ...; bound"),
-        ("pin coed=0.2", "no domain 'coed'; did you mean 'code'?; the domains are: "),
-        ("pin zzz=0.2", "no domain 'zzz'; the domains are: web, code, math."),
+        ("pni code=0.2", "no order 'pni' (did you mean 'pin'?); there are: pin DOMAIN=SHARE ...; bound"),
+        ("pin coed=0.2", "no domain 'coed' (did you mean 'code'?); there are: "),
+        ("pin zzz=0.2", "no domain 'zzz'; there are: web, code, math."),
         ("pin", "'pin': expected pin DOMAIN=SHARE ..."),
         ("freeze code", "'freeze code': expected freeze."),
         ("policy", "expected policy natural"),
@@ -127,7 +127,7 @@ def test_an_order_for_a_later_update_waits_for_it():
             "policy ado",
             "policy 'ado' cannot take over a run; natural and uniform can, and odm, its own.\n  What learns",
         ),
-        ("policy naturl", "policy 'naturl' cannot take over a run; did you mean 'natural'?"),
+        ("policy naturl", "policy 'naturl' cannot take over a run (did you mean 'natural'?)"),
     ],
 )
 def test_an_impossible_order_is_refused_with_the_reason_and_changes_nothing(order, reason):

@@ -280,7 +280,7 @@ def test_the_keys_of_a_training_config(corpus, tmp_path):
     assert made.corpus.tokenizer.decode([65, 257, 66]) == "A<|257|>B"
     with pytest.raises(ConfigError, match=r"'data.fim_tokens' is \[257, 258, 320\], but the model has 320 tokens"):
         components(corpus, tmp_path, fim={"code": 0.5}, fim_tokens=[257, 258, 320])
-    with pytest.raises(ConfigError, match="'data.fim': no domain 'cod'; did you mean 'code'"):
+    with pytest.raises(ConfigError, match=r"'data.fim': no domain 'cod' \(did you mean 'code'"):
         components(corpus, tmp_path, fim={"cod": 0.5}, fim_tokens=[257, 258, 259])
     with pytest.raises(ConfigError, match="the tokenizer has none by a known name"):
         components(corpus, tmp_path, fim={"code": 0.5})

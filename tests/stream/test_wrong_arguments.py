@@ -277,8 +277,8 @@ def test_the_argument_and_its_value_are_named(corpus):
         with pytest.raises(ado.ConfigError, match=text):
             ado.AdaptiveStreamingDataset(**{"domains": corpus, **changes})
     for changes, text in (
-        ({"policy": "adoo"}, "no policy 'adoo'; did you mean 'ado'"),
-        ({"policy": {"name": "ado", "option": {}}}, "policy: unknown option 'option'; did you mean 'options'"),
+        ({"policy": "adoo"}, r"no policy 'adoo' \(did you mean 'ado'"),
+        ({"policy": {"name": "ado", "option": {}}}, r"policy: unknown option 'option' \(did you mean 'options'"),
         ({"policy": ado.AdoPolicy}, "policy is <class .* it is a class"),
         ({"policy": 5}, "policy is 5; it has no mixture, update"),
         ({"prefetch": "4"}, "prefetch is '4'"),

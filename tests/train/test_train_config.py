@@ -58,8 +58,8 @@ def test_null_takes_the_limit_off_the_gradient():
 @pytest.mark.parametrize(
     ("override", "message"),
     [
-        ("train.leraning_rate=1", "unknown 'train.leraning_rate'; did you mean 'train.learning_rate'?"),
-        ("trian.steps=1", "unknown 'trian'; did you mean 'train'?"),
+        ("train.leraning_rate=1", "unknown 'train.leraning_rate' (did you mean 'train.learning_rate'?)"),
+        ("trian.steps=1", "unknown 'trian' (did you mean 'train'?)"),
         ("model.zzz=1", "unknown 'model.zzz'; known here: preset, context_length, vocab_size, attention."),
         ("train.steps=many", "'train.steps': Value 'many' of type 'str' could not be converted to Integer"),
         ("train=3", "'train' is a section with the keys steps, learning_rate"),
@@ -79,7 +79,7 @@ def test_null_takes_the_limit_off_the_gradient():
         ("data.sampling=random", "'data.sampling' is 'random'; allowed: one of systematic, multinomial."),
         ("data.predownload=0", "'data.predownload' is 0; allowed: 1 or more."),
         ("data.retry.attempts=0", "'data.retry.attempts' is 0; allowed: 1 or more."),
-        ("data.retry.atempts=1", "unknown 'data.retry.atempts'; did you mean 'data.retry.attempts'?"),
+        ("data.retry.atempts=1", "unknown 'data.retry.atempts' (did you mean 'data.retry.attempts'?)"),
         ("data.retry=3", "'data.retry' is a section with the keys attempts, total_deadline_s"),
         ("train.betas=[0.9, {}]", "'train.betas' {}: expected a number"),
         ("data.fim_tokens={}", "'data.fim_tokens' is {}; give a list"),

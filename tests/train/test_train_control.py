@@ -158,7 +158,7 @@ def test_orders_to_a_run_that_does_not_go(finished: Path, settings: dict, tmp_pa
     assert main(["control", str(finished), "freeze"]) == 1
     assert "has ended at step 12" in capsys.readouterr().err
     assert main(["control", str(finished), "pin", "hrad=0.2"]) == 1
-    assert "no domain 'hrad'; did you mean 'hard'?" in capsys.readouterr().err
+    assert "no domain 'hrad' (did you mean 'hard'?)" in capsys.readouterr().err
     assert main(["control", str(tmp_path), "freeze"]) == 1
     assert "no run record here" in capsys.readouterr().err
     stopped = changed(settings, run_dir=str(tmp_path / "stopped"))

@@ -12,6 +12,7 @@ from ado_model import PRESETS, ModelConfig, Transformer
 from ado_stream.corpus import open_corpus
 from ado_stream.errors import ConfigError
 from ado_stream.train import dry_run as dry_run_module
+from ado_stream.train import trainer as trainer_module
 from ado_stream.train.distributed import DistributedContext, detect_context
 from ado_stream.train.dry_run import estimate_memory, plan_run
 from ado_stream.train.run_config import TrainSection, load_config
@@ -121,12 +122,25 @@ def test_a_plan_warns_of_repeats_and_of_memory_and_estimates_time(settings: dict
     (warning,) = [line for line in text.splitlines() if line.startswith("warning:")]
     assert warning.startswith(f"warning: hard would be read {epochs:.1f} times")
     assert re.search(r"time +about [0-9.]+ (second|minute)s: [0-9.e-]+ s a step", text)
-    monkeypatch.setattr(dry_run_module, "_free_bytes", lambda device: 1000)
+    monkeypatch.setattr(dry_run_module, "_memory", lambda device: (1000, 10**12))
     monkeypatch.setattr(dry_run_module, "measure_step_s", None)  # must not be called: it would not fit
     text = plan_run(load_config(settings), ALONE)
     assert "warning: about" in text
     assert "but cpu has 0.0 GB free: lower train.micro_batch_size" in text
     assert "not measured: the memory does not suffice" in text
+
+
+def test_a_model_whose_state_the_machine_cannot_hold_is_refused_before_it_is_made(settings: dict, monkeypatch):
+    needed = estimate_memory(PRESETS["micro"], TrainSection(), CPU, 1, 1, 1).state
+    config = load_config(settings, ["model.preset=micro", "model.vocab_size=50304", "model.context_length=1024"])
+    monkeypatch.setattr(dry_run_module, "_memory", lambda device: (needed, needed))
+    assert run_training(config).step == 12
+    monkeypatch.setattr(dry_run_module, "_memory", lambda device: (needed, needed - 1))
+    monkeypatch.setattr(trainer_module, "Transformer", None)
+    with pytest.raises(ConfigError, match=r"moments need 0\.0 GB a rank, cpu has 0\.0 GB.\n  Choose a smaller 'model'"):
+        run_training(config)
+    text = plan_run(config, ALONE)  # a plan is made for larger machines, too
+    assert "warning: about" in text
 
 
 def test_the_time_of_a_step_is_that_of_its_passes_and_one_update(settings: dict, monkeypatch):
