@@ -13,8 +13,9 @@ from ado_stream.corpus import open_corpus
 from ado_stream.errors import ConfigError
 from ado_stream.train import dry_run as dry_run_module
 from ado_stream.train import trainer as trainer_module
+from ado_stream.train.components import build_components
 from ado_stream.train.distributed import DistributedContext, detect_context
-from ado_stream.train.dry_run import estimate_memory, plan_run
+from ado_stream.train.dry_run import check_memory, estimate_memory, plan_run
 from ado_stream.train.run_config import TrainSection, load_config
 from ado_stream.train.trainer import run_training
 
@@ -131,16 +132,16 @@ def test_a_plan_warns_of_repeats_and_of_memory_and_estimates_time(settings: dict
 
 
 def test_a_model_whose_state_the_machine_cannot_hold_is_refused_before_it_is_made(settings: dict, monkeypatch):
-    needed = estimate_memory(PRESETS["micro"], TrainSection(), CPU, 1, 1, 1).state
-    config = load_config(settings, ["model.preset=micro", "model.vocab_size=50304", "model.context_length=1024"])
+    config = load_config(settings)
+    model = build_components(config, ALONE).model
+    needed = estimate_memory(model, config.train, CPU, 1, 1, 1).state
+    assert needed == 16 * model.num_parameters
     monkeypatch.setattr(dry_run_module, "_memory", lambda device: (needed, needed))
-    assert run_training(config).step == 12
+    check_memory(model, config.train, ALONE)
     monkeypatch.setattr(dry_run_module, "_memory", lambda device: (needed, needed - 1))
     monkeypatch.setattr(trainer_module, "Transformer", None)
     with pytest.raises(ConfigError, match=r"moments need 0\.0 GB a rank, cpu has 0\.0 GB.\n  Choose a smaller 'model'"):
         run_training(config)
-    text = plan_run(config, ALONE)  # a plan is made for larger machines, too
-    assert "warning: about" in text
 
 
 def test_the_time_of_a_step_is_that_of_its_passes_and_one_update(settings: dict, monkeypatch):
