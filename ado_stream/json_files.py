@@ -42,6 +42,8 @@ def check_type(value: object, kind: Any, where: str, error_type: _Error = IndexI
         if value is not None:
             check_type(value, arguments[0], where, error_type)
         return
+    if isinstance(kind, type) and is_dataclass(kind) and isinstance(value, kind):  # made already
+        return
     is_object = is_typeddict(kind) or is_dataclass(kind)
     base = dict if is_object else str if kind is Path else get_origin(kind) or kind
     if base in _NAMES and not _is(value, base):
