@@ -17,13 +17,13 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from transformers import Trainer
+from transformers import Trainer, TrainerCallback
 from transformers.models.auto.modeling_auto import MODEL_FOR_MASKED_LM_MAPPING_NAMES
 
 from ado_kernels import domain_loss
 from ado_stream.adapters.micro_batches import MicroBatches, SizedBatches, refuse
 from ado_stream.durable import write_durably
-from ado_stream.errors import ConfigError, ResumeError
+from ado_stream.errors import CheckpointError, ConfigError, ResumeError
 from ado_stream.loader import AdaptiveLoader
 
 STATE_FILE = "adaptive_loader.json"
@@ -42,6 +42,33 @@ class _Inputs(SizedBatches):
             yield {**inputs, "weight": batch["weight"]}
 
 
+class _Progress(TrainerCallback):
+    """Notes which step the loader was at when training began, and where in the run each step is.
+
+    Trainer counts from the batch at which a resumed process began.
+    """
+
+    def __init__(self, loader: AdaptiveLoader):
+        self._loader = loader
+        self._first_step: int | None = None  # of the loader
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        """After the checkpoint was loaded, before the first batch is asked for."""
+        self._first_step = self._loader.step - state.global_step
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        """Before Trainer logs the epoch."""
+        state.epoch = state.global_step / state.max_steps
+
+    def check_whole_step(self, num_steps: int) -> None:
+        """Raises CheckpointError unless the model has been trained on every batch that was handed out."""
+        if self._first_step not in (None, self._loader.step - num_steps):
+            raise CheckpointError(
+                f"a checkpoint in the middle of step {num_steps + 1}: a resume would leave its batch out.\n"
+                "  Let Trainer save, after a step: `control.should_save = True`."
+            )
+
+
 class AdaptiveTrainer(Trainer):
     """A Trainer that reads from `loader` and passes it the per-domain losses; `max_steps` must be set."""
 
@@ -56,6 +83,9 @@ class AdaptiveTrainer(Trainer):
             "cannot repeat steps with another batch size; unset auto_find_batch_size": args.auto_find_batch_size,
             "cannot count tokens by reading ahead; unset include_tokens_per_second": (
                 getattr(args, "include_tokens_per_second", False)  # not in transformers 5, which does not read ahead
+            ),
+            "cannot save in the middle of a step; unset enable_jit_checkpoint": (
+                getattr(args, "enable_jit_checkpoint", False)  # of transformers 5
             ),
             "needs logits, which Liger's loss does not return; unset use_liger_kernel": args.use_liger_kernel,
             # Trainer does not divide the smoothed loss by the number of parts, and multiplies it by that of ranks
@@ -77,11 +107,21 @@ class AdaptiveTrainer(Trainer):
             self.label_smoother = shifting
         args.ignore_data_skip = True  # the loader's state includes its position; Trainer must not skip batches too
         self._loader, self._num_domains = loader, len(loader.dataset.names)
-        self._micro_batches = MicroBatches(loader, args.gradient_accumulation_steps, "gradient_accumulation_steps")
+        self._progress = _Progress(loader)
+        self.add_callback(self._progress)  # type: ignore[no-untyped-call]
+        self._micro_batches = self._make_micro_batches()
+
+    def _make_micro_batches(self) -> MicroBatches:
+        return MicroBatches(self._loader, self.args.gradient_accumulation_steps, "gradient_accumulation_steps")
 
     def get_train_dataloader(self) -> SizedBatches:  # type: ignore[override]
         """The loader, which yields this rank's part of each batch in `gradient_accumulation_steps` parts."""
+        self._micro_batches = self._make_micro_batches()  # `args` may have changed
         return _Inputs(self._micro_batches, self.args.max_steps * self.args.gradient_accumulation_steps)
+
+    def get_total_train_batch_size(self, args: Any) -> int:
+        """The loader's, from which Trainer computes samples per second."""
+        return self._loader.dataset.settings.global_batch_size
 
     def compute_loss(
         self, model: Any, inputs: dict[str, torch.Tensor], return_outputs: bool = False, num_items_in_batch: Any = None
@@ -132,6 +172,14 @@ class AdaptiveTrainer(Trainer):
 
     def train(self, resume_from_checkpoint: str | bool | None = None, *arguments: Any, **options: Any) -> Any:
         """Trainer's. True resumes from the newest complete checkpoint; Trainer would take an incomplete one."""
+        new_model = self.model_init is not None and not resume_from_checkpoint and self._loader.step > 0
+        refusals = {
+            "cannot search hyperparameters: all trials would share one loader and its policy": bool(
+                options.get("trial")
+            ),
+            "cannot train a new model of model_init on a loader and a policy that are not new; make others": new_model,
+        }
+        refuse("AdaptiveTrainer", refusals)
         if resume_from_checkpoint is True:
             assert self.args.output_dir is not None, "Trainer sets it"
             resume_from_checkpoint = str(newest_complete(Path(self.args.output_dir)))
@@ -143,6 +191,7 @@ class AdaptiveTrainer(Trainer):
         return super().train(resume_from_checkpoint, *arguments, **options)
 
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
+        self._progress.check_whole_step(self.state.global_step)
         state = self._loader.state_dict()  # on every rank: they update the policy together
         if self.args.should_save:
             run_dir = Path(self._get_output_dir(trial=trial))  # type: ignore[no-untyped-call]

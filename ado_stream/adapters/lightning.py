@@ -42,13 +42,14 @@ class AdaptiveModule(lightning.LightningModule):
         trainer = self.trainer
         num_parts, limit = trainer.accumulate_grad_batches, trainer.limit_train_batches
         length = trainer.max_steps * num_parts
+        num_batches = min(length, limit if isinstance(limit, int) else int(limit * length))  # parts, of an epoch
         refusals = {
             "needs max_steps of at least 1": trainer.max_steps < 1,
             "cannot repeat batches; unset overfit_batches": (
                 trainer.overfit_batches > 0  # type: ignore[attr-defined]  # set by a connector
             ),
             f"needs a multiple of accumulate_grad_batches={num_parts} as limit_train_batches, not {limit}": (
-                (limit if isinstance(limit, int) else int(limit * length)) % num_parts != 0
+                num_batches % num_parts != 0
             ),
         }
         refuse("AdaptiveModule", refusals)
@@ -59,6 +60,11 @@ class AdaptiveModule(lightning.LightningModule):
                 "the state was saved in the middle of a step, or with another accumulate_grad_batches than "
                 f"{num_parts}.\n  Resume with the same, from a checkpoint that was saved after a step."
             )
+        if progress.batch_progress.current.ready >= num_batches:
+            # saved at the end of an epoch, of which Lightning would run one more part, and a step of that part alone
+            progress.batch_progress.reset_on_run()
+            progress.scheduler_progress.reset_on_run()
+            progress.automatic_optimization.optim_progress.reset_on_run()
         self._micro_batches = MicroBatches(self._loader, num_parts, "accumulate_grad_batches")
         self._num_parts = num_parts
         return SizedBatches(self._micro_batches, length)

@@ -35,7 +35,7 @@ class MicroBatches:
         _check_divides(loader, num_parts, option)
         self._loader, self._num_parts = loader, num_parts
         self._sums_K: torch.Tensor | float = 0.0
-        self._counts_K: torch.Tensor | float = 0.0
+        self._counts_K: torch.Tensor | int = 0  # no float: the default dtype may be a narrow one
         self._num_observed = 0  # parts of the current batch
 
     def __iter__(self) -> Iterator[MicroBatch]:
@@ -61,7 +61,7 @@ class MicroBatches:
             self._sums_K, self._counts_K, self._num_observed = sums_K, counts_K, self._num_observed + 1
 
     def _forget(self) -> None:
-        self._sums_K = self._counts_K = 0.0
+        self._sums_K, self._counts_K = 0.0, 0
         self._num_observed = 0
 
 

@@ -189,7 +189,8 @@ def _explain(error: BaseException, argv: list[str]) -> int:
             return 0  # `| head` has seen enough
         text = f"{f'{error.filename}: ' if error.filename else ''}{error.strerror or error}."
     lines = [line if len(line) <= _LONGEST_LINE else f"{line[:_LONGEST_LINE]} ..." for line in text.split("\n")]
-    show(f"{type(error).__name__}: " + "\n".join(lines), error=True)
+    if not hasattr(error, "logged_rank"):  # otherwise it was shown when it was raised, with the rank
+        show(f"{type(error).__name__}: " + "\n".join(lines), error=True)
     return 1
 
 

@@ -6,33 +6,44 @@ ranks ends after the process group's timeout.
 
 import contextlib
 import ctypes
+import dataclasses
 import os
 import re
 import signal
+import threading
 from collections.abc import Callable, Iterator
+from concurrent.futures import Future
 from dataclasses import dataclass
 from datetime import timedelta
+from functools import partial
 from typing import TypeVar, cast
 
 import torch
 import torch.distributed as dist
 
-from ado_stream.errors import ConfigError
+from ado_stream.errors import AdoStreamError, ConfigError
 from ado_stream.option_checks import environment_whole
+from ado_stream.storage.parallel_reads import settle
 from ado_stream.visible import show
 
 PR_SET_PDEATHSIG = 1  # linux/prctl.h
+_FAILURE = "failure"  # key of the store: "rank R: ERROR" of the first rank that failed by itself
+_STORE_S = 10.0  # longest wait for its answer
 T = TypeVar("T")
 
 
 @dataclass(frozen=True)
 class DistributedContext:
-    """This process's rank, the number of ranks, its device, and the timeout of waits for other ranks, in seconds."""
+    """This process's rank, the number of ranks, its device, and the timeout of waits for other ranks, in seconds.
+
+    store: where a rank that fails says why; None in a process group of the caller's.
+    """
 
     rank: int
     size: int
     device: torch.device
     timeout_s: float = 600.0
+    store: dist.Store | None = None
 
     @property
     def is_main(self) -> bool:
@@ -56,7 +67,7 @@ def join_process_group(device: str = "auto", timeout_s: float = 600.0) -> Iterat
     timeout = timedelta(seconds=timeout_s)
     store = _store(context.rank, context.size, timeout)
     dist.init_process_group(backend, store=store, rank=context.rank, world_size=context.size, timeout=timeout)
-    yield context
+    yield dataclasses.replace(context, store=store)
     # Not in a `finally`: destroying the group waits for pending collectives, which after an exception on this rank
     # others may never complete. Exiting instead lets torchrun end the other ranks at once.
     dist.destroy_process_group()
@@ -78,13 +89,57 @@ def detect_context(device: str = "auto", timeout_s: float = 600.0) -> Distribute
 
 @contextlib.contextmanager
 def log_rank_errors(context: DistributedContext) -> Iterator[None]:
-    """Prints an exception raised inside with its rank, before clean-up that may wait for other ranks, and re-raises."""
+    """Prints an exception raised inside with its rank, before clean-up that may wait for other ranks, and re-raises.
+
+    One that follows from another rank's end is raised as an AdoStreamError that names that rank.
+    """
     try:
         yield
     except BaseException as error:
-        if context.size > 1:
-            show(f"rank {context.rank}: {type(error).__name__}: {error}", error=True)
-        raise
+        if context.size == 1 or hasattr(error, "logged_rank"):  # in an inner block
+            raise
+        raised = AdoStreamError(_lost_rank(context)) if _is_lost_contact(error) else error
+        text = f"rank {context.rank}: {type(raised).__name__}: {raised}"
+        if raised is error:
+            with contextlib.suppress(dist.DistError, TimeoutError):  # rank 0, which may hold the store, has ended
+                _ask_store(context, lambda store: store.compare_set(_FAILURE, "", text.partition("\n")[0]))
+        raised.logged_rank = context.rank  # type: ignore[attr-defined]
+        show(text, error=True)
+        if raised is error:
+            raise
+        raise raised from error
+
+
+def _is_lost_contact(error: BaseException) -> bool:
+    """Whether a collective failed because of another rank or the network; gloo has no type of its own for it."""
+    return isinstance(error, dist.DistError) or isinstance(error, RuntimeError) and "gloo/transport" in str(error)
+
+
+def _lost_rank(context: DistributedContext) -> str:
+    """Why another rank is gone, by what it has left in the store."""
+    waited = f"rank {context.rank} waited for it in vain"
+    try:
+        reason = _ask_store(context, lambda store: store.get(_FAILURE) if store.check([_FAILURE]) else None)
+    except dist.DistError:
+        return f"rank 0 has ended, and with it the key-value store; {waited}. See its own output."
+    except TimeoutError:
+        reason = None
+    if reason is not None:
+        return f"{reason.decode()}\n  That ended the run; {waited}."
+    return (
+        f"another rank was killed, hangs or cannot be reached, and left no message; {waited}.\n  See the launcher's "
+        "output for the rank and its signal; the same command resumes from the newest checkpoint."
+    )
+
+
+def _ask_store(context: DistributedContext, ask: Callable[[dist.Store], T]) -> T | None:
+    """What `ask` of the store returns; None without one. Raises TimeoutError, DistError."""
+    if context.store is None:
+        return None
+    answer: Future[T] = Future()
+    # In a thread: a store behind a link that was cut answers neither with data nor with an error.
+    threading.Thread(target=settle, args=(partial(ask, context.store), answer), name="store", daemon=True).start()
+    return answer.result(_STORE_S)
 
 
 def call_on_main(context: DistributedContext, call: Callable[[], T], group: dist.ProcessGroup | None = None) -> T:

@@ -39,7 +39,13 @@ class WandbSink:
         import wandb
 
         project = os.environ.get("WANDB_PROJECT", "ado-stream")
-        self._run = wandb.init(id=run_id, dir=str(run_dir), config=plain(config), resume="allow", project=project)
+        try:
+            self._run = wandb.init(id=run_id, dir=str(run_dir), config=plain(config), resume="allow", project=project)
+        except wandb.Error as error:  # no key, no network
+            reason = str(error).partition("\n")[0].rstrip(".")
+            raise ConfigError(
+                f"'log.wandb': {reason}.\n  Run `wandb login`, set WANDB_MODE=offline, or set log.wandb=false."
+            ) from error
         self._run.define_metric("*", step_metric="step")
 
     def write_scalars(self, step: int, values: dict[str, float]) -> None:

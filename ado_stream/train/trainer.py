@@ -76,7 +76,8 @@ def run_training(config: TrainConfig, resume: str | os.PathLike[str] = "auto") -
     run wrote after that step is renamed, not removed. Call on every rank, with or without torchrun. Raises ConfigError,
     ResumeError, CheckpointError, DataError, StorageError.
     """
-    with join_process_group(config.train.device, config.train.collective_timeout_s) as context:
+    wait_s = config.train.collective_timeout_s
+    with join_process_group(config.train.device, wait_s) as context, log_rank_errors(context):
         if context.device.type == "cpu":
             keep_freed_memory()
         with ExitStack() as held:

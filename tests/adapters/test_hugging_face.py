@@ -2,8 +2,9 @@
 
 import pytest
 import torch
+from transformers import TrainerCallback
 
-from ado_stream.errors import ConfigError, ResumeError
+from ado_stream.errors import CheckpointError, ConfigError, ResumeError
 from tests.rounding import rounding
 from tests.train.test_train_adapters import adaptive_loader, hugging_face_trainer, qwen
 
@@ -97,3 +98,58 @@ def test_a_users_model_that_takes_no_count_trains_as_qwen3_does(tiny_corpus, tmp
             return [each["loss"] for each in trainer.state.log_history if "loss" in each]
 
     assert losses(Wrapped(dict)) == pytest.approx(losses(qwen()), abs=1e-4)  # logged with four decimals
+
+
+@pytest.mark.parametrize("event", ["on_step_begin", "on_substep_end", "on_pre_optimizer_step", "on_optimizer_step"])
+def test_a_checkpoint_in_the_middle_of_a_step_is_refused(tiny_corpus, tmp_path, event):
+    """A resume would leave out the batch that is handed out, since the optimizer has not seen it."""
+    save = TrainerCallback()
+    setattr(save, event, lambda args, state, control, **_: trainer._save_checkpoint(trainer.model, None))
+    with adaptive_loader(tiny_corpus) as loader:
+        trainer = hugging_face_trainer(loader, tmp_path, max_steps=2, gradient_accumulation_steps=2)
+        trainer.add_callback(save)
+        with pytest.raises(CheckpointError, match="in the middle of step 1: a resume would leave its batch out"):
+            trainer.train()
+    assert not list(tmp_path.glob("checkpoint-*"))
+
+
+def test_a_resumed_run_logs_the_epochs_of_a_whole_one_and_its_samples_a_second(tiny_corpus, tmp_path):
+    """Trainer counts epochs from where the process began, and samples by a batch size that is not used."""
+
+    def logged(resume_from_checkpoint=None):
+        with adaptive_loader(tiny_corpus) as loader:
+            trainer = hugging_face_trainer(loader, tmp_path, max_steps=4, save_steps=2, per_device_train_batch_size=3)
+            metrics = trainer.train(resume_from_checkpoint).metrics
+        rows_a_step = metrics["train_samples_per_second"] / metrics["train_steps_per_second"]
+        assert rows_a_step == pytest.approx(8, rel=0.05)  # both are rounded to three decimals
+        return [each["epoch"] for each in trainer.state.log_history if "loss" in each]
+
+    assert logged() == logged(str(tmp_path / "checkpoint-2")) == [0.25, 0.5, 0.75, 1.0]
+
+
+def test_accumulation_that_is_set_later_splits_the_batch(tiny_corpus, tmp_path):
+    with adaptive_loader(tiny_corpus) as loader:
+        trainer = hugging_face_trainer(loader, tmp_path, max_steps=2, save_strategy="no")
+        trainer.args.gradient_accumulation_steps = 4
+        trainer.train()
+        assert loader.step == 2
+
+
+def test_trials_and_new_models_on_a_loader_that_others_have_used_are_refused(tiny_corpus, tmp_path):
+    """They would begin in the middle of the data, with a policy that has learned from another model."""
+    with adaptive_loader(tiny_corpus) as loader:
+        trainer = hugging_face_trainer(loader, tmp_path, max_steps=1, save_strategy="no")
+        with pytest.raises(ConfigError, match="cannot search hyperparameters"):
+            trainer.train(trial={"learning_rate": 1e-3})
+        trainer.model_init = lambda: qwen()
+        trainer.train()
+        with pytest.raises(ConfigError, match="cannot train a new model of model_init on a loader .* not new"):
+            trainer.train()
+
+
+def test_checkpoints_at_any_time_are_refused(tiny_corpus, tmp_path, monkeypatch):
+    from transformers import TrainingArguments
+
+    monkeypatch.setattr(TrainingArguments, "enable_jit_checkpoint", True, raising=False)
+    with adaptive_loader(tiny_corpus) as loader, pytest.raises(ConfigError, match="unset enable_jit_checkpoint"):
+        hugging_face_trainer(loader, tmp_path)

@@ -108,3 +108,44 @@ def test_manual_optimisation_resumes(tiny_corpus, tmp_path):
 
     whole = losses()
     assert losses(tmp_path / "half.ckpt") == whole[3:]
+
+
+@pytest.mark.parametrize("num_parts", [1, 2])
+def test_a_checkpoint_of_an_epochs_end_resumes_with_the_next_epoch(tiny_corpus, tmp_path, num_parts):
+    """Lightning alone would run one more part of the epoch that has ended, and call the run done with the second."""
+
+    class Recorded(AdaptiveModule):
+        def training_step(self, batch, batch_index):
+            losses.append((batch["step"], super().training_step(batch, batch_index)))
+            return losses[-1][1]
+
+    def fit(callbacks=(), ckpt_path=None):
+        torch.manual_seed(0)
+        with adaptive_loader(tiny_corpus) as loader:
+            module = Recorded(Transformer(SIZES), loader, lambda parameters: torch.optim.AdamW(parameters, lr=1e-2))
+            lightning_trainer(
+                tmp_path, max_steps=9, max_epochs=2, limit_train_batches=3 * num_parts,
+                accumulate_grad_batches=num_parts, callbacks=list(callbacks),
+            ).fit(module, ckpt_path=ckpt_path)  # fmt: skip
+
+    class SaveAtEnd(lightning.Callback):
+        def on_train_epoch_end(self, trainer, module):
+            trainer.save_checkpoint(tmp_path / f"epoch{trainer.current_epoch}.ckpt")
+
+    losses = []
+    fit([SaveAtEnd()])
+    whole, losses = losses, []
+    assert [step for step, _ in whole] == [step for step in range(6) for _ in range(num_parts)]
+    fit(ckpt_path=tmp_path / "epoch0.ckpt")
+    assert losses == whole[3 * num_parts :]
+
+
+@pytest.mark.parametrize("num_parts", [1, 2])
+def test_a_narrow_default_dtype_leaves_the_counts_whole_numbers(tiny_corpus, tmp_path, num_parts):
+    """Lightning sets the default to bfloat16, which holds whole numbers up to 256."""
+    with adaptive_loader(tiny_corpus) as loader:
+        module = AdaptiveModule(Transformer(SIZES), loader, lambda parameters: torch.optim.SGD(parameters, lr=1e-2))
+        trainer = lightning_trainer(tmp_path, max_steps=3, precision="bf16-true", accumulate_grad_batches=num_parts)
+        trainer.fit(module)
+        loader.flush()
+        assert loader.policy.step == 3

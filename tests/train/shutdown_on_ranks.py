@@ -2,21 +2,23 @@
 
 import os
 import signal
+import sys
 import time
 from pathlib import Path
 
 import torch
 import torch.distributed as dist
 
-from ado_model import ModelConfig, Transformer
-from ado_stream.errors import CheckpointError
+from ado_model import PRESETS, ModelConfig, Transformer
+from ado_stream.cli.main import main
+from ado_stream.errors import CheckpointError, DataError
 from ado_stream.train import checkpoint_commit
 from ado_stream.train.checkpoint import Checkpointer, TrainingState
 from ado_stream.train.distributed import join_process_group
 from ado_stream.train.parallel import ParallelModel
 from ado_stream.train.run_config import TrainSection
 from ado_stream.train.train_step import TrainStep, make_optimizer
-from tests.train.tiny_model import train_tiny
+from tests.train.tiny_model import TINY_MODEL, train_tiny
 
 SIZES = ModelConfig(num_layers=1, width=16, num_heads=1, vocab_size=64, context_length=8)
 COMMIT_S = 1.0
@@ -95,3 +97,20 @@ def stop_in_validation(settings: dict, folder: str) -> None:
     result = train_tiny(settings)
     text = f"{len(passes)} {result.step} {result.stopped}"
     (Path(folder) / f"result.{os.environ['RANK']}").write_text(text)
+
+
+def fail_in_update(config: str, rank: int, kill: bool) -> None:
+    """Trains by the command; `rank` raises, or is killed, in its third step."""
+    PRESETS["tiny"] = TINY_MODEL
+    update, calls = TrainStep.update, []
+
+    def failing(self, *arguments):
+        calls.append(None)
+        if self._context.rank == rank and len(calls) == 3:
+            if kill:
+                os.kill(os.getpid(), signal.SIGKILL)
+            raise DataError("wiki/shard.00042.mds: damaged.")
+        return update(self, *arguments)
+
+    TrainStep.update = failing
+    sys.exit(main(["train", config]))

@@ -63,6 +63,9 @@ def test_wandb_keeps_the_runs_id_after_a_resume(settings: dict, monkeypatch):
 class FakeWandb:
     """The part of `wandb` that the sink uses; records its calls."""
 
+    class Error(Exception):
+        pass
+
     def __init__(self) -> None:
         self.calls: list[tuple] = []
 
@@ -97,3 +100,15 @@ def test_a_missing_package_is_named_with_its_command(settings: dict, monkeypatch
     settings["log"] = {"every_steps": 1, sink: True}
     with pytest.raises(ConfigError, match=rf"'log.{sink}' needs .* pip install 'ado-stream\[{sink}\]'"):
         run_training(load_config(settings))
+
+
+def test_a_login_that_fails_is_one_line(settings: dict, monkeypatch):
+    wandb = FakeWandb()
+
+    def fail(**options):
+        raise wandb.Error("No API key configured. Use `wandb login` to log in.")
+
+    wandb.init = fail
+    monkeypatch.setitem(sys.modules, "wandb", wandb)
+    with pytest.raises(ConfigError, match=r"(?s)'log.wandb': No API key configured.* WANDB_MODE=offline"):
+        run_training(load_config(changed(settings, log={"wandb": True})))

@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import pytest
+import yaml
 from safetensors.torch import load_file
 
 from ado_stream.errors import CheckpointError
@@ -68,6 +69,29 @@ def test_a_rank_that_fails_does_not_wait_for_the_others(children: ChildProcesses
     failing.join(timeout_s)
     assert failing.exitcode == 1
     assert float((tmp_path / "result.1").read_text()) < timeout_s / 2
+
+
+@pytest.mark.parametrize(
+    ("rank", "kill", "found"),
+    [
+        (1, False, "rank 0: AdoStreamError: rank 1: DataError: wiki/shard.00042.mds: damaged."),
+        (1, True, "rank 0: AdoStreamError: another rank was killed, hangs or cannot be reached"),
+        (0, False, "rank 1: AdoStreamError: rank 0 has ended, and with it the key-value store"),
+    ],
+)
+def test_a_rank_that_waits_for_one_that_failed_names_it(
+    children: ChildProcesses, settings: dict, tmp_path: Path, rank: int, kill: bool, found: str
+):
+    """In place of a traceback that ends in gloo's sockets. The store is in rank 0's process here, not in torchrun's."""
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump(settings))
+    ranks = children.start_ranks(2, shutdown_on_ranks.fail_in_update, str(tmp_path / "config.yaml"), rank, kill)
+    for each in ranks:
+        each.join(60)
+    logs = [each.log.read_text() for each in ranks]
+    assert ranks[1 - rank].exitcode == 1, logs
+    assert logs[1 - rank].count(found) == 1
+    assert "Traceback" not in logs[1 - rank]
+    assert logs[rank].count("wiki/shard.00042.mds") == (0 if kill else 1)
 
 
 @pytest.mark.parametrize("strategy", ["ddp", "fsdp"])
