@@ -1,13 +1,17 @@
 """`python -m benchmarks` lists the benchmarks; with names it runs those, with --all all, each in its own process.
 
-Options that are not its own go to what is run: `python -m benchmarks sensitivity --steps 60000`.
+Options that are not its own go to what is run: `python -m benchmarks sensitivity --steps 60000`. With --quick each
+takes its steps once at the smallest size, and its record goes to build/benchmarks/.
 """
 
 import argparse
 import ast
+import os
 import subprocess
 import sys
 from pathlib import Path
+
+from benchmarks.common import QUICK_ENVIRONMENT
 
 HERE = Path(__file__).parent
 
@@ -32,6 +36,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
     parser.add_argument("names", nargs="*", metavar="NAME", help=", ".join(found))
     parser.add_argument("--all", action="store_true", help="run every one")
+    parser.add_argument("--quick", action="store_true", help="prove that they run: smallest sizes, no true figures")
     args, options = parser.parse_known_args()
     names = list(found) if args.all else args.names
     if unknown := [name for name in names if name not in found]:
@@ -41,8 +46,11 @@ def main() -> int:
     if not names:
         width = max(map(len, found))
         print("\n".join(f"{name:<{width}}  {purpose(module)}" for name, module in found.items()))
+    environment = {**os.environ, **(QUICK_ENVIRONMENT if args.quick else {})}
     failed = [
-        name for name in names if subprocess.run([sys.executable, "-m", found[name], *options], check=False).returncode
+        name
+        for name in names
+        if subprocess.run([sys.executable, "-m", found[name], *options], check=False, env=environment).returncode
     ]
     if failed:
         print(f"failed: {', '.join(failed)}", file=sys.stderr)

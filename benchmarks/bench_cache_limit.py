@@ -21,11 +21,12 @@ from ado_stream.storage.evict import Evictor
 from ado_stream.storage.object_locks import lock_path
 from ado_stream.storage.object_spec import ObjectSpec
 from ado_stream.storage.retry import Deadline
-from benchmarks.common import bar, seconds_in_turn, write_result
-from benchmarks.stream_data import BATCH, write_domains
+from benchmarks.common import bar, seconds_in_turn, size, write_result
+from benchmarks.stream_data import BATCH, SAMPLE_BYTES, write_domains
 
-FOLDERS, DOWNLOADS, FILE_BYTES = 22, 300, 100
-SHARD_BYTES, SHARDS, STEPS, ROUNDS = 1 << 21, 64, 960, 3
+FOLDERS, DOWNLOADS, FILE_BYTES = 22, size(300, 10), 100
+SHARD_BYTES, SHARDS, STEPS, ROUNDS = size((1 << 21, 64, 960, 3), (1 << 12, 16, 20, 1))
+FEW, SOME, MANY = size((1_000, 10_000, 100_000), (22, 44, 66))  # cached files
 
 
 def bookkeeping_ms(num_files: int) -> dict[str, float]:
@@ -136,10 +137,10 @@ def _steps_ratio(remote: Path, cache: Path) -> float:
 
 def main() -> None:
     with tempfile.TemporaryDirectory() as remote:
-        (name,) = write_domains(Path(remote), SHARDS * (SHARD_BYTES // 2060), None, SHARD_BYTES, 1)
-        steps = {num_files: step_over_unlimited(Path(remote) / name, num_files) for num_files in (1_000, 10_000)}
-    by_files = {num_files: bookkeeping_ms(num_files) for num_files in (1_000, 100_000)}
-    many, few = by_files[100_000], by_files[1_000]
+        (name,) = write_domains(Path(remote), SHARDS * (SHARD_BYTES // SAMPLE_BYTES), None, SHARD_BYTES, 1)
+        steps = {num_files: step_over_unlimited(Path(remote) / name, num_files) for num_files in (FEW, SOME)}
+    by_files = {num_files: bookkeeping_ms(num_files) for num_files in (FEW, MANY)}
+    many, few = by_files[MANY], by_files[FEW]
     bars = [
         bar("a download's bookkeeping at 100,000 files, in small files", many["median_ms"] / many["file_ms"], 50),
         bar("the same over that at 1,000 files", many["median_ms"] / few["median_ms"], 1.5),

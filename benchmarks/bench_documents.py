@@ -17,17 +17,17 @@ from pathlib import Path
 from typing import Any
 
 import ado_stream as ado
-from benchmarks.common import bar, seconds_in_turn, write_result
+from benchmarks.common import add_device, bar, seconds_in_turn, size, write_result
 from benchmarks.stream_data import ROW_TOKENS, our_domains, write_domains
 
 END = 40  # of stream_data's tokens: one in some 480
-ROWS, BATCHES, REPEATS = 16, 50, 15
+ROWS, SAMPLES, BATCHES, REPEATS = size((16, 2000, 50, 15), (2, 20, 1, 1))
 
 
 def loader_ms() -> dict[str, float]:
     """Milliseconds a batch of ROWS samples: plain, and with each of what is asked."""
     with tempfile.TemporaryDirectory() as folder:
-        domains = our_domains(Path(folder), write_domains(Path(folder), 2000, None))
+        domains = our_domains(Path(folder), write_domains(Path(folder), SAMPLES, None))
         reordered = [replace(domain, fim=0.5) for domain in domains]
 
         def made(domains: list[ado.Domain] = domains, num_rows: int = ROWS, **options: Any) -> Any:
@@ -85,10 +85,8 @@ def step_ms(device: str) -> dict[str, float]:
 
 def main() -> None:
     """Measures and writes benchmarks/results/documents.json."""
-    import torch
-
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--device", choices=["cpu", "cuda"], default="cuda" if torch.cuda.is_available() else "cpu")
+    add_device(parser)
     device = parser.parse_args().device
     loader, step = loader_ms(), step_ms(device)
     shares = {name: (loader[name] - loader["plain"]) / step["sequence"] for name in loader if name != "plain"}

@@ -15,9 +15,9 @@ import torch
 
 from ado_kernels import domain_loss
 from ado_kernels.ops.domain_loss import domain_loss_reference
-from benchmarks.common import bar, seconds_in_turn, write_result
+from benchmarks.common import bar, seconds_in_turn, size, write_result
 
-NUM_TOKENS = 1 << 24
+NUM_TOKENS = size(1 << 24, 1 << 12)
 TOKENS_PER_RUN = 256
 TOKENS_PER_SEQUENCE = 1024
 STEP_TOKENS = 8192

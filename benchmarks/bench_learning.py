@@ -30,20 +30,21 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from benchmarks.common import bar, machine, write_result
+from benchmarks.common import QUICK, RESULTS, bar, machine, size, write_result
 from benchmarks.learning import outcome
 from benchmarks.learning.scenarios import SCENARIOS, SIZES
 
 HARM_NATS, GAIN_FRAC = 0.005, 0.9
 FULL_SEEDS = {"clean": 5}
 _MECHANISM = "mechanism.json"
-QUICK = ("clean", "unlearnable-40")
-QUICK_POLICIES = ("natural", "ado", "target", "oracle")
+PART = ("clean", "unlearnable-40")
+PART_POLICIES = ("natural", "ado", "target", "oracle")
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--out", type=Path, required=True, help="folder for corpora and cells")
+    out = {"default": RESULTS / "learning"} if QUICK else {"required": True}
+    parser.add_argument("--out", type=Path, **out, help="folder for corpora and cells")
     parser.add_argument("--name", nargs="+", default=["python"], help="what to call the corpus; several with --docs")
     parser.add_argument("--text", nargs="+", default=[], help="training text, .jsonl or .jsonl.zst")
     parser.add_argument("--val", nargs="+", default=[], help="validation text")
@@ -58,6 +59,8 @@ def main() -> None:
     parser.add_argument("--mechanism", action="store_true", help="check laws and settings on the cells; train nothing")
     parser.add_argument("--docs", type=Path, metavar="PAGE", help="write the page from the cells; run nothing")
     args = parser.parse_args()
+    if SIZES[args.size].device == "cuda" and not (args.docs or args.mechanism or _has_card()):
+        parser.error(f"--size {args.size}: no CUDA GPU here; --size small and medium run on a CPU")
     if args.docs:
         from benchmarks.learning.page import Corpus, write_page
 
@@ -84,10 +87,10 @@ def run_cells(args: argparse.Namespace, started: float) -> bool:
     folder = args.out / _folder(args)
     corpus = make_corpus(folder, args.text, args.val, sizes)
     trials = [(name, seed) for name in _scenarios(args) for seed in _seeds(args, name)]
-    policies = args.policy or (None if args.full else QUICK_POLICIES)
+    policies = args.policy or (None if args.full else PART_POLICIES)
     deadline = None if args.minutes is None else started + 60.0 * args.minutes
     workers = args.workers or (len(os.sched_getaffinity(0)) if sizes.device == "cpu" else 1)
-    with ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), initializer=_quiet) as pool:
+    with ProcessPoolExecutor(workers, multiprocessing.get_context(size("spawn", "fork")), initializer=_quiet) as pool:
         jobs = [pool.submit(run_trial, corpus, folder, name, seed, sizes, policies, deadline) for name, seed in trials]
         finished = [job.result() for job in jobs]
     return all(finished)
@@ -201,13 +204,19 @@ def bars(found: dict[str, list[dict[str, Any]]]) -> list[dict[str, Any]]:
     return held
 
 
+def _has_card() -> bool:
+    import torch
+
+    return torch.cuda.is_available()
+
+
 def _folder(args: argparse.Namespace) -> str:
     """The corpus's folder: each size has a tokenizer and a sequence length of its own."""
     return args.name[0] if args.size == "small" else f"{args.name[0]}_{args.size}"
 
 
 def _scenarios(args: argparse.Namespace) -> list[str]:
-    return args.scenario or list(SCENARIOS if args.full else QUICK)
+    return args.scenario or list(SCENARIOS if args.full else PART)
 
 
 def _seeds(args: argparse.Namespace, name: str) -> list[int]:

@@ -14,9 +14,9 @@ import torch
 import torch.nn.functional as F
 
 from ado_kernels import linear_cross_entropy
-from benchmarks.common import bar, in_own_process, seconds_in_turn, write_result
+from benchmarks.common import bar, in_own_process, seconds_in_turn, size, write_result
 
-SHAPES = ((4096, 4096, 128), (2048, 50304, 128), (4096, 50304, 768))  # N, V, H
+SHAPES = size(((4096, 4096, 128), (2048, 50304, 128), (4096, 50304, 768)), ((64, 512, 8),))  # N, V, H
 NUM_DOMAINS, REPEATS = 22, 3
 
 

@@ -17,9 +17,9 @@ from typing import Any
 import numpy as np
 
 from benchmarks.bench_train import write_corpus
-from benchmarks.common import bar, in_own_process, write_result
+from benchmarks.common import bar, in_own_process, size, write_result
 
-ROWS, NUM_TOKENS, NUM_DOMAINS = 8, 256, 8
+ROWS, NUM_TOKENS, NUM_DOMAINS = size((8, 256, 8), (2, 16, 2))
 MOST = 1.05
 
 
@@ -136,8 +136,8 @@ def plain_logits(model: Any, tokens_BT: Any) -> Any:
 def main() -> None:
     """Measures in a process of its own and writes benchmarks/results/loop.json."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--pairs", type=int, default=40, help="of windows (40)")
-    parser.add_argument("--steps", type=int, default=4, help="of a window (4)")
+    parser.add_argument("--pairs", type=int, default=size(40, 2), help="of windows (%(default)s)")
+    parser.add_argument("--steps", type=int, default=size(4, 1), help="of a window (%(default)s)")
     args = parser.parse_args()
     found = in_own_process(measure, args.pairs, args.steps)
     write_result("loop", found, [bar("a step of train, in steps of the plain loop", found["ratio"], MOST)])

@@ -8,17 +8,18 @@ straddles lanes.
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 import tempfile
 from pathlib import Path
 
-from benchmarks.common import bar, write_result
+from benchmarks.common import bar, size, write_result
 from benchmarks.stream_data import BATCH, CREDENTIALS, NUM_DOMAINS, our_domains, write_domains
 from tests.train.network import NETWORK, NODES, STORE, inside, network
 
 PORT = 5558
-STEPS = 400
+STEPS, SAMPLES, SHARD_BYTES = size((400, 2500, 1 << 19), (4, 64, 1 << 10))
 ENVIRONMENT = {
     **CREDENTIALS,
     "S3_ENDPOINT_URL": f"http://{NETWORK}.1:{PORT}",
@@ -66,11 +67,13 @@ def run_nodes(folder: Path) -> None:
 
 def main() -> None:
     """Prints and writes the shards each node downloaded, and whether the rows are those of one process."""
+    if os.geteuid() or not shutil.which("ip"):
+        sys.exit("multinode: needs root and iproute2, since its nodes are network namespaces.")
     import ado_stream as ado
 
     with tempfile.TemporaryDirectory() as name, network():
         folder = Path(name)
-        names = write_domains(folder / "data", 2500, "zstd", shard_bytes=1 << 19)
+        names = write_domains(folder / "data", SAMPLES, "zstd", SHARD_BYTES)
         environment = {**os.environ, **ENVIRONMENT}
         quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
         server = inside(STORE, sys.executable, "-m", "moto.server", "-H", "0.0.0.0", "-p", str(PORT), **quiet)

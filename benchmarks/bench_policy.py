@@ -23,14 +23,16 @@ import numpy as np
 import ado_stream as ado
 from ado_stream.simulate.closed_loop import read_spec, simulate
 from ado_stream.simulate.default_spec import default_spec
-from benchmarks.common import bar, median_s, write_result
+from benchmarks.common import bar, median_s, size, write_result
 
 BATCH = 256
-BLOCK_STEPS = 200
-EARLY_STEP, LATE_STEP = 100, 1_000_000
+MANY = size(1000, 23)  # domains
+BLOCKS, BLOCK_STEPS = size((25, 200), (2, 2))
+EARLY_STEP, LATE_STEP = size((100, 1_000_000), (10, 40))
+MIDDLE_STEP, STATE_STEPS, REFIT_STEPS, SIMULATED_STEPS = size((10_000, 60_000, 1200, 60_000), (20, 20, 200, 100))
 ADDITIONS = 2000  # between blocks of updates
 # The bars: of an update, in additions; of late over early; of a simulated step, in updates.
-MOST_ADDITIONS, LATE_OVER_EARLY, MOST_UPDATES = 250.0, 1.2, {22: 6.0, 1000: 24.0}
+MOST_ADDITIONS, LATE_OVER_EARLY, MOST_UPDATES = 250.0, 1.2, {22: 6.0, MANY: 24.0}
 MOST_REFIT = 400.0  # in updates
 MOST_STATE_MB = 48.0
 
@@ -58,7 +60,7 @@ class Driver:
         return time.process_time() - start
 
 
-def cost_of_update(num_domains: int, late_step: int, blocks: int = 25, **settings) -> dict[str, float]:
+def cost_of_update(num_domains: int, late_step: int, blocks: int = BLOCKS, **settings) -> dict[str, float]:
     """Median processor microseconds of update() near t = 100 and t = late_step, blocks taken in turn."""
     late = Driver(num_domains, **settings)
     late.advance(late_step)
@@ -99,7 +101,7 @@ def cost_of_state(num_domains: int, steps: int) -> dict[str, float]:
     }
 
 
-def cost_of_refit(num_domains: int, steps: int = 1200) -> dict[str, float]:
+def cost_of_refit(num_domains: int, steps: int = REFIT_STEPS) -> dict[str, float]:
     """Of `target`, its 64 blocks of losses full: median processor milliseconds of updates that refit, and its state."""
     policy = ado.make_policy("target", np.ones(num_domains), total_steps=4 * steps)
     generator, took_s = np.random.default_rng(0), []
@@ -118,7 +120,8 @@ def closed_loop(num_domains: int, steps: int) -> dict[str, float]:
     """Seconds of a simulated run of ADO with its real fits."""
     given = default_spec(steps) if num_domains == 22 else {"steps": steps, "domains": num_domains, "noise": 0.35}
     spec = read_spec({**given, "policies": {"ado": {}}})
-    simulate(read_spec({**given, "steps": 300, "policies": {"ado": {}}}), spec.make("ado"))  # loads compiled code
+    few = {**given, "steps": size(300, 60), "policies": {"ado": {}}}
+    simulate(read_spec(few), spec.make("ado"))  # loads compiled code
     start, start_cpu = time.perf_counter(), time.process_time()
     outcome = simulate(spec, spec.make("ado"))
     return {
@@ -131,7 +134,7 @@ def closed_loop(num_domains: int, steps: int) -> dict[str, float]:
 
 def bars(payload: dict[str, Any]) -> list[dict[str, Any]]:
     """Every bar with what was measured, and whether it holds; those of cases that were not run are left out."""
-    update = {22: payload["update_K22"]["default"], 1000: payload["update_K1000"]}
+    update = {22: payload["update_K22"]["default"], MANY: payload["update_K1000"]}
     late = f"t = {update[22]['late_step']:,} over t = {EARLY_STEP}"
     refit = payload.get("target_refit_K1000")
     held = [
@@ -140,12 +143,12 @@ def bars(payload: dict[str, Any]) -> list[dict[str, Any]]:
         bar("megabytes of the state, 1000 domains", payload["state_K1000"]["megabytes"], MOST_STATE_MB),
     ]
     if refit:
-        updates = refit["refit_ms"] / (1e-3 * update[1000]["late_us"])
+        updates = refit["refit_ms"] / (1e-3 * update[MANY]["late_us"])
         held.append(bar("updates in a refit of target, 1000 domains", updates, MOST_REFIT))
-    for num, most in MOST_UPDATES.items():
-        if run := payload.get(f"simulate_K{num}"):
+    for num, name in ((22, "simulate_K22"), (MANY, "simulate_K1000")):
+        if run := payload.get(name):
             updates = run["processor_seconds"] / run["steps"] / (1e-6 * update[num]["late_us"])
-            held.append(bar(f"updates in a simulated step, {num} domains", updates, most))
+            held.append(bar(f"updates in a simulated step, {num} domains", updates, MOST_UPDATES[num]))
     return held
 
 
@@ -156,19 +159,19 @@ def main() -> None:
     args = parser.parse_args()
     cases = {
         "default": cost_of_update(22, args.late_step),
-        "residual credit": cost_of_update(22, 10_000, credit="residual"),
-        "reference": cost_of_update(22, 10_000, floor=0.01, floor_rule="reference"),
+        "residual credit": cost_of_update(22, MIDDLE_STEP, credit="residual"),
+        "reference": cost_of_update(22, MIDDLE_STEP, floor=0.01, floor_rule="reference"),
     }
     payload: dict[str, Any] = {
         "update_K22": cases,
-        "update_K1000": cost_of_update(1000, 10_000),
-        "state_K22": cost_of_state(22, 60_000),
-        "state_K1000": cost_of_state(1000, 60_000),
-        "target_refit_K1000": cost_of_refit(1000),
-        "simulate_K22": closed_loop(22, 60_000),
+        "update_K1000": cost_of_update(MANY, MIDDLE_STEP),
+        "state_K22": cost_of_state(22, STATE_STEPS),
+        "state_K1000": cost_of_state(MANY, STATE_STEPS),
+        "target_refit_K1000": cost_of_refit(MANY),
+        "simulate_K22": closed_loop(22, SIMULATED_STEPS),
     }
     if args.full:
-        payload["simulate_K1000"] = closed_loop(1000, 60_000)
+        payload["simulate_K1000"] = closed_loop(MANY, SIMULATED_STEPS)
     write_result("policy", payload, bars(payload))
 
 

@@ -14,8 +14,6 @@ import json
 import resource
 import shutil
 import statistics
-import subprocess
-import sys
 import tempfile
 import time
 from collections.abc import Sequence
@@ -24,10 +22,20 @@ from typing import Any
 
 import zstandard
 
-from benchmarks.common import bar, cpu_seconds, median_s, python_texts, seconds_in_turn, write_result
+from benchmarks.common import (
+    bar,
+    cpu_seconds,
+    in_own_process,
+    median_s,
+    python_texts,
+    run_ado_stream,
+    seconds_in_turn,
+    size,
+    write_result,
+)
 
-TEXT_BYTES = 60_000_000
-LEAST_SHARE = {"bytes": 0.05, "bpe:8192": 0.01}  # reading, of the processor seconds of a whole command
+TEXT_BYTES = size(60_000_000, 200_000)
+LEAST_SHARE = {"bytes": 0.05, size("bpe:8192", "bpe:300"): 0.01}  # reading, of the processor seconds of a whole command
 
 
 def main() -> None:
@@ -35,7 +43,7 @@ def main() -> None:
     parser.add_argument("--input", nargs="+", help="files for prepare, instead of this environment's Python source")
     parser.add_argument("--domain-key")
     parser.add_argument("--repeats", type=int, default=3)
-    parser.add_argument("--workers", type=int, default=2)
+    parser.add_argument("--workers", type=int, default=size(2, 1))
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         inputs = args.input or [str(_python_source(Path(folder) / "python.jsonl.zst"))]
@@ -60,11 +68,11 @@ def _python_source(path: Path) -> Path:
 
 def _read(inputs: Sequence[str]) -> int:
     """Bytes of text in .jsonl.zst or .jsonl files: what every way of preparing them has to do first."""
-    size = 0
+    num_bytes = 0
     for path in inputs:
         with zstandard.open(path, "rt") if path.endswith(".zst") else open(path) as file:
-            size += sum(len(json.loads(line)["text"].encode()) for line in file)
-    return size
+            num_bytes += sum(len(json.loads(line)["text"].encode()) for line in file)
+    return num_bytes
 
 
 def _whole_commands(folder: Path, inputs: Sequence[str], options: Sequence[str], repeats: int) -> dict[str, Any]:
@@ -73,8 +81,7 @@ def _whole_commands(folder: Path, inputs: Sequence[str], options: Sequence[str],
 
     def command(tokenizer: str) -> None:
         shutil.rmtree(outs[tokenizer], ignore_errors=True)
-        run = ["prepare", *options, "--tokenizer", tokenizer, "--out", str(outs[tokenizer]), "--json"]
-        subprocess.run([sys.executable, "-m", "ado_stream.cli", *run], check=True, stdout=subprocess.DEVNULL)
+        run_ado_stream("prepare", *options, "--tokenizer", tokenizer, "--out", str(outs[tokenizer]), "--json")
 
     calls = [lambda tokenizer=tokenizer: command(tokenizer) for tokenizer in outs]
     cpu_s = [cpu_seconds(call) for call in calls]  # and the warm-up
@@ -98,7 +105,7 @@ def _whole_commands(folder: Path, inputs: Sequence[str], options: Sequence[str],
 
 def _import_s(module: str) -> float:
     """Median seconds of a process that imports `module` and ends."""
-    return median_s(lambda: subprocess.run([sys.executable, "-c", f"import {module}"], check=True), repeats=3)
+    return median_s(lambda: in_own_process(exec, f"import {module}"), repeats=3)
 
 
 if __name__ == "__main__":

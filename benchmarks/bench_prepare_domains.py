@@ -9,30 +9,27 @@ takes at most 7 bytes a byte.
 """
 
 import json
-import os
 import shutil
 import statistics
-import subprocess
-import sys
 import tempfile
 import time
 from pathlib import Path
 
 import numpy as np
 
-from benchmarks.common import bar, write_result
+from benchmarks.common import bar, run_ado_stream, size, write_result
 
-DOCUMENTS, WORDS, ROUNDS = 20_000, 330, 3
+DOCUMENTS, WORDS, ROUNDS = size((20_000, 330, 3), (300, 20, 1))
 MEMORY = "/dev/shm"
-FEW, MANY = 10, 1000
-LONG_BYTES = 125_000_000
+FEW, MANY = size((10, 1000), (2, 5))
+LONG_BYTES, WORKERS = size((125_000_000, 2), (100_000, 1))
 MOST, MOST_BYTES = 1.5, 7.0
 
 
 def write_text(folder: Path) -> None:
     """FEW.jsonl and MANY.jsonl: the same documents as JSON lines, dealt out to that many domains."""
     generator = np.random.default_rng(0)
-    words = ["".join(map(chr, generator.integers(97, 123, size))) for size in generator.integers(2, 10, 5000)]
+    words = ["".join(map(chr, generator.integers(97, 123, length))) for length in generator.integers(2, 10, 5000)]
     texts = [" ".join(words[number] for number in numbers) for numbers in generator.integers(0, 5000, (500, WORDS))]
     for num_domains in (FEW, MANY):
         with open(folder / f"{num_domains}.jsonl", "w") as file:
@@ -43,22 +40,19 @@ def write_text(folder: Path) -> None:
 def cost(path: Path, out: Path, *options: str) -> dict[str, float]:
     """Seconds, processor seconds and megabytes of the largest process of one command."""
     shutil.rmtree(out, ignore_errors=True)
-    command = [sys.executable, "-m", "ado_stream.cli", "prepare", str(path), "--out", str(out), *options]
-    command += ["--tokenizer", "bytes", "--workers", "2", "--json"]
-    started, process = time.perf_counter(), subprocess.Popen(command, stdout=subprocess.DEVNULL)
-    _, status, used = os.wait4(process.pid, 0)
-    process.returncode = status
+    started = time.perf_counter()
+    workers = ("--workers", str(WORKERS))
+    used = run_ado_stream("prepare", str(path), "--out", str(out), *options, "--tokenizer", "bytes", *workers, "--json")
     seconds = time.perf_counter() - started
-    assert status == 0, status
     return {"seconds": seconds, "cpu_s": used.ru_utime + used.ru_stime, "peak_mb": used.ru_maxrss / 1024}
 
 
 def bytes_a_byte(folder: Path) -> float:
     """Bytes of memory that a byte of one long document takes in the process that takes most."""
     peak_mb = {}
-    for name, size in (("short", 1000), ("long", LONG_BYTES)):
+    for name, longest in (("short", 1000), ("long", LONG_BYTES)):
         path = folder / f"{name}.jsonl"
-        path.write_text("".join(json.dumps({"text": "a b " * (n // 4)}) + "\n" for n in (1000, size, 1000)))
+        path.write_text("".join(json.dumps({"text": "a b " * (n // 4)}) + "\n" for n in (1000, longest, 1000)))
         peak_mb[name] = cost(path, folder / f"{name}-out")["peak_mb"]
     return (peak_mb["long"] - peak_mb["short"]) * 2**20 / LONG_BYTES
 

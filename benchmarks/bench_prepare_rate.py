@@ -14,7 +14,6 @@ import argparse
 import json
 import os
 import shutil
-import subprocess
 import sys
 import tempfile
 import time
@@ -23,7 +22,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from benchmarks.common import bar, cpu_seconds, in_own_process, python_texts, write_result
+from benchmarks.common import bar, cpu_seconds, in_own_process, python_texts, run_ado_stream, size, write_result
 
 SLICES = 10
 TRAINING = 0.3  # beside the text to encode
@@ -33,8 +32,9 @@ LEAST = {"tiktoken": 0.8, "tokenizers": 3.0}  # of their rates
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--mb", type=int, default=50, help="of text to encode (50)")
-    parser.add_argument("--tokenizer-size", type=int, default=32_000, metavar="N", help="ids of the BPE (32000)")
+    parser.add_argument("--mb", type=int, default=size(50, 1), help="of text to encode (%(default)s)")
+    ids: dict[str, Any] = {"default": size(32_000, 400), "metavar": "N", "help": "ids of the BPE (%(default)s)"}
+    parser.add_argument("--tokenizer-size", type=int, **ids)
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
@@ -56,10 +56,10 @@ def _write_text(folder: Path, megabytes: int) -> None:
     """SLICES files of JSON lines, and train.jsonl."""
     texts = python_texts(int(2 * megabytes * 1e6))
     for name in ("train", *(f"{number:02}" for number in range(SLICES))):
-        size, most = 0, megabytes * 1e6 * (TRAINING if name == "train" else 1 / SLICES)
+        written, most = 0, megabytes * 1e6 * (TRAINING if name == "train" else 1 / SLICES)
         with open(folder / f"{name}.jsonl", "w") as file:
-            while size < most and (text := next(texts, None)) is not None:
-                size += len(text.encode())
+            while written < most and (text := next(texts, None)) is not None:
+                written += len(text.encode())
                 file.write(json.dumps({"text": text}) + "\n")
 
 
@@ -67,11 +67,11 @@ def _read(path: Path) -> list[str]:
     return [json.loads(line)["text"] for line in path.read_text().splitlines()]
 
 
-def _train(folder: Path, size: int) -> None:
+def _train(folder: Path, num_ids: int) -> None:
     from ado_stream.corpus.tokenizer import train_tokenizer
 
     (folder / "bpe").mkdir()
-    train_tokenizer(_read(folder / "train.jsonl"), f"bpe:{size}").save(folder / "bpe")
+    train_tokenizer(_read(folder / "train.jsonl"), f"bpe:{num_ids}").save(folder / "bpe")
 
 
 def _encoders(folder: Path) -> dict[str, Any]:
@@ -134,10 +134,10 @@ def _cost(folder: Path, tokenizer: str) -> dict[str, float]:
     def command(slices: int) -> None:
         shutil.rmtree(folder / "out", ignore_errors=True)
         inputs = [str(folder / f"{number:02}.jsonl") for number in range(slices)]
-        run = ["prepare", *inputs, "--tokenizer", tokenizer, "--workers", "1", "--out", str(folder / "out"), "--json"]
-        subprocess.run([sys.executable, "-m", "ado_stream.cli", *run], check=True, stdout=subprocess.DEVNULL)
+        out = str(folder / "out")
+        run_ado_stream("prepare", *inputs, "--tokenizer", tokenizer, "--workers", "1", "--out", out, "--json")
 
-    few_s, all_s = (min(cpu_seconds(partial(command, count)) for _ in range(2)) for count in (1, SLICES))
+    few_s, all_s = (min(cpu_seconds(partial(command, count)) for _ in range(size(2, 1))) for count in (1, SLICES))
     sizes = [sum(len(text.encode()) for text in _read(folder / f"{n:02}.jsonl")) / 1e6 for n in range(1, SLICES)]
     rate = sum(sizes) / (all_s - few_s)
     return {

@@ -16,8 +16,6 @@ import json
 import os
 import shutil
 import statistics
-import subprocess
-import sys
 import tempfile
 import time
 from collections.abc import Iterable
@@ -26,17 +24,18 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.common import bar, python_texts, seconds_in_turn, write_result
+from benchmarks.common import bar, python_texts, run_ado_stream, seconds_in_turn, size, write_result
 
-FILES, FEW = 32, 2
+FILES, FEW, SUBMITTED = size((32, 2, 1000), (3, 1, 10))
 MOST_RATIO, LEAST_USE = 1.1, 0.9
-SIMULATED_FILES, SIMULATED_MB, CORES = 10_000, 1e6, 64
+SIMULATED_FILES, SIMULATED_MB = size((10_000, 1e6), (10, 100.0))
+CORES = 64
 NODES = (1, 2, 4, 8, 16, 32)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--mb", type=int, default=60, help="of text (60)")
+    parser.add_argument("--mb", type=int, default=size(60, 1), help="of text (%(default)s)")
     parser.add_argument("--rounds", type=int, default=2)
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as name:
@@ -65,7 +64,7 @@ def _write_text(folder: Path, megabytes: int) -> None:
         with open(folder / f"{number:02}.jsonl", "w") as file:
             file.writelines(json.dumps({"text": text, "set": "code"}) + "\n" for text in texts[number::FILES])
     (folder / "bpe").mkdir()
-    train_tokenizer(texts[::10], "bpe:8192").save(folder / "bpe")
+    train_tokenizer(texts[::10], size("bpe:8192", "bpe:300")).save(folder / "bpe")
 
 
 class _cluster:  # noqa: N801 - used as a function
@@ -93,8 +92,7 @@ def _whole_commands(folder: Path, rounds: int) -> dict[str, float]:
         shutil.rmtree(folder / executor, ignore_errors=True)
         inputs = [str(folder / f"{number:02}.jsonl") for number in range(files)]
         options = ["--domain-key", "set", "--tokenizer", str(folder / "bpe"), "--json", "--executor", executor]
-        run = [sys.executable, "-m", "ado_stream.cli", "prepare", *inputs, "--out", str(folder / executor), *options]
-        subprocess.run([*run, "--workers", "2"], check=True, stdout=subprocess.DEVNULL)
+        run_ado_stream("prepare", *inputs, "--out", str(folder / executor), *options, "--workers", str(size(2, 1)))
 
     pairs = [(executor, files) for executor in ("local", "ray") for files in (FEW, FILES)]
     calls = [lambda pair=pair: command(*pair) for pair in pairs]
@@ -113,9 +111,9 @@ def _submit_seconds() -> float:
     with RayExecutor("ray") as executor:
         executor.submit(int).result(60)
         begun_s = time.perf_counter()
-        for future in [executor.submit(int) for _ in range(1000)]:
+        for future in [executor.submit(int) for _ in range(SUBMITTED)]:
             future.result(60)
-        return (time.perf_counter() - begun_s) / 1000
+        return (time.perf_counter() - begun_s) / SUBMITTED
 
 
 def _task_seconds(folder: Path) -> dict[str, float]:
@@ -166,7 +164,7 @@ def _use(tasks: dict[str, float], nodes: int, submit_s: float) -> float:
 
     sizes = np.random.default_rng(0).lognormal(0, 0.5, SIMULATED_FILES)
     sizes = np.sort(sizes * SIMULATED_MB / sizes.sum())[::-1]
-    parts = [tasks["tokenise_s_per_mb"] * size for size in sizes]
+    parts = [tasks["tokenise_s_per_mb"] * megabytes for megabytes in sizes]
     num_shards = round(tasks["shards_per_mb"] * SIMULATED_MB)
     at_once = shards_at_once(num_shards, nodes * CORES)
     shards = [tasks["shard_s"] * at_once] * (num_shards // at_once)

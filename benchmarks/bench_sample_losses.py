@@ -16,9 +16,9 @@ from typing import Any
 import numpy as np
 
 from benchmarks.bench_train import CASES, Case, make_step, synchronise
-from benchmarks.common import bar, seconds_in_turn, write_result
+from benchmarks.common import add_device, bar, seconds_in_turn, size, write_result
 
-KEPT, MOST, AT_ONCE = 16, 0.001, 50
+KEPT, MOST, AT_ONCE = 16, 0.001, size(50, 2)
 
 
 def measure(case: Case, repeats: int) -> dict[str, Any]:
@@ -71,10 +71,8 @@ def measure(case: Case, repeats: int) -> dict[str, Any]:
 
 def main() -> None:
     """Measures the smallest model of the device and writes benchmarks/results/sample_losses.json."""
-    import torch
-
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--device", choices=list(CASES), default="cuda" if torch.cuda.is_available() else "cpu")
+    add_device(parser)
     args = parser.parse_args()
     found = measure(CASES[args.device][0], repeats=10)
     write_result("sample_losses", found, [bar("sample losses, of a step", found["share"], MOST)])

@@ -17,7 +17,7 @@ import numpy as np
 from ado_stream.policy.ado_config import AdoConfig
 from ado_stream.simulate.closed_loop import Outcome, read_spec, simulate
 from ado_stream.simulate.default_spec import default_spec
-from benchmarks.common import write_result
+from benchmarks.common import size, write_result
 
 _OTHER = 1000  # added to a seed to get another
 
@@ -93,10 +93,11 @@ def table(steps: int, seeds: Sequence[int], settings: Mapping[str, Mapping[str, 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--steps", type=int, default=6000)
-    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--steps", type=int, default=size(6000, 60))
+    parser.add_argument("--seeds", type=int, default=size(3, 1))
     args = parser.parse_args()
-    rows = table(args.steps, range(args.seeds), variations(args.steps))
+    settings = dict(list(variations(args.steps).items())[: size(None, 1)])
+    rows = table(args.steps, range(args.seeds), settings)
     print(f"{args.steps} steps, {args.seeds} seeds; differences to the defaults\n")
     print(f"{'setting':<22}{'value':<32}{'loss by prior':>14}{'unweighted':>12}{'mixture moved':>15}")
     for row in rows:

@@ -15,10 +15,10 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from benchmarks.common import bar, rounds_in_turn, write_result
+from benchmarks.common import bar, rounds_in_turn, size, write_result
 from benchmarks.stream_data import object_store, write_domains
 
-SAMPLES, SHARD_BYTES = 5_000, 1 << 22
+SAMPLES, SHARD_BYTES = size((5_000, 1 << 22), (8, 1 << 10))
 ROUNDS, THREADS = 3, 4
 RATE = "fetch_raw_MB_per_s"
 

@@ -14,13 +14,14 @@ from pathlib import Path
 
 import numpy as np
 
-from benchmarks.common import bar, rounds_in_turn, write_result
+from benchmarks.common import bar, rounds_in_turn, size, write_result
 from benchmarks.stream_data import BATCH, ROW_TOKENS, time_ours, time_theirs, write_domains
 
-ROUNDS = 5
+ROUNDS, SAMPLES, COPIES = size((5, 6000, 2000), (1, 40, 5))
+OURS, LARGE, THEIRS = size(((200, 6000), (50, 1500), (20, 150)), ((1, 2),) * 3)  # batches before the clock, and in it
 
 
-def memcpy(_: float, local: Path, token_bytes: int, batches: int = 2000) -> tuple[float, float]:
+def memcpy(_: float, local: Path, token_bytes: int, batches: int = COPIES) -> tuple[float, float]:
     """(0, samples a second) when each batch is one slice of memory that holds all samples at `token_bytes` a token.
 
     Slices lie anywhere, as batches do, so that they come from memory and not from a cache.
@@ -39,11 +40,11 @@ def memcpy(_: float, local: Path, token_bytes: int, batches: int = 2000) -> tupl
 def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         local = Path(folder)
-        names = write_domains(local, samples=6000, compression=None)
+        names = write_domains(local, SAMPLES, compression=None)
         contestants = {
-            **{f"ours, prefetch {n}": (time_ours, local, names, None, n, 200, 6000) for n in (0, 4)},
-            "ours, prefetch 0, batch 256": (time_ours, local, names, None, 0, 50, 1500, 4 * BATCH),
-            **{f"streaming, {n} workers": (time_theirs, local, names, None, n, 20, 150) for n in (0, 2)},
+            **{f"ours, prefetch {n}": (time_ours, local, names, None, n, *OURS) for n in (0, 4)},
+            "ours, prefetch 0, batch 256": (time_ours, local, names, None, 0, *LARGE, 4 * BATCH),
+            **{f"streaming, {n} workers": (time_theirs, local, names, None, n, *THEIRS) for n in (0, 2)},
             "memcpy of the bytes handed out": (memcpy, local, 8),
             "memcpy of the bytes stored": (memcpy, local, 2),
         }

@@ -29,19 +29,19 @@ from ado_stream.stream.domain import Domain
 from ado_stream.stream.index_content import parse_index
 from ado_stream.stream.mds_index import make_index
 from ado_stream.stream.open_indexes import open_indexes
-from benchmarks.common import bar, rounds_in_turn, seconds_in_turn, write_result
-from benchmarks.stream_data import BATCH, object_store, our_domains, timed, write_domains
+from benchmarks.common import bar, rounds_in_turn, seconds_in_turn, size, write_result
+from benchmarks.stream_data import BATCH, SAMPLE_BYTES, object_store, our_domains, timed, write_domains
 
-MANY_SHARDS = 100_000
-DOMAINS, SHARDS, STORED_SHARDS, SHARD_SAMPLES = 22, 2_000, 2, 16
-RANKS, ROUNDS = 8, 2
+MANY_SHARDS = size(100_000, 100)
+DOMAINS, SHARDS, STORED_SHARDS, SHARD_SAMPLES = *size((22, 2_000), (2, 3)), 2, 16
+RANKS, ROUNDS = size((8, 2), (2, 1))
 
 
 def index_text(num_shards: int) -> bytes:
     """An index.json as MDSWriter writes it, with sha1 and xxh64 of raw and compressed files."""
 
-    def file(name: str, size: int, number: int) -> dict[str, Any]:
-        return {"basename": name, "bytes": size, "hashes": {"sha1": f"{number:040x}", "xxh64": f"{number:016x}"}}
+    def file(name: str, num_bytes: int, number: int) -> dict[str, Any]:
+        return {"basename": name, "bytes": num_bytes, "hashes": {"sha1": f"{number:040x}", "xxh64": f"{number:016x}"}}
 
     shards = [
         {
@@ -81,7 +81,7 @@ def index_cost(_: float, num_shards: int) -> dict[str, float]:
 
 def write_corpus(root: Path) -> list[str]:
     """DOMAINS folders whose indexes list SHARDS shards: STORED_SHARDS files over and over, as many in each."""
-    names = write_domains(root, STORED_SHARDS * SHARD_SAMPLES, "zstd", SHARD_SAMPLES * 2060, DOMAINS)
+    names = write_domains(root, STORED_SHARDS * SHARD_SAMPLES, "zstd", SHARD_SAMPLES * SAMPLE_BYTES, DOMAINS)
     for name in names:
         path = root / name / "index.json"
         index = json.loads(path.read_text())
@@ -125,7 +125,7 @@ def least_s(_: float, remote: str, names: list[str]) -> float:
 
 def open_on(ranks: int, remote: str, names: list[str]) -> dict[str, float]:
     """Seconds until the last of `ranks` processes that begin at once has opened all; GETs and processor seconds."""
-    context = multiprocessing.get_context("spawn")
+    context: Any = multiprocessing.get_context(size("spawn", "fork"))
     with tempfile.TemporaryDirectory() as cache:
         barrier, results = context.Barrier(ranks), context.Queue()
         arguments = (barrier, results, remote, names, cache)

@@ -9,21 +9,21 @@ import statistics
 import tempfile
 from pathlib import Path
 
-from benchmarks.common import bar, rounds_in_turn, write_result
+from benchmarks.common import bar, rounds_in_turn, size, write_result
 from benchmarks.stream_data import in_empty_cache, object_store, time_ours, time_theirs, write_domains
 
-ROUNDS = 3
+ROUNDS, SAMPLES, SHARD_BYTES, BATCHES = size((3, 4000, 1 << 21, 400), (1, 16, 1 << 11, 2))
 
 
 def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
-        names = write_domains(Path(folder) / "data", samples=4000, compression="zstd", shard_bytes=1 << 21)
+        names = write_domains(Path(folder) / "data", SAMPLES, compression="zstd", shard_bytes=SHARD_BYTES)
         with object_store(Path(folder) / "data") as remote:
             # 25,600 of 32,000 samples: most shards are downloaded
             contestants = {
-                "ours": (in_empty_cache, time_ours, names, remote, 4, 0, 400),
-                "streaming, 0 workers": (in_empty_cache, time_theirs, names, remote, 0, 0, 400),
-                "streaming, 2 workers": (in_empty_cache, time_theirs, names, remote, 2, 0, 400),
+                "ours": (in_empty_cache, time_ours, names, remote, 4, 0, BATCHES),
+                "streaming, 0 workers": (in_empty_cache, time_theirs, names, remote, 0, 0, BATCHES),
+                "streaming, 2 workers": (in_empty_cache, time_theirs, names, remote, 2, 0, BATCHES),
             }
             found = rounds_in_turn(contestants, ROUNDS)
     first_s = {name: statistics.median(first for first, _ in rounds) for name, rounds in found.items()}

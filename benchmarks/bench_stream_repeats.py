@@ -12,10 +12,10 @@ from pathlib import Path
 import numpy as np
 
 import ado_stream as ado
-from benchmarks.common import bar, write_result
+from benchmarks.common import bar, size, write_result
 from benchmarks.stream_data import BATCH, NUM_DOMAINS, our_domains, write_domains
 
-SAMPLES = 2000
+SAMPLES, COMPARED, DRAWS, RESUME_STEPS, SEEDS = size((2000, 1000, 1_000_000, 1000, 4), (64, 20, 3000, 5, 1))
 
 
 def their_repeats(local: Path, names: list[str], seed: int) -> int:
@@ -36,7 +36,7 @@ def their_repeats(local: Path, names: list[str], seed: int) -> int:
 
     rng = np.random.default_rng(seed)
     before, state = served(rng.dirichlet(np.ones(NUM_DOMAINS)), None, SAMPLES * NUM_DOMAINS // 4)
-    after, _ = served(rng.dirichlet(np.ones(NUM_DOMAINS)), state, 1000)
+    after, _ = served(rng.dirichlet(np.ones(NUM_DOMAINS)), state, COMPARED)
     return sum(row in set(before) for row in after)
 
 
@@ -52,7 +52,7 @@ def our_repeats(local: Path, names: list[str], draws: int) -> dict[str, int]:
     served: dict[tuple[int, int], list[int]] = {}
     for step in range(draws // batch + 1):
         dataset.publish(step, rng.dirichlet(np.full(NUM_DOMAINS, 0.5)))
-        if step % 1000 == 999:
+        if step % RESUME_STEPS == RESUME_STEPS - 1:
             state = dataset.state_dict()
             dataset.close()
             dataset = fresh()
@@ -76,8 +76,8 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         local = Path(folder)
         names = write_domains(local, SAMPLES, None)
-        theirs = [their_repeats(local, names, seed) for seed in range(4)]
-        ours = our_repeats(local, names, 1_000_000)
+        theirs = [their_repeats(local, names, seed) for seed in range(SEEDS)]
+        ours = our_repeats(local, names, DRAWS)
     held = [bar("repeats of ours", ours["repeats"], 0)]
     write_result("stream_repeats", {"streaming_of_next_1000": theirs, "ours": ours}, held)
 

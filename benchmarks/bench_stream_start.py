@@ -11,11 +11,11 @@ import time
 from pathlib import Path
 
 import ado_stream as ado
-from benchmarks.common import rounds_in_turn, write_result
+from benchmarks.common import rounds_in_turn, size, write_result
 from benchmarks.stream_data import BATCH, our_domains, their_dataset, write_domains
 
 ROUNDS = 5
-SAMPLES = 6000
+SAMPLES = size(6000, 40)
 LATE_STEP = 1_000_000
 
 

@@ -19,10 +19,11 @@ from typing import Any
 import numpy as np
 
 import ado_stream as ado
-from benchmarks.common import bar, rounds_in_turn, write_result
+from benchmarks.common import bar, rounds_in_turn, size, write_result
 from benchmarks.stream_data import BATCH, NUM_DOMAINS, ROW_TOKENS, timed
 
-SAMPLES, SEQ_LEN, END = 6000, ROW_TOKENS - 1, 0
+SAMPLES, SEQ_LEN, END = size(6000, 40), ROW_TOKENS - 1, 0
+TIMED = size((200, 3000), (1, 2))
 FORMATS = ("mds", "megatron", "npy")
 
 
@@ -96,7 +97,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         root = Path(folder)
         write_formats(root)
-        contestants: dict[str, tuple[Any, ...]] = {kind: (time_ours, root, kind, 0, 200, 3000) for kind in FORMATS}
+        contestants: dict[str, tuple[Any, ...]] = {kind: (time_ours, root, kind, 0, *TIMED) for kind in FORMATS}
         if has_megatron:
             contestants["GPTDataset"] = (time_megatron, root, 10, 100)
         rates = {name: [rate for _, rate in found] for name, found in rounds_in_turn(contestants, rounds).items()}

@@ -25,10 +25,10 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.common import in_own_process, median_s, write_result
+from benchmarks.common import add_device, in_own_process, median_s, size, write_result
 
 LAG, REFIT_INTERVAL = 8, 1000
-HISTORY_STEPS = 60_000
+HISTORY_STEPS = size(60_000, 600)
 
 
 @dataclass(frozen=True)
@@ -58,8 +58,9 @@ CASES = {
         Case("1.3B", "cuda", rows=8, num_tokens=1024, vocabulary=50304, pairs=28, steps=6, bars=(0.55, 0.001)),
     ],
     "cpu": [
-        Case(
-            "nano", "cpu", rows=8, num_tokens=256, vocabulary=4096, pairs=200, steps=2, seconds=120.0, matmul_size=1024
+        size(
+            Case("nano", "cpu", 8, 256, vocabulary=4096, pairs=200, steps=2, seconds=120.0, matmul_size=1024),
+            Case("nano", "cpu", 2, 32, vocabulary=320, num_domains=2, pairs=3, steps=1, matmul_size=64),
         )
     ],
 }
@@ -274,8 +275,7 @@ def main() -> None:
     import torch
 
     parser = argparse.ArgumentParser(description=__doc__)
-    has_gpu = torch.cuda.is_available()
-    parser.add_argument("--device", choices=list(CASES), default="cuda" if has_gpu else "cpu")
+    add_device(parser)
     args = parser.parse_args()
     name = result_name(torch.cuda.get_device_name() if args.device == "cuda" else None)
     result: dict[str, Any] = {"load_average": os.getloadavg()}

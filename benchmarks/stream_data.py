@@ -1,9 +1,9 @@
 """MDS data sets for the stream's benchmarks, an S3 endpoint for them, and the two readers under comparison."""
 
 import itertools
+import multiprocessing
 import os
-import subprocess
-import sys
+import socket
 import tempfile
 import time
 import urllib.request
@@ -15,11 +15,12 @@ from typing import Any
 import numpy as np
 
 import ado_stream as ado
+from benchmarks.common import size
 
-ROW_TOKENS = 1025
-NUM_DOMAINS = 8
+ROW_TOKENS = size(1025, 65)
+SAMPLE_BYTES = 2 * ROW_TOKENS + 10  # in a shard
+NUM_DOMAINS = size(8, 2)
 BATCH = 64
-STORE_PORT = 5557
 CREDENTIALS = {"AWS_ACCESS_KEY_ID": "test", "AWS_SECRET_ACCESS_KEY": "test", "AWS_DEFAULT_REGION": "us-east-1"}
 
 
@@ -48,16 +49,29 @@ def write_domains(
 @contextmanager
 def object_store(folder: Path) -> Iterator[str]:
     """An S3 endpoint, moto's server in a process of its own, that holds `folder` in the bucket 'corpus'; its URL."""
-    endpoint = f"http://127.0.0.1:{STORE_PORT}"
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    endpoint = f"http://127.0.0.1:{port}"
     os.environ.update(CREDENTIALS, S3_ENDPOINT_URL=endpoint)
-    command = [sys.executable, "-m", "moto.server", "-p", str(STORE_PORT)]
-    server = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    context: Any = multiprocessing.get_context(size("spawn", "fork"))
+    server = context.Process(target=_serve, args=(port,), daemon=True)
+    server.start()
     try:
         upload(str(folder), endpoint)
         yield "s3://corpus"
     finally:
         server.terminate()
-        server.wait()
+        server.join()
+
+
+def _serve(port: int) -> None:
+    from moto.server import main
+
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, 1)
+    os.dup2(nowhere, 2)
+    main(["-p", str(port)])
 
 
 def upload(folder: str, endpoint: str) -> None:

@@ -9,7 +9,7 @@ from datetime import UTC, datetime
 
 import torch
 
-from benchmarks.common import write_result
+from benchmarks.common import QUICK, write_result
 from benchmarks.kernels import domain_loss, fit, linear_cross_entropy, rms_norm, rms_norm_rope, swiglu, table, tune
 from benchmarks.kernels.harness import Bench, measure_ceilings
 
@@ -31,6 +31,7 @@ def main() -> int:
     parser.add_argument("--only", nargs="+", choices=SECTIONS, help="after 'device'")
     parser.add_argument("--tune", action="store_true", help="only choose launches for this GPU and write the table")
     args = parser.parse_args()
+    args.smoke |= QUICK and not args.tune
     on_gpu = torch.cuda.is_available()
     if not on_gpu and (args.tune or not args.smoke):
         parser.error("no CUDA GPU: only --smoke runs here (CPU figures: benchmarks.bench_linear_cross_entropy)")

@@ -10,6 +10,7 @@ import json
 import random
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import zstandard
 
@@ -17,11 +18,14 @@ from ado_stream.demo.environment_files import UNLEARNABLE as HASHES
 from ado_stream.demo.raw_text import write_text
 from ado_stream.prepare.coordinator import prepare
 from ado_stream.prepare.prepare_config import PrepareConfig
+from benchmarks.common import QUICK, size
 from benchmarks.learning.scenarios import DUPLICATES, EXHAUSTED, UNLEARNABLE, Sizes
 
 DOMAIN_KEY = "meta.pile_set_name"
-_UNLEARNABLE_BYTES, _BYTES_PER_TOKEN = 30_000_000, 2.5  # at least; of two fifths of what a run reads, and more
-_NUM_ORIGINALS, _DUPLICATE_BYTES = 24, 24_000_000
+_TEST_TEXT = Path(__file__).parents[2] / "tests/data/corpus"
+_UNLEARNABLE_BYTES = size(30_000_000, 20_000)  # at least; of two fifths of what a run reads, and more
+_BYTES_PER_TOKEN = 2.5
+_NUM_ORIGINALS, _DUPLICATE_BYTES = 24, size(24_000_000, 20_000)
 _CHANGED_FRAC = 0.02  # of a near-duplicate's words
 
 
@@ -35,9 +39,12 @@ def make_corpus(folder: Path, text: list[str], val: list[str], sizes: Sizes) -> 
     if (corpus / "corpus.json").exists():
         return corpus
     folder.mkdir(parents=True, exist_ok=True)
-    if not text:
+    if not text and QUICK:
+        text, val = ([str(path) for path in sorted(_TEST_TEXT.glob(f"{split}*"))] for split in ("train", "val"))
+    elif not text:
         text = [str(domain.path) for domain in write_text(folder / "text") if domain.name != HASHES]
-    held_out = {"val": tuple(val)} if val else {"val_frac": 0.05}
+    held_out: dict[str, Any] = {"val": tuple(val)} if val else {"val_frac": 0.05}
+    held_out |= size({}, {"workers": 1})
     wanted = PrepareConfig(
         tuple(text), str(folder / "wanted"), sizes.seq_len, tokenizer=sizes.tokenizer, domain_key=DOMAIN_KEY, **held_out
     )

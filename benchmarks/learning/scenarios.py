@@ -7,6 +7,8 @@ has such text in her corpus does not want the model to be good at it.
 
 from dataclasses import dataclass, field
 
+from benchmarks.common import size
+
 UNLEARNABLE, DUPLICATES, EXHAUSTED = "Unlearnable", "NearDuplicates", "Exhausted"
 BASELINE = "natural"
 STATIC = (BASELINE, "temperature:tau=1.5", "temperature:tau=2", "uniform")  # the frontier that adaptive ones must beat
@@ -86,7 +88,7 @@ class Sizes:
 
 
 SIZES = {
-    "small": Sizes(),
+    "small": size(Sizes(), Sizes(1, 16, 2, batch_size=8, steps=30, seq_len=16, tokenizer="bpe:300")),
     "medium": Sizes(4, 128, 4, seq_len=128),  # five times the parameters, twice the tokens
     # 2.5 B tokens in steps of 262,144, on one card
     "124m": Sizes(12, 768, 12, 256, 9537, 1024, "bpe:32768", micro_batch_size=32, val_rows=32, device="cuda"),

@@ -31,12 +31,13 @@ from ado_stream.train.parallel import ParallelModel
 from ado_stream.train.run_config import TrainSection
 from ado_stream.train.train_step import LearningRateSchedule, TrainStep, make_optimizer
 from ado_stream.train.validation import Validator
+from benchmarks.common import size
 from benchmarks.learning.scenarios import BASELINE, CONTROL, DUPLICATES, EXHAUSTED, UNLEARNABLE, Scenario, Sizes
 
 MADE = (UNLEARNABLE, DUPLICATES, EXHAUSTED)
 LAG = 8
 _PEAK_RATE_TIMES_WIDTH = 0.46
-_VAL_SAMPLES, _VAL_SAMPLES_MIDWAY, _VAL_SAMPLES_LAWS = 400, 100, 50  # of each domain
+_VAL_SAMPLES, _VAL_SAMPLES_MIDWAY, _VAL_SAMPLES_LAWS = size((400, 100, 50), (4, 2, 2))  # of each domain
 _LAW_VALIDATIONS = 50  # in a run, for policies whose laws are of validation losses
 _BEGINNING = "beginning"
 _MIDWAY = 5  # validations in a run, in its second half, for steps to a loss

@@ -23,11 +23,13 @@ def test_every_benchmark_is_listed_with_its_question(monkeypatch, capsys):
 
 def test_those_named_run_and_a_failure_is_reported(monkeypatch, capsys):
     class Done:
-        def __init__(self, command, check):
+        def __init__(self, command, check, env):
             ran.append(command[2:])
+            quick.append(env.get("BENCHMARKS_QUICK"))
             self.returncode = int("fit" in command[2])
 
     ran: list[list[str]] = []
+    quick: list[str | None] = []
     monkeypatch.setattr(benchmarks.subprocess, "run", Done)
     monkeypatch.setattr("sys.argv", ["benchmarks", "kernels", "fit", "train"])
     assert benchmarks.main() == 1
@@ -36,6 +38,9 @@ def test_those_named_run_and_a_failure_is_reported(monkeypatch, capsys):
     monkeypatch.setattr("sys.argv", ["benchmarks", "train", "--device", "cpu"])
     assert benchmarks.main() == 0
     assert ran[-1] == ["benchmarks.bench_train", "--device", "cpu"]
+    monkeypatch.setattr("sys.argv", ["benchmarks", "--quick", "fit"])
+    assert benchmarks.main() == 1
+    assert (ran[-1], quick) == (["benchmarks.bench_fit"], [None] * 4 + ["1"])
     monkeypatch.setattr("sys.argv", ["benchmarks", "fitt"])
     with pytest.raises(SystemExit):
         benchmarks.main()

@@ -6,6 +6,7 @@ Loading one compiled function initialises Numba, half a second. It has no thread
 import boto3  # noqa: F401
 import numpy as np
 import safetensors.torch  # noqa: F401
+import streaming  # noqa: F401
 import torch._dynamo  # noqa: F401
 
 import ado_stream.train.trainer  # noqa: F401
