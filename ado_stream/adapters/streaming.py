@@ -7,26 +7,16 @@ counterpart and changes what is read is refused, what only changes how is logged
 import inspect
 import logging
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from streaming import Stream
 from streaming.base.util import bytes_to_int, number_abbrev_to_int
 
+from ado_stream.adapters.stream_objects import checked_streams, stream_domain, stream_names, stream_weights
 from ado_stream.errors import ConfigError
-from ado_stream.option_checks import (
-    environment_whole,
-    instance,
-    number,
-    optional,
-    path_text,
-    refuse_unknown,
-    text,
-    whole,
-)
+from ado_stream.option_checks import environment_whole, optional, refuse_unknown, text, whole
 from ado_stream.stream.dataset import AdaptiveStreamingDataset
-from ado_stream.stream.domain import Domain, stream_path, stream_places
 from ado_stream.stream.slots import make_rank_slots
 
 _log = logging.getLogger(__name__)
@@ -73,8 +63,10 @@ def from_streaming(
     `choose` say. Raises ConfigError for what cannot be honoured.
     """
     ours = _without_counterparts({"shuffle": False, **others})
-    streams = _checked_streams(streams, remote, local, split)
-    weights = {name for each in streams for name in _weights(each)}
+    streams = checked_streams(streams, remote, local, split)
+    for each in streams:
+        _log_ignored({name: getattr(each, name) for name in _IGNORED if hasattr(each, name)})
+    weights = {name for each in streams for name in stream_weights(each)}
     if "proportion" in weights and not all(hasattr(each, "proportion") for each in streams):
         raise ConfigError("from_streaming: give all streams a proportion=, or none of them.")
     epoch_size = _amount("epoch_size", epoch_size, number_abbrev_to_int, "1500000 or '1.5m'")
@@ -99,36 +91,10 @@ def from_streaming(
     }
     options = [*inspect.signature(from_streaming).parameters, *inspect.signature(AdaptiveStreamingDataset).parameters]
     refuse_unknown("from_streaming", ours, [name for name in options if name not in ("others", "domains")])
-    domains = [_domain(name, each, split) for name, each in zip(_names(streams), streams, strict=True)]
+    domains = [stream_domain(name, each, split) for name, each in zip(stream_names(streams), streams, strict=True)]
     dataset = AdaptiveStreamingDataset(domains, **{**settings, **ours})
     num_samples = sum(each.chosen(size) for each, size in zip(domains, dataset.num_samples.tolist(), strict=True))
     return dataset, -(-(epoch_size or num_samples) // dataset.settings.global_batch_size)
-
-
-def _checked_streams(streams: object, remote: object, local: object, split: object) -> list[Stream]:
-    """`streams` as a list, else the one of `remote` and `local`; logs what they say that has no effect."""
-    if streams is None:
-        return [_one_stream(remote, local, split)]
-    if remote is not None or local is not None:
-        raise ConfigError("from_streaming: give streams=, or remote= and local=, not both.")
-    if isinstance(streams, Stream | str | Mapping) or not isinstance(streams, Iterable):
-        raise ConfigError(f"from_streaming: streams is {streams!r:.80}; expected a list of streaming.Stream.")
-    checked = [instance("from_streaming: streams: an entry", each, Stream) for each in streams]
-    for each in checked:
-        _log_ignored({name: getattr(each, name) for name in _IGNORED if hasattr(each, name)})
-    return checked
-
-
-def _one_stream(remote: object, local: object, split: object) -> Stream:
-    if remote is None and local is None:
-        raise ConfigError("from_streaming: give streams=, or remote= and local=, where the shards are.")
-    there = optional(path_text, "from_streaming: remote", remote)
-    here = optional(path_text, "from_streaming: local", local)
-    folder = optional(text, "from_streaming: split", split)
-    try:
-        return Stream(remote=there, local=here, split=folder)
-    except (OSError, ValueError) as error:  # a scheme that it does not know, a temporary folder that is there
-        raise ConfigError(f"from_streaming: {error}") from error
 
 
 def _amount(name: str, value: object, parse: Callable[[Any], int], example: str) -> int | None:
@@ -153,42 +119,3 @@ def _log_ignored(given: dict[str, Any]) -> None:
     for name, default in _IGNORED.items():
         if (value := given.get(name, default)) != default:
             _log.warning("from_streaming: %s=%r has no effect here; see docs/trainers.md", name, value)
-
-
-def _names(streams: Sequence[Stream]) -> list[str]:
-    """The last part of each stream's remote or local path, or as many parts as tell them all apart."""
-    paths = [stream_path(each) for each in streams]
-    for length in range(1, max(map(len, paths), default=1)):
-        names = ["/".join(path[-length:]) for path in paths]
-        if len(set(names)) == len(names):
-            return names
-    return ["/".join(path) for path in paths]
-
-
-@dataclass(frozen=True, repr=False, kw_only=True)
-class _StreamDomain(Domain):
-    """repeat, choose: of its stream, which give it its prior where it has no proportion."""
-
-    repeat: float = 1.0
-    choose: int | None = None
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        number(f"stream '{self.name}': repeat", self.repeat, 0, 1 << 40)
-        optional(whole, f"stream '{self.name}': choose", self.choose)
-
-    def weight(self, num_samples: int) -> float:
-        return self.chosen(num_samples) if self.prior is None else self.prior
-
-    def chosen(self, num_samples: int) -> int:
-        """Samples of an epoch."""
-        return int(self.repeat * num_samples) if self.choose is None else self.choose
-
-
-def _domain(name: str, stream: Stream, split: str | None) -> _StreamDomain:
-    given = _weights(stream)
-    return _StreamDomain(name, *stream_places(stream, split), given.pop("proportion", None), **given)
-
-
-def _weights(stream: Stream) -> dict[str, Any]:
-    return {name: getattr(stream, name) for name in ("proportion", "repeat", "choose") if hasattr(stream, name)}

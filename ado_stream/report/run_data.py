@@ -78,12 +78,16 @@ class Evaluation:
 
 @dataclass(frozen=True)
 class Run:
-    """A run's record as arrays: S recorded steps, K domains. metadata: the record's last line of kind "run"."""
+    """A run's record as arrays: S recorded steps, K domains. metadata: the record's last line of kind "run".
+
+    prior_K: shares; NaN where the record has none.
+    """
 
     path: Path
     label: str
     metadata: RunLine
     domains: tuple[str, ...]
+    prior_K: Floats
     step_S: Ints
     loss_S: Floats
     domain_loss_SK: Floats
@@ -95,11 +99,6 @@ class Run:
     health: JsonObject | None  # of the policy after its last refit
     evaluations: tuple[Evaluation, ...]
     events: tuple[JsonObject, ...]
-
-    @cached_property
-    def prior_K(self) -> Floats:
-        """The prior as shares; NaN where the record has none."""
-        return _row(self.metadata.get("prior"), len(self.domains))
 
     def train_sizes_K(self, unit: str) -> Floats:
         """Training "tokens" or "samples" of each domain in the corpus, or "bytes" of its text; NaN where unknown."""
@@ -181,6 +180,7 @@ def _run(directory: Path, label: str) -> Run:
         label=label,
         metadata=metadata,
         domains=domains,
+        prior_K=_row(metadata.get("prior"), num_domains),
         step_S=np.array([line["step"] for line in steps], dtype=np.int64),
         loss_S=_matrix(steps, "loss", 1)[:, 0],
         domain_loss_SK=_matrix(steps, "domain_loss", num_domains),

@@ -205,7 +205,12 @@ def test_a_line_that_is_none_of_a_record_is_named(tmp_path, line):
 
 @pytest.mark.parametrize(
     "line",
-    [{"kind": "eval", "domain_text": [None]}, {"kind": "fit", "valid": [True]}, {"kind": "step", "samples": [1, 2]}],
+    [
+        {"kind": "eval", "domain_text": [None]},
+        {"kind": "fit", "valid": [True]},
+        {"kind": "step", "samples": [1, 2]},
+        {"kind": "run", "version": 1, "domains": ["easy", "hard", "medium"], "prior": [0.5, 0.5]},
+    ],
 )
 def test_a_line_of_other_domains_is_refused(tmp_path, line):
     path = write(tmp_path / "r", [{"step": 0}]) / "record.jsonl"
