@@ -9,6 +9,7 @@ The policy runs on rank 0 alone: processors of different kinds may differ in the
 change the domain of a slot.
 """
 
+import contextlib
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Protocol
 
@@ -86,6 +87,7 @@ class AdaptiveLoader:
             _check_policy(policy, dataset)
         self.policy: Any = policy  # of the caller's type, which may have more than a MixturePolicy
         self._observed = dataset.step  # the next step to be observed
+        self._is_interrupted = False
         self._lost: dict[int, Ints] = {}  # samples (K,) of steps whose losses ended with the loop that was saved
         timeout_s = positive("timeout_s", timeout_s)
         self._reduction = LossReduction(dataset.names, dataset.rank_slots.replication, timeout_s, group)
@@ -127,10 +129,11 @@ class AdaptiveLoader:
         step = self._observed
         if step >= self.step:
             raise PolicyError(f"observe: step {step} was not yielded yet; call observe once after each batch.")
-        self._reduction.push(step, loss_sums, token_counts, reduced)
-        self._observed = step + 1
-        for losses in self._reduction.ready():
-            self._update(losses)
+        with self._in_one_piece():
+            self._reduction.push(step, loss_sums, token_counts, reduced)
+            self._observed = step + 1
+            for losses in self._reduction.ready():
+                self._update(losses)
 
     def skip_unobserved(self) -> None:
         """Observes batches that a loop left without doing so, as ones whose losses are not known. All ranks call it."""
@@ -151,12 +154,33 @@ class AdaptiveLoader:
 
     def flush(self) -> None:
         """Updates the policy with every loss observed so far; waits for the GPU."""
-        while self._lost:
-            step = min(self._lost)
-            self._update(ReducedLosses(step, np.zeros(len(self.dataset.names)), np.zeros(len(self.dataset.names))))
-            del self._lost[step]  # only now: after an error the same step is tried again
-        for losses in self._reduction.ready(all_steps=True):
-            self._update(losses)
+        with self._in_one_piece():
+            while self._lost:
+                step = min(self._lost)
+                self._update(ReducedLosses(step, np.zeros(len(self.dataset.names)), np.zeros(len(self.dataset.names))))
+                del self._lost[step]  # only now: after an error the same step is tried again
+            for losses in self._reduction.ready(all_steps=True):
+                self._update(losses)
+
+    @contextlib.contextmanager
+    def _in_one_piece(self) -> Iterator[None]:
+        """Raises PolicyError where an interrupt (Ctrl-C, a signal's handler) fell into an earlier call.
+
+        Losses may then be counted without being passed on, or the policy be in the middle of its update: going on, or
+        a state that is saved, would be wrong without a sign.
+        """
+        if self._is_interrupted:
+            raise PolicyError(
+                f"an interrupt fell into the policy's update before step {self._observed}: it may be half done.\n"
+                "  Load a saved state, or end the process and resume from a checkpoint."
+            )
+        try:
+            yield
+        except Exception:  # nothing has changed then, or the same call can be repeated
+            raise
+        except BaseException:
+            self._is_interrupted = True
+            raise
 
     def statistics(self) -> JsonObject:
         """The data set's statistics: samples, bytes, cache hits, stalls, waits in seconds."""
@@ -204,7 +228,7 @@ class AdaptiveLoader:
             self.policy.load_state_dict(policy, **({} if same else {"names": self.dataset.names}))
         self.dataset.restore(decoded)  # raises nothing: the state was checked before the policy loaded its part
         self._reduction.drop()  # losses of the steps before the load
-        self._lost, self._observed = lost, observed + len(lost)
+        self._lost, self._observed, self._is_interrupted = lost, observed + len(lost), False
 
     def close(self) -> None:
         """Stops the threads; iterating again continues at the current step."""

@@ -80,10 +80,10 @@ def draw_forecasts(run: Run, colors: dict[str, str]) -> Plot | None:
     return Plot(
         f"laws-{run.label.replace('/', '-')}",
         f"Loss per domain, law and forecast: {run.label}",
-        f"Dots: observed training loss. Dark line: the law fitted at step {law.step:,} to the points left of the "
-        "vertical line, dashed where it is a forecast; the percentage is by how much the mean of the later losses lies "
-        "above the forecast's (held: that refit found no good law and an earlier one was kept). Coloured line: the "
-        "last law of the run. Grey band: where 95 % of single losses lie if those the law was fitted to are normal "
+        f"Dots: observed training loss. Black or white line: the law fitted at step {law.step:,} to the points left of "
+        "the vertical line, dashed where it is a forecast; the percentage is by how much the mean of the later losses "
+        "lies above the forecast's (held: that refit found no good law and an earlier one was kept). Coloured line: "
+        "the last law of the run. Grey band: where 95 % of single losses lie if those the law was fitted to are normal "
         f"about it.{left_out}",
         figure,
     )

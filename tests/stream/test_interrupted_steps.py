@@ -5,8 +5,12 @@ import sys
 import threading
 
 import pytest
+import torch
 
 import ado_stream as ado
+from ado_stream import loader as loader_module
+from ado_stream import reduction
+from ado_stream.policy import base_policy, odm
 from ado_stream.stream import batch_pipeline, dataset
 from tests.stream.helpers import ledger, run
 
@@ -61,7 +65,7 @@ class Interrupt:
 
 @pytest.mark.parametrize(
     ("prefetch", "module", "every"),
-    [(0, dataset, 3), pytest.param(2, dataset, 1, marks=pytest.mark.slow), (0, batch_pipeline, 9)],
+    [(0, dataset, 3), pytest.param(2, dataset, 1, marks=pytest.mark.slow), (0, batch_pipeline, 19)],
 )
 def test_an_interrupt_at_any_instruction_neither_loses_nor_repeats_a_sample(corpus, whole, prefetch, module, every):
     for at in itertools.count(1, every):
@@ -78,6 +82,54 @@ def test_an_interrupt_at_any_instruction_neither_loses_nor_repeats_a_sample(corp
         resumed.close()
         if not interrupted:
             assert at > every
+            return
+
+
+def learn(loader):
+    """One step with losses that follow from its number."""
+    step = next(iter(loader))["step"]
+    counts = torch.from_numpy(loader.dataset.sample_counts(step).astype(float))
+    return lambda: loader.observe(counts * (3.0 + torch.arange(len(counts)) / (1 + step)), counts)
+
+
+@pytest.mark.parametrize(
+    ("module", "every"),
+    [
+        (loader_module, 5),
+        pytest.param(loader_module, 1, marks=pytest.mark.slow),
+        (reduction, 9),
+        (odm, 9),
+        (base_policy, 9),
+    ],
+)
+def test_an_interrupt_of_a_policys_update_is_harmless_or_refused(corpus, module, every):
+    """What is refused goes on after a load of the state before."""
+    with ado.AdaptiveLoader(make(corpus, mixture_lag=1), "odm", prefetch=0) as loader:
+        for _ in range(STEPS):
+            learn(loader)()
+        expected, outcomes = loader.state_dict(), set()
+    for at in itertools.count(1, every):
+        with ado.AdaptiveLoader(make(corpus, mixture_lag=1), "odm", prefetch=0) as loader:
+            for _ in range(3):
+                learn(loader)()
+            before = loader.state_dict()
+            interrupted = Interrupt(module, at).run(learn(loader))
+            try:
+                observed = loader.state_dict()["observed"]
+            except ado.PolicyError as error:
+                assert "interrupt" in str(error)  # noqa: PT017
+                with pytest.raises(ado.PolicyError, match="interrupt"):
+                    learn(loader)()
+                loader.load_state_dict(before)
+                observed = "refused"
+            if observed == 3:  # it fell before anything was done: a step that is not observed is an error later
+                loader.load_state_dict(before)
+            while loader.step < STEPS:
+                learn(loader)()
+            assert loader.state_dict() == expected
+        outcomes.add(observed)
+        if not interrupted:
+            assert "refused" in outcomes
             return
 
 
