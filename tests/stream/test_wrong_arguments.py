@@ -332,3 +332,21 @@ def test_samples_of_no_common_length_or_without_a_target_are_refused(tmp_path, t
     domains = [ado.Domain(f"d{number}", local=str(tmp_path / f"d{number}")) for number in range(len(tokens))]
     with pytest.raises(ado.ConfigError, match=message):
         next(iter(ado.AdaptiveStreamingDataset(domains, 2, mixture_lag=None)))
+
+
+@pytest.mark.parametrize(
+    ("data_set", "options", "most"),
+    [
+        ({"mixture_lag": 10**9}, {}, "mixture_lag is 1000000000; expected a whole number, 65536 at most"),
+        ({"mixture_lag": None}, {"prefetch": 10**9}, "prefetch is 1000000000; expected a whole number, 65536 at most"),
+        ({}, {"io_threads": 10**9}, "io_threads is 1000000000; expected a whole number, 4096 at most"),
+    ],
+)
+def test_what_is_kept_for_each_step_and_threads_are_bounded(corpus, data_set, options, most):
+    with pytest.raises(ado.ConfigError, match=most):
+        ado.AdaptiveLoader(ado.AdaptiveStreamingDataset(corpus, 8, **data_set), **options)
+
+
+def test_a_guards_lag_is_bounded():
+    with pytest.raises(ado.ConfigError, match="Freeze: mixture_lag is 1000000000; expected a whole number, 65536"):
+        ado.Freeze(ado.make_policy("natural", {"a": 1, "b": 1}), 5, 10**9)
