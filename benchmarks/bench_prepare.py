@@ -14,6 +14,8 @@ import json
 import resource
 import shutil
 import statistics
+import subprocess
+import sys
 import tempfile
 import time
 from collections.abc import Sequence
@@ -25,7 +27,6 @@ import zstandard
 from benchmarks.common import (
     bar,
     cpu_seconds,
-    in_own_process,
     median_s,
     python_texts,
     run_ado_stream,
@@ -105,7 +106,7 @@ def _whole_commands(folder: Path, inputs: Sequence[str], options: Sequence[str],
 
 def _import_s(module: str) -> float:
     """Median seconds of a process that imports `module` and ends."""
-    return median_s(lambda: in_own_process(exec, f"import {module}"), repeats=3)
+    return median_s(lambda: subprocess.run([sys.executable, "-c", f"import {module}"], check=True), repeats=3)
 
 
 if __name__ == "__main__":
