@@ -23,6 +23,7 @@ Checked = TypeVar("Checked")
 _WHOLE = re.compile(r"\d{1,18}", re.ASCII)
 MOST_COUNT = 1 << 53  # whole numbers are exact in a float up to here
 MOST_LAG = 1 << 16  # steps: what is kept for each of them must fit in memory
+MOST_STEPS = 100_000_000  # of a run, whose plan goes through all of them
 MOST_THREADS = 1 << 12  # and processes, of one machine
 
 

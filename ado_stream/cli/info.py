@@ -9,7 +9,7 @@ from ado_stream.cli.shared import add_corpus_argument, table_text
 from ado_stream.corpus import load_manifest
 from ado_stream.corpus.manifest import Manifest, missing_validation, num_samples
 from ado_stream.errors import ConfigError
-from ado_stream.option_checks import whole
+from ado_stream.option_checks import MOST_STEPS, whole
 from ado_stream.visible import show, show_json
 from ado_stream.yaml_files import parse_assignments
 
@@ -43,7 +43,7 @@ def _print_plan(manifest: Manifest, args: argparse.Namespace) -> None:
     from ado_stream.policy.planned_draws import planned_samples
     from ado_stream.policy.policy_registry import make_run_policy
 
-    whole("--steps", args.steps, 1)
+    whole("--steps", args.steps, 1, MOST_STEPS)
     whole("--batch-size", args.batch_size, 1)
     domains = manifest["domains"]
     sizes = {name: num for name, domain in domains.items() if (num := num_samples(domain, "train"))}

@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from ado_stream.errors import ConfigError
-from ado_stream.option_checks import MOST_COUNT, MOST_LAG, refuse_unknown, whole
+from ado_stream.option_checks import MOST_COUNT, MOST_LAG, MOST_STEPS, refuse_unknown, whole
 from ado_stream.policy.base_policy import Policy, RunContext
 from ado_stream.policy.domain_weights import parse_shares, with_text_keys
 from ado_stream.policy.policy_registry import make_run_policy
@@ -76,7 +76,7 @@ def read_spec(given: JsonMapping) -> Spec:
     numbers = {
         name: whole(f"spec: {name}", given.get(name, default), least, most)
         for name, default, least, most in (
-            ("steps", 20_000, 1, 100_000_000),
+            ("steps", 20_000, 1, MOST_STEPS),
             ("global_batch_size", 256, 1, MOST_COUNT),
             ("seed", 17, 0, MOST_COUNT),
             ("mixture_lag", 8, 0, MOST_LAG),

@@ -21,6 +21,7 @@ from omegaconf.errors import OmegaConfBaseException
 from ado_stream.durable import write_durably
 from ado_stream.errors import ConfigError
 from ado_stream.json_files import check_type
+from ado_stream.option_checks import MOST_STEPS
 from ado_stream.policy.domain_weights import with_text_keys
 from ado_stream.storage.retry import RetryPolicy
 from ado_stream.suggest import did_you_mean
@@ -42,6 +43,11 @@ class Bounds:
 def at_least(least: float, default: T) -> T:
     """A field of finite numbers from `least` on."""
     return _bounded(default, f"{least} or more", lambda value: least <= value < math.inf)
+
+
+def number_of_steps(default: T) -> T:
+    """A field of the steps of a run or of a part of it."""
+    return _bounded(default, f"1 or more, {MOST_STEPS} at most", lambda value: 1 <= value <= MOST_STEPS)
 
 
 def above_zero(default: T, null: str = "") -> T:
@@ -144,7 +150,7 @@ class TrainSection:
     collective_timeout_s: how long ranks wait for each other, and for a save in the background, before all of them fail.
     """
 
-    steps: int = at_least(1, 1000)
+    steps: int = number_of_steps(1000)
     learning_rate: float | None = above_zero(None, null="0.46 / width")
     min_learning_rate_frac: float = _bounded(0.1, "a number from 0 to 1", lambda value: 0 <= value <= 1)
     warmup_steps: int | None = at_least(0, None)
@@ -174,7 +180,7 @@ class StageSection:
     name of a policy that needs neither losses nor options; None: of the run's policy, which learns in every stage.
     """
 
-    steps: int = at_least(1, MISSING)
+    steps: int = number_of_steps(MISSING)
     global_batch_size: int | None = at_least(1, None)
     seq_len: int | None = at_least(1, None)
     micro_batch_size: int | None = at_least(1, None)
