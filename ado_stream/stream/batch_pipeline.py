@@ -299,3 +299,5 @@ def _stop_at_exit() -> None:
         if maker.thread.is_alive():
             maker.thread.join(_EXIT_S)
         maker.lookahead.join(_EXIT_S)
+        if maker.calling.acquire(timeout=_EXIT_S):  # a thread in `next`: C++ aborts where the interpreter ends it there
+            maker.calling.release()
