@@ -19,7 +19,7 @@ import torch.distributed as dist
 
 from ado_stream.errors import ConfigError, PolicyError, ResumeError
 from ado_stream.json_files import check_type
-from ado_stream.option_checks import MOST_THREADS, flag, instance, positive, refuse_unknown, text, whole
+from ado_stream.option_checks import flag, instance, positive, refuse_unknown, text, threads, whole
 from ado_stream.policy.base_policy import Policy, RunContext
 from ado_stream.policy.policy_registry import make_run_policy
 from ado_stream.reduction import LossReduction, ReducedLosses, is_distributed
@@ -78,7 +78,7 @@ class AdaptiveLoader:
         group: dist.ProcessGroup | None = None,
     ):
         self.dataset = instance("dataset", dataset, AdaptiveStreamingDataset)
-        self._prefetch, self._io_threads = whole("prefetch", prefetch), whole("io_threads", io_threads, 0, MOST_THREADS)
+        self._prefetch, self._io_threads = whole("prefetch", prefetch), threads("io_threads", io_threads)
         self._pin_memory, self._device = flag("pin_memory", pin_memory), checked_device(device)
         dataset.check_prefetch(self._prefetch)
         if isinstance(policy, str | Mapping):

@@ -22,6 +22,7 @@ from ado_stream.value_types import Floats
 Checked = TypeVar("Checked")
 _WHOLE = re.compile(r"\d{1,18}", re.ASCII)
 MOST_COUNT = 1 << 53  # whole numbers are exact in a float up to here
+MOST_ROWS = 1 << 24  # of a batch: arrays of so many fit in memory
 MOST_LAG = 1 << 16  # steps: what is kept for each of them must fit in memory
 MOST_STEPS = 100_000_000  # of a run, whose plan goes through all of them
 MOST_THREADS = 1 << 12  # and processes, of one machine
@@ -40,6 +41,16 @@ def whole(name: str, value: object, least: float = 0, most: float = MOST_COUNT) 
         bound = f", {most:.0f} at most" if above else f", {least} or more" if least > -math.inf else ""
         raise ConfigError(f"{name} is {value!r:.80}; expected a whole number{bound}.")
     return found
+
+
+def lag(name: str, value: object) -> int:
+    """Steps between a loss and the mixture that follows from it, or made ahead: something is kept for each of them."""
+    return whole(name, value, 0, MOST_LAG)
+
+
+def threads(name: str, value: object, least: float = 0) -> int:
+    """A number of threads or processes of one machine."""
+    return whole(name, value, least, MOST_THREADS)
 
 
 def environment_whole(name: str, usual: int, least: float = 0, most: float = MOST_COUNT) -> int:

@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 
 from ado_kernels.fit.fit_dispatch import BACKENDS
 from ado_stream.errors import ConfigError
-from ado_stream.option_checks import MOST_LAG, flag, number, one_of, whole
+from ado_stream.option_checks import flag, lag, number, one_of, whole
 from ado_stream.policy.base_policy import run_default
 from ado_stream.policy.mixture_bounds import check_floor
 from ado_stream.policy.scaling_laws import FitConfig
@@ -107,7 +107,7 @@ class AdoConfig:
         mixture_lag: the mixture after step s is drawn at step s + 1 + mixture_lag. Raises ConfigError for values that
         cannot work, among them a first refit whose mixture would be drawn after the last step.
         """
-        whole("ado: mixture_lag", mixture_lag, 0, MOST_LAG)
+        lag("ado: mixture_lag", mixture_lag)
         if total_steps is not None:
             whole("ado: total_steps", total_steps, 1)
         self._check()

@@ -24,7 +24,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from ado_stream.errors import ConfigError
-from ado_stream.option_checks import MOST_LAG, number, positive, whole
+from ado_stream.option_checks import lag, number, positive, whole
 from ado_stream.policy import state_codec
 from ado_stream.policy.base_policy import Policy, are_the_saved_ones, run_default
 from ado_stream.policy.domain_weights import Weights
@@ -66,7 +66,7 @@ class Aioli(Policy):
         self._eta = positive("aioli: eta", eta)
         self._focus = number("aioli: focus", focus, 1.0 / num if num > 1 else 0.0, 1.0)
         self._decay = None if decay is None else number("aioli: decay", decay, 0.0, 1.0)
-        self._lag = whole("aioli: mixture_lag", mixture_lag, 0, MOST_LAG)
+        self._lag = lag("aioli: mixture_lag", mixture_lag)
         steps = None if total_steps is None else whole("aioli: total_steps", total_steps, 1)
         self._start_step = whole("aioli: start_step", run_default(start_step, 1000, steps, 10))
         usual = _ROUND_STEPS if steps is None else steps // _ROUNDS

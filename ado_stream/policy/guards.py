@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from ado_stream.errors import ConfigError
-from ado_stream.option_checks import MOST_LAG, instance, known_name, number, positive, whole
+from ado_stream.option_checks import instance, known_name, lag, number, positive, whole
 from ado_stream.policy import state_codec
 from ado_stream.policy.base_policy import Policy
 from ado_stream.policy.domain_weights import Weights, parse_values
@@ -186,9 +186,7 @@ class Freeze(Guard):
 
     def __init__(self, policy: Policy, from_step: int = 0, mixture_lag: int = 0):
         self._from_step = from_step
-        self._freeze_step = whole("Freeze: from_step", from_step) - whole(
-            "Freeze: mixture_lag", mixture_lag, 0, MOST_LAG
-        )
+        self._freeze_step = whole("Freeze: from_step", from_step) - lag("Freeze: mixture_lag", mixture_lag)
         super().__init__(policy)
 
     @property

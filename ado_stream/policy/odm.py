@@ -14,7 +14,7 @@ import math
 
 import numpy as np
 
-from ado_stream.option_checks import MOST_LAG, whole
+from ado_stream.option_checks import lag
 from ado_stream.policy.base_policy import Policy
 from ado_stream.policy.domain_weights import Weights
 from ado_stream.value_types import Array, Bools, Floats
@@ -48,9 +48,7 @@ class Odm(_Bandit):
     run_options = {"mixture_lag": "mixture_lag"}
 
     def __init__(self, prior: Weights, mixture_lag: int = 0):
-        self.share_arrays = tuple(
-            f"given{age}" for age in range(whole("odm: mixture_lag", mixture_lag, 0, MOST_LAG), -1, -1)
-        )
+        self.share_arrays = tuple(f"given{age}" for age in range(lag("odm: mixture_lag", mixture_lag), -1, -1))
         super().__init__(prior)
 
     def _initial(self) -> dict[str, Array]:

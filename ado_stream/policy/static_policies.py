@@ -10,7 +10,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from ado_stream.errors import ConfigError
-from ado_stream.option_checks import MOST_LAG, known_name, number, one_of, positive, whole
+from ado_stream.option_checks import known_name, lag, number, one_of, positive
 from ado_stream.policy.base_policy import Policy
 from ado_stream.policy.domain_weights import Weights, parse_shares, parse_values
 from ado_stream.policy.published_mixtures import PUBLISHED_MIXTURES
@@ -153,7 +153,7 @@ class Schedule(Policy):
     ):
         super().__init__(prior)
         self._linear = one_of("schedule: interpolation", interpolation, ("linear", "constant")) == "linear"
-        self._lag = whole("schedule: mixture_lag", mixture_lag, 0, MOST_LAG)
+        self._lag = lag("schedule: mixture_lag", mixture_lag)
         if not isinstance(knots, Sequence) or not all(isinstance(knot, Sequence) and len(knot) == 2 for knot in knots):
             raise ConfigError(f"schedule: knots are {knots!r:.80}; expected [[step, weights], ...].")
         steps = [number("schedule: step of a knot", knot[0]) for knot in knots]

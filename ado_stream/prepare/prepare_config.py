@@ -10,7 +10,7 @@ from ado_stream.corpus.manifest import JOIN, PACKINGS
 from ado_stream.corpus.places import LISTED_ENDINGS, local_folder
 from ado_stream.corpus.tokenizer import BYTES, bpe_vocabulary
 from ado_stream.errors import ConfigError
-from ado_stream.option_checks import MOST_THREADS, flag, number, one_of, optional, path_text, path_texts, text, whole
+from ado_stream.option_checks import flag, number, one_of, optional, path_text, path_texts, text, threads, whole
 from ado_stream.prepare.hub_datasets import PREFIX, DataSet
 
 _MIN_SHARD_BYTES = 1 << 12
@@ -53,7 +53,7 @@ class PrepareConfig:
             "val_frac": number("validation fraction", self.val_frac, 0, 1),
             "seq_len": whole("seq_len", self.seq_len, 1),
             "seed": whole("seed", self.seed, -math.inf, math.inf),
-            "workers": whole("workers", self.workers, 1, MOST_THREADS),
+            "workers": threads("workers", self.workers, 1),
             "shard_bytes": whole("shard_bytes", self.shard_bytes, _MIN_SHARD_BYTES, _MAX_SHARD_BYTES),
             "packing": one_of("packing", self.packing, PACKINGS),
             **{name: text(name, getattr(self, name)) for name in ("tokenizer", "text_key", "executor")},

@@ -16,7 +16,7 @@ import xxhash
 from torch.utils.data import IterableDataset
 
 from ado_stream.errors import ConfigError, StorageError
-from ado_stream.option_checks import MOST_LAG, MOST_THREADS, flag, instance, one_of, optional, positive, text, whole
+from ado_stream.option_checks import MOST_ROWS, flag, instance, lag, one_of, optional, positive, text, threads, whole
 from ado_stream.storage.node_cache import NodeCache
 from ado_stream.storage.retry import RetryPolicy
 from ado_stream.stream.batch_draw import SAMPLINGS, DrawSettings, StepDraw, draw_step
@@ -106,9 +106,9 @@ class AdaptiveStreamingDataset(IterableDataset[TokenBatch]):
             raise ConfigError("positions=True: give end_token=, the token that ends a document (tokenizer.end_id).")
         self._end_token = end_token if positions else None
         fim_tokens = getattr(domains, "fim_tokens", None) if fim_tokens is None else fim_tokens
-        global_batch_size = whole("global_batch_size", global_batch_size, 1, 1 << 24)  # arrays of so many fit
+        global_batch_size = whole("global_batch_size", global_batch_size, 1, MOST_ROWS)
         canonical_nodes, seed = whole("canonical_nodes", canonical_nodes, 1), whole("seed", seed, -math.inf, math.inf)
-        mixture_lag = optional(whole, "mixture_lag", mixture_lag, 0, MOST_LAG)
+        mixture_lag = optional(lag, "mixture_lag", mixture_lag)
         sampling, shuffle = one_of("sampling", sampling, SAMPLINGS), text("shuffle", shuffle)
         cache_limit = optional(whole, "cache_limit", cache_limit, 1)
         predownload = optional(whole, "predownload", predownload, 1)
@@ -251,7 +251,7 @@ class AdaptiveStreamingDataset(IterableDataset[TokenBatch]):
 
     def check_prefetch(self, prefetch: int) -> None:
         """Raises ConfigError when batches made `prefetch` steps ahead would wait for mixtures not published yet."""
-        prefetch = whole("prefetch", prefetch, 0, MOST_LAG)
+        prefetch = lag("prefetch", prefetch)
         if self.mixture_lag is not None and self.mixture_lag < prefetch:
             raise ConfigError(
                 f"mixture_lag {self.mixture_lag} is less than prefetch {prefetch}: batches made ahead would wait for "
@@ -267,7 +267,7 @@ class AdaptiveStreamingDataset(IterableDataset[TokenBatch]):
         """
         self.rank_slots.check_group()
         self.check_prefetch(prefetch)
-        io_threads, pin_memory = whole("io_threads", io_threads, 0, MOST_THREADS), flag("pin_memory", pin_memory)
+        io_threads, pin_memory = threads("io_threads", io_threads), flag("pin_memory", pin_memory)
         device = checked_device(device)
         limits = LookaheadLimits(
             samples=self._predownload,

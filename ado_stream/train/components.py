@@ -14,11 +14,10 @@ from ado_stream.corpus import Corpus, open_corpus
 from ado_stream.corpus.manifest import num_samples
 from ado_stream.errors import ConfigError, NotFound
 from ado_stream.loader import AdaptiveLoader, make_policy_for
-from ado_stream.option_checks import number
+from ado_stream.option_checks import known_name, number
 from ado_stream.policy.base_policy import Policy
 from ado_stream.storage.retry import RetryPolicy
 from ado_stream.stream.dataset import AdaptiveStreamingDataset
-from ado_stream.suggest import did_you_mean
 from ado_stream.train.distributed import DistributedContext
 from ado_stream.train.metric_sinks import require_packages
 from ado_stream.train.run_config import TrainConfig
@@ -166,10 +165,7 @@ def make_dataset(config: TrainConfig, corpus: Corpus, context: DistributedContex
     """This rank's data set."""
     data, names = config.data, [domain.name for domain in corpus.domains]
     for name in data.fim:
-        if name not in names:
-            raise ConfigError(
-                f"'data.fim': no domain {name!r}{did_you_mean(name, names)}; there are: {', '.join(names)}."
-            )
+        known_name("domain", name, names, "'data.fim': ")
     domains = [dataclasses.replace(domain, fim=data.fim.get(domain.name)) for domain in corpus.domains]
     return AdaptiveStreamingDataset(
         dataclasses.replace(corpus, domains=domains),

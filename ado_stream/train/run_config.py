@@ -40,14 +40,10 @@ class Bounds:
     allow: Callable[[Any], bool]
 
 
-def at_least(least: float, default: T) -> T:
-    """A field of finite numbers from `least` on."""
-    return _bounded(default, f"{least} or more", lambda value: least <= value < math.inf)
-
-
-def number_of_steps(default: T) -> T:
-    """A field of the steps of a run or of a part of it."""
-    return _bounded(default, f"1 or more, {MOST_STEPS} at most", lambda value: 1 <= value <= MOST_STEPS)
+def at_least(least: float, default: T, most: float = math.inf) -> T:
+    """A field of finite numbers from `least` to `most`."""
+    text = f"{least} or more" if most == math.inf else f"{least} or more, {most} at most"
+    return _bounded(default, text, lambda value: least <= value <= most and value < math.inf)
 
 
 def above_zero(default: T, null: str = "") -> T:
@@ -150,7 +146,7 @@ class TrainSection:
     collective_timeout_s: how long ranks wait for each other, and for a save in the background, before all of them fail.
     """
 
-    steps: int = number_of_steps(1000)
+    steps: int = at_least(1, 1000, MOST_STEPS)
     learning_rate: float | None = above_zero(None, null="0.46 / width")
     min_learning_rate_frac: float = _bounded(0.1, "a number from 0 to 1", lambda value: 0 <= value <= 1)
     warmup_steps: int | None = at_least(0, None)
@@ -180,7 +176,7 @@ class StageSection:
     name of a policy that needs neither losses nor options; None: of the run's policy, which learns in every stage.
     """
 
-    steps: int = number_of_steps(MISSING)
+    steps: int = at_least(1, MISSING, MOST_STEPS)
     global_batch_size: int | None = at_least(1, None)
     seq_len: int | None = at_least(1, None)
     micro_batch_size: int | None = at_least(1, None)
