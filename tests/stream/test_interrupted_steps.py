@@ -65,7 +65,7 @@ class Interrupt:
 
 @pytest.mark.parametrize(
     ("prefetch", "module", "every"),
-    [(0, dataset, 3), pytest.param(2, dataset, 1, marks=pytest.mark.slow), (0, batch_pipeline, 19)],
+    [(0, dataset, 3), pytest.param(2, dataset, 1, marks=pytest.mark.slow), (0, batch_pipeline, 9)],
 )
 def test_an_interrupt_at_any_instruction_neither_loses_nor_repeats_a_sample(corpus, whole, prefetch, module, every):
     for at in itertools.count(1, every):
