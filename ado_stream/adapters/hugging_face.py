@@ -17,7 +17,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from transformers import Trainer, TrainerCallback
+from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.models.auto.modeling_auto import MODEL_FOR_MASKED_LM_MAPPING_NAMES
 
 from ado_kernels import domain_loss
@@ -52,11 +52,13 @@ class _Progress(TrainerCallback):
         self._loader = loader
         self._first_step: int | None = None  # of the loader
 
-    def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: object
+    ) -> None:
         """After the checkpoint was loaded, before the first batch is asked for."""
         self._first_step = self._loader.step - state.global_step
 
-    def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: object) -> None:
         """Before Trainer logs the epoch."""
         state.epoch = state.global_step / state.max_steps
 
@@ -119,7 +121,7 @@ class AdaptiveTrainer(Trainer):
         self._micro_batches = self._make_micro_batches()  # `args` may have changed
         return _Inputs(self._micro_batches, self.args.max_steps * self.args.gradient_accumulation_steps)
 
-    def get_total_train_batch_size(self, args: Any) -> int:
+    def get_total_train_batch_size(self, args: TrainingArguments) -> int:
         """The loader's, from which Trainer computes samples per second."""
         return self._loader.dataset.settings.global_batch_size
 

@@ -34,16 +34,6 @@ def _one_stream(remote: object, local: object, split: object) -> Stream:
         raise ConfigError(f"from_streaming: {error}") from error
 
 
-def stream_names(streams: Sequence[Stream]) -> list[str]:
-    """The last part of each stream's remote or local path, or as many parts as tell them all apart."""
-    paths = [stream_path(each) for each in streams]
-    for length in range(1, max(map(len, paths), default=1)):
-        names = ["/".join(path[-length:]) for path in paths]
-        if len(set(names)) == len(names):
-            return names
-    return ["/".join(path) for path in paths]
-
-
 @dataclass(frozen=True, repr=False, kw_only=True)
 class StreamDomain(Domain):
     """repeat, choose: of its stream, which give it its prior where it has no proportion."""
@@ -64,12 +54,25 @@ class StreamDomain(Domain):
         return int(self.repeat * num_samples) if self.choose is None else self.choose
 
 
-def stream_domain(name: str, stream: Stream, split: str | None) -> StreamDomain:
-    """`stream` as a domain; split: of streams that have none."""
-    given = stream_weights(stream)
-    return StreamDomain(name, *stream_places(stream, split), given.pop("proportion", None), **given)
+def stream_domains(streams: Sequence[Stream], split: str | None) -> list[StreamDomain]:
+    """Each of `streams` as a domain; split: of those that have none."""
+    domains = []
+    for name, stream in zip(_names(streams), streams, strict=True):
+        given = stream_weights(stream)
+        domains.append(StreamDomain(name, *stream_places(stream, split), given.pop("proportion", None), **given))
+    return domains
 
 
 def stream_weights(stream: Stream) -> dict[str, Any]:
     """What it says of its share: proportion, repeat or choose."""
     return {name: getattr(stream, name) for name in ("proportion", "repeat", "choose") if hasattr(stream, name)}
+
+
+def _names(streams: Sequence[Stream]) -> list[str]:
+    """The last part of each stream's remote or local path, or as many parts as tell them all apart."""
+    paths = [stream_path(each) for each in streams]
+    for length in range(1, max(map(len, paths), default=1)):
+        names = ["/".join(path[-length:]) for path in paths]
+        if len(set(names)) == len(names):
+            return names
+    return ["/".join(path) for path in paths]

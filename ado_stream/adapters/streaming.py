@@ -13,9 +13,9 @@ from typing import Any
 from streaming import Stream
 from streaming.base.util import bytes_to_int, number_abbrev_to_int
 
-from ado_stream.adapters.stream_objects import checked_streams, stream_domain, stream_names, stream_weights
+from ado_stream.adapters.stream_objects import checked_streams, stream_domains, stream_weights
 from ado_stream.errors import ConfigError
-from ado_stream.option_checks import environment_whole, optional, refuse_unknown, text, whole
+from ado_stream.option_checks import MOST_ROWS, environment_whole, optional, refuse_unknown, text, whole
 from ado_stream.stream.dataset import AdaptiveStreamingDataset
 from ado_stream.stream.slots import make_rank_slots
 
@@ -72,7 +72,7 @@ def from_streaming(
     epoch_size = _amount("epoch_size", epoch_size, number_abbrev_to_int, "1500000 or '1.5m'")
     if epoch_size is not None and weights & {"repeat", "choose"}:
         raise ConfigError("from_streaming: epoch_size= does not go with repeat= and choose=, which say it already.")
-    batch_size = whole("from_streaming: batch_size", batch_size, 1, 1 << 24)
+    batch_size = whole("from_streaming: batch_size", batch_size, 1, MOST_ROWS)
     predownload = optional(whole, "from_streaming: predownload", predownload, 1, 1 << 40)
     num_canonical_nodes = optional(whole, "from_streaming: num_canonical_nodes", num_canonical_nodes, 1)
     slots = make_rank_slots(rank, world_size, 1 if replication is None else replication)
@@ -91,13 +91,13 @@ def from_streaming(
     }
     options = [*inspect.signature(from_streaming).parameters, *inspect.signature(AdaptiveStreamingDataset).parameters]
     refuse_unknown("from_streaming", ours, [name for name in options if name not in ("others", "domains")])
-    domains = [stream_domain(name, each, split) for name, each in zip(stream_names(streams), streams, strict=True)]
+    domains = stream_domains(streams, split)
     dataset = AdaptiveStreamingDataset(domains, **{**settings, **ours})
     num_samples = sum(each.chosen(size) for each, size in zip(domains, dataset.num_samples.tolist(), strict=True))
     return dataset, -(-(epoch_size or num_samples) // dataset.settings.global_batch_size)
 
 
-def _amount(name: str, value: object, parse: Callable[[Any], int], example: str) -> int | None:
+def _amount(name: str, value: int | str | None, parse: Callable[[int | str], int], example: str) -> int | None:
     """`value` as a number of samples or bytes, 1 or more, by Streaming's own reading of texts; None for None."""
     try:
         parsed = value if value is None or isinstance(value, bool) else parse(value)
