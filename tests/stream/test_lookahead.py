@@ -89,7 +89,18 @@ def make():
         lookahead.close()
 
 
-def settle(shards, count):
+def all_fetched(lookahead, shards):
+    """Waits until no request is left and none is being fetched; returns the shards in the order of their fetches."""
+
+    def ended():
+        with lookahead._lock:
+            return not lookahead._waiting and not lookahead._num_flying
+
+    wait_until(ended)
+    return shards.started
+
+
+def started_of(shards, count):
     """Waits until `count` fetches started, and a moment for one too many."""
     wait_until(lambda: len(shards.started) >= count)
     time.sleep(0.05)
@@ -100,7 +111,7 @@ def test_shards_are_fetched_ahead_in_proportion_to_the_mixture(make):
     lookahead, shards, _ = make(3)
     shards.gate.set()
     lookahead.follow(np.zeros((3, 1), np.int64), np.array([0.7, 0.3, 0.0]), BATCH)
-    fetched = settle(shards, 81)
+    fetched = all_fetched(lookahead, shards)
     by_domain = np.bincount([domain for domain, _ in fetched], minlength=3)
     # 560 and 240 samples of the next 800; orders mix the samples of some shards, so a few shards more are touched.
     assert 56 <= by_domain[0] <= 2 * 56
@@ -114,16 +125,16 @@ def test_a_change_of_the_mixture_changes_what_is_fetched(make):
     shards.gate.set()
     cursors = np.zeros((2, 1), np.int64)
     lookahead.follow(cursors, np.array([1.0, 0.0]), BATCH)
-    before = len(settle(shards, 80))
+    before = len(all_fetched(lookahead, shards))
     lookahead.follow(cursors, np.array([0.0, 1.0]), BATCH)
-    assert {domain for domain, _ in settle(shards, before + 79)[before:]} == {1}
+    assert {domain for domain, _ in all_fetched(lookahead, shards)[before:]} == {1}
 
 
 def test_what_is_due_first_is_fetched_first(make):
     lookahead, shards, orders = make(2, threads=1)
     shards.gate.set()
     lookahead.follow(np.zeros((2, 1), np.int64), np.array([0.5, 0.5]), BATCH)
-    fetched = settle(shards, 80)
+    fetched = all_fetched(lookahead, shards)
     for domain in (0, 1):
         needed = list(dict.fromkeys((orders[domain].ids(0, 0, 401) // SHARD_SAMPLES).tolist()))
         assert [shard for k, shard in fetched if k == domain] == needed
@@ -136,29 +147,29 @@ def test_only_own_lanes_are_fetched(make):
     shards.gate.set()
     lookahead.follow(np.zeros((1, 4), np.int64), np.ones(1), BATCH)
     needed = {int(i) for lane in (2, 3) for i in orders[0].ids(lane, 0, 201) // SHARD_SAMPLES}
-    assert {shard for _, shard in settle(shards, len(needed))} == needed
+    assert {shard for _, shard in all_fetched(lookahead, shards)} == needed
 
 
 @pytest.mark.parametrize(("limit", "most"), [("flight_bytes", 3), ("unopened_bytes", 4)])
 def test_bytes_in_flight_and_not_yet_opened_stay_within_their_budgets(make, limit, most):
     lookahead, shards, _ = make(2, threads=16, **{limit: most * SHARD_BYTES + 1})
     lookahead.follow(np.zeros((2, 1), np.int64), np.array([0.5, 0.5]), BATCH)
-    assert len(settle(shards, most)) == most
+    assert len(started_of(shards, most)) == most
     shards.gate.set()
     if limit == "unopened_bytes":  # fetched, and nobody reads: nothing more may come
         time.sleep(0.05)
         assert len(shards.started) == most
         lookahead.fetch(*shards.started[0])
-        settle(shards, most + 1)
+        started_of(shards, most + 1)
     else:
-        settle(shards, 80)
+        all_fetched(lookahead, shards)
     assert shards.most_bytes <= most * SHARD_BYTES
 
 
 def test_what_is_needed_now_goes_before_the_budget_and_the_queue(make):
     lookahead, shards, _ = make(2, threads=2, flight_bytes=SHARD_BYTES)
     lookahead.follow(np.zeros((2, 1), np.int64), np.array([1.0, 0.0]), BATCH)
-    settle(shards, 1)
+    started_of(shards, 1)
     reader = threading.Thread(target=lookahead.fetch, args=(1, 77))
     reader.start()
     wait_until(lambda: (1, 77) in shards.started)
@@ -186,9 +197,8 @@ def test_nothing_is_asked_or_fetched_twice_while_cursors_move(make):
     for _ in range(100):
         lookahead.follow(cursors, np.array([0.5, 0.5]), BATCH)
         cursors += BATCH // 2
-    wait_until(lambda: shards.num_done == len(shards.started))
-    time.sleep(0.05)
-    assert len(set(shards.started)) == len(shards.started)
+    started = all_fetched(lookahead, shards)
+    assert len(set(started)) == len(started)
     assert all(order.num_asked <= 99 * BATCH // 2 + 400 + 1 for order in orders)
 
 
@@ -199,12 +209,10 @@ def test_an_open_shard_is_fetched_ahead_only_after_its_release(make):
     first = int(orders[0].ids(0, 0, 1)[0]) // SHARD_SAMPLES
     lookahead.fetch(0, first)
     lookahead.follow(np.zeros((1, 1), np.int64), np.ones(1), BATCH)
-    settle(shards, 80)
-    assert shards.started.count((0, first)) == 1
+    assert all_fetched(lookahead, shards).count((0, first)) == 1
     lookahead.release(0, first)
     lookahead.follow(np.full((1, 1), NUM_SHARDS * SHARD_SAMPLES - BATCH), np.ones(1), BATCH)  # up to the next epoch
-    wait_until(lambda: shards.num_done == len(shards.started) > 81)
-    time.sleep(0.05)
+    all_fetched(lookahead, shards)
     again = set((orders[0].ids(0, NUM_SHARDS * SHARD_SAMPLES - BATCH, 800) // SHARD_SAMPLES).tolist())
     assert shards.started.count((0, first)) == 1 + (first in again)
 
