@@ -43,8 +43,10 @@ figcaption { font-size: .95rem; max-width: 52rem; }
 .scroll { overflow-x: auto; }
 table { border-collapse: collapse; font-size: .9rem; font-variant-numeric: tabular-nums; width: 100%; }
 th, td { padding: .32rem .7rem; text-align: right; border-bottom: 1px solid var(--line); white-space: nowrap; }
-th { font-weight: 600; color: var(--soft); border-bottom: 1.5px solid #9aa2ad; vertical-align: bottom; }
+th { font-weight: 600; color: var(--soft); border-bottom: 1.5px solid #9aa2ad; vertical-align: bottom;
+  white-space: normal; }
 th:first-child, td:first-child { text-align: left; padding-left: 0; }
+td.prose, table:has(td.prose) th:last-child { text-align: left; white-space: normal; }
 table.facts td { text-align: left; min-width: 9rem; white-space: normal; overflow-wrap: anywhere; vertical-align: top; }
 table.facts td:first-child { color: var(--soft); white-space: nowrap; }
 table.facts th { text-align: left; }

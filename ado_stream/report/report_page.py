@@ -77,7 +77,7 @@ def _document(runs: list[Run], plots: list[Plot], live: bool = False) -> str:
 
 def _title(runs: list[Run]) -> str:
     labels = [run.label for run in runs]
-    if len(labels) > 3:
+    if len(labels) > 4:
         return f"{', '.join(labels[:2])} and {len(labels) - 2} more runs"
     return " against ".join(labels) if len(labels) == 2 else ", ".join(labels)
 
@@ -98,10 +98,10 @@ def _plots(runs: list[Run], colors: dict[str, str]) -> list[Plot]:
 
 def _opening(runs: list[Run], title: str) -> list[str]:
     first = runs[0]
-    policies = list(dict.fromkeys(str(run.metadata.get("policy", "?")) for run in runs))
+    *others, last = dict.fromkeys(str(run.metadata.get("policy", "?")) for run in runs)
     model = (first.metadata.get("model") or {}).get("preset") or "custom"
     facts = f"{len(first.domains)} domains, model {model}, {first.num_steps:,} steps, "
-    facts += f"{'policy' if len(policies) == 1 else 'policies'} {' and '.join(policies)}"
+    facts += f"policies {', '.join(others)} and {last}" if others else f"policy {last}"
     comparisons = compare(runs)
     if comparisons:
         headline, *more = [comparison.headline() for comparison in comparisons]

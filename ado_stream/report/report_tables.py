@@ -108,7 +108,7 @@ def moved_table(health: JsonObject, colors: dict[str, str]) -> tuple[list[str], 
             domain_cell(name, colors),
             number(100 * moved["share_over_target"], ".3g") + " %",
             f"{moved['since_step']:,}",
-            moved.get("why", DASH),
+            Cell(moved.get("why", DASH), "prose"),
         ]
         for name, moved in health["moved"].items()
     ]

@@ -107,7 +107,7 @@ def caveats(runs: list[Run]) -> list[str]:
     cut = [run for run in runs if run.planned_steps and run.num_steps < run.planned_steps]
     found = [f"{run.label} stopped at step {run.num_steps:,} of {run.planned_steps:,}." for run in cut]
     found += [f"{run.label} recorded no validation." for run in runs if run.final is None]
-    found += [note for run in runs if (note := _unmeasured(run))]
+    found += _unmeasured([run for run in runs if run.final is not None])
     if common_unit(runs) is BITS:
         found.append("Tokenizers differ, so losses are compared in bits per byte of text.")
     found += [
@@ -150,13 +150,19 @@ def _difference(difference: float, unit: Unit) -> str:
     return "level" if sign == 0 else f"{abs(difference):.3f} {'lower' if sign < 0 else 'higher'}"
 
 
-def _unmeasured(run: Run) -> str:
-    """Which domains had no validation text, as a sentence; "" where all had."""
-    final = run.final
-    missing = (
-        [] if final is None else [n for n, loss in zip(run.domains, final.domain_loss_K, strict=True) if np.isnan(loss)]
-    )
-    return f"{run.label}: no validation text of {', '.join(missing)}, which no measure includes." if missing else ""
+def _unmeasured(runs: list[Run]) -> list[str]:
+    """Which domains had no validation text in which of the measured runs, a sentence for each set of domains."""
+    labels: dict[tuple[str, ...], list[str]] = {}
+    for run in runs:
+        assert run.final is not None
+        losses = zip(run.domains, run.final.domain_loss_K, strict=True)
+        labels.setdefault(tuple(name for name, loss in losses if np.isnan(loss)), []).append(run.label)
+    return [
+        f"{'Every run' if len(of) == len(runs) else ', '.join(of)}: no validation text of {', '.join(missing)}, "
+        "which no measure includes."
+        for missing, of in labels.items()
+        if missing
+    ]
 
 
 def _differences(first: Run, other: Run) -> list[str]:

@@ -135,3 +135,9 @@ def test_records_without_hashes_are_compared_where_the_corpus_is_one(simulate, t
 def test_a_domain_without_validation_text_is_named(simulate, tmp_path):
     runs = runs_with(simulate, tmp_path, [2.9, np.nan, 2.9, 2.9], [3.0] * 4)
     assert "ado: no validation text of b, which no measure includes." in caveats(runs)
+
+
+def test_a_domain_that_no_run_could_validate_is_named_once(simulate, tmp_path):
+    runs = runs_with(simulate, tmp_path, [2.9, np.nan, 2.9, 2.9], [3.0, np.nan, 3.0, 3.0])
+    found = [sentence for sentence in caveats(runs) if "no validation text" in sentence]
+    assert found == ["Every run: no validation text of b, which no measure includes."]
