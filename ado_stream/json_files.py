@@ -10,25 +10,30 @@ import types
 from collections.abc import Collection
 from dataclasses import is_dataclass
 from pathlib import Path
-from typing import Any, get_args, get_origin, get_type_hints, is_typeddict
+from typing import Any, TypeVar, cast, get_args, get_origin, get_type_hints, is_typeddict
 
 from ado_stream.errors import AdoStreamError, IndexInvalid
 from ado_stream.value_types import JsonObject
 
 _MAX_COUNT, _MAX_NUMBER = 1 << 63, 1 << 1023
 _NAMES = {dict: "an object", list: "a list", tuple: "a list", int: "a count", float: "a number", str: "text"}
+T = TypeVar("T")
 _Error = type[AdoStreamError]
 _hints = functools.cache(get_type_hints)
 
 
-def decode_json(data: bytes, where: str, error_type: _Error = IndexInvalid) -> Any:
-    """The JSON value in `data`; `where` names the file in errors. Raises `error_type` for anything else."""
+def decode_json(data: bytes, kind: type[T], where: str, error_type: _Error = IndexInvalid) -> T:
+    """The JSON value in `data`, of `kind` by check_type, a dataclass as its fields. `where` names the file in errors.
+
+    Raises `error_type` for anything else.
+    """
     try:
         value = json.loads(data, object_pairs_hook=unique_names)
         json.dumps(value, ensure_ascii=False).encode()  # JSON may escape half of a surrogate pair
     except (ValueError, RecursionError) as error:
         raise error_type(f"{where}: cannot be read as JSON: {error}.") from None
-    return value
+    check_type(value, kind, where, error_type)
+    return cast(T, value)
 
 
 def check_type(value: object, kind: Any, where: str, error_type: _Error = IndexInvalid) -> None:

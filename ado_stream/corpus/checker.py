@@ -24,7 +24,7 @@ from ado_stream.storage.download import download_bytes
 from ado_stream.storage.verify import CHUNK_BYTES
 from ado_stream.stream.index_content import INDEX_NAME, parse_index
 from ado_stream.stream.mds_index import make_index
-from ado_stream.value_types import Array
+from ado_stream.value_types import Array, JsonObject
 
 
 class Checker(Protocol):
@@ -63,7 +63,6 @@ class CorpusChecker:
         folder = self._folder(domain, split)
         where = f"{folder}/{INDEX_NAME}"
         text = download_bytes(where)
-        content = decode_json(text, where)
         try:
             found = make_index(parse_index(text, domain, where), domain, folder, Path()).num_samples
         except ConfigError as error:  # no shards or no token column: `prepare` never writes that
@@ -71,7 +70,7 @@ class CorpusChecker:
         expected = num_samples(self.manifest["domains"][domain], split)
         if found != expected:
             raise IndexInvalid(f"{where}: {found} samples, but {MANIFEST_NAME} says {expected}.")
-        shards: list[ShardEntry] = content["shards"]
+        shards: list[ShardEntry] = decode_json(text, JsonObject, where)["shards"]
         return shards
 
     def shard(self, domain: str, split: str, entry: ShardEntry) -> Array:

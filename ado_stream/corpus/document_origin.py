@@ -20,7 +20,7 @@ from ado_stream.stream.flat_files import document_ends, index_path
 from ado_stream.stream.flat_index import FlatIndex
 from ado_stream.stream.index_content import FIRST_DOCUMENTS, INDEX_NAME
 from ado_stream.stream.sample_reader import SampleReader
-from ado_stream.value_types import Ints
+from ado_stream.value_types import Ints, JsonObject
 
 _ROWS_AT_ONCE = 1024
 
@@ -49,7 +49,7 @@ def locate_documents(corpus: Corpus, domain: Domain, id_N: Ints) -> list[Documen
 
 def _first_documents(domain: Domain, num_shards: int) -> list[int] | None:
     where = f"{(domain.remote or domain.local or '').rstrip('/')}/{INDEX_NAME}"
-    first_S: list[int] | None = decode_json(download_bytes(where), where).get(FIRST_DOCUMENTS)
+    first_S: list[int] | None = decode_json(download_bytes(where), JsonObject, where).get(FIRST_DOCUMENTS)
     if first_S is not None:
         check_type(first_S, list[int], f"{where}: {FIRST_DOCUMENTS!r}")
         if len(first_S) != num_shards:

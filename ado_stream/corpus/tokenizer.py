@@ -282,10 +282,7 @@ def _config_beside(path: Path) -> JsonObject:
     if not file.exists():
         return {}
     with disk_errors(file, "Make it readable."):
-        config = decode_json(read_regular(file), str(file), ConfigError)
-    if not isinstance(config, dict):
-        raise ConfigError(f"{file}: expected an object with 'eos_token', got a {type(config).__name__}.")
-    return config
+        return decode_json(read_regular(file), JsonObject, str(file), ConfigError)
 
 
 def _end_token(spec: str, tokenizer: "HuggingFace", config: JsonObject) -> str:

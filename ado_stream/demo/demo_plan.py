@@ -13,7 +13,7 @@ from pathlib import Path
 from ado_stream.demo.environment_files import UNLEARNABLE
 from ado_stream.durable import damage_errors, write_durably
 from ado_stream.errors import ConfigError, DataError
-from ado_stream.json_files import check_type, decode_json
+from ado_stream.json_files import decode_json
 from ado_stream.regular_files import read_regular
 from ado_stream.value_types import JsonObject
 
@@ -51,8 +51,7 @@ class DemoPlan:
         path = out / PLAN_NAME
         if path.exists():
             with damage_errors(path):
-                earlier = decode_json(read_regular(path), PLAN_NAME, DataError)
-                check_type(earlier, JsonObject, PLAN_NAME, DataError)
+                earlier = decode_json(read_regular(path), JsonObject, PLAN_NAME, DataError)
             other = [f"{key} {earlier.get(key)}" for key, value in asdict(self).items() if earlier.get(key) != value]
             if other:
                 raise ConfigError(

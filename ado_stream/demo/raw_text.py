@@ -12,12 +12,14 @@ from collections.abc import Iterator
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import cast
 
 from ado_stream.demo.environment_files import UNLEARNABLE, EnvironmentFile, find_environment_files, help_topics
 from ado_stream.durable import damage_errors, durable_file, write_durably
 from ado_stream.errors import DataError
-from ado_stream.json_files import check_type, decode_json
+from ado_stream.json_files import decode_json
 from ado_stream.regular_files import read_regular
+from ado_stream.value_types import JsonObject
 
 # Sizes differ on purpose, as do difficulties, so that a policy has something to choose.
 TARGET_BYTES = {
@@ -91,9 +93,9 @@ def read_summary(out_dir: Path) -> list[DomainText] | None:
     if not path.exists():
         return None
     with damage_errors(path):
-        entries = decode_json(read_regular(path), SUMMARY_NAME, DataError)
-        check_type(entries, list[DomainText], SUMMARY_NAME, DataError)
-        return [DomainText(**{**each, "path": out_dir / each["path"]}) for each in entries]
+        entries = decode_json(read_regular(path), list[DomainText], SUMMARY_NAME, DataError)
+    fields = cast(list[JsonObject], entries)
+    return [DomainText(**{**each, "path": out_dir / each["path"]}) for each in fields]
 
 
 def _texts(domain: str, files: list[EnvironmentFile], limit_bytes: int, seen: set[bytes]) -> Iterator[tuple[str, str]]:

@@ -15,7 +15,7 @@ from typing import TypedDict
 
 from ado_stream.durable import disk_errors
 from ado_stream.errors import ConfigError, NotFound
-from ado_stream.json_files import check_type, decode_json
+from ado_stream.json_files import decode_json
 from ado_stream.regular_files import read_regular
 from ado_stream.value_types import JsonObject
 from ado_stream.yaml_files import parse_front_matter
@@ -108,8 +108,7 @@ def _saved_files(folder: Path) -> list[Path]:
     """The files that state.json lists, without what `map` cached beside them."""
     path = folder / _STATE
     with disk_errors(path, "Make it readable."):
-        state = decode_json(read_regular(path), str(path), ConfigError)
-    check_type(state, _State, str(path), ConfigError)
+        state = decode_json(read_regular(path), _State, str(path), ConfigError)
     files = [folder / file["filename"] for file in state["_data_files"]]
     for file in files:
         if not os.path.exists(file):

@@ -12,7 +12,7 @@ from typing import Any, NotRequired, TypedDict, cast
 from ado_stream.corpus.manifest import SPLITS
 from ado_stream.durable import write_durably
 from ado_stream.errors import DataError
-from ado_stream.json_files import check_type, decode_json
+from ado_stream.json_files import decode_json
 from ado_stream.prepare.spool import SpoolState, cut
 from ado_stream.regular_files import read_regular
 from ado_stream.value_types import JsonObject
@@ -59,12 +59,11 @@ def read_journal(work: Path) -> Journal:
     path = work / JOURNAL_NAME
     if not path.exists():
         return Journal(num_pieces=0, refused={}, refused_bytes={}, repeated=[], spools=[], published_bytes=0)
-    state = decode_json(read_regular(path), JOURNAL_NAME, DataError)
-    check_type(state, Journal, JOURNAL_NAME, DataError)
+    state = decode_json(read_regular(path), Journal, JOURNAL_NAME, DataError)
     check_hashes(state["repeated"], f"{JOURNAL_NAME}: repeated")
     check_splits((split for _, split, _ in state["spools"]), JOURNAL_NAME)
-    state["spools"] = [(domain, split, SpoolState(**fields)) for domain, split, fields in state["spools"]]
-    return cast(Journal, state)
+    spools = cast(list[tuple[str, str, JsonObject]], state["spools"])
+    return {**state, "spools": [(domain, split, SpoolState(**fields)) for domain, split, fields in spools]}
 
 
 def check_hashes(values: Iterable[object], where: str) -> None:
@@ -96,10 +95,9 @@ def read_published(work: Path, num_bytes: int) -> Iterator[Published]:
 def decode_published(data: bytes) -> Iterator[Published]:
     """The lines of a list. Raises DataError."""
     for line in data.splitlines():
-        published = decode_json(line, PUBLISHED_NAME, DataError)
-        check_type(published, tuple[str, str, int, _Entry], PUBLISHED_NAME, DataError)
+        published = decode_json(line, tuple[str, str, int, _Entry], PUBLISHED_NAME, DataError)
         check_splits([published[1]], PUBLISHED_NAME)
-        yield published
+        yield cast(Published, published)
 
 
 def append_published(work: Path, lines: Iterable[Published]) -> int:

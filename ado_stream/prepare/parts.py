@@ -28,7 +28,7 @@ from ado_stream.corpus.manifest import BEST_FIT, json_hash
 from ado_stream.corpus.mds import ShardFormat
 from ado_stream.durable import damage_errors, durable_file, rename_durably
 from ado_stream.errors import DataError, ResumeError
-from ado_stream.json_files import check_type, decode_json
+from ado_stream.json_files import decode_json
 from ado_stream.prepare.best_fit import without_empty_documents
 from ado_stream.prepare.corpus_output import CorpusOutput
 from ado_stream.prepare.documents import cut_pieces
@@ -92,8 +92,7 @@ class Part:
     def read_table(self, dtype: str) -> _Table:
         """What `tokenise_part` wrote there. Raises StorageError when it is damaged, ResumeError without its tokens."""
         with damage_errors(self.table):
-            table: _Table = decode_json(read_regular(self.table), self.table.name, DataError)
-            check_type(table, _Table, self.table.name, DataError)
+            table = decode_json(read_regular(self.table), _Table, self.table.name, DataError)
             check_hashes(table["repeated"], f"{self.table.name}: repeated")
             check_splits((split for _, split, *_ in table["splits"]), self.table.name)
             end = 0

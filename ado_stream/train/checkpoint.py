@@ -17,7 +17,7 @@ from concurrent import futures
 from concurrent.futures import Future
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NotRequired, TypedDict, cast
+from typing import NotRequired, TypedDict
 
 import torch
 import torch.distributed.checkpoint as dcp
@@ -28,7 +28,7 @@ from torch.distributed.checkpoint.staging import DefaultStager, StagingOptions
 
 from ado_stream.durable import write_durably
 from ado_stream.errors import CheckpointError, ResumeError
-from ado_stream.json_files import check_type, decode_json
+from ado_stream.json_files import decode_json
 from ado_stream.reduction import new_host_group
 from ado_stream.regular_files import read_regular
 from ado_stream.storage.parallel_reads import settle
@@ -233,9 +233,7 @@ def read_metadata(directory: Path) -> CheckpointMetadata:
         data = read_regular(path)
     except OSError as error:
         raise CheckpointError(f"{path}: cannot be read: {error.strerror}. Resume from another checkpoint.") from error
-    metadata = decode_json(data, str(path), CheckpointError)
-    check_type(metadata, CheckpointMetadata, str(path), CheckpointError)
-    return cast(CheckpointMetadata, metadata)
+    return decode_json(data, CheckpointMetadata, str(path), CheckpointError)
 
 
 def load_training_state(directory: Path, context: DistributedContext, state: TrainingState) -> None:

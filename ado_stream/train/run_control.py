@@ -12,11 +12,11 @@ import time
 import uuid
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, NotRequired, TypedDict, TypeVar, cast
+from typing import TYPE_CHECKING, NotRequired, TypedDict, TypeVar
 
 from ado_stream.durable import disk_errors, write_durably
 from ado_stream.errors import AdoStreamError, ConfigError, DataError
-from ado_stream.json_files import check_type, decode_json
+from ado_stream.json_files import decode_json
 from ado_stream.policy.operator_control import in_control, parse_order
 from ado_stream.regular_files import read_regular
 from ado_stream.value_types import JsonObject
@@ -91,11 +91,9 @@ def wait_for_answer(path: Path, timeout_s: float) -> Answer | None:
 
 def _read(path: Path, kind: type[T]) -> T:
     try:
-        value = decode_json(read_regular(path), str(path), DataError)
+        return decode_json(read_regular(path), kind, str(path), DataError)
     except OSError as error:
         raise DataError(f"{path}: cannot be read: {error.strerror}.") from None
-    check_type(value, kind, str(path), DataError)
-    return cast(T, value)
 
 
 def _answer_path(path: Path) -> Path:

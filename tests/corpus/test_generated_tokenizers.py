@@ -188,7 +188,7 @@ ODD_CONFIGS = {
     r"'eos_token' .* is \['</s>'\]; expected one token's text": {"eos_token": ["</s>"]},
     "'eos_token' .* is 3; expected": {"eos_token": {"content": 3}},
     "'eos_token' .* is {'lstrip': True}; expected": {"eos_token": {"lstrip": True}},
-    "expected an object with 'eos_token', got a list": ["</s>"],
+    r"tokenizer_config.json \['</s>'\]: expected an object": ["</s>"],
     "'name' .* is 3; expected text": {"name": 3},
 }
 
