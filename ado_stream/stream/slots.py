@@ -1,5 +1,6 @@
 """The slots of the global batch that a rank reads; nothing else of the job's layout affects the stream."""
 
+import math
 from dataclasses import dataclass
 
 from ado_stream.errors import ConfigError
@@ -34,10 +35,10 @@ class RankSlots:
         """This rank's slots [r B / R, (r + 1) B / R). Raises ConfigError with the nearest batch sizes that work."""
         global_batch_size, rows = draw.global_batch_size, draw.rows_per_sample
         for number, what in ((draw.num_lanes, "canonical_nodes"), (self.num_parts, "ranks")):
-            divisor = number * rows
-            if global_batch_size % divisor:
-                below = global_batch_size // divisor * divisor
-                nearest = " or ".join(str(size) for size in (below, below + divisor) if size > 0)
+            if global_batch_size % (number * rows):
+                both = math.lcm(draw.num_lanes, self.num_parts) * rows
+                below = global_batch_size // both * both
+                nearest = " or ".join(str(size) for size in (below, below + both) if size > 0)
                 times = f"{what} {number}" + (f" x {rows}, the rows of a sample" if rows > 1 else "")
                 raise ConfigError(
                     f"global_batch_size {global_batch_size} is not a multiple of {times}; nearest: {nearest}."

@@ -396,7 +396,7 @@ def test_an_error_behind_reaches_the_consumer_as_itself_within_a_second(corpus, 
     ("changes", "text"),
     [
         ({"global_batch_size": 25}, "not a multiple of canonical_nodes 2; nearest: 24 or 26"),
-        ({"rank": 0, "world_size": 5}, "not a multiple of ranks 5; nearest: 20 or 25"),
+        ({"rank": 0, "world_size": 5}, "not a multiple of ranks 5; nearest: 20 or 30"),
         ({"rank": 4, "world_size": 4}, "rank 4 of world_size 4"),
         ({"rank": 1}, "both rank= and world_size="),
         ({"rank": 0, "world_size": 4, "replication": 3}, "replication 3 does not divide the 4 ranks"),

@@ -1,6 +1,7 @@
 """docs/faults.md E1 and E2 with real processes, each node with its own cache: one global order in every world."""
 
 import json
+import re
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
@@ -91,6 +92,39 @@ def test_e2_a_run_moves_from_two_ranks_to_four_to_one(children, remote, referenc
         part, state = global_ledger(children, remote, tmp_path, nodes, ranks, io_threads, 20, state)
         union += part
     assert union == reference
+
+
+@pytest.mark.parametrize("ranks", [64, pytest.param(1000, marks=pytest.mark.slow)])
+def test_e2_many_ranks_read_one_order_and_go_on_as_fewer(corpus, ranks):
+    """In one process, made with rank and world_size; canonical lanes fewer than ranks, and none a node's own."""
+
+    def batches(state, world_size):
+        parts = []
+        for rank in range(world_size):
+            stream = ado.AdaptiveStreamingDataset(
+                corpus, 2 * ranks, seed=9, canonical_nodes=8, rank=rank, world_size=world_size
+            )
+            if state is not None:
+                stream.load_state_dict(state)
+            stream.start(0, 0)
+            parts.append(run(stream, 2))
+        return [entry for step in range(2) for part in parts for entry in ledger([part[step]])], stream.state_dict()
+
+    first, state = batches(None, 1)
+    second, _ = batches(state, 1)
+    union, of_many = batches(None, ranks)
+    assert (union, of_many) == (first, state)
+    for world_size in (4, ranks // 2):
+        assert batches(of_many, world_size)[0] == second
+
+
+def test_the_batch_sizes_that_are_named_work(corpus):
+    for size, lanes, ranks in ((1000, 3, 1000), (1001, 1, 1000), (100, 6, 4), (1, 5, 64)):
+        options = {"canonical_nodes": lanes, "rank": 0, "world_size": ranks}
+        with pytest.raises(ado.ConfigError, match="nearest: ") as refused:
+            ado.AdaptiveStreamingDataset(corpus, size, **options)
+        for nearest in re.findall(r"\d+", str(refused.value).partition("nearest: ")[2]):
+            ado.AdaptiveStreamingDataset(corpus, int(nearest), **options)
 
 
 def test_a_data_set_made_before_the_process_group_is_refused_where_it_would_read_the_same_on_all_ranks(
