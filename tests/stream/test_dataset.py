@@ -312,6 +312,7 @@ def test_a_mailbox_never_drops_nor_tears_a_mixture():
     os.close(writer)
 
 
+@pytest.mark.filterwarnings("ignore:This DataLoader will create:UserWarning")  # on one core
 def test_two_data_loader_workers_are_refused(corpus):
     loader = torch.utils.data.DataLoader(make(corpus, mixture_lag=None), batch_size=None, num_workers=2)
     with pytest.raises(ado.ConfigError, match="num_workers=2"), passing(loader) as iterator:
