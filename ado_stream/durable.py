@@ -23,11 +23,12 @@ _libc = ctypes.CDLL(None, use_errno=True)
 
 
 class DiskError(StorageError):
-    """The local disk failed or refused; `full`: because no space is left."""
+    """The local disk failed or refused; `full`: because no space is left; `gone`: a file was removed by others."""
 
     def __init__(self, path: Path | str, error: OSError, advice: str) -> None:
         super().__init__(f"{error.filename or path}: {error.strerror or error}.\n  {advice}")
         self.full = error.errno in (errno.ENOSPC, errno.EDQUOT)
+        self.gone = error.errno == errno.ENOENT
 
 
 @contextmanager

@@ -2,29 +2,35 @@
 
 Invariants: a visible name always has all of its bytes, synced; a temporary file whose object's lock is free was left by
 a killed process, and the next holder of the lock may delete it.
+Hosts may share a folder on a file system whose locks do not reach from one to the other. Both then make the object,
+under names that no two writers have: neither gives its name to bytes of the other's.
 """
 
 import os
 import re
-import threading
+import secrets
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from pathlib import Path
 
 import xxhash
 
-from ado_stream.durable import disk_errors, new_file, private_folder, rename_durably
+from ado_stream.durable import DiskError, disk_errors, new_file, private_folder, rename_durably
 from ado_stream.storage.object_locks import lock_if_free, lock_path
 from ado_stream.storage.verify import ContentError, Verifier
 
 TEMP_DIR = ".ado-tmp"
 BAD_PREFIX = ".bad-"
-_SUFFIX = re.compile(r"\.\d+-\d+(\.\d+)?$")  # process and thread, and the number of a scratch file
+_SUFFIX = re.compile(r"\.\d+-[0-9a-f]+(\.\d+)?$")  # process, a random number, and the number of a scratch file
+_REMOVED = (
+    "It was removed while it was written: by a cleaner of temporary files, or by another host that shares the folder "
+    "without\n  its locks. Give each host a folder of its own, on a local disk."
+)
 
 
 def temporary_path(destination: Path) -> Path:
-    """A name for unfinished bytes of `destination` on the same file system; unique per process and thread."""
-    return destination.parent / TEMP_DIR / f"{destination.name}.{os.getpid()}-{threading.get_native_id()}"
+    """A name for unfinished bytes of `destination` on the same file system, which no other writer has on any host."""
+    return destination.parent / TEMP_DIR / f"{destination.name}.{os.getpid()}-{secrets.token_hex(8)}"
 
 
 def remove_leftovers(destination: Path) -> None:
@@ -102,7 +108,10 @@ class CompleteFile:
         if self._seal:
             self._append(self._seal_state.digest())
         with disk_errors(self.destination):
-            rename_durably(self._file, self.temporary, self.destination)
+            try:
+                rename_durably(self._file, self.temporary, self.destination)
+            except FileNotFoundError as error:
+                raise DiskError(self.temporary, error, _REMOVED) from error
             return os.fstat(self._file.fileno())
 
     def _append(self, chunk: bytes) -> None:

@@ -199,7 +199,7 @@ class NodeCache:
             return self._download_until_good(spec, spec.remote, stop)
 
     def _download_until_good(self, spec: ObjectSpec, remote: str, stop: threading.Event | None) -> int:
-        for _ in range(self.retry.max_downloads):
+        for number in range(1, self.retry.max_downloads + 1):
             try:
                 got = self._with_room(
                     spec,
@@ -226,6 +226,10 @@ class NodeCache:
                 else:
                     self._count(refetches=1)
                 mismatch = error.mismatch
+            except DiskError as error:
+                if not error.gone or number == self.retry.max_downloads:
+                    raise
+                self._count(refetches=1)
         raise _corrupt(spec, mismatch, f"after {self.retry.max_downloads} downloads")
 
     def _unpack(self, spec: ObjectSpec, stop: threading.Event | None) -> None:

@@ -3,8 +3,12 @@
 import errno
 import itertools
 import os
+import shutil
 import subprocess
+import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 
@@ -14,6 +18,7 @@ import xxhash
 import zstandard
 
 from ado_stream.errors import ConfigError, NotFound, ShardCorrupt, StorageError
+from ado_stream.storage import complete_file, node_cache
 from ado_stream.storage.node_cache import NodeCache
 from ado_stream.storage.object_locks import object_lock
 from ado_stream.storage.object_spec import ObjectSpec
@@ -192,6 +197,49 @@ def test_an_error_of_the_local_disk_is_a_storage_error_that_names_the_file(compr
     for read in (cache.map, NodeCache().fetch):
         with pytest.raises(StorageError, match=f"{compressed.raw}: .*Stale file handle"):
             read(compressed)
+
+
+@pytest.mark.parametrize("removals", [1, 2, 99])
+@pytest.mark.parametrize("name", ["plain", "compressed"])
+def test_files_that_others_remove_while_they_are_written_are_made_again_or_the_file_is_named(
+    name, removals, request, monkeypatch
+):
+    """By a cleaner of temporary files, or a host whose locks are its own: it takes them for those of a dead process."""
+    spec, removed = request.getfixturevalue(name), itertools.count()
+    rename = complete_file.rename_durably
+
+    def rename_after_a_removal(file, temporary, path):
+        if next(removed) < removals:
+            temporary.unlink()
+        rename(file, temporary, path)
+
+    monkeypatch.setattr(complete_file, "rename_durably", rename_after_a_removal)
+    cache = NodeCache()
+    if removals == 99:
+        with pytest.raises(
+            StorageError, match=rf"{spec.raw.name}\S*: .*\n.*removed while it was written.*\n.*local disk"
+        ):
+            cache.fetch(spec)
+    else:
+        assert cache.fetch(spec).path.read_bytes() == RAW
+        assert cache.statistics()["refetches"] == removals
+    assert list((spec.raw.parent / ".ado-tmp").iterdir()) == []
+
+
+@pytest.mark.parametrize("hashes", [True, False])
+def test_two_hosts_that_make_one_object_without_common_locks_serve_it_whole(compressed, tmp_path, monkeypatch, hashes):
+    """Each takes the other's unfinished files for leftovers. Processes here stand for hosts; nobody holds a lock."""
+    spec = compressed if hashes else replace(compressed, stored_hashes={}, raw_hashes={})
+    monkeypatch.setattr(node_cache, "object_lock", lambda *_, **__: nullcontext())
+    monkeypatch.setattr(NodeCache, "_warn_without_hashes", lambda *_: None)
+    monkeypatch.setattr(os, "getpid", lambda: 1)
+    monkeypatch.setattr(threading, "get_native_id", lambda: 1)
+    patient = RetryPolicy(max_downloads=1000)
+    for _ in range(15):
+        with ThreadPoolExecutor(4) as pool:
+            for served in pool.map(lambda _: bytes(NodeCache(retry=patient).map(spec)[0]), range(4)):
+                assert served == RAW
+        shutil.rmtree(spec.raw.parent)
 
 
 def test_without_hashes_one_warning_a_folder_and_sizes_are_checked(plain, tmp_path):

@@ -56,6 +56,24 @@ def test_an_exception_leaves_neither_file(tmp_path):
     assert [path for path in tmp_path.rglob("*") if path.is_file()] == []
 
 
+def test_two_hosts_without_common_locks_never_name_each_others_bytes(tmp_path, monkeypatch):
+    """In containers all processes may have one number. Without hashes nothing but the size would be checked."""
+    monkeypatch.setattr(os, "getpid", lambda: 1)
+    monkeypatch.setattr(threading, "get_native_id", lambda: 1)
+    target, content = tmp_path / "shard.mds", b"abcdef"
+    with CompleteFile(target, 6, {}) as first, CompleteFile(target, 6, {}) as second:
+        first.write(content[:3])
+        second.write(content[:2])
+        first.write(content[3:])
+        first.commit()
+        assert target.read_bytes() == content
+        second.write(content[2:])
+        assert target.read_bytes() == content
+        second.commit()
+    assert target.read_bytes() == content
+    assert [path for path in tmp_path.rglob("*") if path.is_file()] == [target]
+
+
 def test_too_few_bytes_are_not_committed(tmp_path):
     with CompleteFile(tmp_path / "shard.mds", 3, {}) as file:
         file.write(b"ab")
@@ -74,7 +92,7 @@ def test_leftovers_of_one_object_are_removed_and_others_stay(tmp_path):
     remove_leftovers(tmp_path / "nowhere" / "shard.00001.mds")
 
 
-@pytest.mark.parametrize("name", ["a.mds.7-8", "a.mds.zstd.7-8", "a.mds.7-8.3"])
+@pytest.mark.parametrize("name", ["a.mds.7-8", "a.mds.zstd.7-8", "a.mds.7-8.3", "a.mds.7-0f"])
 @pytest.mark.parametrize("age_s", [0, 50_000])
 def test_only_leftovers_that_nobody_makes_are_swept_whatever_the_clock_says(tmp_path, name, age_s):
     folder = tmp_path / ".ado-tmp"
