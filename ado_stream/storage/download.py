@@ -12,10 +12,8 @@ import itertools
 import os
 import re
 import tempfile
-import threading
 import urllib.parse
 from collections.abc import Callable, Mapping
-from concurrent.futures import Future, wait
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
@@ -27,10 +25,17 @@ import xxhash
 from ado_stream.errors import AccessDenied, ConfigError, IndexInvalid, NotFound, StorageError, Throttled
 from ado_stream.regular_files import PERMANENT, check_regular, file_id, open_regular
 from ado_stream.storage import file_systems, s3
+from ado_stream.storage.answers import replaced
 from ado_stream.storage.complete_file import CompleteFile
 from ado_stream.storage.object_spec import ObjectStatus, Part
-from ado_stream.storage.parallel_reads import settle
-from ado_stream.storage.retry import AttemptError, DownloadMonitor, RetryPolicy, retry_after_s, with_retries
+from ado_stream.storage.parallel_reads import watched
+from ado_stream.storage.retry import (
+    AttemptError,
+    DownloadMonitor,
+    RetryPolicy,
+    retry_after_s,
+    with_retries,
+)
 from ado_stream.storage.verify import CHUNK_BYTES
 
 T = TypeVar("T")
@@ -166,7 +171,7 @@ def list_objects(folder_url: str, suffix: str, retry: RetryPolicy | None = None)
             return _list_files(path, suffix)
         if is_s3(folder_url):
             return s3.list_objects(folder_url, monitor)
-        return _watched(lambda: file_systems.list_files(folder_url), monitor.check)
+        return _watched(lambda: file_systems.list_files(folder_url, suffix), monitor.check)
 
     found, _ = with_retries(attempt, monitor)
     return {name: found[name] for name in sorted(found) if name.endswith(suffix)}
@@ -251,16 +256,12 @@ def _receive_part(
         s3.get_object(remote_url, write, monitor, part=range(part.begin, end), version=part.version)
     else:
         for begin in range(part.begin, end, _PART_BYTES):
-            asked = min(end - begin, _PART_BYTES)
-            work = partial(file_systems.read, remote_url, begin, begin + asked)
-            content = _watched(work, lambda: monitor.received(0))
-            if len(content) != asked:
-                short = len(content) < asked  # more: a server without ranges
-                raise AttemptError(StorageError, f"{len(content)} bytes came for a range of {asked}", transient=short)
-            monitor.received(asked)
+            asked = range(begin, min(end, begin + _PART_BYTES))
+            content = _watched(partial(file_systems.read, remote_url, asked, part.version), lambda: monitor.received(0))
+            monitor.received(len(asked))
             write(content)
         if _status_at(remote_url, monitor).version != part.version:  # after the reads: no store has it in all of them
-            raise s3.replaced()
+            raise replaced()
 
 
 def _copy(
@@ -274,12 +275,14 @@ def _copy(
         with open_regular(path, buffering=0) as source:
             if part is not None:
                 if _object_status(os.fstat(source.fileno())).version != part.version:
-                    raise s3.replaced()
+                    raise replaced()
                 source.seek(part.begin)
             while max_bytes and (chunk := source.read(min(CHUNK_BYTES, max_bytes))):
                 max_bytes -= len(chunk)
                 monitor.received(len(chunk))
                 write(chunk)
+            if part is not None and max_bytes:
+                raise replaced()
     except OSError as error:
         raise _classified(error) from error
 
@@ -308,18 +311,15 @@ def _receive_through_streaming(
 
 
 def _watched(work: Callable[[], T], check: Callable[[], None]) -> T:
-    """What `work` returns, in a daemon thread, since not all clients take a timeout; what it raises, classified.
+    """As `watched`; what the clients of the clouds raise, classified."""
 
-    The thread is abandoned when `check` raises.
-    """
-    outcome: Future[T] = Future()
-    threading.Thread(target=settle, args=(work, outcome), name="ado-download", daemon=True).start()
-    while not wait([outcome], 0.05).done:
-        check()
-    error = outcome.exception()
-    if error is not None:
-        raise _classified(error) from error
-    return outcome.result()
+    def classified() -> T:
+        try:
+            return work()
+        except Exception as error:
+            raise _classified(error) from error
+
+    return watched(classified, check)
 
 
 def _streaming_downloader(remote_url: str) -> Any:
@@ -342,7 +342,7 @@ def _streaming_downloader(remote_url: str) -> Any:
 
 def _classified(error: BaseException) -> BaseException:
     """The failure as an AttemptError. Cloud clients share no base class, but their errors have an HTTP status."""
-    if isinstance(error, ConfigError):
+    if isinstance(error, ConfigError | AttemptError):
         return error
     cause = error.__cause__
     if isinstance(error, FileNotFoundError) and not isinstance(cause, FileNotFoundError | KeyError | None):

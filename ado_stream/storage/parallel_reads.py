@@ -8,7 +8,7 @@ import queue
 import threading
 import time
 from collections.abc import Callable, Sequence
-from concurrent.futures import Future, as_completed
+from concurrent.futures import Future, as_completed, wait
 from contextlib import suppress
 from typing import TypeVar
 
@@ -66,6 +66,18 @@ def settle(call: Callable[[], T], future: Future[T]) -> None:
         future.set_result(call())
     except BaseException as error:  # noqa: BLE001 (raised in the waiting thread)
         future.set_exception(error)
+
+
+def watched(work: Callable[[], T], check: Callable[[], None]) -> T:
+    """What `work` returns or raises, in a daemon thread, since no client bounds all of its waits.
+
+    The thread is abandoned when `check`, which is called every so often meanwhile, raises.
+    """
+    outcome: Future[T] = Future()
+    threading.Thread(target=settle, args=(work, outcome), name="ado-download", daemon=True).start()
+    while not wait([outcome], 0.05).done:
+        check()
+    return outcome.result()
 
 
 def read_in_parallel(reads: Sequence[Callable[[], T]], num_threads: int, stop: threading.Event | None) -> list[T]:

@@ -13,8 +13,10 @@ import threading
 from collections.abc import Callable
 from typing import Any, NamedTuple, TypeVar
 
-from ado_stream.errors import AccessDenied, ConfigError, DataError, NotFound, StorageError, Throttled
+from ado_stream.errors import AccessDenied, AdoStreamError, ConfigError, NotFound, StorageError, Throttled
+from ado_stream.storage.answers import check_range, replaced
 from ado_stream.storage.object_spec import ObjectStatus
+from ado_stream.storage.parallel_reads import watched
 from ado_stream.storage.retry import AttemptError, DownloadMonitor, retry_after_s
 from ado_stream.storage.verify import CHUNK_BYTES
 from ado_stream.value_types import JsonMapping
@@ -45,6 +47,7 @@ THROTTLED = {
 }
 TRANSIENT = {"400", "RequestTimeout", "InternalError"}
 REFUSED = DENIED | {"400"}  # the answer to HEAD has no body: of an expired token it says 400 alone
+_ASK_ELSEWHERE = "(check S3_ENDPOINT_URL, the bucket's region, and proxies)"
 
 _clients: dict[tuple[object, ...], "_Client"] = {}
 _clients_lock = threading.Lock()
@@ -70,16 +73,25 @@ def get_object(
         part: only these bytes.
     """
     # If-Match compares strongly: a weak tag matches nothing. Not every store obeys it: hence the check below.
-    if_match = None if version is None or version.startswith("W/") else version
+    if_match = version if version and version.startswith('"') else None
     options = {"IfNoneMatch": unless, "IfMatch": if_match, "Range": part and f"bytes={part.start}-{part.stop - 1}"}
 
     def read(response: JsonMapping) -> str:
-        tag = str(response.get("ETag", ""))
-        if version and tag.removeprefix("W/") != version.removeprefix("W/"):
+        try:
+            if version and _version(response).removeprefix("W/") != version.removeprefix("W/"):
+                raise replaced()
+            length = _length(response)
+            if part is not None:
+                check_range(part, str(response.get("ContentRange", "")), length)
+                if (encoding := response.get("ContentEncoding", "")) not in ("", "identity", "aws-chunked"):
+                    raise AttemptError(
+                        StorageError, f"stored with Content-Encoding {encoding}: upload it as it is", transient=False
+                    )
+                length = len(part)
+            _read_body(response["Body"], length, write, monitor)
+        finally:
             response["Body"].close()
-            raise replaced()
-        _read_body(response, write, monitor)
-        return tag
+        return str(response.get("ETag", ""))
 
     return _request("get_object", url, monitor, read, {key: value for key, value in options.items() if value})
 
@@ -108,13 +120,27 @@ def list_objects(folder_url: str, monitor: DownloadMonitor) -> dict[str, ObjectS
     return {key.removeprefix(prefix): status for key, status in found.items()}
 
 
-def replaced() -> AttemptError:
-    """The failure of a read of part of an object that was replaced after its index was opened."""
-    return AttemptError(DataError, "the file was replaced or changed since it was opened", transient=False)
-
-
 def _status(entry: JsonMapping) -> ObjectStatus:
-    return ObjectStatus(int(entry["Size"] if "Size" in entry else entry["ContentLength"]), str(entry.get("ETag", "")))
+    """Of the answer to HEAD, or of an object in a list."""
+    size = entry["Size"] if "Size" in entry else _length(entry)
+    if size is None:
+        raise AttemptError(StorageError, "the store does not say how large the object is", transient=False)
+    return ObjectStatus(int(size), _version(entry))
+
+
+def _version(entry: JsonMapping) -> str:
+    """The ETag, or the time where the store gives none."""
+    modified = entry.get("LastModified")
+    return str(entry.get("ETag") or (f"{modified:%Y-%m-%dT%H:%M:%S}" if modified else ""))
+
+
+def _length(response: JsonMapping) -> int | None:
+    """The bytes that an answer claims; None where it names their end by other means."""
+    length = response.get("ContentLength")
+    is_chunked = "transfer-encoding" in response["ResponseMetadata"].get("HTTPHeaders", {})
+    if (length is None and not (is_chunked or "Body" not in response)) or (length is not None and length < 0):
+        raise AttemptError(StorageError, f"an answer with Content-Length {length}", transient=True)
+    return length
 
 
 def _place(url: str) -> tuple[str, str]:
@@ -135,16 +161,26 @@ def _request(
     request = {"Bucket": bucket, **place, **options}
     if bucket in _requester_pays():
         request["RequestPayer"] = "requester"
+
+    def ask() -> JsonMapping:
+        try:
+            return _response(operation, request, monitor.policy.read_timeout_s)
+        except (AdoStreamError, ClientError):
+            raise
+        except RecursionError as error:
+            raise AttemptError(StorageError, f"redirects without end {_ASK_ELSEWHERE}", transient=False) from error
+        except Exception as error:  # botocore fails in many ways at answers that S3 would not give
+            transient = not isinstance(error, ParamValidationError)  # which no bucket can be called
+            raise AttemptError(StorageError, _reason(error), transient=transient) from error
+
     try:
-        return read(_response(operation, request, monitor.policy.read_timeout_s))
+        return read(watched(ask, monitor.check))
     except ClientError as error:
-        if error.response.get("ResponseMetadata", {}).get("HTTPStatusCode") == 304:  # IfNoneMatch: the same ETag
+        if "IfNoneMatch" in options and "304" in _codes(error):  # the same ETag
             return None
         raise _classified(error) from error
     except (BotoCoreError, urllib3.exceptions.HTTPError, OSError) as error:
-        transient = not isinstance(error, ParamValidationError)  # which no bucket can be called
-        reason = " ".join(f"{type(error).__name__}: {error}".split())
-        raise AttemptError(StorageError, reason, transient=transient) from error
+        raise AttemptError(StorageError, _reason(error), transient=True) from error
 
 
 def _response(operation: str, request: JsonMapping, read_timeout_s: float) -> JsonMapping:
@@ -165,19 +201,15 @@ def _response(operation: str, request: JsonMapping, read_timeout_s: float) -> Js
             unsigned, renewed = False, True
 
 
-def _read_body(response: JsonMapping, write: Callable[[bytes], object], monitor: DownloadMonitor) -> None:
-    expected, received = response["ContentLength"], 0
-    body = response["Body"]
-    try:
-        with body as stream:
-            while chunk := stream.read1(CHUNK_BYTES):
-                received += len(chunk)
-                monitor.received(len(chunk))
-                write(chunk)
-    finally:
-        body.close()
-    if received != expected:
-        raise AttemptError(StorageError, f"body ended after {received} of {expected} bytes", transient=True)
+def _read_body(body: Any, num_bytes: int | None, write: Callable[[bytes], object], monitor: DownloadMonitor) -> None:
+    received = 0
+    with body as stream:
+        while (chunk := stream.read1(CHUNK_BYTES)) and (num_bytes is None or received <= num_bytes):
+            received += len(chunk)
+            monitor.received(len(chunk))
+            write(chunk)
+    if num_bytes not in (None, received):
+        raise AttemptError(StorageError, f"body ended after {received} of {num_bytes} bytes", transient=True)
 
 
 class _Client(NamedTuple):
@@ -240,6 +272,10 @@ def _requester_pays() -> set[str]:
     return {name.strip() for name in os.environ.get("MOSAICML_STREAMING_AWS_REQUESTER_PAYS", "").split(",")} - {""}
 
 
+def _reason(error: Exception) -> str:
+    return " ".join(f"{type(error).__name__}: {error}".split())
+
+
 def _codes(error: Any) -> set[str]:
     """S3's code of a failure, and the status of the answer."""
     answer = error.response
@@ -255,6 +291,8 @@ def _classified(error: Any) -> AttemptError:
     for codes, kind in ((NOT_FOUND, NotFound), (DENIED, AccessDenied), (THROTTLED, Throttled)):
         if codes & {code, status}:
             return AttemptError(kind, reason, transient=kind is Throttled, wait_s=_wait_s(error))
+    if status.startswith("3"):
+        reason += f" {_ASK_ELSEWHERE}"
     transient = code in TRANSIENT or status.startswith("5")
     return AttemptError(StorageError, reason, transient=transient, wait_s=_wait_s(error))
 

@@ -150,7 +150,8 @@ class _Handler(BaseHTTPRequestHandler):
             body = response.read()
         finally:
             upstream.close()
-        kept = {name: value for name, value in response.getheaders() if name.lower() in ("etag", "content-type")}
+        names = ("etag", "content-type", "content-range", "last-modified")
+        kept = {name: value for name, value in response.getheaders() if name.lower() in names}
         if self.proxy.tags != "strong" and (tag := kept.pop("ETag", None)) and self.proxy.tags == "weak":
             kept["ETag"] = f"W/{tag}"
         length = int(response.getheader("Content-Length") or 0) if method == "HEAD" else None
