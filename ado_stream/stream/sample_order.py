@@ -25,6 +25,7 @@ from ado_stream.stream.numba_order import AT, BEGIN, END, EPOCH, FIRST_SHARD, KE
 from ado_stream.value_types import Array, Ints
 
 BLOCK_SAMPLES = 1 << 17
+_MOST_LISTED = 1 << 32  # samples of one of Streaming's orders: 32 GiB an epoch
 T = TypeVar("T")
 
 
@@ -60,9 +61,9 @@ class DomainOrder:
         its shards; places and shards in the seeded order of `shards`.
         """
         lane_L = np.arange(lanes.start, lanes.stop)
-        begin_L = lane_L * self.num_samples // self.num_lanes
+        begin_L = _begins(lane_L, self.num_samples, self.num_lanes)
         # With fewer samples than lanes a share may be empty: it gets the sample at its place, another lane's too.
-        end_L = np.maximum((lane_L + 1) * self.num_samples // self.num_lanes, begin_L + 1)
+        end_L = np.maximum(_begins(lane_L + 1, self.num_samples, self.num_lanes), begin_L + 1)
         first_L = np.searchsorted(self._start_S, begin_L, side="right") - 1
         last_L = np.searchsorted(self._start_S, end_L, side="left")
         return np.stack([begin_L, end_L, first_L, last_L], axis=1)
@@ -142,6 +143,11 @@ class StreamingOrder:
             raise ConfigError(
                 f"domain '{name}': {self.num_samples} samples for {num_lanes} lanes; use shuffle='blocks'."
             )
+        if self.num_samples > _MOST_LISTED:
+            raise ConfigError(
+                f"domain '{name}': shuffle '{algorithm}' keeps the numbers of all {self.num_samples} samples in "
+                f"memory, at most {_MOST_LISTED}; use shuffle='blocks'."
+            )
         self._shuffle = partial(get_shuffle, algorithm, self._samples_S, num_lanes, seed)
         self._epochs: dict[int, Ints] = {}
 
@@ -151,8 +157,8 @@ class StreamingOrder:
 
     def at(self, lane_N: Ints, position_N: Ints) -> Ints:
         """(N,) int64: the sample id at each lane's position."""
-        begin_N = lane_N * self.num_samples // self.num_lanes
-        epoch_N, offset_N = np.divmod(position_N, (lane_N + 1) * self.num_samples // self.num_lanes - begin_N)
+        begin_N = _begins(lane_N, self.num_samples, self.num_lanes)
+        epoch_N, offset_N = np.divmod(position_N, _begins(lane_N + 1, self.num_samples, self.num_lanes) - begin_N)
         id_N = np.empty(lane_N.size, np.int64)
         for epoch in np.unique(epoch_N).tolist():
             chosen_N = epoch_N == epoch
@@ -165,6 +171,12 @@ class StreamingOrder:
             ids = np.asarray(self._shuffle(epoch), np.int64)
             self._epochs = _latest(self._epochs, epoch, ids)
         return ids
+
+
+def _begins(lane_L: Ints, num_samples: int, num_lanes: int) -> Ints:
+    """(L,) int64: floor(lane N / C), without the product, which may be beyond 2^63 for what an index claims."""
+    each, rest = divmod(num_samples, num_lanes)
+    return lane_L * each + lane_L * rest // num_lanes
 
 
 def _latest(held: dict[int, T], epoch: int, value: T) -> dict[int, T]:

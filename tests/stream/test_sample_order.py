@@ -91,6 +91,20 @@ def test_a_huge_domain_costs_memory_by_its_shards():
     assert written < 100_000 * 8  # a lane of a quarter of the shards; its samples would be 2 GB
 
 
+def test_lanes_share_out_as_many_samples_as_an_index_can_claim():
+    """Samples x lanes beyond 2^63: a product of int64 would be another number, and the order out of its bounds."""
+    num_samples, num_lanes = 100_000 * 715_827_881, 1 << 20
+    order = DomainOrder("web", np.full(100_000, 715_827_881), 1, num_lanes)
+    for lane in (0, 1, num_lanes // 3, num_lanes - 1):
+        begin, end = order.ranges(range(lane, lane + 1))[0, :2].tolist()
+        assert (begin, end) == (lane * num_samples // num_lanes, (lane + 1) * num_samples // num_lanes)
+
+
+def test_an_order_of_streamings_is_refused_more_samples_than_fit_in_memory():
+    with pytest.raises(ConfigError, match="domain 'web': shuffle 'py1e' keeps .* 71582788100 samples.*='blocks'"):
+        make_order("web", np.full(100, 715_827_881), 1, 4, "py1e")
+
+
 def test_a_steps_ids_take_few_calls_of_python(monkeypatch):
     """Counted at K = 300, C = 16, B = 2048: before, each of K C groups called for its own ids."""
     orders = [DomainOrder(str(k), np.full(20, 500), 1, 16) for k in range(300)]
