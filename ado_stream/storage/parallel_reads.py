@@ -68,15 +68,19 @@ def settle(call: Callable[[], T], future: Future[T]) -> None:
         future.set_exception(error)
 
 
-def watched(work: Callable[[], T], check: Callable[[], None]) -> T:
+def watched(work: Callable[[], T], check: Callable[[], None], drop: Callable[[T], None] = lambda _: None) -> T:
     """What `work` returns or raises, in a daemon thread, since no client bounds all of its waits.
 
-    The thread is abandoned when `check`, which is called every so often meanwhile, raises.
+    The thread is abandoned when `check`, which is called every so often meanwhile, raises; `drop` gets what it returns.
     """
     outcome: Future[T] = Future()
     threading.Thread(target=settle, args=(work, outcome), name="ado-download", daemon=True).start()
-    while not wait([outcome], 0.05).done:
-        check()
+    try:
+        while not wait([outcome], 0.05).done:
+            check()
+    except BaseException:
+        outcome.add_done_callback(lambda done: None if done.exception() else drop(done.result()))
+        raise
     return outcome.result()
 
 

@@ -90,7 +90,7 @@ def get_object(
                 length = len(part)
             _read_body(response["Body"], length, write, monitor)
         finally:
-            response["Body"].close()
+            _close(response)
         return str(response.get("ETag", ""))
 
     return _request("get_object", url, monitor, read, {key: value for key, value in options.items() if value})
@@ -174,7 +174,7 @@ def _request(
             raise AttemptError(StorageError, _reason(error), transient=transient) from error
 
     try:
-        return read(watched(ask, monitor.check))
+        return read(watched(ask, monitor.check, _close))
     except ClientError as error:
         if "IfNoneMatch" in options and "304" in _codes(error):  # the same ETag
             return None
@@ -199,6 +199,11 @@ def _response(operation: str, request: JsonMapping, read_timeout_s: float) -> Js
             if renewed or not (REFUSED & _codes(error) and _forget_if_old(used)):
                 raise
             unsigned, renewed = False, True
+
+
+def _close(response: JsonMapping) -> None:
+    if "Body" in response:
+        response["Body"].close()
 
 
 def _read_body(body: Any, num_bytes: int | None, write: Callable[[bytes], object], monitor: DownloadMonitor) -> None:

@@ -62,8 +62,7 @@ class ScriptedServer:
                 request.close_connection = True
 
         handler = type("Handler", (Request,), {"do_GET": act, "do_HEAD": act})
-        self._server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
-        self._server.daemon_threads, self._server.block_on_close = True, False
+        self._server = _Server(("127.0.0.1", 0), handler)
         self._thread = threading.Thread(target=self._server.serve_forever, args=(0.02,), daemon=True)
         self._thread.start()
 
@@ -78,6 +77,13 @@ class ScriptedServer:
         self._server.shutdown()
         self._server.server_close()
         self._thread.join()
+
+
+class _Server(ThreadingHTTPServer):
+    daemon_threads, block_on_close = True, False
+
+    def handle_error(self, request: object, client_address: object) -> None:
+        """A client that hangs up is no error of a test's."""
 
 
 @contextmanager

@@ -4,16 +4,19 @@ import gzip
 import random
 import re
 import resource
+import threading
 import time
 from contextlib import suppress
+from dataclasses import replace
 from functools import partial
 
 import pytest
 
 import ado_stream as ado
 from ado_stream.errors import AdoStreamError, DataError, NotFound, StorageError
+from ado_stream.storage import s3
 from ado_stream.storage.download import download_bytes, download_part, list_objects, object_status
-from ado_stream.storage.retry import RetryPolicy
+from ado_stream.storage.retry import RetryPolicy, StoppedError
 from tests.storage.scripted_server import scripted
 
 CONTENT = random.Random(3).randbytes(50_000)
@@ -214,6 +217,26 @@ def test_an_answer_that_drips_before_its_body_meets_the_deadline(server, url, pa
     with pytest.raises(StorageError, match="web.bin"):
         list_objects(url, ".bin", bounds) if part_of == "list" else object_status(url, bounds)
     assert time.monotonic() - started < 1.0 + 0.5 + 3.0  # the deadline, a read timeout, a busy machine
+
+
+def test_an_answer_that_comes_when_nobody_waits_any_more_is_closed(monkeypatch):
+    asked, stop, answered, closed = (threading.Event() for _ in range(4))
+
+    class Body:
+        close = staticmethod(closed.set)
+
+    def late(*_):
+        asked.set()
+        assert answered.wait(60)
+        return {"Body": Body}
+
+    monkeypatch.setattr(s3, "_response", late)
+    threading.Thread(target=lambda: (asked.wait(60), stop.set())).start()
+    with pytest.raises(StoppedError):
+        download_bytes("s3://bucket/web.bin", replace(QUICK, stop=stop))
+    assert not closed.is_set()
+    answered.set()
+    assert closed.wait(60)
 
 
 def test_a_connection_that_dies_between_two_requests_is_made_again(server, url):
