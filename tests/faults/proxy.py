@@ -150,7 +150,7 @@ class _Handler(BaseHTTPRequestHandler):
             body = response.read()
         finally:
             upstream.close()
-        names = ("etag", "content-type", "content-range", "last-modified")
+        names = ("etag", "content-type", "content-range")
         kept = {name: value for name, value in response.getheaders() if name.lower() in names}
         if self.proxy.tags != "strong" and (tag := kept.pop("ETag", None)) and self.proxy.tags == "weak":
             kept["ETag"] = f"W/{tag}"
