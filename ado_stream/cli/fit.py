@@ -167,27 +167,29 @@ def draw_laws(path: Path, names: list[str], samples_M: Floats, losses_KM: Floats
     from matplotlib.figure import Figure
 
     from ado_stream.report.forecast_plot import MAX_PANELS
+    from ado_stream.report.plot_style import shorten, styled
 
     shown = names[:MAX_PANELS]
     num_columns = min(4, math.ceil(math.sqrt(len(shown))))
     num_rows = math.ceil(len(shown) / num_columns)
-    figure = Figure(figsize=(3.4 * num_columns + 0.6, 2.5 * num_rows + 0.6), layout="constrained")
-    FigureCanvasAgg(figure)
-    axes = np.atleast_1d(figure.subplots(num_rows, num_columns, squeeze=False)).ravel()
-    curve_N = np.geomspace(samples_M[0], 2.0 * samples_M[-1], 200)
-    law_KN = fit.predict(curve_N)
-    for k, name in enumerate(shown):
-        axes[k].plot(samples_M, losses_KM[k], ".", markersize=2.5, color="0.55", label="smoothed loss")
-        axes[k].plot(curve_N, law_KN[k], color="C0", linewidth=1.6, label="law")
-        axes[k].axvline(samples_M[-1], color="0.8", linewidth=0.8, linestyle=":")
-        axes[k].set_xscale("log")
-        axes[k].set_title(name, fontsize=10)
-        axes[k].tick_params(labelsize=8)
-    for unused in axes[len(shown) :]:
-        unused.set_visible(False)
-    if len(shown) < len(names):
-        figure.suptitle(f"The first {len(shown)} of {len(names):,} domains", fontsize=10)
-    axes[0].legend(fontsize=8, frameon=False)
-    figure.supxlabel("samples", fontsize=10)
-    figure.supylabel("loss, nats per token", fontsize=10)
-    figure.savefig(path, dpi=130)
+    with styled():
+        figure = Figure(figsize=(3.4 * num_columns + 0.6, 2.5 * num_rows + 0.6), layout="constrained")
+        FigureCanvasAgg(figure)
+        axes = np.atleast_1d(figure.subplots(num_rows, num_columns, squeeze=False)).ravel()
+        curve_N = np.geomspace(samples_M[0], 2.0 * samples_M[-1], 200)
+        law_KN = fit.predict(curve_N)
+        for k, name in enumerate(shown):
+            axes[k].plot(samples_M, losses_KM[k], ".", markersize=2.5, color="0.55", label="smoothed loss")
+            axes[k].plot(curve_N, law_KN[k], color="C0", linewidth=1.6, label="law")
+            axes[k].axvline(samples_M[-1], color="0.8", linewidth=0.8, linestyle=":")
+            axes[k].set_xscale("log")
+            axes[k].set_title(shorten(name, 36), fontsize=10)
+            axes[k].tick_params(labelsize=8)
+        for unused in axes[len(shown) :]:
+            unused.set_visible(False)
+        if len(shown) < len(names):
+            figure.suptitle(f"The first {len(shown)} of {len(names):,} domains", fontsize=10)
+        axes[0].legend(fontsize=8, frameon=False)
+        figure.supxlabel("samples", fontsize=10)
+        figure.supylabel("loss, nats per token", fontsize=10)
+        figure.savefig(path, dpi=130)

@@ -209,7 +209,7 @@ def _print(spec: Spec, summary: JsonObject) -> None:
 
 def _draw(spec: Spec, outcomes: dict[str, Outcome], path: Path) -> None:
     """Draws the loss over the steps, its difference to the first policy's, and every policy's mixture."""
-    from ado_stream.report.plot_style import domain_color, new_figure, run_style, styled, thousands
+    from ado_stream.report.plot_style import domain_color, new_figure, run_style, shorten, styled, thousands
 
     first = next(iter(outcomes))
     shades = [domain_color(index) for index in range(len(spec.domains.names))]
@@ -218,20 +218,24 @@ def _draw(spec: Spec, outcomes: dict[str, Outcome], path: Path) -> None:
         rows: Any = figure.subfigures(2, 1, height_ratios=[3.2, 2.6 * len(outcomes)])
         left, right = rows[0].subplots(1, 2)
         stacks = rows[1].subplots(len(outcomes), 1, squeeze=False)[:, 0]
-        for number, (label, outcome) in enumerate(outcomes.items()):
+        for number, (name, outcome) in enumerate(outcomes.items()):
+            label = shorten(name)
             later = outcome.step_S > spec.steps // 100
             mean_S = outcome.mean_loss(spec.domains.prior_K)
             ahead_S = mean_S - outcomes[first].mean_loss(spec.domains.prior_K)
             left.plot(outcome.step_S[later], mean_S[later], label=label, **run_style(number))
             right.plot(outcome.step_S[later], ahead_S[later], label=label, **run_style(number))
         left.set(xlabel="step", ylabel="loss (nats per token)", title="True loss, weighted by the prior")
-        right.set(xlabel="step", ylabel="nats per token", title=f"The same minus that of {first}: below 0 is better")
+        right.set(
+            xlabel="step", ylabel="nats per token", title=f"The same minus that of {shorten(first)}: below 0 is better"
+        )
         left.legend()
-        for axes, (label, outcome) in zip(stacks, outcomes.items(), strict=True):
+        for axes, (name, outcome) in zip(stacks, outcomes.items(), strict=True):
             axes.stackplot(outcome.step_S, 100 * outcome.mixture_SK.T, colors=shades)
-            axes.set(xlabel="step", ylabel="share (%)", title=f"{label}: mixture", ylim=(0, 100))
+            axes.set(xlabel="step", ylabel="share (%)", title=f"{shorten(name)}: mixture", ylim=(0, 100))
         for axes in (left, right, *stacks):
             thousands(axes.xaxis)
         if len(shades) <= MAX_ROWS:
-            rows[1].legend(stacks[-1].collections, spec.domains.names, loc="outside lower center", ncols=5, fontsize=8)
+            names = [shorten(name) for name in spec.domains.names]
+            rows[1].legend(stacks[-1].collections, names, loc="outside lower center", ncols=5, fontsize=8)
         figure.savefig(path)

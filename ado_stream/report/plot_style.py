@@ -160,12 +160,15 @@ def spread_labels(wanted_y: Sequence[float], gap: float, low: float, high: float
 
 
 def shorten(name: str, length: int = 22) -> str:
-    """`name` for a figure: its middle left out when it is longer than `length`, nothing invisible, no mathematics."""
+    """`name` for a figure: its middle left out when it is longer than `length`, nothing invisible, no mathematics.
+
+    After a thin space where it begins with an underscore: legends leave such labels out.
+    """
     name = visible(name).replace("\n", " ").replace("\t", " ")
     if len(name) > length:
         head = (length - 1) * 2 // 3
         name = f"{name[:head]}…{name[-(length - 1 - head) :]}"
-    return name.replace("$", r"\$")
+    return ("\N{THIN SPACE}" if name.startswith("_") else "") + name.replace("$", r"\$")
 
 
 def bins(step_S: Ints, num: int = MAX_POINTS) -> Ints:

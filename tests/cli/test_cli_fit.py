@@ -58,6 +58,16 @@ def test_table_and_picture(losses_csv, capsys, tmp_path):
     assert picture.read_bytes().startswith(b"\x89PNG")
 
 
+def test_a_picture_has_names_of_any_characters(losses_csv, tmp_path):
+    """Of two dollars matplotlib would make mathematics, and of characters without a glyph a warning."""
+    losses_csv.write_text(losses_csv.read_text().replace("web,code", "$a_{$,\u4e2d\x1b", 1), encoding="utf-8")
+    picture = tmp_path / "laws.svg"
+    assert main(["fit", str(losses_csv), "--every", "5", "--plot", str(picture)]) == 0
+    drawn = picture.read_text()
+    assert "$a_{$" in drawn
+    assert "\u4e2d\\x1b" in drawn
+
+
 @pytest.fixture
 def figures(monkeypatch):
     """The figures that are saved, instead of files."""
@@ -88,7 +98,7 @@ def test_a_picture_has_no_more_panels_than_a_report(num_domains, panels, note, t
     rows = [",".join([str(64 * t), *[f"{2 + t**-0.3:.4f}"] * num_domains]) for t in range(1, 31)]
     path.write_text("\n".join([header, *rows]))
     assert main(["fit", str(path), "--plot", str(tmp_path / "laws.png")]) == 0
-    shown = [axes.get_title() for axes in figures[0].axes if axes.get_visible()]
+    shown = [axes.get_title("left") for axes in figures[0].axes if axes.get_visible()]
     assert shown == [f"d{index}" for index in range(panels)]
     assert (figures[0].get_suptitle() or None) == note
 

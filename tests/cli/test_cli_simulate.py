@@ -42,6 +42,16 @@ def test_prints_a_table_and_draws(spec, tmp_path, capsys):
     assert picture.read_bytes().startswith(b"\x89PNG")
 
 
+def test_a_picture_has_names_of_any_characters(spec, tmp_path):
+    """Of two dollars matplotlib would make mathematics; a name that begins with an underscore would have no legend."""
+    text = SPEC.replace("web:", "$a_{$:").replace("code: C", "_\u4e2d").replace("eager", "$b_{$")
+    spec.write_text(text, encoding="utf-8")
+    picture = tmp_path / "out.svg"
+    assert main(["simulate", str(spec), "--plot", str(picture)]) == 0
+    drawn = picture.read_text()
+    assert all(drawn.count(name) >= times for name, times in (("$a_{$", 1), ("_\u4e2d", 1), ("$b_{$", 2)))
+
+
 def test_json_has_every_policy_and_draws_nothing(spec, tmp_path, capsys, monkeypatch):
     monkeypatch.chdir(tmp_path)
     assert main(["simulate", str(spec), "--json", "--policy", "temperature", "--option", "tau=2", "--seed", "4"]) == 0

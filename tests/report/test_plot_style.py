@@ -106,6 +106,7 @@ def test_numbers_read_well():
     assert shorten("a" * 40, 10) == "aaaaaa…aaa"
     assert shorten("short") == "short"
     assert shorten("a\tb\nc$\x1b") == r"a b c\$\x1b"
+    assert shorten("_a") == "\N{THIN SPACE}_a"
 
 
 def test_characters_that_the_font_lacks_are_no_warning():
