@@ -39,6 +39,7 @@ KINDS = {
     ".arrow": "arrow",
 }
 _GIVEN_ALONE = {".json": "lines"}  # below a folder these are more often settings
+_RECORDS = ("lines", "parquet", "arrow")  # kinds that are converted to each other
 _UNFIT = {  # names of folders that say that not all files beside them are of use
     "_temporary": "a job has not finished writing there",
     "_delta_log": "a Delta table keeps files whose rows were replaced",
@@ -123,6 +124,7 @@ def find_input_files(
             f"trained on, though named as held-out text is: {first_names(named)}; if they are, give them as --val"
         )
     _note_missing_parts([*found.files, *held_out], found)
+    _note_empty_files([*found.files, *held_out], found)
     _check_unique(found.files)
     _check_unique(held_out)
     _check_no_copies([*found.files, *held_out])
@@ -223,6 +225,12 @@ def _note_flat_texts(folder: Path, files: Sequence[InputFile], found: InputFiles
             f"{folder}: each of the {texts} .txt files directly in it is a domain of its own; "
             "to make them one domain, move them into a folder below it"
         )
+
+
+def _note_empty_files(files: Iterable[InputFile], found: InputFiles) -> None:
+    """Of lines that are not compressed; other kinds of files without a byte are damaged."""
+    if empty := [file.path for file in files if file.kind == "lines" and not file.size_bytes]:
+        found.notes.append(f"files without a byte, whose download may have failed: {first_names(empty)}")
 
 
 def _note_missing_parts(files: Iterable[InputFile], found: InputFiles) -> None:
@@ -337,14 +345,15 @@ def _check_unique(files: Iterable[InputFile]) -> None:
 
 
 def _check_no_copies(files: Iterable[InputFile]) -> None:
-    """`zstd` and `gunzip -k` leave both files, which would be read twice, or held out and trained on."""
+    """Unpacking or converting a file leaves both, which would be read twice, or held out and trained on."""
     seen: dict[str, str] = {}
     for file in files:
-        plain = file.path[: -len(Path(file.path).suffix)] if file.path.lower().endswith((".zst", ".gz")) else file.path
-        other = seen.setdefault(plain, file.path) if file.kind == "lines" else file.path
+        name = file.path.removesuffix(next((each for each in _GIVEN_ALONE if file.path.lower().endswith(each)), ""))
+        stem = os.path.join(os.path.dirname(name), _stem(os.path.basename(name)))
+        other = seen.setdefault(stem, file.path) if file.kind in _RECORDS else file.path
         if other != file.path:
             raise ConfigError(
-                f"{file.path}: its name differs from {other} in compression alone, so that it is most likely a copy.\n"
+                f"{file.path}: its name differs from {other} in its ending alone, so that it is most likely a copy.\n"
                 "  Leave one of them out, or rename one if its text is another."
             )
 

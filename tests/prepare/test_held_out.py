@@ -109,17 +109,19 @@ def test_a_saved_data_set_and_its_files_are_the_same_text_by_any_path(saved, tmp
             find_input_files(twice, "train", False)
 
 
-@pytest.mark.parametrize("name", ["a.jsonl.zst", "a.jsonl.gz", "a.jsonl.ZST"])
+@pytest.mark.parametrize("name", ["a.jsonl.zst", "a.jsonl.gz", "a.jsonl.ZST", "a.json.gz", "a.parquet", "a.ARROW"])
 @pytest.mark.parametrize("held_out", [True, False])
-def test_what_differs_in_compression_alone_is_refused_as_a_copy(tmp_path, name, held_out):
-    """`zstd a.jsonl` and `gunzip -k` leave both."""
+def test_what_differs_in_its_ending_alone_is_refused_as_a_copy(tmp_path, name, held_out):
+    """`zstd a.jsonl`, `gunzip -k` and what converts a file leave both."""
     for each in ("a.jsonl", name, "b.jsonl.gz", "a.txt"):
         (tmp_path / "x" / each).parent.mkdir(exist_ok=True)
         (tmp_path / "x" / each).write_text("x")
     val = [tmp_path / "x/a.jsonl"] if held_out else []
-    with pytest.raises(ConfigError, match=r"differs from .* in compression alone.*\n.*rename"):
+    with pytest.raises(ConfigError, match=r"differs from .* in its ending alone.*\n.*rename"):
         find_input_files([tmp_path / "x"], "train", False, val)
-    (tmp_path / "x/a.jsonl").unlink()
+    (tmp_path / "x/a.jsonl").rename(tmp_path / "x/a.json")
+    with pytest.raises(ConfigError, match=r"in its ending alone"):
+        find_input_files([tmp_path / "x", tmp_path / "x/a.json"], "train", False)
     assert len(find_input_files([tmp_path / "x"], "train", False).files) == 3
 
 

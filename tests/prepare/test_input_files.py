@@ -221,3 +221,12 @@ def test_a_set_of_files_that_is_not_whole_is_noted(tmp_path, names, noted):
         (tmp_path / name).write_text('{"text": "a"}\n')
     notes = find_input_files([tmp_path], "train", False).notes
     assert notes == ([f"{tmp_path}/{noted} that their names count"] if noted else [])
+
+
+def test_a_file_of_lines_without_a_byte_is_noted(tmp_path):
+    """A compressed one is damaged, and an empty text file an empty document: those are counted when they are read."""
+    _touch(tmp_path, "a/1.jsonl", "a/2.txt", "a/3.jsonl.gz", "a/4.jsonl")
+    for name in ("1.jsonl", "2.txt"):
+        (tmp_path / "a" / name).write_bytes(b"")
+    notes = find_input_files([tmp_path], "train", True).notes
+    assert notes == [f"files without a byte, whose download may have failed: {tmp_path}/a/1.jsonl"]
