@@ -40,6 +40,7 @@ _FIM_TOKENS = (  # prefix, suffix, middle as StarCoder 2 and Qwen, StarCoder, Co
 )
 _EXPECTED = "Expected bytes, bpe:N, a tokenizer.json, a folder that holds one, or a name on the Hugging Face hub."
 _MOST_HOLES = 1 << 20
+_LIBRARY_TEXT_BYTES = 1 << 23  # the tokenizers library takes some 180 bytes of memory for each
 _MIN_BPE = 257  # 256 bytes and the end token
 
 
@@ -50,6 +51,7 @@ class Tokenizer(ABC):
     vocab_size: int
     end_id: int
     loses_characters = False  # text may be without ids, and without a word
+    max_text_bytes: int | None = None  # of a text that `encode_batch` takes in bounded memory; None: of any
     fim_tokens: tuple[int, int, int] | None = None  # prefix, suffix and middle of fill-in-the-middle, where it has them
 
     @property
@@ -134,6 +136,7 @@ class HuggingFaceTokenizer(Tokenizer):
             )
         self.loses_characters = _loses_characters(spec)
         self._fast = BpeEncoder(tokenizer, self.dtype) if can_encode(spec) else None
+        self.max_text_bytes = None if self._fast else _LIBRARY_TEXT_BYTES
 
     @property
     def fingerprint(self) -> str:

@@ -168,10 +168,17 @@ def _hashes(documents: Iterable[Document]) -> Words:
 def _token_block(
     tokenizer: Tokenizer, domain: str, split: str, documents: list[Document], errors: RecordErrors
 ) -> TokenBlock:
-    """The block of `documents`, of which the list is then empty; a text that has the end token goes to `errors`.
+    """The block of `documents`, of which the list is then empty.
 
-    It would end a document in its middle: where the token is a word of the vocabulary, and not special.
+    To `errors` go texts that are too long for the tokenizer, and those that have the end token, which would end a
+    document in its middle: where the token is a word of the vocabulary, and not special.
     """
+    longest = tokenizer.max_text_bytes
+    for document in [] if longest is None else [each for each in documents if each.text_bytes > longest]:
+        detail = f" ({document.text_bytes:,} bytes; at most {longest:,} with tokenizer {tokenizer.name!r})"
+        where = f"domain {domain!r}: the document that begins with {document.text[:_SHOWN_CHARACTERS]!r}"
+        errors.add(where, "document too long", detail, "Split it.", document.text_bytes)
+        documents.remove(document)
     texts = [document.text for document in documents]
     about = [(document.text_bytes, document.text[:_SHOWN_CHARACTERS]) for document in documents]
     documents.clear()

@@ -23,6 +23,7 @@ import tokenizers
 import xxhash
 
 import ado_stream as ado
+from ado_stream.corpus import tokenizer as tokenizer_module
 from ado_stream.corpus.checker import CorpusChecker
 from ado_stream.corpus.manifest import domain_folder
 from ado_stream.durable import DiskError, write_durably
@@ -573,6 +574,24 @@ def test_no_text_ends_a_document(tmp_path, write_jsonl, packing):
     assert (manifest["domains"]["a"]["documents"], manifest["domains"]["a"]["bytes"]) == (2, 16)
     if packing == "join":
         assert _tokens(tmp_path / "out", "a")[0].ravel().tolist() == [2, 3, 1, 3]
+
+
+def test_a_document_too_long_for_the_tokenizers_library_is_refused_alone(tmp_path, write_jsonl, monkeypatch):
+    """It takes some 180 bytes of memory for each byte of a text, so 23 GB for the longest line."""
+    monkeypatch.setattr(tokenizer_module, "_LIBRARY_TEXT_BYTES", 11)
+    library = tokenizers.Tokenizer(tokenizers.models.WordLevel({"</s>": 0, "hello": 1, "?": 2}, unk_token="?"))
+    library.pre_tokenizer = tokenizers.pre_tokenizers.WhitespaceSplit()
+    library.save(str(tmp_path / "tokenizer.json"))
+    texts = [{"text": text} for text in ("hello hello", "hello world!", "hello")]
+    path = write_jsonl(tmp_path / "a.jsonl", texts)
+    config = PrepareConfig((path,), tmp_path / "out", seq_len=1, tokenizer=str(tmp_path / "tokenizer.json"), workers=1)
+    with pytest.raises(
+        DataError, match=r"with 'hello world!': document too long \(12 bytes; at most 11 with tokenizer"
+    ):
+        prepare(config)
+    prepare(replace(config, skip_errors=True))
+    assert _tokens(tmp_path / "out", "a")[0].ravel().tolist() == [1, 1, 0, 1]
+    assert json.loads((tmp_path / "out/corpus.json").read_bytes())["refused_bytes"] == {"document too long": 12}
 
 
 def test_a_tokenizer_that_loses_characters_is_named_before_any_work(tmp_path, write_jsonl, caplog):
