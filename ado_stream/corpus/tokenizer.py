@@ -6,6 +6,7 @@ special token is encoded as ordinary text, so that no text can end a document.
 """
 
 import json
+import math
 import os
 import re
 from abc import ABC, abstractmethod
@@ -40,6 +41,8 @@ _FIM_TOKENS = (  # prefix, suffix, middle as StarCoder 2 and Qwen, StarCoder, Co
 )
 _EXPECTED = "Expected bytes, bpe:N, a tokenizer.json, a folder that holds one, or a name on the Hugging Face hub."
 _MOST_HOLES = 1 << 20
+_MOST_GROWTH = 1000
+_CHARACTER_MAP_GROWTH = 32  # NFKC makes 18 characters of one at most
 _LIBRARY_TEXT_BYTES = 1 << 23  # the tokenizers library takes some 180 bytes of memory for each
 _MIN_BPE = 257  # 256 bytes and the end token
 
@@ -133,6 +136,11 @@ class HuggingFaceTokenizer(Tokenizer):
             raise ConfigError(
                 f"tokenizer {name!r}: its BPE has dropout {spec['model']['dropout']}, so that its ids are random.\n"
                 "  Set 'dropout' to null in its tokenizer.json."
+            )
+        if (growth := _growth(spec["normalizer"]) * _growth(spec["decoder"])) > _MOST_GROWTH:
+            raise ConfigError(
+                f"tokenizer {name!r}: what it replaces may grow to {growth:,} times the text: a bomb, or a mistake.\n"
+                "  Correct 'normalizer' and 'decoder' in its tokenizer.json."
             )
         self.loses_characters = _loses_characters(spec)
         self._fast = BpeEncoder(tokenizer, self.dtype) if can_encode(spec) else None
@@ -255,6 +263,21 @@ def _loaded(spec: str, tokenizer: "HuggingFace", config: JsonObject) -> Tokenize
     return HuggingFaceTokenizer(tokenizer, _end_token(spec, tokenizer, config), name)
 
 
+def _growth(part: JsonObject | None) -> int:
+    """How many times as long a normalizer or decoder may make a text, of the parts for which that has no bound."""
+    part = part or {}
+    if part.get("type") == "Sequence":
+        return math.prod(map(_growth, part.get("normalizers") or part.get("decoders") or ()))
+    if part.get("type") == "Precompiled":
+        return _CHARACTER_MAP_GROWTH
+    if part.get("type") == "Prepend":
+        return 1 + len(part["prepend"])
+    if part.get("type") != "Replace":
+        return 1
+    replaced = len(part["pattern"].get("String", ""))  # 0: of a regular expression, which may match nothing
+    return math.ceil(len(part["content"]) / replaced) or 1 if replaced else 1 + len(part["content"])
+
+
 def _loses_characters(spec: JsonObject) -> bool:
     """Whether text has characters that the library leaves out: of a BPE alone, the other models raise an error."""
     from tokenizers.pre_tokenizers import ByteLevel
@@ -282,7 +305,7 @@ def _library_errors(name: str, advice: str, error_type: type[AdoStreamError] = C
 
 def _config_beside(path: Path) -> JsonObject:
     file = path.parent / TOKENIZER_CONFIG_NAME
-    if not file.exists():
+    if not os.path.lexists(file):  # a link to nothing is an error: without its end token another one would be taken
         return {}
     with disk_errors(file, "Make it readable."):
         return decode_json(read_regular(file), JsonObject, str(file), ConfigError)

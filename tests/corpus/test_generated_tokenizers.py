@@ -10,7 +10,7 @@ from tokenizers import AddedToken, models, normalizers, pre_tokenizers, processo
 from tokenizers import Tokenizer as Library
 
 from ado_stream.corpus.tokenizer import HuggingFaceTokenizer, load_tokenizer, load_tokenizer_file, train_tokenizer
-from ado_stream.errors import ConfigError, DataError, NotFound
+from ado_stream.errors import ConfigError, DataError, NotFound, StorageError
 
 END = "<|endoftext|>"
 TEXTS = [
@@ -182,6 +182,37 @@ def test_a_tokenizer_that_loses_characters_is_known(tmp_path, case):
     tokenizer = load_tokenizer(tmp_path)
     texts = [chr(n) for n in (*range(1, 0x300), 0x4E00, 0x1F600)]
     assert tokenizer.loses_characters == loses == any(tokenizer.encode(text).size == 0 for text in texts)
+
+
+GROWING = {"type": "Replace", "pattern": {"String": "a"}, "content": "a" * 10}
+BOMBS = {
+    "replacements of replacements": [GROWING] * 4,
+    "in a sequence of sequences": [{"type": "Sequence", "PARTS": [GROWING] * 2}] * 2,
+    "where nothing stood": [{"type": "Replace", "pattern": {"Regex": ""}, "content": "a" * 1000}],
+}
+
+
+@pytest.mark.parametrize("case", BOMBS)
+@pytest.mark.parametrize("part", ["normalizer", "decoder"])
+def test_a_tokenizer_that_blows_a_text_up_is_refused(trained, tmp_path, case, part):
+    """Of 24 tokens a preview would else make a text without end, and the library ends the process."""
+    spec = json.loads(trained)
+    spec[part] = {"type": "Sequence", "PARTS": BOMBS[case]}
+    (tmp_path / "tokenizer.json").write_text(json.dumps(spec).replace("PARTS", f"{part}s"))
+    with pytest.raises(ConfigError, match=r"may grow to [0-9,]+ times the text"):
+        load_tokenizer(tmp_path)
+    usual = [{"type": "Replace", "pattern": {"String": "``"}, "content": '"'}] * 20
+    spec[part] = {"type": "Sequence", f"{part}s": [*usual, {**GROWING, "content": "a" * 100}]}
+    (tmp_path / "tokenizer.json").write_text(json.dumps(spec))
+    load_tokenizer(tmp_path)
+
+
+def test_a_configuration_that_is_a_link_to_nothing_is_refused(trained, tmp_path):
+    """As where a cache lost its blobs. Without the end token that it names another one would be taken."""
+    (tmp_path / "tokenizer.json").write_text(trained)
+    (tmp_path / "tokenizer_config.json").symlink_to("blob")
+    with pytest.raises(StorageError, match=r"tokenizer_config.json: No such file"):
+        load_tokenizer(tmp_path)
 
 
 ODD_CONFIGS = {
