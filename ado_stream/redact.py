@@ -1,7 +1,8 @@
 """Removes credentials from text: from errors, the record, metric sinks and reprs.
 
-Redacted: user information in URLs (also in URLs that are percent-encoded as a whole), values of signatures, keys and
-tokens in queries, and what the environment holds as a secret, wherever it occurs.
+Redacted: user information in URLs, values of signatures, keys and tokens in queries (both also in URLs that are
+percent-encoded as a whole), in fragments and in headers, and what the environment holds as a secret, wherever it
+occurs.
 """
 
 import math
@@ -11,18 +12,38 @@ import urllib.parse
 from collections.abc import Iterator
 from typing import Any
 
+_NAMES = r"(?:sig|token|secret|passw|pwd|credential|key|hmac|auth)"  # parts of a parameter's name
+# Repetitions that may begin anywhere have a bound: else the time for a long text would be its square.
 _PLACES = (
-    re.compile(r"(:/{1,2})[^\s/?#]*@"),  # one slash: of a URL that was taken for a path
-    re.compile(r"(%3A%2F%2F)(?:(?!%2F)[^\s/?#&])*%40", re.IGNORECASE),
-    re.compile(
-        r"([?&;][^\s=&#]*(?:sig|token|secret|passw|pwd|credential|key|hmac|auth)[^\s=&#]*=)[^\s&#'\"<>]+", re.IGNORECASE
+    # of a user whose password has slashes; what begins with digits and a slash is a port
+    (re.compile(r"(://)[^\s/:@?#'\"\[]{1,200}:(?!\d{1,5}(?:[/?#\s'\"]|$))[^\s@?#'\"]{0,500}@"), "***@"),
+    (re.compile(r"(:(?:\\?/){1,2})[^\s/?#]*@"), "***@"),  # one slash: of a URL that was taken for a path
+    (re.compile(r"(%3A%2F%2F)(?:(?!%2F)[^\s/?#&])*%40", re.IGNORECASE), "***%40"),
+    (re.compile(rf"([?&;#][^\s=&#]{{0,80}}{_NAMES}[^\s=&#]{{0,80}}=)[^\s&#'\"<>]+", re.IGNORECASE), "***"),
+    (
+        re.compile(
+            rf"(%(?:3F|26|23)(?:(?!%3D|%26)[^\s=&]){{0,80}}{_NAMES}(?:(?!%3D|%26)[^\s=&]){{0,80}}%3D)(?:(?!%26)[^\s&#'\"<>])+",
+            re.IGNORECASE,
+        ),
+        "***",
     ),
-    re.compile(r"(authorization['\"]?\s*[:=]\s*['\"]?(?:basic|bearer)\s+)[^\s'\",]+", re.IGNORECASE),
+    (
+        re.compile(r"(authorization['\"]?\s*[:=]\s*b?['\"]?(?:basic|bearer|token|apikey)\s+)[^\s'\",]+", re.IGNORECASE),
+        "***",
+    ),
+    (  # fields of headers, of AWS and of Azure
+        re.compile(
+            r"(\b(?:(?:x-[a-z-]{0,40}(?:token|key)|aws_secret_access_key)['\"]?\s*[:=]\s*b?['\"]?"
+            r"|(?:AccountKey|SharedAccessKey|SharedAccessSignature|Credential|Signature)=))[^\s'\",;&<>]+",
+            re.IGNORECASE,
+        ),
+        "***",
+    ),
 )
-_ENDS = ("***@", "***%40", "***", "***")
 _SECRET_NAME = re.compile(
     r"(?!.*(_FILE|_PATH|_DIR|APPLICATION_CREDENTIALS)$).*(SECRET|PASSW|PASSPHRASE|CREDENTIAL|CONNECTION_STRING"
-    r"|(API|ACCESS|PRIVATE|STORAGE|ACCOUNT|SHARED|HMAC|GCS)_?KEY|(^|_)(TOKEN|PASS)(_|$))",
+    r"|(API|ACCESS|PRIVATE|STORAGE|ACCOUNT|SHARED|HMAC|GCS)_?KEY|(^|_)(TOKEN|PASS)(_|$)"
+    r"|_(KEY|PWD)$|(^|_)(PAT|JWT|AUTH|BEARER|SAS|COOKIE|WEBHOOK|WEBHOOK_URL|KEY_CONTENT)$)",
     re.IGNORECASE,
 )
 _FIELD = re.compile(r"(?:key|signature|password|pwd)=([^;\s]+)", re.IGNORECASE)  # of a connection string
@@ -34,7 +55,7 @@ def redact(text: str) -> str:
     """`text` with *** in place of credentials; other text is unchanged."""
     for secret in sorted(_secrets(), key=len, reverse=True):
         text = text.replace(secret, "***")
-    for place, end in zip(_PLACES, _ENDS, strict=True):
+    for place, end in _PLACES:
         text = place.sub(rf"\1{end}", text)
     return text
 

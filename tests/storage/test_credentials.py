@@ -6,6 +6,7 @@ import os
 import pickle
 import subprocess
 import sys
+import time
 import traceback
 import types
 import urllib.parse
@@ -98,6 +99,15 @@ def test_a_client_may_quote_the_user_of_a_url_alone(secrets):
         ("https://h/k?pwd=abc&x-hmac=1f", "https://h/k?pwd=***&x-hmac=***"),
         ("{'Authorization': 'Basic dXNlcjpw'}, host: basic text", "{'Authorization': 'Basic ***'}, host: basic text"),
         ("https://h/k?AWSAccessKeyId=AK&Signature=x", "https://h/k?AWSAccessKeyId=***&Signature=***"),
+        ("s3://AKIA:sec/ret/x@bucket/k", "s3://***@bucket/k"),
+        ('"https:\\/\\/user:pass@host\\/x"', '"https:\\/\\/***@host\\/x"'),
+        ("to=https%3A%2F%2Fh%3FX-Amz-Signature%3Dab12%26b%3D2", "to=https%3A%2F%2Fh%3FX-Amz-Signature%3D***%26b%3D2"),
+        ("https://h/k#access_token=ab12&b=2", "https://h/k#access_token=***&b=2"),
+        ("x-amz-security-token: ab12, {'X-Api-Key': b'ab12'}", "x-amz-security-token: ***, {'X-Api-Key': b'***'}"),
+        ("authorization: AWS4 Credential=AK/s3, Signature=1f", "authorization: AWS4 Credential=***, Signature=***"),
+        ("AccountKey=YQ==;x", "AccountKey=***;x"),
+        ("http://host:9000/a@b/c", "http://host:9000/a@b/c"),
+        ("eos_token: x, --text-key key=text", "eos_token: x, --text-key key=text"),
         ("s3://bucket/a@b/c?d=e: HTTP 503", "s3://bucket/a@b/c?d=e: HTTP 503"),
         ("mail a@b.c, 1 < 2; key = value", "mail a@b.c, 1 < 2; key = value"),
     ],
@@ -124,6 +134,20 @@ def test_secrets_of_the_environment_are_redacted_wherever_they_occur(secrets):
     for name, value in os.environ.items():  # paths and settings are no secrets
         if name in ("PATH", "HOME", "TOKENIZERS_PARALLELISM"):
             assert redact(value) == value
+
+
+@pytest.mark.parametrize("text", ["?" + "key" * 100_000, "://a:" * 60_000, "x-" * 100_000, "%3Fkey" * 10_000])
+def test_the_time_for_a_text_does_not_grow_with_its_square(text):
+    """A preview shows what is in a shard, a report what is in a record. The square would take minutes."""
+    began = time.process_time()
+    assert redact(text) == text
+    assert time.process_time() - began < 10
+
+
+@pytest.mark.parametrize("name", ["AZURE_KEY", "DB_PWD", "GH_PAT", "NPM_AUTH", "JWT", "STORE_SAS", "SLACK_WEBHOOK_URL"])
+def test_any_usual_name_of_a_secret_is_known(monkeypatch, name):
+    monkeypatch.setenv(name, "known-to-two-alone")
+    assert redact("refused: known-to-two-alone.") == "refused: ***."
 
 
 def test_a_search_path_is_no_user(monkeypatch):
