@@ -14,6 +14,7 @@ from ado_stream.corpus.listed_corpus import is_listed, open_listed
 from ado_stream.corpus.manifest import MANIFEST_NAME, SPLITS, Manifest, decode_manifest, num_samples
 from ado_stream.corpus.places import local_folder, locate, read_tokenizer
 from ado_stream.corpus.tokenizer import Tokenizer
+from ado_stream.durable import disk_errors
 from ado_stream.errors import ConfigError, IndexInvalid, NotFound
 from ado_stream.option_checks import one_of, optional, path_text
 from ado_stream.redact import redact
@@ -115,6 +116,7 @@ def load_manifest(url: str | os.PathLike[str]) -> Manifest:
     return _read_manifest(remote or str(local))
 
 
+@disk_errors(MANIFEST_NAME, "Make it readable.")
 def _read_manifest(source: str) -> Manifest:
     where = f"{source}/{MANIFEST_NAME}"
     folder = local_folder(source)

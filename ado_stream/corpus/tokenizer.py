@@ -202,6 +202,7 @@ def train_tokenizer(texts: Iterable[str], spec: str) -> Tokenizer:
     return HuggingFaceTokenizer(trained, END_TOKEN, spec)
 
 
+@disk_errors("the tokenizer", "Make it readable.")
 def load_tokenizer(spec: str | os.PathLike[str]) -> Tokenizer:
     """The tokenizer of `spec`: "bytes", a tokenizer.json, a folder that holds one, or a name on the Hugging Face hub.
 

@@ -86,6 +86,7 @@ class InputFiles:
     notes: list[str] = field(default_factory=list)  # how ambiguous inputs were interpreted
 
 
+@disk_errors("the inputs", _UNREADABLE)
 def find_input_files(
     inputs: Sequence[str | os.PathLike[str]],
     split: str,

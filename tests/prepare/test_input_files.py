@@ -4,6 +4,8 @@ import os
 
 import pytest
 
+from ado_stream.corpus import open_corpus
+from ado_stream.corpus.tokenizer import load_tokenizer
 from ado_stream.durable import DiskError
 from ado_stream.errors import ConfigError, NotFound
 from ado_stream.prepare.input_files import file_kind, find_input_files
@@ -165,6 +167,13 @@ def test_what_cannot_be_read_is_refused_and_not_left_out(unprivileged_folder):
     (unprivileged_folder / "a/1.txt").chmod(0)
     with pytest.raises(DiskError, match=r"a/1.txt: Permission denied"):
         find_input_files([unprivileged_folder], "train", True)
+    (unprivileged_folder / "a").chmod(0o444)  # its names can be read, and nothing more
+    for given in (unprivileged_folder, unprivileged_folder / "a/1.txt"):
+        with pytest.raises(DiskError, match=r"/a/.*: Permission denied.*\n.*leave it out"):
+            find_input_files([given], "train", True)
+    for load in (load_tokenizer, open_corpus):
+        with pytest.raises(DiskError, match=r"/a/.*: Permission denied.*\n  Make it readable"):
+            load(str(unprivileged_folder / "a/x"))
 
 
 @pytest.mark.parametrize("split", ["one input", "two inputs", "train and val"])
