@@ -119,7 +119,9 @@ def ensure_compiled(group: str) -> None:
         return
     with suppress(OSError, subprocess.TimeoutExpired):
         folder.mkdir(parents=True, exist_ok=True)
-        with open(folder / f"{group}.lock", "wb") as lock:
+        # a link to another file is not followed, which would be emptied: the folder may be one that users share
+        flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
+        with open(os.open(folder / f"{group}.lock", flags, 0o666), "rb") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)
             if not stamp.exists():  # another process may have compiled while this one waited for the lock
                 _compile_in_a_process(group, stamp)

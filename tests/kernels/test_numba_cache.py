@@ -13,6 +13,24 @@ from ado_kernels import numba_cache
 from ado_kernels.numba_cache import clear_stale_cache
 
 
+def test_a_link_at_the_locks_name_is_not_opened(tmp_path, monkeypatch):
+    victim = tmp_path / "victim"
+    victim.write_text("a file of the user's")
+    cache = tmp_path / "package" / "__pycache__"
+    cache.mkdir(parents=True)
+    (cache / "ops.lock").symlink_to(victim)
+    compiled = []
+    monkeypatch.setattr(numba_cache, "_PACKAGE", cache.parent)
+    monkeypatch.setattr(numba_cache, "_compile_in_a_process", lambda group, stamp: compiled.append(group))
+    monkeypatch.delenv(numba_cache._COMPILING, raising=False)
+    numba_cache.ensure_compiled.__wrapped__("ops")
+    assert victim.read_text() == "a file of the user's"
+    assert compiled == []
+    (cache / "ops.lock").unlink()
+    numba_cache.ensure_compiled.__wrapped__("ops")
+    assert compiled == ["ops"]
+
+
 def test_machine_code_lives_as_long_as_its_sources(tmp_path):
     (tmp_path / "a.py").write_text("x = 1\n")
     (tmp_path / "part" / "__pycache__").mkdir(parents=True)
