@@ -279,6 +279,9 @@ def _values(path: str, batch: Any, key: str) -> list[object]:
         array = texts
         array.validate(full=True)
         return [None if value is None else _text_or_not(value) for value in array.to_pylist()]
+    except (OverflowError, ValueError):  # a time for which Python has no object: no text in any case
+        values = array.view(f"int{array.type.bit_width}").to_pylist()
+        return values
 
 
 def _as_bytes(array: Any) -> Any:

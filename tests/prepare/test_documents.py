@@ -316,7 +316,14 @@ def test_damage_in_a_column_that_is_not_needed_costs_nothing(tmp_path, kind):
 @KINDS
 def test_what_is_in_the_place_of_a_text_is_said(tmp_path, kind):
     path = tmp_path / f"t.{kind.split()[0]}"
-    for values, found in (([b"a"], "binary data"), ([1.5], r"a number \(1.5\)"), ([None], "null"), ([["a"]], "a list")):
+    beyond = pa.array([1 << 61], pa.timestamp("us"))  # any year that Python has
+    for values, found in (
+        ([b"a"], "binary data"),
+        ([1.5], r"a number \(1.5\)"),
+        ([None], "null"),
+        ([["a"]], "a list"),
+        (beyond, r"a number \(2305843009213693952\)"),
+    ):
         _table_of(kind, path, pa.table({"text": values}))
         with pytest.raises(DataError, match=rf"row 0: no text under key 'text': found {found}"):
             _read(path, _keys())
