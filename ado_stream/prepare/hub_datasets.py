@@ -49,6 +49,10 @@ class DataSet:
             name = os.path.abspath(folder)
         elif name.startswith((".", "/", "~")):
             raise ConfigError(f"{text}: no such folder. Check the path.")
+        elif revision is None and "/" in name and Path(name).parent.is_dir():  # anybody may publish text of that name
+            raise ConfigError(
+                f"{text}: no such folder, though {Path(name).parent} is one. Check the path; for the hub add @REVISION."
+            )
         number = None if shard is None else int(shard)
         return cls(name, revision, config or None, named or _SPLIT.get(split, "train"), number)
 

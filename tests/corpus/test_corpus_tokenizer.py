@@ -171,6 +171,13 @@ def test_what_cannot_be_is_said(tmp_path):
         train_tokenizer(TEXTS, "bpe:5000")
 
 
+@pytest.mark.parametrize("spec", ["BYTES", "byte", "bpe", "BPE"])
+def test_a_misspelled_word_of_ours_is_no_name_on_the_hub(monkeypatch, spec):
+    monkeypatch.setattr("tokenizers.Tokenizer", None)  # the library's own class cannot be changed
+    with pytest.raises(ConfigError, match=rf"tokenizer '{spec}': Expected bytes, bpe:N"):
+        load_tokenizer(spec)
+
+
 def test_a_hub_that_cannot_be_reached_is_one_error_without_its_retries(tmp_path):
     """In a process of its own, where the hub's library is imported for the first time; nothing listens on that port."""
     code = (

@@ -221,6 +221,15 @@ def test_what_is_not_there_is_named(folder, tmp_path):
         prepare(dataclasses.replace(_config(named, tmp_path / "out"), inputs=(named, f"{named}::train")))
 
 
+def test_a_folder_that_is_gone_is_no_name_of_the_hub(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "data").mkdir()
+    with pytest.raises(ConfigError, match=r"hf:data/wiki: no such folder, though data is one.*@REVISION"):
+        DataSet.parse("hf:data/wiki")
+    assert not DataSet.parse("hf:data/wiki@main").is_local
+    assert not DataSet.parse("hf:other/wiki").is_local
+
+
 def test_a_name_of_the_hub_is_pinned_to_the_revision_that_was_found(carded, monkeypatch):
     """load_dataset_builder gets name, configuration and revision; readers get the commit of the first look."""
     asked, load = [], datasets.load_dataset_builder
