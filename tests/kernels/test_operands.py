@@ -1,9 +1,11 @@
-"""Every operation refuses tensors of another device or of a dtype that it does not compute with."""
+"""Every operation refuses what is no dense tensor of its device and dtypes, and derivatives that it does not have."""
 
 import re
 
 import pytest
 import torch
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.tensor import distribute_tensor
 
 from ado_kernels import domain_loss, linear_cross_entropy, rms_norm, rms_norm_rope, swiglu
 
@@ -61,3 +63,85 @@ def test_forward_mode_raises_instead_of_dropping_the_derivative(op, name):
         return
     with pytest.raises(RuntimeError, match=f"^{op} has no forward-mode derivative; use {op}_reference"):
         torch.func.jvp(lambda x: call(op, **{name: x}), (value,), (value,))
+
+
+def differentiated(function, value):
+    return torch.func.grad(lambda x: function(x).sum())(value)
+
+
+def differentiated_row_by_row(function, value):
+    return torch.vmap(torch.func.grad(lambda x: function(x).sum()))(value[None])
+
+
+def differentiated_twice(function, value):
+    return torch.func.hessian(function)(value)
+
+
+@pytest.mark.parametrize("transform", [differentiated, differentiated_row_by_row, differentiated_twice])
+@pytest.mark.parametrize(("op", "name"), OPERANDS)
+def test_reverse_mode_of_torch_func_is_refused_with_what_to_use(op, name, transform):
+    """torch alone speaks of a method of an autograd.Function that no user has written."""
+    value = CALLS[op][1][name]
+    if not value.is_floating_point() or op == "domain_loss":
+        return
+
+    def function(x):
+        found = call(op, **{name: x})
+        return found[0] if isinstance(found, tuple) else found
+
+    with pytest.raises(RuntimeError, match=f"^{op} has no (derivative by torch.func|forward-mode .*); use "):
+        transform(function, value)
+
+
+def test_results_that_are_not_differentiated_may_be_computed_within_torch_func():
+    """The transform is around the call, but what the operation gets does not depend on what is differentiated."""
+    gradient = torch.func.grad(lambda x: x.sum() * call("rms_norm")[0].sum() + x.square().sum())(torch.ones(3))
+    assert torch.equal(gradient, call("rms_norm")[0].sum() + torch.full((3,), 2.0))
+
+
+def jagged(value):
+    return torch.nested.nested_tensor([value, value], layout=torch.jagged)
+
+
+def sharded(value):
+    return distribute_tensor(value, init_device_mesh("cpu", (1,)))
+
+
+LAYOUTS = [
+    (jagged, r"a NestedTensor \(nested\)"),
+    (lambda value: torch.nested.nested_tensor([value, value], layout=torch.strided), r"a Tensor \(nested\)"),
+    (torch.Tensor.to_sparse, r"a Tensor \(torch.sparse_coo\)"),
+    (sharded, r"a DTensor \(torch.strided\)"),
+]
+
+
+@pytest.mark.parametrize(("op", "name"), OPERANDS)
+@pytest.mark.parametrize(("change", "found"), LAYOUTS, ids=["jagged", "nested", "sparse", "sharded"])
+@pytest.mark.filterwarnings("ignore:The PyTorch API of nested tensors")
+def test_a_tensor_that_is_not_dense_and_local_is_refused(op, name, change, found, process_group):
+    value = CALLS[op][1][name]
+    with pytest.raises(ValueError, match=f"^{op}: {name} must be a dense local tensor, got {found}"):
+        call(op, **{name: change(value)})
+
+
+@pytest.mark.parametrize(("op", "name"), OPERANDS)
+@pytest.mark.parametrize("wrong", [None, [1.0, 2.0], "x"])
+def test_what_is_no_tensor_is_named(op, name, wrong):
+    if wrong is None and name in ("weight", "residual") and op == "rms_norm":  # may be left out
+        return
+    with pytest.raises(ValueError, match=f"^{op}: {name} must be a tensor, got {type(wrong).__name__}"):
+        call(op, **{name: wrong})
+
+
+@pytest.mark.parametrize("op", ["rms_norm", "rms_norm_rope", "swiglu"])
+def test_a_second_derivative_names_what_has_one(op):
+    """Of functions of torch.autograd, too, which differentiate twice of themselves."""
+    name = next(iter(CALLS[op][1]))
+
+    def total(x):
+        found = call(op, **{name: x})
+        return (found[0] if isinstance(found, tuple) else found).square().sum()
+
+    value = CALLS[op][1][name]
+    with pytest.raises(RuntimeError, match=f"^{op} has no second derivative; use {op}_reference"):
+        torch.autograd.functional.hvp(total, value, value)

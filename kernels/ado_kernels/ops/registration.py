@@ -24,3 +24,12 @@ def register(name: str, cpu: Callable[..., object], fake: Callable[..., object],
 
     operation.register_kernel("cuda", run)
     return operation
+
+
+def register_backward(op: str, cpu: Callable[..., object], fake: Callable[..., object], gpu: str) -> None:
+    """ado_kernels::OP_backward, which cannot be differentiated again."""
+
+    def refuse(*_: Any) -> None:
+        raise RuntimeError(f"{op} has no second derivative; use {op}_reference where one is needed")
+
+    register(f"{op}_backward", cpu, fake, gpu).register_autograd(refuse)

@@ -32,7 +32,8 @@ def domain_loss(
     gradient. Raises ValueError where shapes, dtypes or devices do not fit, and warns (RuntimeWarning) of other ids
     outside [0, K).
     """
-    token_losses = token_losses.detach()
+    if isinstance(token_losses, torch.Tensor):
+        token_losses = token_losses.detach()  # before the check, which refuses what asks for some derivatives
     check_operands("domain_loss", {"token_losses": token_losses}, {"domain_ids": domain_ids})
     check_domains(token_losses.numel(), domain_ids, num_domains)
     check_leading("token_losses", token_losses, "domain_ids", domain_ids)

@@ -15,7 +15,7 @@ from typing import Any, overload
 import torch
 
 from ado_kernels.ops.operands import check_operands, rstd_like
-from ado_kernels.ops.registration import register
+from ado_kernels.ops.registration import register, register_backward
 from ado_kernels.ops.rms_norm.cpu import backward_cpu, forward_cpu
 
 _Pair = tuple[torch.Tensor, torch.Tensor]
@@ -47,7 +47,8 @@ def rms_norm(
     promoted dtype. Differentiable once in x, weight and residual. Raises ValueError where shapes, dtypes or devices do
     not fit.
     """
-    check_operands("rms_norm", {"x": x, "weight": weight, "residual": residual})
+    optional = {"weight": weight, "residual": residual}
+    check_operands("rms_norm", {"x": x} | {name: each for name, each in optional.items() if each is not None})
     if x.dim() == 0 or x.shape[-1] == 0:
         raise ValueError(f"rms_norm needs x of shape (..., D) with D > 0, got {tuple(x.shape)}")
     if weight is not None and weight.shape != x.shape[-1:]:
@@ -111,4 +112,4 @@ def _backward_fake(
 register("rms_norm", forward_cpu, _forward_fake, "rms_norm.forward_gpu").register_autograd(
     _backward, setup_context=_save
 )
-register("rms_norm_backward", backward_cpu, _backward_fake, "rms_norm.backward_gpu")
+register_backward("rms_norm", backward_cpu, _backward_fake, "rms_norm.backward_gpu")

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 
 from ado_kernels.ops.operands import check_operands, rstd_like
-from ado_kernels.ops.registration import register
+from ado_kernels.ops.registration import register, register_backward
 from ado_kernels.ops.rms_norm_rope.cpu import backward_cpu, forward_cpu
 
 
@@ -68,8 +68,8 @@ def _backward(ctx: Any, dy: torch.Tensor | None, _drstd: None) -> tuple[torch.Te
 register(
     "rms_norm_rope", forward_cpu, lambda x, *_: (x.new_empty(x.shape), rstd_like(x)), "rms_norm_rope.forward_gpu"
 ).register_autograd(_backward, setup_context=_save)
-register(
-    "rms_norm_rope_backward",
+register_backward(
+    "rms_norm_rope",
     backward_cpu,
     lambda dy, x, weight, *_: (x.new_empty(x.shape), weight.new_empty(weight.shape)),
     "rms_norm_rope.backward_gpu",

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from ado_kernels.ops.operands import check_operands
-from ado_kernels.ops.registration import register
+from ado_kernels.ops.registration import register, register_backward
 from ado_kernels.ops.swiglu.cpu import backward_cpu, forward_cpu
 
 
@@ -45,8 +45,8 @@ def _backward(ctx: Any, dout: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]
 register("swiglu", forward_cpu, lambda gate, up: gate.new_empty(gate.shape), "swiglu.forward_gpu").register_autograd(
     _backward, setup_context=_save
 )
-register(
-    "swiglu_backward",
+register_backward(
+    "swiglu",
     backward_cpu,
     lambda dout, gate, up: (gate.new_empty(gate.shape), up.new_empty(up.shape)),
     "swiglu.backward_gpu",
