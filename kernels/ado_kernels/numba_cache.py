@@ -55,16 +55,19 @@ def clear_stale_cache(package: Path) -> None:
 def use_writable_cache(package: Path) -> None:
     """Points Numba and Triton to a private temporary folder where their own caches cannot be written, and logs it.
 
-    To be called before numba and triton are imported: both read their settings then. Settings of the user are kept.
+    To be called before numba and triton are imported: both read their settings then. A user's setting is kept if it
+    can be written; Numba would go on to its other folders then, Triton would not.
     """
     home = Path(os.path.expanduser("~"))
     user_cache = Path(os.environ.get("XDG_CACHE_HOME") or home / ".cache")
+    numba_folders = [package / "__pycache__", user_cache / "numba"]
+    if given := os.environ.get("NUMBA_CACHE_DIR"):
+        numba_folders.insert(0, Path(given))
+    triton_home = Path(os.environ.get("TRITON_HOME") or home)
     redirected = {}
-    if "NUMBA_CACHE_DIR" not in os.environ and not any(
-        _can_write(folder) for folder in (package / "__pycache__", user_cache / "numba")
-    ):
+    if not any(map(_can_write, numba_folders)):
         redirected["NUMBA_CACHE_DIR"] = "numba"
-    if not {"TRITON_CACHE_DIR", "TRITON_HOME"} & os.environ.keys() and not _can_write(home / ".triton"):
+    if not _can_write(Path(os.environ.get("TRITON_CACHE_DIR") or triton_home / ".triton")):
         redirected["TRITON_CACHE_DIR"] = "triton"
     if not redirected:
         return
@@ -91,9 +94,15 @@ def _private_temporary_folder(package: Path) -> Path:
     """A folder that no other user can have prepared: what Numba loads from it is executed.
 
     Its name holds the sources' digest, since clear_stale_cache does not look there. Where another user owns the name, a
-    new folder is used by this process and its children only.
+    new folder is used by this process and its children only. Raises OSError where there is no temporary folder.
     """
-    folder = Path(tempfile.gettempdir()) / f"ado-kernels-{os.getuid()}-{_digest(package)[:16]}"
+    try:
+        temporary = Path(tempfile.gettempdir())
+    except OSError:
+        raise OSError(
+            "no folder for compiled kernels can be written; set NUMBA_CACHE_DIR and TRITON_CACHE_DIR"
+        ) from None
+    folder = temporary / f"ado-kernels-{os.getuid()}-{_digest(package)[:16]}"
     with suppress(OSError):
         folder.mkdir(mode=0o700, exist_ok=True)
         status = folder.lstat()
@@ -112,8 +121,8 @@ def ensure_compiled(group: str) -> None:
     if _COMPILING in os.environ:
         return
     folder = _PACKAGE / "__pycache__"
-    if not _can_write(folder) and "NUMBA_CACHE_DIR" in os.environ:
-        folder = Path(os.environ["NUMBA_CACHE_DIR"])
+    if not _can_write(folder) and (given := os.environ.get("NUMBA_CACHE_DIR")):
+        folder = Path(given)
     stamp = folder / f"{group}-{_compiler_key()}.compiled"
     if stamp.exists():
         return

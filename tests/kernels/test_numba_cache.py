@@ -160,6 +160,41 @@ def test_one_rank_of_a_machine_logs_the_temporary_folder(tmp_path, monkeypatch, 
     assert os.environ["NUMBA_CACHE_DIR"] == str(numba_cache._private_temporary_folder(tmp_path) / "numba")
 
 
+@pytest.mark.parametrize("given", ["", "a file", "a file/below", "/proc/below"])
+def test_a_users_folder_that_cannot_be_written_is_as_none(tmp_path, monkeypatch, caplog, given):
+    """Numba takes an empty one for none, and refuses to import kernels without another; Triton fails at a launch."""
+    for name in ("a file", "__pycache__"):
+        (tmp_path / name).touch()
+    value = given and str(tmp_path / given)
+    monkeypatch.setattr(numba_cache.tempfile, "gettempdir", lambda: str(tmp_path))
+    monkeypatch.setattr(numba_cache, "sys", types.SimpleNamespace(modules={}))  # Numba's settings stay
+    monkeypatch.setattr(os, "environ", {"HOME": os.devnull, "NUMBA_CACHE_DIR": value, "TRITON_CACHE_DIR": value})
+    numba_cache.use_writable_cache(tmp_path)
+    folder = numba_cache._private_temporary_folder(tmp_path)
+    assert os.environ["NUMBA_CACHE_DIR"] == str(folder / "numba")
+    assert os.environ["TRITON_CACHE_DIR"] == str(folder / "triton")
+    assert "(set NUMBA_CACHE_DIR, TRITON_CACHE_DIR to choose another)" in caplog.text
+
+
+def test_a_users_folder_that_can_be_written_is_kept(tmp_path, monkeypatch, caplog):
+    (tmp_path / "__pycache__").touch()
+    own = {"HOME": os.devnull, "NUMBA_CACHE_DIR": str(tmp_path / "numba"), "TRITON_HOME": str(tmp_path / "home")}
+    monkeypatch.setattr(os, "environ", dict(own))
+    numba_cache.use_writable_cache(tmp_path)
+    assert os.environ == own
+    assert not caplog.text
+
+
+def test_a_machine_without_any_folder_to_write_is_one_line(tmp_path, monkeypatch):
+    def none():
+        raise FileNotFoundError("No usable temporary directory found")
+
+    monkeypatch.setattr(numba_cache, "_can_write", lambda folder: False)
+    monkeypatch.setattr(numba_cache.tempfile, "gettempdir", none)
+    with pytest.raises(OSError, match="^no folder for compiled kernels can be written; set NUMBA_CACHE_DIR and TRITON"):
+        numba_cache.use_writable_cache(tmp_path)
+
+
 def test_a_temporary_folder_that_others_may_write_is_not_used(tmp_path, monkeypatch):
     """What Numba loads from its cache is executed."""
     monkeypatch.setattr(numba_cache.tempfile, "gettempdir", lambda: str(tmp_path))
