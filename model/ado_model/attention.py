@@ -21,8 +21,8 @@ def document_mask(tokens_BT: Tensor, end_token: int) -> AttentionMask:
 
     A document begins at a row's start and after each `end_token`, which belongs to the document that it ends.
     """
-    begins_BT = F.pad(tokens_BT[:, :-1] == end_token, (1, 0), value=True)
-    document_BT = begins_BT.cumsum(dim=1)
+    ends_BT = (tokens_BT == end_token).long()
+    document_BT = ends_BT.cumsum(dim=1) - ends_BT  # without slices, whose lengths would be cases to torch.export
     if tokens_BT.is_cuda:
         return _block_mask(document_BT)
     return (document_BT[:, :, None] == document_BT[:, None, :]).tril()[:, None]
