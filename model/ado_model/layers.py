@@ -34,14 +34,14 @@ class RMSNorm(nn.Module):
 
 
 def rotary_tables(num_tokens: int, head_width: int, theta: float) -> tuple[Tensor, Tensor]:
-    """cos and sin of every position's angles, (T, Q/2) float32: the angle of channel i is t theta^(-2i/Q).
+    """cos and sin of every position's angles, (T, Q/2) float64: the angle of channel i is t theta^(-2i/Q).
 
     On the CPU whatever the default device: a GPU rounds cos and sin otherwise, and "meta" has no values.
     """
     frequency = theta ** (-torch.arange(0, head_width, 2, dtype=torch.float64, device="cpu") / head_width)
     position = torch.arange(num_tokens, dtype=torch.float64, device="cpu")
     angle = position[:, None] * frequency  # float32 angles lose digits
-    return angle.cos().float(), angle.sin().float()
+    return angle.cos(), angle.sin()
 
 
 class Attention(nn.Module):

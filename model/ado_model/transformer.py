@@ -6,7 +6,7 @@ The layers and their sources are in layers.py. The embedding is also the output 
 
 import math
 from collections.abc import Callable
-from typing import overload
+from typing import Any, overload
 
 import torch
 import torch.nn.functional as F
@@ -51,7 +51,7 @@ class Transformer(nn.Module):
         self.layers = nn.ModuleList(Block(config) for _ in range(config.num_layers))
         self.norm = RMSNorm(config.width, config.norm_eps)
         for name, table in zip(("rotary_cos", "rotary_sin"), self._rotary_tables(), strict=True):
-            self.register_buffer(name, table.to(torch.get_default_device()), persistent=False)
+            self.register_buffer(name, table.to(torch.get_default_device(), torch.float32), persistent=False)
         self.register_load_state_dict_post_hook(_restore_after_load)  # type: ignore[no-untyped-call]
         self.initialise()
 
@@ -60,23 +60,29 @@ class Transformer(nn.Module):
         return rotary_tables(self.config.context_length, self.config.head_width, self.config.rope_theta)
 
     @torch.no_grad()
-    def _restore_rotary_tables(self, compute_device: torch.device | None = None) -> None:
-        """Makes the tables hold their values again, in the dtype they have.
+    def _restore_rotary_tables(self, hidden: Tensor | None = None) -> None:
+        """Makes the tables hold their values again, in the dtype they have, or a wider one of what they are used with.
 
         They are no part of a state dict. A model that was built on the meta device gets uninitialised memory for them
         from `to_empty`, and keeps them on "meta" under `load_state_dict(assign=True)`.
 
-        compute_device: where they are needed; None: the weights', or their own before the weights have memory.
+        hidden: what they are used with; None: the weights, on whose device they are when those have memory.
         """
-        weight = self.embed_tokens.weight
+        user = self.embed_tokens.weight if hidden is None else hidden
         for name, table in zip(("rotary_cos", "rotary_sin"), self._rotary_tables(), strict=True):
             buffer = getattr(self, name)
-            device = compute_device or (buffer.device if weight.is_meta else weight.device)
-            if buffer.device == device and not buffer.is_meta:
+            device = buffer.device if hidden is None and user.is_meta else user.device
+            dtype = torch.promote_types(buffer.dtype, user.dtype)
+            if (buffer.device, buffer.dtype) == (device, dtype) and not buffer.is_meta and type(buffer) is Tensor:
                 buffer.copy_(table)  # in place: the memory may be shared
             else:
                 with torch.inference_mode(False):  # or no later step could be trained with them
-                    setattr(self, name, table.to(device, buffer.dtype))
+                    setattr(self, name, table.to(device, dtype))
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """A copy, or what was loaded: files may leave memory out, which is to be filled parameter by parameter."""
+        super().__setstate__(state)  # type: ignore[no-untyped-call]
+        self._restore_rotary_tables()
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "Transformer":
         """What `to`, `cuda`, `bfloat16`, `to_empty` and their like go through, FSDP's wrappers included."""
@@ -108,6 +114,7 @@ class Transformer(nn.Module):
 
     def hidden(self, tokens_BT: Tensor) -> Tensor:
         """Last hidden states (B, T, D) after the final norm. Raises ValueError if T exceeds the context length."""
+        check_operands("Transformer", {}, {"tokens": tokens_BT})
         if tokens_BT.dim() != 2:
             raise ValueError(f"tokens must be (B, T), got {tuple(tokens_BT.shape)}")
         num_tokens = tokens_BT.shape[1]
@@ -116,8 +123,9 @@ class Transformer(nn.Module):
                 f"sequences of {num_tokens} tokens exceed the model's context of {self.config.context_length}"
             )
         branch: Tensor = self._embed(tokens_BT)
-        if self.rotary_cos.device != branch.device:  # weights that came one by one, or are offloaded when not in use
-            self._restore_rotary_tables(branch.device)
+        promoted = torch.promote_types(self.rotary_cos.dtype, branch.dtype)
+        if (self.rotary_cos.device, self.rotary_cos.dtype) != (branch.device, promoted):
+            self._restore_rotary_tables(branch)  # weights came one by one, or are offloaded when not in use
         cos, sin = self.rotary_cos[:num_tokens], self.rotary_sin[:num_tokens]
         mask = None if self.config.end_token is None else document_mask(tokens_BT, self.config.end_token)
         stream: Tensor | None = None
@@ -131,8 +139,8 @@ class Transformer(nn.Module):
 
     def _embed(self, tokens_BT: Tensor) -> Tensor:
         """Embeddings (B, T, D); under autocast in its dtype, so that the residual stream is as narrow as the rest."""
-        embedded: Tensor = self.embed_tokens(tokens_BT)
-        check_operands("Transformer", {"embed_tokens": embedded}, {"tokens": tokens_BT})  # nn.Embedding does not
+        embedded: Tensor = self.embed_tokens(tokens_BT.long())  # nn.Embedding takes int32 and int64 alone
+        check_operands("Transformer", {"embed_tokens": embedded.detach()}, {"tokens": tokens_BT})  # it does not
         device = embedded.device.type
         if embedded.dtype == torch.float64 or device == "meta" or not torch.is_autocast_enabled(device):
             return embedded  # autocast leaves float64 alone; "meta" has none, and the question raises

@@ -1,13 +1,17 @@
 """A model built on the meta device computes what one built with memory does, however it gets its weights."""
 
 import copy
+import io
 import pickle
 
+import numpy as np
 import pytest
 import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.distributed.fsdp import fully_shard
 
 from ado_model import ModelConfig, Transformer
+from tests.rounding import rounding
 
 CONFIG = ModelConfig(num_layers=2, width=64, num_heads=4, vocab_size=211, context_length=48)
 TOKENS = torch.arange(80).view(2, 40)
@@ -86,6 +90,37 @@ def by_parameter_and_moved(expected):
     return by_parameter(expected).to("cpu")
 
 
+def fake(expected):
+    """Built as torch's estimates of memory build it, then loaded."""
+    with FakeTensorMode():
+        model = Transformer(CONFIG)
+    model.load_state_dict(expected.state_dict(), assign=True)
+    return model
+
+
+def loaded(model, **options):
+    file = io.BytesIO()
+    torch.save(model, file)
+    file.seek(0)
+    return torch.load(file, weights_only=False, **options)
+
+
+def loaded_without_memory(expected):
+    model = loaded(expected, map_location="meta").to_empty(device="cpu")
+    model.load_state_dict(expected.state_dict())
+    return model
+
+
+def loaded_from_a_skeleton(expected):
+    """A file that leaves out the numbers, which are then filled in parameter by parameter."""
+    with torch.serialization.skip_data():
+        model = loaded(expected)
+    with torch.no_grad():
+        for mine, theirs in zip(model.parameters(), expected.parameters(), strict=True):
+            mine.copy_(theirs)
+    return model
+
+
 def called_with_weights(expected):
     """A skeleton without memory, as torch.func takes it; weights offloaded when not in use are met like this, too."""
     model, weights = on_meta(), dict(expected.named_parameters())
@@ -94,7 +129,7 @@ def called_with_weights(expected):
 
 WAYS = [
     to_empty, assigned, initialised, filled, pickled, by_module, by_parameter, by_parameter_and_moved,
-    called_with_weights,
+    fake, loaded_without_memory, loaded_from_a_skeleton, called_with_weights,
 ]  # fmt: skip
 
 
@@ -109,6 +144,13 @@ def test_tables_that_a_model_got_in_inference_mode_serve_in_training():
     with torch.inference_mode():
         model(TOKENS)
     model.loss(TOKENS, TOKENS, torch.tensor([0, 0]), 1)[0].backward()
+
+
+def test_a_skeleton_with_tables_in_memory_computes_shapes():
+    model = on_meta()
+    model._restore_rotary_tables(torch.empty(0))
+    assert not model.rotary_cos.is_meta
+    assert model(TOKENS.to("meta")).shape == (2, 40, 211)
 
 
 def test_accelerate_loads_and_dispatches_it(tmp_path):
@@ -132,6 +174,43 @@ def test_tables_keep_their_dtype_and_their_memory():
     shared = built().share_memory()
     assert shared.rotary_cos.is_shared()
     assert torch.equal(copy.deepcopy(shared).rotary_sin, built().rotary_sin)
+
+
+def by_assignment(weights):
+    model = built().bfloat16()
+    model.load_state_dict(weights, assign=True)
+    return model
+
+
+def by_call(weights):
+    model = built().bfloat16()
+    model(TOKENS)
+    return lambda tokens: torch.func.functional_call(model, weights, (tokens,))
+
+
+def by_default(weights):
+    default = torch.get_default_dtype()
+    torch.set_default_dtype(next(iter(weights.values())).dtype)
+    try:
+        model = built()
+    finally:
+        torch.set_default_dtype(default)
+    model.load_state_dict(weights)
+    return model
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("take", [by_assignment, by_call, by_default])
+def test_tables_are_as_wide_as_weights_that_replace_narrower_ones(take, dtype):
+    expected = built().to(dtype)
+    assert torch.equal(take(expected.state_dict())(TOKENS), expected(TOKENS))
+
+
+def test_a_model_of_float64_has_tables_of_float64():
+    """Oracle: the formula in another library. Tables that were rounded to float32 would leave eight digits."""
+    angle = np.arange(48)[:, None] * 10_000.0 ** (-np.arange(0, 16, 2) / 16)
+    # an angle below 48 is rounded by 2^-48 at most, and the two libraries' powers by some last places
+    assert np.abs(built().double().rotary_cos.numpy() - np.cos(angle)).max() < 48 * rounding(4, torch.float64)
 
 
 def test_a_model_of_float64_stays_so_under_autocast():

@@ -174,6 +174,29 @@ def test_tokens_without_rows_are_refused(model: Transformer):
         model(torch.zeros(8, dtype=torch.int64))
 
 
+def test_tokens_of_any_width_have_the_same_logits(model: Transformer):
+    tokens = draw()[:, :-1]
+    for dtype in (torch.uint8, torch.int16, torch.int32):
+        assert torch.equal(model(tokens.to(dtype)), model(tokens))
+    for wrong in (tokens.double(), tokens.bool()):
+        with pytest.raises(ValueError, match=f"Transformer: tokens must be integers .* got {wrong.dtype}"):
+            model(wrong)
+    with pytest.raises(ValueError, match="Transformer: tokens must be a tensor, got list"):
+        model(tokens.tolist())
+
+
+def test_a_derivative_that_the_model_lacks_names_the_operation(model: Transformer):
+    tokens, weights = draw()[:, :-1], {name: each.detach() for name, each in model.named_parameters()}
+
+    def total(weights: dict[str, torch.Tensor]) -> torch.Tensor:
+        return torch.func.functional_call(model, weights, (tokens,)).sum()
+
+    with pytest.raises(RuntimeError, match="^rms_norm has no derivative by torch.func; use .* rms_norm_reference"):
+        torch.func.grad(total)(weights)
+    with pytest.raises(RuntimeError, match="^rms_norm has no forward-mode derivative; use rms_norm_reference"):
+        torch.func.jvp(total, (weights,), (weights,))
+
+
 @pytest.mark.parametrize("breaks", [False, True])
 def test_the_loss_is_one_graph_to_dynamo(model: Transformer, breaks: bool):
     """Every operation of ours in it; also where the break comes first, which torch._dynamo.explain may not count."""
