@@ -120,14 +120,20 @@ def renamed_parameters(transformer: "Transformer", dtype: str) -> "dict[str, Ten
             "  torch.distributed.checkpoint.state_dict.get_model_state_dict gathers into a Transformer and export that."
         )
     with torch.device("meta"):
-        expected = {name: value.shape for name, value in Transformer(transformer.config).named_parameters()}
+        plain = Transformer(transformer.config)
+    expected = {name: value.shape for name, value in plain.named_parameters()}
     missing = [name for name in expected if name not in parameters or parameters[name].shape != expected[name]]
     unknown = [name for name in parameters if name not in expected]
+    buffers = {_without_wrappers(name) for name, _ in transformer.named_buffers()}
+    unknown += sorted(buffers - {name for name, _ in plain.named_buffers()})
     if missing or unknown:
         raise ConfigError(
-            f"not exported: parameters are not those of the architecture: {len(missing)} missing or of another shape "
-            f"({', '.join(missing[:2])}), {len(unknown)} unknown ({', '.join(unknown[:2])})."
+            f"not exported: parameters and buffers are not those of the architecture: {len(missing)} missing or of "
+            f"another shape ({', '.join(missing[:2])}), {len(unknown)} unknown ({', '.join(unknown[:2])})."
         )
+    for name, module in transformer.named_modules():
+        if module._modules.keys() & set(_WRAPPERS) and not type(module).__module__.startswith("torch."):
+            raise ConfigError(f"not exported: {name} is a {type(module).__name__}, which is not written; unwrap it.")
     tensors = {}
     for name, value in parameters.items():
         if type(value) is not nn.Parameter or value.is_meta or value.dtype not in FLOATING:

@@ -100,6 +100,30 @@ def test_parameters_that_are_not_the_architectures_are_refused(model: Transforme
     assert not list(tmp_path.iterdir())
 
 
+class Scaled(torch.nn.Module):
+    """A module of the user's whose name for what it wraps is DDP's, and which computes something else."""
+
+    def __init__(self, module: torch.nn.Module, scale: torch.Tensor | None = None):
+        super().__init__()
+        self.module = module
+        self.register_buffer("scale", scale)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.module(x) * 2
+
+
+def test_a_layer_that_computes_something_else_is_not_taken_for_a_known_wrapper(model: Transformer, tmp_path: Path):
+    for scale, message in (
+        (torch.ones(2), r"0 missing or of another shape \(\), 1 unknown \(layers.0.mlp.up_proj.scale\)"),
+        (None, "layers.0.mlp.up_proj is a Scaled, which is not written; unwrap it"),
+    ):
+        changed = copy.deepcopy(model)
+        changed.layers[0].mlp.up_proj = Scaled(changed.layers[0].mlp.up_proj, scale)
+        with pytest.raises(ConfigError, match=message):
+            ado.export_hugging_face(changed, tmp_path / "refused")
+    assert not list(tmp_path.iterdir())
+
+
 def without_memory(weight: torch.Tensor) -> torch.Tensor:
     return weight.to("meta")
 
