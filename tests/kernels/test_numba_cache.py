@@ -168,7 +168,10 @@ def test_a_users_folder_that_cannot_be_written_is_as_none(tmp_path, monkeypatch,
     value = given and str(tmp_path / given)
     monkeypatch.setattr(numba_cache.tempfile, "gettempdir", lambda: str(tmp_path))
     monkeypatch.setattr(numba_cache, "sys", types.SimpleNamespace(modules={}))  # Numba's settings stay
-    monkeypatch.setattr(os, "environ", {"HOME": os.devnull, "NUMBA_CACHE_DIR": value, "TRITON_CACHE_DIR": value})
+    settings = {"HOME": os.devnull, "NUMBA_CACHE_DIR": value, "TRITON_CACHE_DIR": value}
+    if given:  # which Triton would not use then
+        settings["TRITON_HOME"] = str(tmp_path / "home")
+    monkeypatch.setattr(os, "environ", settings)
     numba_cache.use_writable_cache(tmp_path)
     folder = numba_cache._private_temporary_folder(tmp_path)
     assert os.environ["NUMBA_CACHE_DIR"] == str(folder / "numba")
