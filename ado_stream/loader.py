@@ -10,8 +10,9 @@ change the domain of a slot.
 """
 
 import contextlib
+import sys
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, NoReturn, Protocol
 
 import numpy as np
 import torch
@@ -25,6 +26,7 @@ from ado_stream.policy.policy_registry import make_run_policy
 from ado_stream.reduction import LossReduction, ReducedLosses, is_distributed
 from ado_stream.stream.dataset import AdaptiveStreamingDataset
 from ado_stream.stream.device_copies import TokenBatch, checked_device
+from ado_stream.stream.torch_workers import missing_attribute
 from ado_stream.value_types import Floats, Ints, JsonMapping, JsonObject
 
 _CHECK_STEPS = 64  # how often ranks compare their cursors
@@ -98,6 +100,11 @@ class AdaptiveLoader:
             f"{type(self).__name__}({self.dataset!r}, policy={policy}, prefetch={self._prefetch}, "
             f"io_threads={self._io_threads})"
         )
+
+    if not TYPE_CHECKING:  # or no attribute would be unknown to a type checker
+
+        def __getattr__(self, name: str) -> NoReturn:
+            raise missing_attribute(type(self).__name__, name, sys._getframe(1))
 
     @property
     def step(self) -> int:

@@ -38,6 +38,16 @@ def refuse_second_split(num_ranks: int) -> None:
         frame = frame.f_back
 
 
+def missing_attribute(name: str, attribute: str, caller: FrameType | None) -> Exception:
+    """What a loader raises for an attribute that it does not have; accelerate looks for a DataLoader's to copy it."""
+    if caller is not None and caller.f_globals.get("__name__") == "accelerate.data_loader":
+        return ConfigError(
+            f"accelerate cannot copy the {name}, as skip_first_batches does: it knows its step, and load_state_dict "
+            "restores it.\n  Leave the call out, and give the loader to register_for_checkpointing."
+        )
+    return AttributeError(f"{name!r} object has no attribute {attribute!r}")
+
+
 def refuse_pickling(name: str) -> NoReturn:
     """Raises ConfigError: a worker that is not a fork asks for a copy of what shares memory."""
     raise ConfigError(

@@ -98,6 +98,22 @@ def test_accelerate_leaves_the_loader_as_it_is(loader):
     assert Accelerator(cpu=True).prepare(loader) is loader
 
 
+def test_accelerate_skips_no_batches_of_a_loader_that_knows_its_step(loader):
+    """It would copy a DataLoader from its attributes."""
+    from accelerate import Accelerator, skip_first_batches
+
+    for skip in (
+        skip_first_batches,
+        Accelerator(cpu=True).skip_first_batches,
+        Accelerator(cpu=True).prepare_data_loader,
+    ):
+        with pytest.raises(ConfigError, match="accelerate cannot copy the AdaptiveLoader, .*skip_first_batches"):
+            skip(loader)
+    assert not hasattr(loader, "num_workers")
+    with pytest.raises(AttributeError, match="'AdaptiveLoader' object has no attribute 'obsreve'"):
+        getattr(loader, "obsreve")  # noqa: B009
+
+
 @pytest.mark.parametrize("num_workers", [0, 1])
 @pytest.mark.parametrize("num_ranks", [1, 2])
 def test_accelerate_does_not_split_the_rows_of_a_rank_again(tiny_corpus, num_ranks, num_workers):
