@@ -43,7 +43,7 @@ _EXPECTED = "Expected bytes, bpe:N, a tokenizer.json, a folder that holds one, o
 _MOST_HOLES = 1 << 20
 _MOST_GROWTH = 1000
 _CHARACTER_MAP_GROWTH = 32  # NFKC makes 18 characters of one at most
-_LIBRARY_TEXT_BYTES = 1 << 23  # the tokenizers library takes some 180 bytes of memory for each
+_LIBRARY_TEXT_BYTES = 1 << 24  # the tokenizers library takes some 180 bytes of memory for each
 _MIN_BPE = 257  # 256 bytes and the end token
 
 

@@ -81,7 +81,7 @@ class NodeCache:
                 # Its holder may download several times, and each download ends one read timeout late.
                 longest_s = (self.retry.total_deadline_s + self.retry.read_timeout_s) * self.retry.max_downloads
                 with object_lock(spec.raw, Deadline(longest_s, spec.where, stop)):
-                    downloaded_bytes = self._make(spec, stop)
+                    downloaded_bytes = self._make_despite_removals(spec, stop)
         self._count(
             hits=int(downloaded_bytes == 0), misses=int(downloaded_bytes > 0), downloaded_bytes=downloaded_bytes
         )
@@ -174,6 +174,18 @@ class NodeCache:
             raise _corrupt(spec, mismatch, _NO_REMOTE)
         return False
 
+    def _make_despite_removals(self, spec: ObjectSpec, stop: threading.Event | None) -> int:
+        """As `_make`, again where another host, whose locks do not reach here, removed a file meanwhile."""
+        for _ in range(1, self.retry.max_downloads):
+            try:
+                with disk_errors(spec.raw, _DISK):
+                    return self._make(spec, stop)
+            except DiskError as error:
+                if not error.gone:
+                    raise
+                self._count(refetches=1)
+        return self._make(spec, stop)
+
     def _make(self, spec: ObjectSpec, stop: threading.Event | None) -> int:
         """Makes spec.raw, under its lock; returns the bytes downloaded."""
         if self._is_verified(spec) or self._accept_raw(spec):  # made by another process before the lock was free
@@ -199,7 +211,7 @@ class NodeCache:
             return self._download_until_good(spec, spec.remote, stop)
 
     def _download_until_good(self, spec: ObjectSpec, remote: str, stop: threading.Event | None) -> int:
-        for number in range(1, self.retry.max_downloads + 1):
+        for _ in range(self.retry.max_downloads):
             try:
                 got = self._with_room(
                     spec,
@@ -226,10 +238,6 @@ class NodeCache:
                 else:
                     self._count(refetches=1)
                 mismatch = error.mismatch
-            except DiskError as error:
-                if not error.gone or number == self.retry.max_downloads:
-                    raise
-                self._count(refetches=1)
         raise _corrupt(spec, mismatch, f"after {self.retry.max_downloads} downloads")
 
     def _unpack(self, spec: ObjectSpec, stop: threading.Event | None) -> None:
