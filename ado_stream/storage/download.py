@@ -29,13 +29,7 @@ from ado_stream.storage.answers import replaced
 from ado_stream.storage.complete_file import CompleteFile
 from ado_stream.storage.object_spec import ObjectStatus, Part
 from ado_stream.storage.parallel_reads import watched
-from ado_stream.storage.retry import (
-    AttemptError,
-    DownloadMonitor,
-    RetryPolicy,
-    retry_after_s,
-    with_retries,
-)
+from ado_stream.storage.retry import AttemptError, DownloadMonitor, RetryPolicy, retry_after_s, with_retries
 from ado_stream.storage.verify import CHUNK_BYTES
 
 T = TypeVar("T")

@@ -56,12 +56,12 @@ def _read(system: Any, path: str, asked: range, version: str | None) -> bytes:
 
 async def _read_http(system: Any, url: str, asked: range, version: str | None) -> bytes:
     """As `read`. fsspec's own takes whatever comes, however much it is."""
+    if not asked:
+        return b""
     session, options = await system.set_session(), dict(system.kwargs)
     wanted = {"Range": f"bytes={asked.start}-{asked.stop - 1}", "Accept-Encoding": "identity"}
     headers = {**options.pop("headers", {}), **wanted}
     content = bytearray()
-    if not asked:
-        return b""
     async with session.get(system.encode_url(url), headers=headers, **options) as answer:
         answer.raise_for_status()
         content_range = answer.headers.get("Content-Range", "")
