@@ -1,11 +1,9 @@
-"""Real text from end to end: six domains in The Pile's format through prepare and 300 steps of the nano model."""
+"""Real text from end to end: six domains in The Pile's format through prepare and 150 steps of the nano model."""
 
 import json
-import os
 
 import numpy as np
 import pytest
-import torch
 
 from ado_stream.cli.main import main
 from ado_stream.corpus import open_corpus
@@ -17,7 +15,7 @@ corpus: {corpus}
 run_dir: {run}
 model: {{preset: nano}}
 data: {{global_batch_size: 8}}
-train: {{steps: 300}}
+train: {{steps: 150}}
 evaluate: {{every_steps: 0}}
 """
 
@@ -34,19 +32,8 @@ def unigram_entropy(corpus):
     return float(-(share * np.log(share)).sum())
 
 
-@pytest.fixture
-def every_core():
-    """A thread a core, as users have it and the other tests do not."""
-    num_threads = torch.get_num_threads()
-    torch.set_num_threads(len(os.sched_getaffinity(0)))
-    yield
-    torch.set_num_threads(num_threads)
-
-
 @pytest.mark.slow
-@pytest.mark.timeout(1500)
-@pytest.mark.usefixtures("every_core")
-def test_300_steps_on_real_text_learn_more_than_word_frequencies(real_corpus, tmp_path):
+def test_150_steps_on_real_text_learn_more_than_word_frequencies(real_corpus, tmp_path):
     inputs = [str(path) for path in sorted(real_corpus.glob("train-*.jsonl.zst"))]
     folder = tmp_path / "corpus"
     prepare = [*inputs, "--val", str(real_corpus / "val.jsonl.zst"), "--domain-key", "meta.pile_set_name"]
@@ -68,7 +55,7 @@ def test_300_steps_on_real_text_learn_more_than_word_frequencies(real_corpus, tm
     validation = lines["eval"][-1]
     entropy = unigram_entropy(corpus)
     print(f"unigram entropy {entropy:.3f}, validation {validation['loss']:.3f}, {validation['domain_loss']}")
-    assert validation["step"] == 300
+    assert validation["step"] == 150
     assert validation["loss"] < entropy
     for name, loss in zip(run["domains"], validation["domain_loss"], strict=True):
         if published[name]["train_share"] > 0.05:
