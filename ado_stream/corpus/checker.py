@@ -76,8 +76,8 @@ class CorpusChecker:
     def shard(self, domain: str, split: str, entry: ShardEntry) -> Array:
         """(samples, seq_len + 1) ids of one shard of `index`. Raises NotFound, ShardCorrupt, DataError (an id too
         large)."""
-        raw_file, stored_file = entry["raw_data"], entry.get("zip_data") or entry["raw_data"]
-        where = f"{self._folder(domain, split)}/{stored_file['basename']}"
+        raw_file, stored_file = entry["raw_data"], stored_entry(entry)
+        where = self.location(domain, split, entry)
         # decode_shard compares the whole header, and `size_limit` is a part of it
         shard_format = ShardFormat(
             self.manifest["seq_len"] + 1, self.manifest["token_dtype"], entry.get("size_limit", 0)
@@ -101,6 +101,10 @@ class CorpusChecker:
         self._check_vocabulary(where, tokens)
         return tokens
 
+    def location(self, domain: str, split: str, entry: ShardEntry) -> str:
+        """The path or URL of a shard's stored file."""
+        return f"{self._folder(domain, split)}/{stored_entry(entry)['basename']}"
+
     def check_fingerprint(self, domain: str, entries: Mapping[str, Sequence[ShardEntry]]) -> None:
         """Raises IndexInvalid unless the shards {split: entries of its index} are those of the manifest."""
         hashes = {
@@ -122,6 +126,11 @@ class CorpusChecker:
                 f"{where}: row {row}, position {column}: token {tokens[row, column]}, but the vocabulary ends at "
                 f"{vocab_size - 1}.\n  Shards and {MANIFEST_NAME} do not belong together; prepare them again."
             )
+
+
+def stored_entry(entry: ShardEntry) -> FileEntry:
+    """The file of a shard that a corpus holds: the compressed one where there is one."""
+    return entry.get("zip_data") or entry["raw_data"]
 
 
 def open_checker(url: str) -> Checker:

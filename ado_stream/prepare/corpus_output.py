@@ -50,6 +50,10 @@ class CorpusOutput(ABC):
         return False
 
     @abstractmethod
+    def check_whole(self) -> None:
+        """Raises StorageError, NotFound or IndexInvalid where a file of a complete corpus is known to be gone."""
+
+    @abstractmethod
     def complete(self, manifest: bytes) -> None:
         """Makes all published files visible under their names, and corpus.json last."""
 
@@ -90,6 +94,19 @@ class LocalOutput(CorpusOutput):
             os.replace(path, self._folder / path.name)
         write_durably(self._folder / MANIFEST_NAME, manifest)
 
+    def check_whole(self) -> None:
+        from ado_stream.corpus.checker import CorpusChecker, stored_entry
+
+        checker = CorpusChecker(self._folder)
+        for domain, split in checker.splits():
+            for entry in checker.index(domain, split):
+                path = Path(checker.location(domain, split, entry))
+                if not path.is_file() or path.stat().st_size != stored_entry(entry)["bytes"]:
+                    raise StorageError(
+                        f"{path}: {'of another size' if path.is_file() else 'gone'} since the corpus was prepared.\n"
+                        f"  Nothing was changed. Remove {self._folder} and run the same command again."
+                    )
+
     def manifest(self) -> bytes | None:
         path = self._folder / MANIFEST_NAME
         return read_regular(path) if path.exists() else None
@@ -124,6 +141,9 @@ class RemoteOutput(CorpusOutput):
     def complete(self, manifest: bytes) -> None:
         write_durably(self.local_path(MANIFEST_NAME), manifest)
         self.publish(MANIFEST_NAME)
+
+    def check_whole(self) -> None:
+        """Nothing: a store does not lose what was uploaded, and `lint` asks it for all."""
 
     def manifest(self) -> bytes | None:
         path = self.local_path(MANIFEST_NAME)

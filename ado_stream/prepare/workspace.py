@@ -98,12 +98,13 @@ def open_output(config: PrepareConfig) -> tuple[Path, CorpusOutput]:
 
 
 def is_complete(output: CorpusOutput, plan: Plan, out: str) -> bool:
-    """Whether the corpus of `plan` is there already. Raises ConfigError when another one is."""
+    """Whether the corpus of `plan` is there already. Raises ConfigError when another one is, or as `check_whole`."""
     data = output.manifest()
     if data is None:
         return False
     where = f"{out.rstrip('/')}/{MANIFEST_NAME}"
     if decode_manifest(data, where).get("source") in (plan.fingerprint, plan.older_fingerprint):
+        output.check_whole()
         return True
     raise ConfigError(
         f"{where}: a corpus of other input or settings is there already.\n"

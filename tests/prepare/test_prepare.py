@@ -282,6 +282,20 @@ def test_a_refused_run_leaves_no_working_folder(pile, tmp_path):
     assert not (tmp_path / "out/.prepare").exists()
 
 
+@pytest.mark.parametrize("damage", [Path.unlink, lambda path: os.truncate(path, 9)])
+def test_a_complete_corpus_that_lost_a_file_is_not_taken_for_whole(pile, tmp_path, damage):
+    config = _config(pile[0], tmp_path / "out")
+    prepare(config)
+    assert prepare(config) == tmp_path / "out"
+    shard = sorted((tmp_path / "out").rglob("shard.*"))[-1]
+    damage(shard)
+    with pytest.raises(StorageError, match=rf"{shard}: (gone|of another size) since the corpus.*\n.*Remove .*/out and"):
+        prepare(config)
+    (shard.parent / "index.json").unlink()
+    with pytest.raises(NotFound, match="index.json"):
+        prepare(config)
+
+
 def test_a_lock_whose_file_was_removed_is_not_held(tmp_path, monkeypatch):
     """Opened before its holder removed the working folder, locked after: another process may lock the new file."""
     from ado_stream.prepare import workspace
