@@ -69,7 +69,7 @@ NOT_IN_ALL = {"--full": "learning: every scenario and seed, by the same calls"}
 # Kept records of whole runs that lack fields which are recorded now: a run on a quiet machine renews them.
 STALE = {
     "domain_loss_cpu", "fit", "linear_cross_entropy_cpu", "multinode", "policy", "prepare_rate", "stream_local",
-    "stream_remote", "stream_repeats",
+    "stream_repeats",
 }  # fmt: skip
 OF_OTHER_PACKAGES = {"megatron_over_GPTDataset", "bar: megatron_over_GPTDataset"}  # which no extra installs
 MARKS = {
