@@ -18,12 +18,12 @@ and the input files' names, sizes, times and content.
 import json
 import re
 from collections.abc import Mapping, Sequence
-from typing import NotRequired, TypedDict
+from typing import NotRequired, TypedDict, cast
 
 import xxhash
 
 from ado_stream.errors import IndexInvalid
-from ado_stream.json_files import decode_json
+from ado_stream.json_files import check_type, decode_json
 from ado_stream.suggest import first_names
 from ado_stream.value_types import JsonObject
 
@@ -119,10 +119,11 @@ def decode_manifest(data: bytes, where: str) -> Manifest:
     Raises IndexInvalid: not JSON, another version, missing keys or ones of another type, a repeated name or path, a
     path that leaves the corpus.
     """
-    version = decode_json(data, JsonObject, where).get("version")
+    manifest = decode_json(data, JsonObject, where)
+    version = manifest.get("version")
     if version != MANIFEST_VERSION:
         raise IndexInvalid(f"{where}: version {version!r}; expected version {MANIFEST_VERSION}.")
-    manifest = decode_json(data, Manifest, where)
+    check_type(manifest, Manifest, where)
     tokenizer = manifest["tokenizer"]
     if not _is_plain(tokenizer) or "/" in tokenizer:
         raise IndexInvalid(f"{where}: tokenizer {tokenizer!r} must be a plain file name inside the corpus.")
@@ -132,7 +133,7 @@ def decode_manifest(data: bytes, where: str) -> Manifest:
             f"{manifest['token_dtype']!r}; expected 1 or more, 1 or more, one of {', '.join(TOKEN_DTYPES)}."
         )
     _check_domains(where, manifest["domains"])
-    return manifest
+    return cast(Manifest, manifest)
 
 
 def domain_folder(domain: str) -> str:

@@ -211,12 +211,12 @@ def load_tokenizer(spec: str | os.PathLike[str]) -> Tokenizer:
     is_path, spec = isinstance(spec, os.PathLike), str(spec)
     if spec == BYTES:
         return ByteTokenizer()
-    if spec.lower() in (BYTES, "byte", "bpe"):  # anybody may publish one of that name
-        raise ConfigError(f"tokenizer {spec!r}: {_EXPECTED}")
     if bpe_vocabulary(spec) is not None:
         raise ConfigError(f"tokenizer {spec!r} has to be trained; give the tokenizer.json that `prepare` wrote.")
     if is_path or _is_path(spec):
         return load_tokenizer_file(Path(os.path.expanduser(spec)), spec)
+    if spec.lower() in (BYTES, "byte", "bpe"):  # anybody may publish one of that name
+        raise ConfigError(f"tokenizer {spec!r}: {_EXPECTED}")
     from huggingface_hub.utils import logging as hub_log
     from tokenizers import Tokenizer as HuggingFace
 

@@ -136,7 +136,7 @@ def _from_rows(
 
 def _read_text(file: InputFile, errors: RecordErrors) -> Document | None:
     if file.size_bytes > MAX_LINE_BYTES:
-        _add_too_long(file.path, file.size_bytes, errors)
+        add_too_long(file.path, file.size_bytes, errors, MAX_LINE_BYTES)
         return None
     with open(file.path, "rb") as stream:
         utf8 = stream.read().removeprefix(codecs.BOM_UTF8)
@@ -158,8 +158,9 @@ def _read_text(file: InputFile, errors: RecordErrors) -> Document | None:
     return Document.of(text, utf8, file.domain, file.split)
 
 
-def _add_too_long(where: str, num_bytes: int, errors: RecordErrors) -> None:
-    detail = f" ({num_bytes:,} bytes; at most {MAX_LINE_BYTES:,})"
+def add_too_long(where: str, num_bytes: int, errors: RecordErrors, most: int, condition: str = "") -> None:
+    """Counts, or raises, a document of more than `most` bytes, which is the limit under `condition`."""
+    detail = f" ({num_bytes:,} bytes; at most {most:,}{condition})"
     errors.add(where, "document too long", detail, "Split it.", num_bytes)
 
 
@@ -204,7 +205,7 @@ def _document(
         errors.add(place.where, "invalid Unicode", detail, "Repair the text.", place.num_bytes)
         return None
     if len(utf8) > MAX_LINE_BYTES:
-        _add_too_long(place.where, len(utf8), errors)
+        add_too_long(place.where, len(utf8), errors, MAX_LINE_BYTES)
         return None
     return Document.of(text, utf8, domain, place.file.split)
 

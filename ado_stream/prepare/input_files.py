@@ -200,7 +200,7 @@ def _find_files(
         if kind is None:
             known = ", ".join((*KINDS, *_GIVEN_ALONE))
             raise ConfigError(f"{path}: unknown kind of file; known extensions: {known}.")
-        stem = path.stem if path.suffix.lower() in _GIVEN_ALONE else _stem(path.name)
+        stem = _stem_of_given(path)
         files = [(_input_file(path, kind, stem, split), stem)]
     found.left_out += left_out
     if not files:
@@ -310,6 +310,10 @@ def _stem(name: str) -> str:
     return name[: -len(ending)] if ending and len(name) > len(ending) else name
 
 
+def _stem_of_given(path: Path) -> str:
+    return path.stem if path.suffix.lower() in _GIVEN_ALONE else _stem(path.name)
+
+
 def _ending(name: str) -> str:
     """The extensions of a file's name that say what it is: ".jsonl.xz" of "a.b.jsonl.xz"."""
     last = Path(name).suffix
@@ -347,11 +351,10 @@ def _check_unique(files: Iterable[InputFile]) -> None:
 
 def _check_no_copies(files: Iterable[InputFile]) -> None:
     """Unpacking or converting a file leaves both, which would be read twice, or held out and trained on."""
-    seen: dict[str, str] = {}
+    seen: dict[Path, str] = {}
     for file in files:
-        name = file.path.removesuffix(next((each for each in _GIVEN_ALONE if file.path.lower().endswith(each)), ""))
-        stem = os.path.join(os.path.dirname(name), _stem(os.path.basename(name)))
-        other = seen.setdefault(stem, file.path) if file.kind in _RECORDS else file.path
+        path = Path(file.path)
+        other = seen.setdefault(path.parent / _stem_of_given(path), file.path) if file.kind in _RECORDS else file.path
         if other != file.path:
             raise ConfigError(
                 f"{file.path}: its name differs from {other} in its ending alone, so that it is most likely a copy.\n"

@@ -16,7 +16,7 @@ from ado_stream.corpus.tokenizer import BYTES, Tokenizer, load_tokenizer
 from ado_stream.durable import damage_errors
 from ado_stream.prepare.best_fit import pack_best_fit
 from ado_stream.prepare.document_sample import DocumentSample, priority
-from ado_stream.prepare.documents import Document, Piece, read_documents
+from ado_stream.prepare.documents import Document, Piece, add_too_long, read_documents
 from ado_stream.prepare.prepare_config import PrepareConfig
 from ado_stream.prepare.record_errors import RecordErrors
 from ado_stream.value_types import JsonObject, Words
@@ -165,6 +165,22 @@ def _hashes(documents: Iterable[Document]) -> Words:
     return np.array([document.text_hash for document in documents], np.uint64)
 
 
+def _short_enough(documents: Iterable[Document], most: int, tokenizer: str, errors: RecordErrors) -> list[Document]:
+    """Those of at most `most` bytes; the others go to `errors`."""
+    kept = []
+    for document in documents:
+        if document.text_bytes <= most:
+            kept.append(document)
+        else:
+            where = _where(document.domain, document.text[:_SHOWN_CHARACTERS])
+            add_too_long(where, document.text_bytes, errors, most, f" with tokenizer {tokenizer!r}")
+    return kept
+
+
+def _where(domain: str, beginning: str) -> str:
+    return f"domain {domain!r}: the document that begins with {beginning!r}"
+
+
 def _token_block(
     tokenizer: Tokenizer, domain: str, split: str, documents: list[Document], errors: RecordErrors
 ) -> TokenBlock:
@@ -173,12 +189,8 @@ def _token_block(
     To `errors` go texts that are too long for the tokenizer, and those that have the end token, which would end a
     document in its middle: where the token is a word of the vocabulary, and not special.
     """
-    longest = tokenizer.max_text_bytes
-    for document in [] if longest is None else [each for each in documents if each.text_bytes > longest]:
-        detail = f" ({document.text_bytes:,} bytes; at most {longest:,} with tokenizer {tokenizer.name!r})"
-        where = f"domain {domain!r}: the document that begins with {document.text[:_SHOWN_CHARACTERS]!r}"
-        errors.add(where, "document too long", detail, "Split it.", document.text_bytes)
-        documents.remove(document)
+    if tokenizer.max_text_bytes is not None:
+        documents[:] = _short_enough(documents, tokenizer.max_text_bytes, tokenizer.name, errors)
     texts = [document.text for document in documents]
     about = [(document.text_bytes, document.text[:_SHOWN_CHARACTERS]) for document in documents]
     documents.clear()
@@ -187,9 +199,8 @@ def _token_block(
     whole = [number for number, own in enumerate(ids) if tokenizer.end_id not in own]
     for number in sorted(set(range(len(ids))).difference(whole)):
         num_bytes, beginning = about[number]
-        where = f"domain {domain!r}: the document that begins with {beginning!r}"
         advice = "Name an end token that is special in tokenizer.json, so that no text is taken for it."
-        errors.add(where, "end token in the text", "", advice, num_bytes)
+        errors.add(_where(domain, beginning), "end token in the text", "", advice, num_bytes)
     end = np.array([tokenizer.end_id], tokenizer.dtype)
     assert all(document.dtype == tokenizer.dtype for document in ids)
     tokens = b"".join(part.data for number in whole for part in (ids[number], end))

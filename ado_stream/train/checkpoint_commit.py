@@ -11,13 +11,13 @@ import re
 import shutil
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import TypedDict
+from typing import TypedDict, cast
 
 import xxhash
 
 from ado_stream.durable import sync, write_durably
 from ado_stream.errors import CheckpointError
-from ado_stream.json_files import decode_json
+from ado_stream.json_files import check_type, decode_json
 from ado_stream.regular_files import open_regular, read_regular
 
 MARKER = "COMMIT.json"
@@ -87,12 +87,11 @@ def find_fault(directory: Path) -> str | None:
     if not (directory / MARKER).exists():
         return f"{MARKER} is missing; the save did not finish"
     try:
-        data = read_regular(directory / MARKER)
-        version = decode_json(data, _Versioned, MARKER, CheckpointError)["version"]
-        if version != VERSION:
-            return f"{MARKER} has version {version}; this ado-stream reads version {VERSION}"
-        marker = decode_json(data, _Marker, MARKER, CheckpointError)
-        files, found = marker["files"], {path.name for path in directory.iterdir()} - {MARKER}
+        marker = decode_json(read_regular(directory / MARKER), _Versioned, MARKER, CheckpointError)
+        if marker["version"] != VERSION:
+            return f"{MARKER} has version {marker['version']}; this ado-stream reads version {VERSION}"
+        check_type(marker, _Marker, MARKER, CheckpointError)
+        files, found = cast(_Marker, marker)["files"], {path.name for path in directory.iterdir()} - {MARKER}
         if files.keys() != found:  # so that a listed name is never a path elsewhere
             name = min(files.keys() ^ found)
             return f"{name} is not listed in {MARKER}" if name in found else f"{name:.60} is missing"

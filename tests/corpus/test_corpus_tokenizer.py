@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -13,7 +14,7 @@ from tokenizers import Tokenizer as Library
 from tokenizers import models, normalizers, pre_tokenizers
 
 from ado_stream.corpus.tokenizer import ByteTokenizer, load_tokenizer, train_tokenizer
-from ado_stream.errors import ConfigError, DataError
+from ado_stream.errors import ConfigError, DataError, NotFound
 
 TEXTS = [
     "The quick brown fox, it's said, jumps over 13 lazy dogs and 2024 more. " * 3,
@@ -176,6 +177,14 @@ def test_a_misspelled_word_of_ours_is_no_name_on_the_hub(monkeypatch, spec):
     monkeypatch.setattr("tokenizers.Tokenizer", None)  # the library's own class cannot be changed
     with pytest.raises(ConfigError, match=rf"tokenizer '{spec}': Expected bytes, bpe:N"):
         load_tokenizer(spec)
+
+
+def test_a_folder_of_such_a_name_is_a_path(tmp_path, monkeypatch):
+    (tmp_path / "bpe").mkdir()
+    monkeypatch.chdir(tmp_path)
+    for spec in ("bpe", Path("bpe"), Path("bytes2")):
+        with pytest.raises(NotFound):
+            load_tokenizer(spec)
 
 
 def test_a_hub_that_cannot_be_reached_is_one_error_without_its_retries(tmp_path):

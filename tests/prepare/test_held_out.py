@@ -120,8 +120,10 @@ def test_what_differs_in_its_ending_alone_is_refused_as_a_copy(tmp_path, name, h
     with pytest.raises(ConfigError, match=r"differs from .* in its ending alone.*\n.*rename"):
         find_input_files([tmp_path / "x"], "train", False, val)
     (tmp_path / "x/a.jsonl").rename(tmp_path / "x/a.json")
-    with pytest.raises(ConfigError, match=r"in its ending alone"):
-        find_input_files([tmp_path / "x", tmp_path / "x/a.json"], "train", False)
+    for given in (tmp_path / "x/a.json", tmp_path / "x/a.JSON"):
+        (tmp_path / "x/a.json").replace(given)
+        with pytest.raises(ConfigError, match=r"in its ending alone"):
+            find_input_files([tmp_path / "x", given], "train", False)
     assert len(find_input_files([tmp_path / "x"], "train", False).files) == 3
 
 
